@@ -1,0 +1,1 @@
+"""Reconstruct the video a person was watching from their fMRI."""

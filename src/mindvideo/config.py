@@ -1,0 +1,331 @@
+"""Strict, frozen settings of a study: one recipe, one section a stage, YAML in and out.
+
+A misspelt key or a value of another type is refused with the nearest valid name. The shipped recipes in
+``mindvideo/recipes`` are plain YAML; a user's own file may start with ``base: demo`` and state what differs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mindvideo.errors import SettingError
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses names it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Simulate(Section):
+    """A simulated subject written in the layout of Wen 2018, and simulated people written like HCP."""
+
+    train_segments: int = Field(18, ge=3, description="number of training films")
+    test_segments: int = Field(5, ge=1, description="number of test films")
+    segment_s: float = Field(480.0, gt=0, description="length of each film in seconds; a multiple of the TR")
+    train_runs: int = Field(2, ge=2, description="recordings of each training film")
+    test_runs: int = Field(10, ge=2, description="recordings of each test film")
+    areas: Literal["visual", "cortex"] = Field("cortex", description="which vertices the files hold")
+    subcortex: bool = Field(False, description="also write subcortical voxels (91,282 grayordinates with areas=cortex)")
+    size: int = Field(64, ge=32, description="stimulus height and width in pixels")
+    source_fps: int = Field(30, ge=3, description="stimulus frame rate")
+    noise: float = Field(1.0, gt=0, description="noise amplitude relative to the default that gives real-looking r")
+    people: int = Field(4, ge=1, description="people simulated for pre-training")
+    person_runs: int = Field(2, ge=1, description="runs of each person")
+    person_run_s: float = Field(864.0, gt=0, description="length of each of these runs in seconds")
+
+
+class Data(Section):
+    """Where recordings come from and how they are prepared (paper section 3.2)."""
+
+    source: Literal["wen2018"] = "wen2018"
+    raw: Path | None = Field(None, description="the download; empty where the recipe simulates one")
+    hcp: Path | None = Field(None, description="HCP folder for pre-training; empty where the recipe simulates one")
+    subject: int = Field(1, ge=1)
+    tr_s: float = Field(2.0, gt=0, description="repetition time in seconds")
+    lag_s: float = Field(4.0, ge=0, description="movie time 0 pairs with the volume acquired this much later")
+    fps: int = Field(3, ge=1, le=30, description="frames kept per second of film")
+    size: int = Field(256, ge=16, description="height and width of the kept frames")
+    fit: Literal["stretch", "crop", "letterbox"] = Field("crop", description="how other aspect ratios become square")
+    areas: str = Field("cortex", description="'cortex', 'visual' or a comma-separated list of MMP1 areas to choose from")
+    selection: Literal["paper", "bonferroni", "top_k", "all"] = "paper"
+    alpha: float = Field(0.01, gt=0, lt=1)
+    top_fraction: float = Field(0.5, gt=0, le=1)
+    k: int | None = Field(None, ge=16)
+    repeats: Literal["average", "separate"] = "average"
+    exclude: tuple[str, ...] = Field(("subject3:test2_9",), description="runs left out, as subjectN:SEGMENT_RUN")
+    validation_segments: int = Field(1, ge=1, description="the last training segments are held out for choices")
+    expect: Literal["wen2018"] | None = Field(None, description="insist on 18 + 5 segments with 2 and 10 runs")
+    captions: str = Field("blip", description="'blip' (foundation captioner) or a csv/json file of captions")
+    cut_threshold: float = Field(27.0, gt=0, description="threshold of the content detector for shot changes")
+
+
+class MaskedBrain(Section):
+    """Architecture of the masked autoencoder (paper Table B.1) and of the encoder grown from it."""
+
+    patch_size: int = Field(16, ge=1)
+    patch_weights: Literal["shared", "per_patch"] = "shared"
+    embed_dim: int = Field(1024, ge=8)
+    depth: int = Field(24, ge=1)
+    num_heads: int = Field(16, ge=1)
+    mlp_ratio: float = Field(1.0, gt=0)
+    decoder_embed_dim: int = Field(512, ge=8)
+    decoder_depth: int = Field(8, ge=1)
+    decoder_num_heads: int = Field(16, ge=1)
+
+
+class Optimise(Section):
+    """What every training stage can set."""
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(20, ge=2)
+    lr: float = Field(2e-5, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_grad: float | None = Field(0.8, gt=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are saved; empty: off")
+    accumulate: int = Field(1, ge=1, description="micro-batches per step")
+    precision: Literal["fp32", "bf16"] = "bf16"
+    checkpoint_every: int = Field(200, ge=1)
+    log_every: int = Field(20, ge=1)
+
+
+class Pretrain(Optimise):
+    """Masked brain modelling on many people (SC-MBM)."""
+
+    enabled: bool = True
+    mask_ratio: float = Field(0.75, gt=0, lt=1)
+    window_s: float = Field(8.0, gt=0, description="recordings are averaged over this many seconds")
+    batch_size: int = Field(500, ge=2)
+    lr: float = 2.5e-4
+
+
+class Adapt(Optimise):
+    """Masked brain modelling on the target subject's training scans."""
+
+    enabled: bool = True
+    mask_ratio: float = Field(0.75, gt=0, lt=1)
+    lr: float = 5e-5
+
+
+class Align(Optimise):
+    """Contrastive alignment with frozen CLIP (paper Eq. 3)."""
+
+    window: int = Field(2, ge=1, le=8, description="scans per window")
+    start_from: Literal["adapt", "scratch"] = "adapt"
+    loss: Literal["text_image", "text", "image", "none"] = "text_image"
+    contrastive_weight: float = Field(1.0, ge=0)
+    token_weight: float = Field(0.0, ge=0, description="weight of the regression of the caption's text tokens")
+    dropout: float = Field(0.6, ge=0, lt=1)
+    layer_norm: bool = False
+    sparsify: float = Field(0.2, ge=0, lt=1, description="fraction of voxels set to zero")
+    input_noise: float = Field(0.0, ge=0, description="standard deviation of noise added to the scans")
+    crop_probability: float = Field(0.5, ge=0, le=1)
+    word_swap: bool = True
+    steps: int = 12000
+    val_every: int = Field(200, ge=1, description="validation is looked at this often")
+
+
+class Animate(Optimise):
+    """Text-conditioned video tuning of attn1, attn2 and attn_temp."""
+
+    enabled: bool = True
+    steps: int = 800
+    batch_size: int = 14
+    caption_dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class Cotrain(Optimise):
+    """Encoder and generator tuned together on {fMRI window, clip}."""
+
+    enabled: bool = True
+    steps: int = 15000
+    batch_size: int = 9
+    lr: float = 3e-5
+    encoder_lr: float | None = Field(None, gt=0, description="learning rate of the encoder; empty: the same")
+    token_weight: float = Field(0.0, ge=0)
+
+
+class Reconstruct(Section):
+    """Sampling with adversarial guidance (paper Eq. 6)."""
+
+    scheduler: Literal["ddim", "dpm++", "unipc"] = "ddim"
+    steps: int = Field(200, ge=1)
+    guidance_scale: float = Field(12.5, ge=0)
+    negative: Literal["train_mean", "test_mean", "zero", "none"] = "train_mean"
+    num_frames: int | None = Field(None, ge=1, description="frames per clip; empty: as many as the store has")
+    batch_size: int = Field(4, ge=1)
+    controls: tuple[Literal["shuffled", "mean", "caption", "vae", "random_train", "constant"], ...] = (
+        "shuffled",
+        "mean",
+        "caption",
+        "vae",
+        "random_train",
+        "constant",
+    )
+    max_windows: int | None = Field(None, ge=1, description="only this many test windows, evenly spread in whole blocks")
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+
+class Evaluate(Section):
+    """Scores and their controls."""
+
+    n_ways: tuple[int, ...] = (2, 50)
+    top_k: int = Field(1, ge=1)
+    block_s: float = Field(20.0, gt=0, description="length of the blocks that are permuted and resampled")
+    permutations: int = Field(5000, ge=99)
+    bootstraps: int = Field(2000, ge=99)
+
+
+class Explain(Section):
+    """Attention and occlusion maps."""
+
+    max_windows: int = Field(200, ge=1)
+
+
+class Recipe(Section):
+    """Every number of a study."""
+
+    name: str = "study"
+    seed: int = Field(0, ge=0)
+    foundation: str = Field("embedded", description="'embedded' (the shipped kit) or a folder in Hugging Face layout")
+    simulate: Simulate | None = None
+    data: Data = Data()
+    encoder: MaskedBrain = MaskedBrain()
+    pretrain: Pretrain = Pretrain()
+    adapt: Adapt = Adapt()
+    align: Align = Align()
+    animate: Animate = Animate()
+    cotrain: Cotrain = Cotrain()
+    reconstruct: Reconstruct = Reconstruct()
+    evaluate: Evaluate = Evaluate()
+    explain: Explain = Explain()
+
+
+def _sections(annotation: Any) -> type[Section] | None:
+    """The Section class behind an annotation such as ``Simulate | None``."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    for option in options:
+        if isinstance(option, type) and issubclass(option, Section):
+            return option
+    return None
+
+
+def setting_names(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted setting name, e.g. ``align.lr``."""
+    names: list[str] = []
+    for name, field in section.model_fields.items():
+        inner = _sections(field.annotation)
+        if inner is None:
+            names.append(prefix + name)
+        else:
+            names += setting_names(inner, f"{prefix}{name}.")
+    return names
+
+
+def _explain(error: ValidationError, where: str) -> SettingError:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, setting_names() + list(Recipe.model_fields), n=1, cutoff=0.0)
+        return SettingError(f"unknown setting '{name}' in {where}; the nearest valid name is '{near[0]}'")
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return SettingError(f"setting '{name}' in {where}: {message}, found {first['input']!r}")
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
+    return merged
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("mindvideo") / "recipes"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def _read_yaml(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise SettingError(f"expected a recipe file at {path}, found none; shipped recipes: {', '.join(shipped_recipes())}")
+        text = path.read_text()
+    elif name in shipped_recipes():
+        text = (resources.files("mindvideo") / "recipes" / f"{name}.yaml").read_text()
+    else:
+        near = difflib.get_close_matches(name, shipped_recipes(), n=1, cutoff=0.0)
+        raise SettingError(f"unknown recipe '{name}'; the nearest shipped one is '{near[0]}', or give a .yaml file")
+    try:
+        content = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise SettingError(f"recipe {name} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise SettingError(f"recipe {name} must be a mapping of settings, found {type(content).__name__}")
+    base = content.pop("base", None)
+    return content if base is None else _merge(_read_yaml(str(base)), content)
+
+
+def load_recipe(name: str, settings: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a shipped recipe or a YAML file and apply ``key=value`` settings.
+
+    Parameters
+    ----------
+    name : str
+        ``demo``, ``wen2018``, … or the path of a ``.yaml`` file.
+    settings : list of str
+        Dotted assignments such as ``align.lr=1e-4``; values are read as YAML.
+
+    Raises
+    ------
+    SettingError
+        For an unknown recipe, a misspelt or ill-typed setting; names the nearest valid one.
+    """
+    content = _read_yaml(name)
+    for setting in settings:
+        key, sign, value = setting.partition("=")
+        if not sign or not key:
+            raise SettingError(f"expected --set key=value, found '{setting}'")
+        if key not in setting_names() and key not in Recipe.model_fields:
+            near = difflib.get_close_matches(key, setting_names(), n=1, cutoff=0.0)
+            raise SettingError(f"unknown setting '{key}' in --set; the nearest valid name is '{near[0]}'")
+        change: Any = _number(yaml.safe_load(value))
+        for part in reversed(key.split(".")):
+            change = {part: change}
+        content = _merge(content, change)
+    return parse_recipe(content, f"recipe {name}" if not settings else f"recipe {name} with --set")
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads ``1e-4`` as a string; a person means the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Validate a mapping as a recipe; raises SettingError with the nearest valid name."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error, where) from None
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe, every number of it, as YAML."""
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))

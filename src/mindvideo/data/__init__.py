@@ -1,0 +1,1 @@
+"""Readers, voxel selection and the prepared store."""

@@ -1,0 +1,1 @@
+"""The embedded foundation kit: build, train and check it."""

@@ -1,0 +1,1 @@
+"""Masked brain model, fMRI encoder, inflated video UNet, and the frozen foundation parts."""

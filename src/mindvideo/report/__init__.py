@@ -1,0 +1,1 @@
+"""A static report from a run folder's files."""

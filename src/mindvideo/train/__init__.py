@@ -1,0 +1,1 @@
+"""Training: one explicit loop, driven by small stage tasks."""
