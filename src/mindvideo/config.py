@@ -55,7 +55,9 @@ class Data(Section):
     fps: int = Field(3, ge=1, le=30, description="frames kept per second of film")
     size: int = Field(256, ge=16, description="height and width of the kept frames")
     fit: Literal["stretch", "crop", "letterbox"] = Field("crop", description="how other aspect ratios become square")
-    areas: str = Field("cortex", description="'cortex', 'visual' or a comma-separated list of MMP1 areas to choose from")
+    areas: str = Field(
+        "cortex", description="'cortex', 'visual' or a comma-separated list of MMP1 areas to choose from"
+    )
     selection: Literal["paper", "bonferroni", "top_k", "all"] = "paper"
     alpha: float = Field(0.01, gt=0, lt=1)
     top_fraction: float = Field(0.5, gt=0, le=1)
@@ -93,7 +95,9 @@ class Optimise(Section):
     schedule: Literal["cosine", "constant"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.95)
     clip_grad: float | None = Field(0.8, gt=0)
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are saved; empty: off")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="decay of the averaged weights that are saved; empty: off"
+    )
     accumulate: int = Field(1, ge=1, description="micro-batches per step")
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: int = Field(200, ge=1)
@@ -173,7 +177,9 @@ class Reconstruct(Section):
         "random_train",
         "constant",
     )
-    max_windows: int | None = Field(None, ge=1, description="only this many test windows, evenly spread in whole blocks")
+    max_windows: int | None = Field(
+        None, ge=1, description="only this many test windows, evenly spread in whole blocks"
+    )
     precision: Literal["fp32", "bf16"] = "bf16"
 
 
@@ -261,7 +267,9 @@ def _read_yaml(name: str) -> dict[str, Any]:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise SettingError(f"expected a recipe file at {path}, found none; shipped recipes: {', '.join(shipped_recipes())}")
+            raise SettingError(
+                f"expected a recipe file at {path}, found none; shipped recipes: {', '.join(shipped_recipes())}"
+            )
         text = path.read_text()
     elif name in shipped_recipes():
         text = (resources.files("mindvideo") / "recipes" / f"{name}.yaml").read_text()

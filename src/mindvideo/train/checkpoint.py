@@ -29,7 +29,9 @@ def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], numbers: dic
     beside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside / "tensors.safetensors")
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside / "tensors.safetensors"
+    )
     (beside / "state.json").write_text(json.dumps(numbers))
     for path in beside.iterdir():
         with path.open("rb") as handle:

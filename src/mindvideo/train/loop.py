@@ -195,7 +195,9 @@ def train(
         if settings.clip_grad is not None:
             norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip_grad)
             if not torch.isfinite(norm):
-                raise TrainingError(f"expected finite gradients, found norm {float(norm)} at step {step} of {folder.name}")
+                raise TrainingError(
+                    f"expected finite gradients, found norm {float(norm)} at step {step} of {folder.name}"
+                )
         optimiser.step()
         done = step + 1
         if average is not None:
@@ -223,7 +225,9 @@ def _update_average(
     """Exponential moving average whose horizon grows with the step until it reaches ``decay``."""
     decay = min(decay, (1.0 + step) / (10.0 + step))
     with torch.no_grad():
-        torch._foreach_lerp_(list(average.values()), [parameter.detach() for parameter in parameters.values()], 1.0 - decay)
+        torch._foreach_lerp_(
+            list(average.values()), [parameter.detach() for parameter in parameters.values()], 1.0 - decay
+        )
 
 
 def _exchange(parameters: dict[str, nn.Parameter], average: dict[str, torch.Tensor]) -> None:
@@ -256,7 +260,7 @@ def _kill_for_test(stage: str, done: int) -> None:
 
 
 def named_trainable(module: nn.Module, pattern: Iterable[str] | None = None) -> dict[str, nn.Parameter]:
-    """Parameters of ``module`` whose name contains one of ``pattern`` (all without one); the others stop requiring grad."""
+    """Parameters of ``module`` whose name contains one of ``pattern`` (default: all); the others are frozen."""
     wanted = tuple(pattern) if pattern is not None else None
     chosen: dict[str, nn.Parameter] = {}
     for name, parameter in module.named_parameters():

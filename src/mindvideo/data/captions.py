@@ -1,0 +1,258 @@
+"""Captions: one per frame from a captioner or a file, joined to one per scan ("A. Then B" across a shot change).
+
+Shapes: n scans, F frames per scan, N frames.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mindvideo.errors import DataError
+
+Captioner = Callable[[np.ndarray], list[str]]
+"""Maps frames uint8 (N, H, W, 3) to N captions."""
+
+
+def caption_windows(frame_captions: Sequence[Sequence[str]], scene: np.ndarray) -> list[str]:
+    """One caption per scan from those of its frames (METHOD section 6).
+
+    Each scene within a scan is described by the most frequent caption of its frames, the earliest of them where
+    several are equally frequent. Scenes described differently are joined in order: ``A. Then B``.
+
+    Parameters
+    ----------
+    frame_captions : nested list of str, (n, F)
+    scene : ndarray, int (n, F)
+        Scene number of each frame.
+
+    Returns
+    -------
+    list of str, (n,)
+
+    Raises
+    ------
+    DataError
+        If the shapes differ.
+    """
+    shape = np.asarray(scene).shape
+    lengths = {len(row) for row in frame_captions}
+    if len(shape) != 2 or len(frame_captions) != shape[0] or lengths - {shape[1]}:
+        raise DataError(f"expected captions for {shape} frames, found {len(frame_captions)} scans of {lengths} frames")
+    return [_join(row, numbers) for row, numbers in zip(frame_captions, np.asarray(scene), strict=True)]
+
+
+def _join(captions: Sequence[str], scene: np.ndarray) -> str:
+    parts: list[str] = []
+    for number in dict.fromkeys(scene.tolist()):
+        counts = Counter(caption for caption, own in zip(captions, scene, strict=True) if own == number)
+        caption = counts.most_common(1)[0][0]
+        if not parts or parts[-1] != caption:
+            parts.append(caption)
+    if len(parts) == 1:
+        return parts[0]
+    return ". Then ".join([*(part.rstrip(" .") for part in parts[:-1]), parts[-1]])
+
+
+def read_captions(path: Path, times_s: Mapping[str, np.ndarray]) -> dict[str, list[list[str]]]:
+    """Read a user's captions and give one to every frame.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.csv`` with the columns ``segment, scan, caption`` (scans count from 0) or ``segment, time_s, caption`` (a
+        caption holds from its time until the next one's), or a ``.json`` of the form
+        ``{segment: [caption of scan 0, …]}``, where a scan may also have a list of F captions.
+    times_s : mapping of str to ndarray, float (n, F)
+        Movie time of each frame of the segments that need captions; other segments in the file are ignored.
+
+    Returns
+    -------
+    dict of str to nested list of str, (n, F)
+
+    Raises
+    ------
+    DataError
+        For a missing or malformed file, or segments, scans or captions that are missing, double or empty.
+    """
+    if not path.is_file():
+        raise DataError(f"expected a captions file at {path}, found none; give a csv or json file, or 'blip'")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"expected UTF-8 text in {path}, found other bytes at {error.start}; save it as UTF-8"
+        ) from error
+    if path.suffix.lower() == ".json":
+        return _from_json(path, text, times_s)
+    if path.suffix.lower() == ".csv":
+        return _from_csv(path, text, times_s)
+    raise DataError(f"expected captions as .csv or .json, found {path}")
+
+
+def _from_json(path: Path, text: str, times_s: Mapping[str, np.ndarray]) -> dict[str, list[list[str]]]:
+    try:
+        content = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON ({error}); repair it") from error
+    if not isinstance(content, dict):
+        raise DataError(f"expected {{segment: [caption per scan]}} in {path}, found a {type(content).__name__}")
+    result: dict[str, list[list[str]]] = {}
+    for segment, times in times_s.items():
+        n_scans, n_frames = times.shape
+        rows = content.get(segment)
+        if not isinstance(rows, list) or len(rows) != n_scans:
+            found = f"{len(rows)}" if isinstance(rows, list) else "none"
+            raise DataError(f"expected {n_scans} captions of {segment} in {path}, found {found}; add the missing ones")
+        result[segment] = []
+        for scan, row in enumerate(rows):
+            captions = row if isinstance(row, list) else [row] * n_frames
+            if len(captions) != n_frames:
+                raise DataError(
+                    f"expected one caption or {n_frames} for scan {scan} of {segment} in {path}, found {len(captions)}"
+                )
+            result[segment].append([_checked(caption, path, segment, f"scan {scan}") for caption in captions])
+    return result
+
+
+def _checked(caption: object, path: Path, segment: str, where: str) -> str:
+    if not isinstance(caption, str) or not caption.strip():
+        raise DataError(f"expected a caption for {where} of {segment} in {path}, found {caption!r}; write one")
+    return caption.strip()
+
+
+def _from_csv(path: Path, text: str, times_s: Mapping[str, np.ndarray]) -> dict[str, list[list[str]]]:
+    rows: dict[str, dict[float, str]] = {segment: {} for segment in times_s}
+    try:
+        reader = csv.DictReader(text.splitlines(), skipinitialspace=True, strict=True)
+        columns = set(reader.fieldnames or ())
+        key = "scan" if "scan" in columns else "time_s"
+        if not {"segment", key, "caption"} <= columns:
+            raise DataError(
+                f"expected the columns segment, scan (or time_s) and caption in {path}, "
+                f"found {', '.join(reader.fieldnames or ()) or 'none'}"
+            )
+        for row in reader:
+            segment = row["segment"] or ""
+            if segment in rows:
+                place = _number(row[key], path, reader.line_num, key)
+                if place in rows[segment]:
+                    raise DataError(f"expected one caption for {key} {place:g} of {segment} in {path}, found two")
+                rows[segment][place] = _checked(row["caption"], path, segment, f"{key} {place:g}")
+    except csv.Error as error:
+        raise DataError(f"{path} is not a valid csv file ({error}); repair it") from error
+    spread = _spread_scans if key == "scan" else _spread_times
+    return {segment: spread(path, segment, rows[segment], times) for segment, times in times_s.items()}
+
+
+def _number(text: str | None, path: Path, line: int, key: str) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9 or (key == "scan" and value != int(value)):
+        raise DataError(f"expected a non-negative {key} on line {line} of {path}, found {text!r}")
+    return value
+
+
+def _spread_scans(path: Path, segment: str, rows: dict[float, str], times: np.ndarray) -> list[list[str]]:
+    n_scans, n_frames = times.shape
+    missing = [scan for scan in range(n_scans) if scan not in rows]
+    if missing or len(rows) != n_scans:
+        named = f"missing scans: {', '.join(map(str, missing[:5]))}" if missing else f"last scan: {max(rows):g}"
+        raise DataError(f"expected {n_scans} captions of {segment} in {path}, found {len(rows)} ({named})")
+    return [[rows[scan]] * n_frames for scan in range(n_scans)]
+
+
+def _spread_times(path: Path, segment: str, rows: dict[float, str], times: np.ndarray) -> list[list[str]]:
+    starts = np.array(sorted(rows))
+    if not len(starts) or starts[0] > times.min() + 1e-3:
+        found = f"the first at {starts[0]:g} s" if len(starts) else "none"
+        raise DataError(f"expected captions of {segment} from {times.min():g} s on in {path}, found {found}; add them")
+    index = np.searchsorted(starts - 1e-3, times, side="right") - 1
+    return [[rows[starts[i]] for i in row] for row in index]
+
+
+def caption_frames(
+    captioner: Captioner, frames: np.ndarray, cache_path: Path, batch: int = 32, captioner_name: str = ""
+) -> list[str]:
+    """Caption frames in batches; what was captioned before, by content, is read from the cache.
+
+    Parameters
+    ----------
+    captioner : callable
+        Maps uint8 (N, H, W, 3) to N captions.
+    frames : ndarray, uint8 (N, H, W, 3)
+    cache_path : Path
+        A file of JSON lines; grows by one batch at a time, so a killed run goes on where it stopped.
+    batch : int
+        Frames per call.
+    captioner_name : str
+        Part of the cache's key, so that captions of different captioners never mix.
+
+    Returns
+    -------
+    list of str, (N,)
+
+    Raises
+    ------
+    DataError
+        For a damaged cache, a captioner that returns something else, or a cache that cannot be written.
+    """
+    cache = _read_cache(cache_path)
+    keys = [_frame_key(frame, captioner_name) for frame in frames]
+    index_of = {key: index for index, key in reversed(list(enumerate(keys))) if key not in cache}
+    todo = sorted(index_of.items(), key=lambda item: item[1])
+    for start in range(0, len(todo), batch):
+        part = todo[start : start + batch]
+        captions = captioner(np.stack([frames[index] for _, index in part]))
+        if len(captions) != len(part) or not all(isinstance(caption, str) for caption in captions):
+            raise DataError(f"expected {len(part)} captions from the captioner, found {len(captions)}")
+        new = {key: caption.strip() for (key, _), caption in zip(part, captions, strict=True)}
+        _append_cache(cache_path, new)
+        cache.update(new)
+    return [cache[key] for key in keys]
+
+
+def _frame_key(frame: np.ndarray, captioner_name: str) -> str:
+    digest = hashlib.sha256(f"{captioner_name}\0{frame.shape}\0".encode())
+    digest.update(np.ascontiguousarray(frame).tobytes())
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path) -> dict[str, str]:
+    """Captions by key; a last line cut off by a kill is dropped from the file."""
+    if not path.is_file():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as handle:
+            handle.truncate(len(whole))
+    cache: dict[str, str] = {}
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            cache[row["key"]] = str(row["caption"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"line {number} of the caption cache {path} is damaged; delete the file") from error
+    return cache
+
+
+def _append_cache(path: Path, captions: dict[str, str]) -> None:
+    text = "".join(json.dumps({"key": key, "caption": caption}) + "\n" for key, caption in captions.items())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise DataError(f"cannot write the caption cache {path}: {error.strerror or error}") from error

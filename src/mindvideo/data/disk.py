@@ -1,0 +1,104 @@
+"""What writing to disk needs besides writing: one writer at a time, clear words for a full disk, flushed files."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mindvideo.errors import DataError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
+class StoreLock:
+    """An exclusive lock on a store, held through a file beside it; the kernel gives it back if the process dies.
+
+    Parameters
+    ----------
+    path : Path
+        The store's folder, which need not exist yet.
+
+    Raises
+    ------
+    DataError
+        If another process (or another writer in this one) holds the lock, or the folder cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock."""
+        self._file = path.with_name(path.name + ".lock")
+        with disk_errors(path, "the lock"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(descriptor)
+                    raise DataError(
+                        f"expected to be the only prepare that writes {path}, found another at work; "
+                        "wait until it ends or give another --out"
+                    ) from None
+                if self._is_current(descriptor):
+                    break
+                os.close(descriptor)  # the holder before us removed the file between open and lock
+        self._descriptor: int | None = descriptor
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return os.fstat(descriptor).st_ino == self._file.stat().st_ino
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Give the lock back and remove its file; a second call does nothing."""
+        if self._descriptor is not None:
+            self._file.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@contextmanager
+def disk_errors(path: Path, what: str, needed_bytes: int | None = None) -> Iterator[None]:
+    """Turn a full disk or a folder that may not be written into a DataError.
+
+    Parameters
+    ----------
+    path : Path
+        Where is being written.
+    what : str
+        What is being written, for the message.
+    needed_bytes : int, optional
+        Estimate of what this part needs.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            place = next((folder for folder in (path, *path.parents) if folder.exists()), Path.cwd())
+            free = shutil.disk_usage(place).free / 1e6
+            needs = "" if needed_bytes is None else f", needs about {needed_bytes / 1e6:,.1f} MB"
+            raise DataError(
+                f"disk full while writing {what} to {path}{needs}, {free:,.1f} MB are free; "
+                "what is there stays marked incomplete: make room and run the command again"
+            ) from error
+        if error.errno in _REFUSED:
+            raise DataError(f"expected a folder that can be written at {path}, found: {error.strerror}") from error
+        raise
+
+
+def flush_folder(folder: Path, recursive: bool = True) -> None:
+    """Force a folder's files onto the disk before something is declared complete."""
+    files = folder.rglob("*") if recursive else folder.iterdir()
+    for item in [*files, folder]:
+        descriptor = os.open(item, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,392 @@
+"""Visual cortex of many people for pre-training, streamed into one zarr array (METHOD section 3).
+
+Shapes: V voxels, n rows (time windows of all runs on top of each other), T volumes of a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import zarr
+
+from mindvideo.atlas import area_of, hierarchy_order
+from mindvideo.data.cifti import read_cortex
+from mindvideo.data.disk import StoreLock, disk_errors, flush_folder
+from mindvideo.data.voxels import check_run
+from mindvideo.errors import DataError, SettingError
+
+FORMAT = "mindvideo-hcp"
+VERSION = 1
+RUN_PATTERN = "*/MNINonLinear/Results/*/*_Atlas_MSMAll*.dtseries.nii"
+NPZ_NAME = "HCP_visual_voxel.npz"
+NPZ_TR_S = 0.72
+
+_CHUNK_ROWS = 16
+_READ_BYTES = 64_000_000
+_IN_MEMORY_BYTES = 512 * 1024**2
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+
+
+class Source(NamedTuple):
+    """One recording to read: its file and how (``cifti`` or ``npz``)."""
+
+    path: Path
+    kind: str
+
+
+def find_sources(raw: Path) -> list[Source]:
+    """Recordings below an HCP folder, sorted by path.
+
+    One file per run: of several versions in a run's folder the one with the longest name, which is the most processed
+    (``_hp2000_clean`` before none). A folder holds either CIFTI runs or published ``HCP_visual_voxel.npz`` files.
+
+    Raises
+    ------
+    DataError
+        If the folder is missing, holds no recording, or holds both kinds.
+    """
+    if not raw.is_dir():
+        raise DataError(
+            f"expected an HCP folder at {raw}, found none; give the folder that holds one folder per person"
+        )
+    runs: dict[Path, Path] = {}
+    for path in sorted(raw.glob(RUN_PATTERN)):
+        kept = runs.get(path.parent)
+        if kept is None or len(path.name) > len(kept.name):
+            runs[path.parent] = path
+    archives = sorted(raw.rglob(NPZ_NAME))
+    if runs and archives:
+        raise DataError(
+            f"expected one kind of recording below {raw}, found {len(runs)} CIFTI runs and {len(archives)} {NPZ_NAME} "
+            "files, whose voxel order is unknown; keep them in two folders"
+        )
+    if not runs and not archives:
+        raise DataError(
+            f"expected recordings like {RUN_PATTERN} or {NPZ_NAME} below {raw}, found none; check the folder"
+        )
+    return [Source(path, "cifti") for path in runs.values()] + [Source(path, "npz") for path in archives]
+
+
+def volumes_per_window(window_s: float, tr_s: float, n_volumes: int, path: Path | str) -> int:
+    """Whole volumes in a window: round(window_s / tr_s); at least one, and at least two windows a run."""
+    volumes = round(window_s / tr_s)
+    if volumes < 1:
+        raise SettingError(
+            f"expected a window of at least one volume ({tr_s:g} s in {path}), found window_s {window_s:g}"
+        )
+    if n_volumes < 2 * volumes:
+        raise DataError(
+            f"expected at least two windows of {volumes} volumes ({window_s:g} s), found {n_volumes} volumes in "
+            f"{path}; remove the run or shorten window_s"
+        )
+    return volumes
+
+
+def average_windows(run: np.ndarray, volumes: int) -> np.ndarray:
+    """Mean of each ``volumes`` consecutive volumes, float64 (T // volumes, V); an incomplete last window is dropped."""
+    n_windows = len(run) // volumes
+    return run[: n_windows * volumes].reshape(n_windows, volumes, run.shape[1]).mean(axis=1, dtype=np.float64)
+
+
+def standardise_windows(windows: np.ndarray, path: Path | str, vertex: np.ndarray | None = None) -> np.ndarray:
+    """Mean 0 and standard deviation 1 (ddof 1) of each vertex over a run's windows, float32 (n, V)."""
+    check_run(windows, path, vertex)
+    centred = windows - windows.mean(axis=0)
+    return (centred / centred.std(axis=0, ddof=1)).astype(np.float32)
+
+
+def area_vertices(areas: Sequence[str]) -> np.ndarray:
+    """Cortical positions of the areas in hierarchy order, int32 (V,)."""
+    vertex = np.unique(np.concatenate([area_of(name) for name in areas]))
+    return vertex[hierarchy_order(vertex)].astype(np.int32)
+
+
+def read_cifti_windows(path: Path, vertex: np.ndarray, window_s: float) -> np.ndarray:
+    """Windows of one CIFTI run at the given cortical positions, standardised, float32 (n, V).
+
+    Raises
+    ------
+    DataError
+        If the file is damaged, lacks vertices, is too short, or has vertices that are not finite or constant.
+    """
+    recording = read_cortex(path)
+    column = np.searchsorted(recording.vertex, vertex)
+    column[column == len(recording.vertex)] = 0
+    is_missing = recording.vertex[column] != vertex
+    if is_missing.any():
+        raise DataError(
+            f"{path}: expected {len(vertex)} vertices of the chosen areas, found {int((~is_missing).sum())} "
+            f"(missing e.g. cortical position {int(vertex[is_missing][0])}); leave the run out or choose other areas"
+        )
+    volumes = volumes_per_window(window_s, recording.tr_s, recording.n_volumes, path)
+    return standardise_windows(average_windows(recording.data[:, column], volumes), path, vertex)
+
+
+def _npy_header(member: Any) -> tuple[Any, bool, np.dtype]:
+    """Shape, Fortran order and type of the array that starts here."""
+    version = np.lib.format.read_magic(member)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(member)
+    return np.lib.format.read_array_header_2_0(member)
+
+
+def _npz_headers(archive: zipfile.ZipFile, path: Path, areas: Sequence[str]) -> list[tuple[int, int]]:
+    """Shapes of the areas' arrays in an npz, checked to agree, without reading the arrays."""
+    shapes: list[tuple[int, int]] = []
+    for name in areas:
+        if f"{name}.npy" not in archive.namelist():
+            raise DataError(f"{path}: expected keys {', '.join(areas)}, found {', '.join(archive.namelist())}")
+        with archive.open(f"{name}.npy") as member:
+            shape, is_fortran, dtype = _npy_header(member)
+        if len(shape) != 2 or min(shape) < 1 or is_fortran or dtype.kind not in "fiu":
+            raise DataError(f"{path}: expected numbers (time, voxels) in C order under {name}, found {dtype} {shape}")
+        shapes.append(shape)
+    if len({shape[0] for shape in shapes}) != 1:
+        raise DataError(f"{path}: expected equally many volumes in every area, found {shapes}; download the file again")
+    return shapes
+
+
+def _npz_area_windows(archive: zipfile.ZipFile, name: str, volumes: int) -> np.ndarray:
+    """Window means of one area, read in blocks of whole windows."""
+    with archive.open(f"{name}.npy") as member:
+        (n_volumes, n_voxels), _, dtype = _npy_header(member)
+        windows_at_once = max(1, _READ_BYTES // (volumes * n_voxels * dtype.itemsize))
+        means = []
+        for start in range(0, n_volumes // volumes, windows_at_once):
+            count = min(windows_at_once, n_volumes // volumes - start)
+            block = member.read(count * volumes * n_voxels * dtype.itemsize)
+            means.append(average_windows(np.frombuffer(block, dtype=dtype).reshape(-1, n_voxels), volumes))
+    return np.concatenate(means)
+
+
+def read_npz_windows(path: Path, areas: Sequence[str], window_s: float) -> np.ndarray:
+    """Windows of a published ``HCP_visual_voxel.npz`` (V1…V4, each time × voxels at TR 0.72 s), float32 (n, V).
+
+    The areas stand side by side in the given order; inside an area the file's own order is kept.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged, lacks a key, or has voxels that are not finite or constant.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            n_volumes = _npz_headers(archive, path, areas)[0][0]
+            volumes = volumes_per_window(window_s, NPZ_TR_S, n_volumes, path)
+            windows = np.concatenate([_npz_area_windows(archive, name, volumes) for name in areas], axis=1)
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise DataError(f"{path}: expected a whole npz of arrays (time, voxels), found damage ({reason})") from e
+    return standardise_windows(windows, path)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def prepare_hcp(
+    raw: Path,
+    out: Path,
+    window_s: float = 8.0,
+    areas: Sequence[str] = ("V1", "V2", "V3", "V4"),
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Average, standardise, order and stack the visual cortex of every run below an HCP folder.
+
+    Runs are read one at a time and appended, so memory does not grow with their number. An interrupted call goes on
+    after the last whole run; a complete folder made from the same files (names and sizes) and settings is left
+    as it is.
+
+    Parameters
+    ----------
+    raw : Path
+        One folder per person (``100307/MNINonLinear/Results/…``), or ``HCP_visual_voxel.npz`` files.
+    out : Path
+        The zarr folder to write: ``fmri`` float32 (n, V), and for CIFTI ``vertex`` int32 (V,).
+    window_s : float
+        Seconds averaged into one row.
+    areas : sequence of str
+        MMP1 areas without hemisphere.
+    progress : callable, optional
+        Called after every run with (runs done, runs in all, {"rows": n}).
+    overwrite : bool
+        Replace a folder made with other settings or from other files.
+
+    Raises
+    ------
+    DataError
+        For missing or damaged recordings, missing vertices, NaN or constant vertices, another writer, a full disk.
+    SettingError
+        For an unknown area or a window shorter than a volume.
+
+    Notes
+    -----
+    METHOD section 3; TR and vertices come from each file's own axes.
+    """
+    sources = find_sources(raw)
+    kind = sources[0].kind
+    vertex = area_vertices(areas) if kind == "cifti" else None
+    names = [str(source.path.relative_to(raw)) for source in sources]
+    sizes = {name: source.path.stat().st_size for name, source in zip(names, sources, strict=True)}
+    header = {"window_s": float(window_s), "areas": list(areas), "kind": kind, "sources_planned": sizes}
+    lock = StoreLock(out)
+    try:
+        with disk_errors(out, "the pre-training fMRI"):
+            group = _start(out, header, overwrite)
+            if group.attrs["complete"]:
+                return
+            if vertex is not None:
+                group.create_array("vertex", data=vertex, overwrite=True)
+            for number, (name, source) in enumerate(zip(names, sources, strict=True)):
+                if name not in group.attrs["sources"]:
+                    _append_run(group, name, source, vertex, areas, window_s)
+                if progress is not None:
+                    progress(number + 1, len(sources), {"rows": group.attrs["rows"]})
+            flush_folder(out)
+            step = {"step": "prepare_hcp", "parameters": {key: header[key] for key in ("window_s", "areas", "kind")}}
+            group.attrs.update({"complete": True, "provenance": [step]})
+            flush_folder(out, recursive=False)
+    finally:
+        lock.release()
+
+
+def _start(out: Path, header: dict[str, Any], overwrite: bool) -> zarr.Group:
+    """The group to write into: one begun with the same settings and files, or a new one."""
+    if out.exists() and any(out.iterdir()):
+        group = _open_group(out)
+        found = json.loads(json.dumps(dict(group.attrs)))
+        if found.get("version") == VERSION and all(found.get(key) == header[key] for key in header):
+            return zarr.open_group(out, mode="r+")
+        if not overwrite:
+            raise DataError(
+                f"expected a new folder at {out}, found one made with other settings or files; remove it first"
+            )
+        shutil.rmtree(out)
+    attributes = {"format": FORMAT, "version": VERSION, "complete": False, "rows": 0, "sources": {}, **header}
+    return zarr.create_group(out, attributes=attributes)
+
+
+def _append_run(
+    group: zarr.Group,
+    name: str,
+    source: Source,
+    vertex: np.ndarray | None,
+    areas: Sequence[str],
+    window_s: float,
+) -> None:
+    """Read one run and append its windows; the row count in the attributes is what counts after a kill."""
+    if vertex is not None:
+        windows = read_cifti_windows(source.path, vertex, window_s)
+    else:
+        windows = read_npz_windows(source.path, areas, window_s)
+    rows = int(group.attrs["rows"])
+    n_voxels = windows.shape[1]
+    if "fmri" not in group:
+        group.create_array(
+            "fmri", shape=(0, n_voxels), chunks=(_CHUNK_ROWS, n_voxels), dtype=np.float32, fill_value=np.nan,
+            compressors=None,
+        )  # fmt: skip
+    array = group["fmri"]
+    if not isinstance(array, zarr.Array) or array.shape[1] != n_voxels:
+        raise DataError(f"{source.path}: expected {array.shape[1]} voxels as in the runs before it, found {n_voxels}")
+    array.resize((rows + len(windows), n_voxels))
+    array[rows:] = windows
+    group.attrs.update(
+        {"rows": rows + len(windows), "sources": {**group.attrs["sources"], name: hash_file(source.path)}}
+    )
+
+
+def _open_group(path: Path) -> zarr.Group:
+    if not path.is_dir():
+        raise DataError(f"expected prepared pre-training fMRI at {path}, found no folder; run prepare hcp first")
+    try:
+        group = zarr.open_group(path, mode="r")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"expected prepared pre-training fMRI at {path}, found another folder ({error})") from error
+    if group.attrs.get("format") != FORMAT:
+        raise DataError(
+            f"expected prepared pre-training fMRI at {path}, found another zarr group; run prepare hcp first"
+        )
+    return group
+
+
+class BrainSegments:
+    """The prepared rows of all people, read by index.
+
+    Attributes
+    ----------
+    vertex : ndarray, int32 (V,), or None
+        Cortical positions in voxel order; None for published npz files, which do not say.
+    """
+
+    def __init__(self, array: zarr.Array, vertex: np.ndarray | None) -> None:
+        """Use `BrainSegments.open`."""
+        self._array = array
+        self._in_memory = np.asarray(array[:]) if array.nbytes <= _IN_MEMORY_BYTES else None
+        self.vertex = vertex
+
+    @classmethod
+    def open(cls, path: Path | str) -> BrainSegments:
+        """Open a complete folder that `prepare_hcp` wrote.
+
+        Raises
+        ------
+        DataError
+            If it is missing, something else, of another version, incomplete or damaged.
+        """
+        path = Path(path)
+        group = _open_group(path)
+        attrs = dict(group.attrs)
+        if attrs.get("version") != VERSION:
+            raise DataError(
+                f"expected version {VERSION} at {path}, found {attrs.get('version')}; run prepare hcp again"
+            )
+        if not attrs.get("complete"):
+            raise DataError(
+                f"expected complete pre-training fMRI at {path}, found an interrupted one with {len(attrs['sources'])} "
+                f"of {len(attrs['sources_planned'])} runs; run prepare hcp again, it goes on where it stopped"
+            )
+        array = group["fmri"]
+        if not isinstance(array, zarr.Array) or array.nchunks_initialized != array.nchunks:
+            raise DataError(f"expected all rows of fmri in {path}, found parts of it lost; run prepare hcp again")
+        return cls(array, np.asarray(group["vertex"][:]) if attrs["kind"] == "cifti" else None)
+
+    def __len__(self) -> int:
+        """Number of rows n."""
+        return int(self._array.shape[0])
+
+    @property
+    def n_voxels(self) -> int:
+        """Number of voxels V."""
+        return int(self._array.shape[1])
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Rows in the given order, float32 (B, V).
+
+        Small data (up to 512 MB) are held in memory; of larger ones each chunk of 16 rows that is needed is read once.
+        """
+        index = np.asarray(index)
+        if self._in_memory is not None:
+            return self._in_memory[index]
+        wanted, inverse = np.unique(index, return_inverse=True)
+        return np.asarray(self._array.oindex[wanted])[inverse]

@@ -1,0 +1,331 @@
+"""The prepared dataset on disk: one zarr v3 group with fMRI, frames, scenes, captions and where they came from.
+
+Shapes: V voxels, n scans of a segment, R repeats, F frames a scan, H W pixels.
+
+========================  ==================================================================================
+``fmri/{segment}``        float32 (n, V), average of the standardised runs
+``repeats/{segment}``     float32 (R, n, V), the standardised single runs
+``frames/{segment}``      uint8 (n, F, H, W, 3), F = round(fps · tr_s), H = W = size
+``scene/{segment}``       int32 (n, F), scene number, unique over the whole store
+``captions/{segment}``    a group whose attributes ``scan`` (n strings) and ``frame`` (n lists of F) hold captions
+``vertex``, ``area``      int32 (V,) cortical position 0…59,411; int16 (V,) HCP-MMP1 label 1…360
+``reproducibility``       float32 (59412,) mean between-run correlation, NaN where not recorded; ``p_value`` likewise
+========================  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from mindvideo.atlas import area_names
+from mindvideo.data.disk import disk_errors
+from mindvideo.errors import DataError
+
+if TYPE_CHECKING:
+    from mindvideo.data.writing import StoreWriter
+
+FORMAT = "mindvideo-store"
+VERSION = 1
+SPLITS = ("train", "validation", "test")
+PARTS = ("fmri", "repeats", "frames", "scene", "captions")
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts ``seg2`` before ``seg10``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def identify_voxels(vertex: np.ndarray) -> str:
+    """SHA-256 (hex) of the cortical positions as little-endian int32: models and stores must agree on it."""
+    return hashlib.sha256(np.ascontiguousarray(vertex, dtype="<i4").tobytes()).hexdigest()
+
+
+class Store:
+    """A complete prepared dataset, read only. `Store.open` reads one, `Store.create` starts writing one."""
+
+    def __init__(self, path: Path, group: zarr.Group) -> None:
+        """Use `Store.open`, which checks what it opens."""
+        self.path = path
+        self._group = group
+        self.attrs: dict[str, Any] = dict(group.attrs)
+        self.vertex: np.ndarray = np.asarray(self._array("vertex")[:], dtype=np.int32)
+        self.area: np.ndarray = np.asarray(self._array("area")[:], dtype=np.int16)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Store:
+        """Open a complete store.
+
+        Raises
+        ------
+        DataError
+            If the folder is missing, is no store, has another format version, is incomplete or lacks data.
+        """
+        path = Path(path)
+        group = open_group(path)
+        if group.attrs.get("version") != VERSION:
+            raise DataError(
+                f"expected a store of version {VERSION} at {path}, found version {group.attrs.get('version')}; "
+                "run prepare again with this version of mindvideo"
+            )
+        if not group.attrs.get("complete"):
+            written = group.attrs.get("written", {})
+            done = sorted((name for name in written if set(written[name]) == set(PARTS)), key=natural_key)
+            raise DataError(
+                f"expected a complete store at {path}, found an interrupted one with {len(done)} whole segments "
+                f"({', '.join(done) or 'none'}); run prepare again, it goes on where it stopped"
+            )
+        try:
+            _refuse_gaps(path, group)
+            return cls(path, group)
+        except (KeyError, ValueError, OSError) as error:
+            raise DataError(f"expected an intact store at {path}, found damage ({error}); run prepare again") from error
+
+    @staticmethod
+    def create(path: Path | str, **header: Any) -> StoreWriter:
+        """Start or go on writing a store; see `mindvideo.data.writing.StoreWriter` for the arguments."""
+        from mindvideo.data.writing import StoreWriter
+
+        return StoreWriter(Path(path), **header)
+
+    def _array(self, name: str) -> zarr.Array:
+        try:
+            array = self._group[name]
+        except KeyError:
+            part, _, segment = name.partition("/")
+            raise DataError(
+                f"expected {part} of segment '{segment}' in {self.path}, found only {', '.join(self.order)}"
+            ) from None
+        if not isinstance(array, zarr.Array):
+            raise DataError(f"expected an array {name} in {self.path}, found a group; run prepare again")
+        return array
+
+    def fmri(self, segment: str) -> np.ndarray:
+        """Average of the standardised runs, float32 (n, V)."""
+        return np.asarray(self._array(f"fmri/{segment}")[:])
+
+    def repeats(self, segment: str) -> np.ndarray:
+        """The standardised single runs, float32 (R, n, V)."""
+        return np.asarray(self._array(f"repeats/{segment}")[:])
+
+    def frames(self, segment: str, start: int | None = None, stop: int | None = None) -> np.ndarray:
+        """Frames shown during scans ``start``…``stop``−1, uint8 (scans, F, H, W, 3)."""
+        return np.asarray(self._array(f"frames/{segment}")[start:stop])
+
+    def frames_at(self, segment: str, scan: np.ndarray) -> np.ndarray:
+        """Frames of the given scans in the given order, uint8 (len(scan), F, H, W, 3); reads each chunk once."""
+        wanted, inverse = np.unique(np.asarray(scan), return_inverse=True)
+        return np.asarray(self._array(f"frames/{segment}").oindex[wanted])[inverse]
+
+    def scene(self, segment: str) -> np.ndarray:
+        """Scene number of each frame, unique over the whole store, int32 (n, F)."""
+        return np.asarray(self._array(f"scene/{segment}")[:])
+
+    def captions(self, segment: str) -> list[str]:
+        """One caption a scan; "A. Then B" across a shot change."""
+        return list(self._group[f"captions/{segment}"].attrs["scan"])
+
+    def frame_captions(self, segment: str) -> list[list[str]]:
+        """One caption a frame, n lists of F."""
+        return [list(row) for row in self._group[f"captions/{segment}"].attrs["frame"]]
+
+    def n_scans(self, segment: str) -> int:
+        """Number of scans of a segment."""
+        return int(self._array(f"fmri/{segment}").shape[0])
+
+    def segments(self, split: str) -> list[str]:
+        """Segments of ``train``, ``validation`` or ``test``, in the store's order."""
+        if split not in self.splits:
+            raise DataError(f"expected split {', '.join(SPLITS)}, found '{split}'")
+        return list(self.splits[split])
+
+    @property
+    def splits(self) -> dict[str, list[str]]:
+        """Segment names of each split."""
+        return {split: list(names) for split, names in self.attrs["splits"].items()}
+
+    @property
+    def order(self) -> list[str]:
+        """All segments, as they were recorded."""
+        return list(self.attrs["order"])
+
+    @property
+    def n_voxels(self) -> int:
+        """Number of voxels V."""
+        return len(self.vertex)
+
+    @property
+    def voxel_id(self) -> str:
+        """Which voxels these are, see `identify_voxels`."""
+        return identify_voxels(self.vertex)
+
+    @property
+    def subject(self) -> str:
+        """Name of the subject."""
+        return str(self.attrs["subject"])
+
+    @property
+    def tr_s(self) -> float:
+        """Seconds between scans."""
+        return float(self.attrs["tr_s"])
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds from a film moment to the scan it is paired with."""
+        return float(self.attrs["lag_s"])
+
+    @property
+    def fps(self) -> int:
+        """Frames kept per second of film."""
+        return int(self.attrs["fps"])
+
+    @property
+    def size(self) -> int:
+        """Height and width of a frame in pixels."""
+        return int(self.attrs["size"])
+
+    @property
+    def num_frames(self) -> int:
+        """Frames per scan F."""
+        return round(self.fps * self.tr_s)
+
+    @property
+    def reproducibility(self) -> np.ndarray:
+        """Mean between-run correlation of every cortical position over training segments, float32 (59412,)."""
+        return np.asarray(self._array("reproducibility")[:])
+
+    @property
+    def p_value(self) -> np.ndarray:
+        """P of the reproducibility test at every cortical position, float32 (59412,), NaN where not tested."""
+        return np.asarray(self._array("p_value")[:])
+
+    def summary(self) -> dict[str, Any]:
+        """What is in the store, as plain values that JSON can hold (for ``inspect``)."""
+        names = area_names()
+        area, count = np.unique(self.area, return_counts=True)
+        voxels_per_area: dict[str, int] = {}
+        for label, number in zip(area, count, strict=True):
+            bare = names[label].split("_", 1)[1]
+            voxels_per_area[bare] = voxels_per_area.get(bare, 0) + int(number)
+        scans = {name: self.n_scans(name) for name in self.order}
+        scenes = {
+            split: len(np.unique(np.concatenate([self.scene(name).ravel() for name in members]))) if members else 0
+            for split, members in self.splits.items()
+        }
+        selected = self.reproducibility[self.vertex]
+        tested = selected[np.isfinite(selected)]
+        return {
+            "path": str(self.path),
+            "subject": self.subject,
+            "voxels": self.n_voxels,
+            "voxels_left": int((self.area <= 180).sum()),
+            "voxels_right": int((self.area > 180).sum()),
+            "voxels_per_area": dict(sorted(voxels_per_area.items(), key=lambda item: -item[1])),
+            "voxel_id": self.voxel_id,
+            "reproducibility_median": float(np.median(tested)) if len(tested) else None,
+            "tr_s": self.tr_s,
+            "lag_s": self.lag_s,
+            "fps": self.fps,
+            "size": self.size,
+            "frames_per_scan": self.num_frames,
+            "segments": {split: list(members) for split, members in self.splits.items()},
+            "repeats": {name: int(self._array(f"repeats/{name}").shape[0]) for name in self.order},
+            "windows": {split: sum(scans[name] for name in members) for split, members in self.splits.items()},
+            "scenes": scenes,
+            "captions": len({caption for name in self.order for caption in self.captions(name)}),
+            "provenance": self.attrs["provenance"],
+            "sources": self.attrs["sources"],
+        }
+
+    def export_npz(self, out: Path | str, frames: bool = False) -> None:
+        """Write the store as plain arrays.
+
+        Parameters
+        ----------
+        out : Path
+            An ``.npz`` file; it appears when it is whole. Keys: ``fmri_train``, ``fmri_test`` float32 (segments, scans,
+            V), ``vertex`` int32 (V,), and with ``frames`` also ``frames_train``, ``frames_test`` uint8 (segments,
+            scans, F, H, W, 3). Validation segments are among train, in recorded order.
+
+        Raises
+        ------
+        DataError
+            If segments have different lengths, or the disk is full.
+        """
+        out = Path(out)
+        test = set(self.splits["test"])
+        members = {
+            "train": [name for name in self.order if name not in test],
+            "test": [name for name in self.order if name in test],
+        }
+        partial = out.with_name(f".partial-{out.name}")
+        kinds = {"fmri": self.fmri, "frames": self.frames} if frames else {"fmri": self.fmri}
+        needed = sum(self._array(f"{kind}/{name}").nbytes for kind in kinds for name in self.order)
+        try:
+            with disk_errors(out, "the export", needed), zipfile.ZipFile(partial, "w") as archive:
+                _write_member(archive, "vertex", self.vertex.shape, self.vertex.dtype, [self.vertex])
+                for kind, read in kinds.items():
+                    for split, names in members.items():
+                        shape, dtype = self._stacked(kind, names)
+                        _write_member(archive, f"{kind}_{split}", shape, dtype, (read(name) for name in names))
+            with disk_errors(out, "the export"):
+                os.replace(partial, out)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _stacked(self, kind: str, names: list[str]) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and type of the segments' arrays on top of each other."""
+        arrays = {name: self._array(f"{kind}/{name}") for name in names}
+        lengths = {name: array.shape[0] for name, array in arrays.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(
+                f"expected segments of one length for an export from {self.path}, found {lengths}; "
+                "read the segments one by one with Store.fmri instead"
+            )
+        any_array = self._array(f"{kind}/{self.order[0]}")
+        rows = next(iter(lengths.values()), 0)
+        return (len(names), rows, *any_array.shape[1:]), np.dtype(any_array.dtype)
+
+
+def _write_member(
+    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[np.ndarray]
+) -> None:
+    """Write one array of an npz from blocks along its first axis, never holding the whole."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_2_0(member, header)
+        for block in blocks:
+            member.write(np.ascontiguousarray(block, dtype=dtype).tobytes())
+
+
+def open_group(path: Path) -> zarr.Group:
+    """The zarr group of a store, complete or not; raises DataError for a missing folder or another kind of folder."""
+    if not path.is_dir():
+        raise DataError(f"expected a prepared store at {path}, found no folder; run prepare first")
+    try:
+        group = zarr.open_group(path, mode="r")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"expected a prepared store at {path}, found another kind of folder ({error})") from error
+    if group.attrs.get("format") != FORMAT:
+        raise DataError(f"expected a prepared store at {path}, found another zarr group; give the folder prepare wrote")
+    return group
+
+
+def _refuse_gaps(path: Path, group: zarr.Group) -> None:
+    """zarr reads a lost chunk as zeros; a store that lost one is refused instead."""
+    names = ["vertex", "area", "reproducibility", "p_value"]
+    names += [
+        f"{part}/{segment}" for segment in group.attrs["order"] for part in ("fmri", "repeats", "frames", "scene")
+    ]
+    for name in names:
+        array = group[name]
+        if not isinstance(array, zarr.Array) or array.nchunks_initialized != array.nchunks:
+            raise DataError(f"expected all of {name} in {path}, found parts of it lost; run prepare again")

@@ -1,0 +1,402 @@
+"""Films: frames by presentation time, shot changes, and H.264 writing.
+
+Conventions. Time 0 is the presentation time of the first frame of the video stream, wherever the stream starts. The
+frame shown at time t is the last one whose presentation time is at most t (plus one millisecond, because Matroska and
+WebM round their timestamps to milliseconds). AVI stores no presentation times; there the order of the frames and the
+stream's own clock give them. Shapes: T times, H W pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import cv2
+import numpy as np
+from scenedetect import FrameTimecode
+from scenedetect.detectors import ContentDetector
+
+from mindvideo.errors import DataError
+
+Fit = Literal["crop", "stretch", "letterbox"]
+SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm")
+TIME_TOLERANCE_S = 1e-3
+MIN_SCENE_S = 0.5
+"""Shot changes nearer than this to the one before, or to the start, are taken for flashes."""
+CUT_WIDTH = 256
+"""The content detector looks at frames no larger than this, as PySceneDetect's own downscaling does."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a film's packets say: length from the first frame to the end of the last, mean rate, stored size."""
+
+    duration_s: float
+    fps: float
+    width: int
+    height: int
+    n_frames: int
+
+
+@dataclass(frozen=True)
+class Film:
+    """Frames taken at chosen times, uint8 (T, size, size, 3), and the seconds at which shots change."""
+
+    frames: np.ndarray
+    cuts_s: list[float]
+
+
+def probe(path: Path) -> VideoInfo:
+    """Measure a film from its packets, without decoding.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, holds no video, is damaged, or stops before the end its header promises.
+    """
+    with _open(path) as (container, stream):
+        span: list[tuple[float, float]] = []
+        uses_dts = container.format.name == "avi"
+        with _as_data_error(path, lambda: span[-1][1] if span else 0.0):
+            for packet in container.demux(stream):
+                stamp = packet.dts if uses_dts or packet.pts is None else packet.pts
+                if packet.size and stamp is not None and not packet.is_corrupt:
+                    start = float(stamp * packet.time_base)
+                    span.append((start, start + float((packet.duration or 0) * packet.time_base)))
+        if not span:
+            raise DataError(f"expected video frames in {path}, found none; supply an intact film")
+        first = min(start for start, _ in span)
+        last = max(start for start, _ in span) - first
+        frame_s = last / (len(span) - 1) if len(span) > 1 else 1.0 / float(stream.average_rate or 25)
+        duration_s = max(max(end for _, end in span) - first, last)
+        if duration_s == last:
+            duration_s += frame_s
+        promised_s = float(stream.duration * stream.time_base) if stream.duration else duration_s
+        if duration_s < promised_s - max(2 * frame_s, 0.1):
+            raise DataError(
+                f"{path} is truncated: its header promises {promised_s:.2f} s, its frames stop at second "
+                f"{duration_s:.2f}; supply the whole film"
+            )
+        return VideoInfo(duration_s, len(span) / duration_s, stream.width, stream.height, len(span))
+
+
+def read_frames(path: Path, times_s: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:
+    """Take the frames shown at given times.
+
+    Parameters
+    ----------
+    path : Path
+        Any film FFmpeg decodes; constant or variable rate, rotation metadata, non-square pixels, 10 bits.
+    times_s : ndarray, float (T,)
+        Seconds since the first frame, in any order.
+    size : int
+        Height and width of the result; shrunk by area averaging.
+    fit : {"crop", "stretch", "letterbox"}
+        Keep the central square, distort, or add black bars.
+
+    Returns
+    -------
+    ndarray, uint8 (T, size, size, 3)
+        RGB.
+
+    Raises
+    ------
+    DataError
+        For a missing, damaged or too short film; names the second where it stops.
+    """
+    return read_film(path, times_s, size, fit).frames
+
+
+def read_film(
+    path: Path, times_s: np.ndarray, size: int, fit: Fit = "crop", cut_threshold: float | None = None
+) -> Film:
+    """`read_frames`, and with a threshold `find_cuts`, in one pass over the film.
+
+    Parameters
+    ----------
+    path, times_s, size, fit
+        As for `read_frames`.
+    cut_threshold : float, optional
+        As for `find_cuts`; without it no shot changes are sought.
+    """
+    times = np.asarray(times_s, dtype=np.float64)
+    if times.ndim != 1 or not np.all(np.isfinite(times)) or np.any(times < 0):
+        raise DataError(f"expected a list of non-negative times for {path}, found shape {times.shape}")
+    order = np.argsort(times, kind="stable")
+    deadline = times[order] + TIME_TOLERANCE_S
+    result = np.zeros((len(times), size, size, 3), dtype=np.uint8)
+    finder = CutFinder(cut_threshold) if cut_threshold is not None else None
+    taken, shown, interval, shown_s = 0, None, 0.0, 0.0
+    for time_s, frame, aspect in _decode(path):
+        until = int(np.searchsorted(deadline, time_s, side="left"))
+        if shown is not None and until > taken:
+            result[order[taken:until]] = _square(*shown, size, fit)
+            taken = until
+        if taken == len(times) and finder is None:
+            return Film(result, [])
+        if finder is not None:
+            finder.add(time_s, _small_bgr(frame))
+        interval = time_s - shown_s or interval
+        shown, shown_s = (frame, aspect), time_s
+    if shown is not None and shown[0].duration:
+        interval = max(interval, float(shown[0].duration * shown[0].time_base))
+    end_s = shown_s + interval
+    if taken < len(times) and shown is not None:
+        wanted_s = float(times[order[-1]])
+        if wanted_s > end_s + min(interval, 0.1):
+            raise DataError(
+                f"{path} is too short: a frame at second {wanted_s:.2f} is needed, it stops at second {end_s:.2f}; "
+                "supply the whole film"
+            )
+        result[order[taken:]] = _square(*shown, size, fit)
+    return Film(result, finder.cuts_s if finder else [])
+
+
+class CutFinder:
+    """Finds shot changes with PySceneDetect's ContentDetector, one frame at a time.
+
+    Parameters
+    ----------
+    threshold : float
+        Mean change of hue, saturation and brightness (0…255) from one frame to the next that makes a shot change.
+
+    Attributes
+    ----------
+    cuts_s : list of float
+        Presentation time of the first frame of each new shot; none within `MIN_SCENE_S` of the one before.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        """Start before the first frame."""
+        self.cuts_s: list[float] = []
+        self._detector = ContentDetector(threshold=threshold, min_scene_len=0)
+        self._n_frames = 0
+
+    def add(self, time_s: float, frame_bgr: np.ndarray) -> None:
+        """Look at the next frame, uint8 (H, W, 3) in OpenCV's channel order."""
+        is_cut = bool(self._detector.process_frame(FrameTimecode(self._n_frames, fps=30.0), frame_bgr))
+        self._n_frames += 1
+        last_s = self.cuts_s[-1] if self.cuts_s else 0.0
+        if is_cut and time_s - last_s >= MIN_SCENE_S - TIME_TOLERANCE_S:
+            self.cuts_s.append(time_s)
+
+
+def find_cuts(film: Path | Iterable[tuple[float, np.ndarray]], threshold: float = 27.0) -> list[float]:
+    """Seconds at which a new shot begins, from every frame at the film's own rate.
+
+    Parameters
+    ----------
+    film : Path or iterable of (float, ndarray)
+        A file, or pairs of time in seconds and RGB frame uint8 (H, W, 3).
+    threshold : float
+        See `CutFinder`. Dissolves and fades are below it.
+
+    Returns
+    -------
+    list of float
+        Ascending; empty for a single shot.
+    """
+    finder = CutFinder(threshold)
+    if isinstance(film, Path):
+        for time_s, frame, _ in _decode(film):
+            finder.add(time_s, _small_bgr(frame))
+    else:
+        for time_s, image in film:
+            finder.add(time_s, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    return finder.cuts_s
+
+
+def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, size: int | tuple[int, int]) -> None:
+    """Write RGB frames as H.264 (yuv420p, near-lossless); the file appears only when complete.
+
+    Parameters
+    ----------
+    path : Path
+        ``.mp4``, ``.mkv`` or ``.mov``.
+    frames : iterable of ndarray, uint8 (H, W, 3)
+    fps : float
+        Frames per second.
+    size : int or (int, int)
+        Height and width; even numbers.
+
+    Raises
+    ------
+    DataError
+        For frames of another size, no frame at all, or a file that cannot be written.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if height % 2 or width % 2:
+        raise DataError(f"expected an even height and width for {path} (H.264, yuv420p), found {height} x {width}")
+    rate = Fraction(fps).limit_denominator(1001)
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        with av.open(str(partial), "w", options={"fflags": "+bitexact"}) as container:
+            options = {"crf": "12", "preset": "veryfast", "threads": "1"}
+            stream = container.add_stream("libx264", rate=rate, options=options)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            count = 0
+            for count, image in enumerate(frames, start=1):
+                if image.shape != (height, width, 3) or image.dtype != np.uint8:
+                    raise DataError(
+                        f"expected uint8 frames ({height}, {width}, 3) for {path}, found {image.dtype} {image.shape}"
+                    )
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                frame.pts, frame.time_base = count - 1, 1 / rate
+                container.mux(stream.encode(frame))
+            if not count:
+                raise DataError(f"expected at least one frame for {path}, found none")
+            container.mux(stream.encode())
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[Any, Any]]:
+    if not path.is_file():
+        raise DataError(f"expected a film at {path}, found no file")
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise DataError(
+            f"expected a film at {path}, found a damaged or unknown file ({error}); supply it anew"
+        ) from error
+    with container:
+        if not container.streams.video:
+            raise DataError(f"expected a video stream in {path}, found none; supply a film")
+        if container.streams.video[0].codec_context is None:
+            raise DataError(f"expected a known video codec in {path}, found another or damage; re-encode the film")
+        yield container, container.streams.video[0]
+
+
+@contextmanager
+def _as_data_error(path: Path, stops_at: Callable[[], float]) -> Iterator[None]:
+    try:
+        yield
+    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+        raise DataError(f"{path} is damaged: it stops at second {stops_at():.2f} ({error}); supply it anew") from error
+
+
+def _decode(path: Path) -> Iterator[tuple[float, Any, Fraction]]:
+    """Frames in order of presentation: seconds since the first, the decoded frame, its pixels' width : height."""
+    with _open(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        stream.codec_context.options = {"err_detect": "explode"}
+        clock = _Clock(container.format.name == "avi", float(stream.average_rate or stream.guessed_rate or 25))
+        aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
+        shape = None
+        frames = container.decode(stream)
+        while True:
+            with _as_data_error(path, lambda: clock.time_s):
+                frame = next(frames, None)
+            if frame is None:
+                break
+            if frame.is_corrupt:
+                raise DataError(f"{path} is damaged: it stops at second {clock.time_s:.2f}; supply it anew")
+            before_s = clock.time_s
+            time_s = clock.read(frame)
+            if time_s < before_s - TIME_TOLERANCE_S:
+                raise DataError(f"{path} is damaged: time runs backwards after second {before_s:.2f}; supply it anew")
+            shape = shape or (frame.width, frame.height)
+            if (frame.width, frame.height) != shape:
+                raise DataError(
+                    f"expected frames of {shape[0]} x {shape[1]} pixels throughout {path}, found "
+                    f"{frame.width} x {frame.height} at second {time_s:.2f}; re-encode the film"
+                )
+            yield time_s, frame, aspect
+        if shape is None:
+            raise DataError(f"expected video frames in {path}, found none; supply an intact film")
+
+
+class _Clock:
+    """Presentation time of decoded frames; a frame without a timestamp follows the one before by a frame's length."""
+
+    def __init__(self, uses_dts: bool, rate: float) -> None:
+        self.time_s = 0.0
+        self._uses_dts, self._rate = uses_dts, rate
+        self._origin_s: float | None = None
+        self._n_frames = 0
+
+    def read(self, frame: Any) -> float:
+        """Seconds since the first frame."""
+        stamp = frame.dts if self._uses_dts else frame.pts
+        if stamp is None:
+            self.time_s += 1.0 / self._rate if self._n_frames else 0.0
+        else:
+            absolute = float(stamp * frame.time_base)
+            if self._origin_s is None:
+                self._origin_s = absolute - self._n_frames / self._rate
+            self.time_s = absolute - self._origin_s
+        self._n_frames += 1
+        return self.time_s
+
+
+def _small_bgr(frame: Any) -> np.ndarray:
+    """The frame for the content detector, uint8 (h, w, 3), at most `CUT_WIDTH` pixels in width and height."""
+    scale = min(1.0, CUT_WIDTH / max(frame.width, frame.height))
+    width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+    return frame.to_ndarray(format="bgr24", width=width, height=height, interpolation="AREA", threads=1)
+
+
+def _square(frame: Any, aspect: Fraction, size: int, fit: Fit) -> np.ndarray:
+    """Turn upright, make square, resize: uint8 (size, size, 3)."""
+    image = frame.to_ndarray(format="rgb24", threads=1)
+    if frame.rotation % 90:
+        raise DataError(
+            f"expected a film turned by a multiple of 90 degrees, found {frame.rotation}; re-encode it upright"
+        )
+    turns = int(frame.rotation // 90) % 4
+    image = np.ascontiguousarray(np.rot90(image, turns))
+    pixel_aspect = float(aspect if turns % 2 == 0 else 1 / aspect)
+    return fit_square(image, size, fit, pixel_aspect)
+
+
+def fit_square(image: np.ndarray, size: int, fit: Fit = "crop", pixel_aspect: float = 1.0) -> np.ndarray:
+    """Make an image square.
+
+    Parameters
+    ----------
+    image : ndarray, uint8 (H, W, 3)
+    size : int
+        Height and width of the result.
+    fit : {"crop", "stretch", "letterbox"}
+        Central square, distorted, or whole with black bars.
+    pixel_aspect : float
+        Width of a pixel over its height.
+
+    Returns
+    -------
+    ndarray, uint8 (size, size, 3)
+    """
+    height, width = image.shape[:2]
+    shown_width = width * pixel_aspect
+    if fit == "stretch":
+        return _resize(image, size, size)
+    if fit == "crop":
+        side = min(height, shown_width)
+        rows, columns = max(1, round(side)), max(1, round(side / pixel_aspect))
+        top, left = (height - rows) // 2, (width - columns) // 2
+        return _resize(image[top : top + rows, left : left + columns], size, size)
+    if fit == "letterbox":
+        scale = size / max(height, shown_width)
+        rows, columns = max(1, round(height * scale)), max(1, round(shown_width * scale))
+        result = np.zeros((size, size, 3), dtype=np.uint8)
+        top, left = (size - rows) // 2, (size - columns) // 2
+        result[top : top + rows, left : left + columns] = _resize(image, rows, columns)
+        return result
+    raise DataError(f"expected fit crop, stretch or letterbox, found '{fit}'")
+
+
+def _resize(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    if image.shape[:2] == (rows, columns):
+        return image
+    is_smaller = rows <= image.shape[0] and columns <= image.shape[1]
+    return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR)

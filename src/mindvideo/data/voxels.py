@@ -1,0 +1,349 @@
+"""Signal and selection of voxels: standardising, reproducibility across runs, selection (METHOD section 2).
+
+Pure functions. Runs are (n scans, V vertices) float32; the work goes through blocks of vertices in float64, so that the
+whole cortex never needs a second copy in double precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import special, stats
+
+from mindvideo.errors import DataError, SettingError
+
+Selection = Literal["paper", "bonferroni", "top_k", "all"]
+
+_BLOCK = 4096
+_CONSTANT = 1e-7
+_SMALLEST_P = 1e-250
+
+
+class ReproducibilityTest(NamedTuple):
+    """One-sided one-sample t-test of every vertex: ``t``, ``p`` and the natural logarithm of p, float64 (V,)."""
+
+    t: np.ndarray
+    p: np.ndarray
+    log_p: np.ndarray
+
+
+def _blocks(n_columns: int) -> Iterator[slice]:
+    for start in range(0, n_columns, _BLOCK):
+        yield slice(start, min(start + _BLOCK, n_columns))
+
+
+def bad_vertices(run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which vertices of a run cannot be standardised.
+
+    Parameters
+    ----------
+    run : ndarray, float (n, V)
+
+    Returns
+    -------
+    has_nan : ndarray, bool (V,)
+        At least one value is not finite.
+    is_constant : ndarray, bool (V,)
+        All values are finite and equal.
+    """
+    has_nan = np.empty(run.shape[1], dtype=bool)
+    is_constant = np.empty(run.shape[1], dtype=bool)
+    for block in _blocks(run.shape[1]):
+        part = run[:, block]
+        has_nan[block] = ~np.isfinite(part).all(axis=0)
+        is_constant[block] = (part == part[:1]).all(axis=0)
+    return has_nan, is_constant & ~has_nan
+
+
+def check_run(run: np.ndarray, path: Path | str, vertex: np.ndarray | None = None) -> None:
+    """Refuse a run with vertices that are not finite or never change.
+
+    Parameters
+    ----------
+    run : ndarray, float (n, V)
+    path : Path or str
+        The file, for the message.
+    vertex : ndarray, int (V,), optional
+        Cortical position of each column, for the message; the column numbers when left out.
+
+    Raises
+    ------
+    DataError
+        Naming the file, how many vertices are bad, one of them, and what to do.
+    """
+    has_nan, is_constant = bad_vertices(run)
+    found = []
+    for is_bad, what in ((has_nan, "with NaN or infinite values"), (is_constant, "that never change")):
+        if is_bad.any():
+            first = int(np.argmax(is_bad))
+            name = first if vertex is None else int(vertex[first])
+            found.append(f"{int(is_bad.sum())} of {run.shape[1]} vertices {what} (e.g. vertex {name})")
+    if found:
+        raise DataError(
+            f"{path}: expected finite, varying values at every vertex, found {' and '.join(found)}; "
+            "repair or download the file again, choose areas without these vertices, or list the run under exclude"
+        )
+
+
+def detrend_and_standardise(run: np.ndarray, order: int = 4) -> np.ndarray:
+    """Remove a polynomial of each vertex, then its mean, and divide by the standard deviation (ddof 1).
+
+    Parameters
+    ----------
+    run : ndarray, float (n, V)
+        One recording, already trimmed.
+    order : int
+        Degree of the polynomial over time; 0 removes the mean only.
+
+    Returns
+    -------
+    ndarray, float32 (n, V)
+
+    Raises
+    ------
+    DataError
+        For fewer than ``order + 3`` scans, or for vertices that are not finite or without variance (`check_run` names
+        the file).
+
+    Notes
+    -----
+    METHOD section 2; least squares through an orthonormal basis, in double precision.
+    """
+    n_scans, n_vertices = run.shape
+    if n_scans < order + 3:
+        raise DataError(f"expected at least {order + 3} scans for a polynomial of degree {order}, found {n_scans}")
+    basis = np.linalg.qr(np.polynomial.legendre.legvander(np.linspace(-1, 1, n_scans), order))[0]
+    standardised = np.empty((n_scans, n_vertices), dtype=np.float32)
+    for block in _blocks(n_vertices):
+        part = run[:, block].astype(np.float64)
+        largest = np.abs(part).max(axis=0)
+        with np.errstate(invalid="ignore"):
+            part -= part.mean(axis=0)
+            part -= basis @ (basis.T @ part)
+            part -= part.mean(axis=0)
+            deviation = part.std(axis=0, ddof=1)
+        is_bad = ~(deviation > _CONSTANT * largest)  # also true for NaN
+        if is_bad.any():
+            raise DataError(
+                f"expected varying, finite values at every vertex, found {int(is_bad.sum())} without variance after "
+                f"detrending in columns {block.start}…{block.stop - 1} (e.g. {block.start + int(np.argmax(is_bad))}); "
+                "leave these vertices or the run out"
+            )
+        standardised[:, block] = part / deviation
+    return standardised
+
+
+def repeat_correlation(run_a: np.ndarray, run_b: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each vertex between two recordings of the same film.
+
+    Parameters
+    ----------
+    run_a, run_b : ndarray, float (n, V)
+
+    Returns
+    -------
+    ndarray, float64 (V,)
+        NaN where a run is constant.
+
+    Raises
+    ------
+    DataError
+        If the two have different shapes.
+    """
+    _same_shape([run_a, run_b])
+    correlation = np.empty(run_a.shape[1])
+    for block in _blocks(run_a.shape[1]):
+        a, b = run_a[:, block].astype(np.float64), run_b[:, block].astype(np.float64)
+        a -= a.mean(axis=0)
+        b -= b.mean(axis=0)
+        norm = np.sqrt(np.einsum("nv,nv->v", a, a) * np.einsum("nv,nv->v", b, b))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            correlation[block] = np.einsum("nv,nv->v", a, b) / norm
+    return correlation
+
+
+def fisher_z(correlation: np.ndarray) -> np.ndarray:
+    """Fisher's z (inverse hyperbolic tangent) of correlations, float64, NaN stays NaN.
+
+    Raises
+    ------
+    DataError
+        For correlations of 1, which only one file read twice gives.
+    """
+    correlation = np.asarray(correlation, dtype=np.float64)
+    is_same = np.abs(correlation) >= 1
+    if is_same.any():
+        raise DataError(
+            f"expected two different recordings, found a between-run correlation of ±1 at "
+            f"{int(is_same.sum())} vertices; check that the runs of a segment are not copies of one file"
+        )
+    return np.arctanh(correlation)
+
+
+def reproducibility_t_test(z: np.ndarray) -> ReproducibilityTest:
+    """Test of every vertex whether its between-run correlation is above 0 across segments.
+
+    Parameters
+    ----------
+    z : ndarray, float (S, V)
+        Fisher z of each segment and vertex (`fisher_z`).
+
+    Returns
+    -------
+    ReproducibilityTest
+        t (df S − 1), one-sided p for a mean above 0, and log p, which stays finite where p underflows. NaN where any
+        segment is NaN.
+
+    Raises
+    ------
+    DataError
+        With fewer than two segments.
+
+    Notes
+    -----
+    METHOD section 2. Where p would underflow, the leading term of the incomplete beta function gives its logarithm;
+    its relative error is of the order of df / t².
+    """
+    n_segments = len(z)
+    if n_segments < 2:
+        raise DataError(
+            f"expected at least 2 training segments with repeats for the reproducibility test, found {n_segments}; "
+            "add segments or choose voxels by areas (selection=all)"
+        )
+    z = np.asarray(z, dtype=np.float64)
+    df = n_segments - 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = z.mean(axis=0) / (z.std(axis=0, ddof=1) / np.sqrt(n_segments))
+        p = stats.t.sf(t, df)
+        tail = (
+            np.log(0.5) + df / 2 * (np.log(df) - 2 * np.log(np.abs(t))) - np.log(df / 2) - special.betaln(df / 2, 0.5)
+        )
+        log_p = np.where((p < _SMALLEST_P) & (t > 0), tail, np.log(p))
+    return ReproducibilityTest(t, p, log_p)
+
+
+def select_voxels(
+    p: np.ndarray,
+    selection: Selection = "paper",
+    alpha: float = 0.01,
+    top_fraction: float = 0.5,
+    k: int | None = None,
+    minimum: int = 1,
+) -> np.ndarray:
+    """Columns of the voxels to keep.
+
+    Parameters
+    ----------
+    p : ndarray, float64 (V,)
+        P value of each vertex (`reproducibility_t_test`); NaN means not tested.
+    selection : str
+        ``bonferroni``: p · (vertices tested) < alpha. ``paper``: of these the ``top_fraction`` most significant
+        (rounded down, at least one). ``top_k``: the k smallest p. ``all``: every column, tested or not.
+    alpha, top_fraction, k
+        See above.
+    minimum : int
+        Fewer voxels than this (such as one patch) are refused.
+
+    Returns
+    -------
+    ndarray, intp (n,)
+        Ascending columns. Equal p: the lower column first.
+
+    Raises
+    ------
+    DataError
+        When fewer than ``minimum`` survive, with advice.
+    SettingError
+        For an unknown selection, or ``top_k`` without a k that fits.
+    """
+    p = np.asarray(p)
+    tested = np.flatnonzero(~np.isnan(p))
+    by_p = tested[np.argsort(p[tested], kind="stable")]
+    if selection == "all":
+        chosen = np.arange(len(p))
+    elif selection == "top_k":
+        if k is None or not 0 < k <= len(tested):
+            raise SettingError(
+                f"expected k between 1 and the {len(tested)} vertices tested for selection top_k, found {k}"
+            )
+        chosen = by_p[:k]
+    elif selection in ("paper", "bonferroni"):
+        chosen = by_p[p[by_p] * len(tested) < alpha]
+        if selection == "paper" and len(chosen):
+            chosen = chosen[: max(1, int(np.floor(top_fraction * len(chosen) + 1e-9)))]
+    else:
+        raise SettingError(f"expected selection paper, bonferroni, top_k or all, found '{selection}'")
+    if len(chosen) < max(1, minimum):
+        smallest = f"smallest P {p[by_p[0]]:.3g}" if len(by_p) else "none tested"
+        raise DataError(
+            f"expected at least {max(1, minimum)} voxels from selection {selection}, found {len(chosen)} of "
+            f"{len(tested)} vertices tested ({smallest}, alpha {alpha:g}); raise alpha, add repeats, or choose by areas"
+        )
+    return np.sort(chosen)
+
+
+def average_runs(runs: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean of the standardised runs of one segment, float32 (n, V).
+
+    Raises
+    ------
+    DataError
+        For no run or runs of different shapes.
+    """
+    _same_shape(runs)
+    total = runs[0].astype(np.float32)
+    for run in runs[1:]:
+        total += run
+    total /= np.float32(len(runs))
+    return total
+
+
+def noise_ceiling(repeats: np.ndarray) -> np.ndarray:
+    """Reliability of the average of repeats: the share of its variance that repeats (Spearman–Brown).
+
+    Parameters
+    ----------
+    repeats : ndarray, float (R, n, V)
+        Recordings of one film, R of at least 2.
+
+    Returns
+    -------
+    ndarray, float32 (V,)
+        R r / (1 + (R − 1) r) with r the mean pairwise correlation; 0 where r is not positive; NaN for
+        constant vertices.
+        No model's correlation with the average can be expected above the square root of it.
+
+    Raises
+    ------
+    DataError
+        With fewer than two repeats.
+
+    References
+    ----------
+    Spearman 1910 and Brown 1910, British Journal of Psychology 3.
+    """
+    n_repeats, n_scans, n_vertices = repeats.shape
+    if n_repeats < 2:
+        raise DataError(f"expected at least 2 repeats for a noise ceiling, found {n_repeats}; record or keep more runs")
+    ceiling = np.empty(n_vertices, dtype=np.float32)
+    for block in _blocks(n_vertices):
+        total = np.zeros((n_scans, block.stop - block.start))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for run in repeats[:, :, block]:
+                centred = run.astype(np.float64)
+                centred -= centred.mean(axis=0)
+                total += centred / np.linalg.norm(centred, axis=0)
+            # |sum of R unit vectors|² = R + R (R − 1) r
+            mean_r = (np.einsum("nv,nv->v", total, total) / n_repeats - 1) / (n_repeats - 1)
+            reliability = n_repeats * mean_r / (1 + (n_repeats - 1) * mean_r)
+        ceiling[block] = np.where(mean_r <= 0, 0.0, reliability)
+    return ceiling
+
+
+def _same_shape(runs: Sequence[np.ndarray]) -> None:
+    shapes = {run.shape for run in runs}
+    if len(shapes) != 1:
+        raise DataError(f"expected runs of one shape (scans, vertices), found {sorted(shapes) or 'no runs'}")

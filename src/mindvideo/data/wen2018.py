@@ -1,0 +1,312 @@
+"""Wen et al. 2018 (CC2017) as Purdue publishes it: where its files are and which volumes belong to the film.
+
+``stimuli/{seg1…,test1…}.mp4`` and ``subject{n}/fmri/{SEG}/cifti/{SEG}_{run}_Atlas.dtseries.nii`` (METHOD section 2).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindvideo.config import Data
+from mindvideo.data.captions import Captioner
+from mindvideo.data.cifti import CortexHeader, read_header
+from mindvideo.data.preparation import Progress, Run, Segment, Source, frame_times, prepare_segments
+from mindvideo.data.store import Store, natural_key
+from mindvideo.data.video import SUFFIXES, probe
+from mindvideo.errors import DataError, SettingError
+
+AFTER_FILM_S = 10.0
+"""The scanner ran on for this long after each film; the last volume lies at its end."""
+EXTRA_VOLUMES = (5, 6)
+"""Volumes beyond the film's scans: 5 where the first was dropped by the scanner's own count, 6 where it was kept."""
+WEN2018 = {"train": (18, 2), "test": (5, 10)}
+"""Segments and runs of the published recordings."""
+KNOWN_REASONS = {"subject3:test2_9": "the run starts about 10 s late"}
+
+_SEGMENT = re.compile(r"(seg|test)\d+")
+_EXCLUDED = re.compile(r"subject(\d+):((?:seg|test)\d+)(?:_(\d+))?")
+_KIND = {"seg": "train", "test": "test"}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Films and recordings by segment, and what the settings leave out: whole segments, and runs by segment."""
+
+    films: dict[str, Path]
+    runs: dict[str, dict[int, Path]]
+    excluded_segments: frozenset[str]
+    excluded_runs: dict[str, set[int]]
+
+
+def prepare(
+    raw: Path,
+    out: Path,
+    data: Data,
+    progress: Progress | None = None,
+    captioner: Captioner | None = None,
+    captioner_name: str = "captioner",
+) -> Store:
+    """Prepare one subject of a folder in the layout of Wen 2018 as a store.
+
+    Parameters
+    ----------
+    raw : Path
+        The download: holds ``stimuli`` and ``subject{n}``.
+    out : Path
+        The store's folder; a complete store there is refused, an interrupted one of the same settings goes on.
+    data : Data
+        Settings.
+    progress : callable, optional
+        Called with steps done, steps in all, and ``{"what": …}``.
+    captioner : callable, optional
+        Maps frames uint8 (N, H, W, 3) to N captions; needed where ``data.captions`` is ``blip``.
+    captioner_name : str
+        Which captioner this is.
+
+    Returns
+    -------
+    Store
+
+    Raises
+    ------
+    DataError, SettingError
+        For missing, contradictory or damaged input; nothing is written then.
+    """
+    return prepare_segments(find_source(raw, data), out, data, progress, captioner, captioner_name)
+
+
+def find_source(raw: Path, data: Data) -> Source:
+    """Find, match and check films and recordings of one subject, from headers alone.
+
+    Raises
+    ------
+    DataError
+        For a missing folder, film or run, another number of volumes, another TR, other vertices than in the first file.
+    SettingError
+        For an exclusion that cannot be read, or settings no film can follow.
+    """
+    layout = _find_layout(raw, data)
+    _check_pairs(raw, data, layout)
+    _check_runs(raw, data, layout)
+    names = sorted((name for name in layout.films if layout.runs.get(name)), key=natural_key)
+    names = [name for name in names if name not in layout.excluded_segments]
+    if data.expect == "wen2018":
+        _insist(raw, data, layout, names)
+    splits = _split(raw, data, names)
+    segments, vertex, first_path = [], None, None
+    for name in names:
+        n_scans, duration_s = _count_scans(layout.films[name], data)
+        runs = []
+        for number, path in sorted(layout.runs[name].items()):
+            header = read_header(path)
+            if vertex is None or first_path is None:
+                vertex, first_path = header.vertex, path
+            elif not np.array_equal(header.vertex, vertex):
+                raise DataError(
+                    f"expected the {len(vertex)} cortical vertices of {first_path} in {path}, found "
+                    f"{len(header.vertex)} that differ; use recordings of one subject and one pipeline"
+                )
+            runs.append(Run(f"{name}_{number}", path, _first_volume(path, header, n_scans, duration_s, data)))
+        segments.append(Segment(name, splits[name], layout.films[name], n_scans, tuple(runs)))
+    assert vertex is not None
+    notes = {"discover": _discovered(data, layout)}
+    return Source(raw, f"subject{data.subject}", tuple(segments), vertex, notes)
+
+
+def first_volume_time(n_volumes: int, n_scans: int, tr_s: float) -> float:
+    """Movie time of a recording's first volume in seconds: it ends `AFTER_FILM_S` after the film.
+
+    At a TR of 2 s and films of 480 s: 245 volumes start at 2 s, 246 at 0 s.
+    """
+    return n_scans * tr_s + AFTER_FILM_S - (n_volumes - 1) * tr_s
+
+
+def _first_volume(path: Path, header: CortexHeader, n_scans: int, duration_s: float, data: Data) -> int:
+    """Index of the volume that pairs with movie time 0, from the lag and the recording's length."""
+    if abs(header.tr_s - data.tr_s) > 1e-3:
+        raise DataError(
+            f"expected a TR of {data.tr_s:g} s in {path}, found {header.tr_s:g} s; set data.tr_s or replace the file"
+        )
+    extra = header.n_volumes - n_scans
+    if extra not in EXTRA_VOLUMES:
+        wanted = " or ".join(str(n_scans + number) for number in EXTRA_VOLUMES)
+        raise DataError(
+            f"expected {wanted} volumes in {path} for a film of {duration_s:.2f} s, found {header.n_volumes}; "
+            "replace the recording or list it under exclude"
+        )
+    start_s = first_volume_time(header.n_volumes, n_scans, data.tr_s)
+    index = (data.lag_s - start_s) / data.tr_s
+    first = round(index)
+    if abs(index - first) > 1e-6 or first < 0 or first + n_scans > header.n_volumes:
+        last_s = start_s + (header.n_volumes - n_scans) * data.tr_s
+        raise DataError(
+            f"expected a lag_s of {start_s:g} to {last_s:g} s in steps of {data.tr_s:g} s for {path}, whose first "
+            f"volume was acquired at movie time {start_s:g} s, found {data.lag_s:g} s; choose another data.lag_s"
+        )
+    return first
+
+
+def _count_scans(film: Path, data: Data) -> tuple[int, float]:
+    """Number of TRs a film fills, and its length in seconds."""
+    duration_s = probe(film).duration_s
+    n_scans = round(duration_s / data.tr_s)
+    if n_scans < 1:
+        raise DataError(f"expected a film of at least {data.tr_s:g} s at {film}, found {duration_s:.2f} s")
+    last_s = float(frame_times(n_scans, data.tr_s, data.fps)[-1, -1])
+    if last_s > duration_s + 0.1:
+        raise DataError(
+            f"{film} is too short: {n_scans} scans of {data.tr_s:g} s need a frame at second {last_s:.2f}, "
+            f"the film stops at second {duration_s:.2f}; supply the whole film"
+        )
+    return n_scans, duration_s
+
+
+def _find_layout(raw: Path, data: Data) -> _Layout:
+    subject = raw / f"subject{data.subject}" / "fmri"
+    for folder, what in ((raw, "the download"), (raw / "stimuli", "the films"), (subject, "the subject's recordings")):
+        if not folder.is_dir():
+            raise DataError(
+                f"expected {what} in {folder}, found no folder; give the folder with stimuli/ and subject1/"
+            )
+    segments, runs = _parse_exclude(data)
+    films: dict[str, Path] = {}
+    for path in sorted((raw / "stimuli").iterdir()):
+        if path.suffix.lower() in SUFFIXES and _SEGMENT.fullmatch(path.stem) and path.stem not in segments:
+            if path.stem in films:
+                raise DataError(f"expected one film of {path.stem} in {path.parent}, found several; keep one of them")
+            films[path.stem] = path
+    recordings = {
+        folder.name: _find_runs(folder, runs.get(folder.name, set()))
+        for folder in sorted(subject.iterdir())
+        if folder.is_dir() and _SEGMENT.fullmatch(folder.name) and folder.name not in segments
+    }
+    return _Layout(films, recordings, frozenset(segments), runs)
+
+
+def _find_runs(folder: Path, excluded: set[int]) -> dict[int, Path]:
+    """Recordings of one segment by run number."""
+    pattern = re.compile(re.escape(folder.name) + r"_(\d+)_Atlas\.dtseries\.nii(\.gz)?")
+    cifti, runs = folder / "cifti", {}
+    for path in sorted(cifti.iterdir()) if cifti.is_dir() else []:
+        match = pattern.fullmatch(path.name)
+        if match and int(match[1]) not in excluded:
+            if int(match[1]) in runs:
+                raise DataError(f"expected one file of run {match[1]} in {cifti}, found several; keep one of them")
+            runs[int(match[1])] = path
+    if not runs and not excluded and any((folder / other).is_dir() for other in ("mni", "raw")):
+        raise DataError(
+            f"expected CIFTI recordings {cifti}/{folder.name}_1_Atlas.dtseries.nii, found NIfTI only; "
+            "volumes (mni/) are not read, add the cifti folder of the download"
+        )
+    return runs
+
+
+def _parse_exclude(data: Data) -> tuple[set[str], dict[str, set[int]]]:
+    """Whole segments and single runs of this subject that are left out."""
+    segments: set[str] = set()
+    runs: dict[str, set[int]] = {}
+    for text in data.exclude:
+        match = _EXCLUDED.fullmatch(text)
+        if match is None:
+            raise SettingError(
+                f"expected data.exclude entries such as subject3:test2_9 or subject3:test2, found '{text}'"
+            )
+        if int(match[1]) == data.subject and match[3] is None:
+            segments.add(match[2])
+        elif int(match[1]) == data.subject:
+            runs.setdefault(match[2], set()).add(int(match[3]))
+    return segments, runs
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+
+
+def _check_pairs(raw: Path, data: Data, layout: _Layout) -> None:
+    """Every film has recordings and every recording a film."""
+    recorded = {name for name, runs in layout.runs.items() if runs or layout.excluded_runs.get(name)}
+    without_runs = sorted(set(layout.films) - recorded, key=natural_key)
+    without_film = sorted(recorded - set(layout.films), key=natural_key)
+    if without_runs:
+        raise DataError(
+            f"expected recordings of every film under {raw / f'subject{data.subject}' / 'fmri'}, found none of "
+            f"{_listed(without_runs)}; add them or list subject{data.subject}:{without_runs[0]} under exclude"
+        )
+    if without_film:
+        raise DataError(
+            f"expected a film of every recorded segment in {raw / 'stimuli'}, found none of {_listed(without_film)}; "
+            f"add it or list subject{data.subject}:{without_film[0]} under exclude"
+        )
+
+
+def _check_runs(raw: Path, data: Data, layout: _Layout) -> None:
+    """Runs are numbered 1… without gaps, up to the same number for all films of a kind."""
+    missing = []
+    for kind in _KIND:
+        members = [name for name in layout.runs if name.startswith(kind)]
+        present = {name: set(layout.runs[name]) | layout.excluded_runs.get(name, set()) for name in members}
+        n_runs = max((max(layout.runs[name], default=0) for name in members), default=0)
+        for name in sorted(members, key=natural_key):
+            missing += [f"{name}_{number}" for number in range(1, n_runs + 1) if number not in present[name]]
+    if missing:
+        raise DataError(
+            f"expected as many runs of every segment under {raw / f'subject{data.subject}' / 'fmri'}, missing: "
+            f"{_listed(missing)}; add the files or list subject{data.subject}:{missing[0]} under exclude"
+        )
+
+
+def _insist(raw: Path, data: Data, layout: _Layout, names: list[str]) -> None:
+    """The published numbers of segments and runs, less what is excluded."""
+    for prefix, kind in _KIND.items():
+        n_segments, n_runs = WEN2018[kind]
+        wanted = {f"{prefix}{number}" for number in range(1, n_segments + 1)} - layout.excluded_segments
+        found = {name for name in names if name.startswith(prefix)}
+        found |= {name for name in wanted if layout.excluded_runs.get(name, set()) >= set(range(1, n_runs + 1))}
+        if found != wanted:
+            missing = _listed(sorted(wanted - found, key=natural_key)) or "none"
+            surplus = _listed(sorted(found - wanted, key=natural_key)) or "none"
+            raise DataError(
+                f"expected {len(wanted)} {kind} segments of subject{data.subject} in {raw} (expect=wen2018), found "
+                f"{len(found)} (missing: {missing}; not expected: {surplus}); add the files or list them under exclude"
+            )
+        for name in sorted(found, key=natural_key):
+            runs = set(layout.runs.get(name, {})) | layout.excluded_runs.get(name, set())
+            if runs != set(range(1, n_runs + 1)):
+                raise DataError(
+                    f"expected runs 1 to {n_runs} of {name} of subject{data.subject} in {raw} (expect=wen2018), "
+                    f"found {sorted(runs)}; add the files or list them under exclude"
+                )
+
+
+def _split(raw: Path, data: Data, names: list[str]) -> dict[str, str]:
+    """Split of every segment; the last training segments validate."""
+    training = [name for name in names if name.startswith("seg")]
+    if len(training) <= data.validation_segments or len(training) == len(names):
+        raise DataError(
+            f"expected more than {data.validation_segments} training segments (seg*, the last "
+            f"{data.validation_segments} validate) and a test segment (test*) in {raw}, found {len(training)} and "
+            f"{len(names) - len(training)}; add films and recordings or lower data.validation_segments"
+        )
+    validation = set(training[-data.validation_segments :])
+    return {
+        name: "validation" if name in validation else "train" if name.startswith("seg") else "test" for name in names
+    }
+
+
+def _discovered(data: Data, layout: _Layout) -> dict[str, Any]:
+    """What was left out, and why."""
+    left_out = [f"{name}_{number}" for name, numbers in layout.excluded_runs.items() for number in numbers]
+    excluded = [f"subject{data.subject}:{name}" for name in [*layout.excluded_segments, *left_out]]
+    return {
+        "source": data.source,
+        "subject": data.subject,
+        "excluded": [
+            {"run": name, "reason": KNOWN_REASONS.get(name, "listed under data.exclude")}
+            for name in sorted(excluded, key=natural_key)
+        ],
+    }

@@ -1,0 +1,242 @@
+"""Windows of scans over a prepared store, batches without scene repeats, blocks for statistics, near-duplicates.
+
+Shapes: N windows of a split, B batch, W scans per window, V voxels, F frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mindvideo.data.store import Store
+from mindvideo.errors import DataError, SettingError
+
+_THUMBNAIL = 8
+_FLAT = 1.0
+_FRAMES_PER_SCAN = 6
+
+
+def pad_voxels(fmri: np.ndarray, patch_size: int) -> np.ndarray:
+    """Wrap the last axis round to a multiple of the patch size; nothing is added when it divides (METHOD section 2).
+
+    Parameters
+    ----------
+    fmri : ndarray (..., V)
+    patch_size : int
+
+    Returns
+    -------
+    ndarray (..., ceil(V / patch_size) · patch_size)
+    """
+    missing = -fmri.shape[-1] % patch_size
+    if missing == 0:
+        return fmri
+    return np.pad(fmri, [(0, 0)] * (fmri.ndim - 1) + [(0, missing)], mode="wrap")
+
+
+class Windows:
+    """Every scan of a split as the start of a window, in order of segments and scans.
+
+    Window i is (t, t+1, …, t+W−1) inside its segment; past the segment's end the last scan repeats (METHOD section 2).
+
+    Parameters
+    ----------
+    store : Store
+    split : str
+        ``train``, ``validation`` or ``test``.
+    window : int
+        Scans per window W.
+
+    Attributes
+    ----------
+    segment : ndarray of str (N,)
+    scan : ndarray, int64 (N,)
+        t, counted inside the segment.
+    scene : ndarray, int32 (N,)
+        Scene of the middle frame of scan t.
+    captions : list of str (N)
+
+    Raises
+    ------
+    DataError
+        For an unknown or empty split.
+    SettingError
+        For a window below 1.
+    """
+
+    def __init__(self, store: Store, split: str, window: int) -> None:
+        """Read scans, scenes and captions of the split; frames stay on disk."""
+        if window < 1:
+            raise SettingError(f"expected a window of at least 1 scan, found {window}")
+        names = store.segments(split)
+        if not names:
+            raise DataError(
+                f"expected segments in split '{split}' of {store.path}, found none; prepare with more segments"
+            )
+        self.store, self.split, self.window = store, split, window
+        fmri = [store.fmri(name) for name in names]
+        lengths = np.array([len(part) for part in fmri])
+        self._fmri = np.concatenate(fmri) if len(fmri) > 1 else fmri[0]
+        self._end = np.repeat(np.cumsum(lengths), lengths) - 1
+        self._segment_number = np.repeat(np.arange(len(names)), lengths)
+        self.segment: np.ndarray = np.array(names)[self._segment_number]
+        self.scan: np.ndarray = np.concatenate([np.arange(length) for length in lengths])
+        self.scene: np.ndarray = np.concatenate([store.scene(name)[:, store.num_frames // 2] for name in names])
+        self.captions: list[str] = [caption for name in names for caption in store.captions(name)]
+
+    def __len__(self) -> int:
+        """Number of windows N."""
+        return len(self.scan)
+
+    @property
+    def n_voxels(self) -> int:
+        """Number of voxels V."""
+        return self._fmri.shape[1]
+
+    def fmri(self, index: np.ndarray) -> np.ndarray:
+        """The scans of the given windows, float32 (B, W, V)."""
+        index = self._checked(index)
+        rows = np.minimum(index[:, None] + np.arange(self.window), self._end[index][:, None])
+        return self._fmri[rows]
+
+    def frames(self, index: np.ndarray) -> np.ndarray:
+        """Frames shown during the first scan of the given windows, uint8 (B, F, H, W, 3)."""
+        index = self._checked(index)
+        size = self.store.size
+        frames = np.empty((len(index), self.store.num_frames, size, size, 3), dtype=np.uint8)
+        numbers = self._segment_number[index]
+        for number in np.unique(numbers):
+            chosen = np.flatnonzero(numbers == number)
+            name = str(self.segment[index[chosen[0]]])
+            frames[chosen] = self.store.frames_at(name, self.scan[index[chosen]])
+        return frames
+
+    def sample_batch(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
+        """Random windows of which no two show the same scene (METHOD section 6).
+
+        Parameters
+        ----------
+        rng : numpy Generator
+        batch_size : int
+
+        Returns
+        -------
+        ndarray, int64 (B,)
+            The first windows of a random order that show a scene not yet in the batch: long scenes come more often.
+
+        Raises
+        ------
+        DataError
+            If the split has fewer scenes than the batch.
+        """
+        order = rng.permutation(len(self))
+        first = np.sort(np.unique(self.scene[order], return_index=True)[1])
+        if len(first) < batch_size:
+            raise DataError(
+                f"expected at least {batch_size} scenes in split '{self.split}' of {self.store.path} for a batch "
+                f"without repeated scenes, found {len(first)}; lower batch_size or add segments"
+            )
+        return order[first[:batch_size]]
+
+    def blocks(self, block_scans: int) -> np.ndarray:
+        """Block number of each window: runs of ``block_scans`` consecutive windows inside one segment.
+
+        Parameters
+        ----------
+        block_scans : int
+            The last block of a segment may be shorter.
+
+        Returns
+        -------
+        ndarray, int64 (N,)
+            0, 0, …, 1, 1, … without gaps.
+
+        Raises
+        ------
+        SettingError
+            For blocks shorter than one scan.
+        """
+        if block_scans < 1:
+            raise SettingError(f"expected blocks of at least 1 scan, found {block_scans}")
+        inside = self.scan // block_scans
+        starts = np.ones(len(self), dtype=np.int64)
+        starts[1:] = (np.diff(inside) != 0) | (np.diff(self._segment_number) != 0)
+        return np.cumsum(starts) - 1
+
+    def _checked(self, index: np.ndarray) -> np.ndarray:
+        index = np.asarray(index)
+        if index.size and (index.min() < 0 or index.max() >= len(self)):
+            raise IndexError(f"expected windows 0…{len(self) - 1}, found {index.min()}…{index.max()}")
+        return index
+
+
+@dataclass(frozen=True)
+class NearDuplicate:
+    """A test scan that looks like a training scan; ``correlation`` is that of the most alike pair of frames."""
+
+    test_segment: str
+    test_scan: int
+    train_segment: str
+    train_scan: int
+    correlation: float
+
+
+def near_duplicates(store: Store, threshold: float = 0.98) -> list[NearDuplicate]:
+    """Test scans of which a frame is nearly identical to a frame of a training or validation film (METHOD section 9).
+
+    Parameters
+    ----------
+    store : Store
+    threshold : float
+        Least Pearson correlation between 8 x 8 grey thumbnails. Frames of one grey (grey-level standard deviation of
+        the thumbnail below 1 of 255) are never counted.
+
+    Returns
+    -------
+    list of NearDuplicate
+        For each such test scan the most alike training scan, in order of the test scans.
+    """
+    test = set(store.splits["test"])
+    train_names = [name for name in store.order if name not in test]
+    test_names = [name for name in store.order if name in test]
+    trains = {name: _thumbnails(store, name) for name in train_names}
+    found: list[NearDuplicate] = []
+    for test_name in test_names:
+        thumbnails = _thumbnails(store, test_name)
+        n_scans, n_frames, n_pixels = thumbnails.shape
+        best = np.full(n_scans, -np.inf)
+        where: list[tuple[str, int]] = [("", -1)] * n_scans
+        for train_name, candidates in trains.items():
+            similarity = thumbnails.reshape(-1, n_pixels) @ candidates.reshape(-1, n_pixels).T
+            by_scan = similarity.reshape(n_scans, n_frames, len(candidates), -1).max(axis=(1, 3))
+            nearest = by_scan.argmax(axis=1)
+            for scan in np.flatnonzero(by_scan.max(axis=1) > best):
+                best[scan] = by_scan[scan, nearest[scan]]
+                where[scan] = (train_name, int(nearest[scan]))
+        found += [
+            NearDuplicate(test_name, int(scan), *where[scan], min(1.0, float(best[scan])))
+            for scan in np.flatnonzero(best >= threshold)
+        ]
+    return found
+
+
+def _thumbnails(store: Store, segment: str, block_scans: int = 32) -> np.ndarray:
+    """Standardised grey thumbnails, float32 (n, frames, 64); their inner product is Pearson's r.
+
+    Of many frames a scan (30 FPS) about six are looked at.
+    Frames of one grey become zeros, which correlate with nothing.
+    """
+    edges = np.linspace(0, store.size, min(_THUMBNAIL, store.size) + 1).astype(int)[:-1]
+    stride = max(1, store.num_frames // _FRAMES_PER_SCAN)
+    area = np.diff(np.append(edges, store.size))
+    rows = []
+    for start in range(0, store.n_scans(segment), block_scans):
+        grey = store.frames(segment, start, start + block_scans)[:, ::stride].mean(axis=-1, dtype=np.float32)
+        small = np.add.reduceat(np.add.reduceat(grey, edges, axis=2), edges, axis=3) / np.outer(area, area)
+        flat = small.reshape(*small.shape[:2], -1)
+        flat = flat - flat.mean(axis=-1, keepdims=True)
+        is_flat = flat.std(axis=-1, keepdims=True) < _FLAT
+        norm = np.linalg.norm(flat, axis=-1, keepdims=True)
+        rows.append(np.where(is_flat, 0.0, flat / np.where(is_flat, 1.0, norm)).astype(np.float32))
+    return np.concatenate(rows)

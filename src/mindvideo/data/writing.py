@@ -1,0 +1,275 @@
+"""Writing a prepared dataset part by part, so that an interrupted prepare goes on and never looks complete."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from mindvideo.atlas import N_CORTEX, area_labels
+from mindvideo.data.disk import StoreLock, disk_errors, flush_folder
+from mindvideo.data.store import FORMAT, PARTS, SPLITS, VERSION, Store, identify_voxels, natural_key, open_group
+from mindvideo.errors import DataError
+
+_CHUNK_BYTES = 1_500_000
+
+
+def _check_header(splits: dict[str, list[str]], names: list[str], order: list[str], vertex: np.ndarray) -> None:
+    """Refuse contradictory arguments of a new store."""
+    unknown = sorted(set(splits) - set(SPLITS))
+    if unknown:
+        raise DataError(f"expected splits {', '.join(SPLITS)}, found {', '.join(unknown)}")
+    if not names or len(set(names)) != len(names):
+        raise DataError(
+            f"expected every segment in one split, found {', '.join(sorted(names, key=natural_key)) or 'none'}"
+        )
+    if sorted(order) != sorted(names):
+        raise DataError(f"expected the order to hold the segments {sorted(names)}, found {sorted(order)}")
+    if vertex.ndim != 1 or not len(vertex) or len(np.unique(vertex)) != len(vertex):
+        raise DataError(f"expected voxels with a cortical position each of its own, found shape {vertex.shape}")
+    if vertex.min() < 0 or vertex.max() >= N_CORTEX:
+        raise DataError(f"expected cortical positions 0…{N_CORTEX - 1}, found {vertex.min()}…{vertex.max()}")
+
+
+class StoreWriter:
+    """Writes a store part by part; what is written stays, an interrupted prepare goes on.
+
+    Parameters
+    ----------
+    path : Path
+        The store's folder. Locked until `finish` or `close`.
+    subject : str
+    tr_s, lag_s, fps, size
+        As in `Store`.
+    splits : dict
+        ``train``, ``validation``, ``test``: segment names. A segment belongs to one split.
+    vertex : ndarray, int (V,)
+        Cortical positions in voxel order, each once.
+    reproducibility, p_value : ndarray, float (59412,), optional
+        NaN where not recorded; left out: all NaN.
+    order : sequence of str, optional
+        All segments as recorded; left out: by name, ``seg2`` before ``seg10``.
+    fingerprint : str
+        Whatever else must be equal for an interrupted store to go on (hash of settings and sources).
+    overwrite : bool
+        Replace a store that is complete or was begun with other values. An equal unfinished one always goes on.
+
+    Raises
+    ------
+    DataError
+        For contradictory arguments, a store that is in the way, another writer at work, or a full disk.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        subject: str,
+        tr_s: float,
+        lag_s: float,
+        fps: int,
+        size: int,
+        splits: dict[str, list[str]],
+        vertex: np.ndarray,
+        reproducibility: np.ndarray | None = None,
+        p_value: np.ndarray | None = None,
+        order: Sequence[str] | None = None,
+        fingerprint: str = "",
+        overwrite: bool = False,
+    ) -> None:
+        """Lock the folder; begin a new store or go on with an equal unfinished one."""
+        self.path = path
+        self.vertex = np.asarray(vertex, dtype=np.int32)
+        names = [name for split in SPLITS for name in splits.get(split, [])]
+        self.order = list(order) if order is not None else sorted(names, key=natural_key)
+        _check_header(splits, names, self.order, self.vertex)
+        self.num_frames = round(fps * tr_s)
+        self.size = size
+        header = {
+            "subject": str(subject),
+            "tr_s": float(tr_s),
+            "lag_s": float(lag_s),
+            "fps": int(fps),
+            "size": int(size),
+            "splits": {split: list(splits.get(split, [])) for split in SPLITS},
+            "order": self.order,
+            "voxel_id": identify_voxels(self.vertex),
+            "fingerprint": fingerprint,
+        }
+        self._lock = StoreLock(path)
+        try:
+            with disk_errors(path, "the store"):
+                self._group = self._start(header, overwrite)
+                maps = {"reproducibility": reproducibility, "p_value": p_value}
+                for name, values in maps.items():
+                    filled = np.full(N_CORTEX, np.nan) if values is None else np.asarray(values)
+                    if filled.shape != (N_CORTEX,):
+                        raise DataError(f"expected {name} of shape ({N_CORTEX},), found {filled.shape}")
+                    self._write(name, filled.astype(np.float32))
+                self._write("vertex", self.vertex)
+                self._write("area", area_labels()[self.vertex])
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _start(self, header: dict[str, Any], overwrite: bool) -> zarr.Group:
+        """The group to write into: an equal unfinished one, or a new one."""
+        if self.path.exists() and any(self.path.iterdir()):
+            group = open_group(self.path)
+            found = json.loads(json.dumps(dict(group.attrs)))
+            is_equal = found.get("version") == VERSION and all(found.get(key) == header[key] for key in header)
+            if is_equal and not found.get("complete"):
+                return zarr.open_group(self.path, mode="r+")
+            if not overwrite:
+                state = "a complete store" if found.get("complete") else "an unfinished store with other settings"
+                raise DataError(f"expected a new folder for the store, found {state} at {self.path}; remove it first")
+            shutil.rmtree(self.path)
+        attributes = {"format": FORMAT, "version": VERSION, "complete": False, **header}
+        attributes |= {"provenance": [], "sources": {}, "written": {}}
+        return zarr.create_group(self.path, attributes=attributes)
+
+    def has(self, segment: str, part: str | None = None) -> bool:
+        """Whether a part of a segment (default: all of it) is already written."""
+        written = self._group.attrs["written"].get(segment, [])
+        return part in written if part is not None else set(written) == set(PARTS)
+
+    def write_fmri(self, segment: str, fmri: np.ndarray, repeats: np.ndarray) -> None:
+        """Write the average (n, V) and the single runs (R, n, V) of a segment, both standardised."""
+        n_scans, n_voxels = fmri.shape[0], len(self.vertex)
+        if fmri.shape != (n_scans, n_voxels) or repeats.ndim != 3 or repeats.shape[1:] != fmri.shape:
+            raise DataError(
+                f"expected fMRI (n, {n_voxels}) and repeats (R, n, {n_voxels}) for segment {segment}, "
+                f"found {fmri.shape} and {repeats.shape}"
+            )
+        if not (np.isfinite(fmri).all() and np.isfinite(repeats).all()):
+            raise DataError(f"expected finite fMRI for segment {segment}, found NaN or infinite values; check its runs")
+        with disk_errors(self.path, f"fmri of {segment}", fmri.nbytes + repeats.nbytes):
+            self._write(f"fmri/{segment}", fmri.astype(np.float32, copy=False))
+            self._write(f"repeats/{segment}", repeats.astype(np.float32, copy=False), (1, *fmri.shape))
+        self._mark(segment, "fmri", "repeats")
+
+    def write_frames(self, segment: str, frames: np.ndarray | Iterable[np.ndarray], n_scans: int | None = None) -> None:
+        """Write the frames of a segment.
+
+        Parameters
+        ----------
+        frames : ndarray, uint8 (n, F, H, W, 3), or an iterable of such blocks in order
+        n_scans : int, optional
+            Needed for an iterable.
+        """
+        blocks = [frames] if isinstance(frames, np.ndarray) else frames
+        total = len(frames) if isinstance(frames, np.ndarray) else n_scans
+        if total is None:
+            raise DataError(f"expected n_scans with blocks of frames for segment {segment}, found none")
+        shape = (total, self.num_frames, self.size, self.size, 3)
+        row_bytes = int(np.prod(shape[1:]))
+        rows = max(1, min(total, _CHUNK_BYTES // row_bytes))
+        done = 0
+        with disk_errors(self.path, f"frames of {segment}", total * row_bytes):
+            array = self._group.create_array(
+                f"frames/{segment}", shape=shape, chunks=(rows, *shape[1:]), dtype=np.uint8, overwrite=True,
+                config={"write_empty_chunks": True},
+            )  # fmt: skip
+            held = np.empty((0, *shape[1:]), dtype=np.uint8)
+            for block in blocks:
+                if block.dtype != np.uint8 or block.shape[1:] != shape[1:] or done + len(held) + len(block) > total:
+                    raise DataError(
+                        f"expected frames uint8 {shape} for segment {segment}, found {block.dtype} {block.shape}"
+                    )
+                held = np.concatenate([held, block]) if len(held) else block
+                whole = len(held) // rows * rows
+                array[done : done + whole] = held[:whole]
+                done, held = done + whole, held[whole:]
+            array[done : done + len(held)] = held
+        if done + len(held) != total:
+            raise DataError(f"expected frames for {total} scans of segment {segment}, found {done + len(held)}")
+        self._mark(segment, "frames")
+
+    def write_scene(self, segment: str, scene: np.ndarray) -> None:
+        """Write scene numbers, int (n, F), unique over the whole store."""
+        if scene.ndim != 2 or scene.shape[1] != self.num_frames:
+            raise DataError(f"expected scenes (n, {self.num_frames}) for segment {segment}, found {scene.shape}")
+        with disk_errors(self.path, f"scenes of {segment}"):
+            self._write(f"scene/{segment}", scene.astype(np.int32))
+        self._mark(segment, "scene")
+
+    def write_captions(self, segment: str, captions: Sequence[str], frame_captions: Sequence[Sequence[str]]) -> None:
+        """Write one caption a scan (n) and one a frame (n lists of F)."""
+        widths = {len(row) for row in frame_captions}
+        if len(captions) != len(frame_captions) or not widths <= {self.num_frames}:
+            raise DataError(
+                f"expected n captions and n lists of {self.num_frames} for segment {segment}, found {len(captions)} "
+                f"and {len(frame_captions)} lists of {sorted(widths)}"
+            )
+        attributes = {"scan": list(captions), "frame": [list(row) for row in frame_captions]}
+        with disk_errors(self.path, f"captions of {segment}"):
+            self._group.create_group(f"captions/{segment}", overwrite=True, attributes=attributes)
+        self._mark(segment, "captions")
+
+    def add_step(self, step: str, **parameters: Any) -> None:
+        """Record a step of the preparation; a step of the same name is replaced."""
+        steps = [item for item in self._group.attrs["provenance"] if item["step"] != step]
+        with disk_errors(self.path, "provenance"):
+            self._group.attrs["provenance"] = [*steps, {"step": step, "parameters": parameters}]
+
+    def add_sources(self, sources: dict[str, str]) -> None:
+        """Record source files: relative path to SHA-256 (hex)."""
+        with disk_errors(self.path, "provenance"):
+            self._group.attrs["sources"] = {**self._group.attrs["sources"], **sources}
+
+    def finish(self) -> Store:
+        """Check that every segment is whole, flush to disk, mark complete and open the store.
+
+        Raises
+        ------
+        DataError
+            Names the first segment that lacks a part or whose parts disagree in their number of scans.
+        """
+        for segment in self.order:
+            missing = [part for part in PARTS if not self.has(segment, part)]
+            if missing:
+                raise DataError(
+                    f"expected every part of segment {segment} in {self.path}, found no {', '.join(missing)}"
+                )
+            lengths = {part: self._group[f"{part}/{segment}"].shape[0] for part in ("fmri", "frames", "scene")}
+            lengths["captions"] = len(self._group[f"captions/{segment}"].attrs["scan"])
+            if len(set(lengths.values())) != 1:
+                raise DataError(f"expected equally many scans in every part of segment {segment}, found {lengths}")
+        with disk_errors(self.path, "the store"):
+            flush_folder(self.path)
+            self._group.attrs["complete"] = True
+            flush_folder(self.path, recursive=False)
+        self.close()
+        return Store.open(self.path)
+
+    def close(self) -> None:
+        """Give the lock back; an unfinished store stays incomplete."""
+        self._lock.release()
+
+    def __enter__(self) -> StoreWriter:
+        """Use as a context manager: the lock is given back whatever happens."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """See `close`."""
+        self.close()
+
+    def _write(self, name: str, values: np.ndarray, chunks: tuple[int, ...] | None = None) -> None:
+        array = self._group.create_array(
+            name, shape=values.shape, chunks=chunks or tuple(max(1, n) for n in values.shape), dtype=values.dtype,
+            overwrite=True, compressors=None, config={"write_empty_chunks": True},
+        )  # fmt: skip
+        array[...] = values
+
+    def _mark(self, segment: str, *parts: str) -> None:
+        if segment not in self.order:
+            raise DataError(f"expected one of the segments {', '.join(self.order)}, found '{segment}'")
+        written = dict(self._group.attrs["written"])
+        written[segment] = sorted({*written.get(segment, []), *parts})
+        with disk_errors(self.path, f"the record of {segment}"):
+            self._group.attrs["written"] = written

@@ -1,0 +1,84 @@
+"""What a reconstruction is compared with: controls, baselines, ceilings, and how good the recording lets it be."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from mindvideo.errors import DataError
+
+Role = Literal["control", "baseline", "ceiling"]
+
+ROLES: dict[str, Role] = {
+    "shuffled": "control",
+    "mean": "control",
+    "random_train": "baseline",
+    "constant": "baseline",
+    "caption": "ceiling",
+    "vae": "ceiling",
+}
+"""Role of each set of clips (METHOD section 9). A *control* uses the same generator and seeds without the window's own
+brain signal, a *baseline* is what one could show without any brain, a *ceiling* is given the stimulus itself."""
+
+
+def role_of(name: str) -> Role:
+    """Role of a set of clips by its name; a set nobody named here (another method's clips) is a baseline."""
+    return ROLES.get(name, "baseline")
+
+
+def block_numbers(segment: np.ndarray, scan: np.ndarray, block_scans: int) -> np.ndarray:
+    """Number of the block of consecutive scans each window belongs to; blocks never cross a segment.
+
+    Parameters
+    ----------
+    segment : sequence of str (n,)
+    scan : ndarray, int (n,)
+        First scan of each window inside its segment.
+    block_scans : int
+        Scans a block.
+
+    Returns
+    -------
+    ndarray, int64 (n,)
+        0, 1, … in order of segment name and scan.
+    """
+    if block_scans < 1:
+        raise DataError(f"expected blocks of at least one scan, found {block_scans}")
+    _, segment_index = np.unique(np.asarray(segment), return_inverse=True)
+    place = np.asarray(scan, dtype=np.int64) // block_scans
+    _, block = np.unique(segment_index * (int(place.max(initial=0)) + 1) + place, return_inverse=True)
+    return block.astype(np.int64)
+
+
+def noise_ceiling(repeats: np.ndarray) -> np.ndarray:
+    """Correlation a perfect model of each voxel could reach with the average of its repeated runs.
+
+    From the mean correlation r between single runs, the reliability of the average of R runs is R r / (1 + (R − 1) r)
+    (Spearman–Brown); the ceiling is its square root, 0 where r is not positive.
+
+    Parameters
+    ----------
+    repeats : ndarray (R, n, V)
+        Standardised single runs of one segment, R ≥ 2.
+
+    Returns
+    -------
+    ndarray, float64 (V,)
+        0…1.
+
+    References
+    ----------
+    Lage-Castellanos et al. 2019, PLoS Computational Biology 15, e1006397.
+    """
+    repeats = np.asarray(repeats, dtype=np.float64)
+    if repeats.ndim != 3 or len(repeats) < 2:
+        raise DataError(f"expected two or more repeats (R, n, V) for a noise ceiling, found shape {repeats.shape}")
+    n_runs = len(repeats)
+    centred = repeats - repeats.mean(axis=1, keepdims=True)
+    length = np.sqrt((centred**2).sum(axis=1, keepdims=True))
+    unit = np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)
+    total = (unit.sum(axis=0) ** 2).sum(axis=0)
+    alone = (unit**2).sum(axis=(0, 1))
+    r = np.clip((total - alone) / (n_runs * (n_runs - 1)), 0.0, 1.0)
+    return np.sqrt(n_runs * r / (1 + (n_runs - 1) * r))

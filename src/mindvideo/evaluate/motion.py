@@ -1,0 +1,96 @@
+"""Motion scores: optical flow of the reconstruction against optical flow of the truth.
+
+Shapes: clips are uint8 (n, F, H, W, 3); flow is float32 (n, F−1, H, W, 2), pixels per frame interval, x then y.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from mindvideo.errors import DataError
+
+STILL_PIXELS = 0.05
+
+
+def optical_flow(clips: np.ndarray) -> np.ndarray:
+    """Dense optical flow between adjacent frames (dense inverse search on grey-scale frames).
+
+    Parameters
+    ----------
+    clips : ndarray, uint8 (n, F, H, W, 3)
+        At least two frames of at least 16 x 16 pixels.
+
+    Returns
+    -------
+    ndarray, float32 (n, F−1, H, W, 2)
+
+    Raises
+    ------
+    DataError
+        For other types or shapes.
+
+    References
+    ----------
+    Kroeger et al. 2016, ECCV (DIS flow), as implemented in OpenCV.
+    """
+    clips = np.asarray(clips)
+    if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3:
+        raise DataError(f"expected uint8 clips (n, F, H, W, 3), found {clips.dtype} {clips.shape}")
+    n, n_frames, height, width, _ = clips.shape
+    if n_frames < 2 or min(height, width) < 16:
+        raise DataError(f"expected two or more frames of at least 16 x 16 pixels for optical flow, found {clips.shape}")
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flow = np.empty((n, n_frames - 1, height, width, 2), dtype=np.float32)
+    for i in range(n):
+        grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in clips[i]]
+        for f in range(n_frames - 1):
+            flow[i, f] = search.calc(grey[f], grey[f + 1], None)
+    return flow
+
+
+def end_point_error(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Mean length of the difference between two flows, in pixels per frame interval.
+
+    Range 0…∞, lower is better. A clip without motion scores the truth's own mean speed, which on slow films is hard to
+    beat: compare with the constant image.
+
+    Parameters
+    ----------
+    prediction, truth : ndarray (n, F−1, H, W, 2)
+        See `optical_flow`.
+
+    Returns
+    -------
+    ndarray, float64 (n,)
+
+    References
+    ----------
+    Baker et al. 2011, International Journal of Computer Vision 92, 1–31.
+    """
+    return np.linalg.norm(prediction - truth, axis=-1).mean(axis=(1, 2, 3), dtype=np.float64)
+
+
+def direction_agreement(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Mean cosine of the angle between two flows, pixels weighted by the true speed.
+
+    Range −1…1, higher is better, 0 for motion in unrelated directions and for a prediction that does not move; NaN
+    where the truth's mean speed is below .05 pixels per frame interval, as there is no direction to agree with. Camera
+    movement gives whole films one direction, so chance need not be 0: compare with other clips.
+
+    Parameters
+    ----------
+    prediction, truth : ndarray (n, F−1, H, W, 2)
+
+    Returns
+    -------
+    ndarray, float64 (n,)
+    """
+    speed_p, speed_t = np.linalg.norm(prediction, axis=-1), np.linalg.norm(truth, axis=-1)
+    inner = (prediction * truth).sum(axis=-1)
+    along = np.divide(inner, speed_p, out=np.zeros_like(inner), where=speed_p > 0)
+    axes = (1, 2, 3)
+    total = speed_t.sum(axis=axes, dtype=np.float64)
+    is_moving = speed_t.mean(axis=axes, dtype=np.float64) >= STILL_PIXELS
+    agreement = np.divide(along.sum(axis=axes, dtype=np.float64), total, out=np.zeros(len(total)), where=is_moving)
+    return np.where(is_moving, agreement, np.nan)

@@ -1,0 +1,123 @@
+"""Scores on frozen features: similarity to the truth, retrieval among candidates, consistency over time.
+
+Shapes: n clips, F frames, D features (for example CLIP image embeddings).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mindvideo.errors import DataError
+from mindvideo.evaluate.semantic import success_table
+
+
+def normalise(features: np.ndarray) -> np.ndarray:
+    """Features (..., D) at unit length, float64; DataError for a feature vector that is zero or not finite."""
+    features = np.asarray(features, dtype=np.float64)
+    length = np.linalg.norm(features, axis=-1, keepdims=True)
+    if not np.isfinite(length).all() or (length == 0).any():
+        raise DataError("expected finite feature vectors of non-zero length, found one that is not; look at the clips")
+    return features / length
+
+
+def clip_features(features: np.ndarray) -> np.ndarray:
+    """One unit vector a clip: the mean of its frames' unit vectors. (n, F, D) → float64 (n, D)."""
+    return normalise(normalise(features).mean(axis=1))
+
+
+def feature_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Cosine of the features of each predicted frame with those of the true frame at the same time.
+
+    "CLIP similarity" (CLIP-I) with CLIP image embeddings. Range −1…1, higher is better. Chance is far above 0, because
+    all frames of a film resemble one another in such features: compare with other clips.
+
+    Parameters
+    ----------
+    prediction, truth : ndarray (n, F, D)
+
+    Returns
+    -------
+    ndarray, float64 (n, F)
+
+    References
+    ----------
+    Radford et al. 2021, ICML (CLIP).
+    """
+    return (normalise(prediction) * normalise(truth)).sum(axis=-1)
+
+
+def pairwise_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """`feature_similarity` averaged over frames, of every prediction with every truth: float64 (n, n)."""
+    first, second = normalise(prediction), normalise(truth)
+    n_frames = first.shape[1]
+    return first.reshape(len(first), -1) @ second.reshape(len(second), -1).T / n_frames
+
+
+def retrieval_top_k(similarity: np.ndarray, n_candidates: int | None = None, top_k: int = 1) -> np.ndarray:
+    """Exact probability that the true clip is among the ``top_k`` most similar of K candidates.
+
+    The candidates are the true clip and K−1 others drawn without replacement; the expectation over draws is in closed
+    form, as in `semantic.n_way_top_k`. **Ties count against the truth.** Range 0…1, higher is better, chance
+    ``top_k`` / K. Neighbouring windows of one film are candidates too, which makes it harder than retrieval among
+    unrelated clips.
+
+    Parameters
+    ----------
+    similarity : ndarray (n, n)
+        Of prediction i (row) with the truth of clip j (column).
+    n_candidates : int, optional
+        K; all n clips by default.
+    top_k : int
+
+    Returns
+    -------
+    ndarray, float64 (n,)
+
+    Raises
+    ------
+    DataError
+        When the matrix is not square or not finite.
+    SettingError
+        For more candidates than clips.
+    """
+    similarity = np.asarray(similarity)
+    if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1] or not np.isfinite(similarity).all():
+        raise DataError(f"expected a finite square similarity matrix, found shape {similarity.shape}")
+    n = len(similarity)
+    others_ahead = (similarity >= np.diag(similarity)[:, None]).sum(axis=1) - 1
+    return success_table(n - 1, n if n_candidates is None else n_candidates, top_k)[others_ahead]
+
+
+def adjacent_consistency(features: np.ndarray) -> np.ndarray:
+    """Cosine of the features of adjacent frames, averaged over a clip ("CLIP-pcc", frame consistency).
+
+    Range −1…1. A frozen frame scores 1 and so does a constant image: higher is *not* simply better, the value to reach
+    is the truth's own.
+
+    Parameters
+    ----------
+    features : ndarray (n, F, D)
+
+    Returns
+    -------
+    ndarray, float64 (n,)
+        NaN for clips of one frame.
+
+    References
+    ----------
+    Wu et al. 2023, ICCV (Tune-A-Video), where it is introduced as frame consistency.
+    """
+    unit = normalise(features)
+    if unit.shape[1] < 2:
+        return np.full(len(unit), np.nan)
+    return (unit[:, 1:] * unit[:, :-1]).sum(axis=-1).mean(axis=1)
+
+
+def pairwise_retrieval(similarity: np.ndarray, top_k: int = 1) -> np.ndarray:
+    """Whether truth j is among the ``top_k`` of all n truths for prediction i, float32 (n, n); ties count against it.
+
+    The diagonal is `retrieval_top_k` among all; permuting its columns by blocks tests the pairing.
+    """
+    similarity = np.asarray(similarity)
+    ahead = np.stack([len(row) - np.searchsorted(np.sort(row), row, side="left") - 1 for row in similarity])
+    return (ahead < top_k).astype(np.float32)

@@ -1,0 +1,203 @@
+"""N-way top-K identification, exactly: the expectation of the published sampling procedure in closed form.
+
+Shapes: n rows (frames or clips), classes, g ground-truth classes of a row.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+
+from mindvideo.errors import DataError, SettingError
+
+
+@cache
+def success_table(pool: int, n_way: int, top_k: int) -> np.ndarray:
+    """Chance that fewer than ``top_k`` of N−1 distractors drawn from ``pool`` are among the m that beat the truth.
+
+    Parameters
+    ----------
+    pool : int
+        Number of candidates a distractor can be.
+    n_way : int
+        N: the truth and N−1 distractors, drawn without replacement.
+    top_k : int
+        The truth must be among the first ``top_k``.
+
+    Returns
+    -------
+    ndarray, float64 (pool + 1,)
+        Entry m: the hypergeometric P(X ≤ top_k − 1) with m of the pool beating the truth, from exact integers;
+        read-only.
+
+    Raises
+    ------
+    SettingError
+        For N < 2, K < 1, or fewer candidates than distractors.
+    """
+    if n_way < 2 or top_k < 1:
+        raise SettingError(f"expected n_way of at least 2 and top_k of at least 1, found {n_way} and {top_k}")
+    draws = n_way - 1
+    if draws > pool:
+        raise SettingError(
+            f"expected at least {draws} candidates for the distractors of a {n_way}-way test, found {pool}; "
+            "lower n_ways or use a classifier with more classes"
+        )
+    all_draws = math.comb(pool, draws)
+    table = np.empty(pool + 1)
+    for m in range(pool + 1):
+        good = sum(math.comb(m, j) * math.comb(pool - m, draws - j) for j in range(min(top_k, draws + 1)))
+        table[m] = good / all_draws
+    table.setflags(write=False)
+    return table
+
+
+def _check(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    probabilities, truth = np.asarray(probabilities), np.asarray(truth)
+    if probabilities.ndim != 2 or truth.ndim != 2 or len(probabilities) != len(truth):
+        raise DataError(
+            "expected probabilities (n, classes) and class indices (n, g) with the same n, "
+            f"found {probabilities.shape} and {truth.shape}"
+        )
+    if not np.isfinite(probabilities).all():
+        row = int(np.flatnonzero(~np.isfinite(probabilities).all(axis=1))[0])
+        raise DataError(f"expected finite class probabilities, found NaN or infinity in row {row}; look at that clip")
+    n_classes = probabilities.shape[1]
+    if truth.size and (truth.min() < 0 or truth.max() >= n_classes):
+        raise DataError(f"expected class indices 0…{n_classes - 1}, found {int(truth.min())}…{int(truth.max())}")
+    ordered = np.sort(truth, axis=1)
+    if (ordered[:, 1:] == ordered[:, :-1]).any():
+        row = int(np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))[0])
+        raise DataError(f"expected distinct ground-truth classes in a row, found {truth[row].tolist()} in row {row}")
+    return probabilities, truth
+
+
+def top_classes(probabilities: np.ndarray, n_classes: int = 3) -> np.ndarray:
+    """Indices of the most probable classes, the ground truth of the N-way test.
+
+    Parameters
+    ----------
+    probabilities : ndarray (..., classes)
+        Of the true frames or clips.
+    n_classes : int
+        How many to keep; 3 in the paper (section 4.2).
+
+    Returns
+    -------
+    ndarray, int64 (..., n_classes)
+        Most probable first; equal probabilities in class order.
+    """
+    if not 1 <= n_classes <= probabilities.shape[-1]:
+        raise SettingError(f"expected 1…{probabilities.shape[-1]} ground-truth classes, found {n_classes}")
+    return np.argsort(-probabilities, axis=-1, kind="stable")[..., :n_classes]
+
+
+def n_way_top_k(probabilities: np.ndarray, truth: np.ndarray, n_way: int, top_k: int = 1) -> np.ndarray:
+    """Exact probability of success in the N-way top-K test of each row.
+
+    The procedure (paper section 4.2, after Chen et al. 2023): the ground truth G is the true clip's top classes; N−1
+    distractors are drawn without replacement from the classes outside G; success if any class of G is in the top K of
+    {that class} ∪ distractors by the prediction's probabilities. Published code averages random draws. Its expectation
+    is a hypergeometric tail: with b the class of G the prediction thinks most probable and m the number of classes
+    outside G that beat **or tie** b, success means at most K−1 of the drawn distractors are among those m. **Ties count
+    against the ground truth**, so a constant prediction scores 0 and not 1.
+
+    Range 0…1, higher is better. Chance is not 1/N: `chance_n_way` gives it for exchangeable classes (.75 for 2-way
+    with three ground-truth classes), a test set's own chance is the mean of `pairwise_n_way_top_k` off the diagonal.
+
+    Parameters
+    ----------
+    probabilities : ndarray, float (n, classes)
+        The prediction's; only their order matters.
+    truth : ndarray, int (n, g)
+        Distinct ground-truth classes of each row, see `top_classes`.
+    n_way, top_k : int
+        N ≥ 2 and K ≥ 1.
+
+    Returns
+    -------
+    ndarray, float64 (n,)
+
+    Raises
+    ------
+    DataError
+        For shapes that do not fit, probabilities that are not finite, or repeated or impossible classes.
+    SettingError
+        When there are fewer classes outside G than distractors.
+    """
+    probabilities, truth = _check(probabilities, truth)
+    own = np.take_along_axis(probabilities, truth, axis=1)
+    best = own.max(axis=1, keepdims=True)
+    beaten_by = (probabilities >= best).sum(axis=1) - (own >= best).sum(axis=1)
+    return success_table(probabilities.shape[1] - truth.shape[1], n_way, top_k)[beaten_by]
+
+
+def pairwise_n_way_top_k(probabilities: np.ndarray, truth: np.ndarray, n_way: int, top_k: int = 1) -> np.ndarray:
+    """`n_way_top_k` of every prediction against every row's truth.
+
+    Returns
+    -------
+    ndarray, float32 (n, n)
+        Entry (i, j): prediction i tested against the truth of row j. The diagonal is `n_way_top_k`; the mean off it is
+        the chance on this very test set, exactly, instead of an average over some derangements.
+    """
+    probabilities, truth = _check(probabilities, truth)
+    n, n_classes = probabilities.shape
+    ordered = np.sort(probabilities, axis=1)
+    table = success_table(n_classes - truth.shape[1], n_way, top_k).astype(np.float32)
+    pairs = np.empty((n, n), dtype=np.float32)
+    for i in range(n):
+        at_least = n_classes - np.searchsorted(ordered[i], probabilities[i], side="left")
+        ranks = at_least[truth]
+        best = ranks.min(axis=1)
+        pairs[i] = table[best - (ranks == best[:, None]).sum(axis=1)]
+    return pairs
+
+
+def chance_n_way(n_way: int, top_k: int = 1, n_truth: int = 3) -> float:
+    """Chance level of the N-way top-K test when all classes are exchangeable and never tie.
+
+    Of the g ground-truth classes and N−1 distractors, in random order, the test fails when the first K are all
+    distractors: 1 − ∏ₖ (N−1−k)/(N−1+g−k), k = 0…K−1; for K = 1, g/(N−1+g), that is 3/(N+2) with three classes.
+
+    Real classifiers' classes are not exchangeable (some are always more probable), so this is a landmark; the chance
+    to compare with is the one of the test set.
+    """
+    if n_way < 2 or top_k < 1 or n_truth < 1:
+        raise SettingError(f"expected N >= 2, K >= 1 and a ground truth, found {n_way}, {top_k} and {n_truth}")
+    failure = 1.0
+    for k in range(min(top_k, n_way)):
+        failure *= (n_way - 1 - k) / (n_way - 1 + n_truth - k)
+    return 1.0 - failure
+
+
+def sampled_n_way_top_k(
+    probabilities: np.ndarray,
+    truth: np.ndarray,
+    n_way: int,
+    top_k: int = 1,
+    *,
+    draws: int = 100,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The same test by drawing distractors, as published; a cross-check of `n_way_top_k`, slow and noisy.
+
+    Returns
+    -------
+    ndarray, float64 (n,)
+        Share of successes among ``draws`` draws; its expectation is `n_way_top_k`.
+    """
+    probabilities, truth = _check(probabilities, truth)
+    n_classes = probabilities.shape[1]
+    success_table(n_classes - truth.shape[1], n_way, top_k)
+    share = np.empty(len(probabilities))
+    for row, (values, own) in enumerate(zip(probabilities, truth, strict=True)):
+        outside = np.setdiff1d(np.arange(n_classes), own)
+        count = 0
+        for _ in range(draws):
+            distractors = values[rng.choice(outside, n_way - 1, replace=False)]
+            count += any((distractors >= values[own_class]).sum() < top_k for own_class in own)
+        share[row] = count / draws
+    return share

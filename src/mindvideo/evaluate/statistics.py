@@ -1,0 +1,209 @@
+"""Inference that respects dependence: whole blocks of consecutive windows are permuted and resampled.
+
+Two-second windows of one film are not independent, so tests that treat them as such report far too small P-values.
+Shapes: n windows, each with a block number; windows of one block stay together.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from mindvideo.errors import DataError
+
+Alternative = Literal["greater", "less", "two-sided"]
+P_CLASSES = ((0.0001, "p<0.0001"), (0.01, "p<0.01"), (0.05, "p<0.05"))
+
+
+def _by_block(values: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of windows of each block, float64."""
+    values, block = np.asarray(values, dtype=np.float64), np.asarray(block)
+    if values.ndim != 1 or values.shape != block.shape or not len(values):
+        raise DataError(f"expected values and block numbers (n,) of one length, found {values.shape} and {block.shape}")
+    if not np.isfinite(values).all():
+        raise DataError(
+            f"expected finite values, found {int((~np.isfinite(values)).sum())} of {len(values)} that are not"
+        )
+    _, index = np.unique(block, return_inverse=True)
+    return np.bincount(index, weights=values), np.bincount(index).astype(np.float64)
+
+
+def _tail(null: np.ndarray, observed: float, alternative: Alternative, extra: int) -> float:
+    """(extra + how many of the null are as extreme) / (extra + size); equal up to rounding counts as equal."""
+    slack = 1e-10 * max(1.0, abs(observed), float(np.abs(null).max(initial=0.0)))
+    if alternative == "greater":
+        count = (null >= observed - slack).sum()
+    elif alternative == "less":
+        count = (null <= observed + slack).sum()
+    else:
+        count = (np.abs(null) >= abs(observed) - slack).sum()
+    return float((extra + count) / (extra + len(null)))
+
+
+def block_permutation_p(
+    difference: np.ndarray,
+    block: np.ndarray,
+    permutations: int,
+    rng: np.random.Generator,
+    alternative: Alternative = "greater",
+) -> float:
+    """Block sign-flip test of paired differences.
+
+    Under the null hypothesis the two members of a pair are exchangeable; the sign of the difference is flipped for
+    whole blocks at once, and the sum compared with the observed one. All 2^B flips are enumerated where they are no
+    more than ``permutations``; else they are sampled and the observed one is counted in (Phipson & Smyth 2010). The
+    smallest P possible is therefore 2^−B or 1 / (permutations + 1).
+
+    Parameters
+    ----------
+    difference : ndarray (n,)
+        Score of the reconstruction minus score of the control, window by window.
+    block : ndarray, int (n,)
+        Windows with one number are flipped together.
+    permutations : int
+    rng : Generator
+    alternative : str
+        ``greater`` (the mean difference is above 0), ``less`` or ``two-sided``.
+
+    Returns
+    -------
+    float
+        P in (0, 1].
+    """
+    sums, _ = _by_block(difference, block)
+    observed = float(sums.sum())
+    if len(sums) < 60 and 2 ** len(sums) <= permutations:
+        bits = (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1
+        return _tail((1 - 2 * bits) @ sums, observed, alternative, extra=0)
+    signs = rng.integers(0, 2, size=(permutations, len(sums)), dtype=np.int8)
+    return _tail((1.0 - 2.0 * signs) @ sums, observed, alternative, extra=1)
+
+
+def block_pairing_p(pairs: np.ndarray, block: np.ndarray, permutations: int, rng: np.random.Generator) -> float:
+    """Test that predictions belong to their own truths, by permuting whole blocks of truths.
+
+    Parameters
+    ----------
+    pairs : ndarray (n, n)
+        Score of prediction i against the truth of window j, higher is better; the diagonal is the real pairing.
+    block : ndarray, int (n,)
+        Blocks of the same number of windows change places; a block whose length no other has keeps its place.
+
+    Returns
+    -------
+    float
+        One-sided P in (0, 1]; 1 where no two blocks can change places.
+    """
+    _, index = np.unique(np.asarray(block), return_inverse=True)
+    members = [np.flatnonzero(index == b) for b in range(index.max() + 1)]
+    sizes = np.array([len(rows) for rows in members])
+    gains = np.array([[_block_sum(pairs, a, b) for b in members] for a in members])
+    null = np.empty(permutations)
+    for i in range(permutations):
+        place = np.arange(len(members))
+        for size in np.unique(sizes):
+            same = np.flatnonzero(sizes == size)
+            place[same] = rng.permutation(same)
+        null[i] = gains[np.arange(len(members)), place].sum()
+    return _tail(null, float(np.trace(gains)), "greater", extra=1)
+
+
+def _block_sum(pairs: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> float:
+    return float(pairs[rows, columns].sum(dtype=np.float64)) if len(rows) == len(columns) else 0.0
+
+
+def block_bootstrap_interval(
+    values: np.ndarray, block: np.ndarray, bootstraps: int, rng: np.random.Generator, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean over windows, whole blocks drawn with replacement.
+
+    Returns
+    -------
+    low, high : float
+        NaN twice with a single block, which says nothing about the variation between blocks.
+
+    References
+    ----------
+    Künsch 1989, Annals of Statistics 17, 1217–1241 (here with fixed, non-overlapping blocks).
+    """
+    sums, counts = _by_block(values, block)
+    if len(sums) < 2:
+        return math.nan, math.nan
+    drawn = rng.integers(0, len(sums), size=(bootstraps, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def two_sample_block_p(
+    first: np.ndarray,
+    first_block: np.ndarray,
+    second: np.ndarray,
+    second_block: np.ndarray,
+    permutations: int,
+    rng: np.random.Generator,
+    alternative: Alternative = "two-sided",
+) -> float:
+    """Block permutation test that two unpaired sets of windows have one mean (two subjects, two test sets).
+
+    Whole blocks are dealt anew into two groups of the original numbers of blocks; the statistic is the difference of
+    the means over windows, first minus second. Where the same windows were scored twice, use `block_permutation_p` of
+    the differences: it is more sensitive.
+
+    Returns
+    -------
+    float
+        P in (0, 1].
+    """
+    sums_a, counts_a = _by_block(first, first_block)
+    sums_b, counts_b = _by_block(second, second_block)
+    sums, counts = np.concatenate([sums_a, sums_b]), np.concatenate([counts_a, counts_b])
+    n, n_first = len(sums), len(sums_a)
+    observed = sums_a.sum() / counts_a.sum() - sums_b.sum() / counts_b.sum()
+    is_exact = math.comb(n, n_first) <= permutations
+    is_first = np.zeros((math.comb(n, n_first) if is_exact else permutations, n), dtype=bool)
+    if is_exact:
+        for row, chosen in enumerate(combinations(range(n), n_first)):
+            is_first[row, list(chosen)] = True
+    else:
+        order = rng.random((permutations, n)).argsort(axis=1)
+        np.put_along_axis(is_first, order[:, :n_first], True, axis=1)
+    null = is_first @ sums / (is_first @ counts) - ~is_first @ sums / (~is_first @ counts)
+    return _tail(null, float(observed), alternative, extra=0 if is_exact else 1)
+
+
+def _checked_p(p_values: np.ndarray) -> np.ndarray:
+    p_values = np.asarray(p_values, dtype=np.float64)
+    if p_values.ndim != 1 or not ((p_values >= 0) & (p_values <= 1)).all():
+        raise DataError(f"expected P-values (n,) between 0 and 1, found {p_values}")
+    return p_values
+
+
+def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
+    """P-values adjusted to control the false-discovery rate (Benjamini & Hochberg 1995), float64 (n,)."""
+    p_values = _checked_p(p_values)
+    n = len(p_values)
+    order = np.argsort(p_values)
+    scaled = p_values[order] * n / np.arange(1, n + 1)
+    adjusted = np.empty(n)
+    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return adjusted
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """P-values adjusted to control the family-wise error rate (Holm 1979), float64 (n,)."""
+    p_values = _checked_p(p_values)
+    n = len(p_values)
+    order = np.argsort(p_values)
+    adjusted = np.empty(n)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * (n - np.arange(n))), 1.0)
+    return adjusted
+
+
+def p_class(p_value: float) -> str:
+    """The paper's class of a P-value (Table 1): ``p<0.0001``, ``p<0.01``, ``p<0.05`` or ``p>0.05``."""
+    _checked_p(np.array([p_value]))
+    return next((name for bound, name in P_CLASSES if p_value < bound), "p>0.05")

@@ -1,0 +1,150 @@
+"""Where the encoder looks: attention received by patches, spread to voxels, cortex and networks (METHOD section 10).
+
+Shapes: n windows, W scans, V voxels, P patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+from mindvideo.atlas import N_CORTEX, yeo17_labels, yeo17_names
+from mindvideo.errors import DataError
+from mindvideo.models.fmri_encoder import FmriEncoder
+
+BATCH_WINDOWS = 16
+
+
+def choose_layers(depth: int) -> dict[str, int]:
+    """First, middle and last layer of an encoder; a shallow one has fewer names."""
+    if depth < 1:
+        raise DataError(f"expected an encoder of at least one layer, found {depth}")
+    layers = {"first": 0, "middle": depth // 2, "last": depth - 1}
+    return {name: layer for name, layer in layers.items() if name != "middle" or 0 < layer < depth - 1}
+
+
+def average_attention(encoder: FmriEncoder, fmri: np.ndarray) -> np.ndarray:
+    """Attention each patch receives, mean over heads, queries, scans and windows.
+
+    Parameters
+    ----------
+    encoder : FmriEncoder
+    fmri : ndarray, float32 (n, W, V)
+
+    Returns
+    -------
+    ndarray, float64 (depth, P)
+        Rows sum to 1.
+    """
+    return _average(encoder.attention_maps, encoder, fmri)
+
+
+def average_temporal_attention(encoder: FmriEncoder, fmri: np.ndarray) -> np.ndarray:
+    """Attention between the scans of a window, float64 (depth, W, W): queries by keys, mean over heads and patches."""
+    return _average(encoder.temporal_attention, encoder, fmri)
+
+
+def _average(function: Callable[[torch.Tensor], torch.Tensor], encoder: FmriEncoder, fmri: np.ndarray) -> np.ndarray:
+    """Mean of ``function`` over windows, batch by batch."""
+    if not len(fmri):
+        raise DataError("expected windows to average attention over, found none")
+    encoder.eval()
+    total: np.ndarray | float = 0.0
+    for start in range(0, len(fmri), BATCH_WINDOWS):
+        batch = torch.from_numpy(np.ascontiguousarray(fmri[start : start + BATCH_WINDOWS])).to(encoder.device)
+        total = total + function(batch).double().cpu().numpy() * len(batch)
+    return np.asarray(total) / len(fmri)
+
+
+def patch_sources(num_voxels: int, patch_size: int) -> np.ndarray:
+    """Voxel behind each place of each patch, int (P, patch_size); the last patch wraps around to the first voxels."""
+    n_patches = -(-num_voxels // patch_size)
+    return (np.arange(n_patches * patch_size) % num_voxels).reshape(n_patches, patch_size)
+
+
+def spread_to_voxels(patch_values: np.ndarray, num_voxels: int, patch_size: int) -> np.ndarray:
+    """Divide the value of each patch equally among its places; wrapped places count to the voxel they repeat.
+
+    Parameters
+    ----------
+    patch_values : ndarray (..., P)
+    num_voxels, patch_size : int
+
+    Returns
+    -------
+    ndarray, float64 (..., V)
+        Sums are kept.
+
+    Raises
+    ------
+    DataError
+        When the number of patches does not fit the number of voxels.
+    """
+    sources = patch_sources(num_voxels, patch_size)
+    if patch_values.shape[-1] != len(sources):
+        raise DataError(
+            f"expected {len(sources)} patches for {num_voxels} voxels in patches of {patch_size}, "
+            f"found {patch_values.shape[-1]}"
+        )
+    places = np.repeat(patch_values / patch_size, patch_size, axis=-1)
+    voxels = places[..., :num_voxels].copy()
+    for start in range(num_voxels, places.shape[-1], num_voxels):
+        wrapped = places[..., start : start + num_voxels]
+        voxels[..., : wrapped.shape[-1]] += wrapped
+    return voxels
+
+
+def map_to_cortex(values: np.ndarray, vertex: np.ndarray) -> np.ndarray:
+    """Voxel values (V,) at their cortical positions, float32 (59412,); NaN where there is no voxel."""
+    if values.shape != vertex.shape:
+        raise DataError(f"expected one value a voxel, found {values.shape} values for {vertex.shape} voxels")
+    cortex = np.full(N_CORTEX, np.nan, dtype=np.float32)
+    cortex[vertex] = values
+    return cortex
+
+
+def sum_by_network(values: np.ndarray, vertex: np.ndarray) -> dict[str, float]:
+    """Share of each Yeo-17 network in a map of voxels, as in the paper's Fig. 7.
+
+    Parameters
+    ----------
+    values : ndarray (V,)
+        Not negative.
+    vertex : ndarray, int (V,)
+        Cortical positions.
+
+    Returns
+    -------
+    dict of str to float
+        All 17 networks; sums to 1 over them. Voxels the atlas assigns to no network are left out. A network with more
+        voxels receives more by itself: compare with the shares of a uniform map.
+
+    References
+    ----------
+    Yeo et al. 2011, Journal of Neurophysiology 106, 1125–1165.
+    """
+    sums = np.bincount(yeo17_labels()[vertex], weights=values, minlength=18)[1:]
+    if not sums.sum() > 0:
+        raise DataError(
+            "expected some attention inside the Yeo-17 networks, found none; the voxels lie outside them all"
+        )
+    return dict(zip(yeo17_names()[1:], (sums / sums.sum()).tolist(), strict=True))
+
+
+def area_under_roc(values: np.ndarray, is_positive: np.ndarray) -> float | None:
+    """Chance that a random positive voxel has a higher value than a random negative one; ties count half.
+
+    Returns
+    -------
+    float or None
+        .5 for a map that knows nothing; None when all voxels are of one class, where it does not exist.
+    """
+    is_positive = np.asarray(is_positive, dtype=bool)
+    n_positive, n_negative = int(is_positive.sum()), int((~is_positive).sum())
+    if not n_positive or not n_negative:
+        return None
+    ranks = rankdata(values)
+    return float((ranks[is_positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))

@@ -1,0 +1,317 @@
+"""The explain stage: attention and occlusion maps of the encoder, and how well they find what is known to be there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from mindvideo.atlas import yeo17_labels, yeo17_names
+from mindvideo.config import Recipe
+from mindvideo.data.disk import disk_errors
+from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
+from mindvideo.errors import DataError, ModelError
+from mindvideo.explain import attention, occlusion
+from mindvideo.explain.surfaces import draw_flat_map, draw_inflated
+from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.foundation import Foundation
+from mindvideo.models.masked_brain import MaskedBrainModel
+
+MAP_WINDOWS = 64
+RANDOM_MAPS = 200
+_FINAL_STAGES = ("cotrain", "align")
+Advance = Callable[[str], None]
+
+
+def load_encoders(run_dir: Path, store: Store) -> dict[str, FmriEncoder]:
+    """The encoder after each stage that has one: ``adapt`` (as an encoder of one scan), ``align``, ``cotrain``.
+
+    Raises
+    ------
+    ModelError
+        When neither ``align`` nor ``cotrain`` has run, or a model was made for other voxels than the store's.
+    """
+    encoders: dict[str, FmriEncoder] = {}
+    if (run_dir / "adapt" / "model" / "config.json").is_file():
+        model = MaskedBrainModel.from_pretrained(run_dir / "adapt" / "model")
+        encoders["adapt"] = FmriEncoder.from_masked_brain(model, window=1, condition_length=1, condition_width=1)
+    for stage, part in (("align", "model"), ("cotrain", "fmri_encoder")):
+        if (run_dir / stage / part / "config.json").is_file():
+            encoders[stage] = FmriEncoder.from_pretrained(run_dir / stage / part)
+    if not any(stage in encoders for stage in _FINAL_STAGES):
+        raise ModelError(f"expected an encoder of align or cotrain in {run_dir}, found none; run align first")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for stage, encoder in encoders.items():
+        expected, found = encoder.config.voxel_id, store.voxel_id
+        if encoder.config.num_voxels != store.n_voxels or (expected is not None and expected != found):
+            raise ModelError(
+                f"expected the encoder of {stage} to be made for the {store.n_voxels} voxels of {run_dir / 'prepare'}, "
+                f"found {encoder.config.num_voxels} voxels or another selection; run {stage} again"
+            )
+        torch.nn.Module.to(encoder, device)
+        encoder.eval()
+    return encoders
+
+
+def untrained_like(encoder: FmriEncoder, seed: int) -> FmriEncoder:
+    """An encoder of the same settings with new random weights; the global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = FmriEncoder.from_config(dict(encoder.config))
+    torch.nn.Module.to(fresh, encoder.device)
+    return fresh.eval()
+
+
+def make_targets(foundation: Foundation, windows: Windows, index: np.ndarray) -> occlusion.Targets:
+    """What the conditions of the given windows should fit: caption and middle frame through the frozen networks."""
+    tokens, pooled = foundation.encode_text([windows.captions[i] for i in index])
+    frames = windows.frames(index)
+    image = foundation.encode_image(frames[:, frames.shape[1] // 2])
+    return occlusion.Targets(*(part.float().cpu().numpy() for part in (pooled, image, tokens)))
+
+
+def choose_evenly(n: int, wanted: int) -> np.ndarray:
+    """At most ``wanted`` of n windows, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(int))
+
+
+def attention_by_layer(encoder: FmriEncoder, fmri: np.ndarray) -> dict[str, np.ndarray]:
+    """Voxel maps (V,), summing to 1, of the first, middle and last layer; windows are cut to the encoder's length."""
+    patches = attention.average_attention(encoder, fmri[:, : encoder.config.window])
+    voxels = attention.spread_to_voxels(patches, encoder.config.num_voxels, encoder.config.patch_size)
+    return {name: voxels[layer] for name, layer in attention.choose_layers(len(voxels)).items()}
+
+
+def occlusion_map(
+    encoder: FmriEncoder, fmri: np.ndarray, targets: occlusion.Targets, advance: Advance
+) -> dict[str, np.ndarray]:
+    """Drop in alignment a voxel, (V,) by measure, silencing one patch of neighbouring voxels after another."""
+    num_voxels, patch_size = encoder.config.num_voxels, encoder.config.patch_size
+    groups = {str(p): np.unique(row) for p, row in enumerate(attention.patch_sources(num_voxels, patch_size))}
+    _, drops = occlusion.measure_drops(encoder, fmri, groups, targets, lambda _: advance("occlusion"))
+    return {
+        measure: attention.spread_to_voxels(np.array([drops[name][measure] for name in groups]), num_voxels, patch_size)
+        for measure in occlusion.MEASURES
+    }
+
+
+def temporal_weights(encoder: FmriEncoder, fmri: np.ndarray, lag_s: float, tr_s: float) -> dict[str, dict[str, float]]:
+    """Temporal attention each scan of a window receives, by layer and by its time after the frames' onset."""
+    weights = attention.average_temporal_attention(encoder, fmri).mean(axis=1)
+    times = [f"+{lag_s + scan * tr_s:g} s" for scan in range(weights.shape[1])]
+    layers = attention.choose_layers(len(weights))
+    return {name: dict(zip(times, weights[layer].tolist(), strict=True)) for name, layer in layers.items()}
+
+
+def compare_with_truth(
+    maps: Mapping[str, np.ndarray],
+    is_informative: np.ndarray,
+    reliability: np.ndarray | None,
+    patch_size: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """How well each map tells truly informative voxels from the others.
+
+    Parameters
+    ----------
+    maps : mapping of str to ndarray (V,)
+    is_informative : ndarray, bool (V,)
+        Of the store's voxels.
+    reliability : ndarray (V,) or None
+        True share of signal of each voxel.
+    patch_size : int
+        Random maps to compare with are constant over patches of this size.
+    rng : Generator
+
+    Returns
+    -------
+    dict
+        ``n_voxels``, ``n_informative``, ``auc`` {map: area under the ROC curve}, ``auc_random`` [2.5 %, 50 %, 97.5 %]
+        of random maps, ``rank_correlation`` {map: Spearman's with the true reliability}. ``auc`` is empty, and
+        ``note`` says so, where all selected voxels are of one class.
+    """
+    n = len(is_informative)
+    n_patches = -(-n // patch_size)
+    result: dict[str, Any] = {"n_voxels": n, "n_informative": int(is_informative.sum()), "auc": {}, "auc_random": None}
+    if is_informative.all() or not is_informative.any():
+        word = "informative" if is_informative.all() else "uninformative"
+        result["note"] = f"all {n} selected voxels are truly {word}: the area under the ROC curve does not exist"
+    else:
+        result["auc"] = {name: attention.area_under_roc(values, is_informative) for name, values in maps.items()}
+        noise = attention.spread_to_voxels(rng.random((RANDOM_MAPS, n_patches)), n, patch_size)
+        areas = [attention.area_under_roc(values, is_informative) for values in noise]
+        result["auc_random"] = np.quantile(np.array(areas, dtype=float), [0.025, 0.5, 0.975]).tolist()
+    if reliability is not None and np.ptp(reliability) > 0:
+        result["rank_correlation"] = {
+            name: float(spearmanr(values, reliability).statistic) if np.ptp(values) > 0 else 0.0
+            for name, values in maps.items()
+        }
+    return result
+
+
+def ablate_truth(
+    encoder: FmriEncoder,
+    fmri: np.ndarray,
+    targets: occlusion.Targets,
+    is_informative: np.ndarray,
+    rng: np.random.Generator,
+) -> dict[str, Any] | None:
+    """Drop in alignment when informative voxels are silenced, and as many of the others; None with one class only."""
+    inside, outside = np.flatnonzero(is_informative), np.flatnonzero(~is_informative)
+    n = min(len(inside), len(outside))
+    if not n:
+        return None
+    groups = {
+        "informative": np.sort(rng.choice(inside, n, replace=False)),
+        "other": np.sort(rng.choice(outside, n, replace=False)),
+    }
+    intact, drops = occlusion.measure_drops(encoder, fmri, groups, targets)
+    return {"n_silenced": n, "intact": intact, "drop": drops}
+
+
+def read_truth(path: Path, vertex: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Which of the voxels at ``vertex`` are truly informative, and their true reliability where the file has it.
+
+    Raises
+    ------
+    DataError
+        When the file does not describe a voxel of the store.
+    """
+    with np.load(path, allow_pickle=False) as truth:
+        if not {"vertex", "is_informative"} <= set(truth.files):
+            raise DataError(f"expected the arrays vertex and is_informative in {path}, found {', '.join(truth.files)}")
+        known, is_informative = truth["vertex"], truth["is_informative"].astype(bool)
+        reliability = truth["reliability"].astype(float) if "reliability" in truth.files else None
+    order = np.argsort(known)
+    place = order[np.minimum(np.searchsorted(known[order], vertex), len(known) - 1)]
+    missing = int((known[place] != vertex).sum())
+    if missing:
+        raise DataError(f"expected all {len(vertex)} voxels of the store in {path}, found {missing} without an entry")
+    return is_informative[place], None if reliability is None else reliability[place]
+
+
+def _write(path: Path, content: Any) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    if path.suffix == ".npz":
+        with beside.open("wb") as handle:
+            np.savez_compressed(handle, **content)
+    else:
+        beside.write_text(json.dumps(content, indent=1, allow_nan=False))
+    os.replace(beside, path)
+
+
+def _network_sizes(vertex: np.ndarray) -> dict[str, dict[str, float]]:
+    """Voxels of each network and their share: what a map without preference would give."""
+    shares = attention.sum_by_network(np.ones(len(vertex)), vertex)
+    counts = np.bincount(yeo17_labels()[vertex], minlength=18)
+    return {
+        name: {"voxels": int(count), "share": shares[name]}
+        for name, count in zip(yeo17_names()[1:], counts[1:], strict=True)
+    }
+
+
+def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, advance: Advance) -> None:
+    """Flat maps of every attention map and of the occlusion of tokens; inflated surfaces of the final encoder's."""
+    labels = {"attention": "attention, 1 = uniform", "occlusion": "drop in token R² a voxel"}
+    for name, values in cortex.items():
+        kind = name.split("_", 1)[0]
+        title = name.replace("_", ", ").replace("occlusion, tokens", "occlusion importance")
+        if kind == "attention":
+            title += " layer"
+        cmap = "viridis" if kind == "attention" else "magma"
+        if kind == "attention" or name == "occlusion_tokens":
+            draw_flat_map(values, folder / f"flat_{name}.png", title, labels[kind], cmap)
+            advance("maps")
+        if name in (f"attention_{final}_first", "occlusion_tokens"):
+            draw_inflated(values, folder / f"inflated_{name}.png", title, labels[kind], cmap)
+
+
+def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, Any]], None] | None = None) -> None:
+    """Write ``RUN/explain``.
+
+    - ``attention.json`` {stage: {layer: {network: share}}} and ``networks.json`` {network: {voxels, share}};
+    - ``temporal.json`` {stage: {layer: {time after onset: weight}}};
+    - ``occlusion.json`` {stage, n_windows, intact {measure: value}, areas {area: {n_voxels, measure: drop}}};
+    - ``maps.npz``, cortical maps, float32 (59412,), NaN without a voxel, and ``flat_*.png``, ``inflated_*.png``;
+    - for a simulated subject ``truth.json``: how well each map finds the voxels that truly carry signal, beside an
+      untrained encoder's maps and random ones.
+
+    Raises
+    ------
+    ModelError
+        When no trained encoder is there, or it was made for other voxels or another condition.
+    """
+    store = Store.open(run_dir / "prepare" / "store.zarr")
+    foundation = Foundation(recipe.foundation)
+    encoders = load_encoders(run_dir, store)
+    final = next(stage for stage in _FINAL_STAGES if stage in encoders)
+    encoder = encoders[final]
+    if encoder.config.condition_width != foundation.condition_width:
+        raise ModelError(
+            f"expected a condition of width {foundation.condition_width} (the foundation's), found "
+            f"{encoder.config.condition_width} in the encoder of {final}; use the foundation it was aligned to"
+        )
+    windows = Windows(store, "test", encoder.config.window)
+    index = choose_evenly(len(windows), recipe.explain.max_windows)
+    fmri = windows.fmri(index)
+    truth_path = run_dir / "simulate" / "truth" / "vertices.npz"
+    areas = occlusion.group_by_area(store.area)
+    n_patches = -(-store.n_voxels // encoder.config.patch_size)
+    n_maps = sum(len(attention.choose_layers(model.config.depth)) for model in encoders.values()) + 1
+    total = len(encoders) + n_maps + len(areas) + n_patches * (2 if truth_path.is_file() else 1)
+    done = 0
+
+    def advance(what: str) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total, {"part": what})
+
+    voxel_maps: dict[str, np.ndarray] = {}
+    shares: dict[str, dict[str, dict[str, float]]] = {}
+    temporal = {}
+    for stage, model in encoders.items():
+        layers = attention_by_layer(model, fmri)
+        voxel_maps |= {f"attention_{stage}_{layer}": values * store.n_voxels for layer, values in layers.items()}
+        shares[stage] = {layer: attention.sum_by_network(values, store.vertex) for layer, values in layers.items()}
+        if model.config.window > 1 and model.config.has_temporal_attention:
+            temporal[stage] = temporal_weights(model, fmri, store.lag_s, store.tr_s)
+        advance("attention")
+    targets = make_targets(foundation, windows, index)
+    intact, drops = occlusion.measure_drops(encoder, fmri, areas, targets, lambda _: advance("occlusion"))
+    few = choose_evenly(len(index), MAP_WINDOWS)
+    few_targets = occlusion.Targets(targets.text[few], targets.image[few], targets.tokens[few])
+    for measure, values in occlusion_map(encoder, fmri[few], few_targets, advance).items():
+        voxel_maps[f"occlusion_{measure}"] = values
+    truth = None
+    if truth_path.is_file():
+        is_informative, reliability = read_truth(truth_path, store.vertex)
+        fresh = untrained_like(encoder, recipe.seed)
+        compared = dict(voxel_maps)
+        compared |= {f"attention_untrained_{name}": values for name, values in attention_by_layer(fresh, fmri).items()}
+        for measure, values in occlusion_map(fresh, fmri[few], few_targets, advance).items():
+            compared[f"occlusion_untrained_{measure}"] = values
+        rng = np.random.default_rng([recipe.seed, len(index)])
+        truth = compare_with_truth(compared, is_informative, reliability, encoder.config.patch_size, rng)
+        truth["ablation"] = ablate_truth(encoder, fmri, targets, is_informative, rng)
+    cortex = {name: attention.map_to_cortex(values, store.vertex) for name, values in voxel_maps.items()}
+    folder = run_dir / "explain"
+    with disk_errors(folder, "the maps"):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "maps.npz", cortex)
+        _draw(folder, cortex, final, advance)
+        _write(folder / "networks.json", _network_sizes(store.vertex))
+        _write(folder / "temporal.json", temporal)
+        by_area = {name: {"n_voxels": len(areas[name]), **drops[name]} for name in areas}
+        occluded = {"stage": final, "n_windows": len(index), "intact": intact, "areas": by_area}
+        _write(folder / "occlusion.json", occluded)
+        if truth is not None:
+            _write(folder / "truth.json", truth)
+        _write(folder / "attention.json", shares)

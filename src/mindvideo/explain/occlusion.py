@@ -1,0 +1,148 @@
+"""What the encoder needs: how much worse its condition fits the stimulus when voxels are silenced (METHOD section 10).
+
+Shapes: n windows, W scans, V voxels, L condition tokens, C condition width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mindvideo.atlas import area_names
+from mindvideo.errors import DataError
+from mindvideo.models.fmri_encoder import FmriEncoder
+
+BATCH_WINDOWS = 64
+MEASURES = ("text", "image", "tokens")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the condition of each window should fit.
+
+    Attributes
+    ----------
+    text : ndarray, float32 (n, C)
+        CLIP text embedding of the caption.
+    image : ndarray, float32 (n, C)
+        CLIP image embedding of the middle frame.
+    tokens : ndarray, float32 (n, L, C)
+        The frozen text encoder's tokens of the caption.
+    """
+
+    text: np.ndarray
+    image: np.ndarray
+    tokens: np.ndarray
+
+
+def encode_condition(encoder: FmriEncoder, fmri: np.ndarray, silenced: np.ndarray | None = None) -> np.ndarray:
+    """Condition of windows, voxels of ``silenced`` (indices) set to 0, their mean after standardising.
+
+    Parameters
+    ----------
+    encoder : FmriEncoder
+    fmri : ndarray, float32 (n, W, V)
+    silenced : ndarray, int, optional
+
+    Returns
+    -------
+    ndarray, float32 (n, L, C)
+    """
+    if silenced is not None:
+        fmri = fmri.copy()
+        fmri[..., silenced] = 0.0
+    encoder.eval()
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(fmri), BATCH_WINDOWS):
+            batch = torch.from_numpy(np.ascontiguousarray(fmri[start : start + BATCH_WINDOWS])).to(encoder.device)
+            parts.append(encoder(batch).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _centred_cosine(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean over windows of the cosine between two sets of vectors (n, C), each centred over the windows."""
+    first, second = first - first.mean(axis=0), second - second.mean(axis=0)
+    norm = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return float(np.divide((first * second).sum(axis=1), norm, out=np.zeros(len(norm)), where=norm > 1e-12).mean())
+
+
+def measure_alignment(condition: np.ndarray, targets: Targets) -> dict[str, float]:
+    """How well conditions fit their windows.
+
+    Parameters
+    ----------
+    condition : ndarray (n, L, C)
+    targets : Targets
+
+    Returns
+    -------
+    dict of str to float
+        ``text`` and ``image``: mean cosine of the pooled condition with the embedding, both centred over the windows,
+        so that what all windows share does not count (1 perfect, 0 for conditions that do not depend on the window);
+        ``tokens``: R² of the tokens, 0 for the mean over windows.
+    """
+    if condition.shape != targets.tokens.shape or len(condition) < 2:
+        raise DataError(f"expected two or more conditions of shape {targets.tokens.shape}, found {condition.shape}")
+    pooled = condition.mean(axis=1, dtype=np.float64)
+    residual = ((condition - targets.tokens).astype(np.float64) ** 2).sum()
+    total = ((targets.tokens - targets.tokens.mean(axis=0)).astype(np.float64) ** 2).sum()
+    return {
+        "text": _centred_cosine(pooled, targets.text.astype(np.float64)),
+        "image": _centred_cosine(pooled, targets.image.astype(np.float64)),
+        "tokens": float(1.0 - residual / total) if total > 0 else 0.0,
+    }
+
+
+def measure_drops(
+    encoder: FmriEncoder,
+    fmri: np.ndarray,
+    groups: Mapping[str, np.ndarray],
+    targets: Targets,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Alignment of the intact encoder, and its drop when each group of voxels is silenced.
+
+    Parameters
+    ----------
+    encoder : FmriEncoder
+    fmri : ndarray, float32 (n, W, V)
+    groups : mapping of str to ndarray of int
+        Voxel indices by name.
+    targets : Targets
+    progress : callable, optional
+        Told the number of groups done since the last call.
+
+    Returns
+    -------
+    intact : dict of str to float
+        See `measure_alignment`.
+    drops : dict of str to dict of str to float
+        Intact minus silenced, by group and measure; above 0 where the group was needed.
+    """
+    intact = measure_alignment(encode_condition(encoder, fmri), targets)
+    drops = {}
+    for name, voxels in groups.items():
+        silenced = measure_alignment(encode_condition(encoder, fmri, voxels), targets)
+        drops[name] = {measure: intact[measure] - silenced[measure] for measure in MEASURES}
+        if progress is not None:
+            progress(1)
+    return intact, drops
+
+
+def group_by_area(area: np.ndarray) -> dict[str, np.ndarray]:
+    """Voxel indices by MMP1 area, both hemispheres together, in the order of the voxels.
+
+    Parameters
+    ----------
+    area : ndarray, int (V,)
+        MMP1 label of each voxel, 1…360.
+    """
+    names = area_names()
+    groups: dict[str, list[int]] = {}
+    for voxel, label in enumerate(area):
+        groups.setdefault(names[label].removeprefix("L_").removeprefix("R_"), []).append(voxel)
+    return {name: np.array(voxels) for name, voxels in groups.items()}

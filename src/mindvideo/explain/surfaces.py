@@ -1,0 +1,178 @@
+"""Pictures of cortical maps: both hemispheres cut open and laid flat, and inflated from both sides.
+
+Which triangle each pixel shows is worked out once for every view; a map is then a matter of looking colours up.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from mindvideo.atlas import N_CORTEX, N_SURFACE, Hemisphere, area_of, surface, surface_vertex_index
+from mindvideo.errors import DataError
+
+View = Literal["flat", "lateral", "medial"]
+
+_BARE = (0.86, 0.86, 0.86)
+_PIXELS = 1000
+_SUBPIXEL_BITS = 4
+_LABELLED = ("V1", "V3", "V4", "MT", "FFC", "IPS1", "4", "A1", "46")
+_SIDES: tuple[Hemisphere, Hemisphere] = ("left", "right")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One hemisphere seen from one side.
+
+    Attributes
+    ----------
+    triangle : ndarray, int32 (rows, columns)
+        Triangle each pixel shows, −1 beside the brain.
+    shade : ndarray, float64 (n triangles,)
+        Brightness 0…1; what faces away from the viewer is darker.
+    place : ndarray, float64 (32492, 2)
+        Column and row of each vertex.
+    """
+
+    triangle: np.ndarray
+    shade: np.ndarray
+    place: np.ndarray
+
+
+@cache
+def picture_of(side: Hemisphere, view: View) -> Picture:
+    """Which triangle of the flat (``flat``) or inflated (``lateral``, ``medial``) surface each pixel shows."""
+    points, triangles = surface("flat" if view == "flat" else "inflated", side)
+    points = points.astype(np.float64)
+    if view == "flat":
+        across, up = points[:, 0], points[:, 1]
+        order, shade = np.arange(len(triangles)), np.ones(len(triangles))
+    else:
+        towards = (1.0 if side == "right" else -1.0) * (1.0 if view == "lateral" else -1.0)
+        across, up = towards * points[:, 1], points[:, 2]
+        corners = points[triangles]
+        normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        facing = towards * normal[:, 0] / np.maximum(np.linalg.norm(normal, axis=1), 1e-12)
+        front = np.flatnonzero(facing > 0)
+        order = front[np.argsort(towards * corners[front, :, 0].mean(axis=1))]
+        shade = 0.6 + 0.4 * np.clip(facing, 0.0, 1.0)
+    used = np.unique(triangles)
+    left, top = across[used].min(), up[used].max()
+    scale = (_PIXELS - 3) / max(np.ptp(across[used]), np.ptp(up[used]))
+    place = np.stack([(across - left) * scale, (top - up) * scale], axis=1) + 1
+    columns, rows = np.ceil(place[used].max(axis=0)).astype(int) + 2
+    image = np.full((rows, columns), -1, dtype=np.int32)
+    fixed = np.round(place * 2**_SUBPIXEL_BITS).astype(np.int32)
+    for number in order:
+        cv2.fillConvexPoly(image, fixed[triangles[number]], int(number), lineType=cv2.LINE_8, shift=_SUBPIXEL_BITS)
+    return Picture(image, shade, place)
+
+
+def hemisphere_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cortical values (59412,) on the 32,492 vertices of the left and of the right surface, NaN on the medial wall."""
+    if values.shape != (N_CORTEX,):
+        raise DataError(f"expected a cortical map of {N_CORTEX} values, found shape {values.shape}")
+    vertex, is_right = surface_vertex_index()
+    sides = np.full((2, N_SURFACE), np.nan)
+    sides[is_right.astype(int), vertex] = values
+    return sides[0], sides[1]
+
+
+def triangle_means(values: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Mean of the known corners of each triangle, NaN where none is known."""
+    corners = values[triangles]
+    known = np.isfinite(corners)
+    total = np.where(known, corners, 0.0).sum(axis=1)
+    return np.divide(total, known.sum(axis=1), out=np.full(len(total), np.nan), where=known.any(axis=1))
+
+
+def _colours_of(values: np.ndarray, cmap: str) -> ScalarMappable:
+    """A colour scale whose limits a few extreme voxels do not decide: the 2nd and 98th percentile."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        raise DataError("expected a cortical map with at least one value, found none")
+    low, high = (float(limit) for limit in np.percentile(known, [2, 98]))
+    if not high > low:
+        low, high = low - 0.5, low + 0.5
+    return ScalarMappable(Normalize(low, high), matplotlib.colormaps[cmap])
+
+
+def _paint(axes: Any, side: Hemisphere, view: View, values: np.ndarray, scale: ScalarMappable) -> Picture:
+    """Draw one hemisphere; vertices without a value are grey."""
+    picture = picture_of(side, view)
+    _, triangles = surface("flat" if view == "flat" else "inflated", side)
+    means = triangle_means(values, triangles)
+    colours = scale.to_rgba(np.where(np.isfinite(means), means, 0.0))[:, :3]
+    colours[~np.isfinite(means)] = _BARE
+    colours *= picture.shade[:, None]
+    image = np.ones((*picture.triangle.shape, 3))
+    is_brain = picture.triangle >= 0
+    image[is_brain] = colours[picture.triangle[is_brain]]
+    axes.imshow(image, interpolation="antialiased")
+    axes.set_axis_off()
+    axes.set_title(f"{side} hemisphere" if view == "flat" else f"{side}, {view}", fontsize=9)
+    return picture
+
+
+def _save(figure: Figure, path: Path) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    FigureCanvasAgg(figure)
+    figure.savefig(beside, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+    os.replace(beside, path)
+
+
+def draw_flat_map(values: np.ndarray, path: Path, title: str, label: str, cmap: str = "viridis") -> None:
+    """Write a flat map of both hemispheres as PNG, with the names of a few areas to go by.
+
+    Parameters
+    ----------
+    values : ndarray (59412,)
+        Cortical map; NaN where there is no voxel (drawn grey).
+    path : Path
+    title, label : str
+        Above the map and beside the colour bar.
+    cmap : str
+        A matplotlib colour map; limits are the 2nd and 98th percentile.
+
+    Raises
+    ------
+    DataError
+        For a map of another length or without any value.
+    """
+    scale = _colours_of(values, cmap)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    vertex, _ = surface_vertex_index()
+    for side, axis, on_surface in zip(_SIDES, axes, hemisphere_values(values), strict=True):
+        picture = _paint(axis, side, "flat", on_surface, scale)
+        for name in _LABELLED:
+            members = area_of(f"{'L' if side == 'left' else 'R'}_{name}")
+            column, row = np.median(picture.place[vertex[members]], axis=0)
+            axis.text(column, row, name, fontsize=7, ha="center", va="center")
+    figure.suptitle(title, fontsize=11)
+    figure.colorbar(scale, ax=axes, shrink=0.7, label=label, extend="both")
+    _save(figure, path)
+
+
+def draw_inflated(values: np.ndarray, path: Path, title: str, label: str, cmap: str = "viridis") -> None:
+    """Write the inflated hemispheres from outside and from between them as PNG; parameters as in `draw_flat_map`."""
+    scale = _colours_of(values, cmap)
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    axes = figure.subplots(2, 2)
+    for column, (side, on_surface) in enumerate(zip(_SIDES, hemisphere_values(values), strict=True)):
+        _paint(axes[0, column], side, "lateral", on_surface, scale)
+        _paint(axes[1, column], side, "medial", on_surface, scale)
+    figure.suptitle(title, fontsize=11)
+    figure.colorbar(scale, ax=axes, shrink=0.6, label=label, extend="both")
+    _save(figure, path)

@@ -1,0 +1,221 @@
+"""Clips of test windows: the reconstruction, and every control and ceiling it is judged against (METHOD section 9).
+
+Every window has noise of its own that follows from the study's seed and the window's number: the same for the
+reconstruction and every control, whatever the batch size. Shapes: n windows, B batch, F frames, H W pixels, W scans
+per window, V voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from mindvideo.config import Recipe
+from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
+from mindvideo.errors import DataError
+from mindvideo.generate.guidance import describe_negative, is_transductive
+from mindvideo.generate.pipeline import MindVideoPipeline, to_uint8
+from mindvideo.models.foundation import Foundation
+
+LABELS = {
+    "truth": "what was shown",
+    "shuffled": "control: fMRI of another scene's window, the same noise",
+    "mean": "control: mean fMRI as the condition, the same noise",
+    "random_train": "control: a random training clip",
+    "constant": "control: the mean training frame",
+    "caption": "ceiling: ground-truth caption as the condition, the empty caption as the negative, the same noise",
+    "vae": "ceiling: what was shown, through the VAE",
+}
+_READ = 32
+"""Windows read at once where a whole split is averaged."""
+
+
+def mean_fmri(windows: Windows) -> np.ndarray:
+    """Mean window (W, V) float32 of a split."""
+    parts = [windows.fmri(rows).sum(axis=0, dtype=np.float64) for rows in split_batches(len(windows), _READ)]
+    return (np.sum(parts, axis=0) / len(windows)).astype(np.float32)
+
+
+def mean_frame(windows: Windows) -> np.ndarray:
+    """Mean frame (H, W, 3) uint8 of a split."""
+    parts = [windows.frames(rows).mean(axis=1).sum(axis=0) for rows in split_batches(len(windows), _READ)]
+    return np.round(np.sum(parts, axis=0) / len(windows)).astype(np.uint8)
+
+
+def split_batches(n: int, size: int) -> list[np.ndarray]:
+    """Positions 0..n-1 in runs of ``size``."""
+    return [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def derange_scenes(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random permutation of windows in which none takes the place of one of its own scene.
+
+    Windows are laid out scene by scene, scenes and windows in random order, and the row is turned by at least the
+    size of the largest scene.
+
+    Parameters
+    ----------
+    scene : ndarray
+        (n,) int, scene of each window.
+
+    Returns
+    -------
+    ndarray
+        (n,) int; ``scene[result[i]] != scene[i]`` for every i.
+
+    Raises
+    ------
+    DataError
+        When one scene holds more than half of the windows.
+    """
+    names, member, sizes = np.unique(scene, return_inverse=True, return_counts=True)
+    n, largest = len(scene), int(sizes.max())
+    if 2 * largest > n:
+        raise DataError(
+            f"expected no scene to hold more than half of the {n} test windows, found scene {names[sizes.argmax()]} "
+            f"with {largest}; reconstruct more windows, or leave 'shuffled' out of reconstruct.controls"
+        )
+    row = np.lexsort((rng.permutation(n), rng.permutation(len(names))[member]))
+    result = np.empty(n, dtype=np.int64)
+    result[row] = np.roll(row, int(rng.integers(largest, n - largest + 1)))
+    return result
+
+
+def window_noise(seed: int, window: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Unit noise of one window, float32 of ``shape``; from the seed and the window's number alone."""
+    state = np.random.SeedSequence([seed, window]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator("cpu").manual_seed(int(state >> np.uint64(1)))
+    return torch.randn(shape, generator=generator)
+
+
+def pick_frames(clips: np.ndarray, num_frames: int) -> np.ndarray:
+    """Clips (B, F, H, W, 3) at ``num_frames`` evenly spaced times of the window, nearest frame."""
+    times = ((np.arange(num_frames) + 0.5) * clips.shape[1] / num_frames).astype(int)
+    return clips[:, times]
+
+
+@dataclass
+class ClipMaker:
+    """Makes the clips of any of the chosen windows, under each name.
+
+    Attributes
+    ----------
+    chosen : ndarray
+        (n,) numbers of the windows in ``windows``; methods take positions 0..n-1 in it, return (B, F, H, W, 3) uint8.
+    """
+
+    recipe: Recipe
+    pipeline: MindVideoPipeline
+    foundation: Foundation
+    store: Store
+    windows: Windows
+    chosen: np.ndarray
+
+    @property
+    def names(self) -> list[str]:
+        """``truth``, ``reconstruction`` and the recipe's controls, in order."""
+        return ["truth", "reconstruction", *self.recipe.reconstruct.controls]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What each name is, for tables and captions."""
+        reconstruction = f"reconstruction; {describe_negative(self.recipe.reconstruct.negative)}"
+        known = LABELS | {"reconstruction": reconstruction}
+        return {name: known[name] for name in self.names}
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """(F, H, W, 3) of a clip."""
+        frames = self.windows.frames(self.chosen[:1]).shape[1:]
+        return (self.recipe.reconstruct.num_frames or frames[0], *frames[1:])
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all clips, uncompressed."""
+        return len(self.names) * len(self.chosen) * int(np.prod(self.shape))
+
+    @cached_property
+    def train(self) -> Windows:
+        """The training windows."""
+        return Windows(self.store, "train", self.pipeline.fmri_encoder.config.window)
+
+    @cached_property
+    def test_mean(self) -> np.ndarray | None:
+        """Mean of all test windows (W, V), where the recipe asks for it; the paper's, transductive negative."""
+        return mean_fmri(self.windows) if is_transductive(self.recipe.reconstruct.negative) else None
+
+    @cached_property
+    def other_scene(self) -> np.ndarray:
+        """(n,) for each chosen window the number of one of another scene."""
+        scene = np.asarray([self.windows.scene[i] for i in self.chosen])
+        return self.chosen[derange_scenes(scene, np.random.default_rng([self.recipe.seed, len(scene)]))]
+
+    def make(self, name: str, positions: np.ndarray) -> np.ndarray:
+        """Clips of the windows at ``positions`` under ``name``."""
+        makers: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+            "truth": self._truth,
+            "reconstruction": lambda at: self._sample(at, fmri=self.windows.fmri(self.chosen[at])),
+            "shuffled": lambda at: self._sample(at, fmri=self.windows.fmri(self.other_scene[at])),
+            "mean": self._mean,
+            "caption": self._caption,
+            "vae": self._through_vae,
+            "random_train": self._random_train,
+            "constant": lambda at: np.broadcast_to(self.constant_frame, (len(at), *self.shape)),
+        }
+        return makers[name](positions)
+
+    @cached_property
+    def constant_frame(self) -> np.ndarray:
+        """Mean training frame (H, W, 3) uint8."""
+        return mean_frame(self.train)
+
+    def _truth(self, positions: np.ndarray) -> np.ndarray:
+        return pick_frames(self.windows.frames(self.chosen[positions]), self.shape[0])
+
+    def _sample(self, positions: np.ndarray, **condition: Any) -> np.ndarray:
+        settings = self.recipe.reconstruct
+        num_frames, height, width, _ = self.shape
+        latent_shape = self.pipeline.latent_shape(num_frames, height, width)
+        noise = [window_noise(self.recipe.seed, int(window), latent_shape) for window in self.chosen[positions]]
+        arguments = {"negative": settings.negative, "test_mean": self.test_mean} | condition
+        return self.pipeline(
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            latents=torch.stack(noise),
+            precision=settings.precision,
+            **arguments,
+        ).frames
+
+    def _mean(self, positions: np.ndarray) -> np.ndarray:
+        mean: Any = self.pipeline.train_mean if self.test_mean is None else self.test_mean
+        tokens = self.pipeline.encode(mean[None], self.recipe.reconstruct.precision)
+        # Where the negative is this very mean, guidance changes nothing and the pipeline takes one pass.
+        is_negative = self.recipe.reconstruct.negative.endswith("mean")
+        unwanted = {"negative_tokens": tokens} if is_negative else {}
+        return self._sample(positions, condition=tokens.expand(len(positions), -1, -1), **unwanted)
+
+    def _caption(self, positions: np.ndarray) -> np.ndarray:
+        captions = [self.windows.captions[i] for i in self.chosen[positions]]
+        tokens, _ = self.foundation.encode_text(captions)
+        empty, _ = self.foundation.encode_text([""])
+        is_guided = self.recipe.reconstruct.negative != "none"
+        return self._sample(positions, condition=tokens, **({"negative_tokens": empty} if is_guided else {}))
+
+    def _through_vae(self, positions: np.ndarray) -> np.ndarray:
+        truth = self._truth(positions)
+        latents = self.foundation.encode_latents(truth.reshape(-1, *truth.shape[2:]))
+        clips = latents.reshape(*truth.shape[:2], *latents.shape[1:]).transpose(1, 2)
+        return to_uint8(self.pipeline.decode(clips))
+
+    def _random_train(self, positions: np.ndarray) -> np.ndarray:
+        draws = [np.random.default_rng([self.recipe.seed, int(window), 1]) for window in self.chosen[positions]]
+        return pick_frames(self.train.frames(np.array([rng.integers(len(self.train)) for rng in draws])), self.shape[0])

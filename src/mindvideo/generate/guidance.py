@@ -1,0 +1,128 @@
+"""Adversarial guidance (paper Eq. 5 and 6): what to generate, and what not to generate.
+
+Shapes: B batch, W scans per window, V voxels, L condition tokens, C condition width.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+import torch
+
+from mindvideo.errors import ModelError, SettingError
+
+LABELS = {
+    "train_mean": "negative: mean training fMRI (inductive)",
+    "test_mean": "negative: mean test fMRI (transductive: the generator has seen the whole test set)",
+    "zero": "negative: null condition, all tokens zero",
+    "none": "no guidance",
+}
+
+
+def is_transductive(name: str) -> bool:
+    """Whether this negative looks at other test windows than the one being reconstructed.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``LABELS``. Only ``test_mean``, the paper's choice, is transductive; it is labelled so in every output.
+
+    Raises
+    ------
+    SettingError
+        For an unknown name.
+    """
+    return check_negative(name) == "test_mean"
+
+
+def describe_negative(name: str) -> str:
+    """One line that says what the negative is, to stand beside every result made with it."""
+    return LABELS[check_negative(name)]
+
+
+def check_negative(name: str) -> str:
+    """Return ``name`` if it is a known negative; raise SettingError with the nearest valid one otherwise."""
+    if name not in LABELS:
+        near = difflib.get_close_matches(name, list(LABELS), n=1, cutoff=0.0)
+        raise SettingError(
+            f"expected negative to be one of {', '.join(LABELS)} or an fMRI tensor, found '{name}'; "
+            f"the nearest valid name is '{near[0]}'"
+        )
+    return name
+
+
+def guide(positive: torch.Tensor, negative: torch.Tensor, scale: float) -> torch.Tensor:
+    """Guided noise, ``negative + scale * (positive - negative)`` (paper Eq. 6; Eq. 5 when the negative is null).
+
+    Parameters
+    ----------
+    positive : Tensor
+        Predicted noise under the condition, any shape.
+    negative : Tensor
+        Predicted noise under the negative condition, the same shape.
+    scale : float
+        Guidance scale; 1 gives ``positive``, 0 gives ``negative``.
+    """
+    return negative + scale * (positive - negative)
+
+
+def negative_condition(
+    negative: str | torch.Tensor,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    condition_shape: tuple[int, int],
+    *,
+    train_mean: torch.Tensor | None = None,
+    test_mean: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """Condition of what not to generate.
+
+    A mean is taken over fMRI, not over embeddings: the average window goes through the encoder once (paper appendix:
+    "an average fMRI as the negative guidance").
+
+    Parameters
+    ----------
+    negative : str or Tensor
+        ``train_mean``, ``test_mean``, ``zero`` (all tokens zero, the null condition of Eq. 5), ``none``, or an fMRI
+        window (W, V) float32.
+    encode : callable
+        fMRI (1, W, V) to condition (1, L, C).
+    condition_shape : (int, int)
+        L and C.
+    train_mean : Tensor, optional
+        Mean training window (W, V), kept with the pipeline.
+    test_mean : Tensor, optional
+        Mean test window (W, V), from the caller, who alone can know the test set.
+
+    Returns
+    -------
+    Tensor or None
+        (1, L, C); None for ``none``: a single forward pass, no guidance.
+
+    Raises
+    ------
+    SettingError
+        For an unknown name, or ``test_mean`` without the mean.
+    ModelError
+        For ``train_mean`` when the pipeline was saved without one.
+    """
+    if isinstance(negative, torch.Tensor):
+        return encode(negative[None])
+    name = check_negative(negative)
+    if name == "none":
+        return None
+    if name == "zero":
+        return torch.zeros(1, *condition_shape)
+    if name == "train_mean":
+        if train_mean is None:
+            raise ModelError(
+                "expected the pipeline to hold the mean training fMRI, found none; set pipe.train_mean to a (W, V) "
+                "tensor, or choose another negative"
+            )
+        return encode(train_mean[None])
+    if test_mean is None:
+        raise SettingError(
+            "expected test_mean, the mean test fMRI (W, V), with negative='test_mean', found none; pass it, or use "
+            "negative='train_mean', which needs no other test windows"
+        )
+    return encode(test_mean[None])

@@ -1,0 +1,407 @@
+"""From fMRI windows to video clips: encoder, guided diffusion in latent space, decoder (paper sections 3.3 and 3.4).
+
+Shapes: B batch, W scans per window, V voxels, L condition tokens, C condition width, c latent channels, F frames,
+h w latent height and width, H W pixels. Clips are (B, F, H, W, 3).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from safetensors.torch import load_file, save_file
+
+from mindvideo.errors import DataError, ModelError, SettingError
+from mindvideo.generate.guidance import guide, negative_condition
+from mindvideo.generate.scheduler import load_scheduler, set_timesteps
+from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.video_unet import VideoUNet
+
+TRAIN_MEAN_FILE = "train_mean.safetensors"
+Array = np.ndarray | torch.Tensor
+
+
+@dataclass
+class VideoOutput(BaseOutput):
+    """Clips made by the pipeline.
+
+    Attributes
+    ----------
+    frames : ndarray or Tensor
+        (B, F, H, W, 3) uint8 or float32 in [0, 1]; for ``output_type="latent"`` a tensor (B, c, F, h, w).
+    """
+
+    frames: Any
+
+
+def to_uint8(frames: np.ndarray) -> np.ndarray:
+    """Frames in [0, 1], any shape, rounded to uint8."""
+    return np.round(frames * 255).astype(np.uint8)
+
+
+class MindVideoPipeline(DiffusionPipeline):
+    """fMRI windows in, video clips out.
+
+    Parameters
+    ----------
+    fmri_encoder : FmriEncoder
+        fMRI (B, W, V) to condition (B, L, C).
+    unet : VideoUNet
+        Predicts the noise of latents (B, c, F, h, w) under a condition.
+    vae : AutoencoderKL
+        Latents to frames, one frame at a time.
+    scheduler : SchedulerMixin
+        See ``scheduler.make_scheduler``.
+    num_inference_steps, guidance_scale
+        What a call uses when it does not say; the paper's 200 and 12.5, or the study's. Saved in ``model_index.json``.
+    train_mean : Tensor, optional
+        Mean training window (W, V) float32, the default negative. Saved as ``train_mean.safetensors`` in the folder.
+
+    Raises
+    ------
+    ModelError
+        When the parts do not fit one another.
+    """
+
+    model_cpu_offload_seq: ClassVar[str] = "fmri_encoder->unet->vae"
+
+    def __init__(
+        self,
+        fmri_encoder: FmriEncoder,
+        unet: VideoUNet,
+        vae: AutoencoderKL,
+        scheduler: SchedulerMixin,
+        num_inference_steps: int = 200,
+        guidance_scale: float = 12.5,
+        train_mean: torch.Tensor | None = None,
+    ) -> None:
+        """Take the parts and check that they fit one another."""
+        super().__init__()
+        self.register_modules(fmri_encoder=fmri_encoder, unet=unet, vae=vae, scheduler=scheduler)
+        self.register_to_config(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+        self.train_mean = train_mean
+        self.set_progress_bar_config(disable=True)
+        _check_fit(self)
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels per latent along height and width."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def condition_shape(self) -> tuple[int, int]:
+        """L, C: number and width of the condition tokens."""
+        return self.fmri_encoder.config.condition_length, self.fmri_encoder.config.condition_width
+
+    def latent_shape(self, num_frames: int, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
+        """(c, F, h, w) of one clip; height and width in pixels, the UNet's training size when not given."""
+        size = self.unet.config.sample_size
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        latent_sides = []
+        for name, pixels, side in (("height", height, sides[0]), ("width", width, sides[1])):
+            if pixels is not None and (pixels < self.latent_factor or pixels % self.latent_factor):
+                raise SettingError(f"expected {name} to be a multiple of {self.latent_factor} pixels, found {pixels}")
+            latent_sides.append(side if pixels is None else pixels // self.latent_factor)
+        if num_frames < 1:
+            raise SettingError(f"expected num_frames of at least 1, found {num_frames}")
+        return (self.unet.config.in_channels, num_frames, *latent_sides)
+
+    @torch.no_grad()
+    def encode(self, fmri: Array, precision: Literal["fp32", "bf16"] = "fp32") -> torch.Tensor:
+        """Condition (B, L, C) float32 of fMRI windows (B, W, V); ModelError for another window or number of voxels."""
+        fmri = torch.as_tensor(fmri, dtype=torch.float32)
+        window, voxels = self.fmri_encoder.config.window, self.fmri_encoder.config.num_voxels
+        if fmri.ndim != 3 or tuple(fmri.shape[1:]) != (window, voxels):
+            raise ModelError(
+                f"expected fMRI of shape (B, {window}, {voxels}), found {tuple(fmri.shape)}; this model was made for "
+                f"windows of {window} scans and one subject's {voxels} voxels"
+            )
+        if not bool(torch.isfinite(fmri).all()):
+            raise DataError("expected finite fMRI, found NaN or infinity; leave those scans out or prepare them again")
+        device = self._execution_device
+        with _autocast(device, precision == "bf16"):
+            return self.fmri_encoder(fmri.to(device, self.fmri_encoder.dtype)).float()
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, precision: Literal["fp32", "bf16"] = "fp32") -> np.ndarray:
+        """Frames (B, F, H, W, 3) float32 in [0, 1] of latents (B, c, F, h, w); one clip at a time bounds the memory."""
+        device, dtype, clips = self._execution_device, self.vae.dtype, []
+        for clip in latents.to(device):
+            frames = (clip.transpose(0, 1) / self.vae.config.scaling_factor).to(dtype)
+            with _autocast(device, precision == "bf16"):
+                pixels = self.vae.decode(frames).sample.float()
+            clips.append((pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy())
+        return np.stack(clips)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        fmri: Array | None = None,
+        num_frames: int = 6,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative: str | Array = "train_mean",
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: Literal["uint8", "float", "latent"] = "uint8",
+        *,
+        condition: torch.Tensor | None = None,
+        negative_tokens: torch.Tensor | None = None,
+        test_mean: Array | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        callback: Callable[[int, int], None] | None = None,
+    ) -> VideoOutput:
+        """Reconstruct one clip per window.
+
+        Parameters
+        ----------
+        fmri : ndarray or Tensor
+            (B, W, V) float32, standardised as the training data was.
+        num_frames : int
+            F; one works.
+        height, width : int, optional
+            Pixels; the size the UNet was trained at when not given.
+        num_inference_steps, guidance_scale : optional
+            The pipeline's own (saved) values when not given. A scale of 1 needs no negative pass.
+        negative : str or ndarray or Tensor
+            ``train_mean``, ``test_mean`` (transductive), ``zero``, ``none``, or an fMRI window (W, V).
+        generator : torch.Generator or list of them, optional
+            Source of the initial noise; with one per clip a clip does not depend on the others in its batch.
+        latents : Tensor, optional
+            Initial noise (B, c, F, h, w), unit variance; takes the place of the generator.
+        output_type : {"uint8", "float", "latent"}
+            (B, F, H, W, 3) uint8, the same as float32 in [0, 1], or latents (B, c, F, h, w).
+        condition : Tensor, optional
+            (B, L, C), instead of fMRI: any tokens of the right width, such as a caption's.
+        negative_tokens : Tensor, optional
+            (1, L, C), instead of ``negative``, such as the empty caption's.
+        test_mean : ndarray or Tensor, optional
+            Mean test window (W, V); needed by ``negative="test_mean"`` only.
+        precision : {"fp32", "bf16"}
+            bf16 runs the networks under autocast; the sampler stays in fp32.
+        callback : callable, optional
+            Called with (steps done, steps).
+
+        Raises
+        ------
+        ModelError
+            When fMRI or condition has another shape than the model's.
+        SettingError
+            For an unknown negative or output type, a size that does not divide, or too many steps.
+        """
+        if output_type not in ("uint8", "float", "latent"):
+            raise SettingError(f"expected output_type 'uint8', 'float' or 'latent', found '{output_type}'")
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        positive = self._condition(fmri, condition, precision)
+        unwanted = self._negative(negative, negative_tokens, test_mean, scale, precision)
+        shape = (len(positive), *self.latent_shape(num_frames, height, width))
+        latents = self._initial_latents(shape, generator, latents)
+        latents = self._denoise(latents, positive, unwanted, scale, steps, precision == "bf16", callback)
+        if output_type != "latent":
+            frames = self.decode(latents, precision)
+        self.maybe_free_model_hooks()
+        if output_type == "latent":
+            return VideoOutput(frames=latents)
+        return VideoOutput(frames=frames if output_type == "float" else to_uint8(frames))
+
+    def _condition(
+        self, fmri: Array | None, condition: torch.Tensor | None, precision: Literal["fp32", "bf16"]
+    ) -> torch.Tensor:
+        if (fmri is None) == (condition is None):
+            raise SettingError("expected either fmri or condition, found both or neither; give exactly one of them")
+        if condition is None:
+            assert fmri is not None
+            return self.encode(fmri, precision)
+        return self._check_tokens(condition, "condition")
+
+    def _check_tokens(self, tokens: torch.Tensor, name: str) -> torch.Tensor:
+        if tokens.ndim != 3 or tuple(tokens.shape[1:]) != self.condition_shape:
+            length, width = self.condition_shape
+            raise ModelError(f"expected {name} of shape (B, {length}, {width}), found {tuple(tokens.shape)}")
+        return tokens.to(self._execution_device, torch.float32)
+
+    def _negative(
+        self,
+        negative: str | Array,
+        tokens: torch.Tensor | None,
+        test_mean: Array | None,
+        scale: float,
+        precision: Literal["fp32", "bf16"],
+    ) -> torch.Tensor | None:
+        """Negative condition (1, L, C), or None when the guided noise is the conditional noise anyway."""
+        if tokens is not None:
+            found: torch.Tensor | None = self._check_tokens(tokens, "negative_tokens")
+        else:
+            chosen = torch.as_tensor(negative) if isinstance(negative, np.ndarray) else negative
+            mean = None if test_mean is None else torch.as_tensor(test_mean)
+            encode = partial(self.encode, precision=precision)
+            found = negative_condition(chosen, encode, self.condition_shape, train_mean=self.train_mean, test_mean=mean)
+        if found is None or scale == 1.0:
+            return None
+        return found.to(self._execution_device)
+
+    def _initial_latents(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        latents: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if latents is None:
+            source = list(generator) if isinstance(generator, Sequence) else generator
+            if isinstance(source, list) and len(source) != shape[0]:
+                raise SettingError(f"expected one generator per clip, {shape[0]}, found {len(source)}")
+            return randn_tensor(shape, source, self._execution_device, torch.float32)
+        if tuple(latents.shape) != shape:
+            raise ModelError(f"expected latents of shape {shape}, found {tuple(latents.shape)}")
+        return latents.to(self._execution_device, torch.float32)
+
+    def _denoise(
+        self,
+        latents: torch.Tensor,
+        positive: torch.Tensor,
+        negative: torch.Tensor | None,
+        scale: float,
+        steps: int,
+        is_bf16: bool,
+        callback: Callable[[int, int], None] | None,
+    ) -> torch.Tensor:
+        # Asking a pipeline or a model for its device or dtype walks through all its modules: once is enough.
+        device, dtype = latents.device, self.unet.dtype
+        set_timesteps(self.scheduler, steps, device)
+        latents = latents * self.scheduler.init_noise_sigma
+        condition, n_passes = positive, 1
+        # A condition that is the negative itself (the control "mean") is not changed by guidance: one pass does.
+        if negative is not None and not torch.equal(negative.expand_as(positive), positive):
+            condition, n_passes = torch.cat([negative.expand_as(positive), positive]), 2
+        condition = condition.to(dtype)
+        with self.progress_bar(total=steps) as bar:
+            for index, timestep in enumerate(self.scheduler.timesteps[:], start=1):
+                scaled = self.scheduler.scale_model_input(latents, timestep).to(dtype)
+                with _autocast(device, is_bf16):
+                    noise = self.unet(scaled.repeat(n_passes, 1, 1, 1, 1), timestep, condition).sample.float()
+                # Eq. 6 holds for a UNet that predicts v as well: at given latents v is linear in the noise.
+                if n_passes == 2:
+                    unwanted, wanted = noise.chunk(2)
+                    noise = guide(wanted, unwanted, scale)
+                with _autocast(device, False):
+                    latents = self.scheduler.step(noise, timestep, latents).prev_sample
+                bar.update()
+                if callback is not None:
+                    callback(index, len(self.scheduler.timesteps))
+        return latents
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write ``fmri_encoder/ unet/ vae/ scheduler/ model_index.json train_mean.safetensors``, safetensors only."""
+        if kwargs.pop("safe_serialization", True) is not True:
+            raise SettingError("expected safe_serialization to be true; this pipeline is saved as safetensors only")
+        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+        if self.train_mean is not None:
+            mean = self.train_mean.detach().float().cpu().contiguous()
+            save_file({"train_mean": mean}, Path(save_directory) / TRAIN_MEAN_FILE)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> MindVideoPipeline:
+        """Load a local pipeline folder; every part through its own class, every weight accounted for.
+
+        Parameters
+        ----------
+        folder : str or Path
+            What ``save_pretrained`` wrote.
+        dtype : torch.dtype
+            Of the networks' weights.
+
+        Raises
+        ------
+        ModelError
+            Naming the part that is missing, incomplete, or of another width.
+        """
+        folder = Path(folder)
+        index = _read_index(folder)
+        parts = {
+            name: _load_network(folder / name, part_class, dtype)
+            for name, part_class in (("fmri_encoder", FmriEncoder), ("unet", VideoUNet), ("vae", AutoencoderKL))
+        }
+        settings = {key: index[key] for key in ("num_inference_steps", "guidance_scale") if key in index}
+        mean_path = folder / TRAIN_MEAN_FILE
+        train_mean = load_file(mean_path)["train_mean"] if mean_path.is_file() else None
+        scheduler = load_scheduler(folder / "scheduler", index)
+        pipeline = cls(**parts, scheduler=scheduler, train_mean=train_mean, **settings)
+        pipeline.register_to_config(_name_or_path=str(folder))
+        return pipeline
+
+
+def _autocast(device: torch.device, is_enabled: bool) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_enabled)
+
+
+def _check_fit(pipeline: MindVideoPipeline) -> None:
+    """Raise ModelError where two parts were not made for one another."""
+    encoder, unet, vae = pipeline.fmri_encoder.config, pipeline.unet.config, pipeline.vae.config
+    width = unet.cross_attention_dim
+    widths = {width} if isinstance(width, int) else set(width)
+    if widths != {encoder.condition_width}:
+        raise ModelError(
+            f"expected the fMRI encoder's condition width to be the UNet's cross-attention width {sorted(widths)}, "
+            f"found {encoder.condition_width}; the two come from different foundations"
+        )
+    if vae.latent_channels != unet.in_channels:
+        raise ModelError(
+            f"expected the UNet to take the VAE's {vae.latent_channels} latent channels, found {unet.in_channels}"
+        )
+    mean = pipeline.train_mean
+    if mean is not None and tuple(mean.shape) != (encoder.window, encoder.num_voxels):
+        raise ModelError(
+            f"expected a mean training window of shape ({encoder.window}, {encoder.num_voxels}), "
+            f"found {tuple(mean.shape)}"
+        )
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise ModelError(
+            f"expected a pipeline folder with model_index.json at {folder}, found none; give a folder that "
+            "save_pretrained wrote, such as RUN/model"
+        )
+    try:
+        index = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path} is not valid JSON ({error}); write the pipeline again") from None
+    if index.get("_class_name") != MindVideoPipeline.__name__:
+        raise ModelError(f"expected {path} to name MindVideoPipeline, found {index.get('_class_name')!r}")
+    return index
+
+
+def _load_network(folder: Path, part_class: Any, dtype: torch.dtype) -> Any:
+    """One network from its folder; unlike the library's default, missing or surplus weights are errors."""
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"expected the part '{folder.name}' (config.json and safetensors weights) in {folder.parent}, found it "
+            "missing or incomplete; copy or write that folder again"
+        )
+    if part_class is not AutoencoderKL:
+        return part_class.from_pretrained(folder, torch_dtype=dtype)
+    try:
+        vae, info = AutoencoderKL.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"the part '{folder.name}' in {folder.parent} cannot be loaded: {reason}") from None
+    wrong = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
+    if wrong:
+        raise ModelError(f"expected the weights in {folder} to be those of AutoencoderKL, found {wrong}")
+    return vae

@@ -1,0 +1,263 @@
+"""The stage ``reconstruct``: the whole pipeline in one folder, and clips of the test windows with their controls.
+
+Shapes: n windows, F frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import torch
+import zarr
+from safetensors import SafetensorError
+
+from mindvideo.config import Recipe
+from mindvideo.data.disk import disk_errors, flush_folder
+from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
+from mindvideo.errors import ModelError
+from mindvideo.generate.clips import ClipMaker, mean_fmri, split_batches
+from mindvideo.generate.guidance import is_transductive
+from mindvideo.generate.pipeline import MindVideoPipeline
+from mindvideo.generate.scheduler import make_scheduler
+from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.foundation import Foundation
+from mindvideo.models.video_unet import VideoUNet
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+
+
+def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+    """Write ``RUN/model`` and ``RUN/reconstruct/{clips.zarr, windows.json, preview.png}``.
+
+    Clips are written batch by batch; a killed run goes on after its last finished batch, to the same bits.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        ``reconstruct`` (sampler, guidance, controls), ``evaluate.block_s``, ``seed`` and ``foundation`` are used.
+    run_dir : Path
+        Holds ``prepare/store.zarr``, ``cotrain/fmri_encoder`` and ``cotrain/unet``.
+    progress : callable, optional
+        Called with (batches done, batches, {"clips": name}).
+
+    Raises
+    ------
+    ModelError
+        When a part is missing, does not fit, or was made for another subject's voxels.
+    DataError
+        When no permutation can give every window another scene's fMRI.
+    """
+    store = Store.open(run_dir / "prepare" / "store.zarr")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    foundation = Foundation(recipe.foundation, device)
+    save_pipeline(assemble_pipeline(recipe, run_dir, store, foundation), run_dir / "model")
+    pipeline = MindVideoPipeline.from_pretrained(run_dir / "model").to(device)
+    windows = Windows(store, "test", pipeline.fmri_encoder.config.window)
+    blocks = windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
+    chosen = choose_windows(blocks, recipe.reconstruct.max_windows)
+    makers = ClipMaker(recipe, pipeline, foundation, store, windows, chosen)
+    folder = run_dir / "reconstruct"
+    fingerprint = _fingerprint(recipe, run_dir, store, foundation)
+    with disk_errors(folder, "clips", makers.n_bytes):
+        folder.mkdir(parents=True, exist_ok=True)
+        description = _describe_windows(windows, chosen, blocks)
+        _write_bytes(folder / "windows.json", json.dumps(description, indent=1).encode())
+        clips = _open_clips(folder / "clips.zarr", makers, fingerprint)
+        _fill(clips, makers, recipe.reconstruct.batch_size, progress)
+        write_preview(folder / "preview.png", clips["truth"], clips["reconstruction"])
+
+
+def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation) -> MindVideoPipeline:
+    """Put the study's encoder and UNet and the foundation's VAE and noise schedule together.
+
+    Raises
+    ------
+    ModelError
+        When a part is missing, or the encoder was trained on other voxels than the store's.
+    """
+    encoder = FmriEncoder.from_pretrained(_require_part(run_dir / "cotrain" / "fmri_encoder"))
+    check_voxels(encoder, store)
+    window = encoder.config.window
+    return MindVideoPipeline(
+        fmri_encoder=encoder.eval(),
+        unet=VideoUNet.from_pretrained(_require_part(run_dir / "cotrain" / "unet")).eval(),
+        vae=foundation.vae,
+        scheduler=make_scheduler(dict(foundation.scheduler_config), recipe.reconstruct.scheduler),
+        num_inference_steps=recipe.reconstruct.steps,
+        guidance_scale=recipe.reconstruct.guidance_scale,
+        train_mean=torch.from_numpy(mean_fmri(Windows(store, "train", window))),
+    )
+
+
+def check_voxels(encoder: FmriEncoder, store: Store) -> None:
+    """Raise ModelError when the encoder's voxels are not the store's."""
+    expected, found = encoder.config.voxel_id, store.voxel_id
+    if encoder.config.num_voxels != store.n_voxels or (expected is not None and expected != found):
+        raise ModelError(
+            f"expected the {encoder.config.num_voxels} voxels the model was trained on (id {str(expected)[:12]}), "
+            f"found {store.n_voxels} in the store (id {found[:12]}): voxels of another subject or selection; prepare "
+            "the same recordings with the same selection, or train a model for this store"
+        )
+
+
+def _require_part(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"expected a trained model at {folder}, found none; run the stage {folder.parent.name} first")
+    return folder
+
+
+def save_pipeline(pipeline: MindVideoPipeline, folder: Path) -> None:
+    """Write a pipeline beside ``folder``, flush it, and rename it into place."""
+    beside, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        with disk_errors(folder, "the pipeline"):
+            pipeline.save_pretrained(beside)
+            flush_folder(beside)
+    except SafetensorError as error:
+        raise ModelError(
+            f"expected to write the pipeline to {folder}, found: {error}; see that the disk has room"
+        ) from error
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    beside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def choose_windows(blocks: np.ndarray, max_windows: int | None) -> np.ndarray:
+    """Numbers of the windows to reconstruct: all, or whole blocks evenly spread, at most ``max_windows``.
+
+    Parameters
+    ----------
+    blocks : ndarray
+        (n,) int, block of each window, ascending.
+    max_windows : int or None
+        At least one block is taken, even where it is longer than this.
+    """
+    if max_windows is None or max_windows >= len(blocks):
+        return np.arange(len(blocks))
+    names, sizes = np.unique(blocks, return_counts=True)
+    n_blocks = max(1, max_windows // int(sizes.max()))
+    # The middles of n_blocks equal parts of the film.
+    kept = names[((np.arange(n_blocks) + 0.5) * len(names) / n_blocks).astype(int)]
+    return np.flatnonzero(np.isin(blocks, kept))
+
+
+def _describe_windows(windows: Windows, chosen: np.ndarray, blocks: np.ndarray) -> list[dict[str, Any]]:
+    return [
+        {
+            "segment": str(windows.segment[i]),
+            "scan": int(windows.scan[i]),
+            "scene": int(windows.scene[i]),
+            "block": int(blocks[i]),
+            "caption": str(windows.captions[i]),
+        }
+        for i in chosen
+    ]
+
+
+def _fingerprint(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation) -> str:
+    """A digest of everything the clips follow from; clips of another digest are made anew."""
+    digest = hashlib.sha256(recipe.reconstruct.model_dump_json().encode())
+    stored = json.dumps(dict(store.attrs), sort_keys=True, default=str)
+    for part in (recipe.seed, recipe.evaluate.block_s, store.voxel_id, stored, foundation.identity):
+        digest.update(f"{part}\n".encode())
+    for path in sorted((run_dir / "cotrain").glob("*/*")):
+        if path.suffix in (".json", ".safetensors"):
+            with path.open("rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _open_clips(path: Path, makers: ClipMaker, fingerprint: str) -> zarr.Group:
+    if (path / "zarr.json").is_file():
+        found = zarr.open_group(path, mode="r+")
+        if found.attrs.get("fingerprint") == fingerprint:
+            return found
+    beside = path.with_name(path.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(path, ignore_errors=True)
+    negative = makers.recipe.reconstruct.negative
+    attributes: dict[str, Any] = {
+        "names": makers.names,
+        "labels": makers.labels,
+        "negative": negative,
+        "is_transductive": is_transductive(negative),
+        "fingerprint": fingerprint,
+        "done": dict.fromkeys(makers.names, 0),
+        "complete": False,
+    }
+    group = zarr.open_group(beside, mode="w", attributes=attributes)
+    for name in makers.names:
+        shape = (len(makers.chosen), *makers.shape)
+        group.create_array(name, shape=shape, chunks=(1, *makers.shape), dtype="uint8")
+    beside.rename(path)
+    return zarr.open_group(path, mode="r+")
+
+
+def _fill(clips: zarr.Group, makers: ClipMaker, batch_size: int, progress: Progress | None) -> None:
+    """Make and write every batch not yet done; the count of each name's finished batches is written after its clips."""
+    batches = split_batches(len(makers.chosen), batch_size)
+    finished, total = 0, len(batches) * len(makers.names)
+    for name in makers.names:
+        array = cast(zarr.Array, clips[name])
+        for number, positions in enumerate(batches):
+            done = cast(dict[str, int], clips.attrs["done"])
+            if number >= done[name]:
+                array[positions[0] : positions[-1] + 1] = makers.make(name, positions)
+                clips.attrs["done"] = done | {name: number + 1}
+            finished += 1
+            if progress is not None:
+                progress(finished, total, {"clips": name})
+    clips.attrs["complete"] = True
+
+
+def write_preview(path: Path, truth: Any, reconstruction: Any, n_columns: int = 8, height: int = 96) -> None:
+    """Write a sheet of middle frames, truth above reconstruction, of windows evenly spread over the test set.
+
+    Parameters
+    ----------
+    truth, reconstruction : array-like
+        (n, F, H, W, 3) uint8; read clip by clip.
+    n_columns : int
+        Windows shown, two rows of them where there are enough.
+    height : int
+        Pixels per frame; small frames are enlarged without smoothing.
+    """
+    n = truth.shape[0]
+    shown = np.unique(np.linspace(0, n - 1, min(n, 2 * n_columns)).round().astype(int))
+    rows = np.array_split(shown, 2 if len(shown) > n_columns else 1)
+    bands = []
+    for row in rows:
+        cells = [_pair(truth[int(i)], reconstruction[int(i)], height) for i in row]
+        blank = np.full_like(cells[0], 255)
+        bands.append(np.concatenate(cells + [blank] * (len(rows[0]) - len(cells)), axis=1))
+    ok, encoded = cv2.imencode(".png", cv2.cvtColor(np.concatenate(bands), cv2.COLOR_RGB2BGR))
+    assert ok
+    _write_bytes(path, encoded.tobytes())
+
+
+def _pair(truth: np.ndarray, reconstruction: np.ndarray, height: int) -> np.ndarray:
+    """Middle frame of truth above that of the reconstruction, with a white margin."""
+    scale = max(1, height // truth.shape[1])
+    frames = [clip[clip.shape[0] // 2].repeat(scale, 0).repeat(scale, 1) for clip in (truth, reconstruction)]
+    return np.pad(np.concatenate(frames), ((0, 8), (0, 4), (0, 0)), constant_values=255)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    beside.rename(path)

@@ -1,0 +1,76 @@
+"""Samplers for the foundation's noise schedule (METHOD section 7)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+from diffusers import SchedulerMixin
+
+from mindvideo.errors import ModelError, SettingError
+
+SCHEDULERS = {
+    "ddim": diffusers.DDIMScheduler,
+    "dpm++": diffusers.DPMSolverMultistepScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+}
+# Stable Diffusion's sampling conventions (METHOD section 7), used where a configuration does not state its own.
+CONVENTIONS = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+}
+# What describes the noise the UNet was trained on, or the grid of sampled times; the rest belongs to one solver.
+SHARED_KEYS = ("num_train_timesteps", "trained_betas", "prediction_type", "rescale_betas_zero_snr", *CONVENTIONS)
+
+
+def make_scheduler(config: dict[str, Any], name: Literal["ddim", "dpm++", "unipc"]) -> SchedulerMixin:
+    """Build a sampler for the noise schedule of ``config``.
+
+    Parameters
+    ----------
+    config : dict
+        Any diffusers scheduler configuration, such as the foundation's. Its noise schedule and time grid are kept; what
+        it does not state is Stable Diffusion's convention: scaled-linear betas .00085-.012, no clipping,
+        ``set_alpha_to_one`` false, ``steps_offset`` 1, leading spacing (METHOD section 7).
+    name : {"ddim", "dpm++", "unipc"}
+        The solver: DDIM, second-order multistep DPM-Solver++, or UniPC.
+
+    Raises
+    ------
+    SettingError
+        For an unknown name.
+    """
+    if name not in SCHEDULERS:
+        raise SettingError(f"expected scheduler to be one of {', '.join(SCHEDULERS)}, found '{name}'")
+    shared = CONVENTIONS | {key: config[key] for key in SHARED_KEYS if config.get(key) is not None}
+    scheduler = SCHEDULERS[name]
+    known = scheduler._get_init_keys(scheduler)
+    return scheduler(**{key: value for key, value in shared.items() if key in known})
+
+
+def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> None:
+    """Place the sampler's times; SettingError when the noise schedule has too few for ``steps``."""
+    trained = scheduler.config.num_train_timesteps
+    if 1 <= steps <= trained:
+        scheduler.set_timesteps(steps, device=device)
+    if not 1 <= steps <= trained or int(scheduler.timesteps.max()) >= trained:
+        raise SettingError(f"expected from 1 to fewer than {trained} denoising steps, found {steps}; take fewer")
+
+
+def load_scheduler(folder: Path, index: dict[str, Any]) -> SchedulerMixin:
+    """The scheduler of a saved pipeline, of the class its ``model_index.json`` names; ModelError when there is none."""
+    name = (index.get("scheduler") or [None, None])[1]
+    found = getattr(diffusers, str(name), None)
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise ModelError(f"expected model_index.json to name a diffusers scheduler, found {name!r}")
+    if not (folder / "scheduler_config.json").is_file():
+        raise ModelError(f"expected the part 'scheduler' (scheduler_config.json) in {folder.parent}, found none")
+    scheduler_class: type[SchedulerMixin] = found
+    return scheduler_class.from_pretrained(folder, local_files_only=True)

@@ -1,0 +1,340 @@
+"""The frozen parts a study stands on, from a folder in Hugging Face layout.
+
+``vae``, ``unet`` (2-D, text-conditioned), ``scheduler``, ``tokenizer``, ``text_encoder``, ``image_encoder``,
+``captioner`` (BLIP), ``image_classifier`` (ViT), ``video_classifier`` (VideoMAE): each is read by its own library's
+``from_pretrained``, from local files only. The shipped kit and Stable Diffusion 1.5 with its companions load alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BlipForConditionalGeneration,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    VideoMAEForVideoClassification,
+    ViTForImageClassification,
+)
+from transformers.utils import logging as transformers_logging
+
+from mindvideo.errors import ModelError
+
+PARTS = (
+    "vae",
+    "unet",
+    "scheduler",
+    "tokenizer",
+    "text_encoder",
+    "image_encoder",
+    "captioner",
+    "image_classifier",
+    "video_classifier",
+)
+
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
+diffusers_logging.set_verbosity_error()
+
+
+def embedded_kit() -> Path:
+    """Folder of the kit that comes with the package."""
+    return Path(str(resources.files("mindvideo") / "kit"))
+
+
+class Foundation:
+    """Frozen parts, each loaded when first asked for.
+
+    Parameters
+    ----------
+    folder : Path or str
+        A folder with the parts, or ``"embedded"`` for the shipped kit.
+    device : torch.device or str
+        Where the parts run.
+
+    Raises
+    ------
+    ModelError
+        Where the folder or a part of it is missing, or widths do not fit one another.
+    """
+
+    def __init__(self, folder: Path | str = "embedded", device: torch.device | str = "cpu") -> None:
+        self.folder = embedded_kit() if str(folder) == "embedded" else Path(folder)
+        self.device = torch.device(device)
+        if not self.folder.is_dir():
+            raise ModelError(
+                f"expected a foundation folder at {self.folder}, found none; give foundation=FOLDER or 'embedded'"
+            )
+
+    def require(self, *parts: str) -> None:
+        """Raise ModelError unless every named part is there and the widths of text, UNet and image agree."""
+        for part in parts:
+            folder = self.folder / part
+            if not folder.is_dir() or not any(folder.glob("*.json")):
+                present = [name for name in PARTS if (self.folder / name).is_dir()]
+                raise ModelError(
+                    f"expected the part '{part}' in foundation folder {self.folder}, found only {', '.join(present) or 'none'}; "
+                    f"put a Hugging Face folder of that part at {folder}"
+                )
+        width = self.condition_width
+        found = self._config("unet").get("cross_attention_dim")
+        if "unet" in parts and found != width:
+            raise ModelError(
+                f"expected a UNet whose cross_attention_dim is the text encoder's width {width}, found {found} in "
+                f"{self.folder / 'unet'}; use a UNet and a text encoder that belong together"
+            )
+        if "image_encoder" in parts and (projected := self._vision_projection()) != width:
+            raise ModelError(
+                f"expected an image encoder that projects to the condition width {width}, found {projected} in "
+                f"{self.folder / 'image_encoder'}; use the CLIP model the text encoder comes from"
+            )
+
+    def _config(self, part: str) -> dict[str, Any]:
+        path = self.folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        if not path.is_file():
+            raise ModelError(
+                f"expected {path.name} of the part '{part}' at {path}, found none; the folder is incomplete"
+            )
+        try:
+            content = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise ModelError(f"expected JSON in {path}, found something else; fetch the part '{part}' again") from None
+        return dict(content)
+
+    def _text_config(self) -> dict[str, Any]:
+        config = self._config("text_encoder")
+        return dict(config.get("text_config") or config)
+
+    def _vision_projection(self) -> int:
+        return int(self._config("image_encoder").get("projection_dim", 512))
+
+    def _load(self, part: str, load: Callable[[Path], Any]) -> Any:
+        self.require(part)
+        try:
+            model = load(self.folder / part)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"the part '{part}' in {self.folder / part} cannot be loaded: {reason}; fetch it again"
+            ) from error
+        if isinstance(model, torch.nn.Module):
+            model = model.float().eval().requires_grad_(False).to(self.device)
+        return model
+
+    def _load_transformer(self, part: str, kind: Any, folder_name: str | None = None) -> Any:
+        """Load a transformers model and insist that no weight of it was missing in the file."""
+
+        def load(folder: Path) -> Any:
+            model, report = kind.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
+            missing = sorted(report["missing_keys"])
+            if missing:
+                raise ModelError(f"weights missing: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
+            return model
+
+        return self._load(folder_name or part, load)
+
+    @property
+    def condition_length(self) -> int:
+        """L, tokens of a condition."""
+        return int(self._text_config().get("max_position_embeddings", 77))
+
+    @property
+    def condition_width(self) -> int:
+        """C, width of a condition token."""
+        return int(self._text_config().get("hidden_size", 512))
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return int(self._config("vae").get("latent_channels", 4))
+
+    @property
+    def latent_factor(self) -> int:
+        """How many times smaller a latent is than a frame, along each side."""
+        return int(2 ** (len(self._config("vae")["block_out_channels"]) - 1))
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash over every file's name, size and first and last bytes: another folder, another identity."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file() and path.relative_to(self.folder).parts[0] in PARTS:
+                size = path.stat().st_size
+                digest.update(f"{path.relative_to(self.folder)}:{size}".encode())
+                with path.open("rb") as handle:
+                    digest.update(handle.read(65536))
+                    handle.seek(max(0, size - 1_048_576))
+                    digest.update(handle.read())
+        return digest.hexdigest()
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder of frames."""
+        return self._load("vae", lambda folder: AutoencoderKL.from_pretrained(folder, local_files_only=True))
+
+    @cached_property
+    def unet(self) -> UNet2DConditionModel:
+        """The 2-D text-conditioned UNet."""
+        return self._load("unet", lambda folder: UNet2DConditionModel.from_pretrained(folder, local_files_only=True))
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """The noise schedule the UNet was trained with."""
+        self.require("scheduler")
+        return self._config("scheduler")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """CLIP's tokenizer."""
+        return self._load("tokenizer", lambda folder: CLIPTokenizer.from_pretrained(folder, local_files_only=True))
+
+    @cached_property
+    def text_encoder(self) -> CLIPTextModelWithProjection:
+        """CLIP's text tower with projection; the projection may come from a whole CLIP in ``image_encoder``."""
+        try:
+            return self._load_transformer("text_encoder", CLIPTextModelWithProjection)
+        except ModelError as error:
+            if "text_projection" not in str(error):
+                raise
+            return self._load_transformer("text_encoder", CLIPTextModelWithProjection, "image_encoder")
+
+    @cached_property
+    def image_encoder(self) -> CLIPVisionModelWithProjection:
+        """CLIP's image tower with projection."""
+        return self._load_transformer("image_encoder", CLIPVisionModelWithProjection)
+
+    @cached_property
+    def captioner(self) -> BlipForConditionalGeneration:
+        """BLIP."""
+        return self._load_transformer("captioner", BlipForConditionalGeneration)
+
+    @cached_property
+    def image_classifier(self) -> ViTForImageClassification:
+        """ViT over images."""
+        return self._load_transformer("image_classifier", ViTForImageClassification)
+
+    @cached_property
+    def video_classifier(self) -> VideoMAEForVideoClassification:
+        """VideoMAE over clips."""
+        return self._load_transformer("video_classifier", VideoMAEForVideoClassification)
+
+    @cached_property
+    def _processors(self) -> dict[str, Any]:
+        return {}
+
+    def _pixels(self, part: str, frames: np.ndarray) -> torch.Tensor:
+        """Frames (N, H, W, 3) uint8 as the part's own image processor prepares them: (N, 3, h, w)."""
+        if part not in self._processors:
+            self._processors[part] = self._load(
+                part, lambda folder: AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+            )
+        pixels = self._processors[part](
+            list(frames), return_tensors="pt", input_data_format="channels_last"
+        ).pixel_values
+        if pixels.ndim == 5:
+            pixels = pixels.flatten(0, 1)
+        return pixels.to(self.device)
+
+    def _in_batches(self, items: Any, batch: int, run: Callable[[Any], Any]) -> list[Any]:
+        with torch.inference_mode():
+            return [run(items[start : start + batch]) for start in range(0, len(items), batch)]
+
+    def tokenize(self, captions: list[str]) -> torch.Tensor:
+        """(B, L) token numbers, padded and cut to L."""
+        tokens = self.tokenizer(
+            captions, padding="max_length", truncation=True, max_length=self.condition_length, return_tensors="pt"
+        )
+        return tokens.input_ids.to(self.device)
+
+    def encode_text(self, captions: list[str], batch: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (B, L, C) of the last hidden state and projected CLIP embeddings (B, C), float32."""
+
+        def run(part: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+            output = self.text_encoder(self.tokenize(part))
+            return output.last_hidden_state.float(), output.text_embeds.float()
+
+        rows = self._in_batches(list(captions), batch, run)
+        return torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
+
+    def encode_image(self, frames: np.ndarray, batch: int = 64) -> torch.Tensor:
+        """Projected CLIP image embeddings (N, C) float32 of frames (N, H, W, 3) uint8."""
+        rows = self._in_batches(
+            frames, batch, lambda part: self.image_encoder(self._pixels("image_encoder", part)).image_embeds.float()
+        )
+        return torch.cat(rows)
+
+    def encode_latents(self, frames: np.ndarray, batch: int = 32) -> torch.Tensor:
+        """Posterior means (N, c, h, w) float32 of frames (N, H, W, 3) uint8, times the VAE's scaling factor."""
+
+        def run(part: np.ndarray) -> torch.Tensor:
+            pixels = (
+                torch.from_numpy(np.ascontiguousarray(part)).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+            )
+            return self.vae.encode(pixels).latent_dist.mean.float() * self.vae.config.scaling_factor
+
+        return torch.cat(self._in_batches(frames, batch, run))
+
+    def decode_latents(self, latents: torch.Tensor, batch: int = 32) -> np.ndarray:
+        """Frames (N, H, W, 3) uint8 of scaled latents (N, c, h, w)."""
+
+        def run(part: torch.Tensor) -> np.ndarray:
+            pixels = self.vae.decode(part.to(self.device).float() / self.vae.config.scaling_factor).sample
+            return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+        return np.concatenate(self._in_batches(latents, batch, run))
+
+    @cached_property
+    def _caption_tokenizer(self) -> Any:
+        return self._load("captioner", lambda folder: AutoTokenizer.from_pretrained(folder, local_files_only=True))
+
+    def caption(self, frames: np.ndarray, batch: int = 64, max_new_tokens: int = 30) -> list[str]:
+        """A sentence for every frame (N, H, W, 3) uint8, by greedy decoding."""
+
+        def run(part: np.ndarray) -> list[str]:
+            output = self.captioner.generate(
+                pixel_values=self._pixels("captioner", part),
+                max_new_tokens=max_new_tokens,
+                num_beams=1,
+                do_sample=False,
+            )
+            return [text.strip() for text in self._caption_tokenizer.batch_decode(output, skip_special_tokens=True)]
+
+        return [text for row in self._in_batches(frames, batch, run) for text in row]
+
+    def classify_images(self, frames: np.ndarray, batch: int = 64) -> np.ndarray:
+        """Probabilities (N, classes) float32 of frames (N, H, W, 3) uint8."""
+
+        def run(part: np.ndarray) -> np.ndarray:
+            logits = self.image_classifier(pixel_values=self._pixels("image_classifier", part)).logits
+            return F.softmax(logits.float(), -1).cpu().numpy()
+
+        return np.concatenate(self._in_batches(frames, batch, run))
+
+    def classify_videos(self, clips: np.ndarray, batch: int = 16) -> np.ndarray:
+        """Probabilities (N, classes) float32 of clips (N, F, H, W, 3) uint8; frames are spread to the classifier's count."""
+        wanted = int(self.video_classifier.config.num_frames)
+        moment = np.round(np.linspace(0, clips.shape[1] - 1, wanted)).astype(int)
+
+        def run(part: np.ndarray) -> np.ndarray:
+            frames = part[:, moment]
+            pixels = self._pixels("video_classifier", frames.reshape(-1, *frames.shape[2:]))
+            logits = self.video_classifier(pixel_values=pixels.reshape(len(part), wanted, *pixels.shape[1:])).logits
+            return F.softmax(logits.float(), -1).cpu().numpy()
+
+        return np.concatenate(self._in_batches(clips, batch, run))

@@ -1,0 +1,66 @@
+"""Models that load whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from diffusers import ConfigMixin, ModelMixin
+
+from mindvideo.errors import ModelError
+
+
+class WholeModel(ModelMixin, ConfigMixin):
+    """A diffusers model that loads whole or not at all, from safetensors and from disk unless told otherwise."""
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Self:
+        """Load what ``save_pretrained`` wrote.
+
+        Parameters
+        ----------
+        folder : path
+            Holds ``config.json`` and safetensors.
+        **kwargs
+            As diffusers' ``from_pretrained``; ``local_files_only`` and ``use_safetensors`` are on by default.
+
+        Raises
+        ------
+        ModelError
+            When the folder or a file in it is missing, a setting is unknown, or a weight is missing, unexpected or of
+            another shape.
+        """
+        kwargs = {"local_files_only": True, "use_safetensors": True} | kwargs
+        place = f"{folder}/{kwargs['subfolder']}" if kwargs.get("subfolder") else str(folder)
+        hub = {
+            name: kwargs[name] for name in ("local_files_only", "subfolder", "cache_dir", "revision") if name in kwargs
+        }
+        try:
+            config = cls.load_config(folder, **hub)
+            unknown = sorted(name for name in set(config) - cls._get_init_keys(cls) if not name.startswith("_"))
+            if unknown:
+                raise ModelError(
+                    f"expected only settings of {cls.__name__} in {place}/config.json, found {', '.join(unknown)}; "
+                    "convert the folder or use the class that wrote it"
+                )
+            model, found = super().from_pretrained(folder, output_loading_info=True, **kwargs)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split()).partition(". If you want to instead")[0]  # would not be whole
+            if not Path(place).is_dir():
+                reason = "no such folder"
+            raise ModelError(
+                f"expected config.json and safetensors of a {cls.__name__} in {place}, found {reason}; "
+                "give the folder that save_pretrained wrote"
+            ) from error
+        problems = [
+            f"{what} {', '.join(str(name) for name in sorted(found[key], key=str))}"
+            for key, what in (
+                ("missing_keys", "missing"),
+                ("unexpected_keys", "unexpected"),
+                ("mismatched_keys", "misshapen"),
+            )
+            if found[key]
+        ]
+        if problems:
+            raise ModelError(f"expected every weight of {cls.__name__} in {place}, found {'; '.join(problems)}")
+        return model

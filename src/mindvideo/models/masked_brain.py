@@ -1,0 +1,265 @@
+"""Masked brain modelling: a masked autoencoder over 1-D patches of fMRI (METHOD section 4, paper section 3.3).
+
+Weights carry the names of the released checkpoints.
+
+Shapes: B batch, V voxels, P patches, K visible patches, D embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from mindvideo.errors import ModelError
+from mindvideo.models.loading import WholeModel
+from mindvideo.models.transformer import (
+    Block,
+    PatchEmbed,
+    PatchWeights,
+    PerPatchLinear,
+    check_fmri,
+    count_patches,
+    initialise,
+    interpolate_positions,
+    position_table,
+    split_patches,
+)
+
+
+@dataclass
+class MaskedBrainOutput(BaseOutput):
+    """What the masked brain model returns.
+
+    Attributes
+    ----------
+    loss : Tensor, ()
+        Mean squared error of the masked patches' raw values.
+    prediction : Tensor, (B, P, patch)
+    is_masked : Tensor of bool, (B, P)
+    """
+
+    loss: torch.Tensor
+    prediction: torch.Tensor
+    is_masked: torch.Tensor
+
+
+class MaskedBrainModel(WholeModel):
+    """Masked autoencoder of one fMRI scan (SC-MBM).
+
+    Parameters
+    ----------
+    num_voxels : int
+        V; a last partial patch is wrapped around.
+    patch_size : int
+        Neighbouring voxels in a patch.
+    patch_weights : {"shared", "per_patch"}
+        One matrix for all patches, as released, or one for each, into the encoder and out of the decoder.
+    embed_dim, depth, num_heads, mlp_ratio
+        The encoder.
+    decoder_embed_dim, decoder_depth, decoder_num_heads
+        The decoder, with the same ``mlp_ratio``.
+    mask_ratio : float
+        Share of the patches that is masked; ``int(P * (1 - mask_ratio))`` stay visible.
+
+    Notes
+    -----
+    ``pos_embed`` and ``decoder_pos_embed`` are fixed: saved, but buffers rather than parameters.
+
+    References
+    ----------
+    Chen, Qing, Zhou, Cinematic Mindscapes, 2023, section 3.3; He et al., Masked autoencoders are scalable vision
+    learners, 2022.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        num_voxels: int,
+        patch_size: int = 16,
+        patch_weights: PatchWeights = "shared",
+        embed_dim: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        mlp_ratio: float = 1.0,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_num_heads: int = 16,
+        mask_ratio: float = 0.75,
+    ) -> None:
+        super().__init__()
+        self.num_patches = count_patches(num_voxels, patch_size)
+        self.gradient_checkpointing = False
+        self.patch_embed = PatchEmbed(self.num_patches, patch_size, embed_dim, patch_weights)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.register_buffer("pos_embed", position_table(self.num_patches, embed_dim))
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
+        self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
+        self.register_buffer("decoder_pos_embed", position_table(self.num_patches, decoder_embed_dim))
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_embed_dim, decoder_num_heads, mlp_ratio) for _ in range(decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=1e-5)
+        if patch_weights == "shared":
+            self.decoder_pred: nn.Module = nn.Linear(decoder_embed_dim, patch_size)
+        else:
+            self.decoder_pred = PerPatchLinear(self.num_patches, decoder_embed_dim, patch_size)
+        self.apply(initialise)
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    @classmethod
+    def from_other_voxels(
+        cls, model: MaskedBrainModel, num_voxels: int, positions: Literal["recompute", "interpolate"] = "recompute"
+    ) -> MaskedBrainModel:
+        """A copy of ``model`` for another number of voxels.
+
+        Parameters
+        ----------
+        model : MaskedBrainModel
+        num_voxels : int
+        positions : {"recompute", "interpolate"}
+            Sin-cos positions anew, or the model's own stretched (for released checkpoints).
+
+        Returns
+        -------
+        MaskedBrainModel
+            All weights are copied, except that matrices of single patches (``patch_weights="per_patch"``) start anew
+            when the number of patches differs: there is no telling which patch of one brain is which of another.
+        """
+        other = cls.from_config(model.config, num_voxels=num_voxels)
+        weights = model.state_dict()
+        fresh = other.state_dict()
+        for name in ("pos_embed", "decoder_pos_embed"):
+            interpolated = interpolate_positions(weights[name], other.num_patches)
+            weights[name] = interpolated if positions == "interpolate" else fresh[name]
+        if model.config.patch_weights == "per_patch" and other.num_patches != model.num_patches:
+            own = ("patch_embed.proj.", "decoder_pred.")
+            weights |= {name: weight for name, weight in fresh.items() if name.startswith(own)}
+        other.load_state_dict(weights)
+        nn.Module.to(other, device=model.device, dtype=model.dtype)
+        return other
+
+    def forward(
+        self,
+        fmri: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        mask_ratio: float | None = None,
+    ) -> MaskedBrainOutput:
+        """Mask, encode the visible patches, decode all, and score the masked ones.
+
+        Parameters
+        ----------
+        fmri : Tensor, (B, V), float32
+        noise : Tensor, (B, P), optional
+            The patches of least noise stay visible; uniform from ``generator`` if not given.
+        generator : torch.Generator, optional
+        mask_ratio : float, optional
+            Instead of the model's own.
+
+        Raises
+        ------
+        ModelError
+            For another number of voxels, misshapen noise, or a ratio that leaves nothing visible or nothing masked.
+        """
+        check_fmri(fmri, (None, self.config.num_voxels), "BV", "MaskedBrainModel")
+        patches = split_patches(fmri, self.config.patch_size)
+        if noise is None:
+            device = generator.device if generator is not None else fmri.device
+            noise = torch.rand(patches.shape[:2], generator=generator, device=device)
+        kept, restore, is_masked = self._choose_patches(noise.to(fmri.device), patches.shape[:2], mask_ratio)
+        tokens = self._decode(self._encode_visible(patches, kept), restore)
+        prediction = self.decoder_pred(tokens).float()
+        error = (prediction - patches.float()).square().mean(dim=-1)
+        return MaskedBrainOutput(
+            loss=(error * is_masked).sum() / is_masked.sum(), prediction=prediction, is_masked=is_masked
+        )
+
+    def encode(self, fmri: torch.Tensor) -> torch.Tensor:
+        """Tokens of whole scans, without class token and mask, as the fMRI encoder computes them.
+
+        Parameters
+        ----------
+        fmri : Tensor, (B, V), float32
+
+        Returns
+        -------
+        Tensor, (B, P, D)
+        """
+        return self.norm(self._run(self.blocks, self._embed(fmri)))
+
+    @torch.no_grad()
+    def attention_maps(self, fmri: torch.Tensor) -> torch.Tensor:
+        """Attention each patch receives from the patches of its scan, layer by layer, as in `encode`.
+
+        Parameters
+        ----------
+        fmri : Tensor, (B, V), float32
+
+        Returns
+        -------
+        Tensor, (depth, P), float32
+            Mean over heads, queries and scans; each row sums to 1.
+        """
+        tokens = self._embed(fmri)
+        maps = []
+        for block in cast(list[Block], list(self.blocks)):
+            maps.append(block.attn.mean_weights(block.norm1(tokens)).mean(dim=0))
+            tokens = block(tokens)
+        return torch.stack(maps)
+
+    def _embed(self, fmri: torch.Tensor) -> torch.Tensor:
+        """All patches with their positions: (B, V) to (B, P, D)."""
+        check_fmri(fmri, (None, self.config.num_voxels), "BV", "MaskedBrainModel")
+        return self.patch_embed(split_patches(fmri, self.config.patch_size)) + self.pos_embed[:, 1:]
+
+    def _choose_patches(
+        self, noise: torch.Tensor, shape: torch.Size, mask_ratio: float | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Indices of the visible patches (B, K) by rising noise, of each patch in that order (B, P), and the mask."""
+        if noise.shape != shape:
+            raise ModelError(f"expected noise of shape (B, P) = {tuple(shape)}, found {tuple(noise.shape)}")
+        ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+        num_kept = int(self.num_patches * (1 - ratio))
+        if not 0 < num_kept < self.num_patches:
+            raise ModelError(
+                f"expected a mask ratio that leaves some of {self.num_patches} patches visible and some masked, "
+                f"found {ratio} ({num_kept} visible); use smaller patches or another mask_ratio"
+            )
+        order = noise.argsort(dim=1, stable=True)
+        restore = order.argsort(dim=1)
+        return order[:, :num_kept], restore, restore >= num_kept
+
+    def _encode_visible(self, patches: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """Patches (B, P, patch) and the visible ones' indices (B, K) to tokens (B, 1 + K, D), class token first."""
+        tokens = self.patch_embed(patches) + self.pos_embed[:, 1:]
+        tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
+        class_token = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype).expand(len(tokens), -1, -1)
+        return self.norm(self._run(self.blocks, torch.cat([class_token, tokens], dim=1)))
+
+    def _decode(self, tokens: torch.Tensor, restore: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, 1 + K, D) of the visible patches to tokens (B, P, decoder width) of all, class token dropped."""
+        tokens = self.decoder_embed(tokens)
+        batch, length, dim = tokens.shape
+        num_masked = self.num_patches + 1 - length
+        masked = self.mask_token.to(tokens.dtype).expand(batch, num_masked, -1)
+        patches = torch.cat([tokens[:, 1:], masked], dim=1).gather(1, restore[..., None].expand(-1, -1, dim))
+        tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
+        return self.decoder_norm(self._run(self.decoder_blocks, tokens))[:, 1:]
+
+    def _run(self, blocks: nn.ModuleList, tokens: torch.Tensor) -> torch.Tensor:
+        for block in blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = self._gradient_checkpointing_func(block, tokens)
+            else:
+                tokens = block(tokens)
+        return tokens

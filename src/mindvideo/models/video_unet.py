@@ -1,0 +1,328 @@
+"""Stable Diffusion's UNet inflated to clips (METHOD section 7, paper section 3.4).
+
+It is diffusers' 2-D UNet with the frames of a clip folded into the batch, except in four places: self-attention is
+sparse-causal, a temporal attention follows the feed-forward of every transformer block, the ResNets' GroupNorms (and
+the last one) take their statistics over all frames of a clip, and cross-attention reads one condition per clip.
+Weight names are those of the 2-D UNet plus ``attn_temp`` and ``norm_temp``.
+
+Shapes: B clips, F frames, C channels, H W latent pixels, N = H·W tokens of a frame, L condition tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import Transformer2DModel, UNet2DConditionModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import nn
+
+from mindvideo.errors import ModelError
+from mindvideo.models.loading import WholeModel
+
+FAMILY_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
+# Temporal attention has a sequence for every pixel; CUDA's fused kernels take fewer than 65,536 at a time.
+MAX_SEQUENCES = 32768
+# Settings that only UNets outside the Stable Diffusion family turn on.
+OTHER_FAMILIES = (
+    "only_cross_attention",
+    "mid_block_only_cross_attention",
+    "dual_cross_attention",
+    "cross_attention_norm",
+    "class_embed_type",
+    "num_class_embeds",
+    "addition_embed_type",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+)
+# What diffusers' transformer hands on to its blocks.
+BLOCK_SETTINGS = (
+    "num_attention_heads",
+    "attention_head_dim",
+    "dropout",
+    "cross_attention_dim",
+    "activation_fn",
+    "attention_bias",
+    "upcast_attention",
+    "norm_elementwise_affine",
+    "norm_eps",
+)
+
+
+def _check_family(settings: dict[str, Any]) -> None:
+    """Raise ModelError for settings of UNets outside the Stable Diffusion family."""
+    blocks = [*settings.get("down_block_types", ()), *settings.get("up_block_types", ())]
+    blocks.append(settings.get("mid_block_type", FAMILY_BLOCKS[-1]))
+    other = sorted({f"block {name}" for name in blocks if name not in FAMILY_BLOCKS})
+    other += [f"{name}={settings[name]!r}" for name in OTHER_FAMILIES if settings.get(name)]
+    if settings.get("attention_type", "default") != "default":
+        other.append(f"attention_type={settings['attention_type']!r}")
+    if settings.get("norm_num_groups", 32) is None:
+        other.append("norm_num_groups=None")
+    if other:
+        raise ModelError(f"expected a UNet of the Stable Diffusion family, found {', '.join(other)}; use another UNet")
+
+
+class ClipShape:
+    """How many frames the clips in the batch have: set by the UNet's forward, read by the layers that mix frames."""
+
+    def __init__(self) -> None:
+        self.num_frames = 1
+
+
+class ClipGroupNorm(nn.GroupNorm):
+    """GroupNorm with statistics over all frames of a clip."""
+
+    def __init__(self, norm: nn.GroupNorm, clip: ClipShape) -> None:
+        super().__init__(norm.num_groups, norm.num_channels, norm.eps)
+        self.clip = clip
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (B·F, C, H, W) to (B·F, C, H, W)."""
+        frames = self.clip.num_frames
+        if frames == 1:
+            return super().forward(features)
+        height, width = features.shape[2:]
+        # Frames below one another: in channels-last memory this is a view.
+        tall = features.permute(0, 2, 3, 1).reshape(-1, frames * height, width, features.shape[1])
+        normed = super().forward(tall.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return normed.reshape(-1, height, width, features.shape[1]).permute(0, 3, 1, 2)
+
+
+def _split_heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
+    """(B, N, C) to (B, heads, N, C / heads)."""
+    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _attend(attn: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Fused attention of projected tokens (B, N, C) to (B, N, C), before the output projection."""
+    query, key, value = (_split_heads(tokens, attn.heads) for tokens in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def _project_out(attn: Attention, tokens: torch.Tensor) -> torch.Tensor:
+    for layer in attn.to_out:
+        tokens = layer(tokens)
+    return tokens
+
+
+class SparseCausalAttention:
+    """Self-attention processor: frame i reads frames max(i-2, 0) and max(i-1, 0), in that order (paper Eq. 4).
+
+    Frames 0 and 1 would read frame 0 twice over, which weighs as reading it once.
+    """
+
+    def __init__(self, clip: ClipShape) -> None:
+        self.clip = clip
+
+    def __call__(self, attn: Attention, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
+        """Tokens (B·F, N, C) to (B·F, N, C)."""
+        frames = self.clip.num_frames
+        query, key, value = (
+            project(hidden_states).unflatten(0, (-1, frames)) for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        mixed = _attend(attn, query[:, :2].flatten(1, 2), key[:, 0], value[:, 0]).unflatten(1, (min(frames, 2), -1))
+        if frames > 2:
+            pairs = [torch.cat([t[:, :-2], t[:, 1:-1]], dim=2).flatten(0, 1) for t in (key, value)]
+            later = _attend(attn, query[:, 2:].flatten(0, 1), *pairs).unflatten(0, (-1, frames - 2))
+            mixed = torch.cat([mixed, later], dim=1)
+        return _project_out(attn, mixed.flatten(0, 1))
+
+
+class ClipCrossAttention:
+    """Cross-attention processor: all frames of a clip read the clip's one condition, projected once."""
+
+    def __init__(self, clip: ClipShape) -> None:
+        self.clip = clip
+
+    def __call__(
+        self, attn: Attention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
+    ) -> torch.Tensor:
+        """Tokens (B·F, N, C) and condition (B, L, width) to (B·F, N, C)."""
+        frames = self.clip.num_frames
+        query = attn.to_q(hidden_states).unflatten(0, (-1, frames)).flatten(1, 2)
+        mixed = _attend(attn, query, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
+        return _project_out(attn, mixed.unflatten(1, (frames, -1)).flatten(0, 1))
+
+
+class VideoTransformerBlock(BasicTransformerBlock):
+    """Diffusers' block (attn1, attn2, feed-forward) followed by attention over the frames of each pixel."""
+
+    def __init__(self, dim: int, clip: ClipShape, settings: dict[str, Any]) -> None:
+        super().__init__(dim, **settings)
+        self.clip = clip
+        self.norm_temp = nn.LayerNorm(dim, eps=1e-5)
+        self.attn_temp = Attention(
+            query_dim=dim,
+            heads=settings["num_attention_heads"],
+            dim_head=settings["attention_head_dim"],
+            dropout=settings["dropout"],
+            bias=settings["attention_bias"],
+            upcast_attention=settings["upcast_attention"],
+        )
+        nn.init.zeros_(self.attn_temp.to_out[0].weight)  # starts as identity
+        nn.init.zeros_(self.attn_temp.to_out[0].bias)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Tokens (B·F, N, C) and diffusers' further arguments to (B·F, N, C)."""
+        tokens = super().forward(*args, **kwargs)
+        by_pixel = tokens.unflatten(0, (-1, self.clip.num_frames)).transpose(1, 2)
+        sequences = self.norm_temp(by_pixel).flatten(0, 1).split(MAX_SEQUENCES)
+        mixed = torch.cat([self.attn_temp(part) for part in sequences]).view(by_pixel.shape)
+        return tokens + mixed.transpose(1, 2).flatten(0, 1)
+
+
+def _takes_settings_of(parent: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a constructor that hands ``**settings`` on to ``parent`` show, and save, the parent's settings as its own."""
+
+    def decorate(init: Callable[..., None]) -> Callable[..., None]:
+        own = [item for item in inspect.signature(init).parameters.values() if item.kind is not item.VAR_KEYWORD]
+        theirs = list(inspect.signature(parent.__init__).parameters.values())  # type: ignore[misc]
+        init.__signature__ = inspect.Signature([*theirs, *own[1:]])  # type: ignore[attr-defined]
+        return init
+
+    return decorate
+
+
+class VideoUNet(WholeModel, UNet2DConditionModel):
+    """Denoiser of clips.
+
+    Parameters
+    ----------
+    **settings
+        Those of diffusers' ``UNet2DConditionModel``, as far as the Stable Diffusion family (1.x, 2.x) sets them. Mind
+        that ``attention_head_dim`` is the *number* of heads.
+    inflate : {"sparse_causal", "own_frame"}
+        What self-attention reads: the two frames before, or (for comparison with the 2-D UNet) the frame itself.
+    clip_norm : bool
+        Whether the ResNets' GroupNorms take their statistics over the clip or (for comparison) over each frame.
+
+    Raises
+    ------
+    ModelError
+        For a setting that only other families of UNets have.
+
+    References
+    ----------
+    Chen, Qing, Zhou, Cinematic Mindscapes, 2023, section 3.4, Eq. 4; Wu et al., Tune-A-Video, 2023.
+    """
+
+    conv_norm_out: nn.GroupNorm
+
+    @register_to_config
+    @_takes_settings_of(UNet2DConditionModel)
+    def __init__(
+        self,
+        *,
+        inflate: Literal["sparse_causal", "own_frame"] = "sparse_causal",
+        clip_norm: bool = True,
+        **settings: Any,
+    ) -> None:
+        if inflate not in ("sparse_causal", "own_frame"):
+            raise ModelError(f"expected inflate 'sparse_causal' or 'own_frame', found '{inflate}'")
+        _check_family(settings)
+        super().__init__(**settings)
+        self.clip = ClipShape()
+        self._inflate_transformers(inflate)
+        if clip_norm:
+            self._inflate_norms()
+
+    @classmethod
+    def from_unet2d(cls, unet: UNet2DConditionModel, **settings: Any) -> VideoUNet:
+        """Inflate a 2-D UNet of the Stable Diffusion family: its weights unchanged, the temporal parts identity.
+
+        Parameters
+        ----------
+        unet : UNet2DConditionModel
+        **settings
+            ``inflate`` and ``clip_norm``.
+
+        Raises
+        ------
+        ModelError
+            For a UNet of another family.
+        """
+        known = cls._get_init_keys(cls)
+        video = cls(**{name: value for name, value in unet.config.items() if name in known}, **settings)
+        own = video.state_dict()
+        temporal = {name: weight for name, weight in own.items() if "attn_temp." in name or "norm_temp." in name}
+        video.load_state_dict(temporal | unet.state_dict())
+        nn.Module.to(video, device=unet.device, dtype=unet.dtype)
+        return video
+
+    @staticmethod
+    def trainable_names() -> tuple[str, ...]:
+        """Parts of the names of the parameters that ``animate`` and ``cotrain`` train (paper section 3.4)."""
+        return ("attn1", "attn2", "attn_temp")
+
+    def forward(
+        self, latents: torch.Tensor, timestep: torch.Tensor | float, condition: torch.Tensor, return_dict: bool = True
+    ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
+        """Predict the noise (or what the scheduler asks for) in noisy latents.
+
+        Parameters
+        ----------
+        latents : Tensor, (B, C, F, H, W)
+        timestep : number or Tensor, () or (B,)
+        condition : Tensor, (B, L, cross_attention_dim)
+        return_dict : bool
+
+        Returns
+        -------
+        UNet2DConditionOutput
+            ``sample`` (B, C, F, H, W), or a tuple of it.
+
+        Raises
+        ------
+        ModelError
+            When latents, timestep and condition do not fit together.
+        """
+        self._check_input(latents, condition)
+        batch, _, frames = latents.shape[:3]
+        self.clip.num_frames = frames
+        timestep = torch.as_tensor(timestep, device=latents.device)
+        if timestep.ndim == 1 and len(timestep) == batch:
+            timestep = timestep.repeat_interleave(frames)
+        elif timestep.numel() != 1:
+            raise ModelError(f"expected one timestep or {batch}, found shape {tuple(timestep.shape)}")
+        folded = latents.transpose(1, 2).flatten(0, 1)
+        sample = super().forward(folded, timestep, condition).sample
+        sample = sample.unflatten(0, (batch, frames)).transpose(1, 2)
+        return UNet2DConditionOutput(sample=sample) if return_dict else (sample,)
+
+    def _check_input(self, latents: torch.Tensor, condition: torch.Tensor) -> None:
+        channels = self.config.in_channels
+        if latents.ndim != 5 or latents.shape[1] != channels or latents.shape[2] == 0:
+            raise ModelError(f"expected latents of shape (B, {channels}, F, H, W), found {tuple(latents.shape)}")
+        width = self.config.cross_attention_dim
+        is_width = not isinstance(width, int) or condition.shape[-1] == width
+        if condition.ndim != 3 or len(condition) != len(latents) or not is_width:
+            raise ModelError(
+                f"expected a condition of shape ({len(latents)}, L, {width}), found {tuple(condition.shape)}; "
+                "the encoder's condition_width must be the UNet's cross_attention_dim"
+            )
+
+    def _inflate_transformers(self, inflate: str) -> None:
+        """Put a `VideoTransformerBlock` in place of every transformer block."""
+        for transformer in [module for module in self.modules() if isinstance(module, Transformer2DModel)]:
+            settings = {name: transformer.config[name] for name in BLOCK_SETTINGS}
+            for position in range(len(transformer.transformer_blocks)):
+                block = VideoTransformerBlock(transformer.inner_dim, self.clip, settings)
+                if inflate == "sparse_causal":
+                    block.attn1.set_processor(SparseCausalAttention(self.clip))
+                block.attn2.set_processor(ClipCrossAttention(self.clip))
+                transformer.transformer_blocks[position] = block
+
+    def _inflate_norms(self) -> None:
+        """Let the ResNets' GroupNorms and the last one see whole clips."""
+        for resnet in [module for module in self.modules() if isinstance(module, ResnetBlock2D)]:
+            resnet.norm1 = ClipGroupNorm(resnet.norm1, self.clip)
+            resnet.norm2 = ClipGroupNorm(resnet.norm2, self.clip)
+        self.conv_norm_out = ClipGroupNorm(self.conv_norm_out, self.clip)

@@ -1,0 +1,154 @@
+"""The section on the brain: attention by network, the weight of lags, occlusion by area, and all of it against truth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mindvideo.report.plots import Dot, draw_bars, draw_dots
+from mindvideo.report.read import Run, number
+from mindvideo.report.wording import write_number
+
+MOST_AREAS = 20
+
+MEASURES = {
+    "tokens": "R² of the text tokens",
+    "text": "similarity to the caption's embedding",
+    "image": "similarity to the frame's embedding",
+}
+
+
+def final_stage(run: Run) -> str:
+    """The stage whose encoder made the reconstructions, as far as ``explain/`` tells."""
+    stages = list(run.explain.get("attention", {}))
+    return str(run.explain.get("occlusion", {}).get("stage") or (stages[-1] if stages else ""))
+
+
+def list_brain(run: Run) -> list[dict[str, Any]]:
+    """Groups of panels, each with a title, a sentence, the file they come from and whether they start folded."""
+    final = final_stage(run)
+    attention = {
+        stage: layers for stage, layers in run.explain.get("attention", {}).items() if isinstance(layers, dict)
+    }
+    groups = [_against_truth(run.explain.get("truth", {}), final)]
+    groups += [_attention(run, stage, layers, final) for stage, layers in attention.items() if stage == final]
+    groups.append(_occlusion(run.explain.get("occlusion", {})))
+    groups.append(_temporal(run.explain.get("temporal", {})))
+    groups += [_attention(run, stage, layers, final) for stage, layers in attention.items() if stage != final]
+    return [group for group in groups if group["panels"] or group["note"]]
+
+
+def split_pictures(run: Run) -> tuple[list[str], list[str]]:
+    """File names of the maps to show, and of those of earlier stages, which start folded."""
+    final = final_stage(run)
+    names = [path.name for path in run.pictures]
+    earlier = [name for name in names if name.startswith("flat_attention_") and f"_{final}_" not in name]
+    first = sorted((name for name in names if name not in earlier), key=lambda name: ("inflated" not in name, name))
+    return first, earlier
+
+
+def _group(title: str, text: str, source: str, panels: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    shown = [panel for panel in panels if panel["plot"]]
+    return {"title": title, "text": text, "source": source, "panels": shown, "is_folded": False, "note": ""} | more
+
+
+def _values(content: Any) -> dict[str, float]:
+    """The entries of a mapping that are finite numbers."""
+    pairs = content.items() if isinstance(content, dict) else ()
+    return {str(key): float(value) for key, value in pairs if number(value) is not None}
+
+
+def _describe(name: str, values: dict[str, float]) -> str:
+    return f"{name}: {', '.join(f'{key} {write_number(value)}' for key, value in values.items())}"
+
+
+def _attention(run: Run, stage: str, layers: dict[str, Any], final: str) -> dict[str, Any]:
+    sizes = run.explain.get("networks", {})
+    expected = {name: number(size.get("share")) for name, size in sizes.items() if isinstance(size, dict)}
+    panels = []
+    for layer, content in layers.items():
+        shares = _values(content)
+        shares = {name: share for name, share in shares.items() if share > 0 or expected.get(name)}
+        bars = sorted(shares.items(), key=lambda bar: -bar[1])
+        marks = [expected.get(name) for name, _ in bars]
+        plot = draw_bars(_describe(f"attention of the {layer} layer", dict(bars)), bars, label_width=178.0, marks=marks)
+        panels.append({"name": f"{layer} layer", "plot": plot})
+    text = "Share of the attention that voxels of each Yeo-17 network receive."
+    text += " The tick is the network's share of the voxels: what no preference would give." if expected else ""
+    source = "explain/attention.json and explain/networks.json"
+    return _group(f"Attention after {stage}", text, source, panels, is_folded=stage != final)
+
+
+def _temporal(content: dict[str, Any]) -> dict[str, Any]:
+    panels = []
+    for stage, layers in content.items():
+        for layer, weights in layers.items() if isinstance(layers, dict) else ():
+            values = _values(weights)
+            plot = draw_bars(_describe(f"{stage}, {layer} layer", values), list(values.items()))
+            panels.append({"name": f"{stage}, {layer} layer", "plot": plot})
+    text = "Temporal attention received by each scan of a window, by its time after the first frame was on screen."
+    return _group("Weight of the lags", text, "explain/temporal.json", panels, is_folded=True)
+
+
+def _occlusion(content: dict[str, Any]) -> dict[str, Any]:
+    areas = content.get("areas")
+    rows = {name: _values(row) for name, row in areas.items()} if isinstance(areas, dict) else {}
+    intact = _values(content.get("intact"))
+    panels = []
+    for measure, words in MEASURES.items():
+        drops = {name: row[measure] for name, row in rows.items() if measure in row}
+        bars = sorted(drops.items(), key=lambda bar: -bar[1])[:MOST_AREAS]
+        if bars:
+            note = f"intact {write_number(intact.get(measure))}"
+            note += f"; {len(bars)} largest of {len(drops)} areas" if len(bars) < len(drops) else ""
+            panels.append({"name": words, "note": note, "plot": draw_bars(_describe(words, dict(bars)), bars)})
+    text = (
+        f"How much worse the encoder of {content.get('stage', '–')} does when an area is silenced in both hemispheres"
+    )
+    text += f", over {content['n_windows']} test windows." if "n_windows" in content else "."
+    return _group("Occlusion by area", text, "explain/occlusion.json", panels)
+
+
+def _against_truth(content: dict[str, Any], final: str) -> dict[str, Any]:
+    panels = []
+    for key, name, chance in (
+        ("auc", "area under the ROC curve", 0.5),
+        ("rank_correlation", "rank correlation with the true reliability", 0.0),
+    ):
+        values = _values(content.get(key))
+        dots = [Dot(_short(map_name), value, kind=_kind(map_name, final)) for map_name, value in values.items()]
+        dots.sort(key=lambda dot: -(dot.value or 0.0))
+        spread = content.get("auc_random") if key == "auc" else None
+        if isinstance(spread, list) and len(spread) == 3:
+            dots.append(Dot("random maps", spread[1], (spread[0], spread[2]), "floor"))
+        panels.append({"name": name, "plot": draw_dots(_describe(name, values), dots, chance, label_width=178.0)})
+    ablation = content.get("ablation") or {}
+    drops = ablation.get("drop") or {}
+    dots = []
+    for measure in MEASURES:
+        for group, kind in (("informative", "main"), ("other", "floor")):
+            value = number((drops.get(group) or {}).get(measure))
+            dots.append(Dot(f"{measure}, {group}", value, kind=kind))
+    known = {dot.label: dot.value for dot in dots if dot.value is not None}
+    panels.append(
+        {
+            "name": "drop when voxels are silenced",
+            "note": f"{ablation.get('n_silenced', '–')} of each kind",
+            "plot": draw_dots(_describe("drop", known), dots, label_width=150.0),
+        }
+    )
+    text = "This subject is simulated, so the voxels that carry signal are known"
+    if "n_informative" in content:
+        text += f": {content['n_informative']} of the {content.get('n_voxels', '–')} selected"
+    text += ". How well each map finds them, beside an untrained encoder's maps (grey); the dashed line is chance."
+    note = str(content.get("note") or "")
+    return _group("Against the truth", text, "explain/truth.json", panels, note=note)
+
+
+def _short(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _kind(name: str, final: str) -> str:
+    if "untrained" in name:
+        return "floor"
+    return "main" if final in name or name.startswith("occlusion") else "other"

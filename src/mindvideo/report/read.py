@@ -1,0 +1,368 @@
+"""Read what a run folder holds, whatever stage it has reached; what is not there is named, never guessed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+import zarr
+from numpy.typing import NDArray
+
+from mindvideo.errors import DataError
+
+STAGES = ("prepare", "pretrain", "adapt", "align", "animate", "cotrain", "reconstruct", "evaluate", "explain")
+TRAINING_STAGES = ("pretrain", "adapt", "align", "animate", "cotrain")
+
+STAGE_PURPOSES = {
+    "simulate": "a simulated subject",
+    "prepare": "recordings and films into one store",
+    "pretrain": "masked brain modelling on many people",
+    "adapt": "masked brain modelling on this subject",
+    "align": "the encoder against frozen CLIP",
+    "animate": "the video generator on captions",
+    "cotrain": "encoder and generator together",
+    "reconstruct": "clips of the test windows and their controls",
+    "evaluate": "scores, intervals and permutations",
+    "explain": "which brain areas the encoder uses",
+}
+
+
+@dataclass(frozen=True)
+class StageState:
+    """How far one stage of a run is.
+
+    ``state`` is ``done``, ``off`` (switched off in the recipe), ``unfinished`` (a folder without ``done.json``) or
+    ``missing``.
+    """
+
+    name: str
+    state: str
+    done: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sentence(self) -> str:
+        """What a reader is told about a stage that is not done."""
+        return {
+            "done": "finished",
+            "off": f"{self.name} is switched off in this recipe",
+            "unfinished": f"{self.name} has not finished: there is no {self.name}/done.json",
+            "missing": f"{self.name} has not run: there is no folder {self.name}/",
+        }[self.state]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One entry of ``evaluate/scores.json``; numbers that are absent or not finite are None.
+
+    ``higher_is_better`` is None where neither end is good and the truth's own value is the one to reach.
+    """
+
+    name: str
+    value: float | None
+    interval: tuple[float, float] | None
+    n: int | None
+    chance: float | None
+    controls: dict[str, float | None]
+    p: dict[str, float | None]
+    roles: dict[str, str]
+    higher_is_better: bool | None
+    definition: str
+    p_holm: dict[str, float | None] = field(default_factory=dict)
+    control_intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
+    truth: float | None = None
+    chance_closed_form: float | None = None
+    used_by: str = ""
+
+    def tested(self, control: str) -> float | None:
+        """P against a control, corrected for the number of scores (Holm) where the file holds that."""
+        corrected = self.p_holm.get(control)
+        return corrected if corrected is not None else self.p.get(control)
+
+
+@dataclass
+class Run:
+    """Everything the report shows of one run folder."""
+
+    path: Path
+    name: str
+    recipe: dict[str, Any]
+    recipe_text: str
+    stages: dict[str, StageState]
+    problems: list[str]
+    scores: dict[str, Score] = field(default_factory=dict)
+    scores_extra: dict[str, Any] = field(default_factory=dict)
+    windows: list[dict[str, Any]] = field(default_factory=list)
+    window_scores: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+    clips: dict[str, Any] = field(default_factory=dict)
+    clip_labels: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    noise_ceiling: dict[str, float] = field(default_factory=dict)
+    explain: dict[str, Any] = field(default_factory=dict)
+    pictures: list[Path] = field(default_factory=list)
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the subject of this run does not exist."""
+        return self.recipe.get("simulate") is not None or (self.path / "simulate").is_dir()
+
+    def setting(self, dotted: str, default: Any = None) -> Any:
+        """A setting of the recipe by its dotted name."""
+        value: Any = self.recipe
+        for part in dotted.split("."):
+            if not isinstance(value, dict) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder of any completeness.
+
+    Parameters
+    ----------
+    path : Path
+        The run folder; it must hold ``recipe.yaml``.
+
+    Returns
+    -------
+    Run
+        With ``problems``: one sentence for every file that is there but cannot be used.
+
+    Raises
+    ------
+    DataError
+        When the folder is no run folder.
+    """
+    recipe_path = path / "recipe.yaml"
+    if not recipe_path.is_file():
+        raise DataError(
+            f"expected a run folder with recipe.yaml, found none at {path}; give a folder made by 'mindvideo run'"
+        )
+    text = recipe_path.read_text()
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DataError(f"expected valid YAML in {recipe_path}: {' '.join(str(error).split())}") from None
+    if not isinstance(recipe, dict):
+        raise DataError(f"expected a mapping of settings in {recipe_path}, found {type(recipe).__name__}")
+    problems: list[str] = []
+    names = ("simulate", *STAGES) if recipe.get("simulate") is not None else STAGES
+    stages = {name: _stage_state(path, name, recipe, problems) for name in names}
+    run = Run(path, path.resolve().name, recipe, text, stages, problems)
+    _read_scores(run)
+    _read_clips(run)
+    _read_window_scores(run)
+    for stage in TRAINING_STAGES:
+        rows = _read_metrics(path / stage / "metrics.jsonl", problems)
+        if rows:
+            run.metrics[stage] = rows
+    for source in sorted((path / "explain").glob("*.json")):
+        if source.name not in ("done.json", "started.json"):
+            run.explain[source.stem] = _read_json(source, dict, problems) or {}
+    run.pictures = sorted((path / "explain").glob("*.png"))
+    return run
+
+
+def _stage_state(path: Path, name: str, recipe: dict[str, Any], problems: list[str]) -> StageState:
+    done = _read_json(path / name / "done.json", dict, problems)
+    if done is not None:
+        return StageState(name, "done", done)
+    section = recipe.get(name)
+    if isinstance(section, dict) and section.get("enabled") is False:
+        return StageState(name, "off")
+    return StageState(name, "unfinished" if (path / name).is_dir() else "missing")
+
+
+def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
+    """The content of a JSON file, or None with a sentence in ``problems`` when it is there but of no use."""
+    if not path.is_file():
+        return None
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        problems.append(f"{where} is not valid JSON ({error}); run {path.parent.name} again")
+        return None
+    if not isinstance(content, kind):
+        problems.append(f"{where} should hold a {kind.__name__}, found {type(content).__name__}")
+        return None
+    return content
+
+
+def number(value: Any) -> float | None:
+    """A finite float, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        found = float(value)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _read_scores(run: Run) -> None:
+    content = _read_json(run.path / "evaluate" / "scores.json", dict, run.problems)
+    if content is None:
+        return
+    table = content.get("scores", content)
+    run.scores_extra = {key: value for key, value in content.items() if not _is_score(value) and key != "scores"}
+    if not isinstance(table, dict):
+        run.problems.append("evaluate/scores.json should hold one entry per score")
+        return
+    for name, entry in table.items():
+        if _is_score(entry):
+            run.scores[name] = _score(name, entry)
+    ceilings = _read_json(run.path / "evaluate" / "noise_ceiling.json", dict, run.problems) or {}
+    for segment, entry in ceilings.items():
+        median = number(entry.get("median")) if isinstance(entry, dict) else None
+        if median is not None:
+            run.noise_ceiling[str(segment)] = median
+    near = _read_json(run.path / "evaluate" / "near_duplicates.json", object, run.problems)
+    if near is not None:
+        run.scores_extra["near_duplicates"] = near
+
+
+def _is_score(entry: Any) -> bool:
+    return isinstance(entry, dict) and "value" in entry
+
+
+def _numbers(content: Any) -> dict[str, float | None]:
+    return {key: number(value) for key, value in content.items()} if isinstance(content, dict) else {}
+
+
+def _score(name: str, entry: dict[str, Any]) -> Score:
+    n = number(entry.get("n"))
+    better = entry.get("higher_is_better", "error" not in name)
+    roles = entry.get("roles")
+    return Score(
+        name=name,
+        value=number(entry.get("value")),
+        interval=_ends(entry.get("interval")),
+        n=int(n) if n is not None else None,
+        chance=number(entry.get("chance")),
+        controls=_numbers(entry.get("controls")),
+        p=_numbers(entry.get("p")),
+        roles={key: str(value) for key, value in roles.items()} if isinstance(roles, dict) else {},
+        higher_is_better=better if isinstance(better, bool) else None,
+        definition=str(entry.get("definition") or ""),
+        p_holm=_numbers(entry.get("p_holm")),
+        control_intervals={key: _ends(value) for key, value in (entry.get("control_intervals") or {}).items()},
+        truth=number(entry.get("truth")),
+        chance_closed_form=number(entry.get("chance_closed_form")),
+        used_by=str(entry.get("used_by") or ""),
+    )
+
+
+def _ends(ends: Any) -> tuple[float, float] | None:
+    low, high = (number(ends[0]), number(ends[1])) if isinstance(ends, list) and len(ends) == 2 else (None, None)
+    return (low, high) if low is not None and high is not None else None
+
+
+def _read_clips(run: Run) -> None:
+    folder = run.path / "reconstruct"
+    run.windows = _read_json(folder / "windows.json", list, run.problems) or []
+    if not (folder / "clips.zarr").is_dir():
+        return
+    try:  # one of many kinds of damage: the reader of the page is told which
+        group = zarr.open_group(str(folder / "clips.zarr"), mode="r")
+        arrays = {name: group[name] for name in group.array_keys()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        run.problems.append(f"reconstruct/clips.zarr cannot be read ({type(error).__name__}: {error})")
+        return
+    attrs: dict[str, Any] = dict(group.attrs)
+    if not attrs.get("complete", True):
+        run.problems.append(
+            "reconstruct/clips.zarr is not finished, clips that are still to come are black; run reconstruct again"
+        )
+    wanted = [str(name) for name in attrs.get("names") or sorted(arrays)]
+    run.clip_labels = {str(name): str(label) for name, label in (attrs.get("labels") or {}).items()}
+    order = [name for name in ("truth", "reconstruction") if name in arrays]
+    order += [name for name in wanted if name in arrays and name not in order]
+    shape: tuple[int, ...] | None = None
+    for name in order:
+        array = arrays[name]
+        if len(array.shape) != 5 or array.shape[-1] != 3 or array.dtype != np.uint8:
+            run.problems.append(
+                f"reconstruct/clips.zarr/{name} should be uint8 (n, F, H, W, 3), found {array.dtype} {array.shape}"
+            )
+        elif shape is not None and array.shape[:2] != shape[:2]:
+            run.problems.append(
+                f"reconstruct/clips.zarr/{name} has {array.shape[:2]} clips and frames, expected {shape[:2]}"
+            )
+        else:
+            shape = array.shape
+            run.clips[name] = array
+    if shape is not None and run.windows and len(run.windows) != shape[0]:
+        run.problems.append(
+            f"reconstruct/windows.json lists {len(run.windows)} windows, clips.zarr holds {shape[0]}; "
+            "captions are left out"
+        )
+        run.windows = []
+
+
+def _read_window_scores(run: Run) -> None:
+    """``windows.csv`` → ``window_scores[score][clip]``, one value per clip of ``clips.zarr`` in its order."""
+    path = run.path / "evaluate" / "windows.csv"
+    if not path.is_file():
+        return
+    with path.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    n_clips = next(iter(run.clips.values())).shape[0] if run.clips else len(rows)
+    places = _row_places(rows, run.windows)
+    if places is None or any(place >= n_clips for place in places) or len(set(places)) != len(rows):
+        run.problems.append(
+            f"evaluate/windows.csv ({len(rows)} rows) does not belong to the {n_clips} clips of reconstruct/; "
+            "evaluate again"
+        )
+        return
+    known = {"window", "segment", "scan", "scene", "block", "caption"}
+    for column in rows[0] if rows else ():
+        if column is None or column in known:
+            continue
+        name, _, clip = column.partition(":")
+        values: list[float | None] = [None] * n_clips
+        for place, row in zip(places, rows, strict=True):
+            values[place] = number(row[column])
+        if any(value is not None for value in values):
+            run.window_scores.setdefault(name, {})[clip or "reconstruction"] = values
+
+
+def _row_places(rows: list[dict[str, str]], windows: list[dict[str, Any]]) -> list[int] | None:
+    """Which clip each row belongs to: by segment and scan where both files name them, else by the window number."""
+    if windows and rows and {"segment", "scan"} <= rows[0].keys() and {"segment", "scan"} <= windows[0].keys():
+        place = {(str(window["segment"]), int(window["scan"])): i for i, window in enumerate(windows)}
+        found = [place.get((row["segment"], int(float(row["scan"])))) for row in rows]
+        return None if None in found else [i for i in found if i is not None]
+    if rows and "window" in rows[0]:
+        return [int(float(row["window"])) for row in rows]
+    return list(range(len(rows)))
+
+
+def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, float]]:
+    """Rows of a training log; the last line may be cut short by a kill and is then left out."""
+    if not path.is_file():
+        return []
+    rows: list[dict[str, float]] = []
+    lines = path.read_text().splitlines()
+    for i, line in enumerate(lines):
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError:
+            if i + 1 < len(lines):
+                problems.append(f"line {i + 1} of {path.parent.name}/metrics.jsonl is not valid JSON and is left out")
+            continue
+        row = {key: found for key, value in content.items() if (found := number(value)) is not None}
+        if len(row) > 1 and "step" in row:
+            rows.append(row)
+    return rows
+
+
+def take_clips(array: Any, start: int, stop: int) -> NDArray[np.uint8]:
+    """Clips ``start`` to ``stop`` of one array, uint8 (n, F, H, W, 3)."""
+    return np.asarray(array[start:stop], dtype=np.uint8)

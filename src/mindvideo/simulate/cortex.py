@@ -1,0 +1,131 @@
+"""The simulated cortex as a sheet: neighbours, smooth fields over it, and where each vertex looks.
+
+Vertices are cortical fsLR-32k positions 0…59,411 (left first). n is their number.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+from mindvideo import atlas
+
+MAX_ECCENTRICITY = 1.1
+"""Largest eccentricity of a receptive field's centre, in half frame widths."""
+
+
+class Sheet:
+    """Neighbourhood of a set of vertices.
+
+    Parameters
+    ----------
+    vertex : ndarray, int (n,)
+        Cortical positions, each once.
+    """
+
+    def __init__(self, vertex: np.ndarray) -> None:
+        neighbours = atlas.adjacency()[vertex][:, vertex] + sparse.identity(len(vertex), dtype=np.float32)
+        degree = np.asarray(neighbours.sum(axis=1)).ravel()
+        self.average = sparse.csr_matrix(sparse.diags(1 / degree) @ neighbours, dtype=np.float32)
+        twice = self.average @ self.average
+        spread = np.sqrt(np.asarray(twice.multiply(twice).sum(axis=1)).ravel())
+        self._unit_average = sparse.csr_matrix(sparse.diags(1 / spread) @ twice, dtype=np.float32)
+
+    def smooth_noise(self, white: np.ndarray) -> np.ndarray:
+        """Average white noise (n, m) over two rings of neighbours; the variance of every vertex stays the same."""
+        return self._unit_average @ white
+
+    def fields(self, rng: np.random.Generator, count: int, steps: int) -> np.ndarray:
+        """Smooth random fields over the sheet.
+
+        Parameters
+        ----------
+        rng : numpy Generator
+        count : int
+            Number of independent fields.
+        steps : int
+            Rounds of averaging with the neighbours; 0 gives white noise.
+
+        Returns
+        -------
+        ndarray, float32 (n, count)
+            Each field has mean 0 and standard deviation 1 over the vertices.
+        """
+        field = rng.standard_normal((self.average.shape[0], count), dtype=np.float32)
+        for _ in range(steps):
+            field = self.average @ field
+        deviation = field.std(axis=0) if len(field) > 1 else 1.0
+        return ((field - field.mean(axis=0)) / (deviation + 1e-12)).astype(np.float32)
+
+
+def _rank(values: np.ndarray) -> np.ndarray:
+    """Ranks scaled to (0, 1)."""
+    ranks = np.empty(len(values))
+    ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
+    return (ranks + 0.5) / len(values)
+
+
+def _distance(from_vertex: np.ndarray, to_areas: tuple[str, ...], side: str) -> np.ndarray:
+    """Distance on the sphere's coordinates (mm) from vertices to the nearest vertex of some areas of a hemisphere."""
+    sphere = atlas.cortical_coordinates("sphere")
+    target = np.concatenate([atlas.area_of(f"{side}_{name}") for name in to_areas])
+    return cKDTree(sphere[target]).query(sphere[from_vertex])[0]
+
+
+def _axes(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates along an area: from its posterior to its anterior end, and from its lower to its upper rim."""
+    sphere = atlas.cortical_coordinates("sphere")[members]
+    anatomy = atlas.cortical_coordinates("midthickness")[members]
+    axes = np.linalg.svd(sphere - sphere.mean(axis=0), full_matrices=False)[2][:2]
+    along = (sphere - sphere.mean(axis=0)) @ axes.T
+    slope = np.array([[np.cov(along[:, i], anatomy[:, j])[0, 1] for j in (1, 2)] for i in (0, 1)])
+    first, second = (0, 1) if abs(slope[0, 0]) >= abs(slope[1, 0]) else (1, 0)
+    forward = along[:, first] * np.sign(slope[first, 0])
+    upward = along[:, second] * np.sign(slope[second, 1])
+    return forward, upward
+
+
+@cache
+def retinotopy() -> tuple[np.ndarray, np.ndarray]:
+    """Where in the visual field each vertex of a visual area looks.
+
+    Eccentricity grows from the posterior to the anterior end of an area with cortical magnification; the left
+    hemisphere sees the right half of the field. In V1 the polar angle runs from the upper field (lower bank) to the lower
+    field (upper bank); in V2 and V3 it runs from the vertical meridian at the V1 border to the horizontal meridian and
+    back, below and above separately (quarter fields), as in Wandell, Dumoulin and Brewer 2007. Other areas have a half
+    field each.
+
+    Returns
+    -------
+    position : ndarray, float32 (59412, 2)
+        x to the right, y upwards, in half frame widths; NaN outside the visual areas.
+    eccentricity : ndarray, float32 (59412,)
+        NaN outside the visual areas.
+    """
+    position = np.full((atlas.N_CORTEX, 2), np.nan, np.float32)
+    eccentricity = np.full(atlas.N_CORTEX, np.nan, np.float32)
+    for side in ("L", "R"):
+        v1 = atlas.area_of(f"{side}_V1")
+        v1_middle = np.median(atlas.cortical_coordinates("midthickness")[v1, 2])
+        for name in (*atlas.HIERARCHY, "V3CD", "PHA1", "PHA2", "PHA3"):
+            members = atlas.area_of(f"{side}_{name}")
+            forward, upward = _axes(members)
+            radius = (np.expm1(2.2 * _rank(forward)) / np.expm1(2.2)) * MAX_ECCENTRICITY
+            is_above = atlas.cortical_coordinates("midthickness")[members, 2] > v1_middle
+            if name in ("V2", "V3"):
+                inner, outer = (("V1",), ("V3",)) if name == "V2" else (("V2",), ("V4", "V3A", "V3B", "LO1", "V3CD"))
+                near, far = _distance(members, inner, side), _distance(members, outer, side)
+                across = near / (near + far)
+                from_horizontal = (1 - across if name == "V2" else across) * np.pi / 2
+                angle = np.where(is_above, -from_horizontal, from_horizontal)
+            else:
+                angle = (0.5 - _rank(upward)) * np.pi
+            x = radius * np.cos(angle) * (1 if side == "L" else -1)
+            position[members] = np.stack([x, radius * np.sin(angle)], axis=1).clip(-0.97, 0.97)
+            eccentricity[members] = radius
+    position.setflags(write=False)
+    eccentricity.setflags(write=False)
+    return position, eccentricity

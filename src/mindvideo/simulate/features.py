@@ -1,0 +1,253 @@
+"""What a visual system can take from a film: local contrast, colour opponency, motion and what is shown.
+
+Everything is sampled three times a second. A feature matrix has one row per sample and one block of columns per kind,
+see `BLOCKS`; a row of zeros is a blank grey screen.
+
+Legend: T samples, H W pixels, C channels, G cells along one side of the visual field, K all columns.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import cv2
+import numpy as np
+from scipy import fft
+
+from mindvideo.errors import DataError
+from mindvideo.simulate.scenes import (
+    CAMERAS,
+    COLOURS,
+    LIGHTS,
+    MOTIONS,
+    PLACES,
+    SIZES,
+    SPEEDS,
+    THINGS,
+    Scene,
+    Shot,
+    render_film,
+    scene_at,
+)
+
+FEATURE_HZ = 3.0
+MOTION_STEP_S = 1.0 / 15.0
+N_PIXELS = 64
+N_ORIENTATIONS = 4
+N_DIRECTIONS = 8
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "thing": THINGS,
+    "colour": COLOURS,
+    "place": PLACES,
+    "motion": MOTIONS,
+    "camera": CAMERAS,
+    "light": LIGHTS,
+    "size": SIZES,
+    "speed": SPEEDS,
+    "other_thing": THINGS,
+    "other_colour": COLOURS,
+}
+"""One indicator column per value; the two last describe a second actor and are zero without one."""
+
+GRIDS: dict[str, tuple[int, int]] = {
+    "fine": (N_ORIENTATIONS, 16),
+    "middle": (N_ORIENTATIONS, 16),
+    "coarse": (N_ORIENTATIONS, 8),
+    "luminance": (2, 16),
+    "opponent": (12, 8),
+    "flow": (N_DIRECTIONS + 1, 8),
+}
+"""Channels and cells along one side of each retinotopic block."""
+
+_WAVELENGTHS = {"fine": 5.0, "middle": 10.0, "coarse": 20.0}
+
+
+def _lay_out() -> dict[str, slice]:
+    sizes = {name: channels * cells**2 for name, (channels, cells) in GRIDS.items()}
+    sizes |= {name: len(values) for name, values in ATTRIBUTES.items()}
+    blocks, start = {}, 0
+    for name, size in sizes.items():
+        blocks[name] = slice(start, start + size)
+        start += size
+    return blocks
+
+
+BLOCKS: dict[str, slice] = _lay_out()
+"""Columns of each block; a retinotopic block is (C, G, G) flattened, rows of cells from the top of the frame."""
+N_FEATURES = max(block.stop for block in BLOCKS.values())
+SEMANTIC = slice(BLOCKS["thing"].start, N_FEATURES)
+"""Columns of all attributes together."""
+
+
+def cell_centres(cells: int) -> np.ndarray:
+    """Centres of the cells of a G x G grid, (G*G, 2) x to the right and y upwards, in half frame widths."""
+    side = (np.arange(cells) + 0.5) / cells * 2 - 1
+    x, y = np.meshgrid(side, -side)
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def _pool(maps: np.ndarray, cells: int) -> np.ndarray:
+    """Mean over square cells: (T, H, W) -> (T, G*G)."""
+    n, height, _ = maps.shape
+    step = height // cells
+    return maps.reshape(n, cells, step, cells, step).mean(axis=(2, 4)).reshape(n, cells * cells)
+
+
+@cache
+def _gabor_spectra(wavelength: float, side: int) -> np.ndarray:
+    """One-sided Gabor filters in the frequency domain, (orientations, side, side) float32.
+
+    The filters are Gaussians around the preferred frequency (bandwidth about one octave) on one half-plane only, so
+    that the magnitude of the filtered image is the energy of a quadrature pair (Adelson and Bergen 1985).
+    """
+    frequency = np.fft.fftfreq(side) * side / N_PIXELS
+    fy, fx = np.meshgrid(frequency, frequency, indexing="ij")
+    centre = 1.0 / wavelength
+    spectra = []
+    for angle in np.arange(N_ORIENTATIONS) * np.pi / N_ORIENTATIONS:
+        along = fx * np.cos(angle) + fy * np.sin(angle)
+        across = -fx * np.sin(angle) + fy * np.cos(angle)
+        spectra.append(np.exp(-((along - centre) ** 2 + across**2) / (2 * (0.35 * centre) ** 2)) * (along > 0))
+    return np.stack(spectra).astype(np.float32)
+
+
+@cache
+def _border() -> np.ndarray:
+    """A window (H, W) that fades the image to its mean at the border, so that the border itself is no edge."""
+    ramp = np.clip((np.minimum(np.arange(N_PIXELS), np.arange(N_PIXELS)[::-1]) + 1) / 4, 0, 1)
+    return np.outer(ramp, ramp).astype(np.float32)
+
+
+def contrast_energy(luminance: np.ndarray, wavelength: float, cells: int) -> np.ndarray:
+    """Orientation energy of images pooled over cells.
+
+    Parameters
+    ----------
+    luminance : ndarray, float32 (T, 64, 64)
+    wavelength : float
+        Preferred wavelength in pixels.
+    cells : int
+        Cells along one side.
+
+    Returns
+    -------
+    ndarray, float32 (T, orientations * G * G)
+        Square root of the pooled magnitude's square. Orientation 0 prefers vertical edges.
+    """
+    faded = (luminance - luminance.mean(axis=(1, 2), keepdims=True)) * _border()
+    spectrum = fft.fft2(faded.astype(np.float32))
+    side = 64 if wavelength < 8 else 32 if wavelength < 16 else 16
+    half = side // 2
+    keep = np.r_[0:half, N_PIXELS - half : N_PIXELS]
+    spectrum = spectrum[:, keep][:, :, keep] * np.float32((side / N_PIXELS) ** 2)
+    pooled = [_pool(np.abs(fft.ifft2(spectrum * gabor)) ** 2, cells) for gabor in _gabor_spectra(wavelength, side)]
+    return np.sqrt(np.concatenate(pooled, axis=1)).astype(np.float32)
+
+
+def _opponency(frames: np.ndarray) -> np.ndarray:
+    """Single- and double-opponent colour, (T, 64, 64, 3) in [0, 1] -> (T, 12 * 8 * 8).
+
+    Red-green, blue-yellow and dark-light of each cell (rectified both ways), and the same of a cell against its
+    surround, which stresses a figure against its ground (double-opponent cells).
+    """
+    red, green, blue = (_pool(frames[..., channel], 16).reshape(-1, 16, 16) for channel in range(3))
+    signals = [red - green, blue - (red + green) / 2, (red + green + blue) / 3 - 0.5]
+    maps = []
+    for signal in signals:
+        surround = np.stack([cv2.blur(image, (7, 7), borderType=cv2.BORDER_REFLECT) for image in signal])
+        for part in (signal, signal - surround):
+            maps += [np.maximum(part, 0), np.maximum(-part, 0)]
+    return np.concatenate([_pool(one, 8) for one in maps], axis=1).astype(np.float32)
+
+
+def _motion(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Motion energy by direction and flicker, two (T, 64, 64, 3) in [0, 1] -> (T, 9 * 8 * 8).
+
+    Products of spatial and temporal gradients, pooled and divided by pooled contrast: opponent motion energy.
+    Direction *d* prefers movement towards the angle 2 pi d / 8, counter-clockwise from rightwards.
+    """
+    n = len(first)
+    first, second = (np.stack([cv2.GaussianBlur(f, (0, 0), 1.5)[::2, ::2] for f in frames]) for frames in (first, second))
+    dt = second - first
+    mean = (first + second) / 2
+    dy, dx = np.gradient(mean, axis=(1, 2))
+    right = _pool(-(dt * dx).sum(-1), 8)
+    up = _pool((dt * dy).sum(-1), 8)
+    contrast = _pool((dx**2 + dy**2).sum(-1), 8)
+    right, up = right / (contrast + 0.002), up / (contrast + 0.002)
+    speed = np.hypot(right, up)
+    scale = np.sqrt(speed) / (speed + 1e-6)
+    angles = np.arange(N_DIRECTIONS) * 2 * np.pi / N_DIRECTIONS
+    energy = [np.maximum(right * np.cos(a) + up * np.sin(a), 0) * scale for a in angles]
+    flicker = np.sqrt(_pool(np.abs(dt).mean(-1), 8))
+    return np.stack([*energy, flicker], axis=1).reshape(n, -1).astype(np.float32)
+
+
+def image_features(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Retinotopic blocks of frame pairs.
+
+    Parameters
+    ----------
+    first, second : ndarray, uint8 (T, 64, 64, 3)
+        Frames and the frames `MOTION_STEP_S` later.
+
+    Returns
+    -------
+    ndarray, float32 (T, SEMANTIC.start)
+    """
+    first, second = first.astype(np.float32) / 255, second.astype(np.float32) / 255
+    luminance = first @ np.array([0.299, 0.587, 0.114], np.float32)
+    blocks = [contrast_energy(luminance, _WAVELENGTHS[name], GRIDS[name][1]) for name in _WAVELENGTHS]
+    level = _pool(luminance, 16) - 0.5
+    blocks += [np.maximum(level, 0), np.maximum(-level, 0), _opponency(first), _motion(first, second)]
+    return np.concatenate(blocks, axis=1)
+
+
+def scene_attributes(scene: Scene) -> np.ndarray:
+    """Indicator vector of a scene, float32 (attributes,), in the order of `ATTRIBUTES`."""
+    row = np.zeros(N_FEATURES, np.float32)
+    values = {name: getattr(scene, name) for name in ATTRIBUTES if not name.startswith("other")}
+    if scene.other is not None:
+        values |= {"other_thing": scene.other[0], "other_colour": scene.other[1]}
+    for name, value in values.items():
+        row[BLOCKS[name].start + ATTRIBUTES[name].index(value)] = 1
+    return row[SEMANTIC]
+
+
+def film_features(film: list[Shot], size: int = N_PIXELS) -> np.ndarray:
+    """Features of a whole film.
+
+    Parameters
+    ----------
+    film : list of Shot
+    size : int
+        Height and width the film is shown at; other sizes than 64 are scaled to 64 pixels before filtering.
+
+    Returns
+    -------
+    ndarray, float32 (T, K)
+        Row *j* describes the film from j/3 to (j+1)/3 s.
+
+    Raises
+    ------
+    DataError
+        For an empty film.
+    """
+    if not film:
+        raise DataError("expected a film of at least one shot, found none; make one with make_film")
+    times = (np.arange(round(film[-1].end_s * FEATURE_HZ)) + 0.5) / FEATURE_HZ
+    features = np.empty((len(times), N_FEATURES), np.float32)
+    for start in range(0, len(times), 240):
+        chunk = times[start : start + 240]
+        pairs = render_film(film, np.stack([chunk, chunk + MOTION_STEP_S], axis=1).ravel(), size)
+        if size != N_PIXELS:
+            pairs = np.stack([cv2.resize(f, (N_PIXELS, N_PIXELS), interpolation=cv2.INTER_AREA) for f in pairs])
+        features[start : start + 240, : SEMANTIC.start] = image_features(pairs[::2], pairs[1::2])
+    known: dict[Scene, np.ndarray] = {}
+    for row, t in enumerate(times):
+        scene = scene_at(film, float(t)).scene
+        if scene not in known:
+            known[scene] = scene_attributes(scene)
+        features[row, SEMANTIC] = known[scene]
+    return features

@@ -1,0 +1,315 @@
+"""Short films of a picture-book world: things in colours, moving through places, with cuts and captions.
+
+A *scene* is one composition; a *shot* is a scene shown for a while; a *film* is a list of shots joined by hard cuts.
+A fixed set of thing-place-motion combinations is held out of all training, so test films show new compositions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from mindvideo.simulate.figures import COLOUR_VALUES, FIGURES, draw_place, shade
+
+THINGS = tuple(FIGURES)
+COLOURS = tuple(COLOUR_VALUES)
+PLACES = ("beach", "sea", "forest", "city", "snow", "desert", "night street", "room")
+MOTIONS = ("left", "right", "up", "down", "still", "turning")
+SIZES = ("small", "big")
+SPEEDS = ("slow", "fast")
+CAMERAS = ("static", "pan left", "pan right", "zoom in", "zoom out")
+LIGHTS = ("day", "sunset", "dusk")
+
+_VELOCITY = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0), "turning": (0, 0)}
+_SPEED_PER_S = {"slow": 0.08, "fast": 0.2}
+_LEGS = ("person", "dog", "cat", "horse")
+_WINGS = ("bird", "butterfly", "plane")
+_BASE_Y = {"bird": 0.6, "butterfly": 0.62, "plane": 0.56, "fish": 0.68, "boat": 0.84}
+_WIDE = {"car": 0.62, "plane": 0.62, "boat": 0.68, "fish": 0.72, "bird": 0.78, "dog": 0.82, "horse": 0.92}
+_VERB = {"bird": "flying", "butterfly": "flying", "plane": "flying", "fish": "swimming", "car": "driving",
+         "boat": "sailing", "ball": "rolling", "flower": "drifting"}  # fmt: skip
+_WHERE = {"beach": "on a beach", "sea": "on the sea", "forest": "in a forest", "city": "in a city",
+          "snow": "in the snow", "desert": "in a desert", "night street": "on a night street", "room": "in a room"}  # fmt: skip
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "dog": ("puppy",), "cat": ("kitten",), "horse": ("pony",), "car": ("automobile",), "boat": ("ship",),
+    "plane": ("airplane",), "person": ("human",), "small": ("little", "tiny"), "big": ("large", "huge"),
+    "forest": ("wood",), "city": ("town",), "sea": ("ocean",), "beach": ("shore",), "black": ("dark",),
+    "still": ("quietly",), "sunset": ("evening",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One composition; ``seed`` fixes whatever the other fields leave open."""
+
+    thing: str
+    colour: str
+    size: str
+    place: str
+    motion: str
+    speed: str
+    camera: str
+    light: str
+    other: tuple[str, str] | None
+    seed: int
+
+    def caption(self, rng: np.random.Generator | None = None) -> str:
+        """A captioner's sentence; with ``rng`` some words become synonyms."""
+        return scene_caption(self, rng)
+
+
+def is_held_out(thing: str, place: str, motion: str) -> bool:
+    """Whether a thing-place-motion combination is kept out of all training (about one in seven)."""
+    code = 3 * THINGS.index(thing) + 5 * PLACES.index(place) + 2 * MOTIONS.index(motion)
+    return code % 7 == 3
+
+
+def draw_scene(rng: np.random.Generator, held_out: bool | None = False) -> Scene:
+    """Draw a scene from the training compositions (False), the held-out ones (True) or all of them (None)."""
+    while True:
+        thing, place, motion = (str(rng.choice(names)) for names in (THINGS, PLACES, MOTIONS))
+        if held_out is None or is_held_out(thing, place, motion) == held_out:
+            break
+    camera = "static" if rng.random() < 0.6 else str(rng.choice(CAMERAS[1:]))
+    light = "day" if rng.random() < 0.6 or place in ("night street", "room") else str(rng.choice(LIGHTS[1:]))
+    other = None
+    if rng.random() < 0.15:
+        second = [name for name in THINGS if name != thing]
+        other = (str(rng.choice(second)), str(rng.choice(COLOURS)))
+    return Scene(
+        thing=thing,
+        colour=str(rng.choice(COLOURS)),
+        size=str(rng.choice(SIZES)),
+        place=place,
+        motion=motion,
+        speed=str(rng.choice(SPEEDS)),
+        camera=camera,
+        light=light,
+        other=other,
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def _action(scene: Scene) -> str:
+    legs = scene.thing in _LEGS
+    if scene.motion == "still":
+        return "standing still" if legs else "resting still"
+    if scene.motion == "turning":
+        return "turning around"
+    if legs:
+        return f"{'walking' if scene.speed == 'slow' else 'running'} {scene.motion}"
+    return f"{_VERB[scene.thing]} {'slowly' if scene.speed == 'slow' else 'quickly'} {scene.motion}"
+
+
+def scene_caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
+    """The sentence for a scene, e.g. "a small brown dog running left on a beach at sunset, zooming in"."""
+    who = f"a {scene.size} {scene.colour} {scene.thing}"
+    if scene.other is not None:
+        who += f" and a {scene.other[1]} {scene.other[0]}"
+    words = f"{who} {_action(scene)} {_WHERE[scene.place]}"
+    words += {"day": "", "sunset": " at sunset", "dusk": " at dusk"}[scene.light]
+    kind, _, way = scene.camera.partition(" ")
+    words += "" if kind == "static" else f", {'panning' if kind == 'pan' else 'zooming'} {way}"
+    if rng is not None:
+        swapped = []
+        for word in words.split(" "):
+            bare = word.rstrip(",")
+            if bare in SYNONYMS and rng.random() < 0.2:
+                word = str(rng.choice(SYNONYMS[bare])) + word[len(bare) :]
+            swapped.append(word)
+        words = " ".join(swapped)
+    return words
+
+
+@dataclass(frozen=True)
+class _Staging:
+    """What ``Scene.seed`` decides: places, phases, and the painted background."""
+
+    x: float
+    y: float
+    height: float
+    facing: int
+    phase: float
+    other_x: float
+    other_height: float
+    duration_s: float
+
+
+_MARGIN = 0.25
+_SUPERSAMPLE = 2
+
+
+def _stage(scene: Scene, duration_s: float) -> _Staging:
+    rng = np.random.default_rng(scene.seed)
+    height = rng.uniform(0.28, 0.38) if scene.size == "small" else rng.uniform(0.48, 0.64)
+    height *= _WIDE.get(scene.thing, 1.0)
+    x, y = rng.uniform(0.38, 0.62), _BASE_Y.get(scene.thing, 0.86) + rng.uniform(-0.04, 0.04)
+    if scene.motion in ("up", "down"):
+        y = 0.5 + height / 2 + rng.uniform(-0.05, 0.05)
+    facing = {"left": -1, "right": 1}.get(scene.motion, int(rng.choice([-1, 1])))
+    side = 1 if x < 0.5 else -1
+    return _Staging(
+        x, y, height, facing, rng.uniform(0, 6), x + side * rng.uniform(0.28, 0.36), rng.uniform(0.2, 0.26), duration_s
+    )
+
+
+@lru_cache(maxsize=64)
+def _background(place: str, seed: int, size: int) -> np.ndarray:
+    canvas_size = int(size * (1 + 2 * _MARGIN))
+    return draw_place(place, np.random.default_rng([seed, 1]), canvas_size)
+
+
+def _camera(scene: Scene, t: float, duration_s: float) -> tuple[float, float]:
+    """Zoom factor and horizontal offset (frame widths) at ``t`` seconds."""
+    progress = t / max(duration_s, 2.0) - 0.5
+    if scene.camera.startswith("pan"):
+        way = 1 if scene.camera.endswith("right") else -1
+        return 1.0, way * 0.36 * np.clip(progress, -0.6, 0.6)
+    if scene.camera.startswith("zoom"):
+        way = 1 if scene.camera.endswith("in") else -1
+        return float(np.exp(way * 0.7 * np.clip(progress, -0.6, 0.6))), 0.0
+    return 1.0, 0.0
+
+
+_LIGHT = {"day": (1.0, 1.0, 1.0), "sunset": (1.08, 0.78, 0.6), "dusk": (0.5, 0.52, 0.72)}
+
+
+def _draw_figure(
+    canvas: np.ndarray,
+    thing: str,
+    colour: str,
+    x: float,
+    y: float,
+    height: float,
+    flip: float,
+    phase: float,
+    view: np.ndarray,
+) -> None:
+    """Draw a figure; ``view`` is the 2x3 matrix from frame fractions to canvas pixels."""
+    value = COLOUR_VALUES[colour]
+    shapes = FIGURES[thing](value, phase)
+    placed = [(points * [flip * height, height] + [x, y]) @ view[:, :2].T + view[:, 2] for points, _ in shapes]
+    outline = [np.round(points * 16).astype(np.int32) for points in placed]
+    edge = shade(value, 0.3) if colour != "black" else (95.0, 95.0, 105.0)
+    cv2.polylines(canvas, outline, True, edge, 2, cv2.LINE_AA, 4)
+    for points, (_, fill) in zip(outline, shapes, strict=True):
+        cv2.fillPoly(canvas, [points], fill, cv2.LINE_AA, 4)
+
+
+def render_scene(scene: Scene, times_s: np.ndarray, size: int = 64, duration_s: float = 4.0) -> np.ndarray:
+    """Render a scene at given times.
+
+    Parameters
+    ----------
+    scene : Scene
+    times_s : ndarray
+        (T,) seconds since the scene's start.
+    size : int
+        Frame height and width in pixels.
+    duration_s : float
+        How long the scene is shown; movement is centred on its middle.
+
+    Returns
+    -------
+    ndarray
+        (T, size, size, 3) uint8 RGB.
+    """
+    staging = _stage(scene, duration_s)
+    big = size * _SUPERSAMPLE
+    background = _background(scene.place, scene.seed, big)
+    frames = np.empty((len(times_s), size, size, 3), np.uint8)
+    vx, vy = _VELOCITY[scene.motion]
+    speed = _SPEED_PER_S[scene.speed]
+    gait = 5.0 if scene.speed == "slow" else 11.0
+    tint = np.array(_LIGHT[scene.light], np.float32)
+    for number, t in enumerate(np.asarray(times_s, float)):
+        zoom, offset = _camera(scene, t, duration_s)
+        view = np.array([[zoom, 0, 0.5 - zoom * (0.5 + offset)], [0, zoom, 0.5 - zoom * 0.5]]) * big
+        paper = np.array([[1.0, 0, -_MARGIN], [0, 1.0, -_MARGIN]])
+        matrix = np.array(
+            [[zoom, 0, view[0, 2] + zoom * paper[0, 2] * big], [0, zoom, view[1, 2] + zoom * paper[1, 2] * big]]
+        )
+        canvas = cv2.warpAffine(background, matrix, (big, big), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        travel = speed * (t - duration_s / 2)
+        moving = scene.motion != "still"
+        phase = staging.phase + gait * t * (1.0 if moving else 0.15)
+        flip = float(staging.facing)
+        if scene.motion == "turning":
+            flip *= float(np.cos(2 * np.pi * t * (0.3 if scene.speed == "slow" else 0.6)))
+            flip = np.sign(flip) * max(abs(flip), 0.15)
+        if scene.other is not None:
+            _draw_figure(
+                canvas, scene.other[0], scene.other[1], staging.other_x + travel * vx, staging.y + travel * vy,
+                staging.other_height, staging.facing, phase + 1.0, view,
+            )  # fmt: skip
+        _draw_figure(
+            canvas, scene.thing, scene.colour, staging.x + travel * vx, staging.y + travel * vy, staging.height, flip,
+            phase, view,
+        )  # fmt: skip
+        small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
+        frames[number] = small if scene.light == "day" else np.clip(small * tint, 0, 255).astype(np.uint8)
+    return frames
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A scene shown from ``start_s`` to ``end_s`` of a film."""
+
+    scene: Scene
+    start_s: float
+    end_s: float
+
+
+def make_film(
+    rng: np.random.Generator, duration_s: float, tr_s: float = 2.0, held_out: bool | None = False
+) -> list[Shot]:
+    """Draw a film: shots of one to four TRs, cut on TR boundaries, one cut in five inside a TR.
+
+    Returns
+    -------
+    list of Shot
+        They follow one another from 0 to ``duration_s``.
+    """
+    shots: list[Shot] = []
+    start, boundary = 0.0, 0.0
+    while start < duration_s - 1e-6:
+        boundary += tr_s * float(rng.choice([1, 2, 3, 4], p=[0.15, 0.35, 0.3, 0.2]))
+        end = boundary if rng.random() < 0.8 else boundary - tr_s * float(rng.uniform(0.25, 0.75))
+        end = duration_s if boundary >= duration_s - 1e-6 else end
+        shots.append(Shot(draw_scene(rng, held_out), start, end))
+        start = end
+    return shots
+
+
+def scene_at(film: list[Shot], t: float) -> Shot:
+    """The shot on screen at ``t`` seconds (the last one past the end)."""
+    for shot in film:
+        if t < shot.end_s - 1e-9:
+            return shot
+    return film[-1]
+
+
+def render_film(film: list[Shot], times_s: np.ndarray, size: int = 64) -> np.ndarray:
+    """Render a film at ascending times (T,) in seconds: (T, size, size, 3) uint8."""
+    times = np.asarray(times_s, float)
+    starts = np.array([shot.start_s for shot in film])
+    index = np.clip(np.searchsorted(starts, times + 1e-9, side="right") - 1, 0, len(film) - 1)
+    frames = np.empty((len(times), size, size, 3), np.uint8)
+    for number in np.unique(index):
+        shot = film[number]
+        chosen = np.flatnonzero(index == number)
+        frames[chosen] = render_scene(shot.scene, times[chosen] - shot.start_s, size, shot.end_s - shot.start_s)
+    return frames
+
+
+def draw_clip(
+    rng: np.random.Generator, num_frames: int = 6, fps: float = 3.0, size: int = 64, held_out: bool | None = False
+) -> tuple[Scene, np.ndarray]:
+    """A scene and a clip of it (F, size, size, 3) uint8 beginning somewhere in a shot of 2 to 8 seconds."""
+    scene = draw_scene(rng, held_out)
+    duration = float(rng.choice([2, 4, 6, 8]))
+    start = rng.uniform(0, max(0.0, duration - num_frames / fps))
+    return scene, render_scene(scene, start + np.arange(num_frames) / fps, size, duration)

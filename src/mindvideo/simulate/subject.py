@@ -1,0 +1,293 @@
+"""A simulated person: from the features of a film to BOLD, vertex by vertex.
+
+features -> receptive fields and tuned units -> saturating neural response -> double-gamma HRF of each vertex -> gain,
+drift and noise of each run. It has the properties of visual cortex the software relies on (retinotopy, distributed
+non-linear semantic tuning, smoothness along the cortex, realistic reliability), not a random projection.
+
+Legend: T feature samples (three a second), K feature columns, N volumes, n vertices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.stats import gamma
+
+from mindvideo.errors import DataError
+from mindvideo.simulate import tuning
+from mindvideo.simulate.cortex import Sheet
+from mindvideo.simulate.features import BLOCKS, FEATURE_HZ, N_FEATURES, SEMANTIC, film_features
+from mindvideo.simulate.noise import draw_drift, draw_noise, network_loadings
+from mindvideo.simulate.scenes import make_film
+
+HRF_S = 24.0
+LEAD_S = 24.0
+"""The first picture of a film is held this long before it starts, so that the response has settled."""
+CALIBRATION_S = 240.0
+PERCENT_CHANGE = 0.01
+"""Standard deviation of noise plus signal relative to a vertex's mean intensity."""
+ATTENTION = 0.15
+"""Slow fluctuation of the response's gain within a run; between runs it varies by the same amount."""
+
+
+def double_gamma(t_s: np.ndarray, peak_s: float) -> np.ndarray:
+    """Double-gamma haemodynamic response, peak 1 at ``peak_s``, undershoot a sixth as large ten seconds later.
+
+    Parameters
+    ----------
+    t_s : ndarray
+        Seconds after the event.
+    peak_s : float
+
+    Returns
+    -------
+    ndarray
+        Same shape as ``t_s``; zero before the event.
+
+    References
+    ----------
+    Glover 1999, NeuroImage 9, 416–429.
+    """
+    width = 0.9
+    main = gamma.pdf(t_s, peak_s / width + 1, scale=width)
+    late = gamma.pdf(t_s, (peak_s + 10) / width + 1, scale=width)
+    main = main / gamma.pdf(peak_s, peak_s / width + 1, scale=width)
+    late = late / gamma.pdf(peak_s + 10, (peak_s + 10) / width + 1, scale=width)
+    return main - late / 6
+
+
+@dataclass
+class _Drive:
+    """One kind of drive: which vertices it moves, from which columns, and its calibration."""
+
+    kind: str
+    members: np.ndarray
+    strength: np.ndarray
+    weights: np.ndarray
+    columns: slice
+    units: tuple[np.ndarray, np.ndarray] | None = None
+    preference: np.ndarray | None = None
+    mean: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    scale: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def raw(self, features: np.ndarray) -> np.ndarray:
+        """Uncalibrated drive, (T, members)."""
+        chosen = features[:, self.columns]
+        if self.units is None:
+            pooled = chosen @ self.weights
+            return np.sqrt(np.maximum(pooled, 0))
+        unit_weights, threshold = self.units
+        drive = np.maximum(chosen @ unit_weights - threshold, 0) @ self.weights
+        if self.preference is not None:
+            drive = drive + chosen @ self.preference
+        return drive
+
+    def calibrate(self, features: np.ndarray) -> None:
+        """Take mean and standard deviation from a film."""
+        drive = self.raw(features)
+        self.mean, self.scale = drive.mean(axis=0), 1 / (drive.std(axis=0) + 1e-6)
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Standardised drive with saturation, times its strength, (T, members)."""
+        drive = (self.raw(features) - self.mean) * self.scale
+        return np.tanh(drive / 2) * 2 * self.strength
+
+
+class SimulatedSubject:
+    """One simulated brain. Make it with `create`.
+
+    Attributes
+    ----------
+    vertex : ndarray, int32 (n,)
+        Cortical positions.
+    kind : ndarray, str (n,)
+        Strongest drive: contrast, colour, motion, object, place, or fluctuation for vertices that ignore the film.
+    is_informative : ndarray, bool (n,)
+    reliability : ndarray, float32 (n,)
+        Expected share of a run's variance (after removing drift) that follows the film, at noise 1; hence the expected
+        correlation between two runs. Zero where uninformative.
+    hrf_peak_s : ndarray, float32 (n,)
+    """
+
+    def __init__(self, vertex: np.ndarray, sheet: Sheet) -> None:
+        n = len(vertex)
+        self.vertex = vertex
+        self.sheet = sheet
+        self.area = tuning.areas_of(vertex)
+        self.is_informative = np.isin(self.area, list(tuning.AREA_TUNING))
+        self.kind = np.full(n, tuning.UNTUNED, dtype="<U12")
+        self.reliability = np.zeros(n, np.float32)
+        self.hrf_peak_s = np.full(n, 5.5, np.float32)
+        self.baseline = np.full(n, 10000.0, np.float32)
+        self.loadings = np.zeros((1, n), np.float32)
+        self._drives: list[_Drive] = []
+        self._mean = np.zeros(n, np.float32)
+        self._scale = np.ones(n, np.float32)
+
+    @classmethod
+    def create(
+        cls, rng: np.random.Generator, vertex: np.ndarray, calibration: np.ndarray | None = None
+    ) -> SimulatedSubject:
+        """Draw a person's tuning.
+
+        Parameters
+        ----------
+        rng : numpy Generator
+        vertex : ndarray, int (n,)
+            Cortical positions, ascending.
+        calibration : ndarray, float32 (T, K), optional
+            Features of a film on which every vertex gets unit variance; drawn from ``rng`` by default.
+
+        Raises
+        ------
+        DataError
+            For vertices that are not ascending.
+        """
+        vertex = np.asarray(vertex, dtype=np.int32)
+        if vertex.ndim != 1 or len(vertex) < 2 or np.any(np.diff(vertex) <= 0):
+            raise DataError("expected at least two ascending cortical positions for a simulated subject, found others")
+        subject = cls(vertex, Sheet(vertex))
+        subject._draw_physiology(rng)
+        subject._draw_tuning(rng)
+        if calibration is None:
+            calibration = film_features(make_film(rng, CALIBRATION_S))
+        for drive in subject._drives:
+            drive.calibrate(calibration)
+        times = np.arange(10.0, len(calibration) / FEATURE_HZ, 1.0)
+        bold = subject._haemodynamics(subject._neural(calibration), times)
+        subject._mean[subject.is_informative] = bold.mean(axis=0)
+        subject._scale[subject.is_informative] = 1 / (bold.std(axis=0) + 1e-6)
+        return subject
+
+    def _draw_physiology(self, rng: np.random.Generator) -> None:
+        """HRF peaks, mean intensity, fluctuations and reliability, all smooth along the cortex."""
+        peaks = 5.5 + 0.45 * self.sheet.fields(rng, 1, 6)[:, 0]
+        self.hrf_peak_s = np.round(peaks.clip(4.5, 6.5), 1).astype(np.float32)
+        self.baseline = (10000 * np.exp(0.15 * self.sheet.fields(rng, 1, 6)[:, 0])).astype(np.float32)
+        self.loadings = network_loadings(self.sheet, self.vertex, rng)
+        typical = np.array([tuning.AREA_TUNING[a].reliability if a in tuning.AREA_TUNING else 0 for a in self.area])
+        odds = typical / (1 - typical) * np.exp(0.6 * self.sheet.fields(rng, 1, 4)[:, 0])
+        self.reliability = (odds / (1 + odds)).astype(np.float32)
+
+    def _draw_tuning(self, rng: np.random.Generator) -> None:
+        mixture = np.zeros((len(self.vertex), len(tuning.KINDS)), np.float32)
+        variation = np.exp(0.5 * self.sheet.fields(rng, len(tuning.KINDS), 4))
+        for name, area in tuning.AREA_TUNING.items():
+            members = self.area == name
+            for kind, strength in area.drives.items():
+                column = tuning.KINDS.index(kind)
+                mixture[members, column] = strength * variation[members, column]
+        informative = self.is_informative
+        self.kind[informative] = np.array(tuning.KINDS)[mixture[informative].argmax(axis=1)]
+        table = tuning.embed_attributes(rng)
+        for column, kind in enumerate(tuning.KINDS):
+            members = np.flatnonzero(mixture[:, column] > 0)
+            if len(members):
+                self._drives.append(self._make_drive(kind, members, mixture[members, column], table, rng))
+
+    def _make_drive(
+        self, kind: str, members: np.ndarray, strength: np.ndarray, table: np.ndarray, rng: np.random.Generator
+    ) -> _Drive:
+        vertex = self.vertex[members]
+        if kind == "contrast":
+            columns = slice(BLOCKS["fine"].start, BLOCKS["luminance"].stop)
+            return _Drive(kind, members, strength, tuning.contrast_weights(self.sheet, rng, members, vertex), columns)
+        if kind == "colour":
+            weights = tuning.colour_weights(self.sheet, rng, members, vertex)
+            return _Drive(kind, members, strength, weights, BLOCKS["opponent"])
+        if kind == "motion":
+            weights = tuning.motion_weights(self.sheet, rng, members, vertex)
+            return _Drive(kind, members, strength, weights, BLOCKS["flow"])
+        units = tuning.conjunction_units(rng, table, kind)
+        mixing = self.sheet.fields(rng, tuning.N_UNITS[kind], 3)[members].T
+        weights = np.sign(mixing) * np.abs(mixing) ** 1.5
+        prefers = np.stack([tuning.preference_row(tuning.AREA_TUNING[a].prefers) for a in self.area[members]], axis=1)
+        return _Drive(kind, members, strength, weights, SEMANTIC, units, 2.5 * prefers)
+
+    def _neural(self, features: np.ndarray) -> np.ndarray:
+        """Neural response of the informative vertices, float32 (T, informative)."""
+        place = np.cumsum(self.is_informative) - 1
+        response = np.zeros((len(features), int(self.is_informative.sum())), np.float32)
+        for drive in self._drives:
+            response[:, place[drive.members]] += drive(features)
+        return response
+
+    def _haemodynamics(self, neural: np.ndarray, times_s: np.ndarray) -> np.ndarray:
+        """Convolve with each vertex's HRF: (T, m) sampled from time 0 -> (N, m) at ``times_s``."""
+        delay = times_s[:, None] - (np.arange(len(neural)) + 0.5)[None] / FEATURE_HZ
+        is_near = (delay > 0) & (delay < HRF_S)
+        bold = np.empty((len(times_s), neural.shape[1]), np.float32)
+        peaks = self.hrf_peak_s[self.is_informative]
+        for peak in np.unique(peaks):
+            kernel = np.where(is_near, double_gamma(np.where(is_near, delay, 0), float(peak)), 0) / FEATURE_HZ
+            chosen = peaks == peak
+            bold[:, chosen] = kernel.astype(np.float32) @ neural[:, chosen]
+        return bold
+
+    def respond(self, features: np.ndarray, times_s: np.ndarray) -> np.ndarray:
+        """Noiseless BOLD to a film: the part every run shares.
+
+        Parameters
+        ----------
+        features : ndarray, float32 (T, K)
+            From `film_features`.
+        times_s : ndarray (N,)
+            When volumes are acquired, in seconds of film time. Before the film its first picture stands still; after it
+            the screen is blank.
+
+        Returns
+        -------
+        ndarray, float32 (N, n)
+            Unit variance on the calibration film, zero where uninformative.
+
+        Raises
+        ------
+        DataError
+            For features with another number of columns.
+        """
+        if features.ndim != 2 or features.shape[1] != N_FEATURES:
+            raise DataError(f"expected features (samples, {N_FEATURES}), found {features.shape}; use film_features")
+        still = features[:1].copy()
+        still[:, BLOCKS["flow"]] = 0
+        after_s = max(0.0, float(times_s[-1]) - len(features) / FEATURE_HZ) + 1
+        blank = np.zeros((round(after_s * FEATURE_HZ), N_FEATURES), np.float32)
+        n_lead = round(LEAD_S * FEATURE_HZ)
+        neural = self._neural(np.concatenate([still, features, blank]))
+        neural = np.concatenate([np.repeat(neural[:1], n_lead, axis=0), neural[1:]])
+        bold = np.zeros((len(times_s), len(self.vertex)), np.float32)
+        informative = self.is_informative
+        response = self._haemodynamics(neural, np.asarray(times_s) + LEAD_S)
+        bold[:, informative] = (response - self._mean[informative]) * self._scale[informative]
+        return bold
+
+    def record(self, response: np.ndarray, tr_s: float, rng: np.random.Generator, noise: float = 1.0) -> np.ndarray:
+        """One run: the response with this run's gain, attention, noise and drift, in scanner units.
+
+        Parameters
+        ----------
+        response : ndarray, float32 (N, n)
+            From `respond`.
+        tr_s : float
+            Seconds between volumes.
+        rng : numpy Generator
+        noise : float
+            Multiplies the noise's amplitude.
+
+        Returns
+        -------
+        ndarray, float32 (N, n)
+        """
+        n_volumes, n = response.shape
+        slow = np.convolve(rng.standard_normal(n_volumes + 14), np.full(15, 15**-0.5), mode="valid")
+        gain = 1 + ATTENTION * slow.clip(-2, 2) + ATTENTION * rng.standard_normal()
+        regional = (1 + 0.1 * self.sheet.fields(rng, 1, 8)[:, 0]) * np.sqrt(self.reliability)
+        run = draw_noise(self.sheet, self.loadings, n_volumes, tr_s, rng)
+        run *= np.float32(noise) * np.sqrt(1 - self.reliability)
+        run += response * gain[:, None].astype(np.float32) * regional
+        run += draw_drift(self.sheet, n_volumes, rng)
+        level = self.baseline * np.float32(1 + 0.02 * rng.standard_normal())
+        run *= np.float32(PERCENT_CHANGE)
+        run += 1
+        run *= level
+        return run

@@ -1,0 +1,359 @@
+"""A study: the stages in order, what is up to date, what must run.
+
+A stage is up to date when its ``done.json`` carries the hash of its settings, of the code's version and of the stages
+it builds on. Stages form a graph (``animate`` does not depend on ``align``), so changing a setting reruns its stage and
+those that build on it, and no others.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mindvideo.config import Recipe, parse_recipe, save_recipe
+from mindvideo.errors import DataError, SettingError
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: the settings it reads, the stages it builds on, and what it does in one line."""
+
+    name: str
+    settings: tuple[str, ...]
+    needs: tuple[str, ...]
+    does: str
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("simulate", ("simulate", "seed"), (), "simulate films, a subject and people for pre-training"),
+        Stage("prepare", ("data", "pretrain.window_s"), ("simulate",), "recordings and stimuli to one prepared store"),
+        Stage("pretrain", ("encoder", "pretrain", "seed"), ("prepare",), "masked brain modelling on many people"),
+        Stage("adapt", ("encoder", "adapt", "seed"), ("pretrain",), "masked brain modelling on the subject"),
+        Stage("align", ("encoder", "align", "seed"), ("adapt",), "contrastive alignment with CLIP"),
+        Stage("animate", ("animate", "seed"), ("prepare",), "text-conditioned video tuning of the generator"),
+        Stage("cotrain", ("cotrain", "align", "seed"), ("align", "animate"), "encoder and generator tuned together"),
+        Stage("reconstruct", ("reconstruct", "evaluate.block_s", "seed"), ("cotrain",), "test windows to video, with controls"),
+        Stage("evaluate", ("evaluate", "seed"), ("reconstruct",), "scores beside their controls"),
+        Stage("explain", ("explain", "seed"), ("cotrain", "adapt", "align"), "attention and occlusion on the cortex"),
+        Stage("report", (), ("evaluate", "explain"), "a page to read"),
+    )
+}  # fmt: skip
+
+_USES_FOUNDATION = ("prepare", "align", "animate", "cotrain", "reconstruct", "evaluate", "explain")
+_MODULES = {
+    "pretrain": "mindvideo.train.pretrain",
+    "adapt": "mindvideo.train.adapt",
+    "align": "mindvideo.train.align",
+    "animate": "mindvideo.train.animate",
+    "cotrain": "mindvideo.train.cotrain",
+    "reconstruct": "mindvideo.generate.reconstruct",
+    "evaluate": "mindvideo.evaluate.scores",
+    "explain": "mindvideo.explain.maps",
+    "report": "mindvideo.report.build",
+}
+
+
+def _pick(content: dict[str, Any], dotted: str) -> Any:
+    value: Any = content
+    for part in dotted.split("."):
+        value = value[part]
+    return value
+
+
+def _listing(folder: Path | None) -> list[list[Any]]:
+    """Names, sizes and times of the files of a folder; what changes when a user's recordings change."""
+    if folder is None or not folder.exists():
+        return []
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+class Study:
+    """A recipe and the run folder it is carried out in.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    run_dir : Path
+        ``runs/NAME``; made where missing.
+    """
+
+    def __init__(self, recipe: Recipe, run_dir: Path) -> None:
+        self.recipe, self.run_dir = recipe, run_dir
+        self._hashes: dict[str, str] = {}
+
+    @classmethod
+    def open(cls, run_dir: Path) -> Study:
+        """The study a run folder belongs to, by its ``recipe.yaml``."""
+        import yaml
+
+        path = run_dir / "recipe.yaml"
+        if not path.is_file():
+            raise DataError(
+                f"expected a run folder with recipe.yaml at {run_dir}, found none; start one with 'mindvideo run'"
+            )
+        return cls(parse_recipe(yaml.safe_load(path.read_text()), str(path)), run_dir)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages of this study in order; ``simulate`` only where the recipe has a simulated subject."""
+        return [stage for stage in STAGES.values() if stage.name != "simulate" or self.recipe.simulate is not None]
+
+    @property
+    def raw(self) -> Path:
+        """Folder with the recordings: the recipe's, or the simulated one."""
+        if self.recipe.simulate is not None:
+            return self.run_dir / "simulate"
+        if self.recipe.data.raw is None:
+            raise SettingError("expected the folder of the recordings, found none; give --set data.raw=FOLDER")
+        return self.recipe.data.raw
+
+    def stage_hash(self, name: str) -> str:
+        """Hash of a stage's settings, the code's version, the foundation, and the stages it builds on."""
+        if name not in self._hashes:
+            stage = STAGES[name]
+            content = self.recipe.model_dump(mode="json")
+            parts: dict[str, Any] = {"stage": name, "code": version("mindvideo")}
+            parts["settings"] = {key: _pick(content, key) for key in stage.settings}
+            needs = [need for need in stage.needs if need != "simulate" or self.recipe.simulate is not None]
+            parts["needs"] = [self.stage_hash(need) for need in needs]
+            if name in _USES_FOUNDATION:
+                parts["foundation"] = self._foundation_identity()
+            if name == "prepare" and self.recipe.simulate is None:
+                parts["raw"] = [_listing(self.raw), _listing(self.recipe.data.hcp)]
+            self._hashes[name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return self._hashes[name]
+
+    def _foundation_identity(self) -> str:
+        if "foundation" not in self._hashes:
+            from mindvideo.models.foundation import Foundation
+
+            self._hashes["foundation"] = Foundation(self.recipe.foundation).identity
+        return self._hashes["foundation"]
+
+    def is_done(self, name: str) -> bool:
+        """Whether a stage's result is there and up to date."""
+        path = self.run_dir / name / "done.json"
+        if not path.is_file():
+            return False
+        try:
+            return bool(json.loads(path.read_text())["hash"] == self.stage_hash(name))
+        except (json.JSONDecodeError, KeyError):
+            return False
+
+    def check(self) -> None:
+        """Refuse, before anything runs, a foundation with a part missing or recordings that are not there."""
+        from mindvideo.models.foundation import Foundation
+
+        parts = [
+            "vae",
+            "unet",
+            "scheduler",
+            "tokenizer",
+            "text_encoder",
+            "image_encoder",
+            "image_classifier",
+            "video_classifier",
+        ]
+        if self.recipe.data.captions == "blip":
+            parts.append("captioner")
+        Foundation(self.recipe.foundation).require(*parts)
+        if self.recipe.simulate is None and not self.raw.is_dir():
+            raise DataError(f"expected recordings at {self.raw}, found no such folder; give --set data.raw=FOLDER")
+        if self.recipe.simulate is None and self.recipe.pretrain.enabled and self.recipe.data.hcp is None:
+            raise SettingError(
+                "expected HCP recordings for pre-training, found none; give --set data.hcp=FOLDER, or "
+                "--set pretrain.enabled=false to train the masked model on the subject alone"
+            )
+
+    def run(
+        self,
+        until: str | None = None,
+        only: str | None = None,
+        progress: Callable[[str], Progress] | None = None,
+        say: Callable[[str], None] = print,
+    ) -> list[str]:
+        """Run what is not up to date, in order.
+
+        Parameters
+        ----------
+        until : str, optional
+            Last stage to run.
+        only : str, optional
+            Run this stage alone; the stages it builds on must be up to date.
+        progress : callable, optional
+            Given a stage's name, returns what is called with (done, total, figures).
+        say : callable
+            Prints a line.
+
+        Returns
+        -------
+        list of str
+            Stages that ran.
+
+        Raises
+        ------
+        MindVideoError
+            Of any stage; the stages before it stay done.
+        """
+        names = [stage.name for stage in self.stages]
+        for name in (until, only):
+            if name is not None and name not in names:
+                raise SettingError(f"expected a stage, one of {', '.join(names)}, found '{name}'")
+        self.check()
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            save_recipe(self.recipe, self.run_dir / "recipe.yaml")
+            chosen = names[: names.index(until) + 1] if until else names
+            ran: list[str] = []
+            if only is not None:
+                missing = [need for need in STAGES[only].needs if need in names and not self.is_done(need)]
+                if missing:
+                    raise DataError(
+                        f"expected the stages {', '.join(STAGES[only].needs)} up to date before '{only}', found "
+                        f"{', '.join(missing)} not; run 'mindvideo run' with --until {missing[-1]} first"
+                    )
+                chosen = [only]
+            for name in chosen:
+                if self.is_done(name) and only is None:
+                    say(f"{name}: up to date")
+                    continue
+                self._run_stage(name, progress(name) if progress else None, say)
+                ran.append(name)
+        return ran
+
+    def _run_stage(self, name: str, progress: Progress | None, say: Callable[[str], None]) -> None:
+        folder = self.run_dir / name
+        started = folder / "started.json"
+        stage_hash = self.stage_hash(name)
+        if started.is_file() and json.loads(started.read_text() or "{}").get("hash") == stage_hash:
+            (folder / "done.json").unlink(missing_ok=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(started, {"stage": name, "hash": stage_hash})
+        say(f"{name}: {STAGES[name].does} …")
+        start = time.perf_counter()
+        try:
+            with _peak_memory() as peak:
+                self._stage_function(name)(self.recipe, self.run_dir, progress)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                free = shutil.disk_usage(self.run_dir).free // 2**20
+                raise DataError(
+                    f"expected room for the results of '{name}' in {folder}, found the disk full ({free} MiB left); "
+                    "free some space and run the same command again, it goes on where it stopped"
+                ) from None
+            raise
+        seconds = time.perf_counter() - start
+        done = {
+            "stage": name,
+            "hash": stage_hash,
+            "inputs": {need: self.stage_hash(need) for need in STAGES[name].needs if (self.run_dir / need).is_dir()},
+            "settings": {key: _pick(self.recipe.model_dump(mode="json"), key) for key in STAGES[name].settings},
+            "code": version("mindvideo"),
+            "seconds": seconds,
+            "peak_memory_bytes": peak["bytes"],
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        _write_json(folder / "done.json", done)
+        say(f"{name}: done in {seconds:.0f} s, peak memory {peak['bytes'] / 2**30:.1f} GiB")
+
+    def _stage_function(self, name: str) -> Callable[[Recipe, Path, Progress | None], None]:
+        if name == "simulate":
+            return _run_simulate
+        if name == "prepare":
+            return self._run_prepare
+        function: Callable[[Recipe, Path, Progress | None], None] = import_module(_MODULES[name]).run
+        return function
+
+    def _run_prepare(self, recipe: Recipe, run_dir: Path, progress: Progress | None) -> None:
+        from mindvideo.data.hcp import prepare_hcp
+        from mindvideo.data.wen2018 import prepare
+        from mindvideo.models.foundation import Foundation
+
+        captioner = Foundation(recipe.foundation).caption if recipe.data.captions == "blip" else None
+        data = recipe.data
+        if data.captions == "truth":
+            data = data.model_copy(update={"captions": str(self.raw / "truth" / "captions.json")})
+        prepare(self.raw, run_dir / "prepare" / "store.zarr", data, progress=progress, captioner=captioner)
+        hcp = run_dir / "simulate" / "hcp" if recipe.simulate is not None else recipe.data.hcp
+        if recipe.pretrain.enabled and hcp is not None:
+            prepare_hcp(hcp, run_dir / "prepare" / "hcp.zarr", window_s=recipe.pretrain.window_s, progress=progress)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        with (self.run_dir / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise DataError(
+                    f"another process is running the study in {self.run_dir}; wait for it, or choose another --out"
+                ) from None
+            yield
+
+
+def _run_simulate(recipe: Recipe, run_dir: Path, progress: Progress | None) -> None:
+    from mindvideo.simulate.recordings import simulate
+
+    if recipe.simulate is None:
+        raise SettingError("expected a 'simulate' section in the recipe, found none")
+    simulate(recipe.simulate, run_dir / "simulate", recipe.seed, progress=progress)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    beside = path.with_suffix(".tmp")
+    with beside.open("w") as handle:
+        json.dump(content, handle, indent=2)
+        handle.flush()
+        os.fsync(handle.fileno())
+    beside.rename(path)
+
+
+@contextmanager
+def _peak_memory(every_s: float = 0.1) -> Iterator[dict[str, int]]:
+    """Largest resident memory of this process and its children while the block runs, in bytes."""
+    process, peak, stop = psutil.Process(), {"bytes": 0}, threading.Event()
+
+    def sample() -> None:
+        while True:
+            total = 0
+            for one in [process, *process.children(recursive=True)]:
+                try:
+                    total += one.memory_info().rss
+                except psutil.Error:
+                    continue
+            peak["bytes"] = max(peak["bytes"], total)
+            if stop.wait(every_s):
+                return
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+__all__ = ["STAGES", "Stage", "Study"]

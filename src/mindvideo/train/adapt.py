@@ -1,0 +1,67 @@
+"""Stage ``adapt``: the masked brain model goes on with the target subject's own training scans (supplement B)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mindvideo.config import Recipe
+from mindvideo.data.store import Store
+from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.train.features import Progress
+from mindvideo.train.loop import train
+from mindvideo.train.pretrain import MaskedBrainTask, new_masked_brain
+from mindvideo.train.stage import note_disabled, save_model, stage_seed, training_device
+
+STAGE = "adapt"
+
+
+def subject_scans(store: Store, split: str) -> np.ndarray:
+    """Every scan of a split, averaged over its runs: float32 (N, V)."""
+    return np.concatenate([store.fmri(segment) for segment in store.segments(split)])
+
+
+def starting_model(recipe: Recipe, run_dir: Path, num_voxels: int) -> MaskedBrainModel:
+    """The pre-trained model on this subject's voxels, or a new one where ``pretrain`` is switched off."""
+    seed = stage_seed(recipe.seed, STAGE)
+    if not recipe.pretrain.enabled:
+        return new_masked_brain(recipe.encoder, num_voxels, recipe.adapt.mask_ratio, seed)
+    pretrained = MaskedBrainModel.from_pretrained(run_dir / "pretrain" / "model")
+    torch.manual_seed(seed)  # matrices of single patches start anew
+    return MaskedBrainModel.from_other_voxels(pretrained, num_voxels)
+
+
+def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+    """Adapt the pre-trained model to the subject and write ``RUN/adapt/model``; validation segments only validate."""
+    folder, settings = run_dir / STAGE, recipe.adapt
+    if not settings.enabled:
+        note_disabled(folder)
+        return
+    seed = stage_seed(recipe.seed, STAGE)
+    store = Store.open(run_dir / "prepare" / "store.zarr")
+    training, held_out = subject_scans(store, "train"), subject_scans(store, "validation")
+    scans = np.concatenate([training, held_out])
+    model = starting_model(recipe, run_dir, store.n_voxels)
+    device = training_device()
+    task = MaskedBrainTask(
+        model,
+        lambda index: scans[index],
+        np.arange(len(training)),
+        np.arange(len(training), len(scans)),
+        settings.batch_size,
+        seed,
+        device,
+    )
+    train(
+        task,
+        settings,
+        folder,
+        seed=seed,
+        progress=progress,
+        validate=task.validate,
+        validate_every=settings.checkpoint_every,
+        device=device,
+    )
+    save_model(model, folder / "model")

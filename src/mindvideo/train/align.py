@@ -1,0 +1,359 @@
+"""Stage ``align``: windowed fMRI is aligned with frozen CLIP text and images (paper Eq. 3, METHOD section 6).
+
+Shapes: B batch, N windows, W scans per window, V voxels, F frames, L condition tokens, C condition width.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mindvideo.config import Align, Recipe
+from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
+from mindvideo.errors import DataError, SettingError
+from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.foundation import Foundation
+from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.train.features import CROPS, Progress, TextFeatures, image_features, store_identity, text_features
+from mindvideo.train.loop import train
+from mindvideo.train.ridge import ridge_token_r2
+from mindvideo.train.stage import open_foundation, save_model, stage_seed, trainable, training_device
+
+STAGE = "align"
+MOST_LOGIT_SCALE = 100.0
+VALIDATION_BATCH = 32
+
+
+def clip_loss(first_BC: torch.Tensor, second_BC: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
+    """Symmetric cross-entropy of the cosine similarities of matched rows (CLIP, Radford et al. 2021; paper Eq. 3)."""
+    logits = scale * F.normalize(first_BC, dim=-1) @ F.normalize(second_BC, dim=-1).T
+    labels = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def contrastive_loss(
+    fmri_BC: torch.Tensor,
+    text_BC: torch.Tensor,
+    image_BC: torch.Tensor | None,
+    scale: torch.Tensor | float,
+    variant: Literal["text_image", "text", "image", "none"],
+) -> torch.Tensor:
+    """Eq. 3: the mean of the fMRI-text and fMRI-image losses, or one of them (the paper's ablation)."""
+    if variant == "none":
+        return fmri_BC.new_zeros(())
+    losses = []
+    if "text" in variant:
+        losses.append(clip_loss(fmri_BC, text_BC, scale))
+    if "image" in variant:
+        assert image_BC is not None, "the image variants need image embeddings"
+        losses.append(clip_loss(fmri_BC, image_BC, scale))
+    return torch.stack(losses).mean()
+
+
+class TokenTarget:
+    """The frozen text tokens of each window's caption, and how much predicting their mean leaves.
+
+    Attributes
+    ----------
+    mean : Tensor, (L, C) float32
+        Mean token matrix over the windows given.
+    variance : float
+        Mean square distance of a token value from it; the regression's loss is divided by this.
+    """
+
+    def __init__(self, text: TextFeatures, captions: list[str]) -> None:
+        """Find each caption's row and take mean and variance over the windows."""
+        self.text, self.row = text, text.rows(captions)
+        rows, counts = torch.unique(self.row, return_counts=True)
+        share = counts.float() / counts.sum()
+        total = torch.zeros(text.tokens.shape[1:], dtype=torch.float64)
+        for row, part in zip(rows, share, strict=True):
+            total += float(part) * text.tokens[row].double()
+        self.mean = total.float()
+        self.variance = sum(
+            float(part) * float((text.tokens[row].double() - total).square().mean())
+            for row, part in zip(rows, share, strict=True)
+        )
+
+    def tokens(self, index: np.ndarray) -> torch.Tensor:
+        """Tokens (B, L, C) float32 of the windows ``index``."""
+        return self.text.tokens[self.row[index]].float()
+
+    def loss(self, condition_BLC: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+        """Mean squared error of the condition against the tokens, 1 for the mean predictor."""
+        return F.mse_loss(condition_BLC.float(), self.tokens(index).to(condition_BLC.device)) / self.variance
+
+
+def augment_fmri(fmri_BWV: torch.Tensor, sparsify: float, noise: float, rng: np.random.Generator) -> torch.Tensor:
+    """Set a random fraction of each window's voxels to zero in all its scans, and add normal noise (supplement B)."""
+    if noise > 0:
+        fmri_BWV = fmri_BWV + noise * torch.from_numpy(rng.standard_normal(fmri_BWV.shape, dtype=np.float32))
+    if sparsify > 0:
+        keep = rng.random((len(fmri_BWV), 1, fmri_BWV.shape[-1])) >= sparsify
+        fmri_BWV = fmri_BWV * torch.from_numpy(keep)
+    return fmri_BWV
+
+
+@dataclass
+class AlignData:
+    """One split: its windows, their captions' tokens, and image embeddings (N, F, 1 + crops, C) where they are used."""
+
+    windows: Windows
+    target: TokenTarget
+    images: torch.Tensor | None
+
+    def __len__(self) -> int:
+        """Number of windows N."""
+        return len(self.windows)
+
+    def fmri(self, index: np.ndarray) -> torch.Tensor:
+        """The scans of some windows, float32 (B, W, V)."""
+        return torch.from_numpy(self.windows.fmri(index))
+
+    @property
+    def text(self) -> TextFeatures:
+        """The frozen text features."""
+        return self.target.text
+
+
+class AlignTask:
+    """Random windows of different scenes against their captions and one frame of each.
+
+    Parameters
+    ----------
+    encoder : FmriEncoder
+    training, validation : AlignData
+    settings : Align
+    reference : dict
+        Figures logged with every validation, such as ridge regression's.
+    """
+
+    def __init__(
+        self,
+        encoder: FmriEncoder,
+        training: AlignData,
+        validation: AlignData,
+        settings: Align,
+        reference: dict[str, float],
+        device: torch.device,
+    ) -> None:
+        """Move the encoder to the device."""
+        self.encoder = encoder.to(device)
+        self.training, self.validation = training, validation
+        self.settings, self.reference, self.device = settings, reference, device
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The whole encoder and the logits' scale."""
+        return trainable(self.encoder)
+
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        """Weighted contrastive loss and token regression of one batch."""
+        self.encoder.train()
+        settings, data = self.settings, self.training
+        index = data.windows.sample_batch(rng, settings.batch_size)
+        text, image = self._augmented(index, rng)
+        fmri = augment_fmri(data.fmri(index), settings.sparsify, settings.input_noise, rng)
+        condition = self.encoder(fmri.to(self.device))
+        with torch.autocast(self.device.type, enabled=False):
+            condition = condition.float()
+            scale = self.encoder.logit_scale.exp().clamp(max=MOST_LOGIT_SCALE)
+            contrast = contrastive_loss(self.encoder.pool(condition), text, image, scale, settings.loss)
+            total = settings.contrastive_weight * contrast
+            logged = {"contrastive_loss": float(contrast.detach())}
+            if settings.token_weight > 0:
+                token = data.target.loss(condition, index)
+                total = total + settings.token_weight * token
+                logged["token_loss"] = float(token.detach())
+        return total, logged
+
+    def _augmented(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Pooled embeddings of one version of each caption and, where images are used, of one view of one frame."""
+        data, settings, size = self.training, self.settings, len(index)
+        version = rng.integers(data.text.pooled.shape[1], size=size) if settings.word_swap else np.zeros(size, int)
+        text = data.text.pooled[data.target.row[index], version].to(self.device)
+        if data.images is None:
+            return text, None
+        n_frames, n_views = data.images.shape[1:3]
+        frame = rng.integers(n_frames, size=size)
+        view = np.zeros(size, int)
+        if n_views > 1:
+            view = np.where(rng.random(size) < settings.crop_probability, rng.integers(1, n_views, size=size), 0)
+        return text, data.images[index, frame, view].float().to(self.device)
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Token R² beside the mean predictor (0) and ridge, and top-1 retrieval by pooled condition and by tokens.
+
+        Tokens are compared after subtracting the training mean, which dominates them and says nothing.
+        """
+        self.encoder.eval()
+        data = self.validation
+        error, spread = 0.0, 0.0
+        pooled, predicted, tokens = [], [], []
+        mean = self.training.target.mean
+        with torch.inference_mode():
+            for start in range(0, len(data), VALIDATION_BATCH):
+                index = np.arange(start, min(start + VALIDATION_BATCH, len(data)))
+                condition = self.encoder(data.fmri(index).to(self.device)).float()
+                pooled.append(self.encoder.pool(condition).cpu())
+                predicted.append((condition.cpu() - mean).flatten(1))
+                tokens.append((data.target.tokens(index) - mean).flatten(1))
+                error += float((predicted[-1] - tokens[-1]).double().square().sum())
+                spread += float(tokens[-1].double().square().sum())
+        scene = np.asarray(data.windows.scene)
+        hit, chance = retrieval_top1(torch.cat(pooled), self._validation_embeddings(), scene)
+        token_hit, _ = retrieval_top1(torch.cat(predicted), torch.cat(tokens), scene)
+        figures = {
+            "validation_token_r2": 1.0 - error / spread,
+            "validation_top1": hit,
+            "validation_top1_chance": chance,
+        }
+        return {**figures, **self.reference}
+
+    def _validation_embeddings(self) -> torch.Tensor:
+        """Sum of the normalised embeddings (N, C) that the loss aligns with: caption, middle frame, or both."""
+        data = self.validation
+        total = torch.zeros(len(data), data.text.pooled.shape[-1])
+        if self.settings.loss != "image":
+            total += F.normalize(data.text.pooled[data.target.row, 0], dim=-1)
+        if data.images is not None:
+            total += F.normalize(data.images[:, data.images.shape[1] // 2, 0].float(), dim=-1)
+        return total
+
+
+def retrieval_top1(query_NC: torch.Tensor, target_NC: torch.Tensor, scene_N: np.ndarray) -> tuple[float, float]:
+    """How often the target nearest to a window's query by cosine lies in the window's own scene, and its chance."""
+    similarity = F.normalize(query_NC, dim=-1) @ F.normalize(target_NC, dim=-1).T
+    best = similarity.argmax(dim=1).numpy()
+    same = scene_N[:, None] == scene_N[None]
+    return float(same[np.arange(len(best)), best].mean()), float(same.mean())
+
+
+def _split_data(
+    recipe: Recipe,
+    run_dir: Path,
+    store: Store,
+    foundation: Foundation,
+    text: TextFeatures,
+    split: Literal["train", "validation"],
+    progress: Progress | None,
+) -> AlignData:
+    settings = recipe.align
+    windows = Windows(store, split, settings.window)
+    images = None
+    if "image" in settings.loss:
+        crops = CROPS if split == "train" and settings.crop_probability > 0 else 0
+        seed = stage_seed(recipe.seed, "features")
+        images = image_features(run_dir, store, foundation, split, crops=crops, seed=seed, progress=progress)
+    target = TokenTarget(text, list(windows.captions))
+    if split == "train" and target.variance == 0.0:
+        raise DataError(
+            "expected different captions among the training windows, found a single one; look at data.captions"
+        )
+    return AlignData(windows, target, images)
+
+
+def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation, fmri: np.ndarray) -> FmriEncoder:
+    """The encoder ``align`` starts from; its input's mean and standard deviation are those of the training windows.
+
+    Raises
+    ------
+    SettingError
+        Where it shall start from ``adapt`` and both masked-modelling stages are switched off.
+    """
+    settings, architecture = recipe.align, recipe.encoder
+    arguments: dict[str, Any] = {
+        "window": settings.window,
+        "condition_length": foundation.condition_length,
+        "condition_width": foundation.condition_width,
+        "dropout": settings.dropout,
+        "layer_norm": settings.layer_norm,
+        "input_mean": float(fmri.mean(dtype=np.float64)),
+        "input_scale": float(fmri.std(dtype=np.float64)),
+        "voxel_id": store.voxel_id,
+    }
+    torch.manual_seed(stage_seed(recipe.seed, STAGE))
+    if settings.start_from == "scratch":
+        names = ("patch_size", "patch_weights", "embed_dim", "depth", "num_heads", "mlp_ratio")
+        return FmriEncoder(
+            num_voxels=store.n_voxels, **{name: getattr(architecture, name) for name in names}, **arguments
+        )
+    if recipe.adapt.enabled:
+        return FmriEncoder.from_masked_brain(MaskedBrainModel.from_pretrained(run_dir / "adapt" / "model"), **arguments)
+    if recipe.pretrain.enabled:
+        pretrained = MaskedBrainModel.from_pretrained(run_dir / "pretrain" / "model")
+        pretrained = MaskedBrainModel.from_other_voxels(pretrained, store.n_voxels)
+        return FmriEncoder.from_masked_brain(pretrained, **arguments)
+    raise SettingError(
+        "expected pretrain or adapt to be enabled with align.start_from=adapt, found both disabled; "
+        "set align.start_from=scratch"
+    )
+
+
+def linear_reference(run_dir: Path, training: AlignData, validation: AlignData, key: list[str]) -> dict[str, float]:
+    """Ridge regression's token R² on the validation windows, computed once per ``key`` and kept with the features."""
+    path = run_dir / "features" / "ridge.json"
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        if kept["key"] == key:
+            return {"ridge_token_r2": kept["ridge_token_r2"]}
+    flat = [
+        (
+            data.fmri(np.arange(len(data))).flatten(1).numpy(),
+            data.target.tokens(np.arange(len(data))).flatten(1).numpy(),
+        )
+        for data in (training, validation)
+    ]
+    score = ridge_token_r2(*flat[0], *flat[1])
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps({"key": key, "ridge_token_r2": score}))
+    beside.replace(path)
+    return {"ridge_token_r2": score}
+
+
+def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+    """Align the encoder with the frozen embeddings and write ``RUN/align/model``.
+
+    With ``align.loss=none`` and no token regression (the paper's ablation) the encoder is written as it starts.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    run_dir : Path
+        Holds ``prepare/store.zarr`` and, unless ``align.start_from`` is scratch, ``adapt/model``.
+    progress : callable, optional
+        Called with (steps done, steps, figures), and before with (rows done, rows, {}) for each table of features.
+    """
+    folder, settings = run_dir / STAGE, recipe.align
+    folder.mkdir(parents=True, exist_ok=True)
+    store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), open_foundation(recipe)
+    text = text_features(run_dir, store, foundation, seed=stage_seed(recipe.seed, "features"), progress=progress)
+    training = _split_data(recipe, run_dir, store, foundation, text, "train", progress)
+    validation = _split_data(recipe, run_dir, store, foundation, text, "validation", progress)
+    encoder = new_encoder(recipe, run_dir, store, foundation, training.windows.fmri(np.arange(len(training))))
+    if settings.loss == "none" and settings.token_weight == 0:
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "enabled": False}) + "\n")
+        save_model(encoder, folder / "model")
+        return
+    key = [store_identity(store), foundation.identity, str(settings.window)]
+    reference = linear_reference(run_dir, training, validation, key)
+    device = training_device()
+    task = AlignTask(encoder, training, validation, settings, reference, device)
+    train(
+        task,
+        settings,
+        folder,
+        seed=stage_seed(recipe.seed, STAGE),
+        progress=progress,
+        validate=task.validate,
+        validate_every=settings.val_every,
+        device=device,
+    )
+    save_model(encoder, folder / "model")

@@ -1,0 +1,220 @@
+"""Stage ``animate``: the inflated generator learns the subject's films from captions (paper section 3.4, supplement B).
+
+Shapes: N windows, B batch, F frames, c h w latents, L condition tokens, C condition width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from torch import nn
+
+from mindvideo.config import Recipe
+from mindvideo.data.store import Store
+from mindvideo.errors import ModelError
+from mindvideo.models.video_unet import VideoUNet
+from mindvideo.train.features import Progress, TextFeatures, latent_features, text_features
+from mindvideo.train.loop import named_trainable, train
+from mindvideo.train.stage import note_disabled, open_foundation, save_model, stage_seed, training_device
+
+STAGE = "animate"
+TUNED = (*VideoUNet.trainable_names(), "norm_temp")
+VALIDATION_CLIPS = 48
+VALIDATION_BATCH = 8
+
+
+class Diffusion:
+    """Noising of clips and what the generator is asked to predict, from the foundation's scheduler settings."""
+
+    def __init__(self, scheduler_config: dict) -> None:
+        """Read the schedule; raises ModelError for an unknown prediction type."""
+        self.scheduler = DDPMScheduler.from_config(scheduler_config)
+        self.prediction = self.scheduler.config.prediction_type
+        if self.prediction not in ("epsilon", "v_prediction", "sample"):
+            raise ModelError(
+                "expected prediction_type epsilon, v_prediction or sample in the foundation's scheduler, "
+                f"found {self.prediction}; use another scheduler"
+            )
+
+    @property
+    def n_timesteps(self) -> int:
+        """Training timesteps of the scheduler."""
+        return int(self.scheduler.config.num_train_timesteps)
+
+    def losses(
+        self,
+        unet: VideoUNet,
+        clean_BcFhw: torch.Tensor,
+        condition_BLC: torch.Tensor,
+        noise_BcFhw: torch.Tensor,
+        timestep_B: torch.Tensor,
+    ) -> torch.Tensor:
+        """Mean squared error of the prediction, one per clip: float32 (B,)."""
+        noisy = self.scheduler.add_noise(clean_BcFhw, noise_BcFhw, timestep_B)
+        target = {
+            "epsilon": lambda: noise_BcFhw,
+            "v_prediction": lambda: self.scheduler.get_velocity(clean_BcFhw, noise_BcFhw, timestep_B),
+            "sample": lambda: clean_BcFhw,
+        }[self.prediction]()
+        predicted = unet(noisy, timestep_B, condition_BLC).sample
+        return F.mse_loss(predicted.float(), target, reduction="none").flatten(1).mean(dim=1)
+
+    def random_losses(self, unet: VideoUNet, clean_BcFhw: torch.Tensor, condition_BLC: torch.Tensor) -> torch.Tensor:
+        """Losses (B,) at random timesteps and noise from torch's generator."""
+        noise = torch.randn(clean_BcFhw.shape).to(clean_BcFhw.device)
+        timestep = torch.randint(self.n_timesteps, (len(clean_BcFhw),)).to(clean_BcFhw.device)
+        return self.losses(unet, clean_BcFhw, condition_BLC, noise, timestep)
+
+
+def clip_latents(latents_NFchw: torch.Tensor, index: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Latents of some windows as the generator takes them: float32 (B, c, F, h, w)."""
+    return latents_NFchw[index].float().permute(0, 2, 1, 3, 4).contiguous().to(device)
+
+
+class ClipValidation:
+    """Loss on validation clips at fixed noise and timesteps, with their own conditions and with another clip's.
+
+    Parameters
+    ----------
+    latents : Tensor, (N, F, c, h, w)
+        Of the validation windows; at most ``VALIDATION_CLIPS`` of them, evenly spread, are used.
+    seed : int
+    """
+
+    def __init__(self, diffusion: Diffusion, latents: torch.Tensor, seed: int, device: torch.device) -> None:
+        """Draw the noise and spread the timesteps once."""
+        count = min(len(latents), VALIDATION_CLIPS)
+        self.diffusion, self.latents, self.device = diffusion, latents, device
+        self.index = np.linspace(0, len(latents) - 1, count).astype(int)
+        self.shuffled = np.roll(self.index, count // 2)
+        generator = torch.Generator().manual_seed(seed)
+        spread = (torch.arange(count) + 0.5) / count * diffusion.n_timesteps
+        self.timestep = spread.long()[torch.randperm(count, generator=generator)]
+        frames, channels, *size = latents.shape[1:]
+        self.noise = torch.randn(count, channels, frames, *size, generator=generator)
+
+    def __call__(self, unet: VideoUNet, condition: Callable[[np.ndarray], torch.Tensor]) -> dict[str, float]:
+        """``validation_loss`` and ``validation_loss_shuffled``; ``condition`` maps window indices to (B, L, C)."""
+        unet.eval()
+        sums = {"validation_loss": 0.0, "validation_loss_shuffled": 0.0}
+        with torch.inference_mode():
+            for start in range(0, len(self.index), VALIDATION_BATCH):
+                part = slice(start, start + VALIDATION_BATCH)
+                clean = clip_latents(self.latents, self.index[part], self.device)
+                noise, timestep = self.noise[part].to(self.device), self.timestep[part].to(self.device)
+                for name, index in zip(sums, (self.index, self.shuffled), strict=True):
+                    losses = self.diffusion.losses(unet, clean, condition(index[part]), noise, timestep)
+                    sums[name] += float(losses.sum())
+        return {name: total / len(self.index) for name, total in sums.items()}
+
+
+class AnimateTask:
+    """Random training clips, their captions' tokens as the condition, sometimes the empty caption's.
+
+    Parameters
+    ----------
+    unet : VideoUNet
+        Only attn1, attn2, attn_temp and norm_temp are trained.
+    latents : Tensor, (N, F, c, h, w)
+    text : TextFeatures
+        Holds the training and validation captions and the empty one.
+    row : Tensor of int64
+        Caption row of each window.
+    batch_size : int
+    caption_dropout : float
+        Probability of the empty caption.
+    """
+
+    def __init__(
+        self,
+        unet: VideoUNet,
+        diffusion: Diffusion,
+        latents: torch.Tensor,
+        text: TextFeatures,
+        row: torch.Tensor,
+        *,
+        batch_size: int,
+        caption_dropout: float,
+        device: torch.device,
+    ) -> None:
+        """Move the generator to the device."""
+        self.unet = unet.to(device)
+        self.diffusion, self.latents, self.text, self.row = diffusion, latents, text, row
+        self.batch_size, self.caption_dropout, self.device = batch_size, caption_dropout, device
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Self-, cross- and temporal attention."""
+        return named_trainable(self.unet, TUNED)
+
+    def tokens(self, row: torch.Tensor) -> torch.Tensor:
+        """Caption tokens (B, L, C) float32 on the device."""
+        return self.text.tokens[row].float().to(self.device)
+
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        """Diffusion loss of one batch of clips."""
+        self.unet.train()
+        index = rng.integers(len(self.latents), size=self.batch_size)
+        is_dropped = torch.from_numpy(rng.random(self.batch_size) < self.caption_dropout)
+        row = torch.where(is_dropped, self.text.row[""], self.row[index])
+        clean = clip_latents(self.latents, index, self.device)
+        return self.diffusion.random_losses(self.unet, clean, self.tokens(row)).mean(), {}
+
+
+def split_captions(store: Store, split: Literal["train", "validation"]) -> list[str]:
+    """Caption of every scan of a split, in the order of its windows."""
+    return [caption for segment in store.segments(split) for caption in store.captions(segment)]
+
+
+def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+    """Inflate the foundation's generator, tune it on captioned training clips and write ``RUN/animate/model``.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    run_dir : Path
+    progress : callable, optional
+        Called with (steps done, steps, figures), and before with (rows done, rows, {}) for each table of features.
+    """
+    folder, settings = run_dir / STAGE, recipe.animate
+    seed = stage_seed(recipe.seed, STAGE)
+    foundation = open_foundation(recipe)
+    torch.manual_seed(seed)
+    unet = VideoUNet.from_unet2d(foundation.unet)
+    if not settings.enabled:
+        note_disabled(folder)
+        save_model(unet, folder / "model")
+        return
+    store = Store.open(run_dir / "prepare" / "store.zarr")
+    text = text_features(run_dir, store, foundation, seed=stage_seed(recipe.seed, "features"), progress=progress)
+    latents = latent_features(run_dir, store, foundation, "train", progress=progress)
+    held_out = latent_features(run_dir, store, foundation, "validation", progress=progress)
+    held_out_row = text.rows(split_captions(store, "validation"))
+    device, diffusion = training_device(), Diffusion(foundation.scheduler_config)
+    task = AnimateTask(
+        unet,
+        diffusion,
+        latents,
+        text,
+        text.rows(split_captions(store, "train")),
+        batch_size=settings.batch_size,
+        caption_dropout=settings.caption_dropout,
+        device=device,
+    )
+    validation = ClipValidation(diffusion, held_out, seed, device)
+    train(
+        task,
+        settings,
+        folder,
+        seed=seed,
+        progress=progress,
+        validate=lambda step: validation(unet, lambda index: task.tokens(held_out_row[index])),
+        validate_every=settings.checkpoint_every,
+        device=device,
+    )
+    save_model(unet, folder / "model")

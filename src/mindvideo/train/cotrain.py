@@ -1,0 +1,163 @@
+"""Stage ``cotrain``: encoder and generator tuned together on {fMRI window, clip} (paper section 3.4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from mindvideo.config import Cotrain, Recipe
+from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
+from mindvideo.errors import ModelError
+from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.foundation import Foundation
+from mindvideo.models.video_unet import VideoUNet
+from mindvideo.train.align import TokenTarget
+from mindvideo.train.animate import TUNED, ClipValidation, Diffusion, clip_latents
+from mindvideo.train.features import Progress, latent_features, require_width, text_features
+from mindvideo.train.loop import named_trainable, train
+from mindvideo.train.stage import note_disabled, open_foundation, save_model, stage_seed, trainable, training_device
+
+STAGE = "cotrain"
+
+
+class CotrainTask:
+    """Random training windows: the encoder's output conditions the generator on the clip that was shown.
+
+    Parameters
+    ----------
+    encoder : FmriEncoder
+        Trained whole.
+    unet : VideoUNet
+        attn1, attn2, attn_temp and norm_temp are trained.
+    windows : Windows
+        Of N training windows.
+    latents : Tensor, (N, F, c, h, w)
+    target : TokenTarget, optional
+        Regressed with ``settings.token_weight``.
+    """
+
+    def __init__(
+        self,
+        encoder: FmriEncoder,
+        unet: VideoUNet,
+        diffusion: Diffusion,
+        windows: Windows,
+        latents: torch.Tensor,
+        target: TokenTarget | None,
+        settings: Cotrain,
+        device: torch.device,
+    ) -> None:
+        """Move both to the device."""
+        self.encoder, self.unet = encoder.to(device), unet.to(device)
+        self.diffusion, self.windows, self.latents, self.target = diffusion, windows, latents, target
+        self.settings, self.device = settings, device
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The whole encoder and the generator's attention."""
+        parameters = {f"fmri_encoder.{name}": parameter for name, parameter in trainable(self.encoder).items()}
+        return parameters | {f"unet.{name}": parameter for name, parameter in named_trainable(self.unet, TUNED).items()}
+
+    def lr_of(self, name: str) -> float:
+        """``encoder_lr`` for the encoder where it is set."""
+        if name.startswith("fmri_encoder.") and self.settings.encoder_lr is not None:
+            return self.settings.encoder_lr
+        return self.settings.lr
+
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        """Diffusion loss of one batch, with the token regression where the recipe asks for it."""
+        self.encoder.train()
+        self.unet.train()
+        index = rng.integers(len(self.latents), size=self.settings.batch_size)
+        condition = self.encoder(torch.from_numpy(self.windows.fmri(index)).to(self.device))
+        clean = clip_latents(self.latents, index, self.device)
+        diffusion = self.diffusion.random_losses(self.unet, clean, condition.float()).mean()
+        logged = {"diffusion_loss": float(diffusion.detach())}
+        if self.target is None:
+            return diffusion, logged
+        token = self.target.loss(condition, index)
+        return diffusion + self.settings.token_weight * token, logged | {"token_loss": float(token.detach())}
+
+
+def require_voxels(encoder: FmriEncoder, store: Store, where: Path) -> None:
+    """Refuse an encoder that was trained on other voxels than the store's."""
+    if encoder.config.voxel_id not in (None, store.voxel_id):
+        raise ModelError(
+            f"expected an encoder for the {store.n_voxels} voxels of subject {store.subject}, found one for "
+            f"{encoder.config.num_voxels} other voxels in {where}; run align again on this store"
+        )
+
+
+def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+    """Tune encoder and generator together; write ``RUN/cotrain/fmri_encoder`` and ``RUN/cotrain/unet``.
+
+    With ``cotrain.enabled=false`` both are written as ``align`` and ``animate`` left them.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    run_dir : Path
+    progress : callable, optional
+        Called with (steps done, steps, figures).
+
+    Raises
+    ------
+    ModelError
+        When the encoder was made for other voxels or another condition.
+    """
+    folder, settings = run_dir / STAGE, recipe.cotrain
+    seed = stage_seed(recipe.seed, STAGE)
+    store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), open_foundation(recipe)
+    encoder = FmriEncoder.from_pretrained(run_dir / "align" / "model")
+    require_voxels(encoder, store, run_dir / "align" / "model")
+    length, width = encoder.config.condition_length, encoder.config.condition_width
+    require_width(foundation, length, width, str(run_dir / "align" / "model"))
+    unet = VideoUNet.from_pretrained(run_dir / "animate" / "model")
+    if not settings.enabled:
+        note_disabled(folder)
+    else:
+        _train(recipe, run_dir, store, foundation, encoder, unet, seed, progress)
+    save_model(encoder, folder / "fmri_encoder")
+    save_model(unet, folder / "unet")
+
+
+def _train(
+    recipe: Recipe,
+    run_dir: Path,
+    store: Store,
+    foundation: Foundation,
+    encoder: FmriEncoder,
+    unet: VideoUNet,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    settings = recipe.cotrain
+    windows, held_out = (Windows(store, split, encoder.config.window) for split in ("train", "validation"))
+    latents = latent_features(run_dir, store, foundation, "train", progress=progress)
+    held_out_latents = latent_features(run_dir, store, foundation, "validation", progress=progress)
+    target = None
+    if settings.token_weight > 0:
+        text = text_features(run_dir, store, foundation, seed=stage_seed(recipe.seed, "features"), progress=progress)
+        target = TokenTarget(text, list(windows.captions))
+    device, diffusion = training_device(), Diffusion(foundation.scheduler_config)
+    task = CotrainTask(encoder, unet, diffusion, windows, latents, target, settings, device)
+    validation = ClipValidation(diffusion, held_out_latents, seed, device)
+
+    def validate(step: int) -> dict[str, float]:
+        encoder.eval()
+        return validation(unet, lambda index: encoder(torch.from_numpy(held_out.fmri(index)).to(device)).float())
+
+    train(
+        task,
+        settings,
+        run_dir / STAGE,
+        seed=seed,
+        lr_of=task.lr_of,
+        progress=progress,
+        validate=validate,
+        validate_every=settings.checkpoint_every,
+        device=device,
+    )

@@ -1,0 +1,299 @@
+"""Frozen features, computed once per store and foundation and kept under ``RUN/features``.
+
+Each table is a zarr group of row-chunked arrays with a key. Rows are written batch by batch and the number of finished
+rows is noted after each, so a killed computation goes on where it stopped; another key starts it anew.
+
+Shapes: N windows or captions, F frames, K augmented variants, L condition tokens, C condition width, c h w latents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import zarr
+
+from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
+from mindvideo.errors import DataError, ModelError
+from mindvideo.models.foundation import Foundation
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+VARIANTS = 4
+"""Augmented versions of a caption, beside the caption itself."""
+CROPS = 2
+"""Random crops of a frame, beside the whole frame; a window's frames together give a dozen."""
+CROP_SIDE = 0.8
+"""Side of a crop relative to the frame's."""
+
+_SYNONYM_GROUPS = (
+    "man guy gentleman", "woman lady", "people persons", "person human", "child kid youngster", "boy lad",
+    "girl lass", "crowd throng", "dog hound", "cat kitty", "bird fowl", "horse steed", "rabbit bunny",
+    "pig hog", "animal creature", "car automobile", "truck lorry", "boat vessel", "ship vessel",
+    "plane airplane aircraft", "bicycle bike", "house home", "building structure", "street road",
+    "forest woods", "sea ocean", "stone rock", "hill mound", "field meadow", "beach shore", "grass lawn",
+    "sky heavens", "picture image", "couch sofa", "tv television", "big large huge", "small little tiny",
+    "fast quick rapid", "slow unhurried", "red crimson", "grey gray", "purple violet", "yellow golden",
+    "beautiful pretty", "old aged", "walking strolling", "walks strolls", "running racing", "runs races",
+    "jumping leaping", "jumps leaps", "flying soaring", "flies soars", "moving going", "moves goes",
+    "driving travelling", "drives travels", "standing waiting", "stands waits", "looking gazing", "looks gazes",
+    "talking speaking", "holding gripping", "sitting resting", "sits rests", "close near", "above over",
+    "below under", "through across",
+)  # fmt: skip
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    word: tuple(other for other in group.split() if other != word)
+    for group in _SYNONYM_GROUPS
+    for word in group.split()
+}
+
+
+def augment_caption(caption: str, rng: np.random.Generator) -> str:
+    """Replace each known word by a synonym with probability .5, then swap two random words (paper supplement B)."""
+    words = caption.split()
+    for position, word in enumerate(words):
+        known = re.fullmatch(r"(\w+)(\W*)", word)
+        if known and known[1].lower() in SYNONYMS and rng.random() < 0.5:
+            words[position] = str(rng.choice(SYNONYMS[known[1].lower()])) + known[2]
+    if len(words) > 1:
+        first, second = rng.choice(len(words), size=2, replace=False)
+        words[first], words[second] = words[second], words[first]
+    return " ".join(words)
+
+
+def store_identity(store: Store) -> str:
+    """A digest of everything the store records about itself: sources, parameters, splits, sizes, voxels."""
+    return _digest({"attributes": store.attrs, "voxels": store.voxel_id})
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def compute_table(
+    path: Path,
+    key: dict[str, Any],
+    n_rows: int,
+    batch: int,
+    compute: Callable[[int, int], dict[str, np.ndarray]],
+    progress: Progress | None = None,
+) -> zarr.Group:
+    """Fill a table of ``n_rows`` rows, or go on filling it, or return it where it is already full.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the zarr group.
+    key : dict
+        What the rows depend on; a table with another key is discarded.
+    n_rows, batch : int
+        Rows in all, and rows computed and written at once (a chunk).
+    compute : callable
+        ``(start, stop) -> {name: (stop - start, ...) array}``.
+    progress : callable, optional
+        Called with (rows done, rows, {}).
+
+    Raises
+    ------
+    DataError
+        When a computed value is not finite.
+    """
+    digest = _digest({**key, "rows": n_rows, "batch": batch})
+    group: zarr.Group | None = None
+    if (path / "zarr.json").is_file():
+        group = zarr.open_group(path, mode="r+")
+        if group.attrs.get("key") != digest:
+            group = None
+    if group is None:
+        shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        group = zarr.open_group(path, mode="w", attributes={"key": digest, "done": 0})
+    for start in range(cast(int, group.attrs["done"]), n_rows, batch):
+        stop = min(start + batch, n_rows)
+        for name, rows in compute(start, stop).items():
+            if not np.isfinite(rows).all():
+                raise DataError(
+                    f"expected finite features in rows {start} to {stop} of {path}/{name}, found others; "
+                    "look at those frames or captions and at the foundation's weights"
+                )
+            if start == 0:
+                shape = (n_rows, *rows.shape[1:])
+                chunks = (min(batch, n_rows), *rows.shape[1:])
+                group.create_array(name, shape=shape, chunks=chunks, dtype=rows.dtype, overwrite=True)
+            cast(zarr.Array, group[name])[start:stop] = rows
+        group.attrs["done"] = stop
+        if progress is not None:
+            progress(stop, n_rows, {})
+    return group
+
+
+def read_array(group: zarr.Group, name: str) -> torch.Tensor:
+    """One array of a table, whole."""
+    return torch.from_numpy(np.asarray(cast(zarr.Array, group[name])[:]))
+
+
+def _numpy(tensor: torch.Tensor | np.ndarray, dtype: type[np.floating]) -> np.ndarray:
+    return torch.as_tensor(tensor).detach().float().cpu().numpy().astype(dtype)
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Text tokens (N, L, C) float16 and pooled embeddings (N, 1 + K, C) float32 of N distinct captions."""
+
+    row: dict[str, int]
+    tokens: torch.Tensor
+    pooled: torch.Tensor
+
+    def rows(self, captions: list[str]) -> torch.Tensor:
+        """Row of each caption, int64 (len(captions),); raises DataError for a caption that was not encoded."""
+        missing = [caption for caption in captions if caption not in self.row]
+        if missing:
+            raise DataError(
+                f"expected frozen features of every caption, found none of {missing[0]!r} "
+                f"and {len(missing) - 1} others; "
+                "remove the run's features folder so that they are computed anew"
+            )
+        return torch.tensor([self.row[caption] for caption in captions], dtype=torch.int64)
+
+
+def caption_table(
+    run_dir: Path,
+    name: str,
+    foundation: Foundation,
+    captions: list[str],
+    *,
+    variants: int = 0,
+    seed: int = 0,
+    batch: int = 64,
+    progress: Progress | None = None,
+) -> TextFeatures:
+    """Encode every distinct caption with the frozen text encoder, and ``variants`` augmented versions of each.
+
+    Parameters
+    ----------
+    name : str
+        Table name under ``RUN/features``.
+    captions : list of str
+        May repeat; sorted and made distinct.
+    variants : int
+        Augmented versions whose pooled embedding is kept beside the caption's own (column 0).
+    """
+    distinct = sorted(set(captions))
+    key = {"captions": distinct, "variants": variants, "seed": seed, "foundation": foundation.identity}
+
+    def compute(start: int, stop: int) -> dict[str, np.ndarray]:
+        chosen = distinct[start:stop]
+        tokens, pooled = foundation.encode_text(chosen)
+        columns = [_numpy(pooled, np.float32)]
+        for variant in range(variants):
+            changed = [augment_caption(text, _caption_rng(seed, variant, text)) for text in chosen]
+            columns.append(_numpy(foundation.encode_text(changed)[1], np.float32))
+        return {"tokens": _numpy(tokens, np.float16), "pooled": np.stack(columns, axis=1)}
+
+    table = compute_table(run_dir / "features" / name, key, len(distinct), batch, compute, progress)
+    row = {caption: index for index, caption in enumerate(distinct)}
+    return TextFeatures(row, read_array(table, "tokens"), read_array(table, "pooled"))
+
+
+def _caption_rng(seed: int, variant: int, caption: str) -> np.random.Generator:
+    return np.random.default_rng([seed, variant, *hashlib.sha256(caption.encode()).digest()[:8]])
+
+
+def text_features(
+    run_dir: Path, store: Store, foundation: Foundation, *, seed: int, progress: Progress | None = None
+) -> TextFeatures:
+    """Features of the captions of training and validation windows and of the empty caption, with augmented versions."""
+    captions = [""]
+    for split in ("train", "validation"):
+        for segment in store.segments(split):
+            captions += store.captions(segment)
+    return caption_table(run_dir, "text", foundation, captions, variants=VARIANTS, seed=seed, progress=progress)
+
+
+def _window_batches(windows: Windows, start: int, stop: int) -> np.ndarray:
+    return windows.frames(np.arange(start, stop))
+
+
+def image_features(
+    run_dir: Path,
+    store: Store,
+    foundation: Foundation,
+    split: Literal["train", "validation"],
+    *,
+    crops: int,
+    seed: int,
+    batch: int = 16,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """CLIP image embeddings of every frame of a split and of ``crops`` random crops of each.
+
+    Returns
+    -------
+    Tensor
+        (N, F, 1 + crops, C) float16; column 0 is the whole frame.
+    """
+    windows = Windows(store, split, window=1)
+    key = {
+        "store": store_identity(store), "foundation": foundation.identity,
+        "split": split, "crops": crops, "side": CROP_SIDE, "seed": seed,
+    }  # fmt: skip
+
+    def compute(start: int, stop: int) -> dict[str, np.ndarray]:
+        clips = _window_batches(windows, start, stop)
+        n, n_frames, height, width, _ = clips.shape
+        frames = clips.reshape(n * n_frames, height, width, 3)
+        rng = np.random.default_rng([seed, start])
+        views = [frames] + [_random_crops(frames, rng) for _ in range(crops)]
+        columns = [_numpy(foundation.encode_image(view), np.float16) for view in views]
+        return {"image": np.stack(columns, axis=1).reshape(n, n_frames, 1 + crops, -1)}
+
+    table = compute_table(run_dir / "features" / f"image_{split}", key, len(windows), batch, compute, progress)
+    return read_array(table, "image")
+
+
+def _random_crops(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One random crop of each frame, uint8 (N, H', W', 3) with H' = CROP_SIDE * H."""
+    n, height, width, _ = frames.shape
+    tall, wide = max(1, round(CROP_SIDE * height)), max(1, round(CROP_SIDE * width))
+    top = rng.integers(0, height - tall + 1, size=n)
+    left = rng.integers(0, width - wide + 1, size=n)
+    return np.stack([frame[y : y + tall, x : x + wide] for frame, y, x in zip(frames, top, left, strict=True)])
+
+
+def latent_features(
+    run_dir: Path,
+    store: Store,
+    foundation: Foundation,
+    split: Literal["train", "validation"],
+    *,
+    batch: int = 16,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """VAE latents of every clip of a split, scaled by the VAE's own factor: (N, F, c, h, w) float16."""
+    windows = Windows(store, split, window=1)
+    key = {"store": store_identity(store), "foundation": foundation.identity, "split": split}
+
+    def compute(start: int, stop: int) -> dict[str, np.ndarray]:
+        clips = _window_batches(windows, start, stop)
+        latents = _numpy(foundation.encode_latents(clips.reshape(-1, *clips.shape[2:])), np.float16)
+        return {"latents": latents.reshape(*clips.shape[:2], *latents.shape[1:])}
+
+    table = compute_table(run_dir / "features" / f"latents_{split}", key, len(windows), batch, compute, progress)
+    return read_array(table, "latents")
+
+
+def require_width(foundation: Foundation, length: int, width: int, where: str) -> None:
+    """Refuse a condition (length, width) that the foundation's generator cannot read."""
+    if (length, width) != (foundation.condition_length, foundation.condition_width):
+        raise ModelError(
+            f"expected a condition of {foundation.condition_length} tokens of width {foundation.condition_width} "
+            f"as the foundation reads, found {length} of width {width} in {where}; run align again with this foundation"
+        )

@@ -1,0 +1,54 @@
+"""The linear reference of ``align``: ridge regression from the same fMRI windows to the same text tokens.
+
+Shapes: N training windows, M validation windows, X inputs (W * V), T targets (L * C), Q target components.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from himalaya.backend import set_backend
+from himalaya.kernel_ridge import KernelRidgeCV
+
+ALPHAS = 10.0 ** np.arange(0, 8)
+MOST_COMPONENTS = 256
+
+
+def token_r2(predicted: np.ndarray, truth: np.ndarray, training_mean: np.ndarray) -> float:
+    """1 - squared error / squared error of predicting the training mean, over all values (0 for the mean predictor)."""
+    error = np.square(truth - predicted, dtype=np.float64).sum()
+    return float(1.0 - error / np.square(truth - training_mean, dtype=np.float64).sum())
+
+
+def ridge_token_r2(
+    inputs_NX: np.ndarray, targets_NT: np.ndarray, validation_MX: np.ndarray, validation_targets_MT: np.ndarray
+) -> float:
+    """Variance of the validation tokens that kernel ridge regression explains beyond the training mean.
+
+    The targets are reduced to their leading principal components on the training windows; the penalty of each component
+    is chosen by cross-validation over contiguous fifths of the training windows, since neighbouring windows are alike.
+
+    Returns
+    -------
+    float
+        R² around the training mean; 0 for the mean predictor.
+    """
+    set_backend("numpy")
+    centre, scale = inputs_NX.mean(axis=0), inputs_NX.std()
+    fitted = ((inputs_NX - centre) / scale).astype(np.float64)
+    unseen = ((validation_MX - centre) / scale).astype(np.float64)
+    mean_T = targets_NT.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred_NT = targets_NT - mean_T
+    components_QT = _principal_components(centred_NT)
+    scores_NQ = (centred_NT @ components_QT.T).astype(np.float64)
+    model = KernelRidgeCV(alphas=ALPHAS, kernel="precomputed", cv=5, warn=False)
+    model.fit(fitted @ fitted.T, scores_NQ)
+    predicted = model.predict(unseen @ fitted.T) @ components_QT + mean_T
+    return token_r2(predicted, validation_targets_MT, mean_T)
+
+
+def _principal_components(centred_NT: np.ndarray) -> np.ndarray:
+    """Leading right singular vectors (Q, T), Q at most ``MOST_COMPONENTS``, from the smaller Gram matrix."""
+    values, vectors = np.linalg.eigh(centred_NT @ centred_NT.T)
+    strong = np.argsort(values)[::-1][:MOST_COMPONENTS]
+    strong = strong[values[strong] > 1e-9 * values.max()]
+    return (vectors[:, strong] / np.sqrt(values[strong])).T @ centred_NT

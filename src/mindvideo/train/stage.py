@@ -1,0 +1,69 @@
+"""What the training stages share: their seed, their device, and how a finished model reaches its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from mindvideo.config import Recipe
+from mindvideo.models.foundation import Foundation
+from mindvideo.train.loop import step_seed
+
+
+class Saveable(Protocol):
+    """A model that writes itself as a folder."""
+
+    def save_pretrained(self, save_directory: str) -> object:
+        """Write ``config.json`` and safetensors."""
+        ...
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """The seed of one stage, so that two stages of a study do not draw the same batches and noise."""
+    return step_seed(seed, zlib.crc32(stage.encode()))
+
+
+def open_foundation(recipe: Recipe) -> Foundation:
+    """The frozen parts that the recipe names."""
+    return Foundation(recipe.foundation, training_device())
+
+
+def training_device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters a model itself marks as trainable (fixed positions are not), by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_model(model: Saveable, folder: Path) -> None:
+    """Write a model beside ``folder``, flush it, and rename it into place."""
+    beside = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    model.save_pretrained(str(beside))
+    for path in beside.iterdir():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    beside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def note_disabled(folder: Path) -> None:
+    """Leave a log that says the stage was switched off in the recipe, and no model of an earlier recipe."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "enabled": False}) + "\n")

@@ -1,0 +1,20 @@
+import pytest
+from small_store import HEADER, fill, make_parts, make_vertex
+
+from mindvideo.data.store import Store
+
+
+@pytest.fixture
+def parts():
+    return make_parts()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """A small complete store; read only."""
+    with Store.create(tmp_path_factory.mktemp("store") / "store.zarr", vertex=make_vertex(), **HEADER) as writer:
+        fill(writer, make_parts())
+        writer.add_step("trim", first=1)
+        writer.add_step("trim", first=2)
+        writer.add_sources({"stimuli/seg1.mp4": "00ff"})
+        return writer.finish()

@@ -1,0 +1,224 @@
+"""Frames by presentation time, against films whose every frame is known."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from mindvideo.data.video import find_cuts, fit_square, probe, read_film, read_frames, write_video
+from mindvideo.errors import DataError
+
+
+def _grey(i):
+    """Grey level that names frame i."""
+    return 20 + (i * 13) % 200
+
+
+def _encode(path, stamps, codec="libx264", pix="yuv420p", base=Fraction(1, 30), shape=(36, 50), rotation=None,
+            options=None, draw=None):  # fmt: skip
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=30, options={"crf": "5", **(options or {})})
+        stream.height, stream.width, stream.pix_fmt = *shape, pix
+        stream.time_base = stream.codec_context.time_base = base
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        for i, stamp in enumerate(stamps):
+            image = np.full((*shape, 3), _grey(i), np.uint8) if draw is None else draw(i)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = stamp, base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def _greys(path, times, size=16):
+    return read_frames(path, np.asarray(times, float), size)[:, size // 2, size // 2].mean(axis=-1)
+
+
+CASES = {
+    "plain.mp4": {},
+    "b_frames.mp4": {"options": {"bf": "3"}},
+    "plain.mkv": {},
+    "late.mov": {"start": 45},
+    "late.mkv": {"start": 45},
+    "b_frames.avi": {"options": {"bf": "2"}},
+    "simple.avi": {"codec": "mpeg4", "options": {"qmin": "1", "qmax": "1"}},
+    "web.webm": {"codec": "libvpx", "options": {"b": "2M"}},
+    "ten_bits.mkv": {"pix": "yuv420p10le"},
+    "odd.mkv": {"pix": "yuv444p", "shape": (37, 51)},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_frame_shown_at_each_time(tmp_path, name):
+    case = dict(CASES[name])
+    start = case.pop("start", 0)
+    path = _encode(tmp_path / name, range(start, start + 40), **case)
+    times = [0, 1 / 3, 2 / 3, 1, 1.01, 39 / 30, 1 / 30 - 0.005, 7 / 30 + 0.02]
+    shown = [0, 10, 20, 30, 30, 39, 0, 7]
+    np.testing.assert_allclose(_greys(path, times), [_grey(i) for i in shown], atol=4)
+    info = probe(path)
+    assert info.n_frames == 40 and info.duration_s == pytest.approx(40 / 30, abs=2e-3)
+    assert info.fps == pytest.approx(30, rel=2e-3) and (info.height, info.width) == case.get("shape", (36, 50))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_variable_rate(tmp_path, suffix):
+    rng = np.random.default_rng(1)
+    stamps = np.r_[0, np.cumsum(rng.integers(15, 400, 25))] + 700  # milliseconds
+    path = _encode(tmp_path / f"v.{suffix}", stamps.tolist(), base=Fraction(1, 1000))
+    times = np.sort(rng.uniform(0, (stamps[-1] - 700) / 1000, 60))
+    times = times[np.abs(times[:, None] * 1000 + 700 - stamps).min(axis=1) > 3]
+    truth = [max(i for i, stamp in enumerate(stamps) if (stamp - 700) / 1000 <= time) for time in times]
+    np.testing.assert_allclose(_greys(path, times), [_grey(i) for i in truth], atol=4)
+
+
+def test_times_in_any_order(tmp_path):
+    path = _encode(tmp_path / "a.mp4", range(30))
+    np.testing.assert_allclose(_greys(path, [0.9, 0.1, 0.5, 0.1]), [_grey(i) for i in (27, 3, 15, 3)], atol=4)
+
+
+@pytest.mark.parametrize(("rotation", "turns"), [(-90, -1), (90, 1), (180, 2)])
+def test_rotation_metadata(tmp_path, rotation, turns):
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:20, :30], image[:20, 30:], image[20:, :30] = (200, 30, 30), (30, 200, 30), (30, 30, 200)
+    path = _encode(tmp_path / "r.mp4", range(5), shape=(40, 60), rotation=rotation, draw=lambda i: image)
+    found = read_frames(path, np.array([0.1]), 20, "stretch")[0]
+    np.testing.assert_allclose(found[[4, 4, 15, 15], [4, 15, 4, 15]],
+                               np.rot90(image, turns)[::2, ::2][[4, 4, -4, -4], [4, -4, 4, -4]], atol=12)  # fmt: skip
+
+
+def test_rotation_in_the_track_header_means_clockwise(tmp_path):
+    """ISO 14496-12: matrix a=0 b=1 c=-1 d=0 maps what is right to what is below."""
+    image = np.full((40, 60, 3), 20, np.uint8)
+    image[:, 40:] = 220
+    path = _encode(tmp_path / "r.mp4", range(5), shape=(40, 60), draw=lambda i: image)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4 + 40
+    numbers = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]
+    content[at : at + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
+    path.write_bytes(content)
+    found = read_frames(path, np.array([0.0]), 20, "stretch")[0].mean(axis=(1, 2))
+    assert found[:12].max() < 40 and found[-5:].min() > 200
+
+
+def _area_mean(image, rows, columns):
+    return image.reshape(rows, image.shape[0] // rows, columns, -1, 3).mean(axis=(1, 3))
+
+
+def test_fits_against_block_means():
+    image = np.random.default_rng(2).integers(0, 256, (24, 60, 3), dtype=np.uint8)
+    np.testing.assert_allclose(fit_square(image, 12, "stretch"), _area_mean(image, 12, 12), atol=0.51)
+    np.testing.assert_allclose(fit_square(image, 12, "crop"), _area_mean(image[:, 18:42], 12, 12), atol=0.51)
+    boxed = fit_square(image, 20, "letterbox")
+    np.testing.assert_allclose(boxed[6:14], _area_mean(image, 8, 20), atol=0.51)
+    assert not boxed[:6].any() and not boxed[14:].any()
+    # pixels half as wide as high: 60 columns look like 30
+    np.testing.assert_allclose(fit_square(image, 12, "crop", 0.5), _area_mean(image[:, 6:54], 12, 12), atol=0.51)
+    with pytest.raises(DataError, match="zoom"):
+        fit_square(image, 12, "zoom")
+
+
+def _scenes(lengths, seed=4):
+    rng = np.random.default_rng(seed)
+    for length in lengths:
+        base = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+        for i in range(length):
+            frame = base.copy()
+            frame[24:40, i % 48 : i % 48 + 14] = (250, 240, 30)
+            yield frame
+
+
+def test_cuts_at_source_rate(tmp_path):
+    lengths = [40, 61, 33, 50]
+    path = tmp_path / "cuts.mp4"
+    write_video(path, _scenes(lengths), 30, 64)
+    truth = np.cumsum(lengths)[:-1] / 30
+    np.testing.assert_allclose(find_cuts(path), truth, atol=1e-3)
+    film = read_film(path, np.array([0.5, 3.0]), 32, cut_threshold=27.0)
+    np.testing.assert_allclose(film.cuts_s, truth, atol=1e-3)
+    np.testing.assert_array_equal(film.frames, read_frames(path, np.array([0.5, 3.0]), 32))
+    direct = find_cuts((i / 30, frame) for i, frame in enumerate(_scenes(lengths)))
+    np.testing.assert_allclose(direct, truth, atol=1e-9)
+    assert find_cuts(path, threshold=200.0) == []
+
+
+def test_a_flash_is_not_two_cuts(tmp_path):
+    frames = list(_scenes([30, 3, 40]))
+    assert find_cuts((i / 30, frame) for i, frame in enumerate(frames)) == [1.0]
+
+
+def test_writer(tmp_path):
+    path = tmp_path / "w.mp4"
+    frames = list(_scenes([20]))
+    write_video(path, iter(frames), 15, 64)
+    assert probe(path).duration_s == pytest.approx(20 / 15)
+    found = read_frames(path, np.arange(20) / 15, 64)
+    assert np.abs(found.astype(int) - np.stack(frames)).mean() < 6
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264" and stream.pix_fmt == "yuv420p"
+    first = path.read_bytes()
+    write_video(path, iter(frames), 15, 64)
+    assert path.read_bytes() == first
+    bad = tmp_path / "bad.mp4"
+    for stream, size in [(frames, 63), ([np.zeros((64, 60, 3), np.uint8)], 64), ([], 64)]:
+        with pytest.raises(DataError):
+            write_video(bad, iter(stream), 15, size)
+    with pytest.raises(DataError, match="cannot write"):
+        write_video(tmp_path / "no" / "x.mp4", iter(frames), 15, 64)
+    assert [item.name for item in tmp_path.iterdir()] == ["w.mp4"]
+
+
+def test_short_and_broken_films_name_the_second(tmp_path):
+    path = tmp_path / "s.mkv"
+    write_video(path, _scenes([60]), 30, 64)
+    with pytest.raises(DataError, match=r"stops at second 2\.00"):
+        read_frames(path, np.array([0.0, 2.5]), 32)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(DataError, match=r"stops at second [01]\.\d\d"):
+        read_frames(path, np.arange(20) / 10, 32)
+    path.write_bytes(b"not a film")
+    for call in (probe, find_cuts, lambda p: read_frames(p, np.zeros(1), 32)):
+        with pytest.raises(DataError, match="damaged or unknown"):
+            call(path)
+    with pytest.raises(DataError, match="no file"):
+        probe(tmp_path / "absent.mp4")
+    with pytest.raises(DataError, match="times"):
+        read_frames(path, np.array([-1.0]), 32)
+
+
+def test_sound_without_picture(tmp_path):
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(DataError, match="video stream"):
+        probe(path)
+
+
+def test_truncated_and_flipped_bytes_never_crash(tmp_path):
+    rng = np.random.default_rng(5)
+    whole = tmp_path / "whole.mp4"
+    write_video(whole, _scenes([20, 20]), 30, 64)
+    content, path = whole.read_bytes(), tmp_path / "broken.mp4"
+    for i in range(60):
+        broken = bytearray(content)
+        if i % 2:
+            del broken[int(rng.integers(len(content))) :]
+        else:
+            broken[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(broken)
+        try:
+            probe(path)
+            film = read_film(path, np.arange(8) / 6, 32, cut_threshold=27.0)
+        except DataError as error:
+            assert "\n" not in str(error)
+        else:
+            assert not i % 2 and film.frames.shape == (8, 32, 32, 3)

@@ -1,0 +1,375 @@
+"""The Wen 2018 reader on a small folder in Purdue's layout, against a plain NumPy/SciPy computation, and its errors."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mindvideo.atlas import area_labels, area_names, area_of
+from mindvideo.config import Data
+from mindvideo.data.cifti import read_cortex, write_cortex
+from mindvideo.data.store import Store
+from mindvideo.data.video import write_video
+from mindvideo.data.wen2018 import find_source, first_volume_time, prepare
+from mindvideo.errors import DataError, SettingError
+
+N_SCANS, FPS_SOURCE, SIZE = 12, 15, 32
+TRAIN = ["seg1", "seg2", "seg3", "seg4", "seg10"]
+TEST = ["test1", "test2"]
+CUTS = {"seg1": [70, 201], "seg2": [], "seg3": [33, 90, 155], "seg4": [180], "seg10": [111], "test1": [96], "test2": [299]}
+VOLUMES = {name: 17 if name != "test2" else 18 for name in TRAIN + TEST}
+RUNS = {name: 2 if name.startswith("seg") else 3 for name in TRAIN + TEST}
+
+
+def _vertices():
+    rng = np.random.default_rng(8)
+    chosen = [rng.choice(area_of(name), 8, replace=False) for name in ("V1", "V3", "LO1", "MT", "FEF", "V8")]
+    return np.sort(np.concatenate(chosen)).astype(np.int32)
+
+
+VERTEX = _vertices()
+
+
+def _marker(i):
+    return 10 + (i * 13) % 230
+
+
+def _film(name):
+    for i in range(N_SCANS * 2 * FPS_SOURCE):
+        is_odd = np.searchsorted(CUTS[name], i, side="right") % 2
+        frame = np.full((SIZE, SIZE, 3), (20, 30, 120) if is_odd else (250, 230, 30), np.uint8)
+        frame[:8, :8] = _marker(i)
+        yield frame
+
+
+def _cifti(root, name, run):
+    return root / "subject1" / "fmri" / name / "cifti" / f"{name}_{run}_Atlas.dtseries.nii"
+
+
+@pytest.fixture(scope="module")
+def raw_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("wen")
+    (root / "stimuli").mkdir()
+    rng = np.random.default_rng(9)
+    strength = np.linspace(0.0, 4.0, len(VERTEX))[rng.permutation(len(VERTEX))]
+    for name in TRAIN + TEST:
+        write_video(root / "stimuli" / f"{name}.mp4", _film(name), FPS_SOURCE, SIZE)
+        shared = rng.standard_normal((VOLUMES[name], len(VERTEX))) * strength
+        for run in range(1, RUNS[name] + 1):
+            path = _cifti(root, name, run)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            time = np.linspace(-1, 1, VOLUMES[name])[:, None]
+            drift = 50 * time + 30 * time**3 * rng.standard_normal(len(VERTEX))
+            write_cortex(path, 9000 + drift + shared + rng.standard_normal(shared.shape), VERTEX, 2.0)
+    rows = ["segment,time_s,caption"]
+    for name in TRAIN + TEST:
+        rows += [f"{name},{cut / FPS_SOURCE},{name} scene {i}" for i, cut in enumerate([0, *CUTS[name]])]
+    (root / "captions.csv").write_text("\n".join(rows))
+    return root
+
+
+@pytest.fixture
+def raw(raw_folder, tmp_path):
+    """A copy whose files may be replaced or removed (links: never write into one)."""
+    return Path(shutil.copytree(raw_folder, tmp_path / "raw", copy_function=os.link))
+
+
+def _settings(root, **changes):
+    return Data(**({"captions": str(root / "captions.csv"), "size": SIZE, "alpha": 0.2, "exclude": ()} | changes))
+
+
+@pytest.fixture(scope="module")
+def store(raw_folder, tmp_path_factory):
+    return prepare(raw_folder, tmp_path_factory.mktemp("out") / "store.zarr", _settings(raw_folder))
+
+
+def _expected_run(root, name, run):
+    """The trim and standardising of METHOD section 2, written out."""
+    data = read_cortex(_cifti(root, name, run)).data.astype(float)
+    first = 1 if VOLUMES[name] == N_SCANS + 5 else 2
+    data = data[first:-4]
+    assert len(data) == N_SCANS
+    k = np.linspace(-1, 1, N_SCANS)
+    data = data - np.stack([np.polyval(np.polyfit(k, column, 4), k) for column in data.T], axis=1)
+    return (data - data.mean(axis=0)) / data.std(axis=0, ddof=1)
+
+
+def _expected_p(root):
+    z = []
+    for name in TRAIN:
+        a, b = _expected_run(root, name, 1), _expected_run(root, name, 2)
+        z.append([np.arctanh(np.corrcoef(x, y)[0, 1]) for x, y in zip(a.T, b.T, strict=True)])
+    return np.array(z), stats.ttest_1samp(z, 0, axis=0, alternative="greater").pvalue
+
+
+def test_published_trims():
+    assert first_volume_time(245, 240, 2.0) == 2.0
+    assert first_volume_time(246, 240, 2.0) == 0.0
+
+
+def test_fmri_equals_plain_computation(raw_folder, store):
+    column = np.searchsorted(VERTEX, store.vertex)
+    for name in TRAIN + TEST:
+        runs = np.stack([_expected_run(raw_folder, name, run) for run in range(1, RUNS[name] + 1)])
+        np.testing.assert_allclose(store.repeats(name), runs[:, :, column], atol=1e-5)
+        np.testing.assert_allclose(store.fmri(name), runs.mean(axis=0)[:, column], atol=1e-5)
+
+
+def test_selection_equals_plain_computation(raw_folder, store):
+    z, p = _expected_p(raw_folder)
+    np.testing.assert_allclose(store.p_value[VERTEX], p, rtol=1e-4)
+    np.testing.assert_allclose(store.reproducibility[VERTEX], np.tanh(z.mean(axis=0)), atol=1e-5)
+    assert np.isnan(np.delete(store.p_value, VERTEX)).all()
+    survivors = [i for i in np.argsort(p) if p[i] * len(VERTEX) < 0.2]
+    assert 6 < len(survivors) < len(VERTEX)
+    assert set(store.vertex) == set(VERTEX[survivors[: len(survivors) // 2]])
+    bare = [area_names()[label].split("_")[1] for label in area_labels()[store.vertex]]
+    order = ["V1", "V3", "V8", "LO1", "MT", "FEF"]
+    assert [order.index(name) for name in bare] == sorted(order.index(name) for name in bare)
+    side = area_labels()[store.vertex] > 180
+    for name in set(bare):
+        inside = side[np.array(bare) == name]
+        assert list(inside) == sorted(inside)
+
+
+def test_other_selections_and_areas(raw_folder, tmp_path):
+    _, p = _expected_p(raw_folder)
+    in_areas = np.isin(VERTEX, np.concatenate([area_of("V1"), area_of("MT")]))
+    chosen = prepare(raw_folder, tmp_path / "a", _settings(raw_folder, areas="V1,MT", selection="top_k", k=16)).vertex
+    assert set(chosen) == set(VERTEX[in_areas])
+    store = prepare(raw_folder, tmp_path / "b", _settings(raw_folder, areas="V1,MT", selection="bonferroni"))
+    assert set(store.vertex) == set(VERTEX[in_areas][p[in_areas] * in_areas.sum() < 0.2])
+    with pytest.raises(DataError, match="V2"):
+        prepare(raw_folder, tmp_path / "c", _settings(raw_folder, areas="V2"))
+
+
+def test_frames_scenes_captions(raw_folder, store):
+    seen = set()
+    for name in TRAIN + TEST:
+        index = np.arange(N_SCANS)[:, None] * 2 * FPS_SOURCE + np.arange(6) * 5  # 15 frames/s shown at 3 a second
+        frames = store.frames(name)
+        assert frames.shape == (N_SCANS, 6, SIZE, SIZE, 3)
+        np.testing.assert_allclose(frames[:, :, 3, 3].mean(axis=-1), _marker(index), atol=8)
+        truth = np.searchsorted(CUTS[name], index, side="right")
+        scene = store.scene(name)
+        assert {tuple(pair) for pair in np.stack([scene, truth], axis=-1).reshape(-1, 2)} == set(
+            zip(np.unique(scene), np.unique(truth), strict=True)
+        )
+        assert not seen & set(scene.ravel())
+        seen |= set(scene.ravel())
+        wanted = [[f"{name} scene {i}" for i in row] for row in truth]
+        assert store.frame_captions(name) == wanted
+        assert store.captions(name) == [". Then ".join(dict.fromkeys(row)) for row in wanted]
+
+
+def test_splits_and_provenance(raw_folder, store):
+    assert store.splits == {"train": TRAIN[:4], "validation": ["seg10"], "test": TEST}
+    assert store.order == TRAIN + TEST and store.subject == "subject1"
+    path = _cifti(raw_folder, "seg1", 1)
+    key = path.relative_to(raw_folder).as_posix()
+    assert store.attrs["sources"][key] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(store.attrs["sources"]) == 7 + 16 + 1
+    steps = {step["step"]: step["parameters"] for step in store.attrs["provenance"]}
+    assert steps["trim"]["first_volume"]["test1_1"] == 1 and steps["trim"]["first_volume"]["test2_1"] == 2
+    assert steps["reproducibility"] == {"segments": TRAIN, "test": "one-sided t of Fisher z", "df": 4}
+
+
+def test_a_test_run_changes_no_training_value(raw, store, tmp_path):
+    path = _cifti(raw, "test1", 2)
+    data = read_cortex(path).data.copy()
+    write_cortex(path, data + 5 * np.random.default_rng(0).standard_normal(data.shape), VERTEX, 2.0)
+    other = prepare(raw, tmp_path / "other", _settings(raw))
+    np.testing.assert_array_equal(other.vertex, store.vertex)
+    np.testing.assert_array_equal(other.p_value, store.p_value)
+    np.testing.assert_array_equal(other.reproducibility, store.reproducibility)
+    for name in [*TRAIN, "test2"]:
+        np.testing.assert_array_equal(other.fmri(name), store.fmri(name))
+        np.testing.assert_array_equal(other.repeats(name), store.repeats(name))
+    assert np.abs(other.fmri("test1") - store.fmri("test1")).max() > 0.1
+
+
+class _Captioner:
+    def __init__(self, dies_at=None):
+        self.calls, self.dies_at = 0, dies_at
+
+    def __call__(self, frames):
+        if self.calls == self.dies_at:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return [f"colour {frame[20, 20].tolist()}" for frame in frames]
+
+
+def _arrays(store):
+    for name in store.order:
+        yield from (store.fmri(name), store.repeats(name), store.frames(name), store.scene(name))
+        yield from (store.captions(name), store.frame_captions(name))
+    yield from (store.vertex, store.p_value, store.reproducibility)
+
+
+def test_goes_on_after_an_interruption(raw, tmp_path):
+    data = _settings(raw, captions="blip")
+    with pytest.raises(DataError, match="captioner"):
+        prepare(raw, tmp_path / "none", data)
+    assert not (tmp_path / "none").exists()
+    whole = prepare(raw, tmp_path / "whole", data, captioner=_Captioner())
+    with pytest.raises(KeyboardInterrupt):
+        prepare(raw, tmp_path / "cut", data, captioner=_Captioner(dies_at=7))
+    with pytest.raises(DataError, match="interrupted"):
+        Store.open(tmp_path / "cut")
+    with pytest.raises(DataError, match="same settings"):
+        prepare(raw, tmp_path / "cut", _settings(raw, captions="blip", lag_s=2.0), captioner=_Captioner())
+    steps = []
+    captioner = _Captioner()
+    resumed = prepare(raw, tmp_path / "cut", data, lambda *step: steps.append(step), captioner)
+    assert 0 < captioner.calls < 14
+    assert steps[-1][0] == steps[-1][1] and steps[-1][2] == {"what": "wrote test2"}
+    for a, b in zip(_arrays(whole), _arrays(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(DataError, match="complete one"):
+        prepare(raw, tmp_path / "cut", data, captioner=_Captioner())
+
+
+def _refused(raw, *parts, error=DataError, **changes):
+    out = raw.parent / "refused"
+    with pytest.raises(error) as caught:
+        prepare(raw, out, _settings(raw, **changes))
+    message = str(caught.value)
+    assert "\n" not in message and not out.exists()
+    for part in parts:
+        assert part in message, message
+
+
+def _rewrite(path, change=lambda data: data, vertex=VERTEX, tr_s=2.0):
+    data = np.array(read_cortex(path).data)
+    write_cortex(path, change(data), vertex, tr_s)
+
+
+def _pad(data, n_volumes):
+    return np.concatenate([data, data])[:n_volumes]
+
+
+def test_missing_runs_and_films(raw):
+    _cifti(raw, "seg10", 2).unlink()
+    _refused(raw, "missing: seg10_2", "subject1:seg10_2 under exclude")
+    assert [run.label for run in find_source(raw, _settings(raw, exclude=["subject1:seg10_2"])).segments[4].runs] == [
+        "seg10_1"
+    ]
+    _cifti(raw, "seg10", 1).unlink()
+    _refused(raw, "none of seg10", "subject1:seg10 under exclude")
+    names = [item.name for item in find_source(raw, _settings(raw, exclude=["subject1:seg10"])).segments]
+    assert names == [*TRAIN[:4], *TEST]
+    (raw / "stimuli" / "test1.mp4").unlink()
+    _refused(raw, "found none of test1", "stimuli", "subject1:test1 under exclude", exclude=["subject1:seg10"])
+
+
+def test_wrong_recordings(raw):
+    path = _cifti(raw, "seg2", 1)
+    _rewrite(path, lambda data: _pad(data, 23))
+    _refused(raw, str(path), "expected 17 or 18 volumes", "found 23")
+    _rewrite(path, lambda data: _pad(data, 17), tr_s=1.5)
+    _refused(raw, str(path), "TR of 2 s", "found 1.5 s")
+    _rewrite(path, lambda data: data[:, :-1], vertex=VERTEX[:-1])
+    _refused(raw, str(path), "48 cortical vertices", "47 that differ")
+
+
+@pytest.mark.parametrize("run", [("seg3", 2), ("test1", 3)])
+def test_bad_values_are_found_before_anything_is_written(raw, run):
+    path = _cifti(raw, *run)
+
+    def spoil(value):
+        def change(data):
+            data[3:, 5] = value
+            data[:, 7] = value
+            return data
+
+        return change
+
+    _rewrite(path, spoil(np.nan))
+    _refused(raw, str(path), "NaN")
+    _rewrite(path, spoil(4.0))
+    _refused(raw, str(path), "never change")
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-400])
+    _refused(raw, str(path), "truncated")
+
+
+def test_wrong_films(raw):
+    film = raw / "stimuli" / "seg4.mp4"
+    content = film.read_bytes()
+    film.unlink()
+    film.write_bytes(content[: len(content) // 2])
+    _refused(raw, str(film))
+    write_video(film, list(_film("seg4"))[: 20 * FPS_SOURCE], FPS_SOURCE, SIZE)
+    _refused(raw, "expected 15 or 16 volumes", "20.00 s", "found 17")
+    write_video(film, list(_film("seg4"))[: 23 * FPS_SOURCE + 2], FPS_SOURCE, SIZE)
+    _refused(raw, str(film), "too short", "second 23.13")
+    shutil.copy(raw / "stimuli" / "seg1.mp4", raw / "stimuli" / "seg1.mkv")
+    _refused(raw, "several")
+
+
+def test_copies_of_one_run(raw):
+    shutil.copy(_cifti(raw, "seg1", 1), raw / "copy")
+    os.replace(raw / "copy", _cifti(raw, "seg1", 2))
+    _refused(raw, "seg1", "copies")
+
+
+def test_lag(raw_folder, tmp_path):
+    firsts = {run.label: run.first for item in find_source(raw_folder, _settings(raw_folder, lag_s=6.0)).segments
+              for run in item.runs}  # fmt: skip
+    assert firsts["seg1_1"] == 2 and firsts["test2_3"] == 3
+    for lag_s in (0.0, 3.0, 14.0):
+        with pytest.raises(DataError, match="lag_s of 2 to 12 s in steps of 2 s"):
+            find_source(raw_folder, _settings(raw_folder, lag_s=lag_s))
+
+
+def test_folders(raw, tmp_path):
+    _refused(raw, "subject2", subject=2)
+    with pytest.raises(DataError, match="absent"):
+        find_source(tmp_path / "absent", _settings(raw))
+    folder = raw / "subject1" / "fmri" / "seg3"
+    (folder / "cifti").rename(folder / "mni")
+    _refused(raw, f"{folder}/cifti/seg3_1_Atlas.dtseries.nii", "NIfTI")
+    _refused(raw, "subject3:test2_9", "'seg3'", error=SettingError, exclude=["seg3"])
+    _refused(raw, "whole number of frames", error=SettingError, fps=3, tr_s=1.9, exclude=["subject1:seg3"])
+
+
+def test_expect_wen2018(raw, tmp_path):
+    _refused(raw, "18 train segments", "found 5", "seg5", expect="wen2018")
+    for kind, n_segments, n_runs in (("seg", 18, 2), ("test", 5, 10)):
+        for number in range(1, n_segments + 1):
+            film = raw / "stimuli" / f"{kind}{number}.mp4"
+            if not film.exists():
+                os.link(raw / "stimuli" / "seg1.mp4", film)
+            for run in range(1, n_runs + 1):
+                path = _cifti(raw, f"{kind}{number}", run)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if not path.exists():
+                    os.link(_cifti(raw, "seg1", 1), path)
+    assert len(find_source(raw, _settings(raw, expect="wen2018")).segments) == 23
+    for number in range(1, 6):
+        _cifti(raw, f"test{number}", 10).unlink()
+    _refused(raw, "runs 1 to 10 of test1", expect="wen2018")
+
+
+def test_exclusions_are_logged(raw, tmp_path):
+    (raw / "subject1").rename(raw / "subject3")
+    for run in range(4, 10):
+        for name in TEST:
+            folder = raw / "subject3" / "fmri" / name / "cifti"
+            shutil.copy(folder / f"{name}_1_Atlas.dtseries.nii", folder / f"{name}_{run}_Atlas.dtseries.nii")
+    data = _settings(raw, subject=3, exclude=["subject3:test2_9", "subject3:seg2_1", "subject1:seg1_1"])
+    store = prepare(raw, tmp_path / "out", data)
+    steps = {step["step"]: step["parameters"] for step in store.attrs["provenance"]}
+    assert steps["discover"]["excluded"] == [
+        {"run": "subject3:seg2_1", "reason": "listed under data.exclude"},
+        {"run": "subject3:test2_9", "reason": "the run starts about 10 s late"},
+    ]
+    assert store.repeats("test2").shape[0] == 8 and store.repeats("test1").shape[0] == 9
+    assert store.repeats("seg2").shape[0] == 1
+    np.testing.assert_array_equal(store.repeats("seg2")[0], store.fmri("seg2"))
+    assert steps["reproducibility"]["segments"] == ["seg1", "seg3", "seg4", "seg10"]

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_store import HEADER, SPLITS, fill, make_parts, make_vertex
+
+from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows, near_duplicates, pad_voxels
+from mindvideo.errors import DataError, SettingError
+
+SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("window", [1, 2, 3, 9])
+def test_windows_equal_a_plain_loop(store, parts, split, window):
+    windows = Windows(store, split, window)
+    place, fmri, frames, scene, captions = [], [], [], [], []
+    for name in SPLITS[split]:
+        n = len(parts[name][0])
+        for t in range(n):
+            place.append((name, t))
+            fmri.append([parts[name][0][min(t + w, n - 1)] for w in range(window)])
+            frames.append(parts[name][2][t])
+            scene.append(parts[name][3][t][3])
+            captions.append(parts[name][4][t])
+    assert len(windows) == len(place) and windows.n_voxels == 7
+    assert list(zip(windows.segment, windows.scan, strict=True)) == place
+    assert windows.scene.tolist() == scene and windows.captions == captions
+    index = np.random.default_rng(0).integers(0, len(windows), 11)
+    assert windows.fmri(index).dtype == np.float32
+    np.testing.assert_array_equal(windows.fmri(index), np.array(fmri)[index])
+    np.testing.assert_array_equal(windows.frames(index), np.array(frames)[index])
+    assert windows.fmri(np.array([], dtype=int)).shape == (0, window, 7)
+    for outside in (-1, len(windows)):
+        with pytest.raises(IndexError):
+            windows.fmri(np.array([outside]))
+
+
+def test_bad_windows_are_refused(store, tmp_path, parts):
+    with pytest.raises(SettingError, match="at least 1 scan"):
+        Windows(store, "train", 0)
+    with pytest.raises(DataError, match="found 'hold-out'"):
+        Windows(store, "hold-out", 2)
+    header = {**HEADER, "splits": {"train": ["seg1"], "test": ["test1"]}}
+    with Store.create(tmp_path / "s.zarr", vertex=make_vertex(), **header) as writer:
+        fill(writer, parts, ["seg1", "test1"])
+        with pytest.raises(DataError, match="segments in split 'validation'"):
+            Windows(writer.finish(), "validation", 2)
+
+
+@settings(max_examples=30, **SLOW)
+@given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
+def test_no_scene_comes_twice_in_a_batch(store, seed, share):
+    windows = Windows(store, "train", 2)
+    n_scenes = len(set(windows.scene.tolist()))
+    batch_size = 1 + int(share * (n_scenes - 1))
+    batch = windows.sample_batch(np.random.default_rng(seed), batch_size)
+    assert len(batch) == batch_size == len(set(windows.scene[batch].tolist()))
+    assert np.array_equal(batch, windows.sample_batch(np.random.default_rng(seed), batch_size))
+    with pytest.raises(DataError, match=f"at least {n_scenes + 1} scenes.*found {n_scenes}; lower batch_size"):
+        windows.sample_batch(np.random.default_rng(seed), n_scenes + 1)
+
+
+def test_every_window_can_be_drawn_first_equally_often(store):
+    windows = Windows(store, "train", 1)
+    rng = np.random.default_rng(3)
+    counts = np.bincount([windows.sample_batch(rng, 1)[0] for _ in range(2000)], minlength=len(windows))
+    assert ((counts - 200) ** 2 / 200).sum() < 27.9  # chi-squared, df 9, P = .001
+
+
+@settings(max_examples=20, **SLOW)
+@given(block=st.integers(1, 9))
+def test_blocks_are_runs_inside_a_segment(store, block):
+    windows = Windows(store, "test", 2)
+    numbers, labels, expected = windows.blocks(block), {}, []
+    for segment, scan in zip(windows.segment, windows.scan, strict=True):
+        expected.append(labels.setdefault((segment, scan // block), len(labels)))
+    assert numbers.tolist() == expected
+    with pytest.raises(SettingError):
+        windows.blocks(0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(n_voxels=st.integers(1, 40), patch_size=st.integers(1, 17))
+def test_padding_wraps_round(n_voxels, patch_size):
+    fmri = np.arange(3 * 2 * n_voxels).reshape(3, 2, n_voxels)
+    padded = pad_voxels(fmri, patch_size)
+    width = -(-n_voxels // patch_size) * patch_size
+    np.testing.assert_array_equal(padded, fmri[..., np.arange(width) % n_voxels])
+
+
+def test_near_duplicates_are_found_where_they_were_put(tmp_path):
+    parts = make_parts()
+    rng = np.random.default_rng(5)
+    noisy = parts["seg10"][2][2].astype(int) + rng.integers(-3, 4, parts["seg10"][2][2].shape)
+    parts["test1"][2][1] = np.clip(noisy, 0, 255)
+    parts["test2"][2][3, 4] = parts["seg1"][2][0, 1] // 2  # one frame, darker, at another moment
+    parts["test2"][2][0] = 255  # blank frames are no duplicates
+    parts["seg2"][2][4] = 255
+    with Store.create(tmp_path / "s.zarr", vertex=make_vertex(), **HEADER) as writer:
+        fill(writer, parts)
+        store = writer.finish()
+    found = near_duplicates(store, 0.98)
+    assert [(d.test_segment, d.test_scan, d.train_segment, d.train_scan) for d in found] == [
+        ("test1", 1, "seg10", 2),
+        ("test2", 3, "seg1", 0),
+    ]
+    grey = [parts[n][2][s, f].mean(axis=-1).ravel() for n, s, f in (("test2", 3, 4), ("seg1", 0, 1))]
+    assert found[1].correlation == pytest.approx(np.corrcoef(*grey)[0, 1], abs=1e-5)
+    assert len(near_duplicates(store, 0.999999)) == 0

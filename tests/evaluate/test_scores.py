@@ -1,0 +1,314 @@
+"""The whole evaluation on small clips: values by hand, chance by loops, files, caching, refusals."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import zarr
+from skimage.metrics import structural_similarity
+
+from mindvideo.config import Evaluate, parse_recipe
+from mindvideo.data.store import Store
+from mindvideo.errors import DataError, SettingError
+from mindvideo.evaluate import scores as stage
+from mindvideo.evaluate.controls import block_numbers, noise_ceiling
+from mindvideo.evaluate.semantic import n_way_top_k, top_classes
+
+N, F, H, W = 24, 3, 20, 18
+SETTINGS = Evaluate.model_validate({"n_ways": [2, 30], "permutations": 499, "bootstraps": 199})
+
+
+class ColourClassifier:
+    """Classes and embeddings are random projections of a frame's mean colour and layout."""
+
+    identity = "colour"
+
+    def __init__(self):
+        rng = np.random.default_rng(8)
+        self.to_image, self.to_video = rng.normal(size=(12, 61)), rng.normal(size=(12, 47))
+        self.to_embedding = rng.normal(size=(12, 5))
+        self.calls = 0
+
+    def _pool(self, frames):
+        self.calls += 1
+        n, height, width, _ = frames.shape
+        cells = frames[:, : height // 2 * 2, : width // 2 * 2].reshape(n, 2, height // 2, 2, width // 2, 3)
+        return cells.mean(axis=(2, 4)).reshape(n, 12) / 64 - 2
+
+    def _softmax(self, logits):
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    def classify_images(self, frames):
+        return self._softmax(self._pool(frames) @ self.to_image)
+
+    def classify_videos(self, clips):
+        return self._softmax(self._pool(clips.mean(axis=1)) @ self.to_video)
+
+    def encode_image(self, frames):
+        return (self._pool(frames) @ self.to_embedding).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    rng = np.random.default_rng(9)
+    small = rng.integers(0, 256, (N, 1, 5, 6, 3)).astype(float)
+    small = small + np.cumsum(rng.normal(0, 12, (N, F, 5, 6, 3)), axis=1)
+    truth = np.kron(small, np.ones((1, 1, 4, 3, 1))).clip(0, 255).astype(np.uint8)
+    noisy = (0.7 * truth + 0.3 * rng.integers(0, 256, truth.shape)).astype(np.uint8)
+    sets = {
+        "reconstruction": noisy,
+        "shuffled": np.roll(noisy, 7, axis=0),
+        "constant": np.broadcast_to(truth.mean(axis=(0, 1)).astype(np.uint8), truth.shape),
+        "vae": truth,
+    }
+    return truth, sets
+
+
+@pytest.fixture(scope="module")
+def evaluation(clips):
+    truth, sets = clips
+    block = np.arange(N) // 2
+    return stage.evaluate_clips(sets, truth, ColourClassifier(), block=block, settings=SETTINGS, seed=3)
+
+
+def test_every_score_has_its_words_and_numbers(evaluation):
+    names = [
+        "ssim_rgb",
+        "psnr",
+        "pixel_correlation",
+        "colour",
+        "image_2way",
+        "image_30way",
+        "video_2way",
+        "video_30way",
+    ]
+    names += ["clip_similarity", "retrieval_top1", "retrieval_top5", "consistency", "motion_direction", "epe"]
+    assert list(evaluation.scores) == names
+    for name, entry in evaluation.scores.items():
+        low, high = entry["interval"]
+        assert low <= entry["value"] <= high, name
+        assert entry["definition"] and set(entry["controls"]) == {"shuffled", "constant", "vae"}
+        assert entry["roles"] == {"shuffled": "control", "constant": "baseline", "vae": "ceiling"}
+        assert set(entry["p"]) == (set() if name == "consistency" else {"shuffled", "constant"})
+        assert all(entry["p_holm"][other] >= p for other, p in entry["p"].items())
+
+
+def test_values_equal_loops_over_windows(evaluation, clips):
+    truth, sets = clips
+    ssim = np.array(
+        [
+            np.mean([structural_similarity(t, p, data_range=255, channel_axis=-1) for t, p in zip(a, b, strict=True)])
+            for a, b in zip(truth, sets["shuffled"], strict=True)
+        ]
+    )
+    np.testing.assert_allclose(evaluation.windows["ssim_rgb"]["shuffled"], ssim, atol=1e-9)
+    assert evaluation.scores["ssim_rgb"]["controls"]["shuffled"] == pytest.approx(ssim.mean())
+    classifier = ColourClassifier()
+    tops = top_classes(classifier.classify_videos(truth))
+    assert evaluation.scores["video_30way"]["value"] == pytest.approx(
+        n_way_top_k(classifier.classify_videos(sets["reconstruction"]), tops, 30).mean()
+    )
+
+
+def test_chance_is_the_mean_over_all_other_clips(evaluation, clips):
+    truth, sets = clips
+    classifier = ColourClassifier()
+    total = []
+    for shift in range(1, N):
+        for f in range(F):
+            tops = top_classes(classifier.classify_images(np.roll(truth[:, f], shift, axis=0)))
+            total.append(n_way_top_k(classifier.classify_images(sets["reconstruction"][:, f]), tops, 30).mean())
+    entry = evaluation.scores["image_30way"]
+    assert entry["chance"] == pytest.approx(np.mean(total), abs=1e-6)
+    assert entry["chance_closed_form"] == pytest.approx(3 / 32)
+    assert evaluation.scores["retrieval_top5"]["chance_closed_form"] == pytest.approx(5 / N)
+    assert evaluation.scores["ssim_rgb"]["chance"] < evaluation.scores["ssim_rgb"]["value"]
+    assert evaluation.scores["psnr"]["p_chance"] is None
+
+
+def test_controls_ceilings_and_directions(evaluation):
+    entry = evaluation.scores["image_2way"]
+    assert entry["value"] > entry["controls"]["shuffled"]
+    assert entry["p"]["shuffled"] < 0.01
+    assert entry["p_chance"] == pytest.approx(1 / 500)
+    assert evaluation.scores["ssim_rgb"]["controls"]["vae"] == pytest.approx(1.0)
+    epe = evaluation.scores["epe"]
+    assert epe["controls"]["vae"] == 0.0
+    assert epe["higher_is_better"] is False
+    consistency = evaluation.scores["consistency"]
+    assert consistency["truth"] == consistency["controls"]["vae"]
+    assert consistency["controls"]["constant"] == pytest.approx(1.0)
+
+
+def test_scene_leaves_only_other_scenes_for_chance(clips):
+    truth, _ = clips
+    few = {"reconstruction": truth}
+    one = stage.evaluate_clips(
+        few, truth, ColourClassifier(), block=np.arange(N), settings=SETTINGS, scene=np.zeros(N, int)
+    )
+    assert one.scores["image_2way"]["chance"] is None
+    assert one.scores["ssim_rgb"]["chance"] is None
+    scene = np.arange(N) // 12
+    two = stage.evaluate_clips(few, truth, ColourClassifier(), block=np.arange(N), settings=SETTINGS, scene=scene)
+    classifier = ColourClassifier()
+    probabilities = classifier.classify_videos(truth)
+    tops = top_classes(probabilities)
+    expected = [
+        n_way_top_k(probabilities[[i]], tops[[j]], 2)[0] for i in range(N) for j in range(N) if scene[i] != scene[j]
+    ]
+    assert two.scores["video_2way"]["chance"] == pytest.approx(np.mean(expected), abs=1e-6)
+
+
+def test_same_seed_same_numbers_and_an_extra_control_changes_none(clips):
+    truth, sets = clips
+    block = np.arange(N) // 2
+    few = {name: sets[name] for name in ("reconstruction", "shuffled")}
+    first = stage.evaluate_clips(few, truth, ColourClassifier(), block=block, settings=SETTINGS, seed=3).scores
+    second = stage.evaluate_clips(sets, truth, ColourClassifier(), block=block, settings=SETTINGS, seed=3).scores
+    for name in first:
+        for key in ("value", "interval", "chance", "p_chance"):
+            assert first[name][key] == second[name][key]
+        assert first[name]["p"].get("shuffled") == second[name]["p"].get("shuffled")
+
+
+def test_single_frames_leave_out_movement(clips):
+    truth, sets = clips
+    one = stage.evaluate_clips(
+        {"reconstruction": sets["reconstruction"][:, :1]},
+        truth[:, :1],
+        ColourClassifier(),
+        block=np.arange(N) // 2,
+        settings=SETTINGS,
+    )
+    assert "image_30way" in one.scores
+    assert not {"epe", "consistency", "video_2way"} & set(one.scores)
+
+
+def test_bad_clips_are_refused(clips):
+    truth, sets = clips
+
+    def evaluate(**changes):
+        arguments = {"sets": sets, "truth": truth, "block": np.zeros(N, int), "settings": SETTINGS} | changes
+        chosen, true = arguments.pop("sets"), arguments.pop("truth")
+        stage.evaluate_clips(chosen, true, ColourClassifier(), **arguments)
+
+    with pytest.raises(DataError, match="named 'mine'"):
+        evaluate(main="mine")
+    with pytest.raises(DataError, match="truth's shape"):
+        evaluate(sets=sets | {"mean": truth[:, :2]})
+    with pytest.raises(DataError, match="uint8 clips"):
+        evaluate(truth=truth / 255.0)
+    with pytest.raises(DataError, match="block number"):
+        evaluate(block=np.zeros(N - 1, int))
+    with pytest.raises(SettingError, match="80-way"):
+        evaluate(settings=Evaluate.model_validate({"n_ways": [80]}))
+
+
+def test_table_has_a_row_a_score_and_a_column_a_control(evaluation):
+    rows = stage.table_rows(evaluation.scores)
+    assert rows[0][5:] == ["shuffled (control)", "constant (baseline)", "vae (ceiling)"]
+    assert {len(row) for row in rows} == {8}
+    assert rows[1][0] == "ssim_rgb ↑" and rows[1][7] == "1.000"
+    by_name = {row[0].split()[0]: row for row in rows}
+    assert by_name["consistency"][4].startswith("truth")
+    assert by_name["image_2way"][5].endswith("p<0.01")
+
+
+def make_run(folder, clips, repeats):
+    """A run folder up to reconstruct: the test segment has as many scans as there are clips."""
+    truth, sets = clips
+    rng = np.random.default_rng(0)
+    with Store.create(
+        folder / "prepare" / "store.zarr",
+        subject="subject1",
+        tr_s=2.0,
+        lag_s=4.0,
+        fps=3,
+        size=18,
+        splits={"train": ["seg1"], "validation": ["seg2"], "test": ["test1"]},
+        vertex=np.array([5, 3, 11, 40000]),
+    ) as writer:
+        for number, (name, n) in enumerate({"seg1": 4, "seg2": 3, "test1": N}.items()):
+            runs = rng.standard_normal((repeats, n, 4)).astype(np.float32)
+            writer.write_fmri(name, runs.mean(axis=0), runs)
+            writer.write_frames(name, rng.integers(0, 256, (n, 6, 18, 18, 3), dtype=np.uint8))
+            writer.write_scene(name, np.full((n, 6), number))
+            writer.write_captions(name, ["a dog"] * n, [["a dog"] * 6] * n)
+        writer.finish()
+    group = zarr.open_group(folder / "reconstruct" / "clips.zarr", mode="w", attributes={"complete": True})
+    for name, values in {"truth": truth, **sets}.items():
+        group.create_array(name, data=np.ascontiguousarray(values))
+    windows = [
+        {"segment": "test1", "scan": i, "scene": i // 3, "block": 0, "caption": 'a "dog", a cat'} for i in range(N)
+    ]
+    (folder / "reconstruct" / "windows.json").write_text(json.dumps(windows))
+    return folder
+
+
+def test_stage_writes_its_files_and_keeps_features(tmp_path, clips, monkeypatch):
+    classifier = ColourClassifier()
+    monkeypatch.setattr(stage, "Foundation", lambda folder, device="cpu": classifier)
+    run_dir = make_run(tmp_path, clips, repeats=3)
+    recipe = parse_recipe({"evaluate": {"n_ways": [2, 30], "permutations": 199, "bootstraps": 99, "block_s": 6.0}})
+    steps = []
+    stage.run(recipe, run_dir, lambda done, total, figures: steps.append((done, total, figures["set"])))
+    assert steps[-1][:2] == (N * 5, N * 5)
+    folder = run_dir / "evaluate"
+    written = json.loads((folder / "scores.json").read_text())
+    assert written["image_2way"]["n"] == N
+    rows = list(csv.DictReader((folder / "windows.csv").open()))
+    assert len(rows) == N and rows[4]["caption"] == 'a "dog", a cat'
+    assert [row["block"] for row in rows[:4]] == ["0", "0", "0", "1"]
+    values = [float(row["image_2way"]) for row in rows]
+    assert np.mean(values) == pytest.approx(written["image_2way"]["value"])
+    controls = [float(row["image_2way:shuffled"]) for row in rows]
+    assert np.mean(controls) == pytest.approx(written["image_2way"]["controls"]["shuffled"])
+    assert (folder / "scores.tex").read_text().count(r"\\") == len(written) + 1
+    assert json.loads((folder / "noise_ceiling.json").read_text())["test1"]["runs"] == 3
+    assert json.loads((folder / "near_duplicates.json").read_text())["test_scans"] == N
+    assert not list(folder.rglob("*.tmp"))
+    before = (folder / "scores.json").read_text()
+    classifier.calls = 0
+    stage.run(recipe, run_dir)
+    assert classifier.calls == 0
+    assert (folder / "scores.json").read_text() == before
+    group = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="r+")
+    group["shuffled"][:] = clips[0]
+    stage.run(recipe, run_dir)
+    assert classifier.calls > 0
+    assert json.loads((folder / "scores.json").read_text())["ssim_rgb"]["controls"]["shuffled"] == pytest.approx(1.0)
+
+
+def test_stage_says_what_is_missing(tmp_path, clips, monkeypatch):
+    monkeypatch.setattr(stage, "Foundation", lambda folder, device="cpu": ColourClassifier())
+    recipe = parse_recipe({})
+    with pytest.raises(DataError, match="run reconstruct first"):
+        stage.run(recipe, tmp_path)
+    run_dir = make_run(tmp_path, clips, repeats=2)
+    (run_dir / "reconstruct" / "windows.json").write_text("[]")
+    with pytest.raises(DataError, match=f"expected {N} windows"):
+        stage.run(recipe, run_dir)
+    group = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="r+")
+    group.attrs["complete"] = False
+    with pytest.raises(DataError, match="not finished"):
+        stage.run(recipe, run_dir)
+
+
+def test_blocks_stay_inside_segments():
+    segment = np.array(["test1"] * 5 + ["test10"] * 4 + ["test2"] * 3)
+    scan = np.array([0, 1, 2, 3, 4, 0, 1, 7, 8, 0, 1, 2])
+    assert block_numbers(segment, scan, 2).tolist() == [0, 0, 1, 1, 2, 3, 3, 4, 5, 6, 6, 7]
+
+
+def test_noise_ceiling_is_the_correlation_of_the_signal_with_the_average():
+    rng = np.random.default_rng(0)
+    signal = rng.normal(size=(1, 6000, 3))
+    weight = np.array([0.9, 0.5, 0.0])
+    repeats = weight * signal + np.sqrt(1 - weight**2) * rng.normal(size=(5, 6000, 3))
+    measured = [np.corrcoef(signal[0, :, v], repeats.mean(axis=0)[:, v])[0, 1] for v in range(3)]
+    np.testing.assert_allclose(noise_ceiling(repeats)[:2], measured[:2], atol=0.02)
+    assert noise_ceiling(repeats)[2] < 0.15
+    with pytest.raises(DataError, match="two or more"):
+        noise_ceiling(repeats[:1])

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mindvideo.errors import ModelError, SettingError
+from mindvideo.generate.guidance import LABELS, describe_negative, guide, is_transductive, negative_condition
+
+
+@given(st.floats(-3, 20), st.integers(0, 1000))
+def test_guide_is_equation_6(scale: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    positive, negative = rng.normal(size=(2, 3, 4, 5))
+    found = guide(torch.from_numpy(positive), torch.from_numpy(negative), scale).numpy()
+    np.testing.assert_allclose(found, scale * positive + (1 - scale) * negative, atol=1e-12)
+
+
+def test_guide_falls_back_to_equation_5_on_a_null_negative() -> None:
+    positive = torch.randn(2, 3)
+    torch.testing.assert_close(guide(positive, torch.zeros(2, 3), 7.5), 7.5 * positive)
+
+
+def encode(fmri: torch.Tensor) -> torch.Tensor:
+    """(1, W, V) to (1, 5, 3), not linear: the mean of conditions is not the condition of the mean."""
+    return torch.stack([fmri.square().sum((1, 2)) * k for k in range(15)], dim=1).view(1, 5, 3)
+
+
+def test_negatives() -> None:
+    train, test, own = torch.randn(3, 2, 7)
+    means = {"train_mean": train, "test_mean": test}
+    for name, mean in means.items():
+        found = negative_condition(name, encode, (5, 3), **means)
+        torch.testing.assert_close(found, (mean**2).sum() * torch.arange(15.0).view(1, 5, 3))
+    torch.testing.assert_close(negative_condition(own, encode, (5, 3)), encode(own[None]))
+    assert torch.equal(negative_condition("zero", encode, (5, 3)), torch.zeros(1, 5, 3))
+    assert negative_condition("none", encode, (5, 3)) is None
+
+
+def test_negatives_that_cannot_be_had() -> None:
+    with pytest.raises(ModelError, match=r"mean training fMRI.*set pipe.train_mean"):
+        negative_condition("train_mean", encode, (5, 3))
+    with pytest.raises(SettingError, match=r"test_mean.*use negative='train_mean'"):
+        negative_condition("test_mean", encode, (5, 3))
+    with pytest.raises(SettingError, match="nearest valid name is 'train_mean'"):
+        negative_condition("trainmean", encode, (5, 3))
+
+
+def test_only_the_test_mean_is_transductive_and_says_so() -> None:
+    assert [name for name in LABELS if is_transductive(name)] == ["test_mean"]
+    assert [name for name in LABELS if "transductive" in describe_negative(name)] == ["test_mean"]
+    with pytest.raises(SettingError):
+        is_transductive("mean")

@@ -1,0 +1,204 @@
+"""A whole run folder with random but valid files, small enough to be made in a second."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+import zarr
+from PIL import Image
+
+from mindvideo.data.writing import StoreWriter
+
+N, F, H, W = 26, 6, 32, 32
+KINDS = ("truth", "reconstruction", "shuffled", "mean", "random_train", "constant", "caption", "vae")
+ROLES = {"shuffled": "control", "mean": "control", "random_train": "baseline", "constant": "baseline"}
+ROLES |= {"caption": "ceiling", "vae": "ceiling"}
+
+
+def moving_clips(rng: np.random.Generator) -> np.ndarray:
+    """A bright disc that moves over a coloured ground, uint8 (N, F, H, W, 3)."""
+    y, x = np.mgrid[:H, :W]
+    clips = np.empty((N, F, H, W, 3), np.uint8)
+    for i in range(N):
+        ground, disc = rng.integers(30, 200, 3), rng.integers(60, 255, 3)
+        start, step = rng.uniform(8, 24, 2), rng.uniform(-2.5, 2.5, 2)
+        for frame in range(F):
+            cy, cx = start + step * frame
+            inside = ((y - cy) ** 2 + (x - cx) ** 2 < 50)[..., None]
+            clips[i, frame] = np.where(inside, disc, ground * (0.6 + 0.4 * y[..., None] / H))
+    return clips
+
+
+def write_clips(folder: Path, rng: np.random.Generator) -> None:
+    folder.mkdir()
+    truth = moving_clips(rng)
+    group = zarr.create_group(folder / "clips.zarr", attributes={"names": list(KINDS), "labels": {}, "complete": True})
+    for kind in KINDS:
+        other = {"truth": truth, "constant": np.broadcast_to(truth.mean((0, 1), keepdims=True), truth.shape)}
+        mixed = (
+            0.6 * truth + 0.4 * moving_clips(rng) if kind in ("reconstruction", "vae", "caption") else moving_clips(rng)
+        )
+        group.create_array(kind, data=np.asarray(other.get(kind, mixed)).astype(np.uint8), chunks=(1, F, H, W, 3))
+    windows = [
+        {
+            "segment": f"test{1 + i // 13}",
+            "scan": i % 13,
+            "scene": i // 2,
+            "block": i // 5,
+            "caption": f"A red car {i} drives past a house.",
+        }
+        for i in range(N)
+    ]
+    (folder / "windows.json").write_text(json.dumps(windows))
+
+
+def write_scores(folder: Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """scores.json and windows.csv; returns each score's value per window."""
+    folder.mkdir()
+    levels = {"ssim_rgb": 0.31, "image_2way": 0.83, "image_50way": 0.21, "video_50way": 0.24, "epe": 1.9}
+    values = {name: np.clip(rng.normal(level, 0.2 * level, N), 0, None) for name, level in levels.items()}
+    scores: dict[str, Any] = {}
+    for name, value in values.items():
+        mean = float(value.mean())
+        controls = {"shuffled": mean * 0.5, "mean": mean * 0.6, "random_train": mean * 0.45, "constant": mean * 1.02}
+        scores[name] = {
+            "value": mean, "interval": [mean * 0.9, mean * 1.1], "n": N, "chance": mean * 0.4,
+            "controls": controls | {"caption": mean * 1.3, "vae": mean * 1.5},
+            "p": {"shuffled": 0.0002, "mean": 0.004, "random_train": 0.03, "constant": 0.62},
+            "roles": ROLES,
+            "definition": f"what {name} means", "higher_is_better": name != "epe",
+        }  # fmt: skip
+    scores["consistency"] = {
+        "value": 0.93,
+        "interval": None,
+        "n": N,
+        "chance": None,
+        "controls": {"shuffled": float("nan")},
+        "p": {},
+    }
+    scores["consistency"]["higher_is_better"] = None
+    (folder / "scores.json").write_text(json.dumps(scores))
+    columns = [f"{name}{end}" for name in values for end in ("", ":shuffled")]
+    with (folder / "windows.csv").open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["window", "segment", "scan", "scene", "block", *columns])
+        for i in rng.permutation(N):  # the reader must go by segment and scan, not by the row
+            place = [i, f"test{1 + i // 13}", i % 13, i // 2, i // 5]
+            writer.writerow([*place, *(v for value in values.values() for v in (value[i], value[i] / 2))])
+    return values
+
+
+def write_store(path: Path, rng: np.random.Generator) -> None:
+    vertex = rng.choice(59412, 1400, replace=False)
+    splits = {"train": ["seg1", "seg2"], "validation": ["seg3"], "test": ["test1"]}
+    reproducibility = rng.uniform(0.1, 0.5, 59412)
+    with StoreWriter(
+        path,
+        subject="subject1",
+        tr_s=2.0,
+        lag_s=4.0,
+        fps=3,
+        size=16,
+        splits=splits,
+        vertex=vertex,
+        reproducibility=reproducibility,
+    ) as writer:
+        for k, name in enumerate(("seg1", "seg2", "seg3", "test1")):
+            n, runs = 11 + k, 2 if k < 3 else 5
+            writer.write_fmri(name, np.zeros((n, 1400), np.float32), np.zeros((runs, n, 1400), np.float32))
+            writer.write_frames(name, np.zeros((n, 6, 16, 16, 3), np.uint8))
+            writer.write_scene(name, np.full((n, 6), k, np.int32))
+            writer.write_captions(name, ["a dog"] * n, [["a dog"] * 6] * n)
+        writer.add_step("trim", volumes={"seg": [1, 4]})
+        writer.add_step("select", rule="paper", alpha=0.01, tested=59412)
+        writer.add_sources({"subject1/fmri/seg1/seg1_1.dtseries.nii": "0" * 64})
+        writer.finish()
+
+
+def write_metrics(folder: Path, rng: np.random.Generator, steps: int) -> None:
+    folder.mkdir()
+    lines = []
+    for step in range(0, steps, 5):
+        loss = 0.4 + np.exp(-step / 60) + 0.02 * rng.normal()
+        row = {
+            "step": step,
+            "loss": loss,
+            "contrastive_loss": 2 * loss,
+            "token_loss": loss / 2,
+            "lr": 1e-3,
+            "steps_per_s": 7.5,
+        }
+        if step % 20 == 0:
+            row |= {
+                "validation_token_r2": 1 - loss,
+                "ridge_token_r2": 0.31,
+                "validation_loss": loss + 0.1,
+                "mean_predictor_loss": 1.0,
+            }
+        lines.append(json.dumps(row))
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 99')  # as a killed run leaves it
+
+
+def write_explain(folder: Path, rng: np.random.Generator) -> None:
+    names = ("visual central", "visual peripheral", "salience / ventral attention A", "default A", "limbic A")
+    stages, layers = ("adapt", "align", "cotrain"), ("first", "middle", "last")
+
+    def shares() -> dict[str, float]:
+        return dict(zip(names, [*rng.dirichlet([9, 5, 2, 1]).tolist(), 0.0], strict=True))
+
+    files: dict[str, Any] = {
+        "attention": {stage: {layer: shares() for layer in layers} for stage in stages},
+        "networks": {name: {"voxels": 10, "share": share} for name, share in shares().items()},
+        "temporal": {stage: {layer: {"+4 s": 0.7, "+6 s": 0.3} for layer in layers} for stage in stages[1:]},
+    }
+    areas = {f"A{i}": {"n_voxels": 5, "text": i / 100, "image": 0.01, "tokens": (i - 2) / 50} for i in range(31)}
+    intact = {"text": 0.5, "image": 0.4, "tokens": 0.6}
+    files["occlusion"] = {"stage": "cotrain", "n_windows": N, "intact": intact, "areas": areas}
+    maps = {f"attention_{stage}_{layer}": rng.uniform(0.5, 0.9) for stage in (*stages, "untrained") for layer in layers}
+    maps |= {"occlusion_tokens": 0.93, "occlusion_untrained_tokens": 0.51}
+    drop = {group: dict.fromkeys(intact, value) for group, value in (("informative", 0.4), ("other", 0.05))}
+    files["truth"] = {
+        "n_voxels": 1400, "n_informative": 600, "auc": maps, "auc_random": [0.46, 0.5, 0.54],
+        "rank_correlation": {name: value - 0.5 for name, value in maps.items()},
+        "ablation": {"n_silenced": 600, "intact": intact, "drop": drop},
+    }  # fmt: skip
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    for name in ("flat_attention_adapt_last", "flat_attention_cotrain_last", "inflated_occlusion_tokens"):
+        picture = rng.integers(0, 255, (12, 24, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
+        Image.fromarray(picture).save(folder / f"{name}.png")
+
+
+def make_run(path: Path, seed: int = 3, **recipe: Any) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    path.mkdir()
+    settings = {
+        "name": "made-up",
+        "foundation": "embedded",
+        "simulate": {"train_segments": 3},
+        "data": {"fps": 3},
+        "align": {"steps": 200},
+    }
+    (path / "recipe.yaml").write_text(yaml.safe_dump(settings | recipe))
+    write_store(path / "prepare" / "store.zarr", rng)
+    for stage, steps in (("pretrain", 150), ("align", 200), ("cotrain", 90)):
+        write_metrics(path / stage, rng, steps)
+    write_clips(path / "reconstruct", rng)
+    values = write_scores(path / "evaluate", rng)
+    (path / "explain").mkdir()
+    write_explain(path / "explain", rng)
+    for stage, seconds in (("prepare", 12.3), ("pretrain", 64.0), ("reconstruct", 4000.0), ("evaluate", 3.0)):
+        done = {
+            "stage": stage,
+            "seconds": seconds,
+            "peak_memory_bytes": 1.25e9,
+            "finished": "2025-01-02 03:04",
+            "code": "0.1.0+abc",
+        }
+        (path / stage / "done.json").write_text(json.dumps(done))
+    return values

@@ -1,0 +1,243 @@
+"""The report of a made-up run, opened in a headless browser as a reader would open it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from made_up_run import F, N
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from mindvideo.report.build import build_report
+from mindvideo.report.wording import write_number
+
+
+def find_chromium() -> str:
+    named = os.environ.get("MINDVIDEO_CHROMIUM")
+    found = named or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not found:
+        pytest.fail(
+            "no chromium found: apt-get update && apt-get install -y chromium, or name one in MINDVIDEO_CHROMIUM"
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=arguments)
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A page with everything it asked for and complained of."""
+
+    def __init__(
+        self, browser: Browser, path: Path, width: int = 1200, scheme: Any = "light", motion: Any = "reduce"
+    ) -> None:
+        self.page: Page = browser.new_page(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion=motion
+        )
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
+        self.page.goto(path.as_uri())
+
+    def cards(self) -> list[int]:
+        return [int(card.get_attribute("data-window") or -1) for card in self.page.query_selector_all(".card")]
+
+
+def overflowing(page: Page) -> list[str]:
+    """Elements that reach past the window's right edge, and whether the page scrolls sideways."""
+    return page.evaluate(
+        """() => {
+            const wide = [...document.querySelectorAll('body *')].filter((element) => {
+              const box = element.getBoundingClientRect();
+              return box.width && !element.closest('.skip') && (box.right > innerWidth + 0.5 || box.left < -0.5);
+            }).map((element) => element.tagName + '.' + element.className);
+            if (document.documentElement.scrollWidth > innerWidth) wide.push('page');
+            return wide;
+        }"""
+    )
+
+
+def test_page_opens_from_disk_without_errors_or_network(
+    browser: Browser, made: tuple[Path, dict[str, np.ndarray]]
+) -> None:
+    seen = Watched(browser, made[0], motion="no-preference")
+    seen.page.wait_for_selector("canvas[data-frame]")
+    seen.page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    seen.page.wait_for_timeout(200)
+    assert seen.complaints == []
+    assert all(url.startswith(("file://", "data:")) for url in seen.requests)
+    assert any(url.endswith(".webp") for url in seen.requests)
+    assert not re.search(r"(?:src|href)=\"(?:https?:)?//", made[0].read_text())
+    text = seen.page.inner_text("body")
+    for words in (
+        "Simulated",
+        "follow the brain activity",
+        "V1",
+        "subject1",
+        "1 h 06 min",
+        "adapt has not run",
+        "RULE paper".lower(),
+    ):
+        assert words in text
+    assert (
+        seen.page.query_selector("img[alt='inflated occlusion tokens']").evaluate("image => image.naturalWidth") == 240
+    )
+    seen.page.close()
+
+
+def test_clips_play_together_pause_and_step(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
+    page = Watched(browser, made[0], motion="no-preference").page
+    page.wait_for_selector("canvas[data-frame]")
+    page.locator(".card").first.scroll_into_view_if_needed()
+    frames = "() => [...document.querySelector('.card').querySelectorAll('canvas')].map(c => c.dataset.frame)"
+    seen = set()
+    for _ in range(12):
+        together = set(page.evaluate(frames))
+        assert len(together) == 1
+        seen |= together
+        page.wait_for_timeout(130)
+    assert len(seen) >= 3
+    page.get_by_role("button", name="Pause").click()
+    canvas = page.locator(".card canvas").first
+    page.locator(".seek").focus()
+    page.keyboard.press("Home")
+    first = canvas.screenshot()
+    page.wait_for_timeout(500)
+    assert canvas.screenshot() == first
+    page.keyboard.press("End")
+    assert canvas.get_attribute("data-frame") == str(F - 1)
+    assert canvas.screenshot() != first
+    page.get_by_role("button", name="Play").click()
+    assert page.get_by_role("button", name="Pause").is_visible()
+    page.close()
+
+
+def test_sorting_and_showing_more(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
+    seen, values = Watched(browser, made[0]), made[1]
+    page = seen.page
+    best = [int(i) for i in np.argsort(-values["video_50way"], kind="stable")]
+    shown = seen.cards()
+    assert len(shown) == 9
+    assert shown[0] == best[0] and shown[6] == best[-1]
+    assert abs(best.index(shown[3]) - (N - 1) / 2) <= 0.5
+    for group in (shown[:3], shown[3:6], shown[6:]):
+        assert len({i // 2 for i in group}) == 3  # one of a scene
+    assert [title.inner_text() for title in page.query_selector_all(".cards h3")] == ["Best", "Median", "Worst"]
+    page.select_option(".order", "best")
+    assert seen.cards() == best[:9]
+    page.get_by_role("button", name="Show more").click()
+    assert seen.cards() == best[:18]
+    page.get_by_role("button", name="Show more").click()
+    assert seen.cards() == best and page.locator(".more").is_hidden()
+    page.select_option(".score", "epe")  # an error: best is lowest
+    assert seen.cards() == [int(i) for i in np.argsort(values["epe"], kind="stable")][:9]
+    page.select_option(".order", "worst")
+    assert seen.cards() == [int(i) for i in np.argsort(-values["epe"], kind="stable")][:9]
+    page.select_option(".order", "film")
+    assert seen.cards() == list(range(9))
+    assert page.query_selector(".score option[value=consistency]") is None
+    text = page.locator(".card figure.main figcaption").first.inner_text()
+    assert text.split()[-1] == write_number(values["epe"][0])
+    page.get_by_role("checkbox", name="shuffled brain").uncheck()
+    assert page.locator(".card [data-kind=shuffled]").first.is_hidden()
+    assert seen.complaints == []
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_narrow_window_has_no_overflow(browser: Browser, made: tuple[Path, dict[str, np.ndarray]], scheme: str) -> None:
+    page = Watched(browser, made[0], width=360, scheme=scheme).page
+    page.evaluate("document.querySelectorAll('details').forEach((item) => { item.open = true; })")
+    assert overflowing(page) == []
+    ink, paper = page.evaluate(
+        "() => { const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]; }"
+    )
+    brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
+    assert (brightness[0] < brightness[1]) == (scheme == "light") and abs(brightness[0] - brightness[1]) > 400
+    page.close()
+
+
+def test_reader_who_wants_no_motion_gets_none(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
+    page = Watched(browser, made[0]).page
+    page.wait_for_selector("canvas[data-frame]")
+    page.wait_for_timeout(800)
+    assert page.locator(".card canvas").first.get_attribute("data-frame") == "0"
+    page.close()
+
+
+def test_keyboard_reaches_every_control(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
+    page = Watched(browser, made[0]).page
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.className || document.activeElement.tagName"))
+    assert {"skip", "play", "seek", "order", "score", "more", "INPUT", "SUMMARY", "A"} <= reached
+    page.close()
+
+
+def test_missing_stages_are_named(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "early"
+    path.mkdir()
+    (path / "recipe.yaml").write_text(
+        yaml.safe_dump({"name": "early", "pretrain": {"enabled": False}, "reconstruct": {"negative": "test_mean"}})
+    )
+    (path / "align").mkdir()
+    (path / "evaluate").mkdir()
+    (path / "evaluate" / "scores.json").write_text('{"ssim_rgb": {"val')
+    page = build_report([path], path / "report")
+    for width in (1200, 360):
+        seen = Watched(browser, page, width=width)
+        text = seen.page.inner_text("body")
+        for words in (
+            "Nothing has been scored yet",
+            "pretrain is switched off",
+            "align has not finished",
+            "reconstruct has not run",
+            "evaluate/scores.json is not valid JSON",
+            "Transductive",
+        ):
+            assert words in text
+        assert "Simulated" not in text
+        assert seen.complaints == [] and overflowing(seen.page) == []
+        seen.page.close()
+
+
+def test_several_runs_side_by_side(browser: Browser, run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "two")
+    page = build_report([run_dir, tmp_path / "two"], tmp_path / "both")
+    seen = Watched(browser, page, width=360)
+    seen.page.wait_for_selector("canvas[data-frame]")
+    labels = [
+        item.inner_text().split()[0]
+        for item in seen.page.query_selector_all("#comparison .card:first-of-type figcaption")
+    ][:3]
+    assert labels == ["truth", "one", "two"]
+    assert seen.complaints == [] and overflowing(seen.page) == []
+    assert len(seen.page.query_selector_all(".gallery")) == 3
+    seen.page.close()
+
+
+def test_second_report_replaces_the_first(run_dir: Path) -> None:
+    path = run_dir
+    build_report([path], path / "report")
+    (path / "report" / "done.json").write_text("{}")
+    shutil.rmtree(path / "reconstruct")
+    build_report([path], path / "report")
+    assert sorted(item.name for item in (path / "report").iterdir()) == ["assets", "done.json", "index.html"]
+    assert not list((path / "report").rglob("*.webp"))

@@ -1,0 +1,85 @@
+"""Recipes: strict names, nearest suggestions, and a round trip through YAML."""
+
+from pathlib import Path
+
+import pytest
+
+from mindvideo.config import Recipe, load_recipe, parse_recipe, save_recipe, setting_names, shipped_recipes
+from mindvideo.errors import SettingError
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_valid(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+def test_paper_values_of_the_full_recipe() -> None:
+    recipe = load_recipe("wen2018")
+    assert (recipe.encoder.embed_dim, recipe.encoder.depth, recipe.encoder.num_heads) == (1024, 24, 16)
+    assert (recipe.pretrain.lr, recipe.pretrain.weight_decay, recipe.pretrain.clip_grad) == (2.5e-4, 0.05, 0.8)
+    assert (recipe.align.lr, recipe.align.steps, recipe.align.batch_size, recipe.align.dropout) == (2e-5, 12000, 20, 0.6)
+    assert (recipe.animate.lr, recipe.animate.steps, recipe.animate.batch_size) == (2e-5, 800, 14)
+    assert (recipe.cotrain.lr, recipe.cotrain.steps, recipe.cotrain.batch_size) == (3e-5, 15000, 9)
+    assert (recipe.reconstruct.steps, recipe.reconstruct.guidance_scale) == (200, 12.5)
+    assert recipe.pretrain.steps == 500 * 600_000 // 500
+    assert recipe.pretrain.warmup_steps == 40 * 600_000 // 500
+
+
+@pytest.mark.parametrize(
+    ("setting", "nearest"),
+    [
+        ("algin.lr=1", "align.lr"),
+        ("align.learning_rat=1", "align."),
+        ("reconstruct.guidance=3", "reconstruct.guidance_scale"),
+    ],
+)
+def test_misspelt_setting_names_the_nearest(setting: str, nearest: str) -> None:
+    with pytest.raises(SettingError, match=nearest.replace(".", r"\.")):
+        load_recipe("demo", [setting])
+
+
+@pytest.mark.parametrize("setting", ["align.steps=many", "align.lr=-1", "data.selection=best", "align.window=0"])
+def test_ill_typed_setting_is_refused_by_name(setting: str) -> None:
+    with pytest.raises(SettingError, match=setting.split("=")[0].replace(".", r"\.")):
+        load_recipe("demo", [setting])
+
+
+def test_scientific_notation_is_a_number() -> None:
+    assert load_recipe("demo", ["align.lr=1e-4"]).align.lr == 1e-4
+
+
+def test_a_file_can_build_on_a_shipped_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: demo\nname: mine\nalign:\n  window: 3\n")
+    recipe = load_recipe(str(path))
+    assert (recipe.name, recipe.align.window, recipe.align.steps) == ("mine", 3, load_recipe("demo").align.steps)
+
+
+def test_misspelt_key_in_a_file_names_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: demo\ncotrian:\n  steps: 3\n")
+    with pytest.raises(SettingError, match="cotrain"):
+        load_recipe(str(path))
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(SettingError, match="demo"):
+        load_recipe("demoo")
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    recipe = load_recipe("demo", ["seed=5"])
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
+
+
+def test_setting_names_cover_every_leaf() -> None:
+    def leaves(content: dict, prefix: str = "") -> set[str]:
+        found: set[str] = set()
+        for key, value in content.items():
+            found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+        return found
+
+    content = parse_recipe({"simulate": {}}).model_dump()
+    assert leaves(content) == set(setting_names())
+    assert isinstance(Recipe().align.lr, float)

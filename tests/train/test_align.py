@@ -1,0 +1,128 @@
+"""Alignment's losses, augmentations, references and frozen features against independent computations."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+from mindvideo.errors import DataError
+from mindvideo.train.align import TokenTarget, augment_fmri, clip_loss, contrastive_loss, retrieval_top1
+from mindvideo.train.features import SYNONYMS, TextFeatures, augment_caption, compute_table, read_array
+from mindvideo.train.ridge import ALPHAS, ridge_token_r2, token_r2
+
+
+def numpy_clip_loss(first, second, scale):
+    """Eq. 3's L_CLIP, row by row."""
+    first = first / np.linalg.norm(first, axis=1, keepdims=True)
+    second = second / np.linalg.norm(second, axis=1, keepdims=True)
+    total = 0.0
+    for n in range(len(first)):
+        total -= np.log(np.exp(scale * first[n] @ second[n]) / np.exp(scale * second @ first[n]).sum())
+        total -= np.log(np.exp(scale * first[n] @ second[n]) / np.exp(scale * first @ second[n]).sum())
+    return total / (2 * len(first))
+
+
+@pytest.mark.parametrize("variant", ["text_image", "text", "image", "none"])
+def test_contrastive_loss_equals_numpy(variant):
+    rng = np.random.default_rng(0)
+    fmri, text, image = (rng.standard_normal((6, 9)) for _ in range(3))
+    expected = {
+        "text_image": (numpy_clip_loss(fmri, text, 3.7) + numpy_clip_loss(fmri, image, 3.7)) / 2,
+        "text": numpy_clip_loss(fmri, text, 3.7),
+        "image": numpy_clip_loss(fmri, image, 3.7),
+        "none": 0.0,
+    }[variant]
+    found = contrastive_loss(*(torch.from_numpy(part) for part in (fmri, text, image)), 3.7, variant)
+    assert float(found) == pytest.approx(expected, rel=1e-9)
+    assert float(clip_loss(torch.eye(5), torch.eye(5), 100.0)) < 1e-6
+
+
+def text_features(rng, n=4):
+    tokens = torch.from_numpy(rng.standard_normal((n, 3, 5)).astype(np.float16) + np.float16(2))
+    pooled = torch.from_numpy(rng.standard_normal((n, 2, 5)).astype(np.float32))
+    return TextFeatures({f"caption {i}": i for i in range(n)}, tokens, pooled)
+
+
+def test_token_loss_is_one_for_the_mean_predictor():
+    text = text_features(np.random.default_rng(1))
+    captions = [f"caption {i}" for i in (0, 0, 0, 1, 3)]
+    target = TokenTarget(text, captions)
+    stacked = np.stack([text.tokens[text.row[caption]].double().numpy() for caption in captions])
+    np.testing.assert_allclose(target.mean, stacked.mean(0), rtol=1e-6)
+    assert target.variance == pytest.approx(stacked.var(axis=0).mean(), rel=1e-6)
+    everything = np.arange(5)
+    assert float(target.loss(target.mean.expand(5, 3, 5), everything)) == pytest.approx(1.0, rel=1e-5)
+    assert float(target.loss(target.tokens(everything), everything)) == 0.0
+    with pytest.raises(DataError, match="caption 9"):
+        TokenTarget(text, ["caption 9"])
+
+
+def test_sparsified_voxels_are_zero_in_every_scan_of_their_window():
+    fmri = torch.ones(11, 3, 400)
+    changed = augment_fmri(fmri, 0.2, 0.0, np.random.default_rng(2))
+    is_zero = (changed == 0).numpy()
+    assert (is_zero == is_zero[:, :1]).all()
+    assert is_zero.mean() == pytest.approx(0.2, abs=0.02)
+    assert len({row.tobytes() for row in is_zero[:, 0]}) == 11
+    noisy = augment_fmri(fmri, 0.0, 0.5, np.random.default_rng(2)) - 1
+    assert float(noisy.std()) == pytest.approx(0.5, abs=0.02)
+    assert torch.equal(augment_fmri(fmri, 0.0, 0.0, np.random.default_rng(2)), fmri)
+
+
+def test_augmented_captions_swap_two_words_and_use_synonyms():
+    caption = "a zorp man rides the frobbed bicycle."
+    changed = [augment_caption(caption, np.random.default_rng(seed)) for seed in range(40)]
+    for text in changed:
+        words = text.split()
+        assert len(words) == 7
+        others = sorted(word for word in words if word in ("a", "zorp", "rides", "the", "frobbed"))
+        assert others == ["a", "frobbed", "rides", "the", "zorp"]
+        assert sum(word in ("man", *SYNONYMS["man"]) for word in words) == 1
+        assert sum(word.rstrip(".") in ("bicycle", *SYNONYMS["bicycle"]) for word in words) == 1
+    assert len(set(changed)) > 20
+    assert augment_caption("", np.random.default_rng(0)) == ""
+    assert augment_caption("zorp", np.random.default_rng(0)) == "zorp"
+
+
+def test_retrieval_counts_windows_of_the_same_scene():
+    target = torch.eye(4)
+    query = torch.tensor([[1.0, 0, 0, 0.1], [1.0, 0.5, 0, 0], [0, 1.0, 0.5, 0], [0, 0, 0, 1.0]])
+    hit, chance = retrieval_top1(query, target, np.array([0, 0, 1, 2]))
+    assert hit == 3 / 4 and chance == 6 / 16
+
+
+def test_ridge_reference_equals_scikit_learn_at_the_best_penalty():
+    rng = np.random.default_rng(3)
+    inputs, unseen = rng.standard_normal((60, 35)).astype(np.float32), rng.standard_normal((20, 35)).astype(np.float32)
+    weights = rng.standard_normal((35, 12))
+    truth, targets = (part @ weights + 5 + rng.standard_normal((len(part), 12)) for part in (unseen, inputs))
+    found = ridge_token_r2(inputs, targets.astype(np.float32), unseen, truth.astype(np.float32))
+    scale = inputs.std()
+    scores = []
+    for alpha in ALPHAS:
+        model = Ridge(alpha=alpha * scale**2).fit(inputs, targets)
+        scores.append(token_r2(model.predict(unseen), truth, targets.mean(0)))
+    assert found == pytest.approx(max(scores), abs=0.02)
+    assert token_r2(np.broadcast_to(targets.mean(0), truth.shape), truth, targets.mean(0)) == 0.0
+
+
+def test_a_table_goes_on_where_it_stopped_and_starts_anew_for_another_key(tmp_path):
+    calls = []
+
+    def compute(start, stop, fails_at=None):
+        calls.append(start)
+        if start == fails_at:
+            raise KeyboardInterrupt
+        return {"square": np.arange(start, stop, dtype=np.float32)[:, None] ** 2 * np.ones((1, 3), np.float32)}
+
+    with pytest.raises(KeyboardInterrupt):
+        compute_table(tmp_path / "t", {"a": 1}, 11, 4, lambda a, b: compute(a, b, fails_at=4))
+    table = compute_table(tmp_path / "t", {"a": 1}, 11, 4, compute)
+    assert calls == [0, 4, 4, 8]
+    np.testing.assert_array_equal(read_array(table, "square")[:, 2], np.arange(11.0) ** 2)
+    compute_table(tmp_path / "t", {"a": 1}, 11, 4, compute)
+    assert len(calls) == 4
+    compute_table(tmp_path / "t", {"a": 2}, 11, 4, compute)
+    assert calls[4:] == [0, 4, 8]
+    with pytest.raises(DataError, match="finite"):
+        compute_table(tmp_path / "u", {}, 2, 2, lambda a, b: {"x": np.full((2, 3), np.inf, np.float16)})
