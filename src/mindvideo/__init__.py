@@ -1,1 +1,27 @@
-"""Reconstruct the video a person was watching from their fMRI."""
+"""Reconstruct the video a person was watching from their fMRI, and say honestly how much of it came from the brain."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mindvideo.generate.pipeline import MindVideoPipeline as MindVideoPipeline
+    from mindvideo.models.fmri_encoder import FmriEncoder as FmriEncoder
+    from mindvideo.models.masked_brain import MaskedBrainModel as MaskedBrainModel
+    from mindvideo.models.video_unet import VideoUNet as VideoUNet
+
+_PUBLIC = {
+    "FmriEncoder": "mindvideo.models.fmri_encoder",
+    "MaskedBrainModel": "mindvideo.models.masked_brain",
+    "MindVideoPipeline": "mindvideo.generate.pipeline",
+    "VideoUNet": "mindvideo.models.video_unet",
+}
+__all__ = ["FmriEncoder", "MaskedBrainModel", "MindVideoPipeline", "VideoUNet"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public class when it is first asked for, so that the command line starts fast."""
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'mindvideo' has no attribute '{name}'")

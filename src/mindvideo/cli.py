@@ -71,12 +71,14 @@ def simulate(
 ) -> None:
     """Write a simulated subject in the layout of Wen 2018, with its truth, into OUT."""
     from mindvideo.simulate.recordings import simulate as run
+    from mindvideo.simulate.recordings import simulate_people
 
     resolved = load_recipe(recipe, settings or [])
     if resolved.simulate is None:
         raise SettingError(f"expected a 'simulate' section in recipe '{recipe}', found none; use the recipe demo")
     with _bars() as bar:
         run(resolved.simulate, out, seed, progress=bar("simulate"))
+        simulate_people(resolved.simulate, out, seed, progress=bar("people"))
     _say(f"simulated subject in {out}")
 
 
@@ -213,15 +215,15 @@ def prepare_wen2018(
     if exclude is not None:
         content["exclude"] = exclude
     data = parse_recipe({"data": content}, "the command line").data
-    captioner = None
+    captioner, captioner_name = None, ""
     if captions == "blip":
         from mindvideo.models.foundation import Foundation
 
         frozen = Foundation(foundation)
         frozen.require("captioner")
-        captioner = frozen.caption
+        captioner, captioner_name = frozen.caption, frozen.identity
     with _bars() as bar:
-        prepare(raw, out, data, progress=bar("prepare"), captioner=captioner)
+        prepare(raw, out, data, progress=bar("prepare"), captioner=captioner, captioner_name=captioner_name)
     _say(f"prepared store in {out}")
 
 

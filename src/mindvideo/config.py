@@ -132,6 +132,7 @@ class Align(Optimise):
     token_weight: float = Field(0.0, ge=0, description="weight of the regression of the caption's text tokens")
     dropout: float = Field(0.6, ge=0, lt=1)
     layer_norm: bool = False
+    token_bias: bool = Field(False, description="a learned offset of the condition that starts at the mean text token")
     sparsify: float = Field(0.2, ge=0, lt=1, description="fraction of voxels set to zero")
     input_noise: float = Field(0.0, ge=0, description="standard deviation of noise added to the scans")
     crop_probability: float = Field(0.5, ge=0, le=1)
@@ -158,6 +159,8 @@ class Cotrain(Optimise):
     lr: float = 3e-5
     encoder_lr: float | None = Field(None, gt=0, description="learning rate of the encoder; empty: the same")
     token_weight: float = Field(0.0, ge=0)
+    sparsify: float = Field(0.0, ge=0, lt=1, description="fraction of voxels set to zero")
+    input_noise: float = Field(0.0, ge=0, description="standard deviation of noise added to the scans")
 
 
 class Reconstruct(Section):

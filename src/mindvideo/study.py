@@ -289,17 +289,21 @@ class Study:
 
     def _run_prepare(self, recipe: Recipe, run_dir: Path, progress: Progress | None) -> None:
         from mindvideo.data.hcp import prepare_hcp
+        from mindvideo.data.store import is_complete
         from mindvideo.data.wen2018 import prepare
         from mindvideo.models.foundation import Foundation
 
-        captioner = Foundation(recipe.foundation).caption if recipe.data.captions == "blip" else None
+        frozen = Foundation(recipe.foundation)
+        captioner = frozen.caption if recipe.data.captions == "blip" else None
         data = recipe.data
         if data.captions == "truth":
             data = data.model_copy(update={"captions": str(self.raw / "truth" / "captions.json")})
-        prepare(self.raw, run_dir / "prepare" / "store.zarr", data, progress=progress, captioner=captioner)
+        store, segments = run_dir / "prepare" / "store.zarr", run_dir / "prepare" / "hcp.zarr"
+        if not is_complete(store):
+            prepare(self.raw, store, data, progress=progress, captioner=captioner, captioner_name=frozen.identity)
         hcp = run_dir / "simulate" / "hcp" if recipe.simulate is not None else recipe.data.hcp
-        if recipe.pretrain.enabled and hcp is not None:
-            prepare_hcp(hcp, run_dir / "prepare" / "hcp.zarr", window_s=recipe.pretrain.window_s, progress=progress)
+        if recipe.pretrain.enabled and hcp is not None and not is_complete(segments):
+            prepare_hcp(hcp, segments, window_s=recipe.pretrain.window_s, progress=progress)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -314,11 +318,12 @@ class Study:
 
 
 def _run_simulate(recipe: Recipe, run_dir: Path, progress: Progress | None) -> None:
-    from mindvideo.simulate.recordings import simulate
+    from mindvideo.simulate.recordings import simulate, simulate_people
 
     if recipe.simulate is None:
         raise SettingError("expected a 'simulate' section in the recipe, found none")
     simulate(recipe.simulate, run_dir / "simulate", recipe.seed, progress=progress)
+    simulate_people(recipe.simulate, run_dir / "simulate", recipe.seed, progress=progress)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

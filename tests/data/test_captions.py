@@ -30,7 +30,10 @@ def test_windows_join_scenes_in_order():
             caption_windows(rows, numbers)
 
 
-TIMES = {"seg1": np.arange(3)[:, None] * 2.0 + np.arange(4) / 2, "test1": np.arange(2)[:, None] * 2.0 + np.arange(4) / 2}
+TIMES = {
+    "seg1": np.arange(3)[:, None] * 2.0 + np.arange(4) / 2,
+    "test1": np.arange(2)[:, None] * 2.0 + np.arange(4) / 2,
+}
 
 
 def test_files_of_captions(tmp_path):

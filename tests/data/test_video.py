@@ -160,8 +160,9 @@ def test_writer(tmp_path):
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264" and stream.pix_fmt == "yuv420p"
     first = path.read_bytes()
-    write_video(path, iter(frames), 15, 64)
-    assert path.read_bytes() == first
+    for _ in range(8):
+        write_video(path, iter(frames), 15, 64)
+        assert path.read_bytes() == first
     bad = tmp_path / "bad.mp4"
     for stream, size in [(frames, 63), ([np.zeros((64, 60, 3), np.uint8)], 64), ([], 64)]:
         with pytest.raises(DataError):

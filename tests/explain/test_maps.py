@@ -112,7 +112,7 @@ def run_dir(tmp_path_factory):
     order = np.random.default_rng(2).permutation(VOXELS + 5)
     vertex = np.concatenate([make_vertex(), atlas.area_of("L_4")[:5]])[order]
     flags = np.concatenate([informative(), np.ones(5, bool)])[order]
-    np.savez(truth / "vertices.npz", vertex=vertex, is_informative=flags, reliability=flags * 0.5)
+    np.savez(truth / "vertices.npz", vertex=vertex, is_informative=flags, signal_to_noise=flags * 0.5)
     return folder
 
 

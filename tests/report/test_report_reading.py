@@ -40,6 +40,13 @@ def test_files_that_disagree_are_named(run_dir: Path) -> None:
     assert any("25 windows, clips.zarr holds 26" in problem for problem in read_run(path).problems)
 
 
+def test_broken_table_of_windows_is_named(run_dir: Path) -> None:
+    path = run_dir / "evaluate" / "windows.csv"
+    path.write_text(path.read_text().replace("test1,3,", "test1,three,"))
+    run = read_run(run_dir)
+    assert run.window_scores == {} and "evaluate/windows.csv" in run.problems[0]
+
+
 def test_window_scores_follow_segment_and_scan(made: tuple[Path, dict[str, np.ndarray]]) -> None:
     run = read_run(made[0].parent.parent)
     for name, value in made[1].items():

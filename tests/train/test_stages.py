@@ -150,7 +150,14 @@ def test_the_aligned_encoder_knows_its_voxels_and_scale(finished):
     assert encoder.config.input_mean == pytest.approx(float(train_fmri[rows].mean()), rel=1e-5)
     assert encoder.config.input_scale == pytest.approx(float(train_fmri[rows].std()), rel=1e-5)
     last = read_log(finished / "align")[-1]
-    assert {"validation_token_r2", "ridge_token_r2", "validation_top1", "token_loss", "contrastive_loss"} <= last.keys()
+    assert {
+        "validation_token_r2",
+        "ridge_token_r2",
+        "validation_top1",
+        "validation_token_top1",
+        "token_loss",
+        "contrastive_loss",
+    } <= last.keys()
     assert [row["step"] for row in read_log(finished / "align") if "validation_top1" in row] == [2, 4]
 
 
@@ -223,7 +230,7 @@ def test_a_killed_stage_goes_on_to_the_same_bits(finished, kit, tmp_path):
         shutil.rmtree(tmp_path / stage / stage)
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "MINDVIDEO_TEST_KILL"}
-    output = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    output = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert output.stdout.split() == ["9", "9"], output.stderr
     for stage, models in (("align", ["model"]), ("cotrain", ["fmri_encoder", "unet"])):
         folder = tmp_path / stage / stage

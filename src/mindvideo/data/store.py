@@ -319,6 +319,11 @@ def open_group(path: Path) -> zarr.Group:
     return group
 
 
+def is_complete(path: Path) -> bool:
+    """Whether a finished store, or a finished table of HCP segments, lies at ``path``."""
+    return (path / "zarr.json").is_file() and bool(open_group(path).attrs.get("complete"))
+
+
 def _refuse_gaps(path: Path, group: zarr.Group) -> None:
     """zarr reads a lost chunk as zeros; a store that lost one is refused instead."""
     names = ["vertex", "area", "reproducibility", "p_value"]

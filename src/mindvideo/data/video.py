@@ -29,6 +29,8 @@ SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm")
 TIME_TOLERANCE_S = 1e-3
 MIN_SCENE_S = 0.5
 """Shot changes nearer than this to the one before, or to the start, are taken for flashes."""
+SMALL_FILM = 200 * 200
+"""Films of fewer pixels are decoded by one thread; more would only wait for one another."""
 CUT_WIDTH = 256
 """The content detector looks at frames no larger than this, as PySceneDetect's own downscaling does."""
 
@@ -74,9 +76,8 @@ def probe(path: Path) -> VideoInfo:
         first = min(start for start, _ in span)
         last = max(start for start, _ in span) - first
         frame_s = last / (len(span) - 1) if len(span) > 1 else 1.0 / float(stream.average_rate or 25)
-        duration_s = max(max(end for _, end in span) - first, last)
-        if duration_s == last:
-            duration_s += frame_s
+        duration_s = max(end for _, end in span) - first
+        duration_s = duration_s if duration_s > last else last + frame_s
         promised_s = float(stream.duration * stream.time_base) if stream.duration else duration_s
         if duration_s < promised_s - max(2 * frame_s, 0.1):
             raise DataError(
@@ -118,12 +119,7 @@ def read_film(
 ) -> Film:
     """`read_frames`, and with a threshold `find_cuts`, in one pass over the film.
 
-    Parameters
-    ----------
-    path, times_s, size, fit
-        As for `read_frames`.
-    cut_threshold : float, optional
-        As for `find_cuts`; without it no shot changes are sought.
+    Arguments as there; without ``cut_threshold`` no shot changes are sought.
     """
     times = np.asarray(times_s, dtype=np.float64)
     if times.ndim != 1 or not np.all(np.isfinite(times)) or np.any(times < 0):
@@ -213,7 +209,7 @@ def find_cuts(film: Path | Iterable[tuple[float, np.ndarray]], threshold: float 
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, size: int | tuple[int, int]) -> None:
-    """Write RGB frames as H.264 (yuv420p, near-lossless); the file appears only when complete.
+    """Write RGB frames as H.264 (yuv420p, near-lossless), the same bytes each time; appears only when complete.
 
     Parameters
     ----------
@@ -237,7 +233,8 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, size: int 
     partial = path.with_name(f".partial-{path.name}")
     try:
         with av.open(str(partial), "w", options={"fflags": "+bitexact"}) as container:
-            options = {"crf": "12", "preset": "veryfast", "threads": "1"}
+            # x264's macroblock tree made the bytes of small films differ from one writing to the next
+            options = {"crf": "12", "preset": "veryfast", "threads": "1", "mbtree": "0"}
             stream = container.add_stream("libx264", rate=rate, options=options)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             count = 0
@@ -288,7 +285,8 @@ def _as_data_error(path: Path, stops_at: Callable[[], float]) -> Iterator[None]:
 def _decode(path: Path) -> Iterator[tuple[float, Any, Fraction]]:
     """Frames in order of presentation: seconds since the first, the decoded frame, its pixels' width : height."""
     with _open(path) as (container, stream):
-        stream.thread_type = "AUTO"
+        if stream.width * stream.height > SMALL_FILM:
+            stream.thread_type = "AUTO"
         stream.codec_context.options = {"err_detect": "explode"}
         clock = _Clock(container.format.name == "avi", float(stream.average_rate or stream.guessed_rate or 25))
         aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)

@@ -113,7 +113,7 @@ def temporal_weights(encoder: FmriEncoder, fmri: np.ndarray, lag_s: float, tr_s:
 def compare_with_truth(
     maps: Mapping[str, np.ndarray],
     is_informative: np.ndarray,
-    reliability: np.ndarray | None,
+    signal: np.ndarray | None,
     patch_size: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
@@ -124,8 +124,8 @@ def compare_with_truth(
     maps : mapping of str to ndarray (V,)
     is_informative : ndarray, bool (V,)
         Of the store's voxels.
-    reliability : ndarray (V,) or None
-        True share of signal of each voxel.
+    signal : ndarray (V,) or None
+        True signal-to-noise ratio of each voxel.
     patch_size : int
         Random maps to compare with are constant over patches of this size.
     rng : Generator
@@ -134,7 +134,7 @@ def compare_with_truth(
     -------
     dict
         ``n_voxels``, ``n_informative``, ``auc`` {map: area under the ROC curve}, ``auc_random`` [2.5 %, 50 %, 97.5 %]
-        of random maps, ``rank_correlation`` {map: Spearman's with the true reliability}. ``auc`` is empty, and
+        of random maps, ``rank_correlation`` {map: Spearman's with the true signal}. ``auc`` is empty, and
         ``note`` says so, where all selected voxels are of one class.
     """
     n = len(is_informative)
@@ -148,9 +148,9 @@ def compare_with_truth(
         noise = attention.spread_to_voxels(rng.random((RANDOM_MAPS, n_patches)), n, patch_size)
         areas = [attention.area_under_roc(values, is_informative) for values in noise]
         result["auc_random"] = np.quantile(np.array(areas, dtype=float), [0.025, 0.5, 0.975]).tolist()
-    if reliability is not None and np.ptp(reliability) > 0:
+    if signal is not None and np.ptp(signal) > 0:
         result["rank_correlation"] = {
-            name: float(spearmanr(values, reliability).statistic) if np.ptp(values) > 0 else 0.0
+            name: float(spearmanr(values, signal).statistic) if np.ptp(values) > 0 else 0.0
             for name, values in maps.items()
         }
     return result
@@ -177,7 +177,7 @@ def ablate_truth(
 
 
 def read_truth(path: Path, vertex: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Which of the voxels at ``vertex`` are truly informative, and their true reliability where the file has it.
+    """Which of the voxels at ``vertex`` are truly informative, and their true signal-to-noise ratio where given.
 
     Raises
     ------
@@ -188,13 +188,13 @@ def read_truth(path: Path, vertex: np.ndarray) -> tuple[np.ndarray, np.ndarray |
         if not {"vertex", "is_informative"} <= set(truth.files):
             raise DataError(f"expected the arrays vertex and is_informative in {path}, found {', '.join(truth.files)}")
         known, is_informative = truth["vertex"], truth["is_informative"].astype(bool)
-        reliability = truth["reliability"].astype(float) if "reliability" in truth.files else None
+        signal = truth["signal_to_noise"].astype(float) if "signal_to_noise" in truth.files else None
     order = np.argsort(known)
     place = order[np.minimum(np.searchsorted(known[order], vertex), len(known) - 1)]
     missing = int((known[place] != vertex).sum())
     if missing:
         raise DataError(f"expected all {len(vertex)} voxels of the store in {path}, found {missing} without an entry")
-    return is_informative[place], None if reliability is None else reliability[place]
+    return is_informative[place], None if signal is None else signal[place]
 
 
 def _write(path: Path, content: Any) -> None:
@@ -292,14 +292,14 @@ def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, A
         voxel_maps[f"occlusion_{measure}"] = values
     truth = None
     if truth_path.is_file():
-        is_informative, reliability = read_truth(truth_path, store.vertex)
+        is_informative, signal = read_truth(truth_path, store.vertex)
         fresh = untrained_like(encoder, recipe.seed)
         compared = dict(voxel_maps)
         compared |= {f"attention_untrained_{name}": values for name, values in attention_by_layer(fresh, fmri).items()}
         for measure, values in occlusion_map(fresh, fmri[few], few_targets, advance).items():
             compared[f"occlusion_untrained_{measure}"] = values
         rng = np.random.default_rng([recipe.seed, len(index)])
-        truth = compare_with_truth(compared, is_informative, reliability, encoder.config.patch_size, rng)
+        truth = compare_with_truth(compared, is_informative, signal, encoder.config.patch_size, rng)
         truth["ablation"] = ablate_truth(encoder, fmri, targets, is_informative, rng)
     cortex = {name: attention.map_to_cortex(values, store.vertex) for name, values in voxel_maps.items()}
     folder = run_dir / "explain"

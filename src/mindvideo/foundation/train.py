@@ -62,7 +62,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "image_classifier": _part(3000, 64, 1e-3),
         "video_classifier": _part(3000, 24, 1e-3),
         "captioner": _part(2500, 48, 1e-3),
-        "unet": _part(5000, 64, 1e-3, weight_decay=0.0),
+        "unet": _part(4000, 64, 1e-3, weight_decay=0.0, checkpoint_every=100),
     },
     "gpu": {
         "clips": 100_000,

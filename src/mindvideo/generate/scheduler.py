@@ -36,8 +36,8 @@ def make_scheduler(config: dict[str, Any], name: Literal["ddim", "dpm++", "unipc
     Parameters
     ----------
     config : dict
-        Any diffusers scheduler configuration, such as the foundation's. Its noise schedule and time grid are kept; what
-        it does not state is Stable Diffusion's convention: scaled-linear betas .00085-.012, no clipping,
+        Any diffusers scheduler configuration, such as the foundation's. Its noise schedule is kept, and DDIM its time
+        grid (the few-step solvers use trailing spacing); what it does not state is Stable Diffusion's convention: scaled-linear betas .00085-.012, no clipping,
         ``set_alpha_to_one`` false, ``steps_offset`` 1, leading spacing (METHOD section 7).
     name : {"ddim", "dpm++", "unipc"}
         The solver: DDIM, second-order multistep DPM-Solver++, or UniPC.
@@ -50,6 +50,8 @@ def make_scheduler(config: dict[str, Any], name: Literal["ddim", "dpm++", "unipc
     if name not in SCHEDULERS:
         raise SettingError(f"expected scheduler to be one of {', '.join(SCHEDULERS)}, found '{name}'")
     shared = CONVENTIONS | {key: config[key] for key in SHARED_KEYS if config.get(key) is not None}
+    if name != "ddim":  # few-step solvers must start from pure noise, where leading spacing leaves out the last times
+        shared["timestep_spacing"] = "trailing"
     scheduler = SCHEDULERS[name]
     known = scheduler._get_init_keys(scheduler)
     return scheduler(**{key: value for key, value in shared.items() if key in known})

@@ -90,7 +90,14 @@ class ProjectionHead(nn.Module):
     """All tokens of a window, side by side, to the condition tokens."""
 
     def __init__(
-        self, num_tokens: int, embed_dim: int, length: int, width: int, dropout: float, has_layer_norm: bool
+        self,
+        num_tokens: int,
+        embed_dim: int,
+        length: int,
+        width: int,
+        dropout: float,
+        has_layer_norm: bool,
+        has_offset: bool = False,
     ) -> None:
         super().__init__()
         self.channel_mapper = nn.Linear(num_tokens, length, bias=False)
@@ -98,13 +105,16 @@ class ProjectionHead(nn.Module):
         self.fc = nn.Linear(width, width, bias=False)
         self.dropout = nn.Dropout(dropout)
         self.layer_norm = nn.LayerNorm(width, eps=1e-5) if has_layer_norm else None
+        self.offset = nn.Parameter(torch.zeros(length, width)) if has_offset else None
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (B, W·P, D) to condition (B, L, C)."""
         mapped = self.channel_mapper(tokens.transpose(1, 2)).transpose(1, 2)
         projected = self.projection(mapped)
         condition = projected + self.dropout(self.fc(F.gelu(projected)))
-        return condition if self.layer_norm is None else self.layer_norm(condition)
+        if self.layer_norm is not None:
+            condition = self.layer_norm(condition)
+        return condition if self.offset is None else condition + self.offset
 
 
 class FmriEncoder(WholeModel):
@@ -128,6 +138,9 @@ class FmriEncoder(WholeModel):
         The scans are taken as (fmri - input_mean) / input_scale.
     voxel_id : str, optional
         Which voxels the encoder was trained on (the store's ``voxel_id``).
+    token_bias : bool
+        Add a learned (L, C) offset to the condition, which `align` starts at the mean text token. The paper's head has
+        none and must learn that mean through its weights first.
     has_temporal_attention : bool
         Without it the blocks are those of the plain released encoders.
 
@@ -158,6 +171,7 @@ class FmriEncoder(WholeModel):
         condition_width: int = 768,
         dropout: float = 0.6,
         layer_norm: bool = False,
+        token_bias: bool = False,
         input_mean: float = 0.0,
         input_scale: float = 1.0,
         voxel_id: str | None = None,
@@ -177,7 +191,7 @@ class FmriEncoder(WholeModel):
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
         self.proj_head = ProjectionHead(
-            window * self.num_patches, embed_dim, condition_length, condition_width, dropout, layer_norm
+            window * self.num_patches, embed_dim, condition_length, condition_width, dropout, layer_norm, token_bias
         )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.apply(initialise)
@@ -204,7 +218,7 @@ class FmriEncoder(WholeModel):
         window, condition_length, condition_width : int
         **settings
             The other settings of `FmriEncoder` that the masked brain model does not determine: ``dropout``,
-            ``layer_norm``, ``input_mean``, ``input_scale``, ``voxel_id``, ``has_temporal_attention``.
+            ``layer_norm``, ``token_bias``, ``input_mean``, ``input_scale``, ``voxel_id``, ``has_temporal_attention``.
 
         Returns
         -------

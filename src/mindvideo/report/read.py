@@ -314,7 +314,10 @@ def _read_window_scores(run: Run) -> None:
     with path.open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     n_clips = next(iter(run.clips.values())).shape[0] if run.clips else len(rows)
-    places = _row_places(rows, run.windows)
+    try:
+        places = _row_places(rows, run.windows)
+    except (ValueError, TypeError, KeyError):
+        places = None
     if places is None or any(place >= n_clips for place in places) or len(set(places)) != len(rows):
         run.problems.append(
             f"evaluate/windows.csv ({len(rows)} rows) does not belong to the {n_clips} clips of reconstruct/; "

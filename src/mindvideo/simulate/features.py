@@ -50,6 +50,10 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 """One indicator column per value; the two last describe a second actor and are zero without one."""
 
+EXEMPLAR_WIDTH = 6
+EXEMPLARS = ("exemplar_thing", "exemplar_colour", "exemplar_place")
+"""Columns for what makes this dog unlike other dogs, this beach unlike other beaches: normal numbers of a scene's own."""
+
 GRIDS: dict[str, tuple[int, int]] = {
     "fine": (N_ORIENTATIONS, 16),
     "middle": (N_ORIENTATIONS, 16),
@@ -66,6 +70,7 @@ _WAVELENGTHS = {"fine": 5.0, "middle": 10.0, "coarse": 20.0}
 def _lay_out() -> dict[str, slice]:
     sizes = {name: channels * cells**2 for name, (channels, cells) in GRIDS.items()}
     sizes |= {name: len(values) for name, values in ATTRIBUTES.items()}
+    sizes |= dict.fromkeys(EXEMPLARS, EXEMPLAR_WIDTH)
     blocks, start = {}, 0
     for name, size in sizes.items():
         blocks[name] = slice(start, start + size)
@@ -77,7 +82,7 @@ BLOCKS: dict[str, slice] = _lay_out()
 """Columns of each block; a retinotopic block is (C, G, G) flattened, rows of cells from the top of the frame."""
 N_FEATURES = max(block.stop for block in BLOCKS.values())
 SEMANTIC = slice(BLOCKS["thing"].start, N_FEATURES)
-"""Columns of all attributes together."""
+"""Columns of all attributes and of the exemplar together."""
 
 
 def cell_centres(cells: int) -> np.ndarray:
@@ -205,13 +210,15 @@ def image_features(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def scene_attributes(scene: Scene) -> np.ndarray:
-    """Indicator vector of a scene, float32 (attributes,), in the order of `ATTRIBUTES`."""
+    """Attributes of a scene as indicators, then its exemplar; float32 (semantic columns,)."""
     row = np.zeros(N_FEATURES, np.float32)
     values = {name: getattr(scene, name) for name in ATTRIBUTES if not name.startswith("other")}
     if scene.other is not None:
         values |= {"other_thing": scene.other[0], "other_colour": scene.other[1]}
     for name, value in values.items():
         row[BLOCKS[name].start + ATTRIBUTES[name].index(value)] = 1
+    exemplar = np.random.default_rng([scene.seed, 7]).standard_normal(len(EXEMPLARS) * EXEMPLAR_WIDTH)
+    row[BLOCKS[EXEMPLARS[0]].start : BLOCKS[EXEMPLARS[-1]].stop] = exemplar
     return row[SEMANTIC]
 
 

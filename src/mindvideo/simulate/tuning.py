@@ -17,6 +17,7 @@ from mindvideo.simulate.cortex import Sheet, retinotopy
 from mindvideo.simulate.features import (
     ATTRIBUTES,
     BLOCKS,
+    EXEMPLAR_WIDTH,
     GRIDS,
     N_DIRECTIONS,
     N_FEATURES,
@@ -95,6 +96,8 @@ _UNIT_FACTORS = {
     "place": {"place": 1.0, "light": 0.6, "thing": 0.35, "camera": 0.35, "colour": 0.2, "size": 0.2},
 }
 N_UNITS = {"object": 192, "place": 128}
+EXEMPLAR = 0.8
+"""How far exemplars lie from their category, relative to the spread of the categories."""
 
 
 def areas_of(vertex: np.ndarray) -> np.ndarray:
@@ -186,8 +189,11 @@ def motion_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, 
     return weights.transpose(0, 2, 1).reshape(-1, len(vertex)).astype(np.float32)
 
 
-def embed_attributes(rng: np.random.Generator, width: int = 12) -> np.ndarray:
-    """Random vectors for all attribute values, float32 (attributes, width); things of one group are alike."""
+def embed_attributes(rng: np.random.Generator, width: int = EXEMPLAR_WIDTH) -> np.ndarray:
+    """Random vectors for all semantic columns, float32 (columns, width).
+
+    Things of one group are alike; an exemplar moves its thing, colour and place away from the category's vector.
+    """
     table = rng.standard_normal((N_FEATURES - SEMANTIC.start, width))
     offset = BLOCKS["thing"].start - SEMANTIC.start
     things = ATTRIBUTES["thing"]
@@ -197,6 +203,9 @@ def embed_attributes(rng: np.random.Generator, width: int = 12) -> np.ndarray:
     for first, second in (("thing", "other_thing"), ("colour", "other_colour")):
         rows, twin = (np.arange(BLOCKS[name].start, BLOCKS[name].stop) - SEMANTIC.start for name in (first, second))
         table[twin] = 0.45 * table[rows]
+    for name in ("thing", "colour", "place"):
+        block = BLOCKS[f"exemplar_{name}"]
+        table[block.start - SEMANTIC.start : block.stop - SEMANTIC.start] = EXEMPLAR * np.eye(width)
     return table.astype(np.float32)
 
 
@@ -205,14 +214,14 @@ def conjunction_units(rng: np.random.Generator, table: np.ndarray, kind: str) ->
 
     Parameters
     ----------
-    table : ndarray (attributes, width)
+    table : ndarray (columns, width)
         From `embed_attributes`.
     kind : str
         ``object`` or ``place``: which attributes weigh how much.
 
     Returns
     -------
-    weights : ndarray, float32 (attributes, U)
+    weights : ndarray, float32 (columns, U)
     threshold : ndarray, float32 (U,)
         A unit is ``max(0, attributes @ weights - threshold)``.
     """
@@ -223,7 +232,7 @@ def conjunction_units(rng: np.random.Generator, table: np.ndarray, kind: str) ->
     for name, strength in factors.items():
         is_used = (rng.random(n_units) < (0.9 if name == main else 0.5)).astype(np.float32)
         readout = rng.standard_normal((width, n_units)) / np.sqrt(width) * strength * is_used
-        for block in (name, f"other_{name}"):
+        for block in (name, f"other_{name}", f"exemplar_{name}"):
             if block in BLOCKS:
                 rows = slice(BLOCKS[block].start - SEMANTIC.start, BLOCKS[block].stop - SEMANTIC.start)
                 weights[rows] = table[rows] @ readout

@@ -213,6 +213,7 @@ class AlignTask:
         figures = {
             "validation_token_r2": 1.0 - error / spread,
             "validation_top1": hit,
+            "validation_token_top1": token_hit,
             "validation_top1_chance": chance,
         }
         return {**figures, **self.reference}
@@ -275,6 +276,7 @@ def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundat
         "condition_width": foundation.condition_width,
         "dropout": settings.dropout,
         "layer_norm": settings.layer_norm,
+        "token_bias": settings.token_bias,
         "input_mean": float(fmri.mean(dtype=np.float64)),
         "input_scale": float(fmri.std(dtype=np.float64)),
         "voxel_id": store.voxel_id,
@@ -338,6 +340,9 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     training = _split_data(recipe, run_dir, store, foundation, text, "train", progress)
     validation = _split_data(recipe, run_dir, store, foundation, text, "validation", progress)
     encoder = new_encoder(recipe, run_dir, store, foundation, training.windows.fmri(np.arange(len(training))))
+    if encoder.proj_head.offset is not None:
+        with torch.no_grad():
+            encoder.proj_head.offset.copy_(training.target.mean)
     if settings.loss == "none" and settings.token_weight == 0:
         (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "enabled": False}) + "\n")
         save_model(encoder, folder / "model")

@@ -15,7 +15,7 @@ from mindvideo.errors import ModelError
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.video_unet import VideoUNet
-from mindvideo.train.align import TokenTarget
+from mindvideo.train.align import TokenTarget, augment_fmri
 from mindvideo.train.animate import TUNED, ClipValidation, Diffusion, clip_latents
 from mindvideo.train.features import Progress, latent_features, require_width, text_features
 from mindvideo.train.loop import named_trainable, train
@@ -72,7 +72,9 @@ class CotrainTask:
         self.encoder.train()
         self.unet.train()
         index = rng.integers(len(self.latents), size=self.settings.batch_size)
-        condition = self.encoder(torch.from_numpy(self.windows.fmri(index)).to(self.device))
+        fmri = torch.from_numpy(self.windows.fmri(index))
+        fmri = augment_fmri(fmri, self.settings.sparsify, self.settings.input_noise, rng)
+        condition = self.encoder(fmri.to(self.device))
         clean = clip_latents(self.latents, index, self.device)
         diffusion = self.diffusion.random_losses(self.unet, clean, condition.float()).mean()
         logged = {"diffusion_loss": float(diffusion.detach())}
