@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from safetensors import SafetensorError
 
 from mindvideo.config import Recipe, parse_recipe, save_recipe
 from mindvideo.errors import DataError, SettingError
@@ -59,7 +60,7 @@ STAGES: dict[str, Stage] = {
     )
 }  # fmt: skip
 
-_USES_FOUNDATION = ("prepare", "align", "animate", "cotrain", "reconstruct", "evaluate", "explain")
+_USES_FOUNDATION = ("align", "animate", "cotrain", "reconstruct", "evaluate", "explain")
 _MODULES = {
     "pretrain": "mindvideo.train.pretrain",
     "adapt": "mindvideo.train.adapt",
@@ -137,7 +138,7 @@ class Study:
             parts["settings"] = {key: _pick(content, key) for key in stage.settings}
             needs = [need for need in stage.needs if need != "simulate" or self.recipe.simulate is not None]
             parts["needs"] = [self.stage_hash(need) for need in needs]
-            if name in _USES_FOUNDATION:
+            if name in _USES_FOUNDATION or (name == "prepare" and self.recipe.data.captions == "blip"):
                 parts["foundation"] = self._foundation_identity()
             if name == "prepare" and self.recipe.simulate is None:
                 parts["raw"] = [_listing(self.raw), _listing(self.recipe.data.hcp)]
@@ -257,8 +258,8 @@ class Study:
         try:
             with _peak_memory() as peak:
                 self._stage_function(name)(self.recipe, self.run_dir, progress)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, SafetensorError) as error:
+            if _is_full_disk(error):
                 free = shutil.disk_usage(self.run_dir).free // 2**20
                 raise DataError(
                     f"expected room for the results of '{name}' in {folder}, found the disk full ({free} MiB left); "
@@ -315,6 +316,13 @@ class Study:
                     f"another process is running the study in {self.run_dir}; wait for it, or choose another --out"
                 ) from None
             yield
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Whether an error means a full disk or a quota; safetensors reports it in words only."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 def _run_simulate(recipe: Recipe, run_dir: Path, progress: Progress | None) -> None:

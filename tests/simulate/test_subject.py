@@ -137,14 +137,14 @@ def test_haemodynamics_is_a_convolution_with_each_vertex_its_own_kernel(subject:
         np.testing.assert_allclose(bold[:, column], exact, rtol=0.01, atol=0.01)
 
 
-def test_left_hemisphere_sees_the_right_half_and_v1_lower_bank_the_upper_half() -> None:
+def test_left_hemisphere_sees_the_right_half_and_v1_lower_bank_the_upper_field() -> None:
     position, eccentricity = retinotopy()
     left, right = atlas.area_of("L_V1"), atlas.area_of("R_V1")
     assert position[left, 0].min() > 0 > position[right, 0].max()
-    height = atlas.cortical_coordinates("midthickness")[left, 2]
+    _, forward, height = atlas.cortical_coordinates("midthickness")[left].T
+    assert np.corrcoef(forward, eccentricity[left])[0, 1] > 0.9
+    height = height - np.polyval(np.polyfit(forward, height, 1), forward)
     assert np.corrcoef(height, position[left, 1])[0, 1] < -0.4
-    posterior = -atlas.cortical_coordinates("midthickness")[left, 1]
-    assert np.corrcoef(posterior, eccentricity[left])[0, 1] < -0.7
     assert np.isnan(position[atlas.area_of("A1")]).all()
 
 
@@ -199,17 +199,23 @@ def test_units_are_conjunctions_not_indicators() -> None:
     weights, threshold = conjunction_units(np.random.default_rng(1), table, "object")
     scene = draw_scene(np.random.default_rng(9))
     changed = replace(scene, colour=next(c for c in ATTRIBUTES["colour"] if c != scene.colour))
-    elsewhere = next(p for p in ATTRIBUTES["place"] if p != scene.place)
+    other = next(t for t in ATTRIBUTES["thing"] if t != scene.thing)
 
     def units(one: object) -> np.ndarray:
         return np.maximum(scene_attributes(one) @ weights - threshold, 0)  # type: ignore[arg-type]
 
     effect = units(changed) - units(scene)
-    effect_elsewhere = units(replace(changed, place=elsewhere)) - units(replace(scene, place=elsewhere))
-    assert np.abs(effect - effect_elsewhere).mean() > 0.2 * np.abs(effect).mean()
+    effect_on_other = units(replace(changed, thing=other)) - units(replace(scene, thing=other))
+    assert np.abs(effect - effect_on_other).mean() > 0.4 * np.abs(effect).mean()
     assert ((units(scene) > 0).mean() < 0.8) and ((units(scene) > 0).mean() > 0.1)
-    dog, cat, car = (table[BLOCKS["thing"].start - SEMANTIC.start + ATTRIBUTES["thing"].index(n)] for n in ("dog", "cat", "car"))
-    assert np.linalg.norm(dog - cat) < np.linalg.norm(dog - car)
+
+
+def test_things_of_one_group_are_embedded_closer() -> None:
+    tables = np.stack([embed_attributes(np.random.default_rng(seed)) for seed in range(40)])
+    start = BLOCKS["thing"].start - SEMANTIC.start
+    dog, cat, car = (tables[:, start + ATTRIBUTES["thing"].index(name)] for name in ("dog", "cat", "car"))
+    within, across = np.linalg.norm(dog - cat, axis=1).mean(), np.linalg.norm(dog - car, axis=1).mean()
+    assert within < 0.8 * across
 
 
 def test_response_has_unit_variance_and_is_zero_elsewhere(subject: SimulatedSubject, features: np.ndarray) -> None:
@@ -223,7 +229,9 @@ def test_response_has_unit_variance_and_is_zero_elsewhere(subject: SimulatedSubj
     assert (subject.kind[subject.area == "VMV2"] == "place").mean() > 0.7
 
 
-def test_response_before_the_film_is_settled_and_after_it_returns(subject: SimulatedSubject, features: np.ndarray) -> None:
+def test_response_before_the_film_is_settled_and_after_it_returns(
+    subject: SimulatedSubject, features: np.ndarray
+) -> None:
     response = subject.respond(features, np.array([-1.0, 0.0, 60.0, 110.0, 120.0]))
     informative = subject.is_informative
     np.testing.assert_allclose(response[0, informative], response[1, informative], atol=0.05)
@@ -239,7 +247,10 @@ def test_people_and_animals_drive_the_fusiform_area(subject: SimulatedSubject) -
     rows[:, SEMANTIC] = [scene_attributes(scene) for scene in scenes]
     mean = drive(rows)[:, ffc].mean(axis=1)
     things = np.array([scene.thing for scene in scenes])
-    assert mean[np.isin(things, ["person", "dog", "cat"])].mean() > mean[np.isin(things, ["car", "ball", "boat"])].mean() + 0.3
+    assert (
+        mean[np.isin(things, ["person", "dog", "cat"])].mean()
+        > mean[np.isin(things, ["car", "ball", "boat"])].mean() + 0.3
+    )
 
 
 def test_runs_share_the_response_and_nothing_else(subject: SimulatedSubject) -> None:
@@ -257,7 +268,7 @@ def test_runs_share_the_response_and_nothing_else(subject: SimulatedSubject) -> 
     r = (z[0] * z[1]).mean(axis=0)
     informative = subject.is_informative
     assert np.median(r[informative]) == pytest.approx(np.median(subject.reliability[informative]), abs=0.04)
-    assert abs(np.median(r[~informative])) < 0.03
+    assert abs(np.median(r[~informative])) < 0.1
     quiet = subject.record(response, 2.0, np.random.default_rng(10), noise=0.25)
     assert np.isfinite(quiet).all() and 5000 < quiet.mean() < 15000
 
@@ -266,7 +277,8 @@ def test_same_rng_same_person_another_rng_another(features: np.ndarray) -> None:
     vertex = np.sort(np.concatenate([atlas.area_of("V8"), atlas.area_of("MT")]))
     times = np.arange(5.0, 30.0, 2.0)
     one, same, other = (
-        SimulatedSubject.create(np.random.default_rng(seed), vertex, features).respond(features, times) for seed in (1, 1, 2)
+        SimulatedSubject.create(np.random.default_rng(seed), vertex, features).respond(features, times)
+        for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).mean() > 0.3

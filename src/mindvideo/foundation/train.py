@@ -60,9 +60,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "vae": _part(4000, 32, 2e-3, weight_decay=0.0),
         "clip": _part(1500, 96, 1.5e-3),
         "image_classifier": _part(3000, 64, 1e-3),
-        "video_classifier": _part(3000, 24, 1e-3),
-        "captioner": _part(2500, 48, 1e-3),
-        "unet": _part(4000, 64, 1e-3, weight_decay=0.0, checkpoint_every=100),
+        "video_classifier": _part(2000, 24, 1e-3),
+        "captioner": _part(1500, 48, 1e-3),
+        "unet": _part(2600, 64, 1e-3, weight_decay=0.0, checkpoint_every=100),
     },
     "gpu": {
         "clips": 100_000,

@@ -173,7 +173,9 @@ def _motion(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     Direction *d* prefers movement towards the angle 2 pi d / 8, counter-clockwise from rightwards.
     """
     n = len(first)
-    first, second = (np.stack([cv2.GaussianBlur(f, (0, 0), 1.5)[::2, ::2] for f in frames]) for frames in (first, second))
+    first, second = (
+        np.stack([cv2.GaussianBlur(f, (0, 0), 1.5)[::2, ::2] for f in frames]) for frames in (first, second)
+    )
     dt = second - first
     mean = (first + second) / 2
     dy, dx = np.gradient(mean, axis=(1, 2))

@@ -55,9 +55,7 @@ def network_loadings(sheet: Sheet, vertex: np.ndarray, rng: np.random.Generator,
     return np.ascontiguousarray((loadings / np.maximum(length, 1e-6)).T.astype(np.float32))
 
 
-def draw_noise(
-    sheet: Sheet, loadings: np.ndarray, n_volumes: int, tr_s: float, rng: np.random.Generator
-) -> np.ndarray:
+def draw_noise(sheet: Sheet, loadings: np.ndarray, n_volumes: int, tr_s: float, rng: np.random.Generator) -> np.ndarray:
     """Noise of one run, float32 (T, n), about unit variance: local and smooth, networks, global, thermal."""
     n = loadings.shape[1]
     noise = np.empty((n_volumes, n), np.float32)
@@ -67,7 +65,9 @@ def draw_noise(
     noise = autoregress(noise, tr_s, NOISE_TIME_S) * np.float32(LOCAL)
     shared = autoregress(rng.standard_normal((n_volumes, len(loadings)), dtype=np.float32), tr_s, NETWORK_TIME_S)
     noise += np.float32(NETWORK) * (shared @ loadings)
-    noise += np.float32(GLOBAL) * autoregress(rng.standard_normal((n_volumes, 1), dtype=np.float32), tr_s, NETWORK_TIME_S)
+    noise += np.float32(GLOBAL) * autoregress(
+        rng.standard_normal((n_volumes, 1), dtype=np.float32), tr_s, NETWORK_TIME_S
+    )
     noise += np.float32(THERMAL) * rng.standard_normal((n_volumes, n), dtype=np.float32)
     return noise / np.float32(np.sqrt(LOCAL**2 + NETWORK**2 + GLOBAL**2 + THERMAL**2))
 

@@ -96,8 +96,12 @@ def list_segments(settings: Simulate) -> list[Segment]:
         raise SettingError(
             f"expected simulate.segment_s as a multiple of the TR ({TR_S:g} s), found {settings.segment_s:g}; round it"
         )
-    train = [Segment(f"seg{i}", i, settings.train_runs, settings.segment_s) for i in range(1, settings.train_segments + 1)]
-    test = [Segment(f"test{i}", i, settings.test_runs, settings.segment_s) for i in range(1, settings.test_segments + 1)]
+    train = [
+        Segment(f"seg{i}", i, settings.train_runs, settings.segment_s) for i in range(1, settings.train_segments + 1)
+    ]
+    test = [
+        Segment(f"test{i}", i, settings.test_runs, settings.segment_s) for i in range(1, settings.test_segments + 1)
+    ]
     return train + test
 
 
@@ -143,7 +147,9 @@ def _frames(film: list[Shot], settings: Simulate) -> Iterator[np.ndarray]:
         yield from render_film(film, times[start : start + 300], settings.size)
 
 
-def write_segment(settings: Simulate, out: Path, seed: int, segment: Segment, done: Callable[[], None] = lambda: None) -> None:
+def write_segment(
+    settings: Simulate, out: Path, seed: int, segment: Segment, done: Callable[[], None] = lambda: None
+) -> None:
     """Write the film and the recordings of one segment that are not there yet; ``done`` is called after every file."""
     film = segment.film(seed)
     path = _film_path(out, segment)
@@ -168,9 +174,7 @@ def write_segment(settings: Simulate, out: Path, seed: int, segment: Segment, do
         done()
 
 
-def simulate(
-    settings: Simulate, out: Path, seed: int, progress: Progress | None = None, workers: int = 1
-) -> None:
+def simulate(settings: Simulate, out: Path, seed: int, progress: Progress | None = None, workers: int = 1) -> None:
     """Write a simulated subject: ``stimuli/``, ``subject1/fmri/…`` and ``truth/``, in the layout of Wen 2018.
 
     Parameters
@@ -375,7 +379,9 @@ def measure_reproducibility(raw: Path) -> dict[str, float]:
     truth_path = raw / "truth" / "vertices.npz"
     folders = sorted((raw / "subject1" / "fmri").glob("seg*"))
     if not truth_path.is_file() or not folders:
-        raise DataError(f"expected a finished simulation in {raw}, found no training segments or no truth; simulate it first")
+        raise DataError(
+            f"expected a finished simulation in {raw}, found no training segments or no truth; simulate it first"
+        )
     with np.load(truth_path) as truth:
         vertex, is_informative = truth["vertex"], truth["is_informative"]
     edges = atlas.adjacency()[vertex][:, vertex].tocoo()

@@ -27,6 +27,8 @@ LEAD_S = 24.0
 CALIBRATION_S = 240.0
 PERCENT_CHANGE = 0.01
 """Standard deviation of noise plus signal relative to a vertex's mean intensity."""
+PREFERENCE = 2.0
+"""Weight of an area's general preference, for people and animals or for built places, beside its own mixtures."""
 ATTENTION = 0.15
 """Slow fluctuation of the response's gain within a run; between runs it varies by the same amount."""
 
@@ -84,7 +86,11 @@ class _Drive:
         return drive
 
     def calibrate(self, features: np.ndarray) -> None:
-        """Take mean and standard deviation from a film."""
+        """Take mean and standard deviation from a film; a preference is weighed against a mixture of deviation 1."""
+        if self.units is not None:
+            preference, self.preference = self.preference, None
+            self.weights = self.weights / (self.raw(features).std(axis=0) + 1e-6)
+            self.preference = preference
         drive = self.raw(features)
         self.mean, self.scale = drive.mean(axis=0), 1 / (drive.std(axis=0) + 1e-6)
 
@@ -155,9 +161,10 @@ class SimulatedSubject:
         for drive in subject._drives:
             drive.calibrate(calibration)
         times = np.arange(10.0, len(calibration) / FEATURE_HZ, 1.0)
-        bold = subject._haemodynamics(subject._neural(calibration), times)
-        subject._mean[subject.is_informative] = bold.mean(axis=0)
-        subject._scale[subject.is_informative] = 1 / (bold.std(axis=0) + 1e-6)
+        bold = subject.respond(calibration, times)
+        is_informative = subject.is_informative
+        subject._mean[is_informative] = bold[:, is_informative].mean(axis=0)
+        subject._scale[is_informative] = 1 / (bold[:, is_informative].std(axis=0) + 1e-6)
         return subject
 
     def _draw_physiology(self, rng: np.random.Generator) -> None:
@@ -200,10 +207,10 @@ class SimulatedSubject:
             weights = tuning.motion_weights(self.sheet, rng, members, vertex)
             return _Drive(kind, members, strength, weights, BLOCKS["flow"])
         units = tuning.conjunction_units(rng, table, kind)
-        mixing = self.sheet.fields(rng, tuning.N_UNITS[kind], 3)[members].T
+        mixing = self.sheet.fields(rng, tuning.N_UNITS[kind], 6)[members].T
         weights = np.sign(mixing) * np.abs(mixing) ** 1.5
         prefers = np.stack([tuning.preference_row(tuning.AREA_TUNING[a].prefers) for a in self.area[members]], axis=1)
-        return _Drive(kind, members, strength, weights, SEMANTIC, units, 2.5 * prefers)
+        return _Drive(kind, members, strength, weights, SEMANTIC, units, PREFERENCE * prefers)
 
     def _neural(self, features: np.ndarray) -> np.ndarray:
         """Neural response of the informative vertices, float32 (T, informative)."""
@@ -278,7 +285,7 @@ class SimulatedSubject:
         -------
         ndarray, float32 (N, n)
         """
-        n_volumes, n = response.shape
+        n_volumes = len(response)
         slow = np.convolve(rng.standard_normal(n_volumes + 14), np.full(15, 15**-0.5), mode="valid")
         gain = 1 + ATTENTION * slow.clip(-2, 2) + ATTENTION * rng.standard_normal()
         regional = (1 + 0.1 * self.sheet.fields(rng, 1, 8)[:, 0]) * np.sqrt(self.reliability)

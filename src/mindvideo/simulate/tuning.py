@@ -43,37 +43,37 @@ class AreaTuning:
 
 def _table() -> dict[str, AreaTuning]:
     early = {
-        "V1": AreaTuning({"contrast": 1.0, "colour": 0.5}, 0.07, 0.07, 0.38),
-        "V2": AreaTuning({"contrast": 1.0, "colour": 0.5}, 0.09, 0.12, 0.37),
-        "V3": AreaTuning({"contrast": 1.0, "colour": 0.3, "motion": 0.3}, 0.12, 0.18, 0.35),
-        "V4": AreaTuning({"colour": 1.0, "contrast": 0.4, "object": 0.4}, 0.16, 0.30, 0.34),
+        "V1": AreaTuning({"contrast": 1.0, "colour": 0.5}, 0.07, 0.07, 0.28),
+        "V2": AreaTuning({"contrast": 1.0, "colour": 0.5}, 0.09, 0.12, 0.28),
+        "V3": AreaTuning({"contrast": 1.0, "colour": 0.3, "motion": 0.3}, 0.12, 0.18, 0.26),
+        "V4": AreaTuning({"colour": 1.0, "contrast": 0.4, "object": 0.4}, 0.16, 0.30, 0.25),
     }
     dorsal = {
-        "V3A": AreaTuning({"motion": 0.8, "contrast": 0.7}, 0.20, 0.30, 0.28),
-        "V3B": AreaTuning({"contrast": 0.8, "motion": 0.5, "object": 0.3}, 0.20, 0.30, 0.25),
-        "V3CD": AreaTuning({"contrast": 0.8, "motion": 0.5, "object": 0.4}, 0.20, 0.30, 0.25),
-        "V6": AreaTuning({"motion": 1.0}, 0.30, 0.40, 0.24, "flow"),
-        "V6A": AreaTuning({"motion": 0.8, "place": 0.5}, 0.40, 0.40, 0.17, "flow"),
-        "V7": AreaTuning({"contrast": 0.6, "motion": 0.6, "object": 0.3}, 0.30, 0.40, 0.18),
-        "IPS1": AreaTuning({"motion": 0.6, "object": 0.6, "contrast": 0.4}, 0.35, 0.40, 0.17),
+        "V3A": AreaTuning({"motion": 0.8, "contrast": 0.7}, 0.20, 0.30, 0.20),
+        "V3B": AreaTuning({"contrast": 0.8, "motion": 0.5, "object": 0.3}, 0.20, 0.30, 0.18),
+        "V3CD": AreaTuning({"contrast": 0.8, "motion": 0.5, "object": 0.4}, 0.20, 0.30, 0.18),
+        "V6": AreaTuning({"motion": 1.0}, 0.30, 0.40, 0.17, "flow"),
+        "V6A": AreaTuning({"motion": 0.8, "place": 0.5}, 0.40, 0.40, 0.12, "flow"),
+        "V7": AreaTuning({"contrast": 0.6, "motion": 0.6, "object": 0.3}, 0.30, 0.40, 0.12),
+        "IPS1": AreaTuning({"motion": 0.6, "object": 0.6, "contrast": 0.4}, 0.35, 0.40, 0.12),
     }
     ventral = {
-        "V8": AreaTuning({"colour": 1.0, "object": 0.7}, 0.25, 0.35, 0.32),
-        "VVC": AreaTuning({"object": 1.0, "place": 0.6, "colour": 0.3}, 0.35, 0.40, 0.30),
-        "PIT": AreaTuning({"object": 1.0, "colour": 0.4, "contrast": 0.3}, 0.30, 0.35, 0.34),
-        "FFC": AreaTuning({"object": 1.0}, 0.40, 0.40, 0.33, "animate"),
-        **{f"VMV{i}": AreaTuning({"place": 1.0, "contrast": 0.3, "colour": 0.2}, 0.40, 0.50, 0.30) for i in (1, 2, 3)},
-        **{f"PHA{i}": AreaTuning({"place": 1.0, "contrast": 0.2}, 0.50, 0.50, 0.28, "built") for i in (1, 2, 3)},
+        "V8": AreaTuning({"colour": 1.0, "object": 0.7}, 0.25, 0.35, 0.23),
+        "VVC": AreaTuning({"object": 1.0, "place": 0.6, "colour": 0.3}, 0.35, 0.40, 0.22),
+        "PIT": AreaTuning({"object": 1.0, "colour": 0.4, "contrast": 0.3}, 0.30, 0.35, 0.25),
+        "FFC": AreaTuning({"object": 1.0}, 0.40, 0.40, 0.24, "animate"),
+        **{f"VMV{i}": AreaTuning({"place": 1.0, "contrast": 0.3, "colour": 0.2}, 0.40, 0.50, 0.22) for i in (1, 2, 3)},
+        **{f"PHA{i}": AreaTuning({"place": 1.0, "contrast": 0.2}, 0.50, 0.50, 0.20, "built") for i in (1, 2, 3)},
     }
     lateral = {
-        "LO1": AreaTuning({"contrast": 0.8, "object": 0.8}, 0.22, 0.30, 0.32),
-        "LO2": AreaTuning({"object": 1.0, "contrast": 0.6}, 0.25, 0.35, 0.33),
-        "LO3": AreaTuning({"object": 1.0, "motion": 0.4}, 0.30, 0.35, 0.30),
-        "V4t": AreaTuning({"motion": 1.0, "object": 0.6}, 0.25, 0.40, 0.32, "animate"),
-        "MT": AreaTuning({"motion": 1.0, "contrast": 0.2}, 0.22, 0.45, 0.36),
-        "MST": AreaTuning({"motion": 1.0}, 0.50, 0.50, 0.30, "flow"),
-        "FST": AreaTuning({"motion": 0.9, "object": 0.7}, 0.45, 0.45, 0.28, "animate"),
-        "PH": AreaTuning({"object": 1.0, "place": 0.6}, 0.45, 0.45, 0.26),
+        "LO1": AreaTuning({"contrast": 0.8, "object": 0.8}, 0.22, 0.30, 0.23),
+        "LO2": AreaTuning({"object": 1.0, "contrast": 0.6}, 0.25, 0.35, 0.24),
+        "LO3": AreaTuning({"object": 1.0, "motion": 0.4}, 0.30, 0.35, 0.22),
+        "V4t": AreaTuning({"motion": 1.0, "object": 0.6}, 0.25, 0.40, 0.23, "animate"),
+        "MT": AreaTuning({"motion": 1.0, "contrast": 0.2}, 0.22, 0.45, 0.27),
+        "MST": AreaTuning({"motion": 1.0}, 0.50, 0.50, 0.22, "flow"),
+        "FST": AreaTuning({"motion": 0.9, "object": 0.7}, 0.45, 0.45, 0.20, "animate"),
+        "PH": AreaTuning({"object": 1.0, "place": 0.6}, 0.45, 0.45, 0.19),
     }
     return early | dorsal | ventral | lateral
 
@@ -96,7 +96,7 @@ _UNIT_FACTORS = {
     "place": {"place": 1.0, "light": 0.6, "thing": 0.35, "camera": 0.35, "colour": 0.2, "size": 0.2},
 }
 N_UNITS = {"object": 192, "place": 128}
-EXEMPLAR = 0.8
+EXEMPLAR = 0.5
 """How far exemplars lie from their category, relative to the spread of the categories."""
 
 
@@ -109,7 +109,9 @@ def areas_of(vertex: np.ndarray) -> np.ndarray:
 def _receptive_fields(vertex: np.ndarray, area: np.ndarray, cells: int) -> np.ndarray:
     """Gaussian receptive fields on a grid of cells, (n, G*G) float32, each with peak 1."""
     position, eccentricity = retinotopy()
-    size = np.array([AREA_TUNING[a].rf_size for a in area]) + eccentricity[vertex] * [AREA_TUNING[a].rf_slope for a in area]
+    size = np.array([AREA_TUNING[a].rf_size for a in area]) + eccentricity[vertex] * [
+        AREA_TUNING[a].rf_slope for a in area
+    ]
     size = np.maximum(size, 1 / cells)
     distance = ((position[vertex][:, None] - cell_centres(cells)[None]) ** 2).sum(axis=2)
     return np.exp(-distance / (2 * size[:, None] ** 2)).astype(np.float32)
@@ -153,7 +155,9 @@ def contrast_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray
     for number, name in enumerate(("fine", "middle", "coarse")):
         at_scale = np.exp(-((octave - number) ** 2) / (2 * 0.7**2))
         n_cells = GRIDS[name][1]
-        parts.append(_spread(oriented * (at_scale * (16 / n_cells) ** 2)[:, None], _receptive_fields(vertex, area, n_cells)))
+        parts.append(
+            _spread(oriented * (at_scale * (16 / n_cells) ** 2)[:, None], _receptive_fields(vertex, area, n_cells))
+        )
     polarity = sheet.fields(rng, 1, 2)[members, 0]
     light = 0.12 * np.stack([np.maximum(polarity, 0.1), np.maximum(-polarity, 0.1)], axis=1)
     parts.append(_spread(light, _receptive_fields(vertex, area, GRIDS["luminance"][1])))
@@ -163,7 +167,7 @@ def contrast_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray
 def colour_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, vertex: np.ndarray) -> np.ndarray:
     """Weights from the opponent block to vertices (rectified smooth mixtures of channels), float32 (768, m)."""
     channels, cells = GRIDS["opponent"]
-    mixture = np.maximum(sheet.fields(rng, channels, 2)[members], 0) ** 1.5
+    mixture = np.maximum(sheet.fields(rng, channels, 3)[members], 0) ** 1.5
     return _spread(mixture, _receptive_fields(vertex, areas_of(vertex), cells))
 
 
@@ -180,7 +184,9 @@ def motion_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, 
     direction = _angles(sheet, rng, members, 2)
     is_flow = np.array([AREA_TUNING[a].prefers == "flow" for a in area]) & (sheet.fields(rng, 1, 3)[members, 0] > -0.3)
     radial = np.arctan2(centres[:, 1], centres[:, 0])
-    preferred = np.where(is_flow[:, None], radial[None] + np.where(direction < np.pi, 0, np.pi)[:, None], direction[:, None])
+    preferred = np.where(
+        is_flow[:, None], radial[None] + np.where(direction < np.pi, 0, np.pi)[:, None], direction[:, None]
+    )
     angles = np.arange(N_DIRECTIONS) * 2 * np.pi / N_DIRECTIONS
     gain = np.exp(1.5 * (np.cos(angles[:, None, None] - preferred[None]) - 1))
     fields = _receptive_fields(vertex, area, cells)

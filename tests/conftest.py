@@ -1,0 +1,66 @@
+"""Fixtures of the whole-path tests: a foundation of random weights, one tiny study, and the command line in process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mindvideo.config import Recipe, load_recipe
+from mindvideo.foundation.kit import build_kit
+from mindvideo.study import Study
+
+TINY = Path(__file__).parent / "tiny.yaml"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests run side by side; and bits do not depend on how many cores a machine has."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def random_kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A foundation folder with every part at test size, randomly initialised."""
+    return build_kit(tmp_path_factory.mktemp("foundation") / "kit", "test", seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(random_kit: Path) -> Recipe:
+    return load_recipe(str(TINY), [f"foundation={random_kit}"])
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of every stage at tiny size. Read it, copy it, never change it."""
+    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    Study(tiny_recipe, run_dir).run(say=lambda line: None)
+    return run_dir
+
+
+@pytest.fixture
+def cli() -> Callable[..., tuple[int, str]]:
+    """Run the command line in this process: (exit code, standard output and error)."""
+    from mindvideo import cli as module
+
+    def call(*arguments: object) -> tuple[int, str]:
+        written, kept = io.StringIO(), sys.argv
+        module.console.file = written
+        sys.argv = ["mindvideo", *map(str, arguments)]
+        try:
+            with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
+                try:
+                    module.main()
+                    code = 0
+                except SystemExit as stop:
+                    code = int(stop.code or 0)
+        finally:
+            sys.argv = kept
+        return code, written.getvalue()
+
+    return call

@@ -1,0 +1,235 @@
+"""Bad input at the command line: one sentence, a non-zero exit, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import zarr
+
+from mindvideo.config import Recipe, save_recipe
+from mindvideo.data.cifti import read_cortex, write_cortex
+from mindvideo.foundation.kit import build_kit
+
+Cli = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def raw(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny subject's recordings to damage."""
+    return shutil.copytree(tiny_run / "simulate", tmp_path / "raw")
+
+
+def _fmri(raw: Path, segment: str, run: int) -> Path:
+    return raw / "subject1" / "fmri" / segment / "cifti" / f"{segment}_{run}_Atlas.dtseries.nii"
+
+
+def _rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    recording = read_cortex(path)
+    write_cortex(path, change(np.array(recording.data)), recording.vertex, recording.tr_s)
+
+
+def _prepare(cli: Cli, raw: Path, out: Path) -> str:
+    """Run prepare, expect a refusal, and return its one sentence."""
+    code, text = cli(
+        "prepare", "wen2018", raw, "--out", out, "--size", 32, "--selection", "top_k", "--k", 400,
+        "--captions", raw / "truth" / "captions.json",
+    )  # fmt: skip
+    assert code == 1, text
+    _expect_one_sentence(text)
+    assert not out.exists()
+    return text
+
+
+def _expect_one_sentence(text: str) -> None:
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in text
+
+
+def test_intact_recordings_prepare(cli: Cli, raw: Path, tmp_path: Path) -> None:
+    code, text = cli(
+        "prepare", "wen2018", raw, "--out", tmp_path / "store", "--size", 32, "--selection", "top_k", "--k", 400,
+        "--captions", raw / "truth" / "captions.json",
+    )  # fmt: skip
+    assert code == 0, text
+    code, text = cli("inspect", tmp_path / "store")
+    assert code == 0
+    assert "400" in text
+
+
+def test_missing_run(cli: Cli, raw: Path, tmp_path: Path) -> None:
+    _fmri(raw, "seg3", 2).unlink()
+    assert "seg3" in _prepare(cli, raw, tmp_path / "store")
+
+
+def test_run_with_another_number_of_volumes(cli: Cli, raw: Path, tmp_path: Path) -> None:
+    _rewrite(_fmri(raw, "seg2", 1), lambda data: data[:-3])
+    text = _prepare(cli, raw, tmp_path / "store")
+    assert "seg2_1" in text
+    assert "22" in text
+    assert "25" in text
+
+
+@pytest.mark.parametrize("bad", [np.nan, 7.0])
+def test_nan_or_constant_vertices(cli: Cli, raw: Path, tmp_path: Path, bad: float) -> None:
+    def change(data: np.ndarray) -> np.ndarray:
+        data[:, 11] = bad
+        return data
+
+    _rewrite(_fmri(raw, "seg1", 2), change)
+    assert "seg1_2" in _prepare(cli, raw, tmp_path / "store")
+
+
+def test_truncated_cifti(cli: Cli, raw: Path, tmp_path: Path) -> None:
+    path = _fmri(raw, "test1", 1)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "test1_1" in _prepare(cli, raw, tmp_path / "store")
+
+
+def test_not_a_cifti(cli: Cli, raw: Path, tmp_path: Path) -> None:
+    path = _fmri(raw, "seg1", 1)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 5, 25), np.float32), np.eye(4)), raw / "volume.nii")
+    shutil.move(raw / "volume.nii", path)
+    assert "seg1_1" in _prepare(cli, raw, tmp_path / "store")
+
+
+def test_corrupt_video(cli: Cli, raw: Path, tmp_path: Path) -> None:
+    path = raw / "stimuli" / "seg2.mp4"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3 :] = bytes(len(content) - len(content) // 3)
+    path.write_bytes(bytes(content))
+    assert "seg2.mp4" in _prepare(cli, raw, tmp_path / "store")
+
+
+def test_short_video(cli: Cli, raw: Path, tmp_path: Path) -> None:
+    from mindvideo.data.video import read_frames, write_video
+
+    path = raw / "stimuli" / "seg4.mp4"
+    frames = read_frames(path, np.arange(0, 31, 1 / 10), 32)
+    write_video(path, iter(frames), 10, 32)
+    assert "seg4" in _prepare(cli, raw, tmp_path / "store")
+
+
+def test_stimulus_without_recording(cli: Cli, raw: Path, tmp_path: Path) -> None:
+    shutil.rmtree(raw / "subject1" / "fmri" / "seg3")
+    assert "seg3" in _prepare(cli, raw, tmp_path / "store")
+
+
+def test_recording_without_stimulus(cli: Cli, raw: Path, tmp_path: Path) -> None:
+    (raw / "stimuli" / "test2.mp4").unlink()
+    assert "test2" in _prepare(cli, raw, tmp_path / "store")
+
+
+def test_store_of_another_version(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(tiny_run / "prepare" / "store.zarr", tmp_path / "store.zarr")
+    zarr.open_group(store, mode="r+").attrs["version"] = 99
+    code, text = cli("inspect", store)
+    assert code == 1
+    _expect_one_sentence(text)
+    assert "99" in text
+
+
+def test_foundation_with_a_part_missing(cli: Cli, tiny_recipe: Recipe, random_kit: Path, tmp_path: Path) -> None:
+    kit = shutil.copytree(random_kit, tmp_path / "kit")
+    shutil.rmtree(kit / "image_encoder")
+    text = _refused_run(cli, tiny_recipe, tmp_path, kit)
+    assert "image_encoder" in text
+
+
+def test_foundation_of_another_width(cli: Cli, tiny_recipe: Recipe, random_kit: Path, tmp_path: Path) -> None:
+    kit = shutil.copytree(random_kit, tmp_path / "kit")
+    config = json.loads((kit / "unet" / "config.json").read_text())
+    (kit / "unet" / "config.json").write_text(json.dumps({**config, "cross_attention_dim": 48}))
+    text = _refused_run(cli, tiny_recipe, tmp_path, kit)
+    assert "48" in text
+    assert "32" in text
+
+
+def _refused_run(cli: Cli, recipe: Recipe, tmp_path: Path, kit: Path) -> str:
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    code, text = cli("run", tmp_path / "recipe.yaml", "--out", tmp_path / "run", "--set", f"foundation={kit}")
+    assert code == 1
+    _expect_one_sentence(text)
+    assert not (tmp_path / "run").exists()
+    return text
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file may grow beyond 60 kB, as under a quota."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_in_prepare_leaves_a_store_that_says_it_is_incomplete(
+    cli: Cli, raw: Path, tmp_path: Path, small_disk: None
+) -> None:
+    out = tmp_path / "store"
+    code, text = cli(
+        "prepare", "wen2018", raw, "--out", out, "--size", 64, "--selection", "top_k", "--k", 1600,
+        "--captions", raw / "truth" / "captions.json",
+    )  # fmt: skip
+    assert code == 1, text
+    _expect_one_sentence(text)
+    code, text = cli("inspect", out)
+    assert code == 1
+    _expect_one_sentence(text)
+
+
+def test_full_disk_in_training_goes_on_afterwards(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(tiny_run, tmp_path / "copy")
+    shutil.rmtree(run_dir / "align")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        code, text = cli("align", run_dir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1, text
+    _expect_one_sentence(text)
+    assert not (run_dir / "align" / "model").exists()
+    assert not (run_dir / "align" / "done.json").exists()
+    code, text = cli("align", run_dir)
+    assert code == 0, text
+
+
+def test_voxels_of_another_subject(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(tiny_run, tmp_path / "copy")
+    store = zarr.open_group(run_dir / "prepare" / "store.zarr", mode="r+")
+    vertex = store["vertex"][:]
+    vertex[0] += 1
+    store["vertex"][:] = vertex
+    code, text = cli("reconstruct", run_dir)
+    assert code == 1
+    _expect_one_sentence(text)
+    assert "subject" in text
+
+
+def test_misspelt_setting(cli: Cli, tmp_path: Path) -> None:
+    code, text = cli("run", "demo", "--out", tmp_path / "run", "--set", "align.learning_rate=1")
+    assert code == 1
+    assert "align.lr" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_no_run(cli: Cli, tmp_path: Path) -> None:
+    for command in ("evaluate", "report", "align"):
+        code, text = cli(command, tmp_path)
+        assert code == 1
+        assert "recipe.yaml" in text
+
+
+def test_a_kit_follows_from_its_seed(tmp_path: Path) -> None:
+    first, second = build_kit(tmp_path / "a", "test", seed=0), build_kit(tmp_path / "b", "test", seed=0)
+    for part in ("vae", "unet", "tokenizer"):
+        for path in sorted((first / part).iterdir()):
+            assert path.read_bytes() == (second / part / path.name).read_bytes()

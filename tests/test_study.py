@@ -1,0 +1,155 @@
+"""The whole path at tiny size: order, what is up to date, kill and resume, and the saved pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mindvideo import MindVideoPipeline
+from mindvideo.config import Recipe, load_recipe, save_recipe
+from mindvideo.data.store import Store
+from mindvideo.errors import DataError, ModelError, SettingError
+from mindvideo.study import STAGES, Study
+
+Cli = Callable[..., tuple[int, str]]
+WEIGHTS = ("align/model", "animate/model", "cotrain/fmri_encoder", "cotrain/unet")
+
+
+def _changed(recipe: Recipe, tmp_path: Path, *settings: str) -> Recipe:
+    path = tmp_path / "resolved.yaml"
+    save_recipe(recipe, path)
+    return load_recipe(str(path), list(settings))
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def test_every_stage_says_what_it_did(tiny_run: Path) -> None:
+    for name in STAGES:
+        done = json.loads((tiny_run / name / "done.json").read_text())
+        assert done["stage"] == name
+        assert len(done["hash"]) == 64
+        assert done["seconds"] > 0
+        assert done["peak_memory_bytes"] > 50_000_000
+    assert json.loads((tiny_run / "cotrain" / "done.json").read_text())["inputs"].keys() == {"align", "animate"}
+
+
+def test_second_run_does_nothing_but_say_so(tiny_run: Path, tiny_recipe: Recipe) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("done.json")}
+    said: list[str] = []
+    assert Study(tiny_recipe, tiny_run).run(say=said.append) == []
+    assert said == [f"{name}: up to date" for name in STAGES]
+    assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("done.json")} == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "stale"),
+    [
+        ("report.none", None),
+        ("evaluate.permutations=120", {"evaluate", "report"}),
+        ("explain.max_windows=8", {"explain", "report"}),
+        ("animate.lr=1e-3", {"animate", "cotrain", "reconstruct", "evaluate", "explain", "report"}),
+        ("align.lr=1e-3", {"align", "cotrain", "reconstruct", "evaluate", "explain", "report"}),
+        ("adapt.lr=1e-4", {"adapt", "align", "cotrain", "reconstruct", "evaluate", "explain", "report"}),
+        ("name=other", set()),
+    ],
+)
+def test_a_changed_setting_makes_its_stage_and_those_built_on_it_stale(
+    tiny_run: Path, tiny_recipe: Recipe, tmp_path: Path, setting: str, stale: set[str] | None
+) -> None:
+    if stale is None:
+        with pytest.raises(SettingError):
+            _changed(tiny_recipe, tmp_path, setting + "=1")
+        return
+    study = Study(_changed(tiny_recipe, tmp_path, setting), tiny_run)
+    assert {name for name in STAGES if not study.is_done(name)} == stale
+
+
+def test_rerun_of_changed_stages_only(tiny_run: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    run_dir = tmp_path / "copy"
+    shutil.copytree(tiny_run, run_dir)
+    study = Study(_changed(tiny_recipe, tmp_path, "evaluate.permutations=120"), run_dir)
+    assert study.run(say=_silent) == ["evaluate", "report"]
+
+
+def test_a_killed_study_ends_with_the_same_bits(tiny_run: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    run_dir, recipe = tmp_path / "killed", tmp_path / "recipe.yaml"
+    run_dir.mkdir()
+    for stage in ("simulate", "prepare", "pretrain", "adapt", "features"):
+        shutil.copytree(tiny_run / stage, run_dir / stage)
+    save_recipe(tiny_recipe, recipe)
+    program = "import torch; torch.set_num_threads(1); from mindvideo.cli import main; main()"
+    command = [sys.executable, "-c", program, "run", str(recipe), "--out", str(run_dir), "--until", "cotrain"]
+    for kill in ("align:3", "cotrain:3", None):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"MINDVIDEO_TEST_KILL": kill} if kill else {})
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == (-9 if kill else 0), result.stderr
+    for part in WEIGHTS:
+        (file,) = (tiny_run / part).glob("*.safetensors")
+        expected, found = load_file(file), load_file(run_dir / part / file.name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected), part
+    for stage in ("align", "cotrain"):
+        rows = [json.loads(line) for line in (run_dir / stage / "metrics.jsonl").read_text().splitlines()]
+        steps = [row["step"] for row in rows]
+        assert steps == sorted(set(steps))
+
+
+def test_pipeline_from_the_run_folder(tiny_run: Path) -> None:
+    pipe = MindVideoPipeline.from_pretrained(tiny_run / "model")
+    store = Store.open(tiny_run / "prepare" / "store.zarr")
+    fmri = np.random.default_rng(1).standard_normal((3, 2, store.n_voxels)).astype(np.float32)
+    for num_frames in (1, 6):
+        frames = pipe(
+            fmri, num_frames=num_frames, num_inference_steps=2, generator=torch.Generator().manual_seed(2)
+        ).frames
+        assert frames.shape == (3, num_frames, 32, 32, 3)
+        assert frames.dtype == np.uint8
+    again = pipe(fmri, num_frames=6, num_inference_steps=2, generator=torch.Generator().manual_seed(2)).frames
+    np.testing.assert_array_equal(frames, again)
+    with pytest.raises(ModelError, match=str(store.n_voxels)):
+        pipe(fmri[..., :-5], num_inference_steps=2)
+
+
+def test_scores_have_the_promised_form(tiny_run: Path) -> None:
+    scores = json.loads((tiny_run / "evaluate" / "scores.json").read_text())
+    assert {"ssim_rgb", "image_2way", "image_50way", "video_2way", "video_50way"} <= scores.keys()
+    for entry in scores.values():
+        assert {"value", "interval", "n", "chance", "controls", "p"} <= entry.keys()
+        low, high = entry["interval"]
+        assert low <= entry["value"] <= high
+    assert {"shuffled", "mean"} <= scores["ssim_rgb"]["controls"].keys()
+    assert {"shuffled", "mean"} <= scores["ssim_rgb"]["p"].keys()
+
+
+def test_two_at_once_in_one_folder_are_refused(tiny_run: Path, tiny_recipe: Recipe) -> None:
+    study = Study(tiny_recipe, tiny_run)
+    with study._lock(), pytest.raises(DataError, match="another process"):
+        Study(tiny_recipe, tiny_run).run(say=_silent)
+
+
+def test_a_stage_alone_needs_those_before_it(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--until adapt"):
+        Study(tiny_recipe, tmp_path / "empty").run(only="align", say=_silent)
+
+
+def test_stage_as_its_own_command(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "copy"
+    shutil.copytree(tiny_run, run_dir)
+    code, text = cli("evaluate", run_dir)
+    assert code == 0
+    assert "ssim_rgb" in text
+    code, text = cli("report", run_dir)
+    assert code == 0
+    assert str(run_dir / "report" / "index.html") in text.replace("\n", "")
