@@ -330,8 +330,11 @@ def _run_simulate(recipe: Recipe, run_dir: Path, progress: Progress | None) -> N
 
     if recipe.simulate is None:
         raise SettingError("expected a 'simulate' section in the recipe, found none")
-    simulate(recipe.simulate, run_dir / "simulate", recipe.seed, progress=progress)
-    simulate_people(recipe.simulate, run_dir / "simulate", recipe.seed, progress=progress)
+    settings = recipe.simulate
+    is_long = (settings.train_segments + settings.test_segments) * settings.segment_s > 1800
+    workers = min(4, os.cpu_count() or 1) if is_long else 1  # the same bytes however many
+    simulate(settings, run_dir / "simulate", recipe.seed, progress=progress, workers=workers)
+    simulate_people(settings, run_dir / "simulate", recipe.seed, progress=progress)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from diffusers import Transformer2DModel, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention import BasicTransformerBlock
@@ -26,6 +25,7 @@ from torch import nn
 
 from mindvideo.errors import ModelError
 from mindvideo.models.loading import WholeModel
+from mindvideo.models.transformer import attend
 
 FAMILY_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
 # Temporal attention has a sequence for every pixel; CUDA's fused kernels take fewer than 65,536 at a time.
@@ -104,7 +104,7 @@ def _split_heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
 def _attend(attn: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Fused attention of projected tokens (B, N, C) to (B, N, C), before the output projection."""
     query, key, value = (_split_heads(tokens, attn.heads) for tokens in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    return attend(query, key, value).transpose(1, 2).flatten(2)
 
 
 def _project_out(attn: Attention, tokens: torch.Tensor) -> torch.Tensor:
