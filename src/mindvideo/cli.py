@@ -275,12 +275,16 @@ def foundation_train(
     seed: int = 0,
 ) -> None:
     """Train the embedded kit on procedural films; a killed run goes on."""
+    from mindvideo.foundation.card import write_cards
+    from mindvideo.foundation.check import check_kit
     from mindvideo.foundation.train import PARTS, train_part
 
     for name in part or PARTS:
         with _bars() as bar:
             train_part(out, name, recipe, seed, bar(name))
         _say(f"{name}: trained, in {out}")
+    if set(PARTS) <= {folder.parent.name for folder in (out / "work").glob("*/made.json")}:
+        write_cards(out, check_kit(out))
 
 
 @foundation_app.command("check")

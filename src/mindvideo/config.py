@@ -242,12 +242,21 @@ def setting_names(section: type[Section] = Recipe, prefix: str = "") -> list[str
     return names
 
 
+def nearest_setting(name: str) -> str:
+    """The valid dotted name most like ``name``; ``learning_rate`` finds ``lr`` by its initials."""
+    section, _, leaf = name.rpartition(".")
+    initials = "".join(word[:1] for word in leaf.split("_"))
+    names = [*setting_names(), *Recipe.model_fields]
+    if len(initials) > 1 and f"{section}.{initials}".lstrip(".") in names:
+        return f"{section}.{initials}".lstrip(".")
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+
+
 def _explain(error: ValidationError, where: str) -> SettingError:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, setting_names() + list(Recipe.model_fields), n=1, cutoff=0.0)
-        return SettingError(f"unknown setting '{name}' in {where}; the nearest valid name is '{near[0]}'")
+        return SettingError(f"unknown setting '{name}' in {where}; the nearest valid name is '{nearest_setting(name)}'")
     message = first["msg"][0].lower() + first["msg"][1:]
     return SettingError(f"setting '{name}' in {where}: {message}, found {first['input']!r}")
 
@@ -310,8 +319,7 @@ def load_recipe(name: str, settings: list[str] | tuple[str, ...] = ()) -> Recipe
         if not sign or not key:
             raise SettingError(f"expected --set key=value, found '{setting}'")
         if key not in setting_names() and key not in Recipe.model_fields:
-            near = difflib.get_close_matches(key, setting_names(), n=1, cutoff=0.0)
-            raise SettingError(f"unknown setting '{key}' in --set; the nearest valid name is '{near[0]}'")
+            raise SettingError(f"unknown setting '{key}' in --set; the nearest valid name is '{nearest_setting(key)}'")
         change: Any = _number(yaml.safe_load(value))
         for part in reversed(key.split(".")):
             change = {part: change}

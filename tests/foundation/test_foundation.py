@@ -80,7 +80,7 @@ def test_missing_part_is_named(random_kit: Path, tmp_path: Path) -> None:
     shutil.rmtree(kit / "captioner")
     with pytest.raises(ModelError, match="captioner"):
         Foundation(kit).require("captioner")
-    with pytest.raises(ModelError, match="no such|found none"):
+    with pytest.raises(ModelError, match=r"no such|found none"):
         Foundation(tmp_path / "nowhere")
 
 

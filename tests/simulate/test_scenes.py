@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_film_has_no_gaps_and_shows_its_shots() -> None:
     film = make_film(np.random.default_rng(5), 61.0)
     assert film[0].start_s == 0
     assert film[-1].end_s == 61.0
-    assert all(a.end_s == b.start_s for a, b in zip(film, film[1:], strict=False))
+    assert all(a.end_s == b.start_s for a, b in pairwise(film))
     times = np.array([0.5, 17.3, 44.1])
     frames = render_film(film, times, 48)
     for frame, t in zip(frames, times, strict=True):

@@ -55,7 +55,7 @@ class Sizes:
     vision_layers: int = 5
     heads: int = 4
     patch: int = 8
-    video_width: int = 128
+    video_width: int = 160
     norm_groups: int = 16
 
 

@@ -60,9 +60,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "vae": _part(4000, 32, 2e-3, weight_decay=0.0),
         "clip": _part(1500, 96, 1.5e-3),
         "image_classifier": _part(3000, 64, 1e-3),
-        "video_classifier": _part(2000, 24, 1e-3),
+        "video_classifier": _part(1500, 24, 7e-4),
         "captioner": _part(1500, 48, 1e-3),
-        "unet": _part(2600, 64, 1e-3, weight_decay=0.0, checkpoint_every=100),
+        "unet": _part(3800, 64, 1e-3, weight_decay=0.0, checkpoint_every=100),
     },
     "gpu": {
         "clips": 100_000,
@@ -209,25 +209,62 @@ class ClipTask:
         return loss + 0.2 * extra, {"contrastive": float(loss.detach()), "accuracy": accuracy}
 
 
-class ClassifierTask:
-    """Image or video classifier with cross-entropy."""
+def marginal_losses(logits: torch.Tensor, target: torch.Tensor, n_second: int) -> torch.Tensor:
+    """Cross-entropy of both attributes of classes (first x second) from the joint logits (B, n_first * n_second)."""
+    table = logits.unflatten(1, (-1, n_second))
+    first = F.cross_entropy(table.logsumexp(2), target // n_second)
+    return first + F.cross_entropy(table.logsumexp(1), target % n_second)
 
-    def __init__(self, model: nn.Module, pool: Pool, labels: np.ndarray, settings: Optimise, is_video: bool) -> None:
+
+class ClassifierTask:
+    """Image or video classifier over pairs of attributes, with cross-entropy of the pair and of each attribute."""
+
+    def __init__(
+        self, model: nn.Module, pool: Pool, first: str, second: str, settings: Optimise, is_video: bool
+    ) -> None:
         self.model, self.pool, self.settings, self.is_video = model, pool, settings, is_video
-        self.labels = torch.from_numpy(labels)
+        self.n_second = len((_VISIBLE | {"motion": MOTIONS})[second])
+        self.labels = torch.from_numpy(pool.labels[first] * self.n_second + pool.labels[second])
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All parameters."""
         return named_trainable(self.model)
 
     def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """Cross-entropy over the classes."""
+        """Cross-entropy over the classes and over the values of either attribute."""
         index = rng.integers(len(self.pool.scenes), size=self.settings.batch_size)
         pixels = self.pool.clip_batch(index) if self.is_video else self.pool.image_batch(index, rng)
         logits = self.model(pixel_values=pixels).logits.float()
         target = self.labels[index]
         accuracy = float((logits.argmax(1) == target).float().mean())
-        return F.cross_entropy(logits, target, label_smoothing=0.02), {"accuracy": accuracy}
+        loss = F.cross_entropy(logits, target) + marginal_losses(logits, target, self.n_second)
+        return loss, {"accuracy": accuracy}
+
+
+def start_from_images(video: VideoMAEForVideoClassification, image: ViTForImageClassification) -> None:
+    """Give the video classifier the image classifier's blocks; a tubelet begins as the mean of its two frames."""
+    given, taken = image.vit.state_dict(), video.videomae.state_dict()
+    weight = given["embeddings.patch_embeddings.projection.weight"]
+    tubelet = taken["embeddings.patch_embeddings.projection.weight"].shape[2]
+    changes = {
+        "embeddings.patch_embeddings.projection.weight": weight.unsqueeze(2).repeat(1, 1, tubelet, 1, 1) / tubelet,
+        "embeddings.patch_embeddings.projection.bias": given["embeddings.patch_embeddings.projection.bias"],
+    }
+    names = {
+        "attention.q_proj": "attention.attention.query", "attention.k_proj": "attention.attention.key",
+        "attention.v_proj": "attention.attention.value", "attention.o_proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+        "layernorm_before": "layernorm_before", "layernorm_after": "layernorm_after",
+    }  # fmt: skip
+    for layer in range(image.config.num_hidden_layers):
+        for ours, theirs in names.items():
+            for kind in ("weight", "bias"):
+                target = f"encoder.layer.{layer}.{theirs}.{kind}"
+                if target in taken:
+                    changes[target] = given[f"layers.{layer}.{ours}.{kind}"]
+    with torch.no_grad():
+        for name, tensor in changes.items():
+            taken[name].copy_(tensor)
 
 
 class CaptionerTask:
@@ -390,12 +427,11 @@ def _prepare_part(
         return ClipTask(text, image, tokenizer, pool, settings), save_clip
     if part == "image_classifier":
         model = ViTForImageClassification.from_pretrained(out / part, attn_implementation="eager").float().train()
-        labels = pool.labels["thing"] * len(COLOURS) + pool.labels["colour"]
-        return ClassifierTask(model, pool, labels, settings, False), lambda: _save(model, out / part)
+        return ClassifierTask(model, pool, "thing", "colour", settings, False), lambda: _save(model, out / part)
     if part == "video_classifier":
         video = VideoMAEForVideoClassification.from_pretrained(out / part, attn_implementation="eager").float().train()
-        labels = pool.labels["thing"] * len(MOTIONS) + pool.labels["motion"]
-        return ClassifierTask(video, pool, labels, settings, True), lambda: _save(video, out / part)
+        start_from_images(video, ViTForImageClassification.from_pretrained(out / "image_classifier").float())
+        return ClassifierTask(video, pool, "thing", "motion", settings, True), lambda: _save(video, out / part)
     if part == "captioner":
         words = BertTokenizer.from_pretrained(out / part)
         blip = BlipForConditionalGeneration.from_pretrained(out / part, attn_implementation="eager").float().train()

@@ -30,8 +30,8 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 VARIANTS = 4
 """Augmented versions of a caption, beside the caption itself."""
-CROPS = 2
-"""Random crops of a frame, beside the whole frame; a window's frames together give a dozen."""
+CROPS = 1
+"""Random crops of each frame, beside the whole frame; a window's frames together give half a dozen."""
 CROP_SIDE = 0.8
 """Side of a crop relative to the frame's."""
 
