@@ -17,8 +17,8 @@ demo: install
 	$(BIN)/mindvideo run demo --out runs/demo
 
 lint: install
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -29,7 +29,7 @@ browser:
 	|| { echo "expected a Chromium browser for the report's tests, found none; install 'chromium' or set MINDVIDEO_CHROMIUM" >&2; exit 1; }
 
 test: install browser lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
