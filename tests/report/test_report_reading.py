@@ -88,6 +88,12 @@ def test_verdict_is_as_honest_as_the_numbers(run_dir: Path) -> None:
     assert with_p(0.2, 0.3).startswith("No evidence")
     assert with_p(0.001, 0.1).startswith("No evidence")  # different, but worse
     assert with_p(0.001, 0.3).startswith("The reconstructions follow")
+    with_p(0.2, 0.3)
+    holm = {"shuffled": 0.002}
+    other = Score("image_50way", 0.3, None, 9, 0.05, {"shuffled": 0.1}, {"shuffled": 0.001}, {}, True, "", holm)
+    run.scores["image_50way"] = other
+    assert "on some scores" in write_verdict(run)[0]
+    run.scores.pop("image_50way")
     run.scores["video_50way"].p.clear()
     assert "not known" in write_verdict(run)[0]
 

@@ -143,6 +143,10 @@ def write_verdict(run: Run) -> tuple[str, str]:
         title = "Whether this follows the brain is not known: the shuffled control is missing."
     elif verdict:
         title = "The reconstructions follow the brain activity."
+    elif is_corrected(run) and any(beats_shuffled(item) for item in run.scores.values()):
+        title = (
+            f"The reconstructions follow the brain activity on some scores, but not shown on {name_score(score.name)}."
+        )
     else:
         title = "No evidence that the reconstructions follow the brain activity."
     tested = {name: beats for name, item in run.scores.items() if (beats := beats_shuffled(item, 0.01)) is not None}
