@@ -14,7 +14,7 @@ import torch
 from mindvideo.errors import ModelError
 from mindvideo.foundation.check import caption_accuracy, fresh_clips
 from mindvideo.foundation.kit import IMAGE_CLASSES, VIDEO_CLASSES, build_tokenizer, caption_corpus
-from mindvideo.foundation.train import near_miss
+from mindvideo.foundation.tasks import near_miss
 from mindvideo.models.foundation import PARTS, Foundation, embedded_kit
 
 Cli = Callable[..., tuple[int, str]]

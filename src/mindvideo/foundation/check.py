@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio
 
-from mindvideo.foundation.train import near_miss
+from mindvideo.foundation.tasks import near_miss
 from mindvideo.models.foundation import Foundation
 from mindvideo.simulate.scenes import COLOURS, PLACES, SYNONYMS, THINGS, Scene, draw_clip
 

@@ -1,0 +1,88 @@
+"""Clips, captions and attributes drawn once and shared by all parts of the kit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from mindvideo.foundation import kit
+from mindvideo.simulate.scenes import COLOURS, LIGHTS, MOTIONS, PLACES, SIZES, THINGS, Scene, draw_clip
+
+Progress = Callable[[int, int, dict[str, float]], None]
+VISIBLE = {"thing": THINGS, "colour": COLOURS, "place": PLACES, "size": SIZES, "light": LIGHTS}
+POOL_SEED = 20_000
+
+
+class Pool:
+    """Clips, captions and attributes drawn once and shared by all parts.
+
+    ``frames`` (N, F, H, W, 3) uint8 is memory-mapped; ``scenes`` are the N scenes.
+    """
+
+    def __init__(self, frames: np.ndarray, scenes: list[Scene]) -> None:
+        self.frames, self.scenes = frames, scenes
+        self.labels = {name: np.array([names.index(getattr(scene, name)) for scene in scenes])
+                       for name, names in (VISIBLE | {"motion": MOTIONS}).items()}  # fmt: skip
+
+    @classmethod
+    def open(cls, folder: Path, clips: int, seed: int, progress: Progress | None = None) -> Pool:
+        """Open the pool in ``folder``, drawing it first where it is not there."""
+        done = folder / "scenes.json"
+        path = folder / "frames.npy"
+        shape = (clips, kit.KIT.num_frames, kit.KIT.size, kit.KIT.size, 3)
+        if not done.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            frames = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+            rows = []
+            for number in range(clips):
+                scene, frames[number] = draw_clip(
+                    np.random.default_rng([seed, POOL_SEED, number]), shape[1], 3.0, shape[2]
+                )
+                rows.append(vars(scene))
+                if progress and number % 500 == 0:
+                    progress(number, clips, {})
+            frames.flush()
+            done.with_suffix(".tmp").write_text(json.dumps(rows))
+            done.with_suffix(".tmp").rename(done)
+        rows = json.loads(done.read_text())
+        scenes = [Scene(**{**row, "other": tuple(row["other"]) if row["other"] else None}) for row in rows]
+        return cls(np.load(path, mmap_mode="r"), scenes)
+
+    def image_batch(self, index: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        """One random frame of each clip: (B, 3, H, W) float32 in [-1, 1]."""
+        moment = rng.integers(self.frames.shape[1], size=len(index))
+        order = np.argsort(index)
+        frames = np.empty((len(index), *self.frames.shape[2:]), np.uint8)
+        frames[order] = np.stack([self.frames[i, j] for i, j in zip(index[order], moment[order], strict=True)])
+        return to_pixels(frames)
+
+    def clip_batch(self, index: np.ndarray) -> torch.Tensor:
+        """Whole clips: (B, F, 3, H, W) float32 in [-1, 1]."""
+        return to_pixels(np.stack([self.frames[i] for i in index]))
+
+
+def to_pixels(frames: np.ndarray) -> torch.Tensor:
+    """(..., H, W, 3) uint8 to (..., 3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -3))).float() / 127.5 - 1.0
+
+
+def encode_pool(
+    vae: AutoencoderKL, pool: Pool, moments: tuple[int, ...], path: Path, progress: Progress | None
+) -> torch.Tensor:
+    """Scaled latents of some frames of every clip, (N * moments, c, h, w) float16, computed once and kept in ``path``."""
+    if not path.is_file():
+        rows = []
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for start in range(0, len(pool.scenes), 64):
+                pixels = to_pixels(pool.frames[start : start + 64, list(moments)]).flatten(0, 1)
+                rows.append((vae.encode(pixels).latent_dist.mean.float() * vae.config.scaling_factor).half())
+                if progress and start % 1024 == 0:
+                    progress(start, len(pool.scenes), {})
+        np.save(path.with_suffix(".tmp.npy"), torch.cat(rows).numpy())
+        path.with_suffix(".tmp.npy").rename(path)
+    return torch.from_numpy(np.load(path))
