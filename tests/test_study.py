@@ -153,3 +153,14 @@ def test_stage_as_its_own_command(cli: Cli, tiny_run: Path, tmp_path: Path) -> N
     code, text = cli("report", run_dir)
     assert code == 0
     assert str(run_dir / "report" / "index.html") in text.replace("\n", "")
+
+
+def test_an_interrupted_prepare_goes_on_with_what_is_missing(
+    tiny_run: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "copy"
+    shutil.copytree(tiny_run, run_dir)
+    (run_dir / "prepare" / "done.json").unlink()
+    written = (run_dir / "prepare" / "store.zarr" / "zarr.json").stat().st_mtime_ns
+    assert Study(tiny_recipe, run_dir).run(until="prepare", say=_silent) == ["prepare"]
+    assert (run_dir / "prepare" / "store.zarr" / "zarr.json").stat().st_mtime_ns == written

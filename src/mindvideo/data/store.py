@@ -321,7 +321,7 @@ def open_group(path: Path) -> zarr.Group:
 
 def is_complete(path: Path) -> bool:
     """Whether a finished store, or a finished table of HCP segments, lies at ``path``."""
-    return (path / "zarr.json").is_file() and bool(open_group(path).attrs.get("complete"))
+    return (path / "zarr.json").is_file() and bool(zarr.open_group(path, mode="r").attrs.get("complete"))
 
 
 def _refuse_gaps(path: Path, group: zarr.Group) -> None:
