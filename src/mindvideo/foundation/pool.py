@@ -11,21 +11,23 @@ import torch
 from diffusers import AutoencoderKL
 
 from mindvideo.foundation import kit
-from mindvideo.simulate.scenes import COLOURS, LIGHTS, MOTIONS, PLACES, SIZES, THINGS, Scene, draw_clip
+from mindvideo.simulate.scenes import COLOURS, LIGHTS, MOTIONS, PLACES, SIZES, THINGS, Scene, plan_clip
 
 Progress = Callable[[int, int, dict[str, float]], None]
 VISIBLE = {"thing": THINGS, "colour": COLOURS, "place": PLACES, "size": SIZES, "light": LIGHTS}
 POOL_SEED = 20_000
+COVER_GRID = 16
 
 
 class Pool:
     """Clips, captions and attributes drawn once and shared by all parts.
 
-    ``frames`` (N, F, H, W, 3) uint8 is memory-mapped; ``scenes`` are the N scenes.
+    ``frames`` (N, F, H, W, 3) uint8 is memory-mapped; ``scenes`` are the N scenes; ``cover`` (N, F, 16, 16) uint8 is
+    how much of each cell the scene's thing covers, 255 for all of it.
     """
 
-    def __init__(self, frames: np.ndarray, scenes: list[Scene]) -> None:
-        self.frames, self.scenes = frames, scenes
+    def __init__(self, frames: np.ndarray, scenes: list[Scene], cover: np.ndarray) -> None:
+        self.frames, self.scenes, self.cover = frames, scenes, cover
         self.labels = {name: np.array([names.index(getattr(scene, name)) for scene in scenes])
                        for name, names in (VISIBLE | {"motion": MOTIONS}).items()}  # fmt: skip
 
@@ -33,25 +35,28 @@ class Pool:
     def open(cls, folder: Path, clips: int, seed: int, progress: Progress | None = None) -> Pool:
         """Open the pool in ``folder``, drawing it first where it is not there."""
         done = folder / "scenes.json"
-        path = folder / "frames.npy"
         shape = (clips, kit.KIT.num_frames, kit.KIT.size, kit.KIT.size, 3)
         if not done.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            frames = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+            frames = np.lib.format.open_memmap(folder / "frames.npy", mode="w+", dtype=np.uint8, shape=shape)
+            cover = np.lib.format.open_memmap(
+                folder / "cover.npy", mode="w+", dtype=np.uint8, shape=(*shape[:2], COVER_GRID, COVER_GRID)
+            )
             rows = []
             for number in range(clips):
-                scene, frames[number] = draw_clip(
-                    np.random.default_rng([seed, POOL_SEED, number]), shape[1], 3.0, shape[2]
-                )
-                rows.append(vars(scene))
+                clip = plan_clip(np.random.default_rng([seed, POOL_SEED, number]), shape[1], 3.0)
+                frames[number] = clip.frames(shape[2])
+                cover[number] = np.round(255 * clip.thing_cover(shape[2], COVER_GRID))
+                rows.append(vars(clip.scene))
                 if progress and number % 500 == 0:
                     progress(number, clips, {})
             frames.flush()
+            cover.flush()
             done.with_suffix(".tmp").write_text(json.dumps(rows))
             done.with_suffix(".tmp").rename(done)
         rows = json.loads(done.read_text())
         scenes = [Scene(**{**row, "other": tuple(row["other"]) if row["other"] else None}) for row in rows]
-        return cls(np.load(path, mmap_mode="r"), scenes)
+        return cls(np.load(folder / "frames.npy", mmap_mode="r"), scenes, np.load(folder / "cover.npy"))
 
     def image_batch(self, index: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         """One random frame of each clip: (B, 3, H, W) float32 in [-1, 1]."""

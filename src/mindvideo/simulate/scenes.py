@@ -199,7 +199,9 @@ def _draw_figure(
         cv2.fillPoly(canvas, [points], fill, cv2.LINE_AA, 4)
 
 
-def render_scene(scene: Scene, times_s: np.ndarray, size: int = 64, duration_s: float = 4.0) -> np.ndarray:
+def render_scene(
+    scene: Scene, times_s: np.ndarray, size: int = 64, duration_s: float = 4.0, hide_thing: bool = False
+) -> np.ndarray:
     """Render a scene at given times.
 
     Parameters
@@ -211,6 +213,8 @@ def render_scene(scene: Scene, times_s: np.ndarray, size: int = 64, duration_s: 
         Frame height and width in pixels.
     duration_s : float
         How long the scene is shown; movement is centred on its middle.
+    hide_thing : bool
+        Leave the scene's thing out; everything else stays.
 
     Returns
     -------
@@ -245,10 +249,11 @@ def render_scene(scene: Scene, times_s: np.ndarray, size: int = 64, duration_s: 
                 canvas, scene.other[0], scene.other[1], staging.other_x + travel * vx, staging.y + travel * vy,
                 staging.other_height, staging.facing, phase + 1.0, view,
             )  # fmt: skip
-        _draw_figure(
-            canvas, scene.thing, scene.colour, staging.x + travel * vx, staging.y + travel * vy, staging.height, flip,
-            phase, view,
-        )  # fmt: skip
+        if not hide_thing:
+            _draw_figure(
+                canvas, scene.thing, scene.colour, staging.x + travel * vx, staging.y + travel * vy, staging.height,
+                flip, phase, view,
+            )  # fmt: skip
         small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
         frames[number] = small if scene.light == "day" else np.clip(small * tint, 0, 255).astype(np.uint8)
     return frames
@@ -305,11 +310,37 @@ def render_film(film: list[Shot], times_s: np.ndarray, size: int = 64) -> np.nda
     return frames
 
 
-def draw_clip(
-    rng: np.random.Generator, num_frames: int = 6, fps: float = 3.0, size: int = 64, held_out: bool | None = False
-) -> tuple[Scene, np.ndarray]:
-    """A scene and a clip of it (F, size, size, 3) uint8 beginning somewhere in a shot of 2 to 8 seconds."""
+@dataclass(frozen=True)
+class Clip:
+    """A stretch of a scene that is shown for ``duration_s``; ``times_s`` (F,) are its frames' times."""
+
+    scene: Scene
+    times_s: np.ndarray
+    duration_s: float
+
+    def frames(self, size: int = 64) -> np.ndarray:
+        """(F, size, size, 3) uint8."""
+        return render_scene(self.scene, self.times_s, size, self.duration_s)
+
+    def thing_cover(self, size: int, grid: int) -> np.ndarray:
+        """Share of each of ``grid`` x ``grid`` cells that the scene's thing covers: (F, grid, grid) float32 in 0..1."""
+        without = render_scene(self.scene, self.times_s, size, self.duration_s, hide_thing=True)
+        changed = np.abs(self.frames(size).astype(np.int16) - without).max(axis=-1) > 12
+        cell = size // grid
+        return changed.reshape(len(changed), grid, cell, grid, cell).mean(axis=(2, 4), dtype=np.float32)
+
+
+def plan_clip(rng: np.random.Generator, num_frames: int = 6, fps: float = 3.0, held_out: bool | None = False) -> Clip:
+    """A clip beginning somewhere in a shot of 2 to 8 seconds."""
     scene = draw_scene(rng, held_out)
     duration = float(rng.choice([2, 4, 6, 8]))
     start = rng.uniform(0, max(0.0, duration - num_frames / fps))
-    return scene, render_scene(scene, start + np.arange(num_frames) / fps, size, duration)
+    return Clip(scene, start + np.arange(num_frames) / fps, duration)
+
+
+def draw_clip(
+    rng: np.random.Generator, num_frames: int = 6, fps: float = 3.0, size: int = 64, held_out: bool | None = False
+) -> tuple[Scene, np.ndarray]:
+    """The scene and the frames (F, size, size, 3) uint8 of :func:`plan_clip`."""
+    clip = plan_clip(rng, num_frames, fps, held_out)
+    return clip.scene, clip.frames(size)

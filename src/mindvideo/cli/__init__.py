@@ -1,0 +1,41 @@
+"""The command line: thin over :mod:`mindvideo.study` and the readers. One module for each kind of command."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Annotated
+
+import typer
+
+from mindvideo.cli import evidence, prepare, study  # noqa: F401 - their commands register themselves
+from mindvideo.cli.foundation import foundation_app
+from mindvideo.cli.prepare import prepare_app
+from mindvideo.cli.shared import app, terminal
+from mindvideo.errors import MindVideoError
+
+app.add_typer(prepare_app, name="prepare")
+app.add_typer(foundation_app, name="foundation")
+
+
+@app.callback()
+def _main(quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print results and errors only")] = False) -> None:
+    terminal["quiet"] = quiet
+
+
+def main() -> None:
+    """Entry point: a user's error becomes one sentence and exit code 1, never a traceback."""
+    try:
+        app()
+    except MindVideoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"error: {error.strerror} while writing {error.filename or 'a result'}; free space or choose another place, "
+              "and run the same command again", file=sys.stderr)  # fmt: skip
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,5 @@
+"""``python -m mindvideo.cli``."""
+
+from mindvideo.cli import main
+
+main()

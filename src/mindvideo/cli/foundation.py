@@ -1,0 +1,57 @@
+"""``mindvideo foundation …``: training and checking the frozen parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from mindvideo.cli.shared import console, progress_bars, say
+
+foundation_app = typer.Typer(no_args_is_help=True, help="The frozen parts a study stands on.")
+
+
+@foundation_app.command("train")
+def foundation_train(
+    out: Path,
+    recipe: Annotated[str, typer.Option(help="'night' (2 cores) or 'gpu'")] = "night",
+    part: Annotated[list[str] | None, typer.Option(help="only these parts, in this order")] = None,
+    seed: int = 0,
+) -> None:
+    """Train the embedded kit on procedural films; a killed run goes on."""
+    from mindvideo.foundation.card import write_cards
+    from mindvideo.foundation.check import check_kit
+    from mindvideo.foundation.train import PARTS, train_part
+
+    for name in part or PARTS:
+        with progress_bars() as bar:
+            train_part(out, name, recipe, seed, bar(name))
+        say(f"{name}: trained, in {out}")
+    if set(PARTS) <= {folder.parent.name for folder in (out / "work").glob("*/made.json")}:
+        write_cards(out, check_kit(out))
+
+
+@foundation_app.command("check")
+def foundation_check(
+    folder: Annotated[str, typer.Argument(help="a foundation folder; the shipped kit by default")] = "embedded",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Measure every gate of a kit on fresh scenes; exits with 1 where one is missed."""
+    from mindvideo.foundation.check import check_kit
+
+    with progress_bars() as bar:
+        gates = check_kit(folder, progress=bar("check"))
+    if as_json:
+        print(json.dumps(gates, indent=2))
+    else:
+        table = Table("gate", "found", "wanted", "")
+        for gate in gates:
+            table.add_row(
+                gate["gate"], f"{gate['found']:.3f}", f"≥ {gate['wanted']}", "ok" if gate["passed"] else "[red]missed"
+            )
+        console.print(table)
+    if not all(gate["passed"] for gate in gates):
+        raise typer.Exit(1)

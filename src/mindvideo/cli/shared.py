@@ -1,0 +1,73 @@
+"""What every command shares: the terminal, progress bars and common options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mindvideo.config import load_recipe
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Reconstruct the video a person was watching from their fMRI.")  # fmt: skip
+console = Console()
+terminal = {"quiet": False}
+
+Set = Annotated[list[str] | None, typer.Option("--set", help="a setting as key=value; may be repeated")]
+Out = Annotated[Path, typer.Option("--out", help="where the result goes")]
+
+
+def say(line: str) -> None:
+    """Print a line unless ``--quiet``."""
+    if not terminal["quiet"]:
+        console.print(line, highlight=False)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str], Callable[[int, int, dict[str, float]], None]]]:
+    """Progress bars with rate and time left; nothing where the output is not a terminal."""
+    if not console.is_terminal or terminal["quiet"]:
+        yield lambda name: lambda done, total, figures: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+               TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bars:
+
+        def start(name: str) -> Callable[[int, int, dict[str, float]], None]:
+            task: TaskID = bars.add_task(name, total=None, figures="")
+
+            def update(done: int, total: int, figures: dict[str, float]) -> None:
+                shown = " ".join(f"{key} {value:.3g}" for key, value in list(figures.items())[:3])
+                bars.update(task, completed=done, total=total, figures=shown, visible=done < total)
+
+            return update
+
+        yield start
+
+
+def run_stage(name: str, run_dir: Path, settings: list[str] | None) -> None:
+    """Run one stage of an existing run folder, with settings on top of its recipe."""
+    from mindvideo.study import Study
+
+    study = Study.open(run_dir)
+    if settings:
+        study = Study(_with_settings(study.recipe.model_dump(mode="json"), settings), run_dir)
+    with progress_bars() as bar:
+        study.run(only=name, progress=bar, say=say)
+
+
+def _with_settings(content: dict[str, Any], settings: list[str]) -> Any:
+    """A resolved recipe with ``key=value`` settings on top."""
+    import tempfile
+
+    import yaml
+
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as handle:
+        yaml.safe_dump(content, handle)
+        handle.flush()
+        return load_recipe(handle.name, settings)

@@ -1,0 +1,72 @@
+"""Commands that run a study or one stage of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mindvideo.cli.shared import Out, Set, app, console, progress_bars, run_stage, say
+from mindvideo.config import load_recipe, shipped_recipes
+from mindvideo.errors import SettingError
+
+
+@app.command()
+def simulate(
+    out: Path,
+    recipe: Annotated[str, typer.Option(help="recipe whose 'simulate' section gives the sizes")] = "demo",
+    seed: int = 0,
+    settings: Set = None,
+) -> None:
+    """Write a simulated subject in the layout of Wen 2018, with its truth, into OUT."""
+    from mindvideo.simulate.recordings import simulate as run
+    from mindvideo.simulate.recordings import simulate_people
+
+    resolved = load_recipe(recipe, settings or [])
+    if resolved.simulate is None:
+        raise SettingError(f"expected a 'simulate' section in recipe '{recipe}', found none; use the recipe demo")
+    with progress_bars() as bar:
+        run(resolved.simulate, out, seed, progress=bar("simulate"))
+        simulate_people(resolved.simulate, out, seed, progress=bar("people"))
+    say(f"simulated subject in {out}")
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help=f"a shipped recipe ({', '.join(shipped_recipes())}) or a YAML file")],
+    out: Out,
+    settings: Set = None,
+    until: Annotated[str | None, typer.Option(help="last stage to run")] = None,
+) -> None:
+    """Run a study from recordings to a report; what is up to date is skipped, what was killed goes on."""
+    from mindvideo.study import Study
+
+    study = Study(load_recipe(recipe, settings or []), out)
+    with progress_bars() as bar:
+        ran = study.run(until=until, progress=bar, say=say)
+    if not ran:
+        say("everything is up to date")
+    report = out / "report" / "index.html"
+    if report.is_file() and until in (None, "report"):
+        console.print(f"report: {report}", highlight=False, soft_wrap=True)
+
+
+def _stage_command(name: str, does: str) -> None:
+    def command(run_dir: Annotated[Path, typer.Argument(metavar="RUN")], settings: Set = None) -> None:
+        run_stage(name, run_dir, settings)
+
+    command.__doc__ = f"Run the stage {name} of the study in RUN: {does}."
+    app.command(name)(command)
+
+
+for _name, _does in (
+    ("pretrain", "masked brain modelling on many people"),
+    ("adapt", "masked brain modelling on the subject"),
+    ("align", "contrastive alignment with CLIP"),
+    ("animate", "text-conditioned video tuning of the generator"),
+    ("cotrain", "encoder and generator tuned together"),
+    ("reconstruct", "test windows to video, with controls"),
+    ("explain", "attention and occlusion on the cortex"),
+):
+    _stage_command(_name, _does)
