@@ -46,16 +46,17 @@ def tiny_run(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture
 def cli() -> Callable[..., tuple[int, str]]:
     """Run the command line in this process: (exit code, standard output and error)."""
-    from mindvideo import cli as module
+    from mindvideo.cli import main
+    from mindvideo.cli.shared import console
 
     def call(*arguments: object) -> tuple[int, str]:
         written, kept = io.StringIO(), sys.argv
-        module.console.file = written
+        console.file = written
         sys.argv = ["mindvideo", *map(str, arguments)]
         try:
             with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
                 try:
-                    module.main()
+                    main()
                     code = 0
                 except SystemExit as stop:
                     code = int(stop.code or 0)

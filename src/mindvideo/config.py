@@ -43,10 +43,35 @@ class Simulate(Section):
     person_run_s: float = Field(864.0, gt=0, description="length of each of these runs in seconds")
 
 
+class Fmriprep(Section):
+    """How fMRIPrep's outputs become scans of films (``data.source: fmriprep``; ``data.raw`` is the derivatives)."""
+
+    stimuli: Path | None = Field(None, description="folder that the events' stimulus files lie in")
+    bids: Path | None = Field(None, description="raw BIDS data set with the events; empty: they lie in the derivatives")
+    task: str | None = Field(None, description="BIDS task label; * and ? stand for anything")
+    participant: str | int | None = Field(None, description="BIDS subject label; empty where there is one subject")
+    test: tuple[str, ...] = Field((), description="test stimuli, by name with * and ?, or 'most-repeated'")
+    stim_column: str = Field("stim_file", description="column of the events that names the film")
+    confounds: tuple[str, ...] = Field(
+        ("trans_?", "rot_?", "csf", "white_matter"), description="columns that are regressed out; * and ? allowed"
+    )
+    high_pass_hz: float | None = Field(0.008, gt=0, description="cut-off of the cosine high-pass filter; empty: none")
+    resample: Literal["linear", "nearest", "mean"] = Field("linear", description="how volumes become scans of a film")
+    trim_end: bool = Field(False, description="drop the last scans of a film where a run stopped too early")
+    exclude: tuple[str, ...] = Field((), description="runs left out (sub-01_task-movie_run-2), or RUN:STIMULUS")
+
+
+class Published(Section):
+    """Arrays that others prepared (``data.source: published``)."""
+
+    segment_scans: int = Field(240, ge=2, description="scans per film where the arrays do not say (NeuroClips)")
+    vertex: Path | None = Field(None, description="npy file with the cortical position of each voxel, where known")
+
+
 class Data(Section):
     """Where recordings come from and how they are prepared (paper section 3.2)."""
 
-    source: Literal["wen2018"] = "wen2018"
+    source: Literal["wen2018", "fmriprep", "published"] = "wen2018"
     raw: Path | None = Field(None, description="the download; empty where the recipe simulates one")
     hcp: Path | None = Field(None, description="HCP folder for pre-training; empty where the recipe simulates one")
     subject: int = Field(1, ge=1)
@@ -68,6 +93,8 @@ class Data(Section):
     expect: Literal["wen2018"] | None = Field(None, description="insist on 18 + 5 segments with 2 and 10 runs")
     captions: str = Field("blip", description="'blip' (foundation captioner) or a csv/json file of captions")
     cut_threshold: float = Field(27.0, gt=0, description="threshold of the content detector for shot changes")
+    fmriprep: Fmriprep = Fmriprep()
+    published: Published = Published()
 
 
 class MaskedBrain(Section):
@@ -99,6 +126,7 @@ class Optimise(Section):
         None, gt=0, lt=1, description="decay of the averaged weights that are saved; empty: off"
     )
     accumulate: int = Field(1, ge=1, description="micro-batches per step")
+    gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory")
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: int = Field(200, ge=1)
     log_every: int = Field(20, ge=1)
@@ -108,6 +136,7 @@ class Pretrain(Optimise):
     """Masked brain modelling on many people (SC-MBM)."""
 
     enabled: bool = True
+    weights: Path | None = Field(None, description="a converted MaskedBrainModel folder, instead of training one")
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     window_s: float = Field(8.0, gt=0, description="recordings are averaged over this many seconds")
     batch_size: int = Field(500, ge=2)
@@ -133,6 +162,17 @@ class Align(Optimise):
     dropout: float = Field(0.6, ge=0, lt=1)
     layer_norm: bool = False
     token_bias: bool = Field(False, description="a learned offset of the condition that starts at the mean text token")
+    encoder: str | None = Field(
+        None, description="an encoder of your own as module:Class, which maps (B, W, V) to (B, L, C); empty: the paper's"
+    )
+    encoder_settings: dict[str, Any] = Field({}, description="further arguments of that class")
+    head: Literal["factorised", "low_rank"] = Field(
+        "factorised", description="the paper's head, or one whose condition tokens have weights of their own"
+    )
+    head_rank: int = Field(128, ge=1, description="rank of the low_rank head")
+    mixup: float = Field(
+        0.0, ge=0, description="windows are mixed in pairs, and their targets alike; parameter of the beta distribution"
+    )
     sparsify: float = Field(0.2, ge=0, lt=1, description="fraction of voxels set to zero")
     input_noise: float = Field(0.0, ge=0, description="standard deviation of noise added to the scans")
     crop_probability: float = Field(0.5, ge=0, le=1)
@@ -145,6 +185,9 @@ class Animate(Optimise):
     """Text-conditioned video tuning of attn1, attn2 and attn_temp."""
 
     enabled: bool = True
+    motion: Literal["none", "foundation"] = Field(
+        "none", description="temporal attention starts as identity (the paper), or from the foundation's part 'motion'"
+    )
     steps: int = 800
     batch_size: int = 14
     caption_dropout: float = Field(0.1, ge=0, lt=1)
@@ -171,6 +214,7 @@ class Reconstruct(Section):
     guidance_scale: float = Field(12.5, ge=0)
     negative: Literal["train_mean", "test_mean", "zero", "none"] = "train_mean"
     num_frames: int | None = Field(None, ge=1, description="frames per clip; empty: as many as the store has")
+    size: int | None = Field(None, ge=16, description="height and width of the clips; empty: the store's")
     batch_size: int = Field(4, ge=1)
     controls: tuple[Literal["shuffled", "mean", "caption", "vae", "random_train", "constant"], ...] = (
         "shuffled",
@@ -186,11 +230,19 @@ class Reconstruct(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
 
 
+    guidance_interval: tuple[float, float] = Field(
+        (0.0, 1.0), description="guide only at these noise times, 0 clean to 1 pure noise; elsewhere one pass instead of two"
+    )
+    reuse: int = Field(1, ge=1, description="run the whole generator every n-th step, in between its outermost layers only")
+
+
 class Evaluate(Section):
     """Scores and their controls."""
 
     n_ways: tuple[int, ...] = (2, 50)
     top_k: int = Field(1, ge=1)
+    candidates: tuple[int, ...] = Field((), description="retrieval among so many clips too, besides among all")
+    captions: bool = Field(True, description="compare captions of reconstruction and truth, where a captioner is there")
     block_s: float = Field(20.0, gt=0, description="length of the blocks that are permuted and resampled")
     permutations: int = Field(5000, ge=99)
     bootstraps: int = Field(2000, ge=99)
@@ -200,6 +252,85 @@ class Explain(Section):
     """Attention and occlusion maps."""
 
     max_windows: int = Field(200, ge=1)
+
+
+class RidgeRival(Section):
+    """Banded ridge regression to the condition tokens, with the main method's generator."""
+
+    alphas: tuple[float, ...] = Field(
+        (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0), description="penalties to choose from, on validation"
+    )
+    components: int = Field(256, ge=1, description="principal components of the caption tokens that are predicted")
+    generator: Literal["cotrain", "animate"] = "cotrain"
+
+
+class LinearRival(Section):
+    """Linear maps to early feature maps and semantic features of an image network (Wen et al. 2018)."""
+
+    alphas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    components: int = Field(512, ge=1, description="principal components of the early feature maps of a frame")
+
+
+class GanRival(Optimise):
+    """A video GAN on a linear fMRI embedding (Wang et al. 2022)."""
+
+    alphas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    components: int = Field(128, ge=1, description="width of the linear fMRI embedding")
+    noise_width: int = Field(16, ge=1)
+    width: int = Field(64, ge=8, description="channels of the generator at its coarsest size; a multiple of 8")
+    reconstruction_weight: float = Field(10.0, ge=0)
+    image_weight: float = Field(0.1, ge=0, description="weight of the image discriminator's loss")
+    sequence_weight: float = Field(0.1, ge=0, description="weight of the sequence discriminator's loss")
+    steps: int = 20000
+    batch_size: int = 16
+    lr: float = 2e-4
+    weight_decay: float = 0.0
+    schedule: Literal["cosine", "constant"] = "constant"
+    betas: tuple[float, float] = (0.5, 0.99)
+    clip_grad: float | None = None
+    ema_decay: float | None = 0.999
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class SeparableRival(Optimise):
+    """Separable encoder and decoder, supervised and then self-supervised (Kupershmidt et al. 2022)."""
+
+    encoder_steps: int = Field(5000, ge=1, description="steps of the encoder, frames to fMRI, before the decoder's")
+    width: int = Field(64, ge=4, description="channels")
+    films: Path | None = Field(None, description="folder of unlabelled films; empty: training films half a TR later")
+    self_supervised_weight: float = Field(0.5, ge=0)
+    perceptual_weight: float = Field(0.3, ge=0)
+    perceptual_layer: int = Field(2, ge=0, description="layer of the image classifier whose tokens are compared")
+    steps: int = 20000
+    batch_size: int = 16
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    clip_grad: float | None = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class MindVisRival(Optimise):
+    """A masked-modelling encoder that conditions the image diffusion model twice (Chen et al. 2023)."""
+
+    steps: int = 20000
+    batch_size: int = 5
+    lr: float = 5.3e-5
+    dropout: float = Field(0.0, ge=0, lt=1)
+    token_bias: bool = False
+    token_weight: float = Field(0.0, ge=0, description="weight of the regression of the caption's text tokens")
+    sparsify: float = Field(0.0, ge=0, lt=1)
+    input_noise: float = Field(0.0, ge=0)
+    guidance_scale: float = Field(1.0, ge=0)
+
+
+class Baseline(Section):
+    """Settings of each rival method (METHOD section 11)."""
+
+    ridge: RidgeRival = RidgeRival()
+    linear: LinearRival = LinearRival()
+    gan: GanRival = GanRival()
+    separable: SeparableRival = SeparableRival()
+    mindvis: MindVisRival = MindVisRival()
 
 
 class Recipe(Section):
@@ -219,6 +350,10 @@ class Recipe(Section):
     reconstruct: Reconstruct = Reconstruct()
     evaluate: Evaluate = Evaluate()
     explain: Explain = Explain()
+    baselines: tuple[Literal["ridge", "linear", "gan", "separable", "mindvis"], ...] = Field(
+        (), description="rival methods to run after evaluate"
+    )
+    baseline: Baseline = Baseline()
 
 
 def _sections(annotation: Any) -> type[Section] | None:

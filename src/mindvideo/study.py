@@ -56,11 +56,13 @@ STAGES: dict[str, Stage] = {
         Stage("reconstruct", ("reconstruct", "evaluate.block_s", "seed"), ("cotrain",), "test windows to video, with controls"),
         Stage("evaluate", ("evaluate", "seed"), ("reconstruct",), "scores beside their controls"),
         Stage("explain", ("explain", "seed"), ("cotrain", "adapt", "align"), "attention and occlusion on the cortex"),
-        Stage("report", (), ("evaluate", "explain"), "a page to read"),
+        Stage("report", ("baselines", "baseline"), ("evaluate", "explain"), "a page to read"),
     )
 }  # fmt: skip
 
 _USES_FOUNDATION = ("align", "animate", "cotrain", "reconstruct", "evaluate", "explain")
+_SHARED = ("pretrain", "adapt", "align", "animate", "cotrain", "reconstruct")
+"""Stages that several processes carry out together (``accelerate launch``)."""
 _MODULES = {
     "pretrain": "mindvideo.train.pretrain",
     "adapt": "mindvideo.train.adapt",
@@ -72,6 +74,10 @@ _MODULES = {
     "explain": "mindvideo.explain.maps",
     "report": "mindvideo.report.build",
 }
+
+
+def _say_nothing(line: str) -> None:
+    """What all processes but the first one say."""
 
 
 def _pick(content: dict[str, Any], dotted: str) -> Any:
@@ -142,6 +148,9 @@ class Study:
                 parts["foundation"] = self._foundation_identity()
             if name == "prepare" and self.recipe.simulate is None:
                 parts["raw"] = [_listing(self.raw), _listing(self.recipe.data.hcp)]
+                if self.recipe.data.source == "fmriprep":
+                    others = self.recipe.data.fmriprep
+                    parts["raw"] += [_listing(others.stimuli), _listing(others.bids)]
             self._hashes[name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         return self._hashes[name]
 
@@ -181,7 +190,8 @@ class Study:
         Foundation(self.recipe.foundation).require(*parts)
         if self.recipe.simulate is None and not self.raw.is_dir():
             raise DataError(f"expected recordings at {self.raw}, found no such folder; give --set data.raw=FOLDER")
-        if self.recipe.simulate is None and self.recipe.pretrain.enabled and self.recipe.data.hcp is None:
+        needs_hcp = self.recipe.pretrain.enabled and self.recipe.pretrain.weights is None
+        if self.recipe.simulate is None and needs_hcp and self.recipe.data.hcp is None:
             raise SettingError(
                 "expected HCP recordings for pre-training, found none; give --set data.hcp=FOLDER, or "
                 "--set pretrain.enabled=false to train the masked model on the subject alone"
@@ -221,10 +231,16 @@ class Study:
         for name in (until, only):
             if name is not None and name not in names:
                 raise SettingError(f"expected a stage, one of {', '.join(names)}, found '{name}'")
+        from mindvideo import processes
+
         self.check()
+        processes.join()
+        if not processes.is_first():
+            progress, say = None, _say_nothing
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with self._lock():
-            save_recipe(self.recipe, self.run_dir / "recipe.yaml")
+            if processes.is_first():
+                save_recipe(self.recipe, self.run_dir / "recipe.yaml")
             chosen = names[: names.index(until) + 1] if until else names
             ran: list[str] = []
             if only is not None:
@@ -236,14 +252,52 @@ class Study:
                     )
                 chosen = [only]
             for name in chosen:
-                if self.is_done(name) and only is None:
+                if name == "report" and only is None and processes.is_first():
+                    with processes.alone():
+                        ran += self._run_baselines(progress, say)
+                if processes.tell(self.is_done(name) and only is None):
                     say(f"{name}: up to date")
                     continue
                 self._run_stage(name, progress(name) if progress else None, say)
                 ran.append(name)
         return ran
 
+    def _run_baselines(self, progress: Callable[[str], Progress] | None, say: Callable[[str], None]) -> list[str]:
+        """Run the rival methods the recipe names, and write the table of all methods."""
+        if not self.recipe.baselines:
+            return []
+        from mindvideo.baselines.compare import run_rival
+        from mindvideo.baselines.table import write_table
+
+        ran: list[str] = [
+            name
+            for name in self.recipe.baselines
+            if run_rival(name, self.recipe, self.run_dir, progress=progress(name) if progress else None, say=say)
+        ]
+        write_table(self.run_dir)
+        if ran:
+            (self.run_dir / "report" / "done.json").unlink(missing_ok=True)
+        return ran
+
     def _run_stage(self, name: str, progress: Progress | None, say: Callable[[str], None]) -> None:
+        """Run a stage: every process takes part in training and sampling, the others wait for the first one."""
+        from mindvideo import processes
+
+        if processes.count() > 1:
+            if processes.is_first():
+                self._begin_stage(name)
+            processes.wait()
+        if processes.is_first() and name not in _SHARED:
+            with processes.alone():
+                self._carry_out(name, progress, say)
+        elif processes.is_first():
+            self._carry_out(name, progress, say)
+        elif name in _SHARED:
+            self._stage_function(name)(self.recipe, self.run_dir, None)
+        processes.wait()
+
+    def _begin_stage(self, name: str) -> None:
+        """Clear what an earlier recipe left, and note what is about to be made."""
         folder = self.run_dir / name
         started = folder / "started.json"
         stage_hash = self.stage_hash(name)
@@ -253,6 +307,10 @@ class Study:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(started, {"stage": name, "hash": stage_hash})
+
+    def _carry_out(self, name: str, progress: Progress | None, say: Callable[[str], None]) -> None:
+        folder = self.run_dir / name
+        self._begin_stage(name)
         say(f"{name}: {STAGES[name].does} …")
         start = time.perf_counter()
         try:
@@ -269,7 +327,7 @@ class Study:
         seconds = time.perf_counter() - start
         done = {
             "stage": name,
-            "hash": stage_hash,
+            "hash": self.stage_hash(name),
             "inputs": {need: self.stage_hash(need) for need in STAGES[name].needs if (self.run_dir / need).is_dir()},
             "settings": {key: _pick(self.recipe.model_dump(mode="json"), key) for key in STAGES[name].settings},
             "code": version("mindvideo"),
@@ -291,9 +349,9 @@ class Study:
     def _run_prepare(self, recipe: Recipe, run_dir: Path, progress: Progress | None) -> None:
         from mindvideo.data.hcp import prepare_hcp
         from mindvideo.data.store import is_complete
-        from mindvideo.data.wen2018 import prepare
         from mindvideo.models.foundation import Foundation
 
+        prepare = import_module(f"mindvideo.data.{recipe.data.source}").prepare
         frozen = Foundation(recipe.foundation)
         captioner = frozen.caption if recipe.data.captions == "blip" else None
         data = recipe.data
@@ -308,6 +366,11 @@ class Study:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
+        from mindvideo import processes
+
+        if not processes.is_first():  # the first process's lock stands for all of them
+            yield
+            return
         with (self.run_dir / ".lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindvideo import atlas
-from mindvideo.data import hcp
+from mindvideo.data import hcp, hcp_windows
 from mindvideo.data.cifti import write_cortex
 from mindvideo.errors import DataError, SettingError
 
@@ -131,8 +131,10 @@ def write_npz(path, n_volumes=65, widths=(5, 3, 4, 2), **change):
     return arrays
 
 
-def test_published_npz_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(hcp, "_READ_BYTES", 3 * 11 * 5 * 8)  # three windows at a time
+@pytest.mark.parametrize("held_bytes", [0, 10**6])
+def test_published_npz_files(tmp_path, monkeypatch, held_bytes):
+    monkeypatch.setattr(hcp_windows, "_HELD_BYTES", held_bytes)  # read twice, or once
+    monkeypatch.setattr(hcp_windows, "_READ_BYTES", 3 * 11 * 14 * 8)  # three windows at a time
     raw = tmp_path / "raw"
     first = write_npz(raw / "a" / hcp.NPZ_NAME)
     second = write_npz(raw / "b" / hcp.NPZ_NAME, 50)
@@ -175,11 +177,11 @@ def test_damaged_npz_files_are_refused(tmp_path):
     for cut in rng.integers(0, len(content), 30):
         path.write_bytes(content[:cut])
         with pytest.raises(DataError, match="expected a whole npz"):
-            hcp.read_npz_windows(path, ("V1", "V2", "V3", "V4"), 8.0)
+            hcp_windows.read_npz_windows(path, ("V1", "V2", "V3", "V4"), 8.0)
     for place in rng.integers(0, len(content), 60):
         path.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
         try:
-            hcp.read_npz_windows(path, ("V1", "V2", "V3", "V4"), 8.0)
+            hcp_windows.read_npz_windows(path, ("V1", "V2", "V3", "V4"), 8.0)
         except DataError:
             continue
 
@@ -221,7 +223,7 @@ def test_other_folders_are_no_segments(raw, tmp_path):
 @given(st.integers(1, 60), st.integers(1, 12))
 def test_window_means(n_volumes, volumes):
     run = np.random.default_rng(n_volumes).standard_normal((n_volumes, 3))
-    found = hcp.average_windows(run, volumes)
+    found = hcp_windows.average_windows(run, volumes)
     assert len(found) == n_volumes // volumes
     for number, row in enumerate(found):
         np.testing.assert_allclose(row, run[number * volumes : (number + 1) * volumes].mean(axis=0))
@@ -235,5 +237,5 @@ def test_npz_of_version_2_headers(tmp_path):
             member = io.BytesIO()
             np.lib.format.write_array(member, values, version=(2, 0))
             archive.writestr(f"{name}.npy", member.getvalue())
-    rows = hcp.read_npz_windows(path, ("V1", "V2"), 8.0)
+    rows = hcp_windows.read_npz_windows(path, ("V1", "V2"), 8.0)
     assert rows.shape == (2, 6) and np.array_equal(rows[:, :3], rows[:, 3:])

@@ -7,7 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
+from small_wen import (
+    CUTS,
+    FPS_SOURCE,
+    N_SCANS,
+    RUNS,
+    SIZE,
+    TEST,
+    TRAIN,
+    VERTEX,
+    cifti_path,
+    expected_p,
+    expected_run,
+    film,
+    make_raw,
+    marker,
+)
 
 from mindvideo.atlas import area_labels, area_names, area_of
 from mindvideo.config import Data
@@ -15,69 +30,13 @@ from mindvideo.data.cifti import read_cortex, write_cortex
 from mindvideo.data.store import Store
 from mindvideo.data.video import write_video
 from mindvideo.data.wen2018 import find_source, first_volume_time, prepare
+from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, SettingError
-
-N_SCANS, FPS_SOURCE, SIZE = 12, 15, 32
-TRAIN = ["seg1", "seg2", "seg3", "seg4", "seg10"]
-TEST = ["test1", "test2"]
-CUTS = {
-    "seg1": [70, 201],
-    "seg2": [],
-    "seg3": [33, 90, 155],
-    "seg4": [180],
-    "seg10": [111],
-    "test1": [96],
-    "test2": [299],
-}
-VOLUMES = {name: 17 if name != "test2" else 18 for name in TRAIN + TEST}
-RUNS = {name: 2 if name.startswith("seg") else 3 for name in TRAIN + TEST}
-
-
-def _vertices():
-    rng = np.random.default_rng(8)
-    chosen = [rng.choice(area_of(name), 8, replace=False) for name in ("V1", "V3", "LO1", "MT", "FEF", "V8")]
-    return np.sort(np.concatenate(chosen)).astype(np.int32)
-
-
-VERTEX = _vertices()
-
-
-def _marker(i):
-    return 10 + (i * 13) % 230
-
-
-def _film(name):
-    for i in range(N_SCANS * 2 * FPS_SOURCE):
-        is_odd = np.searchsorted(CUTS[name], i, side="right") % 2
-        frame = np.full((SIZE, SIZE, 3), (20, 30, 120) if is_odd else (250, 230, 30), np.uint8)
-        frame[:8, :8] = _marker(i)
-        yield frame
-
-
-def _cifti(root, name, run):
-    return root / "subject1" / "fmri" / name / "cifti" / f"{name}_{run}_Atlas.dtseries.nii"
 
 
 @pytest.fixture(scope="module")
 def raw_folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("wen")
-    (root / "stimuli").mkdir()
-    rng = np.random.default_rng(9)
-    strength = np.linspace(0.0, 4.0, len(VERTEX))[rng.permutation(len(VERTEX))]
-    for name in TRAIN + TEST:
-        write_video(root / "stimuli" / f"{name}.mp4", _film(name), FPS_SOURCE, SIZE)
-        shared = rng.standard_normal((VOLUMES[name], len(VERTEX))) * strength
-        for run in range(1, RUNS[name] + 1):
-            path = _cifti(root, name, run)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            time = np.linspace(-1, 1, VOLUMES[name])[:, None]
-            drift = 50 * time + 30 * time**3 * rng.standard_normal(len(VERTEX))
-            write_cortex(path, 9000 + drift + shared + rng.standard_normal(shared.shape), VERTEX, 2.0)
-    rows = ["segment,time_s,caption"]
-    for name in TRAIN + TEST:
-        rows += [f"{name},{cut / FPS_SOURCE},{name} scene {i}" for i, cut in enumerate([0, *CUTS[name]])]
-    (root / "captions.csv").write_text("\n".join(rows))
-    return root
+    return make_raw(tmp_path_factory.mktemp("wen"))
 
 
 @pytest.fixture
@@ -95,25 +54,6 @@ def store(raw_folder, tmp_path_factory):
     return prepare(raw_folder, tmp_path_factory.mktemp("out") / "store.zarr", _settings(raw_folder))
 
 
-def _expected_run(root, name, run):
-    """The trim and standardising of METHOD section 2, written out."""
-    data = read_cortex(_cifti(root, name, run)).data.astype(float)
-    first = 1 if VOLUMES[name] == N_SCANS + 5 else 2
-    data = data[first:-4]
-    assert len(data) == N_SCANS
-    k = np.linspace(-1, 1, N_SCANS)
-    data = data - np.stack([np.polyval(np.polyfit(k, column, 4), k) for column in data.T], axis=1)
-    return (data - data.mean(axis=0)) / data.std(axis=0, ddof=1)
-
-
-def _expected_p(root):
-    z = []
-    for name in TRAIN:
-        a, b = _expected_run(root, name, 1), _expected_run(root, name, 2)
-        z.append([np.arctanh(np.corrcoef(x, y)[0, 1]) for x, y in zip(a.T, b.T, strict=True)])
-    return np.array(z), stats.ttest_1samp(z, 0, axis=0, alternative="greater").pvalue
-
-
 def test_published_trims():
     assert first_volume_time(245, 240, 2.0) == 2.0
     assert first_volume_time(246, 240, 2.0) == 0.0
@@ -122,13 +62,13 @@ def test_published_trims():
 def test_fmri_equals_plain_computation(raw_folder, store):
     column = np.searchsorted(VERTEX, store.vertex)
     for name in TRAIN + TEST:
-        runs = np.stack([_expected_run(raw_folder, name, run) for run in range(1, RUNS[name] + 1)])
+        runs = np.stack([expected_run(raw_folder, name, run) for run in range(1, RUNS[name] + 1)])
         np.testing.assert_allclose(store.repeats(name), runs[:, :, column], atol=1e-5)
         np.testing.assert_allclose(store.fmri(name), runs.mean(axis=0)[:, column], atol=1e-5)
 
 
 def test_selection_equals_plain_computation(raw_folder, store):
-    z, p = _expected_p(raw_folder)
+    z, p = expected_p(raw_folder)
     np.testing.assert_allclose(store.p_value[VERTEX], p, rtol=1e-4)
     np.testing.assert_allclose(store.reproducibility[VERTEX], np.tanh(z.mean(axis=0)), atol=1e-5)
     assert np.isnan(np.delete(store.p_value, VERTEX)).all()
@@ -145,7 +85,7 @@ def test_selection_equals_plain_computation(raw_folder, store):
 
 
 def test_other_selections_and_areas(raw_folder, tmp_path):
-    _, p = _expected_p(raw_folder)
+    _, p = expected_p(raw_folder)
     in_areas = np.isin(VERTEX, np.concatenate([area_of("V1"), area_of("MT")]))
     chosen = prepare(raw_folder, tmp_path / "a", _settings(raw_folder, areas="V1,MT", selection="top_k", k=16)).vertex
     assert set(chosen) == set(VERTEX[in_areas])
@@ -161,7 +101,7 @@ def test_frames_scenes_captions(raw_folder, store):
         index = np.arange(N_SCANS)[:, None] * 2 * FPS_SOURCE + np.arange(6) * 5  # 15 frames/s shown at 3 a second
         frames = store.frames(name)
         assert frames.shape == (N_SCANS, 6, SIZE, SIZE, 3)
-        np.testing.assert_allclose(frames[:, :, 3, 3].mean(axis=-1), _marker(index), atol=8)
+        np.testing.assert_allclose(frames[:, :, 3, 3].mean(axis=-1), marker(index), atol=8)
         truth = np.searchsorted(CUTS[name], index, side="right")
         scene = store.scene(name)
         assert {tuple(pair) for pair in np.stack([scene, truth], axis=-1).reshape(-1, 2)} == set(
@@ -177,7 +117,7 @@ def test_frames_scenes_captions(raw_folder, store):
 def test_splits_and_provenance(raw_folder, store):
     assert store.splits == {"train": TRAIN[:4], "validation": ["seg10"], "test": TEST}
     assert store.order == TRAIN + TEST and store.subject == "subject1"
-    path = _cifti(raw_folder, "seg1", 1)
+    path = cifti_path(raw_folder, "seg1", 1)
     key = path.relative_to(raw_folder).as_posix()
     assert store.attrs["sources"][key] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert len(store.attrs["sources"]) == 7 + 16 + 1
@@ -186,18 +126,25 @@ def test_splits_and_provenance(raw_folder, store):
     assert steps["reproducibility"] == {"segments": TRAIN, "test": "one-sided t of Fisher z", "df": 4}
 
 
-def test_a_test_run_changes_no_training_value(raw, store, tmp_path):
-    path = _cifti(raw, "test1", 2)
+@pytest.mark.parametrize("selection", ["paper", "bonferroni", "top_k", "all"])
+def test_a_test_run_changes_no_training_value(raw, store, tmp_path, selection):
+    settings = _settings(raw, selection=selection, k=17)
+    before = store if selection == "paper" else prepare(raw, tmp_path / "before", settings)
+    path = cifti_path(raw, "test1", 2)
     data = read_cortex(path).data.copy()
     write_cortex(path, data + 5 * np.random.default_rng(0).standard_normal(data.shape), VERTEX, 2.0)
-    other = prepare(raw, tmp_path / "other", _settings(raw))
-    np.testing.assert_array_equal(other.vertex, store.vertex)
-    np.testing.assert_array_equal(other.p_value, store.p_value)
-    np.testing.assert_array_equal(other.reproducibility, store.reproducibility)
+    other = prepare(raw, tmp_path / "other", settings)
+    np.testing.assert_array_equal(other.vertex, before.vertex)  # which voxels, and their order
+    np.testing.assert_array_equal(other.p_value, before.p_value)
+    np.testing.assert_array_equal(other.reproducibility, before.reproducibility)
     for name in [*TRAIN, "test2"]:
-        np.testing.assert_array_equal(other.fmri(name), store.fmri(name))
-        np.testing.assert_array_equal(other.repeats(name), store.repeats(name))
-    assert np.abs(other.fmri("test1") - store.fmri("test1")).max() > 0.1
+        np.testing.assert_array_equal(other.fmri(name), before.fmri(name))
+        np.testing.assert_array_equal(other.repeats(name), before.repeats(name))
+    for split in ("train", "validation"):  # what scalers are fitted on
+        windows = [Windows(item, split, 2) for item in (before, other)]
+        index = np.arange(len(windows[0]))
+        np.testing.assert_array_equal(windows[1].fmri(index), windows[0].fmri(index))
+    assert np.abs(other.fmri("test1") - before.fmri("test1")).max() > 0.1
 
 
 class _Captioner:
@@ -261,12 +208,12 @@ def _pad(data, n_volumes):
 
 
 def test_missing_runs_and_films(raw):
-    _cifti(raw, "seg10", 2).unlink()
+    cifti_path(raw, "seg10", 2).unlink()
     _refused(raw, "missing: seg10_2", "subject1:seg10_2 under exclude")
     assert [run.label for run in find_source(raw, _settings(raw, exclude=["subject1:seg10_2"])).segments[4].runs] == [
         "seg10_1"
     ]
-    _cifti(raw, "seg10", 1).unlink()
+    cifti_path(raw, "seg10", 1).unlink()
     _refused(raw, "none of seg10", "subject1:seg10 under exclude")
     names = [item.name for item in find_source(raw, _settings(raw, exclude=["subject1:seg10"])).segments]
     assert names == [*TRAIN[:4], *TEST]
@@ -275,7 +222,7 @@ def test_missing_runs_and_films(raw):
 
 
 def test_wrong_recordings(raw):
-    path = _cifti(raw, "seg2", 1)
+    path = cifti_path(raw, "seg2", 1)
     _rewrite(path, lambda data: _pad(data, 23))
     _refused(raw, str(path), "expected 17 or 18 volumes", "found 23")
     _rewrite(path, lambda data: _pad(data, 17), tr_s=1.5)
@@ -286,7 +233,7 @@ def test_wrong_recordings(raw):
 
 @pytest.mark.parametrize("run", [("seg3", 2), ("test1", 3)])
 def test_bad_values_are_found_before_anything_is_written(raw, run):
-    path = _cifti(raw, *run)
+    path = cifti_path(raw, *run)
 
     def spoil(value):
         def change(data):
@@ -307,22 +254,22 @@ def test_bad_values_are_found_before_anything_is_written(raw, run):
 
 
 def test_wrong_films(raw):
-    film = raw / "stimuli" / "seg4.mp4"
-    content = film.read_bytes()
-    film.unlink()
-    film.write_bytes(content[: len(content) // 2])
-    _refused(raw, str(film))
-    write_video(film, list(_film("seg4"))[: 20 * FPS_SOURCE], FPS_SOURCE, SIZE)
+    path = raw / "stimuli" / "seg4.mp4"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: len(content) // 2])
+    _refused(raw, str(path))
+    write_video(path, list(film("seg4"))[: 20 * FPS_SOURCE], FPS_SOURCE, SIZE)
     _refused(raw, "expected 15 or 16 volumes", "20.00 s", "found 17")
-    write_video(film, list(_film("seg4"))[: 23 * FPS_SOURCE + 2], FPS_SOURCE, SIZE)
-    _refused(raw, str(film), "too short", "second 23.13")
+    write_video(path, list(film("seg4"))[: 23 * FPS_SOURCE + 2], FPS_SOURCE, SIZE)
+    _refused(raw, str(path), "too short", "second 23.13")
     shutil.copy(raw / "stimuli" / "seg1.mp4", raw / "stimuli" / "seg1.mkv")
     _refused(raw, "several")
 
 
 def test_copies_of_one_run(raw):
-    shutil.copy(_cifti(raw, "seg1", 1), raw / "copy")
-    os.replace(raw / "copy", _cifti(raw, "seg1", 2))
+    shutil.copy(cifti_path(raw, "seg1", 1), raw / "copy")
+    os.replace(raw / "copy", cifti_path(raw, "seg1", 2))
     _refused(raw, "seg1", "copies")
 
 
@@ -354,13 +301,13 @@ def test_expect_wen2018(raw, tmp_path):
             if not film.exists():
                 os.link(raw / "stimuli" / "seg1.mp4", film)
             for run in range(1, n_runs + 1):
-                path = _cifti(raw, f"{kind}{number}", run)
+                path = cifti_path(raw, f"{kind}{number}", run)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if not path.exists():
-                    os.link(_cifti(raw, "seg1", 1), path)
+                    os.link(cifti_path(raw, "seg1", 1), path)
     assert len(find_source(raw, _settings(raw, expect="wen2018")).segments) == 23
     for number in range(1, 6):
-        _cifti(raw, f"test{number}", 10).unlink()
+        cifti_path(raw, f"test{number}", 10).unlink()
     _refused(raw, "runs 1 to 10 of test1", expect="wen2018")
 
 

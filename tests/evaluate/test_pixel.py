@@ -2,12 +2,22 @@
 
 import colorsys
 
+import cv2
 import numpy as np
 import pytest
+from skimage.color import rgb2gray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from mindvideo.errors import DataError
-from mindvideo.evaluate.pixel import colour_agreement, pixel_correlation, psnr, ssim_rgb
+from mindvideo.evaluate.pixel import (
+    colour_agreement,
+    frame_change,
+    hue_pcc,
+    pixel_correlation,
+    psnr,
+    ssim_grey,
+    ssim_rgb,
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +47,32 @@ def test_ssim_of_noise_at_another_size_equals_scikit_image():
     a, b = rng.integers(0, 256, (2, 130, 77, 3), dtype=np.uint8)
     expected = structural_similarity(a, b, data_range=255, channel_axis=-1)
     assert ssim_rgb(a, b) == pytest.approx(expected, abs=1e-9)
+
+
+def test_grey_ssim_equals_scikit_image(frames):
+    wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+    expected = each(lambda p, t: structural_similarity(rgb2gray(t), rgb2gray(p), **wang), *frames)
+    np.testing.assert_allclose(ssim_grey(*frames), expected, atol=1e-9)
+    assert np.abs(ssim_grey(*frames) - ssim_rgb(*frames)).max() > 0.01
+    with pytest.raises(DataError, match="11 x 11"):
+        ssim_grey(np.zeros((10, 20, 3), np.uint8), np.zeros((10, 20, 3), np.uint8))
+
+
+def test_hue_pcc_is_the_published_cosine(frames):
+    def published(p, t):
+        a, b = (cv2.cvtColor(np.ascontiguousarray(x), cv2.COLOR_BGR2HSV)[..., 0].astype(float).ravel() for x in (p, t))
+        return a @ b / np.sqrt((a @ a) * (b @ b)) if a.any() and b.any() else 0.0
+
+    np.testing.assert_allclose(hue_pcc(*frames), each(published, *frames), atol=1e-12)
+    assert hue_pcc(*frames)[0, 0] == 0.0  # a grey prediction
+
+
+def test_frame_change_is_the_mean_absolute_difference():
+    clips = np.array([[0, 10, 4], [7, 7, 7]], dtype=np.uint8)[:, :, None, None, None] * np.ones(
+        (1, 1, 4, 5, 3), np.uint8
+    )
+    assert frame_change(clips).tolist() == [8.0, 0.0]
+    assert np.isnan(frame_change(clips[:, :1])).all()
 
 
 def test_psnr_equals_scikit_image_and_identical_frames_count_100(frames):

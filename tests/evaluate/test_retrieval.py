@@ -9,9 +9,11 @@ from mindvideo.evaluate.motion import direction_agreement, end_point_error, opti
 from mindvideo.evaluate.retrieval import (
     adjacent_consistency,
     feature_similarity,
+    gated_consistency,
     pairwise_retrieval,
     pairwise_similarity,
     retrieval_top_k,
+    video_similarity,
 )
 
 
@@ -100,3 +102,31 @@ def test_end_point_error_and_direction_equal_loops():
 def test_flow_refuses_single_frames():
     with pytest.raises(DataError, match="two or more frames"):
         optical_flow(moving_clip(1, 0)[:, :1])
+
+
+def test_farneback_flow_is_opencvs_with_the_published_settings():
+    clip = moving_clip(1, 1)
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip[0]]
+    expected = cv2.calcOpticalFlowFarneback(grey[1], grey[2], None, 0.5, 3, 15, 3, 5, 1.2, 0)
+    found = optical_flow(clip, "farneback")
+    np.testing.assert_allclose(found[0, 1], expected, atol=1e-5)
+    np.testing.assert_allclose(np.median(found, axis=(0, 1, 2, 3)), [1, 1], atol=0.15)
+
+
+def test_gate_and_video_similarity():
+    rng = np.random.default_rng(6)
+    features = rng.normal(size=(3, 4, 5))
+    free = adjacent_consistency(features)
+    assert gated_consistency(features, np.array([0.7, 0.6, -0.1])).tolist() == [free[0], 0.0, 0.0]
+    p, t = rng.normal(size=(2, 6)), rng.normal(size=(3, 6))
+    found = video_similarity(p, t)
+    assert found.shape == (2, 3)
+    assert found[1, 2] == pytest.approx(p[1] @ t[2] / np.linalg.norm(p[1]) / np.linalg.norm(t[2]))
+
+
+def test_retrieval_among_fewer_of_every_pair():
+    similarity = np.random.default_rng(7).normal(size=(8, 8))
+    pairs = pairwise_retrieval(similarity, 1, 3)
+    np.testing.assert_allclose(np.diag(pairs), retrieval_top_k(similarity, 3, 1), atol=1e-7)
+    swapped = similarity[:, [1, 0, *range(2, 8)]]
+    assert pairs[0, 1] == pytest.approx(retrieval_top_k(swapped, 3, 1)[0])

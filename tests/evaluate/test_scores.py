@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from mindvideo.config import Evaluate, parse_recipe
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate import scores as stage
+from mindvideo.evaluate.comparison import read_window_scores
 from mindvideo.evaluate.controls import block_numbers, noise_ceiling
 from mindvideo.evaluate.semantic import n_way_top_k, top_classes
+from mindvideo.evaluate.tables import detail_rows, latex_table
 
 N, F, H, W = 24, 3, 20, 18
 SETTINGS = Evaluate.model_validate({"n_ways": [2, 30], "permutations": 499, "bootstraps": 199})
@@ -23,6 +27,7 @@ class ColourClassifier:
     """Classes and embeddings are random projections of a frame's mean colour and layout."""
 
     identity = "colour"
+    folder = Path("no such foundation")
 
     def __init__(self):
         rng = np.random.default_rng(8)
@@ -45,6 +50,9 @@ class ColourClassifier:
 
     def classify_videos(self, clips):
         return self._softmax(self._pool(clips.mean(axis=1)) @ self.to_video)
+
+    def describe_videos(self, clips):
+        return self.classify_videos(clips), (self._pool(clips.mean(axis=1)) @ self.to_video).astype(np.float32)
 
     def encode_image(self, frames):
         return (self._pool(frames) @ self.to_embedding).astype(np.float32)
@@ -76,22 +84,25 @@ def evaluation(clips):
 def test_every_score_has_its_words_and_numbers(evaluation):
     names = [
         "ssim_rgb",
+        "ssim_grey",
         "psnr",
         "pixel_correlation",
         "colour",
+        "hue_pcc",
         "image_2way",
         "image_30way",
         "video_2way",
         "video_30way",
     ]
-    names += ["clip_similarity", "retrieval_top1", "retrieval_top5", "consistency", "motion_direction", "epe"]
+    names += ["clip_similarity", "retrieval_top1", "retrieval_top5", "retrieval_video_top1", "retrieval_video_top5"]
+    names += ["consistency", "consistency_gated", "frame_change", "motion_direction", "epe", "epe_farneback"]
     assert list(evaluation.scores) == names
     for name, entry in evaluation.scores.items():
         low, high = entry["interval"]
         assert low <= entry["value"] <= high, name
         assert entry["definition"] and set(entry["controls"]) == {"shuffled", "constant", "vae"}
         assert entry["roles"] == {"shuffled": "control", "constant": "baseline", "vae": "ceiling"}
-        assert set(entry["p"]) == (set() if name == "consistency" else {"shuffled", "constant"})
+        assert set(entry["p"]) == (set() if name in ("consistency", "frame_change") else {"shuffled", "constant"})
         assert all(entry["p_holm"][other] >= p for other, p in entry["p"].items())
 
 
@@ -208,12 +219,54 @@ def test_bad_clips_are_refused(clips):
 
 def test_table_has_a_row_a_score_and_a_column_a_control(evaluation):
     rows = stage.table_rows(evaluation.scores)
-    assert rows[0][5:] == ["shuffled (control)", "constant (baseline)", "vae (ceiling)"]
-    assert {len(row) for row in rows} == {8}
-    assert rows[1][0] == "ssim_rgb ↑" and rows[1][7] == "1.000"
+    assert rows[0][5:] == ["shuffled (control)", "constant (baseline)", "vae (ceiling)", "truth", "used by"]
+    assert {len(row) for row in rows} == {10}
+    assert rows[1][0] == "ssim_rgb ↑" and rows[1][7] == "1.000" and "MinD-Video" in rows[1][9]
     by_name = {row[0].split()[0]: row for row in rows}
-    assert by_name["consistency"][4].startswith("truth")
+    assert by_name["consistency"][8] == f"{evaluation.scores['consistency']['truth']:.3f}"
     assert by_name["image_2way"][5].endswith("p<0.01")
+
+
+def test_details_hold_every_number_and_latex_has_booktabs_rules(evaluation):
+    header, *rows = detail_rows(evaluation.scores)
+    found = [dict(zip(header, row, strict=True)) for row in rows]
+    row = next(row for row in found if row["score"] == "ssim_rgb" and row["set"] == "shuffled")
+    entry = evaluation.scores["ssim_rgb"]
+    assert row["value"] == entry["value"] and row["set_value"] == entry["controls"]["shuffled"]
+    assert row["p"] == entry["p"]["shuffled"] and row["p_holm"] == entry["p_holm"]["shuffled"]
+    assert [row["set_low"], row["set_high"]] == entry["control_intervals"]["shuffled"]
+    text = latex_table([["a_b", "c"], ["50 %", "p<0.01"]])
+    assert text.splitlines()[2:] == [
+        r"\toprule", r"a\_b & c \\", r"\midrule", r"50 \% & p$<$0.01 \\", r"\bottomrule", r"\end{tabular}"
+    ]  # fmt: skip
+
+
+def test_captions_and_the_way_to_the_ceiling(clips):
+    truth, sets = clips
+
+    class Captioner(ColourClassifier):
+        def caption(self, frames):
+            return ["a " + " ".join(f"w{int(value) % 5}" for value in frame.mean(axis=(0, 1)) // 8) for frame in frames]
+
+        def encode_text(self, captions):
+            return None, np.array([[len(caption) % 3 + 1.0, caption.count("1"), 1.0] for caption in captions])
+
+    named = {"reconstruction": sets["reconstruction"], "shuffled": sets["shuffled"], "caption": truth}
+    network = Captioner()
+    found = stage.evaluate_clips(
+        named, truth, network, block=np.arange(N) // 2, settings=SETTINGS, captioner=network
+    ).scores
+    words = [
+        [Counter(text.split()) for text in network.caption(part[:, F // 2])] for part in (named["shuffled"], truth)
+    ]
+    f1 = [2 * (a & b).total() / (a.total() + b.total()) for a, b in zip(*words, strict=True)]
+    assert found["caption_f1"]["controls"]["shuffled"] == pytest.approx(np.mean(f1))
+    assert found["caption_similarity"]["controls"]["caption"] == pytest.approx(1.0)
+    entry = found["psnr"]
+    low, high = entry["controls"]["shuffled"], entry["controls"]["caption"]
+    assert entry["way_to_caption"] == pytest.approx((entry["value"] - low) / (high - low))
+    assert entry["way_to_caption_interval"][0] < entry["way_to_caption"] < entry["way_to_caption_interval"][1]
+    assert found["consistency"]["way_to_caption"] is None
 
 
 def make_run(folder, clips, repeats):
@@ -268,6 +321,11 @@ def test_stage_writes_its_files_and_keeps_features(tmp_path, clips, monkeypatch)
     assert (folder / "scores.tex").read_text().count(r"\\") == len(written) + 1
     assert json.loads((folder / "noise_ceiling.json").read_text())["test1"]["runs"] == 3
     assert json.loads((folder / "near_duplicates.json").read_text())["test_scans"] == N
+    about = json.loads((folder / "evaluation.json").read_text())
+    assert about["networks"] == "colour" and "another scene" in about["sets"]["shuffled"]
+    assert "captioner" in about["left_out"]["captions"]
+    read = read_window_scores(run_dir)
+    assert read.truth == about["truth"] and read.values["image_2way"].tolist() == values
     assert not list(folder.rglob("*.tmp"))
     before = (folder / "scores.json").read_text()
     classifier.calls = 0

@@ -40,16 +40,39 @@ def test_exact_equals_enumeration_of_every_draw_with_ties(n_way, top_k):
     np.testing.assert_allclose(n_way_top_k(values, truth, n_way, top_k), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize(("n_classes", "n_way", "top_k"), [(400, 2, 1), (400, 50, 5), (1000, 10, 1), (1000, 100, 5)])
-def test_exact_equals_the_sampled_mean_within_its_standard_error(n_classes, n_way, top_k):
-    rng = np.random.default_rng(n_way)
-    values = coarse_probabilities(rng, 3, n_classes) + rng.dirichlet(np.ones(n_classes), 3).round(4)
-    truth = top_classes(0.4 * values + rng.random((3, n_classes)) * 0.01, 3)
-    exact = n_way_top_k(values, truth, n_way, top_k)
-    draws = 2000
-    sampled = sampled_n_way_top_k(values, truth, n_way, top_k, draws=draws, rng=rng)
-    standard_error = np.sqrt(exact * (1 - exact) / draws)
-    assert (np.abs(sampled - exact) <= 4 * standard_error + 1e-9).all()
+@pytest.mark.parametrize("n_classes", [400, 1000])
+def test_exact_equals_20000_draws_within_their_standard_error(n_classes):
+    rng, draws, n_ways = np.random.default_rng(n_classes), 20_000, (2, 10, 50, 100)
+    values = np.concatenate(
+        [coarse_probabilities(rng, 2, n_classes), rng.dirichlet(np.ones(n_classes), 4), np.zeros((1, n_classes))]
+    )
+    assert len(np.unique(values[0])) < 0.5 * n_classes
+    rank = np.array([[2, 9, 40], [5, 6, 80], [0, 1, 2], [1, 7, 8], [12, 40, 90], [25, 26, 300], [0, 1, 2]])
+    truth = np.take_along_axis(top_classes(values, n_classes), rank, axis=1)
+    # the first N - 1 of a random order are N - 1 draws without replacement, for every N at once
+    keys = rng.random((draws, n_classes - 3), dtype=np.float32)
+    drawn = np.argpartition(keys, 99, axis=1)[:, :99]
+    drawn = np.take_along_axis(drawn, np.take_along_axis(keys, drawn, axis=1).argsort(axis=1), axis=1)
+    compared = 0
+    for row, own in zip(values, truth, strict=True):
+        outside = np.setdiff1d(np.arange(n_classes), own)
+        ahead = np.cumsum(row[outside][drawn] >= row[own].max(), axis=1, dtype=np.int16)
+        for n_way in n_ways:
+            for top_k in (1, 5):
+                exact = n_way_top_k(row[None], own[None], n_way, top_k)[0]
+                sampled = (ahead[:, n_way - 2] < top_k).mean()
+                assert abs(sampled - exact) <= 4 * np.sqrt(exact * (1 - exact) / draws) + 1e-12
+                compared += 0 < exact < 1
+    assert compared >= 20
+
+
+def test_the_published_loop_has_the_exact_expectation():
+    rng = np.random.default_rng(4)
+    values = coarse_probabilities(rng, 3, 60) + rng.dirichlet(np.ones(60), 3).round(3)
+    truth = top_classes(rng.random((3, 60)), 3)
+    exact = n_way_top_k(values, truth, 10, 2)
+    sampled = sampled_n_way_top_k(values, truth, 10, 2, draws=600, rng=rng)
+    assert (np.abs(sampled - exact) <= 4 * np.sqrt(exact * (1 - exact) / 600) + 1e-9).all()
 
 
 def test_table_equals_scipys_hypergeometric():

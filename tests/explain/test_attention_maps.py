@@ -61,6 +61,7 @@ def test_average_over_batches_equals_one_call(encoder):
 
 def test_layers():
     assert attention.choose_layers(24) == {"first": 0, "middle": 12, "last": 23}
+    assert attention.choose_layers(1) == {"only": 0}
     assert attention.choose_layers(2) == {"first": 0, "last": 1}
 
 
@@ -103,10 +104,9 @@ def test_alignment_by_hand():
     text = targets.text - targets.text.mean(axis=0)
     cosines = [p @ t / np.linalg.norm(p) / np.linalg.norm(t) for p, t in zip(pooled, text, strict=True)]
     assert found["text"] == pytest.approx(np.mean(cosines))
-    from sklearn.metrics import r2_score
-
-    flat = [x.reshape(len(x), -1) for x in (targets.tokens, condition)]
-    assert found["tokens"] == pytest.approx(r2_score(*flat, multioutput="variance_weighted"))
+    centred = [(x - x.mean(axis=0)).ravel() for x in (targets.tokens, condition)]
+    assert found["tokens"] == pytest.approx(np.corrcoef(*centred)[0, 1])
+    assert occlusion.measure_alignment(7 * condition + 2, targets) == pytest.approx(found)  # scale does not count
     constant = np.broadcast_to(targets.tokens.mean(axis=0), targets.tokens.shape)
     assert occlusion.measure_alignment(constant, targets) == pytest.approx({"text": 0, "image": 0, "tokens": 0})
     with pytest.raises(DataError, match="two or more"):
@@ -155,16 +155,35 @@ def test_hemispheres_are_told_apart():
 def test_flat_map_colours_the_right_place(tmp_path):
     values = np.full(59412, np.nan)
     values[atlas.area_of("L_V1")] = 1.0
-    values[atlas.area_of("L_4")] = 0.0
-    surfaces.draw_flat_map(values, tmp_path / "map.png", "title", "label", cmap="bwr")
+    values[atlas.area_of("L_4")] = -1.0
+    surfaces.draw_flat_map(values, tmp_path / "map.png", "title", "label")
     pixels = np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).astype(int)
-    is_red = (pixels[..., 0] > 200) & (pixels[..., 2] < 60)
-    is_blue = (pixels[..., 2] > 200) & (pixels[..., 0] < 60)
+    is_brown = (pixels[..., 0] > 100) & (pixels[..., 2] < 40)  # the ends of the signed scale
+    is_violet = (pixels[..., 2] > 55) & (pixels[..., 0] < 70) & (pixels[..., 1] < 30)
     width = pixels.shape[1]
-    left_red, left_blue = is_red[:, : width // 2], is_blue[:, : width // 2]
-    assert left_red.sum() > 200 and left_blue.sum() > 200
-    assert is_red[:, width // 2 : int(0.85 * width)].sum() == 0
-    assert np.nonzero(left_red)[1].mean() > np.nonzero(left_blue)[1].mean() + 50
+    left_brown, left_violet = is_brown[:, : width // 2], is_violet[:, : width // 2]
+    assert left_brown.sum() > 200 and left_violet.sum() > 200
+    assert is_brown[:, width // 2 : int(0.85 * width)].sum() == 0
+    assert np.nonzero(left_brown)[1].mean() > np.nonzero(left_violet)[1].mean() + 50
     assert not list(tmp_path.glob("*.tmp"))
     with pytest.raises(DataError, match="at least one value"):
         surfaces.draw_flat_map(np.full(59412, np.nan), tmp_path / "none.png", "", "")
+
+
+def test_colour_limits_meet_at_zero_only_for_signed_maps():
+    values = np.append(np.linspace(-1, 4, 101), np.nan)
+    low, high, is_signed = surfaces.colour_limits(values)
+    assert is_signed and high == pytest.approx(np.percentile(values[:-1], 98)) and low == -high
+    assert surfaces.colour_limits(np.linspace(2, 4, 51)) == (pytest.approx(2.04), pytest.approx(3.96), False)
+    assert surfaces.colour_limits(np.full(5, 3.0)) == (2.5, 3.5, False)
+
+
+def test_bars_of_networks_are_in_proportion(tmp_path):
+    shares = {"adapt": {"only": {"a": 0.2, "b": 0.8, "c": 0.0}}, "align": {"first": {"a": 0.6, "b": 0.2}, "last": {}}}
+    surfaces.draw_networks(shares, {"a": 0.5, "b": 0.5, "c": 0.0}, tmp_path / "networks.png")
+    pixels = np.asarray(Image.open(tmp_path / "networks.png").convert("RGB")).astype(int)
+    is_bar = (np.abs(pixels - [0x3C, 0x8D, 0x92]) < 12).all(axis=-1)
+    rows = is_bar.sum(axis=1)
+    starts = np.flatnonzero(np.diff(np.concatenate([[0], rows > 0])) == 1)
+    lengths = [rows[start + 2] for start in starts]
+    np.testing.assert_allclose(np.array(lengths) / lengths[0], [1, 4, 3, 1], rtol=0.12)

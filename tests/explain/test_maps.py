@@ -11,7 +11,7 @@ from mindvideo.config import parse_recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, ModelError
-from mindvideo.explain import maps, occlusion
+from mindvideo.explain import maps, occlusion, truth
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.masked_brain import MaskedBrainModel
 
@@ -120,7 +120,7 @@ def run_dir(tmp_path_factory):
 def explained(run_dir):
     patch = pytest.MonkeyPatch()
     patch.setattr(maps, "Foundation", WordFoundation)
-    patch.setattr(maps, "draw_inflated", lambda *arguments, **named: None)
+    patch.setattr(maps, "draw_inflated", lambda values, path, *rest: path.write_bytes(b"png"))
     patch.setattr(maps, "draw_flat_map", lambda values, path, *rest: path.write_bytes(b"png"))
     steps = []
     maps.run(parse_recipe({}), run_dir, lambda done, total, figures: steps.append((done, total)))
@@ -159,7 +159,13 @@ def test_maps_lie_at_the_stores_voxels(explained):
             known = np.flatnonzero(np.isfinite(archive[name]))
             assert set(known) == set(make_vertex().tolist()), name
         assert np.nanmean(archive["attention_align_last"]) == pytest.approx(1, abs=1e-5)
-    assert (explained[0] / "flat_attention_align_first.png").is_file()
+    for name in (
+        "flat_attention_align_first",
+        "inflated_attention_align_last",
+        "inflated_occlusion_tokens",
+        "networks",
+    ):
+        assert (explained[0] / f"{name}.png").is_file()
     assert not list(explained[0].glob("*.tmp"))
 
 
@@ -171,17 +177,22 @@ def test_temporal_weights_are_named_by_time(explained):
 
 
 def test_trained_maps_find_the_informative_voxels_and_untrained_ones_do_not(explained):
-    truth = read(explained, "truth.json")
-    assert (truth["n_voxels"], truth["n_informative"]) == (45, 24)
-    auc = truth["auc"]
+    found = read(explained, "truth.json")
+    assert (found["n_voxels"], found["n_informative"]) == (45, 24)
+    auc, untrained = found["auc"], found["auc_untrained"]
     assert auc["occlusion_tokens"] > 0.95
-    assert auc["occlusion_tokens"] > auc["occlusion_untrained_tokens"] + 0.2
-    low, middle, high = truth["auc_random"]
+    assert len(untrained["occlusion_tokens"]) == 3 == len(set(untrained["occlusion_tokens"]))
+    assert auc["occlusion_tokens"] > max(untrained["occlusion_tokens"]) + 0.2
+    assert set(untrained) == {f"attention_{layer}" for layer in ("first", "middle", "last")} | {
+        f"occlusion_{measure}" for measure in occlusion.MEASURES
+    }
+    low, middle, high = found["auc_random"]
     assert low < 0.5 < high and middle == pytest.approx(0.5, abs=0.1)
-    drop = truth["ablation"]["drop"]
-    assert truth["ablation"]["n_silenced"] == 21
+    drop = found["ablation"]["drop"]
+    assert found["ablation"]["n_silenced"] == 21
     assert drop["informative"]["tokens"] > 5 * abs(drop["other"]["tokens"])
-    assert truth["rank_correlation"]["occlusion_tokens"] > 0.5
+    assert found["rank_correlation"]["occlusion_tokens"] > 0.5
+    assert sum(found["areas"][kind]["n_areas"] for kind in found["areas"]) == 3
 
 
 def test_occlusion_by_area_is_the_drop_of_that_area(explained, run_dir):
@@ -202,16 +213,28 @@ def test_occlusion_by_area_is_the_drop_of_that_area(explained, run_dir):
 
 def test_one_class_of_voxels_is_said_and_not_scored():
     rng = np.random.default_rng(0)
-    result = maps.compare_with_truth({"map": rng.random(45)}, np.ones(45, bool), None, PATCH, rng)
+    result = truth.compare_with_truth({"map": rng.random(45)}, [], np.ones(45, bool), None, PATCH, rng)
     assert result["auc"] == {} and "all 45 selected voxels are truly informative" in result["note"]
+
+
+def test_areas_of_both_kinds_are_averaged():
+    areas = {"A": np.arange(4), "B": np.arange(4, 10), "C": np.arange(10, 12)}
+    drops = {"A": dict.fromkeys(occlusion.MEASURES, 0.8), "B": dict.fromkeys(occlusion.MEASURES, 0.6)}
+    drops["C"] = dict.fromkeys(occlusion.MEASURES, -0.1)
+    is_informative = np.arange(12) < 9  # five sixths of B
+    found = truth.ablate_areas(drops, areas, is_informative)
+    assert found["informative"]["n_areas"] == 2 and found["other"]["n_areas"] == 1
+    assert found["informative"]["drop"]["text"] == pytest.approx((0.8 / 4 + 0.6 / 6) / 2)
+    assert found["other"]["drop"]["tokens"] == pytest.approx(-0.05)
+    assert "other" not in truth.ablate_areas(drops, areas, np.ones(12, bool))
 
 
 def test_truth_must_hold_every_voxel(run_dir):
     path = run_dir / "simulate" / "truth" / "vertices.npz"
-    is_informative, _ = maps.read_truth(path, make_vertex())
+    is_informative, _ = truth.read_truth(path, make_vertex())
     assert (is_informative == informative()).all()
     with pytest.raises(DataError, match="found 2 without an entry"):
-        maps.read_truth(path, np.append(make_vertex(), [59000, 59001]))
+        truth.read_truth(path, np.append(make_vertex(), [59000, 59001]))
 
 
 def test_encoders_of_other_voxels_or_none_are_refused(tmp_path, run_dir):
@@ -229,7 +252,7 @@ def test_untrained_encoder_is_seeded_and_leaves_the_random_state(run_dir):
     encoder = FmriEncoder.from_pretrained(run_dir / "align" / "model")
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first, second = maps.untrained_like(encoder, 1), maps.untrained_like(encoder, 1)
+    first, second = truth.untrained_like(encoder, 1), truth.untrained_like(encoder, 1)
     assert torch.equal(torch.random.get_rng_state(), before)
     weights = [model.patch_embed.state_dict() for model in (first, second, encoder)]
     name = next(iter(weights[0]))

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 
 
 class PlainUNet:
-    """The network as functions of (weights by name, configuration)."""
+    """The network as functions of (a model or its weights by name, configuration)."""
 
     def __init__(self, model, config):
-        self.weights = {name: weight.detach().double() for name, weight in model.state_dict().items()}
+        weights = model if isinstance(model, dict) else model.state_dict()
+        self.weights = {name: weight.detach().double() for name, weight in weights.items()}
         self.config = config
 
     def has(self, name):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from plain_transformer import arrays, attention, embed_patches, gelu, layer_norm, linear, mlp
+from plain_transformer import arrays, encode_window
 
 from mindvideo.errors import ModelError
 from mindvideo.models.fmri_encoder import FmriEncoder
@@ -22,37 +22,6 @@ def make_encoder(num_voxels=22, window=2, seed=0, **settings):
     return encoder
 
 
-def plain_encoder(encoder, window_fmri):
-    """One window (W, V) to condition (L, C), spatial (depth, P) and temporal (depth, W, W) attention."""
-    weights, config = arrays(encoder), encoder.config
-    scaled = (window_fmri - config.input_mean) / config.input_scale
-    x = np.stack([embed_patches(scan, weights, config.patch_size) for scan in scaled])
-    spatial, temporal = [], []
-    for layer in range(config.depth):
-        name = f"blocks.{layer}"
-        normed, received = layer_norm(x, weights, f"{name}.norm1"), []
-        for scan in range(config.window):
-            mixed, rows = attention(normed[scan], weights, f"{name}.attn", config.num_heads)
-            x[scan] += mixed
-            received.append(rows.mean(axis=(0, 1)))
-        spatial.append(np.mean(received, axis=0))
-        if config.has_temporal_attention:
-            normed, between = layer_norm(x, weights, f"{name}.norm_temp"), []
-            for patch in range(x.shape[1]):
-                mixed, rows = attention(normed[:, patch], weights, f"{name}.attn_temp", config.num_heads)
-                x[:, patch] += mixed
-                between.append(rows.mean(axis=0))
-            temporal.append(np.mean(between, axis=0))
-        x = x + mlp(layer_norm(x, weights, f"{name}.norm2"), weights, f"{name}.mlp")
-    side_by_side = np.concatenate(list(layer_norm(x, weights, "norm")))  # scan 0's patches, then scan 1's, ...
-    mapped = weights["proj_head.channel_mapper.weight"] @ side_by_side
-    projected = linear(mapped, weights, "proj_head.projection")
-    condition = projected + linear(gelu(projected), weights, "proj_head.fc")
-    if config.layer_norm:
-        condition = layer_norm(condition, weights, "proj_head.layer_norm")
-    return condition, np.array(spatial), np.array(temporal)
-
-
 @pytest.mark.parametrize(
     ("window", "settings"),
     [
@@ -66,7 +35,7 @@ def test_condition_and_attention_agree_with_a_plain_implementation(window, setti
     encoder = make_encoder(window=window, **settings)
     fmri = np.random.default_rng(1).normal(size=(5, window, encoder.config.num_voxels))
     tensor = torch.tensor(fmri, dtype=torch.float32)
-    plain = [plain_encoder(encoder, one) for one in fmri]
+    plain = [encode_window(arrays(encoder), encoder.config, one) for one in fmri]
     condition = encoder(tensor).detach()
     assert condition.shape == (5, 7, 10)
     np.testing.assert_allclose(condition, np.stack([one[0] for one in plain]), atol=2e-5)
@@ -207,3 +176,23 @@ def test_gradient_checkpointing_and_bf16_autocast():
         rough = encoder(fmri).float()
     exact = encoder(fmri).detach()
     assert (rough - exact).norm() < 0.03 * exact.norm()
+
+
+def test_low_rank_head_is_one_linear_map_of_all_tokens() -> None:
+    torch.manual_seed(3)
+    encoder = FmriEncoder(
+        num_voxels=21, window=2, patch_size=4, embed_dim=8, depth=1, num_heads=2, condition_length=5, condition_width=6,
+        dropout=0.0, token_bias=True, head="low_rank", head_rank=3,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        encoder.proj_head.offset.normal_()
+    fmri = torch.randn(4, 2, 21)
+    tokens = encoder.tokens(fmri)
+    expected = torch.empty(4, 5, 6)
+    gather, spread = encoder.proj_head.gather.weight, encoder.proj_head.spread.weight
+    for row in range(4):
+        flat = torch.cat([tokens[row, scan, patch] for scan in range(2) for patch in range(6)])
+        expected[row] = torch.stack([spread[i] @ (gather @ flat) for i in range(30)]).reshape(5, 6)
+    torch.testing.assert_close(encoder(fmri), expected + encoder.proj_head.offset)
+    map_of_tokens = (spread @ gather).detach()
+    assert torch.linalg.matrix_rank(map_of_tokens) == 3

@@ -9,10 +9,9 @@ from plain_transformer import (
     block,
     embed_patches,
     layer_norm,
-    linear,
     mlp,
-    patches,
     positions,
+    predict_masked,
 )
 
 from mindvideo.errors import ModelError
@@ -34,34 +33,6 @@ def make_model(num_voxels=50, seed=0, **settings):
     return model
 
 
-def plain_masked_brain(model, scan, noise):
-    """Loss terms of one scan: prediction (P, patch), mask (P,), squared errors of the masked patches."""
-    weights, config = arrays(model), model.config
-    tokens = embed_patches(scan, weights, config.patch_size)
-    count = len(tokens)
-    order = sorted(range(count), key=lambda p: noise[p])
-    kept = order[: int(count * (1 - config.mask_ratio))]
-    x = np.concatenate([weights["cls_token"][0], tokens[kept]])
-    for layer in range(config.depth):
-        x = block(x, weights, f"blocks.{layer}", config.num_heads)
-    x = linear(layer_norm(x, weights, "norm"), weights, "decoder_embed")
-    full = np.repeat(weights["mask_token"][0], count + 1, axis=0)
-    full[0] = x[0]
-    for row, patch in enumerate(kept):
-        full[patch + 1] = x[row + 1]
-    full = full + positions(count, config.decoder_embed_dim)
-    for layer in range(config.decoder_depth):
-        full = block(full, weights, f"decoder_blocks.{layer}", config.decoder_num_heads)
-    full = layer_norm(full, weights, "decoder_norm")[1:]
-    weight, bias = weights["decoder_pred.weight"], weights["decoder_pred.bias"]
-    if config.patch_weights == "per_patch":
-        prediction = np.stack([weight[p] @ full[p] + bias[p] for p in range(count)])
-    else:
-        prediction = full @ weight.T + bias
-    is_masked = np.array([p not in kept for p in range(count)])
-    return prediction, is_masked, ((prediction - patches(scan, config.patch_size)) ** 2)[is_masked]
-
-
 @pytest.mark.parametrize("patch_weights", ["shared", "per_patch"])
 @pytest.mark.parametrize(("num_voxels", "mlp_ratio", "mask_ratio"), [(50, 1.0, 0.75), (44, 4.0, 0.6)])
 def test_loss_and_prediction_agree_with_a_plain_implementation(patch_weights, num_voxels, mlp_ratio, mask_ratio):
@@ -71,7 +42,7 @@ def test_loss_and_prediction_agree_with_a_plain_implementation(patch_weights, nu
     output = model(torch.tensor(fmri, dtype=torch.float32), noise=torch.tensor(noise, dtype=torch.float32))
     errors = []
     for scan in range(3):
-        prediction, is_masked, error = plain_masked_brain(model, fmri[scan], noise[scan])
+        prediction, is_masked, error = predict_masked(arrays(model), model.config, fmri[scan], noise[scan])
         np.testing.assert_allclose(output.prediction[scan].detach().numpy(), prediction, atol=1e-5)
         np.testing.assert_array_equal(output.is_masked[scan].numpy(), is_masked)
         errors.append(error)

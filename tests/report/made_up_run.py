@@ -83,6 +83,8 @@ def write_scores(folder: Path, rng: np.random.Generator) -> dict[str, np.ndarray
     }
     scores["consistency"]["higher_is_better"] = None
     (folder / "scores.json").write_text(json.dumps(scores))
+    about = {"truth": "films", "networks": "kit", "sets": {}}
+    (folder / "evaluation.json").write_text(json.dumps(about))
     columns = [f"{name}{end}" for name in values for end in ("", ":shuffled")]
     with (folder / "windows.csv").open("w", newline="") as handle:
         writer = csv.writer(handle)
@@ -91,6 +93,24 @@ def write_scores(folder: Path, rng: np.random.Generator) -> dict[str, np.ndarray
             place = [i, f"test{1 + i // 13}", i % 13, i // 2, i // 5]
             writer.writerow([*place, *(v for value in values.values() for v in (value[i], value[i] / 2))])
     return values
+
+
+def write_attributes(path: Path, rng: np.random.Generator) -> None:
+    table = {}
+    for name in ("thing", "colour", "place", "motion", "cut"):
+        sets = {kind: float(rng.uniform(0.1, 0.9)) for kind in (*KINDS, "truth")}
+        table[name] = {
+            "sets": sets, "interval": [0.12, 0.34], "n": N, "chance": 0.083, "p": {"shuffled": 0.0004, "mean": 0.21},
+            "definition": f"share of clips whose {name} is read correctly",
+        }  # fmt: skip
+    path.write_text(json.dumps({"attributes": table, "names": {}, "windows_with_a_cut": 3}))
+
+
+def write_rival(path: Path, rng: np.random.Generator) -> None:
+    """A rival method: the layout of a run with scores alone."""
+    path.mkdir(parents=True)
+    (path / "recipe.yaml").write_text(yaml.safe_dump({"name": "rival"}))
+    write_scores(path / "evaluate", rng)
 
 
 def write_store(path: Path, rng: np.random.Generator) -> None:
@@ -159,16 +179,24 @@ def write_explain(folder: Path, rng: np.random.Generator) -> None:
     areas = {f"A{i}": {"n_voxels": 5, "text": i / 100, "image": 0.01, "tokens": (i - 2) / 50} for i in range(31)}
     intact = {"text": 0.5, "image": 0.4, "tokens": 0.6}
     files["occlusion"] = {"stage": "cotrain", "n_windows": N, "intact": intact, "areas": areas}
-    maps = {f"attention_{stage}_{layer}": rng.uniform(0.5, 0.9) for stage in (*stages, "untrained") for layer in layers}
-    maps |= {"occlusion_tokens": 0.93, "occlusion_untrained_tokens": 0.51}
+    files["occlusion"]["measures"] = {"tokens": "correlation with the text tokens"}
+    maps = {f"attention_{stage}_{layer}": rng.uniform(0.5, 0.9) for stage in stages for layer in layers}
+    maps |= {"occlusion_tokens": 0.93}
+    untrained = {"attention_last": [0.41, 0.52, 0.6], "occlusion_tokens": [0.47, 0.5, 0.51]}
     drop = {group: dict.fromkeys(intact, value) for group, value in (("informative", 0.4), ("other", 0.05))}
     files["truth"] = {
         "n_voxels": 1400, "n_informative": 600, "auc": maps, "auc_random": [0.46, 0.5, 0.54],
-        "rank_correlation": {name: value - 0.5 for name, value in maps.items()},
+        "rank_correlation": {name: value - 0.5 for name, value in maps.items()}, "auc_untrained": untrained,
         "ablation": {"n_silenced": 600, "intact": intact, "drop": drop},
     }  # fmt: skip
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
+    vertex = np.sort(rng.choice(59412, 40000, replace=False))
+    cortex = {}
+    for name, low in (("attention_cotrain_last", 0.1), ("attention_adapt_last", 0.3), ("occlusion_tokens", -0.004)):
+        cortex[name] = np.full(59412, np.nan, np.float32)
+        cortex[name][vertex] = rng.uniform(low, 0.02, len(vertex)) if low < 0 else rng.uniform(low, 2, len(vertex))
+    np.savez(folder / "maps.npz", **cortex)
     for name in ("flat_attention_adapt_last", "flat_attention_cotrain_last", "inflated_occlusion_tokens"):
         picture = rng.integers(0, 255, (12, 24, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
         Image.fromarray(picture).save(folder / f"{name}.png")
@@ -190,6 +218,12 @@ def make_run(path: Path, seed: int = 3, **recipe: Any) -> dict[str, np.ndarray]:
         write_metrics(path / stage, rng, steps)
     write_clips(path / "reconstruct", rng)
     values = write_scores(path / "evaluate", rng)
+    write_attributes(path / "evaluate" / "attributes.json", rng)
+    pair = {"test_segment": "test1", "test_scan": 3, "train_segment": "seg2", "train_scan": 5, "correlation": 0.9871}
+    near = {"count": 1, "test_scans": 11, "pairs": [pair]}
+    (path / "evaluate" / "near_duplicates.json").write_text(json.dumps(near))
+    (path / "evaluate" / "noise_ceiling.json").write_text(json.dumps({"test1": {"runs": 5, "median": 0.71}}))
+    write_rival(path / "baselines" / "ridge", rng)
     (path / "explain").mkdir()
     write_explain(path / "explain", rng)
     for stage, seconds in (("prepare", 12.3), ("pretrain", 64.0), ("reconstruct", 4000.0), ("evaluate", 3.0)):

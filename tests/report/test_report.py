@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ import pytest
 import yaml
 from made_up_run import F, N
 from playwright.sync_api import Browser, Page, sync_playwright
+from trace_walk import COLLECT, UNCITED, look_up
 
+from mindvideo.report.assets import Assets
 from mindvideo.report.build import build_report
+from mindvideo.report.trace import FORMS
 from mindvideo.report.wording import write_number
 
 
@@ -81,13 +86,14 @@ def test_page_opens_from_disk_without_errors_or_network(
     seen.page.evaluate("scrollTo(0, document.body.scrollHeight)")
     seen.page.wait_for_timeout(200)
     assert seen.complaints == []
-    assert all(url.startswith(("file://", "data:")) for url in seen.requests)
-    assert any(url.endswith(".webp") for url in seen.requests)
+    assert [url for url in seen.requests if not url.startswith("data:")] == [made[0].as_uri()]
+    assert [item.name for item in made[0].parent.iterdir() if item.name != "differences_run0.json"] == ["index.html"]
     assert not re.search(r"(?:src|href)=\"(?:https?:)?//", made[0].read_text())
     text = seen.page.inner_text("body")
     for words in (
         "Simulated",
-        "follow the brain activity",
+        "Layout and content came from the simulated brain",
+        "for motion there is no evidence",
         "V1",
         "subject1",
         "1 h 06 min",
@@ -95,9 +101,8 @@ def test_page_opens_from_disk_without_errors_or_network(
         "RULE paper".lower(),
     ):
         assert words in text
-    assert (
-        seen.page.query_selector("img[alt='inflated occlusion tokens']").evaluate("image => image.naturalWidth") == 240
-    )
+    picture = "img[alt='flat attention cotrain last']"
+    seen.page.wait_for_function(f'() => document.querySelector("{picture}").naturalWidth === 240')
     seen.page.close()
 
 
@@ -184,10 +189,11 @@ def test_reader_who_wants_no_motion_gets_none(browser: Browser, made: tuple[Path
 def test_keyboard_reaches_every_control(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
     page = Watched(browser, made[0]).page
     reached = set()
-    for _ in range(40):
+    for _ in range(60):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.className || document.activeElement.tagName"))
-    assert {"skip", "play", "seek", "order", "score", "more", "INPUT", "SUMMARY", "A"} <= reached
+    controls = {"skip", "play", "seek", "order", "score", "more", "INPUT", "SUMMARY", "A"}
+    assert controls | {"map", "side", "shape", "cortex", "BUTTON"} <= reached
     page.close()
 
 
@@ -210,7 +216,7 @@ def test_missing_stages_are_named(browser: Browser, tmp_path: Path) -> None:
             "align has not finished",
             "reconstruct has not run",
             "evaluate/scores.json is not valid JSON",
-            "Transductive",
+            "transductive",
         ):
             assert words in text
         assert "Simulated" not in text
@@ -230,6 +236,9 @@ def test_several_runs_side_by_side(browser: Browser, run_dir: Path, tmp_path: Pa
     assert labels == ["truth", "one", "two"]
     assert seen.complaints == [] and overflowing(seen.page) == []
     assert len(seen.page.query_selector_all(".gallery")) == 3
+    found = json.loads((page.parent / "differences.json").read_text())
+    assert found["others"]["two"]["epe"]["design"] == "paired" and found["others"]["two"]["epe"]["difference"] == 0
+    check_citations(seen.page, [run_dir, tmp_path / "two"], page.parent)
     seen.page.close()
 
 
@@ -239,5 +248,117 @@ def test_second_report_replaces_the_first(run_dir: Path) -> None:
     (path / "report" / "done.json").write_text("{}")
     shutil.rmtree(path / "reconstruct")
     build_report([path], path / "report")
-    assert sorted(item.name for item in (path / "report").iterdir()) == ["assets", "done.json", "index.html"]
-    assert not list((path / "report").rglob("*.webp"))
+    shutil.rmtree(path / "baselines")
+    build_report([path], path / "report")
+    assert sorted(item.name for item in (path / "report").iterdir()) == ["done.json", "index.html"]
+    assert "data-window" not in (path / "report" / "index.html").read_text()
+
+
+def test_pictures_that_do_not_fit_lie_beside_the_page(
+    browser: Browser, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mindvideo.report.build.Assets", partial(Assets, room=20_000))
+    out = tmp_path / "page"
+    page = build_report([run_dir], out)
+    beside = {path.stem for path in (out / "assets" / "run0").glob("*.webp")}
+    assert beside and len(beside) < N + 3 and not (out / "assets.writing").exists()
+    assert f"{len(beside)} pictures did not fit" in page.read_text()
+    seen = Watched(browser, page)
+    seen.page.wait_for_selector("canvas[data-frame]")
+    assert any(url.endswith(".webp") for url in seen.requests) and seen.complaints == []
+    seen.page.close()
+    monkeypatch.undo()
+    build_report([run_dir], out)
+    assert not (out / "assets").exists()
+
+
+def check_citations(page: Page, run_dirs: list[Path], page_dir: Path) -> set[str]:
+    """Every cited number equals its file's, in full and as written; returns the files."""
+    cited = page.evaluate(COLLECT)
+    assert len(cited) > 150
+    for item in cited:
+        run_dir = run_dirs[int(item.get("run") or item.get("page") or 0)]
+        if "derived" in item:
+            assert item["text"].strip() and list(run_dir.glob(item["source"])), item
+            continue
+        found = look_up(run_dir, page_dir, item["source"], item["key"])
+        if item["source"] == "evaluate/windows.csv":
+            assert float(item["value"]) == pytest.approx(found, rel=1e-5) and item["text"] == write_number(found), item
+        else:
+            assert json.loads(item["value"]) == pytest.approx(found, rel=1e-9), item
+            assert item["text"] == FORMS[item["form"]](found), item
+    return {item["source"] for item in cited}
+
+
+def test_every_number_traces_to_a_file_of_the_run(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
+    page = Watched(browser, made[0]).page
+    page.wait_for_selector("canvas[data-frame]")
+    files = check_citations(page, [made[0].parent.parent], made[0].parent)
+    assert files >= {
+        "evaluate/scores.json", "evaluate/windows.csv", "evaluate/attributes.json", "evaluate/near_duplicates.json",
+        "evaluate/noise_ceiling.json", "baselines/ridge/evaluate/scores.json", "differences_run0.json",
+        "explain/attention.json", "explain/occlusion.json", "explain/temporal.json", "explain/truth.json",
+        "explain/maps.npz", "align/metrics.jsonl", "prepare/store.zarr", "reconstruct/done.json", "*/done.json",
+    }  # fmt: skip
+    assert page.evaluate(UNCITED) == []
+    page.close()
+
+
+PIXELS = """() => {
+  const canvas = document.querySelector('canvas.cortex');
+  const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  let shown = 0, coloured = 0, sum = 0;
+  for (let i = 0; i < data.length; i += 4) if (data[i + 3]) {
+    shown += 1; sum = (sum + data[i] * (i % 9973) + data[i + 1] * (i % 7919)) % 1e9;
+    if (Math.max(data[i], data[i + 1], data[i + 2]) - Math.min(data[i], data[i + 1], data[i + 2]) > 25) coloured += 1;
+  }
+  return {shown: shown / (data.length / 4), coloured: coloured / shown, sum};
+}"""
+
+
+def test_surface_renders_and_turns(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
+    seen = Watched(browser, made[0], width=700)
+    page, canvas = seen.page, seen.page.locator("canvas.cortex")
+    canvas.scroll_into_view_if_needed()
+
+    def drawn(words: str) -> dict[str, float]:
+        page.wait_for_selector(f"canvas.cortex[data-drawn='{words}']")
+        page.wait_for_timeout(400)  # it is drawn again, sharper, when it rests
+        return page.evaluate(PIXELS)
+
+    first = drawn("occlusion_tokens both inflated 0 0")
+    assert 0.15 < first["shown"] < 0.7 and 0.2 < first["coloured"] < 1
+    canvas.focus()
+    page.keyboard.press("ArrowRight")
+    turned = drawn("occlusion_tokens both inflated 12 0")
+    assert turned["sum"] != first["sum"]
+    box = canvas.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 200, box["y"] + 150)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 160, box["y"] + 190)
+    page.mouse.up()
+    assert drawn("occlusion_tokens both inflated 32 20")["sum"] != turned["sum"]
+    page.get_by_role("button", name="top").click()
+    drawn("occlusion_tokens both inflated 0 90")
+    page.select_option(".side", "left")
+    assert drawn("occlusion_tokens left inflated -90 0")["shown"] > 0.2
+    page.select_option(".map", label="attention, cotrain, last layer")
+    assert drawn("attention_cotrain_last left inflated -90 0")["coloured"] > 0.2
+    page.select_option(".shape", "flat")
+    assert drawn("attention_cotrain_last left flat -90 0")["shown"] > 0.15
+    box = canvas.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert re.search(r"\w+: (about|no voxel)", page.locator(".read").inner_text())
+    assert page.locator(".unit").inner_text().startswith("attention") and seen.complaints == []
+    page.close()
+
+
+def test_page_prints_to_pdf(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
+    page = Watched(browser, made[0]).page
+    page.wait_for_selector("canvas[data-frame]")
+    content = page.pdf(format="A4")
+    pages = len(re.findall(rb"/Type\s*/Page\b", content))
+    assert content.startswith(b"%PDF") and 4 < pages < 60
+    page.close()

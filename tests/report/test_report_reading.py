@@ -8,15 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from mindvideo.errors import DataError
+from mindvideo.report import surface
 from mindvideo.report.brain import list_brain, split_pictures
-from mindvideo.report.build import build_report
+from mindvideo.report.build import build_report, find_ablations
+from mindvideo.report.comparison import list_rivals, measure_differences, tabulate
+from mindvideo.report.dataset import list_choices
 from mindvideo.report.plots import Curve, Dot, draw_bars, draw_curves, draw_dots, thin_out
 from mindvideo.report.read import Score, read_run
 from mindvideo.report.sections import list_curves
 from mindvideo.report.sprites import draw_sprite
-from mindvideo.report.wording import nice_ticks, write_number, write_p, write_seconds, write_verdict
+from mindvideo.report.verdict import list_aspects, write_verdict
+from mindvideo.report.wording import nice_ticks, write_number, write_p, write_seconds, write_short, write_signed
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -73,29 +78,102 @@ def test_sprite_puts_every_frame_in_its_place() -> None:
     assert small[128:, 192:288].min() == 255 and small.sum() == 255 * 128 * 96 * 3
 
 
+def make_score(name: str, value: float, p: float | None, holm: float | None = None) -> Score:
+    tested = {} if p is None else {"shuffled": p}
+    corrected = {} if holm is None else {"shuffled": holm}
+    return Score(name, value, None, 9, 0.05, {"shuffled": 0.2}, tested, {}, True, "", corrected)
+
+
 def test_verdict_is_as_honest_as_the_numbers(run_dir: Path) -> None:
     run = read_run(run_dir)
     title, text = write_verdict(run)
-    assert title == "The reconstructions follow the brain activity." and "4 of 5" in text
+    assert title == "Layout and content came from the simulated brain; for motion there is no evidence."
+    text = text.striptags()
+    assert "4 of 5 scores are better than with the brain activity of another moment at P < .05, not corrected" in text
     assert "not shown to be better than: mean training frame (P = .62)" in text
     assert "Not shown for: flow end-point error" in text  # lower is better and shuffled is lower
+    states = {aspect.name: (aspect.state, len(aspect.beaten), len(aspect.tested)) for aspect in list_aspects(run)}
+    assert states == {"layout": ("yes", 1, 1), "content": ("yes", 3, 3), "motion": ("no", 0, 1)}
 
-    def with_p(p: float, value: float) -> str:
-        score = Score("video_50way", value, None, 9, 0.05, {"shuffled": 0.2}, {"shuffled": p}, {}, True, "")
-        run.scores = {"video_50way": score}
+    def title_of(*scores: Score) -> str:
+        run.scores = {score.name: score for score in scores}
         return write_verdict(run)[0]
 
-    assert with_p(0.2, 0.3).startswith("No evidence")
-    assert with_p(0.001, 0.1).startswith("No evidence")  # different, but worse
-    assert with_p(0.001, 0.3).startswith("The reconstructions follow")
-    with_p(0.2, 0.3)
-    holm = {"shuffled": 0.002}
-    other = Score("image_50way", 0.3, None, 9, 0.05, {"shuffled": 0.1}, {"shuffled": 0.001}, {}, True, "", holm)
-    run.scores["image_50way"] = other
-    assert "on some scores" in write_verdict(run)[0]
-    run.scores.pop("image_50way")
-    run.scores["video_50way"].p.clear()
-    assert "not known" in write_verdict(run)[0]
+    none = "No evidence that content came from the simulated brain."
+    assert title_of(make_score("video_50way", 0.3, 0.2)) == none
+    assert title_of(make_score("video_50way", 0.1, 0.001)) == none  # different, but worse
+    assert title_of(make_score("video_50way", 0.3, 0.001)) == "Content came from the simulated brain."
+    assert title_of(make_score("video_50way", 0.3, 0.001, holm=0.06)) == none  # only the corrected P counts
+    both = (make_score("video_50way", 0.3, 0.2), make_score("retrieval_top1", 0.3, 0.001))
+    assert title_of(*both) == "Content came from the simulated brain in part."
+    rest = (make_score("psnr", 0.3, 0.001), make_score("colour", 0.3, 0.001), make_score("attribute_motion", 0.3, 0.5))
+    assert title_of(*both, *rest) == (
+        "Layout and colour came from the simulated brain, content in part; for motion there is no evidence."
+    )
+    assert "not known" in title_of(make_score("video_50way", 0.3, None))
+
+
+def test_choices_are_flagged(run_dir: Path) -> None:
+    choices = {choice["name"]: choice for choice in list_choices(read_run(run_dir))}
+    assert choices["Guidance"]["kind"] == "inductive" and not choices["Guidance"]["is_warning"]
+    assert choices["Near-duplicates"]["text"].striptags().startswith("1 of 11 test scans")
+    recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
+    recipe["reconstruct"] = {"negative": "test_mean", "max_windows": 40}
+    (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    scores = json.loads((run_dir / "evaluate" / "scores.json").read_text())
+    (run_dir / "evaluate" / "scores.json").write_text(json.dumps(scores | {"post_hoc": ["The second seed was taken."]}))
+    (run_dir / "evaluate" / "near_duplicates.json").unlink()
+    choices = {choice["name"]: choice for choice in list_choices(read_run(run_dir))}
+    assert choices["Guidance"]["kind"] == "transductive" and choices["Guidance"]["is_warning"]
+    assert "Only 40" in choices["Test windows"]["text"] and "not audited" in choices["Near-duplicates"]["text"]
+    assert choices["Evaluation"] == {
+        "name": "Evaluation", "text": "The second seed was taken.", "kind": "post hoc", "is_warning": True,
+    }  # fmt: skip
+
+
+def test_methods_of_other_networks_are_shown_but_not_compared(run_dir: Path) -> None:
+    about = run_dir / "baselines" / "ridge" / "evaluate" / "evaluation.json"
+    about.write_text(json.dumps({"truth": "films", "networks": "others"}))
+    entrants = list_rivals(read_run(run_dir))
+    found = measure_differences(entrants)
+    assert found["others"] == {} and "same networks" in found["untested"]["ridge"]
+    table = tabulate(entrants, found, "differences.json")
+    assert table and table["labels"] == ["this study", "ridge"] and table["designs"] == []
+    assert all(cell["difference"] == "" for row in table["rows"] for cell in row["cells"])
+
+
+def test_coarse_surface_keeps_places_and_means() -> None:
+    rng = np.random.default_rng(0)
+    for side in surface.SIDES:
+        mesh = surface.coarse_mesh(side)
+        n = len(mesh.vertex)
+        edges = {tuple(sorted(pair)) for t in mesh.triangles for pair in ((t[0], t[1]), (t[1], t[2]), (t[0], t[2]))}
+        assert n - len(edges) + len(mesh.triangles) == 2  # a closed surface without holes
+        assert (mesh.nearest[mesh.vertex] == np.arange(n)).all()
+        assert 0.8 < mesh.n_flat / len(mesh.triangles) < 1
+        values = np.where(rng.random(32492) < 0.5, rng.normal(size=32492), np.nan)
+        found = surface.average_coarse(values, mesh)
+        for vertex in (0, 17, n - 1):
+            own = values[mesh.nearest == vertex]
+            own = own[np.isfinite(own)]
+            assert found[vertex] == pytest.approx(own.mean()) if len(own) else np.isnan(found[vertex])
+    levels = surface.quantise(np.array([np.nan, -1.0, 0.0, 1.0, 9.0]), -1.0, 1.0)
+    assert levels.tolist() == [0, 1, 128, 255, 255]
+
+
+def test_broken_maps_are_named(run_dir: Path) -> None:
+    np.savez(run_dir / "explain" / "maps.npz", short=np.ones(7))
+    run = read_run(run_dir)
+    assert surface.describe_surface(run, "cotrain") is None and "explain/maps.npz/short" in run.problems[-1]
+    (run_dir / "explain" / "maps.npz").write_bytes(b"nothing")
+    assert surface.describe_surface(run, "cotrain") is None and "cannot be read" in run.problems[-1]
+
+
+def test_ablation_beside_the_run_is_found(run_dir: Path) -> None:
+    assert find_ablations([run_dir]) == []
+    (run_dir.parent / "ablation.json").write_text("{}")
+    assert find_ablations([run_dir]) == [run_dir.resolve().parent]
+    assert find_ablations([run_dir.parent, run_dir]) == [run_dir.parent]
 
 
 def test_numbers_as_written() -> None:
@@ -109,6 +187,9 @@ def test_numbers_as_written() -> None:
         ".000",
     ]
     assert [write_p(p) for p in (None, 0.0002, 0.0123, 0.5)] == ["", "P < .001", "P = .012", "P = .50"]
+    shorts = [write_short(v) for v in (None, 2.416, -0.000131, 0.0, 5e-5)]
+    assert shorts == ["–", "2.4", "−1.3 × 10⁻⁴", "0", "5.0 × 10⁻⁵"]
+    assert [write_signed(v) for v in (0.1, -0.1, 0.0, None)] == ["+.100", "−.100", ".000", "–"]
     assert [write_seconds(s) for s in (7.21, 252, 11100)] == ["7.2 s", "4 min 12 s", "3 h 05 min"]
 
 
@@ -151,7 +232,10 @@ def test_curves_of_one_figure_share_a_panel() -> None:
         {"step": 9.0, "loss": 0.5, "validation_loss": 0.7, "mean_predictor_loss": 1.0},
     ]
     rows.append({"step": 10.0, "validation_top1": 0.4, "validation_top1_chance": 0.1})
-    panels = {panel["name"]: [(key["label"], key["last"]) for key in panel["lines"]] for panel in list_curves(rows)}
+    panels = {
+        panel["name"]: [(key["label"], key["last"].striptags()) for key in panel["lines"]]
+        for panel in list_curves(rows, "align/metrics.jsonl")
+    }
     assert panels == {
         "loss": [("training", ".500"), ("validation", ".700"), ("mean predictor", "1.000")],
         "top1": [("validation", ".400"), ("chance", ".100")],
@@ -176,11 +260,11 @@ def test_brain_section_says_what_the_files_hold(run_dir: Path) -> None:
     attention = str(groups["Attention after cotrain"]["panels"][0]["plot"])
     assert attention.count('class="mark"') == 4 and "limbic A" not in attention  # a network without voxels
     auc = str(groups["Against the truth"]["panels"][0]["plot"])
-    assert "occlusion_tokens .930" in auc and "random maps" in auc and auc.count("<circle") == 15
-    assert "600 of the 1400" in groups["Against the truth"]["text"]
+    assert "occlusion_tokens .930" in auc and "random maps" in auc and auc.count("<circle") == 13
+    assert "600 of the 1400" in groups["Against the truth"]["text"].striptags()
     shown, earlier = split_pictures(run)
-    assert shown == ["inflated_occlusion_tokens.png", "flat_attention_cotrain_last.png"]
-    assert earlier == ["flat_attention_adapt_last.png"]
+    assert shown == ["flat_attention_cotrain_last.png"]
+    assert earlier == ["flat_attention_adapt_last.png", "inflated_occlusion_tokens.png"]
 
 
 def test_brain_section_of_a_run_without_truth(run_dir: Path) -> None:

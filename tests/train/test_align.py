@@ -6,7 +6,8 @@ import torch
 from sklearn.linear_model import Ridge
 
 from mindvideo.errors import DataError
-from mindvideo.train.align import TokenTarget, augment_fmri, clip_loss, contrastive_loss, retrieval_top1
+from mindvideo.train.align import TokenTarget, clip_loss, contrastive_loss, retrieval_top1
+from mindvideo.train.augmentation import Mixture, augment_fmri
 from mindvideo.train.features import SYNONYMS, TextFeatures, augment_caption, compute_table, read_array
 from mindvideo.train.ridge import ALPHAS, ridge_token_r2, token_r2
 
@@ -126,3 +127,20 @@ def test_a_table_goes_on_where_it_stopped_and_starts_anew_for_another_key(tmp_pa
     assert calls[4:] == [0, 4, 8]
     with pytest.raises(DataError, match="finite"):
         compute_table(tmp_path / "u", {}, 2, 2, lambda a, b: {"x": np.full((2, 3), np.inf, np.float16)})
+
+
+def test_mixture_mixes_scans_and_targets_alike() -> None:
+    mix = Mixture(5, 0.8, np.random.default_rng(4))
+    scans, tokens = torch.randn(5, 2, 7), torch.randn(5, 3, 4)
+    for row in range(5):
+        share, partner = float(mix.share[row]), int(mix.partner[row])
+        torch.testing.assert_close(mix(scans)[row], share * scans[row] + (1 - share) * scans[partner])
+        torch.testing.assert_close(mix(tokens)[row], share * tokens[row] + (1 - share) * tokens[partner])
+    assert sorted(mix.partner) == list(range(5))
+    assert torch.equal(Mixture(5, 0.0, np.random.default_rng(4))(scans), scans)
+
+
+def test_shares_follow_the_beta_distribution() -> None:
+    share = Mixture(20_000, 0.4, np.random.default_rng(1)).share.double()
+    assert float(share.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(share.var()) == pytest.approx(1 / (4 * (2 * 0.4 + 1)), rel=0.03)

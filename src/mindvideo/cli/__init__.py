@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from typing import Annotated
 
 import typer
 
-from mindvideo.cli import evidence, prepare, study  # noqa: F401 - their commands register themselves
+from mindvideo.cli import ablate, evidence, models, prepare, sources, study  # noqa: F401 - their commands register themselves
+from mindvideo.cli.baselines import baseline_app
 from mindvideo.cli.foundation import foundation_app
 from mindvideo.cli.prepare import prepare_app
 from mindvideo.cli.shared import app, terminal
@@ -16,6 +18,7 @@ from mindvideo.errors import MindVideoError
 
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(foundation_app, name="foundation")
+app.add_typer(baseline_app, name="baseline")
 
 
 @app.callback()
@@ -28,7 +31,8 @@ def main() -> None:
     try:
         app()
     except MindVideoError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes (accelerate launch) one speaks
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):

@@ -1,48 +1,100 @@
-"""Scores and the report: ``mindvideo evaluate``, ``report``."""
+"""Scores and the report: ``mindvideo evaluate``, ``compare``, ``report``."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
-from mindvideo.cli.shared import Set, app, console, run_stage
-from mindvideo.errors import DataError
+from mindvideo.cli.shared import Set, app, console, progress_bars, run_stage, say, with_settings
+from mindvideo.config import Recipe
+from mindvideo.errors import DataError, SettingError
 
 
 @app.command()
-def evaluate(run_dir: Annotated[Path, typer.Argument(metavar="RUN")], settings: Set = None) -> None:
-    """Score the reconstructions of RUN beside their controls and print the table."""
-    run_stage("evaluate", run_dir, settings)
-    _print_scores(run_dir)
+def evaluate(
+    source: Annotated[Path, typer.Argument(metavar="RUN|CLIPS", help="a run folder, or anyone's clips")],
+    reference: Annotated[
+        Path | None,
+        typer.Option("--reference", help="the true clips; without it CLIPS are GIFs with the truth on their left half"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder of the scores of CLIPS; CLIPS_scores beside them by default")
+    ] = None,
+    block: Annotated[int, typer.Option("--block", help="consecutive CLIPS permuted and resampled together")] = 10,
+    size: Annotated[int | None, typer.Option("--size", help="height and width CLIPS are scored at")] = None,
+    fit: Annotated[str | None, typer.Option("--fit", help="crop or stretch where shapes differ")] = None,
+    settings: Set = None,
+) -> None:
+    """Score the reconstructions of a run, or anyone's clips, beside their controls, and print the table."""
+    if (source / "recipe.yaml").is_file():
+        if reference is not None or out is not None:
+            raise SettingError(f"expected --reference and --out for clips only, found a run folder at {source}")
+        run_stage("evaluate", source, settings)
+        _print_scores(source / "evaluate")
+        return
+    from mindvideo.evaluate.others import evaluate_results
+
+    if fit not in (None, "crop", "stretch"):
+        raise SettingError(f"expected --fit crop or stretch, found '{fit}'")
+    folder = out or source.with_name(source.name.removesuffix(".npy") + "_scores")
+    recipe = with_settings(Recipe().model_dump(mode="json"), settings or [])
+    with progress_bars() as bar:
+        evaluate_results(source, reference, folder, recipe, block_clips=block, size=size,
+                         fit=cast(Literal["crop", "stretch"] | None, fit), say=say, progress=bar("evaluate"))  # fmt: skip
+    _print_scores(folder)
 
 
-def _print_scores(run_dir: Path) -> None:
-    scores = json.loads((run_dir / "evaluate" / "scores.json").read_text())
-    table = Table("score", "value", "95 % interval", "chance", "shuffled", "P", "mean", "P")
-    for name, entry in scores.items():
-        controls, p = entry.get("controls", {}), entry.get("p", {})
-        number = lambda value: "–" if value is None else f"{value:.3f}"  # noqa: E731
-        table.add_row(
-            name, number(entry["value"]), " – ".join(map(number, entry["interval"])), number(entry.get("chance")),
-            number(controls.get("shuffled")), number(p.get("shuffled")), number(controls.get("mean")), number(p.get("mean")),
-        )  # fmt: skip
-    console.print(table)
+def _print_scores(folder: Path) -> None:
+    from mindvideo.evaluate.tables import table_rows
+
+    scores = json.loads((folder / "scores.json").read_text())
+    header, *rows = [row[:-1] for row in table_rows(scores)]
+    _print_table(header, rows)
+    about = folder / "evaluation.json"
+    for name, words in (json.loads(about.read_text())["sets"] if about.is_file() else {}).items():
+        say(f"{name}: {words}")
+    console.print(f"scores: {folder / 'scores.json'}, .csv, .tex", highlight=False, soft_wrap=True)
+
+
+def _print_table(header: list[str], rows: list[list[str]]) -> None:
+    table = Table(header[0], *(Column(title, justify="right") for title in header[1:]))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, width=None if console.is_terminal else 240)
+
+
+@app.command()
+def compare(
+    sources: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="evaluated runs or folders of scores")],
+    out: Annotated[Path, typer.Option("--out", help="folder of comparison.json, .csv and .tex")],
+    scores: Annotated[
+        str | None, typer.Option("--scores", help="comma-separated; P is corrected for their number")
+    ] = None,
+) -> None:
+    """Compare runs with the first one, score by score: window by window where they share them, else as two samples."""
+    from mindvideo.evaluate.comparison import compare_folders
+
+    chosen = [name.strip() for name in scores.split(",")] if scores else None
+    header, *rows = compare_folders(sources, out, chosen)
+    _print_table(header, rows)
+    say("classes of P after Holm's correction over scores; every number is in comparison.json")
+    console.print(f"comparison: {out / 'comparison.json'}, .csv, .tex", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN…")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="run folders, or the folder of an ablation")],
     out: Annotated[Path | None, typer.Option("--out", help="folder of the page; RUN/report by default")] = None,
 ) -> None:
     """Write one self-contained page for one or several run folders."""
     from mindvideo.report.build import build_report
 
     for run_dir in runs:
-        if not (run_dir / "recipe.yaml").is_file():
+        if not any((run_dir / name).is_file() for name in ("recipe.yaml", "ablation.json")):
             raise DataError(
                 f"expected a run folder with recipe.yaml at {run_dir}, found none; start one with 'mindvideo run'"
             )

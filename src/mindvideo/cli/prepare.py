@@ -10,6 +10,16 @@ import typer
 from mindvideo.cli.shared import Out, Set, app, console, progress_bars, run_stage, say
 from mindvideo.config import parse_recipe
 
+MOST_WORKERS = 4
+"""Local threads where the user says nothing; each may hold a whole film's frames."""
+
+Workers = Annotated[
+    int | None, typer.Option(min=1, help=f"local threads for runs and films; one a core, at most {MOST_WORKERS}")
+]
+Scheduler = Annotated[
+    str | None, typer.Option(help="address of a dask scheduler, whose workers see the recordings under the same paths")
+]
+
 prepare_app = typer.Typer(no_args_is_help=True, help="Recordings and stimuli to one prepared store.")
 
 
@@ -18,31 +28,52 @@ def prepare_wen2018(
     raw: Annotated[Path, typer.Argument(help="folder with stimuli/ and subjectN/")],
     out: Out,
     subject: int = 1,
-    selection: str = "paper",
-    alpha: float = 0.01,
-    top_fraction: float = 0.5,
-    k: int | None = None,
-    repeats: str = "average",
-    lag_s: float = 4.0,
-    exclude: Annotated[list[str] | None, typer.Option(help="a run left out, as subject3:test2_9")] = None,
-    fps: int = 3,
-    size: int = 256,
-    fit: str = "crop",
-    areas: str = "cortex",
+    selection: Annotated[
+        str | None,
+        typer.Option(
+            help="paper (Bonferroni, then the most significant part), bonferroni, top_k, or all; paper, "
+            "or all where areas are given"
+        ),
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="level of the Bonferroni correction")] = 0.01,
+    top_fraction: Annotated[float, typer.Option(help="part of the significant voxels that 'paper' keeps")] = 0.5,
+    k: Annotated[int | None, typer.Option(help="voxels that 'top_k' keeps")] = None,
+    repeats: Annotated[
+        str, typer.Option(help="average, or separate: every run of a training segment gives windows of its own")
+    ] = "average",
+    lag_s: Annotated[float, typer.Option(help="a film's first moment pairs with the volume this much later")] = 4.0,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="a run (subject3:test2_9) or segment (subject3:test2) left out, or none; may be repeated. Left "
+            "out when not given: subject3:test2_9, which starts about 10 s late"
+        ),
+    ] = None,
+    fps: Annotated[int, typer.Option(help="frames kept per second of film, up to 30")] = 3,
+    size: Annotated[int, typer.Option(help="height and width of the kept frames")] = 256,
+    fit: Annotated[str, typer.Option(help="crop, stretch or letterbox: how frames become square")] = "crop",
+    areas: Annotated[
+        str | None,
+        typer.Option(help="V1,V2,…, visual or cortex: all voxels of these areas, instead of a selection by repeats"),
+    ] = None,
     expect: Annotated[str | None, typer.Option(help="'wen2018' insists on 18 + 5 segments with 2 and 10 runs")] = None,
     captions: Annotated[str, typer.Option(help="'blip' or a csv/json file")] = "blip",
     foundation: Annotated[str, typer.Option(help="folder with the captioner, or 'embedded'")] = "embedded",
-    validation_segments: int = 1,
+    validation_segments: Annotated[int, typer.Option(help="the last training films are held out for choices")] = 1,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Prepare a folder in the layout of Wen 2018 (Purdue's download or a simulated subject)."""
+    from mindvideo.data.pool import open_pool, usable_cores
     from mindvideo.data.wen2018 import prepare
 
     content: dict[str, Any] = dict(
-        subject=subject, selection=selection, alpha=alpha, top_fraction=top_fraction, k=k, repeats=repeats, lag_s=lag_s,
-        fps=fps, size=size, fit=fit, areas=areas, expect=expect, captions=captions, validation_segments=validation_segments,
+        subject=subject, alpha=alpha, top_fraction=top_fraction, k=k, repeats=repeats, lag_s=lag_s, fps=fps, size=size,
+        fit=fit, expect=expect, captions=captions, validation_segments=validation_segments,
+        selection=selection or ("paper" if areas is None else "all"), areas=areas or "cortex",
     )  # fmt: skip
     if exclude is not None:
-        content["exclude"] = exclude
+        content["exclude"] = [] if exclude == ["none"] else exclude
     data = parse_recipe({"data": content}, "the command line").data
     captioner, captioner_name = None, ""
     if captions == "blip":
@@ -51,8 +82,9 @@ def prepare_wen2018(
         frozen = Foundation(foundation)
         frozen.require("captioner")
         captioner, captioner_name = frozen.caption, frozen.identity
-    with progress_bars() as bar:
-        prepare(raw, out, data, progress=bar("prepare"), captioner=captioner, captioner_name=captioner_name)
+    n_workers = workers or (1 if scheduler else min(MOST_WORKERS, usable_cores()))
+    with open_pool(n_workers, scheduler) as pool, progress_bars() as bar:
+        prepare(raw, out, data, bar("prepare"), captioner, captioner_name, pool)
     say(f"prepared store in {out}")
 
 
@@ -61,12 +93,13 @@ def prepare_hcp_command(
     raw: Path,
     out: Out,
     window_s: Annotated[float, typer.Option(help="recordings are averaged over this many seconds")] = 8.0,
+    areas: Annotated[str, typer.Option(help="areas whose vertices are kept, in hierarchy order")] = "V1,V2,V3,V4",
 ) -> None:
     """Prepare HCP recordings, or HCP_visual_voxel.npz files, for pre-training."""
     from mindvideo.data.hcp import prepare_hcp
 
     with progress_bars() as bar:
-        prepare_hcp(raw, out, window_s=window_s, progress=bar("hcp"))
+        prepare_hcp(raw, out, window_s=window_s, areas=areas.split(","), progress=bar("hcp"))
     say(f"prepared segments in {out}")
 
 
@@ -77,19 +110,31 @@ def prepare_run(run_dir: Annotated[Path, typer.Argument(metavar="RUN")], setting
 
 
 @app.command()
-def inspect(store: Path) -> None:
-    """Print what a prepared store holds."""
+def inspect(
+    store: Path,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the page and its pictures; STORE_inspect beside the store")
+    ] = None,
+) -> None:
+    """Print what a prepared store holds, and write a page with pictures of it."""
     from mindvideo.data.store import Store
+    from mindvideo.report.store_page import describe_store, write_page
 
-    for key, value in Store.open(store).summary().items():
-        console.print(f"[bold]{key}[/bold]: {value}", highlight=False)
+    opened = Store.open(store)
+    sections = describe_store(opened)
+    for title, rows in sections.items():
+        console.print(f"[bold]{title}[/bold]", highlight=False)
+        for key, value in rows.items():
+            console.print(f"  {key}: {value}", highlight=False, markup=False, soft_wrap=True)
+    page = write_page(opened, sections, out or store.resolve().with_name(f"{store.resolve().stem}_inspect"))
+    console.print(f"page: {page}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def export(
     store: Path, out: Path, frames: Annotated[bool, typer.Option("--frames", help="also the frames")] = False
 ) -> None:
-    """Write a prepared store as plain arrays (npz)."""
+    """Write a prepared store as plain arrays (npz): fmri_train, fmri_test, vertex, and with --frames the frames."""
     from mindvideo.data.store import Store
 
     Store.open(store).export_npz(out, frames=frames)

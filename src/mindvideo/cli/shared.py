@@ -56,12 +56,12 @@ def run_stage(name: str, run_dir: Path, settings: list[str] | None) -> None:
 
     study = Study.open(run_dir)
     if settings:
-        study = Study(_with_settings(study.recipe.model_dump(mode="json"), settings), run_dir)
+        study = Study(with_settings(study.recipe.model_dump(mode="json"), settings), run_dir)
     with progress_bars() as bar:
         study.run(only=name, progress=bar, say=say)
 
 
-def _with_settings(content: dict[str, Any], settings: list[str]) -> Any:
+def with_settings(content: dict[str, Any], settings: list[str]) -> Any:
     """A resolved recipe with ``key=value`` settings on top."""
     import tempfile
 

@@ -66,7 +66,6 @@ for _name, _does in (
     ("align", "contrastive alignment with CLIP"),
     ("animate", "text-conditioned video tuning of the generator"),
     ("cotrain", "encoder and generator tuned together"),
-    ("reconstruct", "test windows to video, with controls"),
     ("explain", "attention and occlusion on the cortex"),
 ):
     _stage_command(_name, _does)

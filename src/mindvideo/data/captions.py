@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections import Counter
@@ -100,7 +101,7 @@ def read_captions(path: Path, times_s: Mapping[str, np.ndarray]) -> dict[str, li
 def _from_json(path: Path, text: str, times_s: Mapping[str, np.ndarray]) -> dict[str, list[list[str]]]:
     try:
         content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
         raise DataError(f"{path} is not valid JSON ({error}); repair it") from error
     if not isinstance(content, dict):
         raise DataError(f"expected {{segment: [caption per scan]}} in {path}, found a {type(content).__name__}")
@@ -131,15 +132,20 @@ def _checked(caption: object, path: Path, segment: str, where: str) -> str:
 def _from_csv(path: Path, text: str, times_s: Mapping[str, np.ndarray]) -> dict[str, list[list[str]]]:
     rows: dict[str, dict[float, str]] = {segment: {} for segment in times_s}
     try:
-        reader = csv.DictReader(text.splitlines(), skipinitialspace=True, strict=True)
-        columns = set(reader.fieldnames or ())
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+        columns = list(reader.fieldnames or ())
         key = "scan" if "scan" in columns else "time_s"
-        if not {"segment", key, "caption"} <= columns:
+        if not {"segment", key, "caption"} <= set(columns) or len(set(columns)) < len(columns):
             raise DataError(
-                f"expected the columns segment, scan (or time_s) and caption in {path}, "
-                f"found {', '.join(reader.fieldnames or ()) or 'none'}"
+                f"expected the columns segment, scan (or time_s) and caption once each in {path}, "
+                f"found {', '.join(columns) or 'none'}"
             )
         for row in reader:
+            if None in row:
+                raise DataError(
+                    f"expected {len(columns)} values on line {reader.line_num} of {path}, found more; put captions that "
+                    'hold a comma in "quotation marks"'
+                )
             segment = row["segment"] or ""
             if segment in rows:
                 place = _number(row[key], path, reader.line_num, key)

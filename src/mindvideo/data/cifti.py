@@ -118,6 +118,11 @@ def read_header(path: Path) -> CortexHeader:
     return _parse(path)[1]
 
 
+def open_recording(path: Path) -> tuple[Any, CortexHeader]:
+    """nibabel's image of a dense time series, its data still on disk, and its checked axes; raises as `read_header`."""
+    return _parse(path)
+
+
 def read_cortex(path: Path) -> CortexRecording:
     """Read the cortex of a CIFTI-2 dense time series; any byte order and data type, scaled as the header says.
 

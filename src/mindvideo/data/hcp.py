@@ -5,11 +5,8 @@ Shapes: V voxels, n rows (time windows of all runs on top of each other), T volu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,20 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 
-from mindvideo.atlas import area_of, hierarchy_order
-from mindvideo.data.cifti import read_cortex
+from mindvideo.atlas import hierarchy_order, parse_areas
 from mindvideo.data.disk import StoreLock, disk_errors, flush_folder
-from mindvideo.data.voxels import check_run
-from mindvideo.errors import DataError, SettingError
+from mindvideo.data.hcp_windows import read_cifti_windows, stream_npz_windows
+from mindvideo.data.series import hash_file
+from mindvideo.errors import DataError
 
 FORMAT = "mindvideo-hcp"
 VERSION = 1
 RUN_PATTERN = "*/MNINonLinear/Results/*/*_Atlas_MSMAll*.dtseries.nii"
 NPZ_NAME = "HCP_visual_voxel.npz"
-NPZ_TR_S = 0.72
 
 _CHUNK_ROWS = 16
-_READ_BYTES = 64_000_000
 _IN_MEMORY_BYTES = 512 * 1024**2
 
 Progress = Callable[[int, int, dict[str, Any]], None]
@@ -76,131 +71,10 @@ def find_sources(raw: Path) -> list[Source]:
     return [Source(path, "cifti") for path in runs.values()] + [Source(path, "npz") for path in archives]
 
 
-def volumes_per_window(window_s: float, tr_s: float, n_volumes: int, path: Path | str) -> int:
-    """Whole volumes in a window: round(window_s / tr_s); at least one, and at least two windows a run."""
-    volumes = round(window_s / tr_s)
-    if volumes < 1:
-        raise SettingError(
-            f"expected a window of at least one volume ({tr_s:g} s in {path}), found window_s {window_s:g}"
-        )
-    if n_volumes < 2 * volumes:
-        raise DataError(
-            f"expected at least two windows of {volumes} volumes ({window_s:g} s), found {n_volumes} volumes in "
-            f"{path}; remove the run or shorten window_s"
-        )
-    return volumes
-
-
-def average_windows(run: np.ndarray, volumes: int) -> np.ndarray:
-    """Mean of each ``volumes`` consecutive volumes, float64 (T // volumes, V); an incomplete last window is dropped."""
-    n_windows = len(run) // volumes
-    return run[: n_windows * volumes].reshape(n_windows, volumes, run.shape[1]).mean(axis=1, dtype=np.float64)
-
-
-def standardise_windows(windows: np.ndarray, path: Path | str, vertex: np.ndarray | None = None) -> np.ndarray:
-    """Mean 0 and standard deviation 1 (ddof 1) of each vertex over a run's windows, float32 (n, V)."""
-    check_run(windows, path, vertex)
-    centred = windows - windows.mean(axis=0)
-    return (centred / centred.std(axis=0, ddof=1)).astype(np.float32)
-
-
 def area_vertices(areas: Sequence[str]) -> np.ndarray:
     """Cortical positions of the areas in hierarchy order, int32 (V,)."""
-    vertex = np.unique(np.concatenate([area_of(name) for name in areas]))
+    vertex = parse_areas(",".join(areas))
     return vertex[hierarchy_order(vertex)].astype(np.int32)
-
-
-def read_cifti_windows(path: Path, vertex: np.ndarray, window_s: float) -> np.ndarray:
-    """Windows of one CIFTI run at the given cortical positions, standardised, float32 (n, V).
-
-    Raises
-    ------
-    DataError
-        If the file is damaged, lacks vertices, is too short, or has vertices that are not finite or constant.
-    """
-    recording = read_cortex(path)
-    column = np.searchsorted(recording.vertex, vertex)
-    column[column == len(recording.vertex)] = 0
-    is_missing = recording.vertex[column] != vertex
-    if is_missing.any():
-        raise DataError(
-            f"{path}: expected {len(vertex)} vertices of the chosen areas, found {int((~is_missing).sum())} "
-            f"(missing e.g. cortical position {int(vertex[is_missing][0])}); leave the run out or choose other areas"
-        )
-    volumes = volumes_per_window(window_s, recording.tr_s, recording.n_volumes, path)
-    return standardise_windows(average_windows(recording.data[:, column], volumes), path, vertex)
-
-
-def _npy_header(member: Any) -> tuple[Any, bool, np.dtype]:
-    """Shape, Fortran order and type of the array that starts here."""
-    version = np.lib.format.read_magic(member)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(member)
-    return np.lib.format.read_array_header_2_0(member)
-
-
-def _npz_headers(archive: zipfile.ZipFile, path: Path, areas: Sequence[str]) -> list[tuple[int, int]]:
-    """Shapes of the areas' arrays in an npz, checked to agree, without reading the arrays."""
-    shapes: list[tuple[int, int]] = []
-    for name in areas:
-        if f"{name}.npy" not in archive.namelist():
-            raise DataError(f"{path}: expected keys {', '.join(areas)}, found {', '.join(archive.namelist())}")
-        with archive.open(f"{name}.npy") as member:
-            shape, is_fortran, dtype = _npy_header(member)
-        if len(shape) != 2 or min(shape) < 1 or is_fortran or dtype.kind not in "fiu":
-            raise DataError(f"{path}: expected numbers (time, voxels) in C order under {name}, found {dtype} {shape}")
-        shapes.append(shape)
-    if len({shape[0] for shape in shapes}) != 1:
-        raise DataError(f"{path}: expected equally many volumes in every area, found {shapes}; download the file again")
-    return shapes
-
-
-def _npz_area_windows(archive: zipfile.ZipFile, name: str, volumes: int) -> np.ndarray:
-    """Window means of one area, read in blocks of whole windows."""
-    with archive.open(f"{name}.npy") as member:
-        (n_volumes, n_voxels), _, dtype = _npy_header(member)
-        windows_at_once = max(1, _READ_BYTES // (volumes * n_voxels * dtype.itemsize))
-        means = []
-        for start in range(0, n_volumes // volumes, windows_at_once):
-            count = min(windows_at_once, n_volumes // volumes - start)
-            block = member.read(count * volumes * n_voxels * dtype.itemsize)
-            means.append(average_windows(np.frombuffer(block, dtype=dtype).reshape(-1, n_voxels), volumes))
-    return np.concatenate(means)
-
-
-def read_npz_windows(path: Path, areas: Sequence[str], window_s: float) -> np.ndarray:
-    """Windows of a published ``HCP_visual_voxel.npz`` (V1…V4, each time × voxels at TR 0.72 s), float32 (n, V).
-
-    The areas stand side by side in the given order; inside an area the file's own order is kept.
-
-    Raises
-    ------
-    DataError
-        If the file is damaged, lacks a key, or has voxels that are not finite or constant.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            n_volumes = _npz_headers(archive, path, areas)[0][0]
-            volumes = volumes_per_window(window_s, NPZ_TR_S, n_volumes, path)
-            windows = np.concatenate([_npz_area_windows(archive, name, volumes) for name in areas], axis=1)
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as e:
-        reason = " ".join(str(e).split())[:200]
-        raise DataError(f"{path}: expected a whole npz of arrays (time, voxels), found damage ({reason})") from e
-    return standardise_windows(windows, path)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 (hex) of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prepare_hcp(
@@ -295,11 +169,19 @@ def _append_run(
     window_s: float,
 ) -> None:
     """Read one run and append its windows; the row count in the attributes is what counts after a kill."""
-    if vertex is not None:
-        windows = read_cifti_windows(source.path, vertex, window_s)
-    else:
-        windows = read_npz_windows(source.path, areas, window_s)
     rows = int(group.attrs["rows"])
+    if vertex is not None:
+        blocks = iter([read_cifti_windows(source.path, vertex, window_s)])
+    else:
+        blocks = stream_npz_windows(source.path, areas, window_s)
+    for windows in blocks:
+        _append_rows(group, source.path, windows, rows)
+        rows += len(windows)
+    group.attrs.update({"rows": rows, "sources": {**group.attrs["sources"], name: hash_file(source.path)}})
+
+
+def _append_rows(group: zarr.Group, path: Path, windows: np.ndarray, rows: int) -> None:
+    """Put windows after the first ``rows`` rows."""
     n_voxels = windows.shape[1]
     if "fmri" not in group:
         group.create_array(
@@ -308,12 +190,9 @@ def _append_run(
         )  # fmt: skip
     array = group["fmri"]
     if not isinstance(array, zarr.Array) or array.shape[1] != n_voxels:
-        raise DataError(f"{source.path}: expected {array.shape[1]} voxels as in the runs before it, found {n_voxels}")
+        raise DataError(f"{path}: expected {array.shape[1]} voxels as in the runs before it, found {n_voxels}")
     array.resize((rows + len(windows), n_voxels))
     array[rows:] = windows
-    group.attrs.update(
-        {"rows": rows + len(windows), "sources": {**group.attrs["sources"], name: hash_file(source.path)}}
-    )
 
 
 def _open_group(path: Path) -> zarr.Group:

@@ -1,17 +1,16 @@
 """From checked recordings and films to a store: what every source layout shares (METHOD section 2).
 
-Everything is read and checked before anything is written. The first pass measures how well each vertex repeats, one run
-in memory at a time; the second writes the chosen voxels, the frames, scenes and captions, segment by segment.
+Everything is read and checked before anything is written. The first pass reads every file once, for its hash and for
+how well each vertex repeats; the second reads the chosen voxels and writes them, the frames, scenes and captions, segment
+by segment. Both hand single runs and films to a pool (`mindvideo.data.pool`); only this process writes.
 Shapes: S segments, n scans of a segment, F frames a scan, N candidate vertices, V voxels, R runs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -23,31 +22,39 @@ import zarr
 from mindvideo.atlas import N_CORTEX, hierarchy_order, parse_areas
 from mindvideo.config import Data
 from mindvideo.data.captions import Captioner, caption_frames, caption_windows, read_captions
-from mindvideo.data.cifti import read_cortex
-from mindvideo.data.store import Store, identify_voxels, open_group
-from mindvideo.data.video import MIN_SCENE_S, TIME_TOLERANCE_S, read_film, read_frames
-from mindvideo.data.voxels import (
-    average_runs,
-    check_run,
-    detrend_and_standardise,
-    fisher_z,
-    repeat_correlation,
-    reproducibility_t_test,
-    select_voxels,
+from mindvideo.data.measuring import (
+    POLYNOMIAL,
+    FilmTask,
+    RunTask,
+    SegmentTask,
+    check_film,
+    measure_segment,
+    standardise_run,
+    take_film,
 )
+from mindvideo.data.pool import Pool, open_pool
+from mindvideo.data.series import hash_file as hash_source
+from mindvideo.data.store import Store, identify_voxels, open_group
+from mindvideo.data.video import MIN_SCENE_S, TIME_TOLERANCE_S
+from mindvideo.data.voxels import average_runs, reproducibility_t_test, select_voxels
+from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, SettingError
 
-POLYNOMIAL = 4
 Progress = Callable[[int, int, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One recording of a film: its ``label``, its file, and the volume ``first`` that pairs with movie time 0."""
+    """One recording of a film: its ``label``, its file, and the volume ``first`` that pairs with movie time 0.
+
+    Where the film is not simply a stretch of volumes, ``read`` gives the standardised scans instead: called with the
+    vertices of the source and the wanted ones, it returns float32 (n, len(wanted)).
+    """
 
     label: str
     path: Path
     first: int
+    read: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,26 @@ class Segment:
 
 @dataclass(frozen=True)
 class Source:
-    """A checked source: where it is, who it is of, its segments, the vertices of every file, and notes to keep."""
+    """A checked source: where it is, who it is of, its segments, the vertices of every file, and notes to keep.
+
+    A note replaces the general step of the same name in the provenance. ``files`` are further files the result depends
+    on; ``roots`` are folders beside ``root``, by the name that stands for them in the store.
+    """
 
     root: Path
     subject: str
     segments: tuple[Segment, ...]
     vertex: np.ndarray
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    roots: dict[str, Path] = field(default_factory=dict)
+
+    def name_file(self, path: Path) -> str:
+        """The name of a file in the store: its path below the root, or below one of ``roots`` after that one's name."""
+        for name, folder in {"": self.root, **self.roots}.items():
+            if path.is_relative_to(folder):
+                return f"{name}/{path.relative_to(folder).as_posix()}".lstrip("/")
+        return path.name
 
 
 @dataclass(frozen=True)
@@ -116,6 +136,7 @@ def prepare_segments(
     progress: Progress | None = None,
     captioner: Captioner | None = None,
     captioner_name: str = "captioner",
+    pool: Pool | None = None,
 ) -> Store:
     """Check every input, select voxels on training runs, and write the store; goes on where it was interrupted.
 
@@ -133,23 +154,31 @@ def prepare_segments(
         Needed where ``data.captions`` is ``blip``.
     captioner_name : str
         Part of the caption cache's key and of the provenance.
+    pool : Pool, optional
+        Where the work on single runs and films is done; left out: here, one after the other. Same bytes either way.
 
     Raises
     ------
     DataError
         For any damaged or contradictory input, or a store in the way.
     """
-    _refuse_complete(out)
+    refuse_complete(out)
+    if pool is None:
+        with open_pool() as pool:
+            return prepare_segments(source, out, data, progress, captioner, captioner_name, pool)
+    if data.selection == "top_k" and data.k is None:
+        raise SettingError("expected the number of voxels k for selection top_k, found none; set data.k (--k)")
     tick = _Steps(progress, source)
     captions = _read_given_captions(source, data, captioner)
-    sources = _hash_sources(source, data, tick)
-    fingerprint = _fingerprint(source, data, sources, captioner_name)
-    voxels = _unfinished_voxels(out, fingerprint)
-    if voxels is None:
-        voxels = measure_voxels(source, data, tick)
-        _check_films(source, data, tick)
-    else:
+    voxels, sources = None, {}
+    if _is_begun(out):
+        sources = _hash_sources(source, data, tick, pool)
+        voxels = _unfinished_voxels(out, _fingerprint(source, data, sources, captioner_name))
         tick.skip(sum(len(segment.runs) + 1 for segment in source.segments))
+    if voxels is None:
+        tick.restart()
+        voxels, sources = _check_sources(source, data, tick, pool)
+    fingerprint = _fingerprint(source, data, sources, captioner_name)
     splits = {
         split: [segment.name for segment in source.segments if segment.split == split]
         for split in ("train", "validation", "test")
@@ -162,33 +191,77 @@ def prepare_segments(
         writer.add_sources(sources)
         for step, parameters in _provenance(source, data, voxels, captioner_name).items():
             writer.add_step(step, **parameters)
-        offset = 0
-        for segment in source.segments:
-            times = frame_times(segment.n_scans, data.tr_s, data.fps)
-            if not writer.has(segment.name):
-                repeats = _standardised_runs(segment, source.vertex, voxels.vertex)
-                writer.write_fmri(segment.name, average_runs(list(repeats)), repeats)
-                film = read_film(segment.film, times.ravel(), data.size, data.fit, data.cut_threshold)
-                writer.write_frames(segment.name, film.frames.reshape(*times.shape, *film.frames.shape[1:]))
-                scene = number_scenes(film.cuts_s, times, offset)
-                writer.write_scene(segment.name, scene)
-                if captions is not None:
-                    rows = captions[segment.name]
-                elif captioner is not None:
-                    cache = out.with_name(f"{out.name}.captions.jsonl")
-                    flat = caption_frames(captioner, film.frames, cache, captioner_name=captioner_name)
-                    rows = [flat[start : start + times.shape[1]] for start in range(0, times.size, times.shape[1])]
-                writer.write_captions(segment.name, caption_windows(rows, scene), rows)
-            offset += times.size
-            tick(f"wrote {segment.name}")
+        _write_segments(writer, source, data, captions, _Captions(captioner, captioner_name, out), tick, pool)
         return writer.finish()
 
 
-def measure_voxels(source: Source, data: Data, tick: Callable[[str], None]) -> Voxels:
+def _write_segments(
+    writer: StoreWriter,
+    source: Source,
+    data: Data,
+    given: dict[str, list[list[str]]] | None,
+    describe: _Captions,
+    tick: _Steps,
+    pool: Pool,
+) -> None:
+    """Write what is missing, segment by segment; runs and films come from the pool a little ahead."""
+    times = {segment.name: frame_times(segment.n_scans, data.tr_s, data.fps) for segment in source.segments}
+    pending = [segment for segment in source.segments if not writer.has(segment.name)]
+    runs = pool.map(
+        standardise_run,
+        (RunTask(run, item.n_scans, source.vertex, writer.vertex) for item in pending for run in item.runs),
+    )
+    films = pool.map(take_film, (FilmTask(item.film, times[item.name].ravel(), data) for item in pending))
+    offset, missing = 0, {segment.name for segment in pending}
+    for segment in source.segments:
+        shape = times[segment.name].shape
+        if segment.name in missing:
+            repeats = np.stack([next(runs) for _ in segment.runs])
+            writer.write_fmri(segment.name, average_runs(list(repeats)), repeats)
+            film = next(films)
+            writer.write_frames(segment.name, film.frames.reshape(*shape, *film.frames.shape[1:]))
+            scene = number_scenes(film.cuts_s, times[segment.name], offset)
+            writer.write_scene(segment.name, scene)
+            rows = given[segment.name] if given is not None else describe(film.frames, shape[1])
+            writer.write_captions(segment.name, caption_windows(rows, scene), rows)
+        offset += times[segment.name].size
+        tick(f"wrote {segment.name}")
+
+
+class _Captions:
+    """Captions of frames from a captioner, through the cache beside the store."""
+
+    def __init__(self, captioner: Captioner | None, name: str, out: Path) -> None:
+        self._captioner, self._name, self._cache = captioner, name, out.with_name(f"{out.name}.captions.jsonl")
+
+    def __call__(self, frames: np.ndarray, n_frames: int) -> list[list[str]]:
+        assert self._captioner is not None  # checked before anything was read
+        flat = caption_frames(self._captioner, frames, self._cache, captioner_name=self._name)
+        return [flat[start : start + n_frames] for start in range(0, len(flat), n_frames)]
+
+
+def _check_sources(source: Source, data: Data, tick: _Steps, pool: Pool) -> tuple[Voxels, dict[str, str]]:
+    """Check and hash every run and film; the voxels chosen on training runs, and the hashes by name."""
+    hashes: dict[Path, str] = {}
+    voxels = measure_voxels(source, data, tick, pool, hashes)
+    films = (
+        FilmTask(segment.film, frame_times(segment.n_scans, data.tr_s, data.fps).ravel(), data)
+        for segment in source.segments
+    )
+    for segment, sha256 in zip(source.segments, pool.map(check_film, films), strict=True):
+        hashes[segment.film] = sha256
+        tick(f"checked {segment.film.name}", 2)
+    return voxels, _name_hashes(source, data, hashes, pool)
+
+
+def measure_voxels(
+    source: Source, data: Data, tick: _Steps, pool: Pool, hashes: dict[Path, str] | None = None
+) -> Voxels:
     """Check every run and choose the voxels on the training runs (METHOD section 2, 'Voxel selection').
 
     Per training segment, the Fisher z of the correlation between its runs (the mean over pairs where there are more
     than two); over segments a one-sided t-test. Test runs are read and checked, nothing is computed from them.
+    ``hashes`` receives the hash of each file that was read from end to end.
 
     Raises
     ------
@@ -198,19 +271,18 @@ def measure_voxels(source: Source, data: Data, tick: Callable[[str], None]) -> V
     candidate = np.intersect1d(source.vertex, parse_areas(data.areas))
     if not len(candidate):
         raise DataError(f"expected vertices of the areas '{data.areas}' in the recordings of {source.root}, found none")
+    tasks = (
+        SegmentTask(segment, source.vertex, candidate, segment.split != "test" and len(segment.runs) >= 2)
+        for segment in source.segments
+    )
     scores = []
-    for segment in source.segments:
-        is_measured = segment.split != "test" and len(segment.runs) >= 2
-        kept = []
+    for segment, measure in zip(source.segments, pool.map(measure_segment, tasks), strict=True):
+        if measure.z is not None:
+            scores.append(measure.z)
+        if hashes is not None and measure.sha256:
+            hashes |= {run.path: sha256 for run, sha256 in zip(segment.runs, measure.sha256, strict=True)}
         for run in segment.runs:
-            standardised = _standardise(run, segment.n_scans, source.vertex, candidate)
-            tick(f"checked {run.label}")
-            if is_measured:
-                kept.append(standardised)
-        if is_measured:
-            with _naming(segment.name):
-                pairs = itertools.combinations(kept, 2)
-                scores.append(np.mean([fisher_z(repeat_correlation(a, b)) for a, b in pairs], axis=0))
+            tick(f"checked {run.label}", 2)
     p = np.full(len(candidate), np.nan)
     reproducibility, p_value = np.full(N_CORTEX, np.nan), np.full(N_CORTEX, np.nan)
     if scores:
@@ -234,47 +306,14 @@ class _Steps:
         """Count steps that were done before an interruption."""
         self._done += n_steps
 
-    def __call__(self, what: str) -> None:
-        self._done += 1
+    def restart(self) -> None:
+        """Count from the start again."""
+        self._done = 0
+
+    def __call__(self, what: str, n_steps: int = 1) -> None:
+        self._done += n_steps
         if self._progress is not None:
             self._progress(self._done, self._total, {"what": what})
-
-
-@contextmanager
-def _naming(where: Path | str) -> Iterator[None]:
-    """Put the file or segment in front of what the signal functions say."""
-    try:
-        yield
-    except DataError as error:
-        if str(where) in str(error):
-            raise
-        raise DataError(f"{where}: {error}") from error
-
-
-def _standardise(run: Run, n_scans: int, vertex: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Read, trim, check, detrend and standardise one run at the wanted positions, float32 (n, len(wanted))."""
-    recording = read_cortex(run.path)
-    if not np.array_equal(recording.vertex, vertex):
-        raise DataError(f"expected the vertices of the other files in {run.path}, found others; was it replaced?")
-    column = np.searchsorted(vertex, wanted)
-    kept = recording.data[run.first : run.first + n_scans]
-    kept = kept if len(column) == len(vertex) and np.array_equal(wanted, vertex) else kept[:, column]
-    check_run(kept, run.path, wanted)
-    with _naming(run.path):
-        return detrend_and_standardise(kept, POLYNOMIAL)
-
-
-def _standardised_runs(segment: Segment, vertex: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """All runs of a segment at the voxels, float32 (R, n, V)."""
-    return np.stack([_standardise(run, segment.n_scans, vertex, wanted) for run in segment.runs])
-
-
-def _check_films(source: Source, data: Data, tick: Callable[[str], None]) -> None:
-    """Decode every film to its last needed frame."""
-    for segment in source.segments:
-        last_s = frame_times(segment.n_scans, data.tr_s, data.fps)[-1, -1]
-        read_frames(segment.film, np.array([last_s]), data.size, data.fit)
-        tick(f"checked {segment.film.name}")
 
 
 def _read_given_captions(source: Source, data: Data, captioner: Captioner | None) -> dict[str, list[list[str]]] | None:
@@ -289,31 +328,35 @@ def _read_given_captions(source: Source, data: Data, captioner: Captioner | None
     return None
 
 
-def _hash_sources(source: Source, data: Data, tick: Callable[[str], None]) -> dict[str, str]:
-    """SHA-256 of every file used, by its path below the root."""
+def _hash_sources(source: Source, data: Data, tick: _Steps, pool: Pool) -> dict[str, str]:
+    """SHA-256 of every file used, by its name in the store."""
     files = [run.path for segment in source.segments for run in segment.runs]
     files += [segment.film for segment in source.segments]
-    hashes = {}
-    for path in files:
-        hashes[path.relative_to(source.root).as_posix()] = _hash_file(path)
-        tick(f"hashed {path.name}")
-    if data.captions != "blip":
-        hashes[f"captions:{Path(data.captions).name}"] = _hash_file(Path(data.captions))
+    tick("hashing", 0)
+    hashes = _name_hashes(source, data, {}, pool)
+    tick.skip(len(files))
     return hashes
 
 
-def _hash_file(path: Path) -> str:
-    try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"expected a readable file at {path}, found: {error.strerror or error}") from error
+def _name_hashes(source: Source, data: Data, known: dict[Path, str], pool: Pool) -> dict[str, str]:
+    """Hashes by name in the store, in the order of the segments; a file that is not known yet is read once."""
+    files = [run.path for segment in source.segments for run in segment.runs]
+    files = list(dict.fromkeys([*files, *(segment.film for segment in source.segments), *source.files]))
+    rest = [path for path in files if path not in known]
+    known = known | dict(zip(rest, pool.map(hash_source, rest), strict=True))
+    hashes = {source.name_file(path): known[path] for path in files}
+    if data.captions != "blip":
+        hashes[f"captions:{Path(data.captions).name}"] = hash_source(Path(data.captions))
+    return hashes
 
 
 def _fingerprint(source: Source, data: Data, sources: dict[str, str], captioner_name: str) -> str:
     """Identity of all that shapes the store; where the files lie does not."""
     content = {
-        "settings": data.model_dump(mode="json", exclude={"raw", "hcp", "expect", "captions"}),
+        "settings": data.model_dump(
+            mode="json",
+            exclude={"raw": True, "hcp": True, "expect": True, "captions": True, "fmriprep": {"stimuli", "bids"}},
+        ),
         "captioner": captioner_name if data.captions == "blip" else "file",
         "segments": [
             [segment.name, segment.split, segment.n_scans, [[run.label, run.first] for run in segment.runs]]
@@ -328,7 +371,7 @@ def _is_begun(out: Path) -> bool:
     return out.is_dir() and any(out.iterdir())
 
 
-def _refuse_complete(out: Path) -> None:
+def refuse_complete(out: Path) -> None:
     """Say early that the place is taken, before hours of reading."""
     if _is_begun(out) and open_group(out).attrs.get("complete"):
         raise DataError(f"expected a new or an interrupted store at {out}, found a complete one; remove it first")
@@ -356,8 +399,7 @@ def _provenance(source: Source, data: Data, voxels: Voxels, captioner_name: str)
     measured = [item.name for item in source.segments if item.split != "test" and len(item.runs) >= 2]
     versions = {name: metadata.version(name) for name in ("numpy", "scipy", "nibabel", "av", "scenedetect")}
     given = "file" if data.captions != "blip" else captioner_name
-    return {
-        **source.notes,
+    steps: dict[str, dict[str, Any]] = {
         "trim": {
             "lag_s": data.lag_s,
             "first_volume": {run.label: run.first for segment in source.segments for run in segment.runs},
@@ -376,3 +418,4 @@ def _provenance(source: Source, data: Data, voxels: Voxels, captioner_name: str)
         "captions": {"from": given},
         "software": versions,
     }  # fmt: skip
+    return {**source.notes, **{step: values for step, values in steps.items() if step not in source.notes}}

@@ -8,7 +8,8 @@ Shapes: V voxels, n scans of a segment, R repeats, F frames a scan, H W pixels.
 ``frames/{segment}``      uint8 (n, F, H, W, 3), F = round(fps · tr_s), H = W = size
 ``scene/{segment}``       int32 (n, F), scene number, unique over the whole store
 ``captions/{segment}``    a group whose attributes ``scan`` (n strings) and ``frame`` (n lists of F) hold captions
-``vertex``, ``area``      int32 (V,) cortical position 0…59,411; int16 (V,) HCP-MMP1 label 1…360
+``vertex``, ``area``      int32 (V,) cortical position 0…59,411; int16 (V,) HCP-MMP1 label 1…360; where a publisher
+                          does not say where voxels lie: negative numbers that name them; label 0
 ``reproducibility``       float32 (59412,) mean between-run correlation, NaN where not recorded; ``p_value`` likewise
 ========================  ==================================================================================
 """
@@ -47,6 +48,11 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 def identify_voxels(vertex: np.ndarray) -> str:
     """SHA-256 (hex) of the cortical positions as little-endian int32: models and stores must agree on it."""
     return hashlib.sha256(np.ascontiguousarray(vertex, dtype="<i4").tobytes()).hexdigest()
+
+
+def is_unplaced(vertex: np.ndarray) -> bool:
+    """Whether the numbers only name voxels, because nobody said where on the cortex they lie (all are negative)."""
+    return bool((np.asarray(vertex) < 0).all())
 
 
 class Store:
@@ -168,6 +174,21 @@ class Store:
         return identify_voxels(self.vertex)
 
     @property
+    def has_positions(self) -> bool:
+        """Whether it is known where on the cortex the voxels lie; not so for most published arrays."""
+        return not is_unplaced(self.vertex)
+
+    def n_repeats(self, segment: str) -> int:
+        """Number of recordings of a segment R."""
+        return int(self._array(f"repeats/{segment}").shape[0])
+
+    @property
+    def keeps_repeats_apart(self) -> bool:
+        """Whether training windows come from single runs (``repeats: separate``) instead of their average."""
+        steps = {item["step"]: item["parameters"] for item in self.attrs["provenance"]}
+        return bool(steps.get("repeats", {}).get("windows") == "separate")
+
+    @property
     def subject(self) -> str:
         """Name of the subject."""
         return str(self.attrs["subject"])
@@ -213,20 +234,20 @@ class Store:
         area, count = np.unique(self.area, return_counts=True)
         voxels_per_area: dict[str, int] = {}
         for label, number in zip(area, count, strict=True):
-            bare = names[label].split("_", 1)[1]
+            bare = names[label].split("_", 1)[1] if label else "place not known"
             voxels_per_area[bare] = voxels_per_area.get(bare, 0) + int(number)
         scans = {name: self.n_scans(name) for name in self.order}
         scenes = {
             split: len(np.unique(np.concatenate([self.scene(name).ravel() for name in members]))) if members else 0
             for split, members in self.splits.items()
         }
-        selected = self.reproducibility[self.vertex]
+        selected = self.reproducibility[self.vertex] if self.has_positions else np.empty(0)
         tested = selected[np.isfinite(selected)]
         return {
             "path": str(self.path),
             "subject": self.subject,
             "voxels": self.n_voxels,
-            "voxels_left": int((self.area <= 180).sum()),
+            "voxels_left": int(((self.area > 0) & (self.area <= 180)).sum()),
             "voxels_right": int((self.area > 180).sum()),
             "voxels_per_area": dict(sorted(voxels_per_area.items(), key=lambda item: -item[1])),
             "voxel_id": self.voxel_id,
@@ -237,7 +258,7 @@ class Store:
             "size": self.size,
             "frames_per_scan": self.num_frames,
             "segments": {split: list(members) for split, members in self.splits.items()},
-            "repeats": {name: int(self._array(f"repeats/{name}").shape[0]) for name in self.order},
+            "repeats": {name: self.n_repeats(name) for name in self.order},
             "windows": {split: sum(scans[name] for name in members) for split, members in self.splits.items()},
             "scenes": scenes,
             "captions": len({caption for name in self.order for caption in self.captions(name)}),

@@ -1,7 +1,7 @@
 """Signal and selection of voxels: standardising, reproducibility across runs, selection (METHOD section 2).
 
-Pure functions. Runs are (n scans, V vertices) float32; the work goes through blocks of vertices in float64, so that the
-whole cortex never needs a second copy in double precision.
+Pure functions. Runs are (n scans, V vertices) float32; the work goes through blocks of vertices in float64, small enough
+for the processor's cache, so that the whole cortex never needs a second copy in double precision.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special, stats
 
+from mindvideo.data.detrending import is_rounding, polynomial_basis, refuse_trends, remove_polynomial
 from mindvideo.errors import DataError, SettingError
 
 Selection = Literal["paper", "bonferroni", "top_k", "all"]
 
-_BLOCK = 4096
-_CONSTANT = 1e-7
+_BLOCK = 256
 _SMALLEST_P = 1e-250
 
 
@@ -74,13 +74,19 @@ def check_run(run: np.ndarray, path: Path | str, vertex: np.ndarray | None = Non
     DataError
         Naming the file, how many vertices are bad, one of them, and what to do.
     """
-    has_nan, is_constant = bad_vertices(run)
+    refuse_bad_vertices(*bad_vertices(run), path, vertex)
+
+
+def refuse_bad_vertices(
+    has_nan: np.ndarray, is_constant: np.ndarray, path: Path | str, vertex: np.ndarray | None = None
+) -> None:
+    """Raise what `check_run` raises where a vertex is not finite or constant, bool (V,) each."""
     found = []
     for is_bad, what in ((has_nan, "with NaN or infinite values"), (is_constant, "that never change")):
         if is_bad.any():
             first = int(np.argmax(is_bad))
             name = first if vertex is None else int(vertex[first])
-            found.append(f"{int(is_bad.sum())} of {run.shape[1]} vertices {what} (e.g. vertex {name})")
+            found.append(f"{int(is_bad.sum())} of {len(is_bad)} vertices {what} (e.g. vertex {name})")
     if found:
         raise DataError(
             f"{path}: expected finite, varying values at every vertex, found {' and '.join(found)}; "
@@ -113,26 +119,18 @@ def detrend_and_standardise(run: np.ndarray, order: int = 4) -> np.ndarray:
     METHOD section 2; least squares through an orthonormal basis, in double precision.
     """
     n_scans, n_vertices = run.shape
-    if n_scans < order + 3:
-        raise DataError(f"expected at least {order + 3} scans for a polynomial of degree {order}, found {n_scans}")
-    basis = np.linalg.qr(np.polynomial.legendre.legvander(np.linspace(-1, 1, n_scans), order))[0]
+    basis = polynomial_basis(n_scans, order)
     standardised = np.empty((n_scans, n_vertices), dtype=np.float32)
+    is_trend = np.zeros(n_vertices, dtype=bool)
     for block in _blocks(n_vertices):
-        part = run[:, block].astype(np.float64)
-        largest = np.abs(part).max(axis=0)
-        with np.errstate(invalid="ignore"):
-            part -= part.mean(axis=0)
-            part -= basis @ (basis.T @ part)
-            part -= part.mean(axis=0)
-            deviation = part.std(axis=0, ddof=1)
-        is_bad = ~(deviation > _CONSTANT * largest)  # also true for NaN
-        if is_bad.any():
-            raise DataError(
-                f"expected varying, finite values at every vertex, found {int(is_bad.sum())} without variance after "
-                f"detrending in columns {block.start}…{block.stop - 1} (e.g. {block.start + int(np.argmax(is_bad))}); "
-                "leave these vertices or the run out"
-            )
-        standardised[:, block] = part / deviation
+        series = run[:, block].T
+        part = remove_polynomial(series, basis)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            variance = np.einsum("vn,vn->v", part, part) / (n_scans - 1)
+            is_trend[block] = is_rounding(variance, series)
+            part *= 1 / np.sqrt(variance)[:, None]
+        standardised[:, block] = part.T
+    refuse_trends(is_trend)
     return standardised
 
 

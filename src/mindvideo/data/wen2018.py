@@ -14,8 +14,10 @@ import numpy as np
 
 from mindvideo.config import Data
 from mindvideo.data.captions import Captioner
-from mindvideo.data.cifti import CortexHeader, read_header
+from mindvideo.data.cifti import CortexHeader
+from mindvideo.data.pool import Pool
 from mindvideo.data.preparation import Progress, Run, Segment, Source, frame_times, prepare_segments
+from mindvideo.data.series import read_layout
 from mindvideo.data.store import Store, natural_key
 from mindvideo.data.video import SUFFIXES, probe
 from mindvideo.errors import DataError, SettingError
@@ -50,6 +52,7 @@ def prepare(
     progress: Progress | None = None,
     captioner: Captioner | None = None,
     captioner_name: str = "captioner",
+    pool: Pool | None = None,
 ) -> Store:
     """Prepare one subject of a folder in the layout of Wen 2018 as a store.
 
@@ -67,6 +70,8 @@ def prepare(
         Maps frames uint8 (N, H, W, 3) to N captions; needed where ``data.captions`` is ``blip``.
     captioner_name : str
         Which captioner this is.
+    pool : Pool, optional
+        Where the work on single runs and films is done (`mindvideo.data.pool.open_pool`); same bytes either way.
 
     Returns
     -------
@@ -77,7 +82,7 @@ def prepare(
     DataError, SettingError
         For missing, contradictory or damaged input; nothing is written then.
     """
-    return prepare_segments(find_source(raw, data), out, data, progress, captioner, captioner_name)
+    return prepare_segments(find_source(raw, data), out, data, progress, captioner, captioner_name, pool)
 
 
 def find_source(raw: Path, data: Data) -> Source:
@@ -103,7 +108,7 @@ def find_source(raw: Path, data: Data) -> Source:
         n_scans, duration_s = _count_scans(layout.films[name], data)
         runs = []
         for number, path in sorted(layout.runs[name].items()):
-            header = read_header(path)
+            header = read_layout(path).header
             if vertex is None or first_path is None:
                 vertex, first_path = header.vertex, path
             elif not np.array_equal(header.vertex, vertex):

@@ -38,6 +38,9 @@ def pad_voxels(fmri: np.ndarray, patch_size: int) -> np.ndarray:
 class Windows:
     """Every scan of a split as the start of a window, in order of segments and scans.
 
+    In a store prepared with ``repeats: separate`` the training split has the windows of every single run, one run of a
+    segment after the other, instead of those of their average; validation and test always have the average.
+
     Window i is (t, t+1, …, t+W−1) inside its segment; past the segment's end the last scan repeats (METHOD section 2).
 
     Parameters
@@ -76,6 +79,9 @@ class Windows:
             )
         self.store, self.split, self.window = store, split, window
         fmri = [store.fmri(name) for name in names]
+        if split == "train" and store.keeps_repeats_apart:
+            names = [name for name in names for _ in range(store.n_repeats(name))]
+            fmri = [run for name in dict.fromkeys(names) for run in store.repeats(name)]
         lengths = np.array([len(part) for part in fmri])
         self._fmri = np.concatenate(fmri) if len(fmri) > 1 else fmri[0]
         self._end = np.repeat(np.cumsum(lengths), lengths) - 1

@@ -13,7 +13,17 @@ import zarr
 
 from mindvideo.atlas import N_CORTEX, area_labels
 from mindvideo.data.disk import StoreLock, disk_errors, flush_folder
-from mindvideo.data.store import FORMAT, PARTS, SPLITS, VERSION, Store, identify_voxels, natural_key, open_group
+from mindvideo.data.store import (
+    FORMAT,
+    PARTS,
+    SPLITS,
+    VERSION,
+    Store,
+    identify_voxels,
+    is_unplaced,
+    natural_key,
+    open_group,
+)
 from mindvideo.errors import DataError
 
 _CHUNK_BYTES = 1_500_000
@@ -32,7 +42,7 @@ def _check_header(splits: dict[str, list[str]], names: list[str], order: list[st
         raise DataError(f"expected the order to hold the segments {sorted(names)}, found {sorted(order)}")
     if vertex.ndim != 1 or not len(vertex) or len(np.unique(vertex)) != len(vertex):
         raise DataError(f"expected voxels with a cortical position each of its own, found shape {vertex.shape}")
-    if vertex.min() < 0 or vertex.max() >= N_CORTEX:
+    if not is_unplaced(vertex) and (vertex.min() < 0 or vertex.max() >= N_CORTEX):
         raise DataError(f"expected cortical positions 0…{N_CORTEX - 1}, found {vertex.min()}…{vertex.max()}")
 
 
@@ -49,7 +59,7 @@ class StoreWriter:
     splits : dict
         ``train``, ``validation``, ``test``: segment names. A segment belongs to one split.
     vertex : ndarray, int (V,)
-        Cortical positions in voxel order, each once.
+        Cortical positions in voxel order, each once; negative numbers name voxels whose places are not known.
     reproducibility, p_value : ndarray, float (59412,), optional
         NaN where not recorded; left out: all NaN.
     order : sequence of str, optional
@@ -112,7 +122,8 @@ class StoreWriter:
                         raise DataError(f"expected {name} of shape ({N_CORTEX},), found {filled.shape}")
                     self._write(name, filled.astype(np.float32))
                 self._write("vertex", self.vertex)
-                self._write("area", area_labels()[self.vertex])
+                unplaced = np.zeros(len(self.vertex), dtype=np.int16)
+                self._write("area", unplaced if is_unplaced(self.vertex) else area_labels()[self.vertex])
         except BaseException:
             self._lock.release()
             raise

@@ -15,11 +15,29 @@ ROLES: dict[str, Role] = {
     "mean": "control",
     "random_train": "baseline",
     "constant": "baseline",
+    "shuffled_pairing": "control",
+    "mean_truth_frame": "baseline",
+    "grey": "baseline",
     "caption": "ceiling",
     "vae": "ceiling",
 }
 """Role of each set of clips (METHOD section 9). A *control* uses the same generator and seeds without the window's own
 brain signal, a *baseline* is what one could show without any brain, a *ceiling* is given the stimulus itself."""
+
+
+DEFINITIONS = {
+    "reconstruction": "the clips that are scored",
+    "shuffled": "same generator and seeds, fMRI of a window of another scene",
+    "mean": "same generator and seeds, the mean training fMRI as the condition",
+    "random_train": "a random training clip for every window",
+    "constant": "the mean training frame",
+    "caption": "same generator and seeds, the true caption as the condition",
+    "vae": "the true clip through the autoencoder",
+    "shuffled_pairing": "the very same reconstructions, each scored against the truth of another block of clips",
+    "mean_truth_frame": "the mean frame of the truth; made from the answers, so no rival, but what a constant picture can reach",
+    "grey": "a picture of grey level 128 everywhere",
+}
+"""What each set of clips is, in one line."""
 
 
 def role_of(name: str) -> Role:

@@ -6,6 +6,7 @@ Shapes: n windows, F frames, classes, D features. Clips are uint8 (n, F, H, W, 3
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ from safetensors.numpy import save_file
 
 from mindvideo.config import Evaluate
 from mindvideo.errors import DataError
-from mindvideo.evaluate import motion, pixel, retrieval, semantic
-from mindvideo.evaluate.catalogue import n_way_name
+from mindvideo.evaluate import captions, motion, pixel, retrieval, semantic
+from mindvideo.evaluate.catalogue import n_way_name, retrieval_names
 
 BATCH_WINDOWS = 32
 CHANCE_PAIRINGS = 3
-_PARTS = ("images", "videos", "embeddings")
+_PARTS = ("images", "videos", "embeddings", "video_embeddings", "caption_embeddings")
+_FORMAT = 2
 
 
 class Classifier(Protocol):
@@ -38,12 +40,24 @@ class Classifier(Protocol):
         """Uint8 (N, H, W, 3) → probabilities (N, classes)."""
         ...
 
-    def classify_videos(self, clips: np.ndarray) -> Any:
-        """Uint8 (N, F, H, W, 3) → probabilities (N, classes)."""
+    def describe_videos(self, clips: np.ndarray) -> tuple[Any, Any]:
+        """Uint8 (N, F, H, W, 3) → probabilities (N, classes) and the features (N, D) they come from."""
         ...
 
     def encode_image(self, frames: np.ndarray) -> Any:
         """Uint8 (N, H, W, 3) → CLIP image embeddings (N, D)."""
+        ...
+
+
+class Captioner(Protocol):
+    """What caption scores need besides; a ``Foundation`` with a captioner is one."""
+
+    def caption(self, frames: np.ndarray) -> list[str]:
+        """A sentence for every frame, uint8 (N, H, W, 3)."""
+        ...
+
+    def encode_text(self, captions: list[str]) -> tuple[Any, Any]:
+        """Tokens, and CLIP text embeddings (N, D)."""
         ...
 
 
@@ -58,14 +72,24 @@ class Features:
     videos : ndarray (n, classes)
         Video-class probabilities; no classes for clips of one frame.
     embeddings : ndarray (n, F, D)
+        CLIP image embeddings.
+    video_embeddings : ndarray (n, Dv)
+        What the video classifier decides by; no columns for clips of one frame.
+    caption_embeddings : ndarray (n, D)
+        CLIP text embeddings of ``captions``; no columns without a captioner.
+    captions : list of str
+        Of every clip's middle frame; empty without a captioner.
     """
 
     images: np.ndarray
     videos: np.ndarray
     embeddings: np.ndarray
+    video_embeddings: np.ndarray
+    caption_embeddings: np.ndarray
+    captions: list[str]
 
 
-def _array(values: Any) -> np.ndarray:
+def as_array(values: Any) -> np.ndarray:
     """A tensor on whatever device, or an array, as float32."""
     return np.asarray(values.detach().cpu().float() if hasattr(values, "detach") else values, dtype=np.float32)
 
@@ -78,7 +102,8 @@ def check_clips(name: str, clips: Any, shape: tuple[int, ...] | None = None) -> 
         raise DataError(f"expected '{name}' in the truth's shape {tuple(shape)}, found {tuple(clips.shape)}")
 
 
-def _fingerprint(clips: Any, identity: str) -> str:
+def fingerprint(clips: Any, identity: str) -> str:
+    """Hash of the clips' values and shape, and of the networks that look at them."""
     digest = hashlib.sha256(f"{identity}|{tuple(clips.shape)}".encode())
     for start in range(0, clips.shape[0], BATCH_WINDOWS):
         digest.update(np.ascontiguousarray(clips[start : start + BATCH_WINDOWS]).tobytes())
@@ -89,9 +114,11 @@ def _read_cached(path: Path, key: str) -> Features | None:
     if not path.is_file():
         return None
     with safe_open(path, framework="numpy") as stored:
-        if (stored.metadata() or {}).get("key") != key:
+        about = stored.metadata() or {}
+        if about.get("key") != key:
             return None
-        return Features(*(stored.get_tensor(part) for part in _PARTS))
+        arrays = {part: stored.get_tensor(part) for part in _PARTS}
+        return Features(**arrays, captions=json.loads(about["captions"]))
 
 
 def extract_features(
@@ -99,8 +126,9 @@ def extract_features(
     classifier: Classifier,
     cache: Path | None = None,
     progress: Callable[[int], None] | None = None,
+    captioner: Captioner | None = None,
 ) -> Features:
-    """Class probabilities and embeddings of every frame and clip, from ``cache`` where it holds them.
+    """What frozen networks say about every frame and clip, from ``cache`` where it holds that.
 
     Parameters
     ----------
@@ -110,31 +138,55 @@ def extract_features(
         A safetensors file; used when it was made from the same clips by the same networks, else written anew.
     progress : callable, optional
         Told the number of windows done since the last call.
+    captioner : Captioner, optional
+        Without it there are no captions.
     """
-    key = _fingerprint(clips, classifier.identity) if cache is not None else ""
+    key = fingerprint(clips, f"{classifier.identity}|{_FORMAT}|{captioner is not None}") if cache is not None else ""
     found = _read_cached(cache, key) if cache is not None else None
     if found is not None:
         if progress is not None:
             progress(clips.shape[0])
         return found
-    images, videos, embeddings = [], [], []
+    rows: list[list[np.ndarray]] = []
+    sentences: list[str] = []
     for start in range(0, clips.shape[0], BATCH_WINDOWS):
         batch = np.asarray(clips[start : start + BATCH_WINDOWS])
-        n, n_frames = batch.shape[:2]
-        frames = batch.reshape(-1, *batch.shape[2:])
-        images.append(_array(classifier.classify_images(frames)).reshape(n, n_frames, -1))
-        embeddings.append(_array(classifier.encode_image(frames)).reshape(n, n_frames, -1))
-        videos.append(_array(classifier.classify_videos(batch)) if n_frames > 1 else np.empty((n, 0), np.float32))
+        part, said = _describe_batch(batch, classifier, captioner)
+        rows.append(part)
+        sentences += said
         if progress is not None:
-            progress(n)
-    features = Features(*(np.concatenate(parts) for parts in (images, videos, embeddings)))
+            progress(len(batch))
+    arrays = {part: np.concatenate(pieces) for part, pieces in zip(_PARTS, zip(*rows, strict=True), strict=True)}
+    features = Features(**arrays, captions=sentences)
     if cache is not None:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        beside = cache.with_name(cache.name + ".tmp")
-        tensors = {part: np.ascontiguousarray(getattr(features, part)) for part in _PARTS}
-        save_file(tensors, beside, metadata={"key": key})
-        os.replace(beside, cache)
+        _write_cache(cache, key, features)
     return features
+
+
+def _describe_batch(
+    batch: np.ndarray, classifier: Classifier, captioner: Captioner | None
+) -> tuple[list[np.ndarray], list[str]]:
+    """The arrays of `Features` in order, and captions."""
+    n, n_frames = batch.shape[:2]
+    frames = batch.reshape(-1, *batch.shape[2:])
+    images = as_array(classifier.classify_images(frames)).reshape(n, n_frames, -1)
+    embeddings = as_array(classifier.encode_image(frames)).reshape(n, n_frames, -1)
+    nothing = np.empty((n, 0), np.float32)
+    videos, video_embeddings = (nothing, nothing)
+    if n_frames > 1:
+        videos, video_embeddings = (as_array(values) for values in classifier.describe_videos(batch))
+    if captioner is None:
+        return [images, videos, embeddings, video_embeddings, nothing], []
+    said = captioner.caption(batch[:, n_frames // 2])
+    return [images, videos, embeddings, video_embeddings, as_array(captioner.encode_text(said)[1])], said
+
+
+def _write_cache(cache: Path, key: str, features: Features) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    beside = cache.with_name(cache.name + ".tmp")
+    tensors = {part: np.ascontiguousarray(getattr(features, part)) for part in _PARTS}
+    save_file(tensors, beside, metadata={"key": key, "captions": json.dumps(features.captions)})
+    os.replace(beside, cache)
 
 
 def measure_pixels(clips: Any, truth: np.ndarray, partner: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -150,15 +202,18 @@ def measure_pixels(clips: Any, truth: np.ndarray, partner: np.ndarray | None = N
     Returns
     -------
     dict of str to ndarray, float64 (n,)
-        ``ssim_rgb``, ``psnr``, ``pixel_correlation``, ``colour``; with two or more frames also ``epe`` and
-        ``motion_direction``. NaN where the truth has no colour or no motion.
+        ``ssim_rgb``, ``ssim_grey``, ``psnr``, ``pixel_correlation``, ``colour``, ``hue_pcc``; with two or more frames
+        also ``frame_change``, ``motion_direction``, ``epe`` and ``epe_farneback``. NaN where the truth has no colour or
+        no motion.
     """
     partner = np.arange(clips.shape[0]) if partner is None else partner
     functions = {
         "ssim_rgb": pixel.ssim_rgb,
+        "ssim_grey": pixel.ssim_grey,
         "psnr": pixel.psnr,
         "pixel_correlation": pixel.pixel_correlation,
         "colour": pixel.colour_agreement,
+        "hue_pcc": pixel.hue_pcc,
     }
     pieces: dict[str, list[np.ndarray]] = {}
     for start in range(0, clips.shape[0], BATCH_WINDOWS):
@@ -169,6 +224,9 @@ def measure_pixels(clips: Any, truth: np.ndarray, partner: np.ndarray | None = N
             flow, true_flow = motion.optical_flow(batch), motion.optical_flow(true)
             values["epe"] = motion.end_point_error(flow, true_flow)
             values["motion_direction"] = motion.direction_agreement(flow, true_flow)
+            flow, true_flow = motion.optical_flow(batch, "farneback"), motion.optical_flow(true, "farneback")
+            values["epe_farneback"] = motion.end_point_error(flow, true_flow)
+            values["frame_change"] = pixel.frame_change(batch)
         for name, value in values.items():
             pieces.setdefault(name, []).append(value)
     return {name: np.concatenate(parts) for name, parts in pieces.items()}
@@ -195,17 +253,25 @@ def measure_features(features: Features, truth: Features, settings: Evaluate) ->
             values[n_way_name("video", n_way, settings.top_k)] = semantic.n_way_top_k(
                 features.videos, video_truth, n_way, settings.top_k
             )
-    values["clip_similarity"] = retrieval.feature_similarity(features.embeddings, truth.embeddings).mean(axis=1)
-    similarity = _clip_similarity_matrix(features, truth)
-    for k in (1, 5):
-        if k < n:
-            values[f"retrieval_top{k}"] = retrieval.retrieval_top_k(similarity, top_k=k)
+    alike = retrieval.feature_similarity(features.embeddings, truth.embeddings).mean(axis=1)
+    values["clip_similarity"] = alike
+    for kind in ("image", "video") if n_frames > 1 else ("image",):
+        similarity = _similarity_matrix(kind, features, truth)
+        for name, (k, candidates) in retrieval_names(kind, settings, n).items():
+            values[name] = retrieval.retrieval_top_k(similarity, candidates, k)
+    if features.captions:
+        cosine = retrieval.feature_similarity(features.caption_embeddings, truth.caption_embeddings)
+        values["caption_similarity"] = cosine
+        values["caption_f1"] = captions.caption_f1(features.captions, truth.captions)
     if n_frames > 1:
         values["consistency"] = retrieval.adjacent_consistency(features.embeddings)
+        values["consistency_gated"] = retrieval.gated_consistency(features.embeddings, alike)
     return values
 
 
-def _clip_similarity_matrix(features: Features, truth: Features) -> np.ndarray:
+def _similarity_matrix(kind: str, features: Features, truth: Features) -> np.ndarray:
+    if kind == "video":
+        return retrieval.video_similarity(features.video_embeddings, truth.video_embeddings)
     return retrieval.clip_features(features.embeddings) @ retrieval.clip_features(truth.embeddings).T
 
 
@@ -224,9 +290,13 @@ def pairwise_scores(name: str, features: Features, truth: Features, settings: Ev
             return semantic.pairwise_n_way_top_k(features.videos, tops, n_way, settings.top_k)
     if name == "clip_similarity":
         return retrieval.pairwise_similarity(features.embeddings, truth.embeddings)
-    if name.startswith("retrieval_top"):
-        top_k = int(name.removeprefix("retrieval_top"))
-        return retrieval.pairwise_retrieval(_clip_similarity_matrix(features, truth), top_k)
+    if name == "caption_similarity":
+        return retrieval.video_similarity(features.caption_embeddings, truth.caption_embeddings)
+    if name == "caption_f1":
+        return captions.pairwise_caption_f1(features.captions, truth.captions)
+    for kind in ("image", "video"):
+        if found := retrieval_names(kind, settings, n).get(name):
+            return retrieval.pairwise_retrieval(_similarity_matrix(kind, features, truth), *found)
     return None
 
 
@@ -249,6 +319,8 @@ def measure_chance(
     for _ in range(CHANCE_PAIRINGS):
         partner = np.array([rng.choice(np.flatnonzero(row)) for row in allowed])
         for name, value in measure_pixels(clips, truth, partner).items():
+            if name == "frame_change":
+                continue
             totals.setdefault(name, []).append(value)
     result: dict[str, float | None] = {}
     for name, parts in totals.items():

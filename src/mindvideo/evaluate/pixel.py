@@ -18,6 +18,9 @@ from mindvideo.errors import DataError
 PairScore = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 SSIM_WINDOW = 7
+GAUSSIAN_WINDOW, GAUSSIAN_SIGMA = 11, 1.5
+GREY_WEIGHTS = np.array([0.2125, 0.7154, 0.0721])
+"""ITU-R BT.709 luma, as ``skimage.color.rgb2gray``."""
 MAX_PSNR_DB = 100.0
 _CHUNK_VALUES = 50_000
 
@@ -111,6 +114,57 @@ def ssim_rgb(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return _per_frame(_ssim, prediction, truth)
 
 
+def _ssim_grey(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    size, pad = (GAUSSIAN_WINDOW, GAUSSIAN_WINDOW), GAUSSIAN_WINDOW // 2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+    def average(image: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(image, size, GAUSSIAN_SIGMA)[pad:-pad, pad:-pad]
+
+    scores = np.empty(len(truth))
+    for i, (x, y) in enumerate(zip(prediction @ GREY_WEIGHTS, truth @ GREY_WEIGHTS, strict=True)):
+        mean_x, mean_y = average(x), average(y)
+        covariance = average(x * y) - mean_x * mean_y
+        variances = average(x * x + y * y) - mean_x**2 - mean_y**2
+        above = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+        scores[i] = (above / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))).mean()
+    return scores
+
+
+def ssim_grey(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Structural similarity of grey-scale frames with a Gaussian window, as in image-reconstruction papers.
+
+    Grey is ITU-R BT.709 luma; Gaussian window of 11 × 11, σ = 1.5, population covariance, data range 255: Wang's own
+    definition, ``skimage.metrics.structural_similarity(..., gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False)``. Not comparable with `ssim_rgb`, and it depends on the frames' size.
+
+    Range −1…1, higher is better; no chance level, compare with a constant picture and with other clips.
+
+    Parameters
+    ----------
+    prediction, truth : ndarray, uint8 (..., H, W, 3)
+
+    Returns
+    -------
+    ndarray, float64 (...)
+
+    Raises
+    ------
+    DataError
+        For other types or shapes, or frames smaller than the window.
+
+    References
+    ----------
+    Wang et al. 2004, IEEE Transactions on Image Processing 13, 600–612.
+    """
+    truth = np.asarray(truth)
+    if truth.ndim >= 3 and min(truth.shape[-3:-1]) < GAUSSIAN_WINDOW:
+        raise DataError(
+            f"expected frames of at least {GAUSSIAN_WINDOW} x {GAUSSIAN_WINDOW} pixels, found {truth.shape[-3:-1]}"
+        )
+    return _per_frame(_ssim_grey, prediction, truth)
+
+
 def _psnr(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     error = ((prediction.astype(np.float64) - truth) ** 2).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
@@ -180,3 +234,60 @@ def colour_agreement(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     ndarray, float64 (...)
     """
     return _per_frame(_colour, prediction, truth)
+
+
+def _opencv_hue(frames: np.ndarray) -> np.ndarray:
+    """OpenCV's hue 0…179 of frames whose red and blue are taken for each other, float64 (n, pixels)."""
+    n, height, width, _ = frames.shape
+    tall = np.ascontiguousarray(frames).reshape(n * height, width, 3)
+    return cv2.cvtColor(tall, cv2.COLOR_BGR2HSV)[..., 0].reshape(n, -1).astype(np.float64)
+
+
+def _hue_pcc(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    x, y = _opencv_hue(prediction), _opencv_hue(truth)
+    norm = np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
+    return np.divide((x * y).sum(axis=1), norm, out=np.zeros(len(x)), where=norm > 0)
+
+
+def hue_pcc(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """ "Hue-pcc" as its published script computes it, for comparison with published numbers only.
+
+    Despite the name it is no correlation but the cosine of the two frames' hue channels, OpenCV's hue 0…179 taken as a
+    plain number (although it is an angle) of RGB frames read as BGR. `colour_agreement` treats hue as the angle it is
+    and is the score to look at.
+
+    Range 0…1, higher is better; 0 where a frame has no hue (grey or of hue 0). Hues are all positive, so unrelated
+    frames score far above 0: compare with other clips.
+
+    Returns
+    -------
+    ndarray, float64 (...)
+
+    References
+    ----------
+    Lu et al. 2025, ICLR (Mind-Animator), and its evaluation script.
+    """
+    return _per_frame(_hue_pcc, prediction, truth)
+
+
+def frame_change(clips: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of adjacent frames in grey levels, averaged over pixels, channels and frame pairs.
+
+    Range 0…255; neither end is good: a frozen clip has 0 and flicker a lot, the value to reach is the truth's own.
+
+    Parameters
+    ----------
+    clips : ndarray, uint8 (n, F, H, W, 3)
+
+    Returns
+    -------
+    ndarray, float64 (n,)
+        NaN for clips of one frame.
+    """
+    clips = np.asarray(clips)
+    if clips.shape[1] < 2:
+        return np.full(len(clips), np.nan)
+    change = np.empty(len(clips))
+    for i, clip in enumerate(clips.astype(np.int16)):
+        change[i] = np.abs(np.diff(clip, axis=0)).mean()
+    return change

@@ -113,11 +113,43 @@ def adjacent_consistency(features: np.ndarray) -> np.ndarray:
     return (unit[:, 1:] * unit[:, :-1]).sum(axis=-1).mean(axis=1)
 
 
-def pairwise_retrieval(similarity: np.ndarray, top_k: int = 1) -> np.ndarray:
-    """Whether truth j is among the ``top_k`` of all n truths for prediction i, float32 (n, n); ties count against it.
+def gated_consistency(features: np.ndarray, similarity: np.ndarray, gate: float = 0.6) -> np.ndarray:
+    """`adjacent_consistency`, but 0 for clips that do not resemble the truth: the idea of "CLIP-pcc".
 
-    The diagonal is `retrieval_top_k` among all; permuting its columns by blocks tests the pairing.
+    Range −1…1, higher is better. Frozen clips that resemble the truth score 1, so the truth's own value stands beside it
+    here too. The published score gates by VIFI-CLIP similarity of whole clips at .6; here the gate is the clips' mean
+    CLIP image similarity, so the numbers do not compare with published ones.
+
+    Parameters
+    ----------
+    features : ndarray (n, F, D)
+    similarity : ndarray (n,)
+        Of each clip with its truth.
+    gate : float
+        Clips at or below it count 0.
+
+    Returns
+    -------
+    ndarray, float64 (n,)
+
+    References
+    ----------
+    Lu et al. 2025, ICLR (Mind-Animator), where it is called CLIP-pcc.
+    """
+    return np.where(np.asarray(similarity) > gate, adjacent_consistency(features), 0.0)
+
+
+def video_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Cosine of the video features (n, D) of every prediction (row) with those of every truth (column), float64."""
+    return normalise(prediction) @ normalise(truth).T
+
+
+def pairwise_retrieval(similarity: np.ndarray, top_k: int = 1, n_candidates: int | None = None) -> np.ndarray:
+    """`retrieval_top_k` of prediction i as if truth j were its own, float32 (n, n); ties count against it.
+
+    The diagonal is `retrieval_top_k`; permuting its columns by blocks tests the pairing.
     """
     similarity = np.asarray(similarity)
-    ahead = np.stack([len(row) - np.searchsorted(np.sort(row), row, side="left") - 1 for row in similarity])
-    return (ahead < top_k).astype(np.float32)
+    n = len(similarity)
+    table = success_table(n - 1, n if n_candidates is None else n_candidates, top_k).astype(np.float32)
+    return np.stack([table[n - 1 - np.searchsorted(np.sort(row), row, side="left")] for row in similarity])

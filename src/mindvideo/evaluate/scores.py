@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
 
 from mindvideo.config import Evaluate, Recipe
 from mindvideo.data.disk import disk_errors
 from mindvideo.data.store import Store
-from mindvideo.data.windows import near_duplicates
 from mindvideo.errors import DataError
-from mindvideo.evaluate import measure, semantic, statistics
-from mindvideo.evaluate.catalogue import ScoreInfo, describe_score, score_names
-from mindvideo.evaluate.controls import block_numbers, noise_ceiling, role_of
+from mindvideo.evaluate import attributes, measure, semantic, statistics
+from mindvideo.evaluate.attributes import ATTRIBUTES
+from mindvideo.evaluate.audit import audit_store
+from mindvideo.evaluate.catalogue import ScoreInfo, describe_score, n_way_name, retrieval_names, score_names
+from mindvideo.evaluate.controls import DEFINITIONS, block_numbers, role_of
+from mindvideo.evaluate.pixel import frame_change
+from mindvideo.evaluate.tables import table_rows, write_evaluation, write_text
 from mindvideo.models.foundation import Foundation
+
+__all__ = ["Evaluation", "audit_store", "evaluate_clips", "run", "table_rows", "write_evaluation"]
 
 MAIN = "reconstruction"
 TRUTH = "truth"
@@ -41,14 +44,19 @@ class Evaluation:
         ``n`` windows, ``chance`` (on this test set), ``chance_closed_form``, ``p_chance`` (block permutation of the
         pairing), ``controls`` {name: value}, ``control_intervals``, ``p`` {control: P} (one-sided block sign-flip test
         that the reconstruction is better), ``p_holm`` (the same, Holm over all scores), ``roles`` {name: control,
-        baseline or ceiling}, ``truth`` (the truth's own value where it has one), ``definition``, ``used_by``, ``unit``,
-        ``range``, ``higher_is_better``. What does not exist is None.
+        baseline or ceiling}, ``truth`` (the truth's own value where it has one), ``way_to_caption`` and
+        ``way_to_caption_interval`` (how far the reconstruction comes on the way from ``shuffled``, 0, to ``caption``, 1),
+        ``definition``, ``used_by``, ``unit``, ``range``, ``higher_is_better``. What does not exist is None.
     windows : dict
         ``windows[score][set]``: value of every window, float64 (n,), NaN where undefined.
+    truth, networks : str
+        Fingerprints of the true clips and of the networks that measured.
     """
 
     scores: dict[str, dict[str, Any]]
     windows: dict[str, dict[str, np.ndarray]]
+    truth: str
+    networks: str
 
 
 def _rng(seed: int, *words: str) -> np.random.Generator:
@@ -77,9 +85,28 @@ def _mean(values: np.ndarray) -> float | None:
 
 def _closed_form_chance(name: str, n: int, settings: Evaluate) -> float | None:
     for n_way in settings.n_ways:
-        if name.startswith((f"image_{n_way}way", f"video_{n_way}way")):
+        if name in (n_way_name("image", n_way, settings.top_k), n_way_name("video", n_way, settings.top_k)):
             return semantic.chance_n_way(n_way, settings.top_k)
-    return int(name.removeprefix("retrieval_top")) / n if name.startswith("retrieval_top") else None
+    for kind in ("image", "video"):
+        if found := retrieval_names(kind, settings, n).get(name):
+            return found[0] / found[1]
+    return None
+
+
+def _way(
+    values: Mapping[str, np.ndarray],
+    own: np.ndarray,
+    sign: float,
+    block: np.ndarray,
+    settings: Evaluate,
+    rng: np.random.Generator,
+) -> tuple[float | None, list[float | None]]:
+    """Fraction of the way from the shuffled control to the caption ceiling, and its interval."""
+    if "shuffled" not in values or "caption" not in values:
+        return None, [None, None]
+    low_end, high_end = sign * values["shuffled"], sign * values["caption"]
+    way, low, high = statistics.fraction_of_way(sign * own, low_end, high_end, block, settings.bootstraps, rng)
+    return _number(way), [_number(low), _number(high)]
 
 
 def _entry(
@@ -95,8 +122,12 @@ def _entry(
     own = values[main]
     others = [key for key in values if key not in (main, TRUTH)]
     p_values = {}
+    sign = -1.0 if info.higher_is_better is False else 1.0
+    way: tuple[float | None, list[float | None]] = (None, [None, None])
+    if info.higher_is_better is not None:
+        way = _way(values, own, sign, block, settings, _rng(seed, name, "way"))
     for other in others:
-        difference = (own - values[other]) * (-1.0 if info.higher_is_better is False else 1.0)
+        difference = (own - values[other]) * sign
         known = np.isfinite(difference)
         if info.higher_is_better is not None and role_of(other) != "ceiling" and known.any():
             rng = _rng(seed, name, other, "p")
@@ -118,6 +149,8 @@ def _entry(
         "p_holm": {},
         "roles": {other: role_of(other) for other in others},
         "truth": _mean(values[TRUTH]) if TRUTH in values else None,
+        "way_to_caption": way[0],
+        "way_to_caption_interval": way[1],
         "definition": info.definition,
         "used_by": info.used_by,
         "unit": info.unit,
@@ -158,6 +191,8 @@ def evaluate_clips(
     settings: Evaluate | None = None,
     seed: int = 0,
     scene: np.ndarray | None = None,
+    world: attributes.World | None = None,
+    captioner: measure.Captioner | None = None,
     main: str = MAIN,
     cache_dir: Path | None = None,
     progress: Callable[[int, int, dict[str, Any]], None] | None = None,
@@ -180,6 +215,10 @@ def evaluate_clips(
         Of permutations, bootstraps and chance pairings.
     scene : ndarray, int (n,), optional
         Chance compares clips of different scenes only; without it, of different windows.
+    world : attributes.World, optional
+        True attributes of a simulated subject's windows; adds the scores of `attributes.ATTRIBUTES`.
+    captioner : Captioner, optional
+        Adds the scores of captions.
     main : str
     cache_dir : Path, optional
         Features are kept here, one file a set, and used again for the same clips and networks.
@@ -215,108 +254,73 @@ def evaluate_clips(
 
     def features_of(name: str, clips: Any) -> measure.Features:
         cache = cache_dir / f"{name}.safetensors" if cache_dir is not None else None
-        return measure.extract_features(clips, classifier, cache, tell(name))
+        return measure.extract_features(clips, classifier, cache, tell(name), captioner)
 
     true_features = features_of(TRUTH, truth)
-    names = score_names(settings, n, n_frames)
-    windows: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
+    windows: dict[str, dict[str, np.ndarray]] = {}
     main_features = true_features
     for key in [main, *(key for key in sets if key != main)]:
         features = features_of(key, sets[key])
         main_features = features if key == main else main_features
         values = measure.measure_pixels(sets[key], truth) | measure.measure_features(features, true_features, settings)
-        for name in names:
-            windows[name][key] = values[name]
-    if "consistency" in windows:
-        windows["consistency"][TRUTH] = measure.measure_features(true_features, true_features, settings)["consistency"]
-    scores = {name: _entry(name, describe_score(name, n), windows[name], main, block, settings, seed) for name in names}
-    allowed = measure.allowed_pairs(scene, n)
-    chance = measure.measure_chance(sets[main], truth, allowed, _rng(seed, "chance"))
-    for name in names:
-        pairs = measure.pairwise_scores(name, main_features, true_features, settings)
-        if pairs is not None:
-            scores[name]["chance"] = float(pairs[allowed].mean()) if allowed.any() else None
-            rng = _rng(seed, name, "pairing")
-            scores[name]["p_chance"] = statistics.block_pairing_p(pairs, block, settings.permutations, rng)
-        else:
-            scores[name]["chance"] = _number(chance.get(name))
+        values |= attributes.measure_attributes(features, world) if world is not None else {}
+        for name, value in values.items():
+            windows.setdefault(name, {})[key] = value
+    own = {name: value for name, value in _truths_own(truth, true_features, settings, world).items() if name in windows}
+    for name, value in own.items():
+        windows[name][TRUTH] = value
+    names = [
+        *score_names(settings, n, n_frames, captioner is not None),
+        *(name for name in windows if name in ATTRIBUTES),
+    ]
+    windows = {name: windows[name] for name in names}
+    infos = {name: ATTRIBUTES.get(name) or describe_score(name, n) for name in names}
+    scores = {name: _entry(name, infos[name], windows[name], main, block, settings, seed) for name in names}
+    _add_chance(scores, sets[main], truth, (main_features, true_features), block, scene, world, settings, seed)
     _add_holm(scores)
-    return Evaluation(scores, windows)
+    return Evaluation(scores, windows, measure.fingerprint(truth, TRUTH), classifier.identity)
 
 
-def table_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The scores as a table of strings, header first: score, value, interval, n, chance, then one column a control.
-
-    A control's cell shows its value and, where tested, the paper's P-value class; ceilings show the value alone.
-    """
-    others = list(dict.fromkeys(other for entry in scores.values() for other in entry["controls"]))
-    roles = {other: entry["roles"][other] for entry in scores.values() for other in entry["controls"]}
-    rows = [["score", "value", "95% interval", "n", "chance", *(f"{other} ({roles[other]})" for other in others)]]
-    for name, entry in scores.items():
-        arrow = {True: " ↑", False: " ↓", None: ""}[entry["higher_is_better"]]
-        low, high = entry["interval"]
-        row = [name + arrow, _text(entry["value"]), f"{_text(low)} – {_text(high)}", str(entry["n"])]
-        row.append(_text(entry["chance"]) if entry["truth"] is None else f"truth {_text(entry['truth'])}")
-        for other in others:
-            cell = _text(entry["controls"].get(other))
-            row.append(f"{cell} {statistics.p_class(entry['p'][other])}" if other in entry["p"] else cell)
-        rows.append(row)
-    return rows
+def _truths_own(
+    truth: np.ndarray, features: measure.Features, settings: Evaluate, world: attributes.World | None
+) -> dict[str, np.ndarray]:
+    """Values of the true clips for scores that are no comparison with the truth, or that the classifiers limit."""
+    own = {"frame_change": frame_change(truth)}
+    consistency = measure.measure_features(features, features, settings)
+    own |= {name: consistency[name] for name in ("consistency", "consistency_gated") if name in consistency}
+    return own | (attributes.measure_attributes(features, world) if world is not None else {})
 
 
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _latex(rows: Sequence[Sequence[str]]) -> str:
-    replacements = {"_": r"\_", "%": r"\%", "<": "$<$", ">": "$>$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--"}
-
-    def line(row: Sequence[str]) -> str:
-        return " & ".join("".join(replacements.get(letter, letter) for letter in cell) for cell in row) + r" \\"
-
-    columns = "l" + "r" * (len(rows[0]) - 1)
-    body = [line(rows[0]), r"\hline", *(line(row) for row in rows[1:])]
-    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}", ""])
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-def _window_rows(evaluation: Evaluation, windows: Sequence[Mapping[str, Any]], block: np.ndarray) -> list[list[Any]]:
-    columns = [(name, key) for name, sets in evaluation.windows.items() for key in sets]
-    header = ["window", "segment", "scan", "scene", "block", "caption"]
-    header += [name if key == MAIN else f"{name}:{key}" for name, key in columns]
-    rows: list[list[Any]] = [header]
-    for i, window in enumerate(windows):
-        values = [evaluation.windows[name][key][i] for name, key in columns]
-        place = [i, window["segment"], window["scan"], window["scene"], int(block[i]), window.get("caption", "")]
-        rows.append([*place, *("" if not np.isfinite(value) else repr(float(value)) for value in values)])
-    return rows
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside the place, flush, rename: a reader never sees half a file."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(beside, path)
-
-
-def write_evaluation(
-    evaluation: Evaluation, folder: Path, windows: Sequence[Mapping[str, Any]], block: np.ndarray
+def _add_chance(
+    scores: dict[str, dict[str, Any]],
+    clips: Any,
+    truth: np.ndarray,
+    features: tuple[measure.Features, measure.Features],
+    block: np.ndarray,
+    scene: np.ndarray | None,
+    world: attributes.World | None,
+    settings: Evaluate,
+    seed: int,
 ) -> None:
-    """Write ``windows.csv``, ``scores.csv``, ``scores.tex`` and, last, ``scores.json`` into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = table_rows(evaluation.scores)
-    write_text(folder / "windows.csv", _csv(_window_rows(evaluation, windows, block)))
-    write_text(folder / "scores.csv", _csv(rows))
-    write_text(folder / "scores.tex", _latex(rows))
-    write_text(folder / "scores.json", json.dumps(evaluation.scores, indent=1, allow_nan=False))
+    """Chance on this very test set and the P-value of the pairing, from every prediction against every truth."""
+    n = len(truth)
+    allowed = measure.allowed_pairs(scene, n)
+    sampled = measure.measure_chance(clips, truth, allowed, _rng(seed, "chance"))
+    for name, entry in scores.items():
+        if name in ATTRIBUTES and world is not None:
+            entry["chance_closed_form"] = attributes.closed_form_chance(name, world)
+            pairs = attributes.pairwise_attributes(name, features[0], world)
+        else:
+            pairs = measure.pairwise_scores(name, *features, settings)
+        if pairs is None:
+            entry["chance"] = _number(sampled.get(name))
+            continue
+        known = np.isfinite(np.diag(pairs))
+        pairs, others = pairs[np.ix_(known, known)], allowed[np.ix_(known, known)]
+        entry["chance"] = _number(float(pairs[others].mean())) if others.any() else None
+        if known.any():
+            rng = _rng(seed, name, "pairing")
+            entry["p_chance"] = statistics.block_pairing_p(pairs, block[known], settings.permutations, rng)
 
 
 def _read_windows(path: Path, n: int) -> list[dict[str, Any]]:
@@ -326,26 +330,6 @@ def _read_windows(path: Path, n: int) -> list[dict[str, Any]]:
     if len(windows) != n:
         raise DataError(f"expected {n} windows in {path}, as many as there are clips, found {len(windows)}")
     return windows
-
-
-def audit_store(store: Store, segments: Sequence[str]) -> dict[str, str]:
-    """What bounds the scores on the data's side, as texts of files by name.
-
-    ``noise_ceiling.json``: median and quartiles over voxels of each segment that has repeated runs;
-    ``near_duplicates.json``: test scans that look like training scans, and how many test scans there are.
-    """
-    ceilings = {}
-    for segment in segments:
-        repeats = store.repeats(segment)
-        if len(repeats) > 1:
-            low, middle, high = np.quantile(noise_ceiling(repeats), [0.25, 0.5, 0.75])
-            ceilings[segment] = {"runs": len(repeats), "median": middle, "quartiles": [low, high]}
-    pairs = [asdict(pair) for pair in near_duplicates(store)]
-    n_scans = sum(store.n_scans(segment) for segment in store.segments("test"))
-    return {
-        "noise_ceiling.json": json.dumps(ceilings, indent=1),
-        "near_duplicates.json": json.dumps({"count": len(pairs), "test_scans": n_scans, "pairs": pairs}, indent=1),
-    }
 
 
 def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, Any]], None] | None = None) -> None:
@@ -376,20 +360,51 @@ def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, A
     segment = np.array([window["segment"] for window in windows])
     block = block_numbers(segment, np.array([window["scan"] for window in windows]), block_scans)
     folder = run_dir / "evaluate"
+    store = Store.open(run_dir / "prepare" / "store.zarr")
+    foundation = Foundation(recipe.foundation, "cuda" if torch.cuda.is_available() else "cpu")
+    captioner, left_out = choose_captioner(foundation, recipe.evaluate)
+    world = None
+    if recipe.simulate is not None:
+        try:
+            world = attributes.read_world(
+                run_dir / "simulate" / "truth" / "scenes.json", windows, foundation,
+                train_segments=store.segments("train"), tr_s=store.tr_s, fps=store.fps, n_frames=truth.shape[1],
+            )  # fmt: skip
+        except DataError as error:
+            left_out["attributes"] = str(error)
     evaluation = evaluate_clips(
         sets,
         truth,
-        Foundation(recipe.foundation),
+        foundation,
         block=block,
         settings=recipe.evaluate,
         seed=recipe.seed,
         scene=np.array([window["scene"] for window in windows]),
+        world=world,
+        captioner=captioner,
         cache_dir=folder / "features",
         progress=progress,
     )
-    audit = audit_store(Store.open(run_dir / "prepare" / "store.zarr"), sorted(set(segment.tolist())))
+    audit = audit_store(store, sorted(set(segment.tolist())))
+    if world is not None:
+        content = attributes.summarise_attributes(evaluation.scores, world)
+        content["frame_change_uncut"] = attributes.uncut_frame_change(evaluation.windows["frame_change"], world)
+        audit["attributes.json"] = json.dumps(content, indent=1, allow_nan=False)
+    about = {
+        "settings": recipe.evaluate.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "sets": {name: DEFINITIONS.get(name, "") for name in sets},
+        "left_out": left_out,
+    }
     with disk_errors(folder, "the scores"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in audit.items():
             write_text(folder / name, text)
-        write_evaluation(evaluation, folder, windows, block)
+        write_evaluation(evaluation, folder, windows, block, about)
+
+
+def choose_captioner(foundation: Foundation, settings: Evaluate) -> tuple[Foundation | None, dict[str, str]]:
+    """The foundation where caption scores are wanted and it has a captioner, and what is left out with the reason."""
+    if settings.captions and not (foundation.folder / "captioner").is_dir():
+        return None, {"captions": f"the foundation {foundation.folder.name} has no part 'captioner'"}
+    return (foundation, {}) if settings.captions else (None, {"captions": "evaluate.captions is false"})

@@ -99,20 +99,14 @@ def block_pairing_p(pairs: np.ndarray, block: np.ndarray, permutations: int, rng
     """
     _, index = np.unique(np.asarray(block), return_inverse=True)
     members = [np.flatnonzero(index == b) for b in range(index.max() + 1)]
-    sizes = np.array([len(rows) for rows in members])
-    gains = np.array([[_block_sum(pairs, a, b) for b in members] for a in members])
-    null = np.empty(permutations)
-    for i in range(permutations):
-        place = np.arange(len(members))
-        for size in np.unique(sizes):
-            same = np.flatnonzero(sizes == size)
-            place[same] = rng.permutation(same)
-        null[i] = gains[np.arange(len(members)), place].sum()
-    return _tail(null, float(np.trace(gains)), "greater", extra=1)
-
-
-def _block_sum(pairs: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> float:
-    return float(pairs[rows, columns].sum(dtype=np.float64)) if len(rows) == len(columns) else 0.0
+    observed, null = 0.0, np.zeros(permutations)
+    for size in sorted({len(rows) for rows in members}):
+        rows = np.stack([rows for rows in members if len(rows) == size])
+        gains = np.array([pairs[own, rows].sum(axis=1, dtype=np.float64) for own in rows])
+        start = np.broadcast_to(np.arange(len(rows)), (permutations, len(rows)))
+        observed += float(np.trace(gains))
+        null += gains[start, rng.permuted(start, axis=1)].sum(axis=1)
+    return _tail(null, observed, "greater", extra=1)
 
 
 def block_bootstrap_interval(
@@ -135,6 +129,33 @@ def block_bootstrap_interval(
     drawn = rng.integers(0, len(sums), size=(bootstraps, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def two_sample_bootstrap_interval(
+    first: np.ndarray,
+    first_block: np.ndarray,
+    second: np.ndarray,
+    second_block: np.ndarray,
+    bootstraps: int,
+    rng: np.random.Generator,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of the difference of two means, first minus second, blocks of each set drawn on their own.
+
+    Returns
+    -------
+    low, high : float
+        NaN twice where either set is a single block.
+    """
+    means = []
+    for values, block in ((first, first_block), (second, second_block)):
+        sums, counts = _by_block(values, block)
+        if len(sums) < 2:
+            return math.nan, math.nan
+        drawn = rng.integers(0, len(sums), size=(bootstraps, len(sums)))
+        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+    low, high = np.quantile(means[0] - means[1], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -173,6 +194,40 @@ def two_sample_block_p(
         np.put_along_axis(is_first, order[:, :n_first], True, axis=1)
     null = is_first @ sums / (is_first @ counts) - ~is_first @ sums / (~is_first @ counts)
     return _tail(null, float(observed), alternative, extra=0 if is_exact else 1)
+
+
+def fraction_of_way(
+    values: np.ndarray,
+    control: np.ndarray,
+    ceiling: np.ndarray,
+    block: np.ndarray,
+    bootstraps: int,
+    rng: np.random.Generator,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
+    """How far scores come on the way from a control's to a ceiling's: (value − control) / (ceiling − control).
+
+    0 is the control, 1 the ceiling. Means are over the windows where all three are known; the interval is a percentile
+    bootstrap of the ratio over whole blocks.
+
+    Returns
+    -------
+    fraction, low, high : float
+        NaN where the ceiling is no better than the control (in a bootstrap too, then the interval's ends are NaN).
+    """
+    known = np.isfinite(values) & np.isfinite(control) & np.isfinite(ceiling)
+    if not known.any():
+        return math.nan, math.nan, math.nan
+    gained, _ = _by_block((values - control)[known], block[known])
+    whole, _ = _by_block((ceiling - control)[known], block[known])
+    if whole.sum() <= 0:
+        return math.nan, math.nan, math.nan
+    drawn = rng.integers(0, len(whole), size=(bootstraps, len(whole)))
+    below = whole[drawn].sum(axis=1)
+    if len(whole) < 2 or (below <= 0).any():
+        return float(gained.sum() / whole.sum()), math.nan, math.nan
+    low, high = np.quantile(gained[drawn].sum(axis=1) / below, [(1 - level) / 2, (1 + level) / 2])
+    return float(gained.sum() / whole.sum()), float(low), float(high)
 
 
 def _checked_p(p_values: np.ndarray) -> np.ndarray:

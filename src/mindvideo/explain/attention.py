@@ -19,9 +19,11 @@ BATCH_WINDOWS = 16
 
 
 def choose_layers(depth: int) -> dict[str, int]:
-    """First, middle and last layer of an encoder; a shallow one has fewer names."""
+    """First, middle and last layer of an encoder; a shallow one has fewer names, one of a single layer ``only``."""
     if depth < 1:
         raise DataError(f"expected an encoder of at least one layer, found {depth}")
+    if depth == 1:
+        return {"only": 0}
     layers = {"first": 0, "middle": depth // 2, "last": depth - 1}
     return {name: layer for name, layer in layers.items() if name != "middle" or 0 < layer < depth - 1}
 

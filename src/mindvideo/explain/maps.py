@@ -10,22 +10,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 
 from mindvideo.atlas import yeo17_labels, yeo17_names
 from mindvideo.config import Recipe
 from mindvideo.data.disk import disk_errors
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
-from mindvideo.errors import DataError, ModelError
+from mindvideo.errors import ModelError
 from mindvideo.explain import attention, occlusion
-from mindvideo.explain.surfaces import draw_flat_map, draw_inflated
+from mindvideo.explain.surfaces import draw_flat_map, draw_inflated, draw_networks
+from mindvideo.explain.truth import (
+    UNTRAINED,
+    Maps,
+    ablate_areas,
+    ablate_truth,
+    compare_with_truth,
+    read_truth,
+    untrained_like,
+)
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.masked_brain import MaskedBrainModel
 
 MAP_WINDOWS = 64
-RANDOM_MAPS = 200
 _FINAL_STAGES = ("cotrain", "align")
 Advance = Callable[[str], None]
 
@@ -58,15 +65,6 @@ def load_encoders(run_dir: Path, store: Store) -> dict[str, FmriEncoder]:
         torch.nn.Module.to(encoder, device)
         encoder.eval()
     return encoders
-
-
-def untrained_like(encoder: FmriEncoder, seed: int) -> FmriEncoder:
-    """An encoder of the same settings with new random weights; the global random state stays as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = FmriEncoder.from_config(dict(encoder.config))
-    torch.nn.Module.to(fresh, encoder.device)
-    return fresh.eval()
 
 
 def make_targets(foundation: Foundation, windows: Windows, index: np.ndarray) -> occlusion.Targets:
@@ -110,93 +108,6 @@ def temporal_weights(encoder: FmriEncoder, fmri: np.ndarray, lag_s: float, tr_s:
     return {name: dict(zip(times, weights[layer].tolist(), strict=True)) for name, layer in layers.items()}
 
 
-def compare_with_truth(
-    maps: Mapping[str, np.ndarray],
-    is_informative: np.ndarray,
-    signal: np.ndarray | None,
-    patch_size: int,
-    rng: np.random.Generator,
-) -> dict[str, Any]:
-    """How well each map tells truly informative voxels from the others.
-
-    Parameters
-    ----------
-    maps : mapping of str to ndarray (V,)
-    is_informative : ndarray, bool (V,)
-        Of the store's voxels.
-    signal : ndarray (V,) or None
-        True signal-to-noise ratio of each voxel.
-    patch_size : int
-        Random maps to compare with are constant over patches of this size.
-    rng : Generator
-
-    Returns
-    -------
-    dict
-        ``n_voxels``, ``n_informative``, ``auc`` {map: area under the ROC curve}, ``auc_random`` [2.5 %, 50 %, 97.5 %]
-        of random maps, ``rank_correlation`` {map: Spearman's with the true signal}. ``auc`` is empty, and
-        ``note`` says so, where all selected voxels are of one class.
-    """
-    n = len(is_informative)
-    n_patches = -(-n // patch_size)
-    result: dict[str, Any] = {"n_voxels": n, "n_informative": int(is_informative.sum()), "auc": {}, "auc_random": None}
-    if is_informative.all() or not is_informative.any():
-        word = "informative" if is_informative.all() else "uninformative"
-        result["note"] = f"all {n} selected voxels are truly {word}: the area under the ROC curve does not exist"
-    else:
-        result["auc"] = {name: attention.area_under_roc(values, is_informative) for name, values in maps.items()}
-        noise = attention.spread_to_voxels(rng.random((RANDOM_MAPS, n_patches)), n, patch_size)
-        areas = [attention.area_under_roc(values, is_informative) for values in noise]
-        result["auc_random"] = np.quantile(np.array(areas, dtype=float), [0.025, 0.5, 0.975]).tolist()
-    if signal is not None and np.ptp(signal) > 0:
-        result["rank_correlation"] = {
-            name: float(spearmanr(values, signal).statistic) if np.ptp(values) > 0 else 0.0
-            for name, values in maps.items()
-        }
-    return result
-
-
-def ablate_truth(
-    encoder: FmriEncoder,
-    fmri: np.ndarray,
-    targets: occlusion.Targets,
-    is_informative: np.ndarray,
-    rng: np.random.Generator,
-) -> dict[str, Any] | None:
-    """Drop in alignment when informative voxels are silenced, and as many of the others; None with one class only."""
-    inside, outside = np.flatnonzero(is_informative), np.flatnonzero(~is_informative)
-    n = min(len(inside), len(outside))
-    if not n:
-        return None
-    groups = {
-        "informative": np.sort(rng.choice(inside, n, replace=False)),
-        "other": np.sort(rng.choice(outside, n, replace=False)),
-    }
-    intact, drops = occlusion.measure_drops(encoder, fmri, groups, targets)
-    return {"n_silenced": n, "intact": intact, "drop": drops}
-
-
-def read_truth(path: Path, vertex: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Which of the voxels at ``vertex`` are truly informative, and their true signal-to-noise ratio where given.
-
-    Raises
-    ------
-    DataError
-        When the file does not describe a voxel of the store.
-    """
-    with np.load(path, allow_pickle=False) as truth:
-        if not {"vertex", "is_informative"} <= set(truth.files):
-            raise DataError(f"expected the arrays vertex and is_informative in {path}, found {', '.join(truth.files)}")
-        known, is_informative = truth["vertex"], truth["is_informative"].astype(bool)
-        signal = truth["signal_to_noise"].astype(float) if "signal_to_noise" in truth.files else None
-    order = np.argsort(known)
-    place = order[np.minimum(np.searchsorted(known[order], vertex), len(known) - 1)]
-    missing = int((known[place] != vertex).sum())
-    if missing:
-        raise DataError(f"expected all {len(vertex)} voxels of the store in {path}, found {missing} without an entry")
-    return is_informative[place], None if signal is None else signal[place]
-
-
 def _write(path: Path, content: Any) -> None:
     beside = path.with_name(path.name + ".tmp")
     if path.suffix == ".npz":
@@ -217,20 +128,30 @@ def _network_sizes(vertex: np.ndarray) -> dict[str, dict[str, float]]:
     }
 
 
-def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, advance: Advance) -> None:
-    """Flat maps of every attention map and of the occlusion of tokens; inflated surfaces of the final encoder's."""
-    labels = {"attention": "attention, 1 = uniform", "occlusion": "drop in token R² a voxel"}
+def _draw(folder: Path, cortex: Mapping[str, np.ndarray], advance: Advance) -> None:
+    """Flat maps and inflated surfaces of every attention map and of the occlusion of tokens."""
+    labels = {"attention": "attention, 1 = uniform", "occlusion": "drop in token correlation a voxel"}
     for name, values in cortex.items():
         kind = name.split("_", 1)[0]
         title = name.replace("_", ", ").replace("occlusion, tokens", "occlusion importance")
         if kind == "attention":
             title += " layer"
-        cmap = "viridis" if kind == "attention" else "magma"
         if kind == "attention" or name == "occlusion_tokens":
-            draw_flat_map(values, folder / f"flat_{name}.png", title, labels[kind], cmap)
+            draw_flat_map(values, folder / f"flat_{name}.png", title, labels[kind])
+            draw_inflated(values, folder / f"inflated_{name}.png", title, labels[kind])
             advance("maps")
-        if name in (f"attention_{final}_first", "occlusion_tokens"):
-            draw_inflated(values, folder / f"inflated_{name}.png", title, labels[kind], cmap)
+
+
+def _explain_without_places(encoders: dict[str, FmriEncoder], fmri: np.ndarray, store: Store, folder: Path) -> None:
+    """Write ``temporal.json`` alone: published arrays do not say where their voxels lie, so there is no map."""
+    temporal = {
+        stage: temporal_weights(model, fmri, store.lag_s, store.tr_s)
+        for stage, model in encoders.items()
+        if model.config.window > 1 and model.config.has_temporal_attention
+    }
+    with disk_errors(folder, "the weights of the lags"):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "temporal.json", temporal)
 
 
 def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, Any]], None] | None = None) -> None:
@@ -238,16 +159,23 @@ def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, A
 
     - ``attention.json`` {stage: {layer: {network: share}}} and ``networks.json`` {network: {voxels, share}};
     - ``temporal.json`` {stage: {layer: {time after onset: weight}}};
-    - ``occlusion.json`` {stage, n_windows, intact {measure: value}, areas {area: {n_voxels, measure: drop}}};
-    - ``maps.npz``, cortical maps, float32 (59412,), NaN without a voxel, and ``flat_*.png``, ``inflated_*.png``;
-    - for a simulated subject ``truth.json``: how well each map finds the voxels that truly carry signal, beside an
-      untrained encoder's maps and random ones.
+    - ``occlusion.json`` {stage, n_windows, measures {measure: words}, intact {measure: value}, areas {area: {n_voxels,
+      measure: drop}}};
+    - ``maps.npz``, cortical maps, float32 (59412,), NaN without a voxel, ``flat_*.png``, ``inflated_*.png``, and the
+      bars of the networks, ``networks.png``;
+    - for a simulated subject ``truth.json``: how well each map finds the voxels that truly carry signal, beside the maps
+      of untrained encoders and random ones.
 
     Raises
     ------
     ModelError
         When no trained encoder is there, or it was made for other voxels or another condition.
     """
+    if recipe.align.encoder is not None:
+        from mindvideo.explain.own import explain_own
+
+        explain_own(recipe, run_dir, progress)
+        return
     store = Store.open(run_dir / "prepare" / "store.zarr")
     foundation = Foundation(recipe.foundation)
     encoders = load_encoders(run_dir, store)
@@ -261,11 +189,14 @@ def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, A
     windows = Windows(store, "test", encoder.config.window)
     index = choose_evenly(len(windows), recipe.explain.max_windows)
     fmri = windows.fmri(index)
+    if not store.has_positions:
+        _explain_without_places(encoders, fmri, store, run_dir / "explain")
+        return
     truth_path = run_dir / "simulate" / "truth" / "vertices.npz"
     areas = occlusion.group_by_area(store.area)
     n_patches = -(-store.n_voxels // encoder.config.patch_size)
     n_maps = sum(len(attention.choose_layers(model.config.depth)) for model in encoders.values()) + 1
-    total = len(encoders) + n_maps + len(areas) + n_patches * (2 if truth_path.is_file() else 1)
+    total = len(encoders) + n_maps + len(areas) + n_patches * (1 + UNTRAINED * truth_path.is_file())
     done = 0
 
     def advance(what: str) -> None:
@@ -293,24 +224,29 @@ def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, A
     truth = None
     if truth_path.is_file():
         is_informative, signal = read_truth(truth_path, store.vertex)
-        fresh = untrained_like(encoder, recipe.seed)
-        compared = dict(voxel_maps)
-        compared |= {f"attention_untrained_{name}": values for name, values in attention_by_layer(fresh, fmri).items()}
-        for measure, values in occlusion_map(fresh, fmri[few], few_targets, advance).items():
-            compared[f"occlusion_untrained_{measure}"] = values
+        untrained: list[Maps] = []
+        for number in range(UNTRAINED):
+            fresh = untrained_like(encoder, recipe.seed + number)
+            drawn = {f"attention_{name}": values for name, values in attention_by_layer(fresh, fmri).items()}
+            dropped = occlusion_map(fresh, fmri[few], few_targets, advance)
+            untrained.append(drawn | {f"occlusion_{measure}": values for measure, values in dropped.items()})
         rng = np.random.default_rng([recipe.seed, len(index)])
-        truth = compare_with_truth(compared, is_informative, signal, encoder.config.patch_size, rng)
+        truth = compare_with_truth(voxel_maps, untrained, is_informative, signal, encoder.config.patch_size, rng)
         truth["ablation"] = ablate_truth(encoder, fmri, targets, is_informative, rng)
+        truth["areas"] = ablate_areas(drops, areas, is_informative)
     cortex = {name: attention.map_to_cortex(values, store.vertex) for name, values in voxel_maps.items()}
     folder = run_dir / "explain"
     with disk_errors(folder, "the maps"):
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "maps.npz", cortex)
-        _draw(folder, cortex, final, advance)
-        _write(folder / "networks.json", _network_sizes(store.vertex))
+        _draw(folder, cortex, advance)
+        sizes = _network_sizes(store.vertex)
+        draw_networks(shares, {name: size["share"] for name, size in sizes.items()}, folder / "networks.png")
+        _write(folder / "networks.json", sizes)
         _write(folder / "temporal.json", temporal)
         by_area = {name: {"n_voxels": len(areas[name]), **drops[name]} for name in areas}
-        occluded = {"stage": final, "n_windows": len(index), "intact": intact, "areas": by_area}
+        occluded: dict[str, Any] = {"stage": final, "n_windows": len(index), "measures": occlusion.MEANING}
+        occluded |= {"intact": intact, "areas": by_area}
         _write(folder / "occlusion.json", occluded)
         if truth is not None:
             _write(folder / "truth.json", truth)

@@ -13,10 +13,15 @@ import torch
 
 from mindvideo.atlas import area_names
 from mindvideo.errors import DataError
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.own_encoder import AnyEncoder
 
 BATCH_WINDOWS = 64
-MEASURES = ("text", "image", "tokens")
+MEANING = {
+    "text": "similarity to the caption's embedding",
+    "image": "similarity to the frame's embedding",
+    "tokens": "correlation with the text tokens",
+}
+MEASURES = tuple(MEANING)
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,12 @@ class Targets:
     tokens: np.ndarray
 
 
-def encode_condition(encoder: FmriEncoder, fmri: np.ndarray, silenced: np.ndarray | None = None) -> np.ndarray:
+def encode_condition(encoder: AnyEncoder, fmri: np.ndarray, silenced: np.ndarray | None = None) -> np.ndarray:
     """Condition of windows, voxels of ``silenced`` (indices) set to 0, their mean after standardising.
 
     Parameters
     ----------
-    encoder : FmriEncoder
+    encoder : FmriEncoder or OwnEncoder
     fmri : ndarray, float32 (n, W, V)
     silenced : ndarray, int, optional
 
@@ -83,22 +88,25 @@ def measure_alignment(condition: np.ndarray, targets: Targets) -> dict[str, floa
     dict of str to float
         ``text`` and ``image``: mean cosine of the pooled condition with the embedding, both centred over the windows,
         so that what all windows share does not count (1 perfect, 0 for conditions that do not depend on the window);
-        ``tokens``: R² of the tokens, 0 for the mean over windows.
+        ``tokens``: correlation of all token values with the true ones, both centred over the windows. None of the three
+        depends on the scale of the conditions: R² would rise when anything is silenced wherever conditions come out too
+        large, as they do on test windows that average more recordings than training windows.
     """
     if condition.shape != targets.tokens.shape or len(condition) < 2:
         raise DataError(f"expected two or more conditions of shape {targets.tokens.shape}, found {condition.shape}")
     pooled = condition.mean(axis=1, dtype=np.float64)
-    residual = ((condition - targets.tokens).astype(np.float64) ** 2).sum()
-    total = ((targets.tokens - targets.tokens.mean(axis=0)).astype(np.float64) ** 2).sum()
+    wide = (part.astype(np.float64) for part in (condition, targets.tokens))
+    found, true = (part - part.mean(axis=0) for part in wide)
+    norm = np.sqrt((found**2).sum() * (true**2).sum())
     return {
         "text": _centred_cosine(pooled, targets.text.astype(np.float64)),
         "image": _centred_cosine(pooled, targets.image.astype(np.float64)),
-        "tokens": float(1.0 - residual / total) if total > 0 else 0.0,
+        "tokens": float((found * true).sum() / norm) if norm > 1e-9 else 0.0,
     }
 
 
 def measure_drops(
-    encoder: FmriEncoder,
+    encoder: AnyEncoder,
     fmri: np.ndarray,
     groups: Mapping[str, np.ndarray],
     targets: Targets,
@@ -108,7 +116,7 @@ def measure_drops(
 
     Parameters
     ----------
-    encoder : FmriEncoder
+    encoder : FmriEncoder or OwnEncoder
     fmri : ndarray, float32 (n, W, V)
     groups : mapping of str to ndarray of int
         Voxel indices by name.

@@ -6,6 +6,7 @@ Which triangle each pixel shows is worked out once for every view; a map is then
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -97,15 +98,30 @@ def triangle_means(values: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     return np.divide(total, known.sum(axis=1), out=np.full(len(total), np.nan), where=known.any(axis=1))
 
 
-def _colours_of(values: np.ndarray, cmap: str) -> ScalarMappable:
-    """A colour scale whose limits a few extreme voxels do not decide: the 2nd and 98th percentile."""
+def colour_limits(values: np.ndarray) -> tuple[float, float, bool]:
+    """Ends of a map's colours, and whether they lie on both sides of zero.
+
+    A few extreme voxels do not decide: the ends are the 2nd and 98th percentile, made symmetrical where zero lies between.
+
+    Raises
+    ------
+    DataError
+        For a map without any value.
+    """
     known = values[np.isfinite(values)]
     if not len(known):
         raise DataError("expected a cortical map with at least one value, found none")
     low, high = (float(limit) for limit in np.percentile(known, [2, 98]))
-    if not high > low:
-        low, high = low - 0.5, low + 0.5
-    return ScalarMappable(Normalize(low, high), matplotlib.colormaps[cmap])
+    if low < 0 < high:
+        most = max(-low, high)
+        return -most, most, True
+    return (low, high, False) if high > low else (low - 0.5, low + 0.5, False)
+
+
+def _colours_of(values: np.ndarray) -> ScalarMappable:
+    """Two hues that meet at zero for a signed map, one that brightens for others."""
+    low, high, is_signed = colour_limits(values)
+    return ScalarMappable(Normalize(low, high), matplotlib.colormaps["PuOr_r" if is_signed else "viridis"])
 
 
 def _paint(axes: Any, side: Hemisphere, view: View, values: np.ndarray, scale: ScalarMappable) -> Picture:
@@ -132,7 +148,7 @@ def _save(figure: Figure, path: Path) -> None:
     os.replace(beside, path)
 
 
-def draw_flat_map(values: np.ndarray, path: Path, title: str, label: str, cmap: str = "viridis") -> None:
+def draw_flat_map(values: np.ndarray, path: Path, title: str, label: str) -> None:
     """Write a flat map of both hemispheres as PNG, with the names of a few areas to go by.
 
     Parameters
@@ -142,15 +158,13 @@ def draw_flat_map(values: np.ndarray, path: Path, title: str, label: str, cmap: 
     path : Path
     title, label : str
         Above the map and beside the colour bar.
-    cmap : str
-        A matplotlib colour map; limits are the 2nd and 98th percentile.
 
     Raises
     ------
     DataError
         For a map of another length or without any value.
     """
-    scale = _colours_of(values, cmap)
+    scale = _colours_of(values)
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     vertex, _ = surface_vertex_index()
@@ -165,9 +179,9 @@ def draw_flat_map(values: np.ndarray, path: Path, title: str, label: str, cmap: 
     _save(figure, path)
 
 
-def draw_inflated(values: np.ndarray, path: Path, title: str, label: str, cmap: str = "viridis") -> None:
+def draw_inflated(values: np.ndarray, path: Path, title: str, label: str) -> None:
     """Write the inflated hemispheres from outside and from between them as PNG; parameters as in `draw_flat_map`."""
-    scale = _colours_of(values, cmap)
+    scale = _colours_of(values)
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     axes = figure.subplots(2, 2)
     for column, (side, on_surface) in enumerate(zip(_SIDES, hemisphere_values(values), strict=True)):
@@ -175,4 +189,36 @@ def draw_inflated(values: np.ndarray, path: Path, title: str, label: str, cmap: 
         _paint(axes[1, column], side, "medial", on_surface, scale)
     figure.suptitle(title, fontsize=11)
     figure.colorbar(scale, ax=axes, shrink=0.6, label=label, extend="both")
+    _save(figure, path)
+
+
+def draw_networks(
+    shares: Mapping[str, Mapping[str, Mapping[str, float]]], expected: Mapping[str, float], path: Path
+) -> None:
+    """Write the share of attention of each Yeo-17 network as bars: a row of panels a stage, a panel a layer (PNG).
+
+    Parameters
+    ----------
+    shares : mapping
+        Stage, layer, network: share.
+    expected : mapping
+        Share of the voxels of each network, drawn as a tick: what no preference would give.
+    path : Path
+    """
+    names = [name for name, share in expected.items() if share > 0]
+    columns = max(len(layers) for layers in shares.values())
+    figure = Figure(figsize=(1.2 + 3.2 * columns, 0.6 + (0.5 + 0.2 * len(names)) * len(shares)), layout="constrained")
+    axes = figure.subplots(len(shares), columns, squeeze=False, sharex=True, sharey=True)
+    places = np.arange(len(names))
+    for row, (stage, layers) in zip(axes, shares.items(), strict=True):
+        for axis in row[len(layers) :]:
+            axis.set_axis_off()
+        for axis, (layer, content) in zip(row, layers.items(), strict=False):
+            axis.barh(places, [content.get(name, 0.0) for name in names], color="#3c8d92")
+            axis.plot([expected[name] for name in names], places, "|", color="#b4541a", markersize=9)
+            axis.set_title(f"{stage}, {layer} layer", fontsize=9)
+            axis.set_yticks(places, names, fontsize=7)
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].invert_yaxis()
+    figure.supxlabel("share of attention; the tick is the share of the voxels", fontsize=8)
     _save(figure, path)

@@ -9,12 +9,18 @@ from typing import Any
 _WHAT = {
     "vae": ("AutoencoderKL, frames of 64 x 64 to latents of 4 x 16 x 16", "vae"),
     "clip": ("CLIP's two towers over one frame and its caption", "text"),
+    "clip_image": (
+        "CLIP's image tower, over one frame and its caption; starts from the image classifier",
+        "image to text",
+    ),
     "image_classifier": ("ViT over thing x colour", "image classifier"),
     "video_classifier": ("VideoMAE over thing x motion", "video classifier"),
     "captioner": ("BLIP, a sentence for a frame", "captioner"),
     "unet": ("UNet2DConditionModel, text to one frame's latent, v-prediction", "unet"),
+    "motion": ("Temporal attention of the inflated generator; the 2-D generator went on with it", "motion"),
+    "vae_decoder": ("The autoencoder's decoder, further trained on fixed latents", "vae"),
 }
-_FOLDER = {"clip": "text_encoder"}
+_FOLDER = {"clip": "text_encoder", "clip_image": "image_encoder"}
 
 
 def write_cards(out: Path, gates: list[dict[str, Any]]) -> None:
@@ -34,7 +40,9 @@ def write_cards(out: Path, gates: list[dict[str, Any]]) -> None:
         made = json.loads(path.read_text())
         settings = ", ".join(f"{name} {value}" for name, value in made["settings"].items())
         figures = [
-            gate for gate in gates if gate["gate"].startswith(prefix) or (part == "clip" and "top 1 of" in gate["gate"])
+            gate
+            for gate in gates
+            if gate["gate"].startswith(prefix) or (part.startswith("clip") and "top 1 of" in gate["gate"])
         ]
         rows = [
             f"| {g['gate']} | {g['found']:.3f} | {g['wanted']} | {'yes' if g['passed'] else 'no'} |" for g in figures
@@ -54,4 +62,7 @@ def write_cards(out: Path, gates: list[dict[str, Any]]) -> None:
             "",
             *table,
         ]
-        (out / _FOLDER.get(part, part) / "card.md").write_text("\n".join(text).rstrip() + "\n")
+        folder = out / _FOLDER.get(part, part)
+        folder = folder if folder.is_dir() else out / part.partition("_")[0]
+        name = "card.md" if part != "vae_decoder" else "card_decoder.md"
+        (folder / name).write_text("\n".join(text).rstrip() + "\n")

@@ -176,6 +176,7 @@ def build_image_encoder(sizes: Sizes) -> CLIPVisionModelWithProjection:
             image_size=sizes.size,
             patch_size=sizes.patch,
             projection_dim=sizes.width,
+            hidden_act="gelu",
         )
     )
 
@@ -185,7 +186,7 @@ def build_captioner(sizes: Sizes, tokenizer: BertTokenizer) -> BlipForConditiona
     text = dict(
         vocab_size=len(tokenizer),
         hidden_size=sizes.width,
-        encoder_hidden_size=sizes.width,
+        encoder_hidden_size=sizes.vision_width,
         intermediate_size=2 * sizes.width,
         num_hidden_layers=sizes.text_layers,
         num_attention_heads=sizes.heads,
@@ -198,8 +199,8 @@ def build_captioner(sizes: Sizes, tokenizer: BertTokenizer) -> BlipForConditiona
         attention_probs_dropout_prob=0.0,
     )
     vision = dict(
-        hidden_size=sizes.width,
-        intermediate_size=2 * sizes.width,
+        hidden_size=sizes.vision_width,
+        intermediate_size=2 * sizes.vision_width,
         num_hidden_layers=sizes.vision_layers,
         num_attention_heads=sizes.heads,
         image_size=sizes.size,

@@ -60,11 +60,15 @@ class Pool:
 
     def image_batch(self, index: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         """One random frame of each clip: (B, 3, H, W) float32 in [-1, 1]."""
+        return self.image_batch_with_cover(index, rng)[0]
+
+    def image_batch_with_cover(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`image_batch`, and what the things cover of it, (B, 16, 16) float32 in 0..1."""
         moment = rng.integers(self.frames.shape[1], size=len(index))
         order = np.argsort(index)
         frames = np.empty((len(index), *self.frames.shape[2:]), np.uint8)
         frames[order] = np.stack([self.frames[i, j] for i, j in zip(index[order], moment[order], strict=True)])
-        return to_pixels(frames)
+        return to_pixels(frames), torch.from_numpy(self.cover[index, moment]).float() / 255
 
     def clip_batch(self, index: np.ndarray) -> torch.Tensor:
         """Whole clips: (B, F, 3, H, W) float32 in [-1, 1]."""
@@ -77,17 +81,25 @@ def to_pixels(frames: np.ndarray) -> torch.Tensor:
 
 
 def encode_pool(
-    vae: AutoencoderKL, pool: Pool, moments: tuple[int, ...], path: Path, progress: Progress | None
-) -> torch.Tensor:
-    """Scaled latents of some frames of every clip, (N * moments, c, h, w) float16, computed once and kept in ``path``."""
+    vae: AutoencoderKL, pool: Pool, moments: tuple[int, ...], path: Path, progress: Progress | None,
+    clips: int | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Scaled latents of some frames of the first ``clips`` clips (default: all), computed once and kept in ``path``.
+
+    Returns
+    -------
+    Tensor
+        (clips * moments, c, h, w) float16, the moments of a clip next to one another.
+    """
+    count = min(clips or len(pool.scenes), len(pool.scenes))
     if not path.is_file():
         rows = []
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            for start in range(0, len(pool.scenes), 64):
-                pixels = to_pixels(pool.frames[start : start + 64, list(moments)]).flatten(0, 1)
+            for start in range(0, count, 32):
+                pixels = to_pixels(pool.frames[start : min(start + 32, count), list(moments)]).flatten(0, 1)
                 rows.append((vae.encode(pixels).latent_dist.mean.float() * vae.config.scaling_factor).half())
                 if progress and start % 1024 == 0:
-                    progress(start, len(pool.scenes), {})
+                    progress(start, count, {})
         np.save(path.with_suffix(".tmp.npy"), torch.cat(rows).numpy())
         path.with_suffix(".tmp.npy").rename(path)
     return torch.from_numpy(np.load(path))

@@ -20,19 +20,20 @@ from transformers import (
 
 from mindvideo.config import Optimise
 from mindvideo.foundation.pool import VISIBLE, Pool
+from mindvideo.models.video_unet import VideoUNet
 from mindvideo.simulate.scenes import MOTIONS, Scene
 from mindvideo.train.loop import named_trainable
 
 
 class VaeTask:
-    """Autoencoder on 32 x 32 crops, whole frames in the last fifth of the steps."""
+    """Autoencoder on 32 x 32 crops, whole frames in the last part of the steps; or its decoder alone."""
 
-    def __init__(self, vae: AutoencoderKL, pool: Pool, settings: Optimise) -> None:
-        self.vae, self.pool, self.settings = vae, pool, settings
+    def __init__(self, vae: AutoencoderKL, pool: Pool, settings: Optimise, decoder_only: bool = False) -> None:
+        self.vae, self.pool, self.settings, self.decoder_only = vae, pool, settings, decoder_only
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All parameters."""
-        return named_trainable(self.vae)
+        """All parameters, or the decoder's: then latents, and whatever was trained on them, stay as they are."""
+        return named_trainable(self.vae, ("decoder", "post_quant_conv") if self.decoder_only else None)
 
     def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Squared and absolute error with a slight pull of the latents to a standard normal."""
@@ -46,7 +47,7 @@ class VaeTask:
         output = self.vae.decode(posterior.sample()).sample.float()
         squared = F.mse_loss(output, pixels)
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        loss = squared + 0.1 * F.l1_loss(output, pixels) + 1e-4 * kl
+        loss = squared if self.decoder_only else squared + 0.1 * F.l1_loss(output, pixels) + 1e-4 * kl
         return loss, {"psnr": float(10 * torch.log10(4 / squared.detach()))}
 
 
@@ -65,43 +66,72 @@ def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 class ClipTask:
-    """Contrastive image and text towers; every image also meets captions that differ from its own in one word."""
+    """Contrastive image and text towers; every image also meets captions that differ from its own in one word.
+
+    With ``image_only`` the text tower stays as it is but for its projection: its tokens, and a generator trained on
+    them, do not change. The image tower's patches then learn what is at them (:func:`dense_loss`).
+    """
 
     def __init__(self, text: CLIPTextModelWithProjection, image: CLIPVisionModelWithProjection, tokenizer: Any, pool: Pool,
-                 settings: Optimise) -> None:  # fmt: skip
+                 settings: Optimise, image_only: bool = False) -> None:  # fmt: skip
         self.text, self.image, self.tokenizer, self.pool, self.settings = text, image, tokenizer, pool, settings
+        self.image_only = image_only
         self.scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
-        width = image.config.projection_dim
+        width, hidden = image.config.projection_dim, image.config.hidden_size
         self.heads = nn.ModuleDict({name: nn.Linear(width, len(names)) for name, names in VISIBLE.items()})
+        self.patch_heads = nn.ModuleDict(
+            {name: nn.Linear(hidden, len(VISIBLE[name]) + 1) for name in ("thing", "colour")}
+        )
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Both towers, the scale and the auxiliary heads, which are thrown away."""
-        parts = nn.ModuleDict({"text": self.text, "image": self.image, "heads": self.heads})
-        return {**named_trainable(parts), "scale": self.scale}
+        """What learns of the towers, the scale and the auxiliary heads, which are thrown away."""
+        parts = nn.ModuleDict({"image": self.image, "heads": self.heads})
+        if not self.image_only:
+            return {
+                **named_trainable(parts),
+                **named_trainable(nn.ModuleDict({"text": self.text})),
+                "scale": self.scale,
+            }
+        parts["patch_heads"] = self.patch_heads
+        text = named_trainable(self.text, ("text_projection",))
+        return {
+            **named_trainable(parts),
+            **{f"text.{name}": value for name, value in text.items()},
+            "scale": self.scale,
+        }
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """Symmetric cross-entropy with two near misses an image, and attributes from the image embedding."""
-        count = self.settings.batch_size
-        index = rng.integers(len(self.pool.scenes), size=count)
-        scenes = [self.pool.scenes[i] for i in index]
-        captions = [scene.caption(rng) for scene in scenes]
-        wrong = [near_miss(scene, rng).caption(rng) for scene in scenes for _ in range(2)]
-        images = self.image(self.pool.image_batch(index, rng)).image_embeds.float()
-        texts = self.text(tokenize(self.tokenizer, captions + wrong, "longest")).text_embeds.float()
-        pictures, sentences = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
-        scale = self.scale.exp().clamp(max=100.0)
-        logits = scale * pictures @ sentences.T
+    def _contrast(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Symmetric cross-entropy; ``texts`` are the B captions, then two near misses of each."""
+        count = len(images)
+        logits = self.scale.exp().clamp(max=100.0) * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
         own_miss = torch.full((count, 2 * count), -1e4)
         own = torch.arange(count)
         own_miss[own, 2 * own], own_miss[own, 2 * own + 1] = 0.0, 0.0
         to_text = torch.cat([logits[:, :count], logits[:, count:] + own_miss], 1)
         loss = (F.cross_entropy(to_text, own) + F.cross_entropy(logits[:, :count].T, own)) / 2
-        extra = sum(
-            F.cross_entropy(head(images).float(), torch.from_numpy(self.pool.labels[name][index]))
-            for name, head in self.heads.items()
-        )
-        accuracy = float((to_text.argmax(1) == own).float().mean())
-        return loss + 0.2 * extra, {"contrastive": float(loss.detach()), "accuracy": accuracy}
+        return loss, float((to_text.argmax(1) == own).float().mean())
+
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        """Contrastive loss with two near misses an image, and attributes from the image embedding and its patches."""
+        index = rng.integers(len(self.pool.scenes), size=self.settings.batch_size)
+        scenes = [self.pool.scenes[i] for i in index]
+        captions = [scene.caption(rng) for scene in scenes]
+        wrong = [near_miss(scene, rng).caption(rng) for scene in scenes for _ in range(2)]
+        pixels, cover = self.pool.image_batch_with_cover(index, rng)
+        output = self.image(pixels)
+        images = output.image_embeds.float()
+        texts = self.text(tokenize(self.tokenizer, captions + wrong, "longest")).text_embeds.float()
+        contrastive, accuracy = self._contrast(images, texts)
+        target = {name: torch.from_numpy(self.pool.labels[name][index]) for name in self.heads}
+        each = [F.cross_entropy(head(images).float(), target[name]) for name, head in self.heads.items()]
+        extra = torch.stack(each).sum()
+        if self.image_only:
+            patches = output.last_hidden_state[:, 1:]
+            at = patch_cover(cover, int(patches.shape[1] ** 0.5))
+            extra = extra + sum(
+                dense_loss(head(patches).float(), target[name], at) for name, head in self.patch_heads.items()
+            )
+        return contrastive + 0.2 * extra, {"contrastive": float(contrastive.detach()), "accuracy": accuracy}
 
 
 def marginal_losses(logits: torch.Tensor, target: torch.Tensor, n_second: int) -> torch.Tensor:
@@ -111,29 +141,76 @@ def marginal_losses(logits: torch.Tensor, target: torch.Tensor, n_second: int) -
     return first + F.cross_entropy(table.logsumexp(1), target % n_second)
 
 
-class ClassifierTask:
-    """Image or video classifier over pairs of attributes, with cross-entropy of the pair and of each attribute."""
+def dense_loss(logits: torch.Tensor, label: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of what is at every patch: the clip's label where its thing covers the patch, else nothing.
 
-    def __init__(
-        self, model: nn.Module, pool: Pool, first: str, second: str, settings: Optimise, is_video: bool
-    ) -> None:
-        self.model, self.pool, self.settings, self.is_video = model, pool, settings, is_video
-        self.n_second = len((VISIBLE | {"motion": MOTIONS})[second])
-        self.labels = torch.from_numpy(pool.labels[first] * self.n_second + pool.labels[second])
+    Token labels (Jiang et al. 2021) teach a small transformer shapes many times faster than one label a picture.
+
+    Parameters
+    ----------
+    logits : Tensor, (B, P, n + 1)
+        The last class is "nothing".
+    label : Tensor of int64, (B,)
+    cover : Tensor, (B, P)
+        Share of the patch that the thing covers, 0..1; patches weigh ``cover + 0.05``.
+    """
+    logs = logits.log_softmax(-1)
+    own = logs.gather(2, label[:, None, None].expand(-1, logs.shape[1], 1)).squeeze(2)
+    entropy = -(cover * own + (1 - cover) * logs[..., -1])
+    weight = cover + 0.05
+    return (weight * entropy).sum() / weight.sum()
+
+
+def patch_cover(cover: torch.Tensor, grid: int) -> torch.Tensor:
+    """Cover (B, 16, 16) of a coarser grid of patches, row by row: (B, grid * grid)."""
+    return F.adaptive_avg_pool2d(cover.unsqueeze(1), grid).flatten(1)
+
+
+class ClassifierTask:
+    """Image or video classifier over pairs of attributes: cross-entropy of the pair, of each attribute, of every patch."""
+
+    def __init__(self, model: Any, pool: Pool, first: str, second: str, settings: Optimise, is_video: bool) -> None:
+        self.model = model
+        self.pool, self.settings, self.is_video = pool, settings, is_video
+        counts = [len((VISIBLE | {"motion": MOTIONS})[name]) for name in (first, second)]
+        self.n_second = counts[1]
+        self.each = [torch.from_numpy(pool.labels[name]) for name in (first, second)]
+        self.labels = self.each[0] * self.n_second + self.each[1]
+        self.heads = nn.ModuleList([nn.Linear(model.config.hidden_size, count + 1) for count in counts])
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All parameters."""
-        return named_trainable(self.model)
+        """The model and the heads of its patches, which are thrown away."""
+        return named_trainable(nn.ModuleDict({"model": self.model, "heads": self.heads}))
+
+    def _forward(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits (B, classes), patch tokens (B, P, D) and their cover (B, P)."""
+        grid = self.model.config.image_size // self.model.config.patch_size
+        if not self.is_video:
+            pixels, cover = self.pool.image_batch_with_cover(index, rng)
+            if rng.random() < 0.5:  # neither thing nor colour has a side
+                pixels, cover = pixels.flip(-1), cover.flip(-1)
+            tokens = self.model.vit(pixels).last_hidden_state
+            return self.model.classifier(tokens[:, 0]), tokens[:, 1:], patch_cover(cover, grid)
+        tokens = self.model.videomae(self.pool.clip_batch(index)).last_hidden_state
+        cover = torch.from_numpy(self.pool.cover[index]).float() / 255
+        pairs = cover.unflatten(1, (-1, self.model.config.tubelet_size)).mean(2)
+        covers = patch_cover(pairs.flatten(0, 1), grid).unflatten(0, pairs.shape[:2]).flatten(1)
+        return self.model.classifier(self.model.fc_norm(tokens.mean(1))), tokens, covers
 
     def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """Cross-entropy over the classes and over the values of either attribute."""
+        """Cross-entropy over the classes, over the values of either attribute, and at every patch."""
         index = rng.integers(len(self.pool.scenes), size=self.settings.batch_size)
-        pixels = self.pool.clip_batch(index) if self.is_video else self.pool.image_batch(index, rng)
-        logits = self.model(pixel_values=pixels).logits.float()
-        target = self.labels[index]
-        accuracy = float((logits.argmax(1) == target).float().mean())
+        logits, tokens, cover = self._forward(index, rng)
+        logits, target = logits.float(), self.labels[index]
         loss = F.cross_entropy(logits, target) + marginal_losses(logits, target, self.n_second)
-        return loss, {"accuracy": accuracy}
+        dense = sum(
+            dense_loss(head(tokens).float(), each[index], cover)
+            for head, each in zip(self.heads, self.each, strict=True)
+        )
+        first, second = logits.argmax(1) // self.n_second, logits.argmax(1) % self.n_second
+        figures = {"accuracy": logits.argmax(1) == target, "first": first == self.each[0][index],
+                   "second": second == self.each[1][index]}  # fmt: skip
+        return loss + dense, {name: float(right.float().mean()) for name, right in figures.items()}
 
 
 def start_from_images(video: VideoMAEForVideoClassification, image: ViTForImageClassification) -> None:
@@ -157,6 +234,58 @@ def start_from_images(video: VideoMAEForVideoClassification, image: ViTForImageC
                 target = f"encoder.layer.{layer}.{theirs}.{kind}"
                 if target in taken:
                     changes[target] = given[f"layers.{layer}.{ours}.{kind}"]
+    with torch.no_grad():
+        for name, tensor in changes.items():
+            taken[name].copy_(tensor)
+
+
+def start_clip_from_images(vision: CLIPVisionModelWithProjection, image: ViTForImageClassification) -> None:
+    """Give CLIP's image tower the image classifier's patch embedding, positions and blocks; its own norms stay."""
+    given, taken = image.vit.state_dict(), vision.vision_model.state_dict()
+    changes = {
+        "embeddings.class_embedding": given["embeddings.cls_token"].flatten(),
+        "embeddings.patch_embedding.weight": given["embeddings.patch_embeddings.projection.weight"],
+        "embeddings.position_embedding.weight": given["embeddings.position_embeddings"].squeeze(0).clone(),
+        "post_layernorm.weight": given["layernorm.weight"],
+        "post_layernorm.bias": given["layernorm.bias"],
+    }
+    bias = given["embeddings.patch_embeddings.projection.bias"]  # CLIP's patch embedding has none: positions take it
+    changes["embeddings.position_embedding.weight"][1:] += bias
+    names = {
+        "self_attn.q_proj": "attention.q_proj", "self_attn.k_proj": "attention.k_proj",
+        "self_attn.v_proj": "attention.v_proj", "self_attn.out_proj": "attention.o_proj",
+        "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2", "layer_norm1": "layernorm_before", "layer_norm2": "layernorm_after",
+    }  # fmt: skip
+    for layer in range(image.config.num_hidden_layers):
+        for theirs, ours in names.items():
+            for kind in ("weight", "bias"):
+                changes[f"encoder.layers.{layer}.{theirs}.{kind}"] = given[f"layers.{layer}.{ours}.{kind}"]
+    with torch.no_grad():
+        for name, tensor in changes.items():
+            taken[name].copy_(tensor)
+
+
+def start_blip_from_images(blip: BlipForConditionalGeneration, image: ViTForImageClassification) -> None:
+    """Give BLIP's vision tower the whole of the image classifier's: the same picture, the same tokens."""
+    given, taken = image.vit.state_dict(), blip.vision_model.state_dict()
+    changes = {
+        "embeddings.class_embedding": given["embeddings.cls_token"],
+        "embeddings.patch_embedding.weight": given["embeddings.patch_embeddings.projection.weight"],
+        "embeddings.patch_embedding.bias": given["embeddings.patch_embeddings.projection.bias"],
+        "embeddings.position_embedding": given["embeddings.position_embeddings"],
+        "post_layernorm.weight": given["layernorm.weight"],
+        "post_layernorm.bias": given["layernorm.bias"],
+    }
+    names = {
+        "self_attn.projection": "attention.o_proj", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+        "layer_norm1": "layernorm_before", "layer_norm2": "layernorm_after",
+    }  # fmt: skip
+    for layer in range(image.config.num_hidden_layers):
+        for kind in ("weight", "bias"):
+            triple = [given[f"layers.{layer}.attention.{part}_proj.{kind}"] for part in "qkv"]
+            changes[f"encoder.layers.{layer}.self_attn.qkv.{kind}"] = torch.cat(triple)
+            for theirs, ours in names.items():
+                changes[f"encoder.layers.{layer}.{theirs}.{kind}"] = given[f"layers.{layer}.{ours}.{kind}"]
     with torch.no_grad():
         for name, tensor in changes.items():
             taken[name].copy_(tensor)
@@ -215,3 +344,46 @@ class UnetTask:
         target = self.scheduler.get_velocity(clean, noise, timestep)
         output = self.unet(noisy, timestep, condition).sample.float()
         return F.mse_loss(output, target), {}
+
+
+class MotionTask:
+    """Text-conditioned denoising of clips by the inflated generator; every fourth batch holds single frames.
+
+    All of its weights learn, so that what it shares with the 2-D generator serves pictures and films alike (joint
+    image and video training, Ho et al. 2022). Cells that the scene's thing covers weigh ``1 + THING_WEIGHT`` times.
+    """
+
+    THING_WEIGHT = 2.0
+
+    def __init__(self, unet: VideoUNet, scheduler: Any, latents: torch.Tensor, encode: Callable[[list[str]], torch.Tensor],
+                 pool: Pool, settings: Optimise) -> None:  # fmt: skip
+        """``latents`` are (N, F, c, h, w) of the pool's first N clips."""
+        self.unet, self.scheduler, self.latents = unet, scheduler, latents
+        self.encode, self.pool, self.settings = encode, pool, settings
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All parameters."""
+        return named_trainable(self.unet)
+
+    def weight(self, index: np.ndarray, moments: np.ndarray) -> torch.Tensor:
+        """(B, 1, F, h, w) weights with mean 1."""
+        cover = torch.from_numpy(self.pool.cover[index[:, None], moments]).float() / 255
+        cover = F.interpolate(cover, size=tuple(self.latents.shape[-2:]), mode="area")
+        weight = 1 + self.THING_WEIGHT * cover.unsqueeze(1)
+        return weight / weight.mean()
+
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        """Weighted squared error of v."""
+        clips, frames = self.settings.batch_size, self.latents.shape[1]
+        is_single = step % 4 == 3
+        index = rng.integers(len(self.latents), size=clips * frames if is_single else clips)
+        moments = rng.integers(frames, size=(len(index), 1)) if is_single else np.tile(np.arange(frames), (clips, 1))
+        clean = self.latents[index[:, None], moments].float().transpose(1, 2).contiguous()
+        captions = ["" if rng.random() < 0.1 else self.pool.scenes[i].caption(rng) for i in index]
+        noise = torch.randn_like(clean)
+        timestep = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(index),))
+        noisy = self.scheduler.add_noise(clean, noise, timestep)
+        target = self.scheduler.get_velocity(clean, noise, timestep)
+        output = self.unet(noisy, timestep, self.encode(captions)).sample.float()
+        loss = (self.weight(index, moments) * (output - target) ** 2).mean()
+        return loss, {"single" if is_single else "clip": float(loss.detach())}

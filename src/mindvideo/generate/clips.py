@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -100,6 +101,16 @@ def pick_frames(clips: np.ndarray, num_frames: int) -> np.ndarray:
     return clips[:, times]
 
 
+def resize_frames(clips: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Clips (B, F, H, W, 3) uint8 at another height and width: area averages down, cubic interpolation up."""
+    if clips.shape[2:4] == (height, width):
+        return clips
+    method = cv2.INTER_AREA if height * width < clips.shape[2] * clips.shape[3] else cv2.INTER_CUBIC
+    flat = clips.reshape(-1, *clips.shape[2:])
+    resized = [cv2.resize(frame, (width, height), interpolation=method) for frame in flat]
+    return np.stack(resized).reshape(*clips.shape[:2], height, width, 3)
+
+
 @dataclass
 class ClipMaker:
     """Makes the clips of any of the chosen windows, under each name.
@@ -132,8 +143,8 @@ class ClipMaker:
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """(F, H, W, 3) of a clip."""
-        frames = self.windows.frames(self.chosen[:1]).shape[1:]
-        return (self.recipe.reconstruct.num_frames or frames[0], *frames[1:])
+        settings, (frames, height, width, _) = self.recipe.reconstruct, self.windows.frames(self.chosen[:1]).shape[1:]
+        return (settings.num_frames or frames, settings.size or height, settings.size or width, 3)
 
     @property
     def n_bytes(self) -> int:
@@ -173,10 +184,10 @@ class ClipMaker:
     @cached_property
     def constant_frame(self) -> np.ndarray:
         """Mean training frame (H, W, 3) uint8."""
-        return mean_frame(self.train)
+        return resize_frames(mean_frame(self.train)[None, None], self.shape[1], self.shape[2])[0, 0]
 
     def _truth(self, positions: np.ndarray) -> np.ndarray:
-        return pick_frames(self.windows.frames(self.chosen[positions]), self.shape[0])
+        return self._as_asked(self.windows.frames(self.chosen[positions]))
 
     def _sample(self, positions: np.ndarray, **condition: Any) -> np.ndarray:
         settings = self.recipe.reconstruct
@@ -192,6 +203,8 @@ class ClipMaker:
             guidance_scale=settings.guidance_scale,
             latents=torch.stack(noise),
             precision=settings.precision,
+            guidance_interval=settings.guidance_interval,
+            reuse=settings.reuse,
             **arguments,
         ).frames
 
@@ -218,4 +231,8 @@ class ClipMaker:
 
     def _random_train(self, positions: np.ndarray) -> np.ndarray:
         draws = [np.random.default_rng([self.recipe.seed, int(window), 1]) for window in self.chosen[positions]]
-        return pick_frames(self.train.frames(np.array([rng.integers(len(self.train)) for rng in draws])), self.shape[0])
+        return self._as_asked(self.train.frames(np.array([rng.integers(len(self.train)) for rng in draws])))
+
+    def _as_asked(self, clips: np.ndarray) -> np.ndarray:
+        """Stored clips at the number of frames and the size of the reconstructions."""
+        return resize_frames(pick_frames(clips, self.shape[0]), self.shape[1], self.shape[2])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,9 +21,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 
 from mindvideo.errors import DataError, ModelError, SettingError
-from mindvideo.generate.guidance import guide, negative_condition
-from mindvideo.generate.scheduler import load_scheduler, set_timesteps
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.generate.guidance import negative_condition
+from mindvideo.generate.sampling import Plan, autocast, denoise
+from mindvideo.generate.scheduler import load_scheduler
+from mindvideo.models.own_encoder import AnyEncoder, load_encoder
 from mindvideo.models.video_unet import VideoUNet
 
 TRAIN_MEAN_FILE = "train_mean.safetensors"
@@ -54,7 +54,7 @@ class MindVideoPipeline(DiffusionPipeline):
 
     Parameters
     ----------
-    fmri_encoder : FmriEncoder
+    fmri_encoder : FmriEncoder or OwnEncoder
         fMRI (B, W, V) to condition (B, L, C).
     unet : VideoUNet
         Predicts the noise of latents (B, c, F, h, w) under a condition.
@@ -77,7 +77,7 @@ class MindVideoPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        fmri_encoder: FmriEncoder,
+        fmri_encoder: AnyEncoder,
         unet: VideoUNet,
         vae: AutoencoderKL,
         scheduler: SchedulerMixin,
@@ -129,7 +129,7 @@ class MindVideoPipeline(DiffusionPipeline):
         if not bool(torch.isfinite(fmri).all()):
             raise DataError("expected finite fMRI, found NaN or infinity; leave those scans out or prepare them again")
         device = self._execution_device
-        with _autocast(device, precision == "bf16"):
+        with autocast(device, precision == "bf16"):
             return self.fmri_encoder(fmri.to(device, self.fmri_encoder.dtype)).float()
 
     @torch.no_grad()
@@ -138,7 +138,7 @@ class MindVideoPipeline(DiffusionPipeline):
         device, dtype, clips = self._execution_device, self.vae.dtype, []
         for clip in latents.to(device):
             frames = (clip.transpose(0, 1) / self.vae.config.scaling_factor).to(dtype)
-            with _autocast(device, precision == "bf16"):
+            with autocast(device, precision == "bf16"):
                 pixels = self.vae.decode(frames).sample.float()
             clips.append((pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy())
         return np.stack(clips)
@@ -161,6 +161,8 @@ class MindVideoPipeline(DiffusionPipeline):
         negative_tokens: torch.Tensor | None = None,
         test_mean: Array | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        reuse: int = 1,
         callback: Callable[[int, int], None] | None = None,
     ) -> VideoOutput:
         """Reconstruct one clip per window.
@@ -191,6 +193,10 @@ class MindVideoPipeline(DiffusionPipeline):
             Mean test window (W, V); needed by ``negative="test_mean"`` only.
         precision : {"fp32", "bf16"}
             bf16 runs the networks under autocast; the sampler stays in fp32.
+        guidance_interval : (float, float)
+            Noise times, 0 clean to 1 pure noise, within which guidance is applied; elsewhere one pass instead of two.
+        reuse : int
+            The whole UNet runs every ``reuse``-th step; in between only its outermost layers do.
         callback : callable, optional
             Called with (steps done, steps).
 
@@ -209,7 +215,9 @@ class MindVideoPipeline(DiffusionPipeline):
         unwanted = self._negative(negative, negative_tokens, test_mean, scale, precision)
         shape = (len(positive), *self.latent_shape(num_frames, height, width))
         latents = self._initial_latents(shape, generator, latents)
-        latents = self._denoise(latents, positive, unwanted, scale, steps, precision == "bf16", callback)
+        plan = Plan(steps, scale, guidance_interval, reuse, is_bf16=precision == "bf16")
+        with self.progress_bar(total=steps) as bar:
+            latents = denoise(self.unet, self.scheduler, latents, positive, unwanted, plan, bar.update, callback)
         if output_type != "latent":
             frames = self.decode(latents, precision)
         self.maybe_free_model_hooks()
@@ -268,45 +276,12 @@ class MindVideoPipeline(DiffusionPipeline):
             raise ModelError(f"expected latents of shape {shape}, found {tuple(latents.shape)}")
         return latents.to(self._execution_device, torch.float32)
 
-    def _denoise(
-        self,
-        latents: torch.Tensor,
-        positive: torch.Tensor,
-        negative: torch.Tensor | None,
-        scale: float,
-        steps: int,
-        is_bf16: bool,
-        callback: Callable[[int, int], None] | None,
-    ) -> torch.Tensor:
-        # Asking a pipeline or a model for its device or dtype walks through all its modules: once is enough.
-        device, dtype = latents.device, self.unet.dtype
-        set_timesteps(self.scheduler, steps, device)
-        latents = latents * self.scheduler.init_noise_sigma
-        condition, n_passes = positive, 1
-        # A condition that is the negative itself (the control "mean") is not changed by guidance: one pass does.
-        if negative is not None and not torch.equal(negative.expand_as(positive), positive):
-            condition, n_passes = torch.cat([negative.expand_as(positive), positive]), 2
-        condition = condition.to(dtype)
-        with self.progress_bar(total=steps) as bar:
-            for index, timestep in enumerate(self.scheduler.timesteps[:], start=1):
-                scaled = self.scheduler.scale_model_input(latents, timestep).to(dtype)
-                with _autocast(device, is_bf16):
-                    noise = self.unet(scaled.repeat(n_passes, 1, 1, 1, 1), timestep, condition).sample.float()
-                # Eq. 6 holds for a UNet that predicts v as well: at given latents v is linear in the noise.
-                if n_passes == 2:
-                    unwanted, wanted = noise.chunk(2)
-                    noise = guide(wanted, unwanted, scale)
-                with _autocast(device, False):
-                    latents = self.scheduler.step(noise, timestep, latents).prev_sample
-                bar.update()
-                if callback is not None:
-                    callback(index, len(self.scheduler.timesteps))
-        return latents
-
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write ``fmri_encoder/ unet/ vae/ scheduler/ model_index.json train_mean.safetensors``, safetensors only."""
         if kwargs.pop("safe_serialization", True) is not True:
             raise SettingError("expected safe_serialization to be true; this pipeline is saved as safetensors only")
+        for part in (self.unet, self.vae):  # files hold plainly laid out weights
+            part.to(memory_format=torch.contiguous_format)
         super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
         if self.train_mean is not None:
             mean = self.train_mean.detach().float().cpu().contiguous()
@@ -332,8 +307,10 @@ class MindVideoPipeline(DiffusionPipeline):
         index = _read_index(folder)
         parts = {
             name: _load_network(folder / name, part_class, dtype)
-            for name, part_class in (("fmri_encoder", FmriEncoder), ("unet", VideoUNet), ("vae", AutoencoderKL))
+            for name, part_class in (("fmri_encoder", None), ("unet", VideoUNet), ("vae", AutoencoderKL))
         }
+        for name in ("unet", "vae"):
+            parts[name].to(memory_format=torch.channels_last)  # what convolutions are fastest on
         settings = {key: index[key] for key in ("num_inference_steps", "guidance_scale") if key in index}
         mean_path = folder / TRAIN_MEAN_FILE
         train_mean = load_file(mean_path)["train_mean"] if mean_path.is_file() else None
@@ -341,10 +318,6 @@ class MindVideoPipeline(DiffusionPipeline):
         pipeline = cls(**parts, scheduler=scheduler, train_mean=train_mean, **settings)
         pipeline.register_to_config(_name_or_path=str(folder))
         return pipeline
-
-
-def _autocast(device: torch.device, is_enabled: bool) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16, enabled=is_enabled)
 
 
 def _check_fit(pipeline: MindVideoPipeline) -> None:
@@ -392,6 +365,8 @@ def _load_network(folder: Path, part_class: Any, dtype: torch.dtype) -> Any:
             f"expected the part '{folder.name}' (config.json and safetensors weights) in {folder.parent}, found it "
             "missing or incomplete; copy or write that folder again"
         )
+    if folder.name == "fmri_encoder":
+        return load_encoder(folder, torch_dtype=dtype)
     if part_class is not AutoencoderKL:
         return part_class.from_pretrained(folder, torch_dtype=dtype)
     try:

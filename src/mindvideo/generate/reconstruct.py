@@ -19,6 +19,7 @@ import torch
 import zarr
 from safetensors import SafetensorError
 
+from mindvideo import processes
 from mindvideo.config import Recipe
 from mindvideo.data.disk import disk_errors, flush_folder
 from mindvideo.data.store import Store
@@ -27,9 +28,10 @@ from mindvideo.errors import ModelError
 from mindvideo.generate.clips import ClipMaker, mean_fmri, split_batches
 from mindvideo.generate.guidance import is_transductive
 from mindvideo.generate.pipeline import MindVideoPipeline
+from mindvideo.generate.recording import write_recorded
 from mindvideo.generate.scheduler import make_scheduler
-from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
+from mindvideo.models.own_encoder import AnyEncoder, load_encoder
 from mindvideo.models.video_unet import VideoUNet
 
 Progress = Callable[[int, int, dict[str, Any]], None]
@@ -57,9 +59,11 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
         When no permutation can give every window another scene's fMRI.
     """
     store = Store.open(run_dir / "prepare" / "store.zarr")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = processes.device()
     foundation = Foundation(recipe.foundation, device)
-    save_pipeline(assemble_pipeline(recipe, run_dir, store, foundation), run_dir / "model")
+    if processes.is_first():
+        save_pipeline(assemble_pipeline(recipe, run_dir, store, foundation), run_dir / "model", store)
+    processes.wait()
     pipeline = MindVideoPipeline.from_pretrained(run_dir / "model").to(device)
     windows = Windows(store, "test", pipeline.fmri_encoder.config.window)
     blocks = windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
@@ -69,11 +73,14 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     fingerprint = _fingerprint(recipe, run_dir, store, foundation)
     with disk_errors(folder, "clips", makers.n_bytes):
         folder.mkdir(parents=True, exist_ok=True)
-        description = _describe_windows(windows, chosen, blocks)
-        _write_bytes(folder / "windows.json", json.dumps(description, indent=1).encode())
-        clips = _open_clips(folder / "clips.zarr", makers, fingerprint)
+        with processes.first_then_others():
+            description = _describe_windows(windows, chosen, blocks)
+            if processes.is_first():
+                _write_bytes(folder / "windows.json", json.dumps(description, indent=1).encode())
+            clips = _open_clips(folder / "clips.zarr", makers, fingerprint)
         _fill(clips, makers, recipe.reconstruct.batch_size, progress)
-        write_preview(folder / "preview.png", clips["truth"], clips["reconstruction"])
+        if processes.is_first():
+            write_preview(folder / "preview.png", clips["truth"], clips["reconstruction"])
 
 
 def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation) -> MindVideoPipeline:
@@ -84,7 +91,7 @@ def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: F
     ModelError
         When a part is missing, or the encoder was trained on other voxels than the store's.
     """
-    encoder = FmriEncoder.from_pretrained(_require_part(run_dir / "cotrain" / "fmri_encoder"))
+    encoder = load_encoder(_require_part(run_dir / "cotrain" / "fmri_encoder"))
     check_voxels(encoder, store)
     window = encoder.config.window
     return MindVideoPipeline(
@@ -98,7 +105,7 @@ def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: F
     )
 
 
-def check_voxels(encoder: FmriEncoder, store: Store) -> None:
+def check_voxels(encoder: AnyEncoder, store: Store) -> None:
     """Raise ModelError when the encoder's voxels are not the store's."""
     expected, found = encoder.config.voxel_id, store.voxel_id
     if encoder.config.num_voxels != store.n_voxels or (expected is not None and expected != found):
@@ -115,13 +122,14 @@ def _require_part(folder: Path) -> Path:
     return folder
 
 
-def save_pipeline(pipeline: MindVideoPipeline, folder: Path) -> None:
-    """Write a pipeline beside ``folder``, flush it, and rename it into place."""
+def save_pipeline(pipeline: MindVideoPipeline, folder: Path, store: Store) -> None:
+    """Write a pipeline, and which voxels it is for, beside ``folder``, flush it, and rename it into place."""
     beside, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     shutil.rmtree(beside, ignore_errors=True)
     try:
         with disk_errors(folder, "the pipeline"):
             pipeline.save_pretrained(beside)
+            write_recorded(store, beside)
             flush_folder(beside)
     except SafetensorError as error:
         raise ModelError(
@@ -206,20 +214,31 @@ def _open_clips(path: Path, makers: ClipMaker, fingerprint: str) -> zarr.Group:
 
 
 def _fill(clips: zarr.Group, makers: ClipMaker, batch_size: int, progress: Progress | None) -> None:
-    """Make and write every batch not yet done; the count of each name's finished batches is written after its clips."""
+    """Make and write every batch not yet done; the count of each name's finished batches is written after its clips.
+
+    Several processes take a batch each at a time; their clips are files of their own.
+    """
+    team = processes.count()
     batches = split_batches(len(makers.chosen), batch_size)
     finished, total = 0, len(batches) * len(makers.names)
     for name in makers.names:
         array = cast(zarr.Array, clips[name])
-        for number, positions in enumerate(batches):
-            done = cast(dict[str, int], clips.attrs["done"])
-            if number >= done[name]:
+        done = cast(dict[str, int], processes.tell(clips.attrs["done"]))
+        finished += done[name]
+        for first in range(done[name], len(batches), team):
+            together = batches[first : first + team]
+            if processes.rank() < len(together):
+                positions = together[processes.rank()]
                 array[positions[0] : positions[-1] + 1] = makers.make(name, positions)
-                clips.attrs["done"] = done | {name: number + 1}
-            finished += 1
+            processes.wait()
+            finished += len(together)
+            if processes.is_first():
+                clips.attrs["done"] = done | {name: first + len(together)}
             if progress is not None:
                 progress(finished, total, {"clips": name})
-    clips.attrs["complete"] = True
+    if processes.is_first():
+        clips.attrs["complete"] = True
+    processes.wait()
 
 
 def write_preview(path: Path, truth: Any, reconstruction: Any, n_columns: int = 8, height: int = 96) -> None:

@@ -6,7 +6,7 @@ Shapes: B batch, W scans per window, V voxels, P patches, D embedding, L conditi
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from mindvideo.models.transformer import (
     position_table,
     split_patches,
 )
+from mindvideo.processes import random_rows
 
 
 class StochasticDepth(nn.Module):
@@ -41,8 +42,19 @@ class StochasticDepth(nn.Module):
         if not self.training or self.rate == 0.0:
             return branch
         shape = (len(branch),) + (1,) * (branch.ndim - 1)
-        is_kept = torch.rand(shape, device=branch.device) >= self.rate
+        is_kept = random_rows(shape, branch.device) >= self.rate
         return branch * (is_kept / (1.0 - self.rate)).to(branch.dtype)
+
+
+class ValueDropout(nn.Dropout):
+    """Dropout whose numbers do not depend on how many processes share a batch."""
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        """Branch (B, ...) to (B, ...)."""
+        if not self.training or self.p == 0.0:
+            return branch
+        is_kept = random_rows(tuple(branch.shape), branch.device) >= self.p
+        return branch * (is_kept / (1.0 - self.p)).to(branch.dtype)
 
 
 class WindowBlock(nn.Module):
@@ -103,7 +115,7 @@ class ProjectionHead(nn.Module):
         self.channel_mapper = nn.Linear(num_tokens, length, bias=False)
         self.projection = nn.Linear(embed_dim, width, bias=False)
         self.fc = nn.Linear(width, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ValueDropout(dropout)
         self.layer_norm = nn.LayerNorm(width, eps=1e-5) if has_layer_norm else None
         self.offset = nn.Parameter(torch.zeros(length, width)) if has_offset else None
 
@@ -112,6 +124,40 @@ class ProjectionHead(nn.Module):
         mapped = self.channel_mapper(tokens.transpose(1, 2)).transpose(1, 2)
         projected = self.projection(mapped)
         condition = projected + self.dropout(self.fc(F.gelu(projected)))
+        if self.layer_norm is not None:
+            condition = self.layer_norm(condition)
+        return condition if self.offset is None else condition + self.offset
+
+
+class LowRankHead(nn.Module):
+    """All tokens of a window through a bottleneck to the condition tokens, each with weights of its own.
+
+    `ProjectionHead` gives every condition token the same channels of the patches, weighted otherwise; a word's token
+    that wants other channels than its neighbour's cannot have them. Here any linear map of that rank can be learned.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        embed_dim: int,
+        length: int,
+        width: int,
+        rank: int,
+        dropout: float,
+        has_layer_norm: bool,
+        has_offset: bool = False,
+    ) -> None:
+        super().__init__()
+        self.shape = (length, width)
+        self.gather = nn.Linear(num_tokens * embed_dim, rank, bias=False)
+        self.spread = nn.Linear(rank, length * width, bias=False)
+        self.dropout = ValueDropout(dropout)
+        self.layer_norm = nn.LayerNorm(width, eps=1e-5) if has_layer_norm else None
+        self.offset = nn.Parameter(torch.zeros(length, width)) if has_offset else None
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, W·P, D) to condition (B, L, C)."""
+        condition = self.spread(self.dropout(self.gather(tokens.flatten(1)))).unflatten(1, self.shape)
         if self.layer_norm is not None:
             condition = self.layer_norm(condition)
         return condition if self.offset is None else condition + self.offset
@@ -143,6 +189,9 @@ class FmriEncoder(WholeModel):
         none and must learn that mean through its weights first.
     has_temporal_attention : bool
         Without it the blocks are those of the plain released encoders.
+    head : {"factorised", "low_rank"}
+        The paper's head (`ProjectionHead`), or `LowRankHead` of rank ``head_rank``.
+    head_rank : int
 
     Notes
     -----
@@ -176,6 +225,8 @@ class FmriEncoder(WholeModel):
         input_scale: float = 1.0,
         voxel_id: str | None = None,
         has_temporal_attention: bool = True,
+        head: Literal["factorised", "low_rank"] = "factorised",
+        head_rank: int = 128,
     ) -> None:
         super().__init__()
         if not input_scale > 0:
@@ -190,9 +241,12 @@ class FmriEncoder(WholeModel):
             WindowBlock(embed_dim, num_heads, mlp_ratio, dropout, has_temporal_attention) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
-        self.proj_head = ProjectionHead(
-            window * self.num_patches, embed_dim, condition_length, condition_width, dropout, layer_norm, token_bias
-        )
+        sizes = (window * self.num_patches, embed_dim, condition_length, condition_width)
+        self.proj_head: ProjectionHead | LowRankHead
+        if head == "low_rank":
+            self.proj_head = LowRankHead(*sizes, head_rank, dropout, layer_norm, token_bias)
+        else:
+            self.proj_head = ProjectionHead(*sizes, dropout, layer_norm, token_bias)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.apply(initialise)
         for block in self._window_blocks():
@@ -218,7 +272,8 @@ class FmriEncoder(WholeModel):
         window, condition_length, condition_width : int
         **settings
             The other settings of `FmriEncoder` that the masked brain model does not determine: ``dropout``,
-            ``layer_norm``, ``token_bias``, ``input_mean``, ``input_scale``, ``voxel_id``, ``has_temporal_attention``.
+            ``layer_norm``, ``token_bias``, ``input_mean``, ``input_scale``, ``voxel_id``, ``has_temporal_attention``,
+            ``head``, ``head_rank``.
 
         Returns
         -------

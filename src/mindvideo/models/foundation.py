@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
@@ -45,6 +46,8 @@ PARTS = (
     "image_classifier",
     "video_classifier",
 )
+MOTION = "motion"
+"""Optional: what the inflated generator has beyond the 2-D one, trained on films."""
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -171,10 +174,10 @@ class Foundation:
 
     @cached_property
     def identity(self) -> str:
-        """Hash over every file's name, size and first and last bytes: another folder, another identity."""
+        """Hash over every file's name, size and first and last bytes, cards aside: another folder, another identity."""
         digest = hashlib.sha256()
         for path in sorted(self.folder.rglob("*")):
-            if path.is_file() and path.relative_to(self.folder).parts[0] in PARTS:
+            if path.is_file() and path.suffix != ".md" and path.relative_to(self.folder).parts[0] in (*PARTS, MOTION):
                 size = path.stat().st_size
                 digest.update(f"{path.relative_to(self.folder)}:{size}".encode())
                 with path.open("rb") as handle:
@@ -192,6 +195,22 @@ class Foundation:
     def unet(self) -> UNet2DConditionModel:
         """The 2-D text-conditioned UNet."""
         return self._load("unet", lambda folder: UNet2DConditionModel.from_pretrained(folder, local_files_only=True))
+
+    def motion(self) -> dict[str, torch.Tensor]:
+        """Weights of the part ``motion`` by their names in the inflated generator, float32.
+
+        Raises
+        ------
+        ModelError
+            Where the folder has no such part.
+        """
+        path = self.folder / MOTION / "model.safetensors"
+        if not path.is_file():
+            raise ModelError(
+                f"expected the part '{MOTION}' at {path}, found none; set animate.motion=none, or train it with "
+                "'mindvideo foundation train'"
+            )
+        return {name: weight.float() for name, weight in load_file(path).items()}
 
     @property
     def scheduler_config(self) -> dict[str, Any]:
@@ -328,13 +347,21 @@ class Foundation:
 
     def classify_videos(self, clips: np.ndarray, batch: int = 16) -> np.ndarray:
         """Probabilities (N, classes) float32 of clips (N, F, H, W, 3) uint8; frames are spread to the classifier's count."""
-        wanted = int(self.video_classifier.config.num_frames)
+        return self.describe_videos(clips, batch)[0]
+
+    def describe_videos(self, clips: np.ndarray, batch: int = 16) -> tuple[np.ndarray, np.ndarray]:
+        """`classify_videos`, and the features (N, D) float32 the last layer decides by, in one pass."""
+        model = self.video_classifier
+        wanted = int(model.config.num_frames)
         moment = np.round(np.linspace(0, clips.shape[1] - 1, wanted)).astype(int)
 
-        def run(part: np.ndarray) -> np.ndarray:
+        def run(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             frames = part[:, moment]
             pixels = self._pixels("video_classifier", frames.reshape(-1, *frames.shape[2:]))
-            logits = self.video_classifier(pixel_values=pixels.reshape(len(part), wanted, *pixels.shape[1:])).logits
-            return F.softmax(logits.float(), -1).cpu().numpy()
+            tokens = model.videomae(pixels.reshape(len(part), wanted, *pixels.shape[1:])).last_hidden_state
+            features = tokens[:, 0] if model.fc_norm is None else model.fc_norm(tokens.mean(1))
+            probabilities = F.softmax(model.classifier(features).float(), -1)
+            return probabilities.cpu().numpy(), features.float().cpu().numpy()
 
-        return np.concatenate(self._in_batches(clips, batch, run))
+        rows = self._in_batches(clips, batch, run)
+        return np.concatenate([row[0] for row in rows]), np.concatenate([row[1] for row in rows])

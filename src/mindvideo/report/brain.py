@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from markupsafe import Markup, escape
+
 from mindvideo.report.plots import Dot, draw_bars, draw_dots
 from mindvideo.report.read import Run, number
+from mindvideo.report.trace import Source, cite
 from mindvideo.report.wording import write_number
 
 MOST_AREAS = 20
 
-MEASURES = {
-    "tokens": "R² of the text tokens",
-    "text": "similarity to the caption's embedding",
-    "image": "similarity to the frame's embedding",
-}
+MEASURES = ("tokens", "text", "image")
 
 
 def final_stage(run: Run) -> str:
@@ -38,12 +37,11 @@ def list_brain(run: Run) -> list[dict[str, Any]]:
 
 
 def split_pictures(run: Run) -> tuple[list[str], list[str]]:
-    """File names of the maps to show, and of those of earlier stages, which start folded."""
+    """File names of the flat maps to show, and of the other pictures, which start folded."""
     final = final_stage(run)
     names = [path.name for path in run.pictures]
-    earlier = [name for name in names if name.startswith("flat_attention_") and f"_{final}_" not in name]
-    first = sorted((name for name in names if name not in earlier), key=lambda name: ("inflated" not in name, name))
-    return first, earlier
+    first = [name for name in names if name.startswith(f"flat_attention_{final}_") or name.startswith("flat_occlusion")]
+    return first, [name for name in names if name not in first]
 
 
 def _group(title: str, text: str, source: str, panels: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -65,17 +63,23 @@ def _attention(run: Run, stage: str, layers: dict[str, Any], final: str) -> dict
     sizes = run.explain.get("networks", {})
     expected = {name: number(size.get("share")) for name, size in sizes.items() if isinstance(size, dict)}
     panels = []
+    source = Source("explain/attention.json", (stage,))
     for layer, content in layers.items():
         shares = _values(content)
         shares = {name: share for name, share in shares.items() if share > 0 or expected.get(name)}
         bars = sorted(shares.items(), key=lambda bar: -bar[1])
-        marks = [expected.get(name) for name, _ in bars]
-        plot = draw_bars(_describe(f"attention of the {layer} layer", dict(bars)), bars, label_width=178.0, marks=marks)
+        plot = draw_bars(
+            _describe(f"attention of the {layer} layer", dict(bars)),
+            bars,
+            label_width=178.0,
+            marks=[expected.get(name) for name, _ in bars],
+            sources=[source.at(layer, name) for name, _ in bars],
+        )
         panels.append({"name": f"{layer} layer", "plot": plot})
     text = "Share of the attention that voxels of each Yeo-17 network receive."
     text += " The tick is the network's share of the voxels: what no preference would give." if expected else ""
-    source = "explain/attention.json and explain/networks.json"
-    return _group(f"Attention after {stage}", text, source, panels, is_folded=stage != final)
+    files = "explain/attention.json and explain/networks.json"
+    return _group(f"Attention after {stage}", text, files, panels, is_folded=stage != final)
 
 
 def _temporal(content: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +87,8 @@ def _temporal(content: dict[str, Any]) -> dict[str, Any]:
     for stage, layers in content.items():
         for layer, weights in layers.items() if isinstance(layers, dict) else ():
             values = _values(weights)
-            plot = draw_bars(_describe(f"{stage}, {layer} layer", values), list(values.items()))
+            places = [Source("explain/temporal.json", (stage, layer, time)) for time in values]
+            plot = draw_bars(_describe(f"{stage}, {layer} layer", values), list(values.items()), sources=places)
             panels.append({"name": f"{stage}, {layer} layer", "plot": plot})
     text = "Temporal attention received by each scan of a window, by its time after the first frame was on screen."
     return _group("Weight of the lags", text, "explain/temporal.json", panels, is_folded=True)
@@ -94,54 +99,86 @@ def _occlusion(content: dict[str, Any]) -> dict[str, Any]:
     rows = {name: _values(row) for name, row in areas.items()} if isinstance(areas, dict) else {}
     intact = _values(content.get("intact"))
     panels = []
-    for measure, words in MEASURES.items():
+    meaning = content.get("measures")
+    for measure in MEASURES:
+        words = str(meaning.get(measure, measure)) if isinstance(meaning, dict) else measure
         drops = {name: row[measure] for name, row in rows.items() if measure in row}
         bars = sorted(drops.items(), key=lambda bar: -bar[1])[:MOST_AREAS]
         if bars:
-            note = f"intact {write_number(intact.get(measure))}"
+            source = Source("explain/occlusion.json")
+            note = Markup(f"intact {cite(intact.get(measure), source.at('intact', measure))}")
             note += f"; {len(bars)} largest of {len(drops)} areas" if len(bars) < len(drops) else ""
-            panels.append({"name": words, "note": note, "plot": draw_bars(_describe(words, dict(bars)), bars)})
+            places = [source.at("areas", name, measure) for name, _ in bars]
+            plot = draw_bars(_describe(words, dict(bars)), bars, sources=places)
+            panels.append({"name": words, "note": note, "plot": plot})
     text = (
-        f"How much worse the encoder of {content.get('stage', '–')} does when an area is silenced in both hemispheres"
+        f"How much worse the encoder of {escape(content.get('stage', '–'))} does when an area is silenced in both "
+        "hemispheres"
     )
-    text += f", over {content['n_windows']} test windows." if "n_windows" in content else "."
+    if "n_windows" in content:
+        shown = cite(number(content["n_windows"]), Source("explain/occlusion.json", ("n_windows",)), "count")
+        text += f", over {shown} test windows"
+    text = Markup(text + ".")
     return _group("Occlusion by area", text, "explain/occlusion.json", panels)
 
 
 def _against_truth(content: dict[str, Any], final: str) -> dict[str, Any]:
+    source = Source("explain/truth.json")
     panels = []
     for key, name, chance in (
         ("auc", "area under the ROC curve", 0.5),
         ("rank_correlation", "rank correlation with the true reliability", 0.0),
     ):
         values = _values(content.get(key))
-        dots = [Dot(_short(map_name), value, kind=_kind(map_name, final)) for map_name, value in values.items()]
+        dots = [
+            Dot(_short(map_name), value, kind=_kind(map_name, final), source=source.at(key, map_name))
+            for map_name, value in values.items()
+        ]
         dots.sort(key=lambda dot: -(dot.value or 0.0))
+        dots += _untrained(content.get(f"{key}_untrained"), key)
         spread = content.get("auc_random") if key == "auc" else None
         if isinstance(spread, list) and len(spread) == 3:
-            dots.append(Dot("random maps", spread[1], (spread[0], spread[2]), "floor"))
+            ends = (float(spread[0]), float(spread[2]))
+            dots.append(Dot("random maps", spread[1], ends, "floor", source.at("auc_random", 1)))
         panels.append({"name": name, "plot": draw_dots(_describe(name, values), dots, chance, label_width=178.0)})
-    ablation = content.get("ablation") or {}
-    drops = ablation.get("drop") or {}
+    panels.append(_ablation(content.get("ablation") or {}))
+    text = Markup("This subject is simulated, so the voxels that carry signal are known")
+    if "n_informative" in content:
+        known, total = (
+            cite(number(content.get(key)), source.at(key), "count") for key in ("n_informative", "n_voxels")
+        )
+        text += Markup(f": {known} of the {total} selected")
+    text += (
+        ". How well each map finds them, beside the maps of untrained encoders (grey, with the lowest and highest of "
+    )
+    text += "several); the dashed line is chance."
+    return _group("Against the truth", text, "explain/truth.json", panels, note=str(content.get("note") or ""))
+
+
+def _untrained(content: Any, key: str) -> list[Dot]:
+    """Mean and range of each kind of map over the untrained encoders."""
+    dots = []
+    for name, values in content.items() if isinstance(content, dict) else ():
+        known = [found for value in values if (found := number(value)) is not None]
+        if known:
+            source = Source("explain/truth.json", derived=f"mean of {key}_untrained, {name}")
+            label = f"untrained {_short(name)}"
+            dots.append(Dot(label, sum(known) / len(known), (min(known), max(known)), "floor", source))
+    return dots
+
+
+def _ablation(content: dict[str, Any]) -> dict[str, Any]:
+    """As many informative voxels silenced as others, by measure."""
+    source = Source("explain/truth.json", ("ablation",))
     dots = []
     for measure in MEASURES:
         for group, kind in (("informative", "main"), ("other", "floor")):
-            value = number((drops.get(group) or {}).get(measure))
-            dots.append(Dot(f"{measure}, {group}", value, kind=kind))
+            value = number(((content.get("drop") or {}).get(group) or {}).get(measure))
+            dots.append(Dot(f"{measure}, {group}", value, kind=kind, source=source.at("drop", group, measure)))
     known = {dot.label: dot.value for dot in dots if dot.value is not None}
-    panels.append(
-        {
-            "name": "drop when voxels are silenced",
-            "note": f"{ablation.get('n_silenced', '–')} of each kind",
-            "plot": draw_dots(_describe("drop", known), dots, label_width=150.0),
-        }
-    )
-    text = "This subject is simulated, so the voxels that carry signal are known"
-    if "n_informative" in content:
-        text += f": {content['n_informative']} of the {content.get('n_voxels', '–')} selected"
-    text += ". How well each map finds them, beside an untrained encoder's maps (grey); the dashed line is chance."
-    note = str(content.get("note") or "")
-    return _group("Against the truth", text, "explain/truth.json", panels, note=note)
+    plot = draw_dots(_describe("drop", known), dots, label_width=150.0)
+    silenced = cite(number(content.get("n_silenced")), source.at("n_silenced"), "count")
+    return {"name": "drop when voxels are silenced", "note": Markup(f"{silenced} of each kind"), "plot": plot}
 
 
 def _short(name: str) -> str:
@@ -149,6 +186,4 @@ def _short(name: str) -> str:
 
 
 def _kind(name: str, final: str) -> str:
-    if "untrained" in name:
-        return "floor"
     return "main" if final in name or name.startswith("occlusion") else "other"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from mindvideo.report.wording import nice_ticks, write_number
+from mindvideo.report.trace import Source
+from mindvideo.report.wording import nice_ticks, write_count, write_number
 
 WIDTH = 340
 
@@ -21,7 +22,7 @@ class Dot:
     value: float | None
     interval: tuple[float, float] | None = None
     kind: str = "floor"
-    note: str = ""
+    source: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class Curve:
 
 def _text(x: float, y: float, text: str, style: str = "", anchor: str = "start") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _value(y: float, value: float, kind: str, source: Source | None, decimals: int = 3) -> str:
+    """The number at the right end of a row, with its source."""
+    cited = source.attributes(value, "number" if decimals else "count") if source else ""
+    text = write_number(value, decimals) if decimals else write_count(value)
+    style = f"value {kind}".strip()
+    return f'<text x="{WIDTH}" y="{y:.1f}" class="{style}" text-anchor="end"{cited}>{escape(text)}</text>'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
@@ -89,7 +98,7 @@ def draw_dots(title: str, dots: Sequence[Dot], chance: float | None = None, labe
         if dot.interval:
             parts.append(_line(place(dot.interval[0]), y, place(dot.interval[1]), y, f"interval {dot.kind}"))
         parts.append(f'<circle cx="{place(value):.1f}" cy="{y:.1f}" r="4.5" class="dot {dot.kind}"/>')
-        parts.append(_text(WIDTH, y + 4, write_number(value), f"value {dot.kind}", "end"))
+        parts.append(_value(y + 4, value, dot.kind, dot.source))
     return _svg(bottom + 22, title, parts)
 
 
@@ -100,6 +109,7 @@ def draw_bars(
     label_width: float = 132.0,
     decimals: int = 3,
     marks: Sequence[float | None] = (),
+    sources: Sequence[Source] = (),
 ) -> Markup:
     """Horizontal bars from zero, in the order given.
 
@@ -117,6 +127,8 @@ def draw_bars(
         Of the values written beside the bars.
     marks : sequence of float or None
         A value to compare each bar with, drawn as a tick.
+    sources : sequence of Source
+        Where each value comes from.
     """
     if not bars:
         return Markup("")
@@ -137,7 +149,7 @@ def draw_bars(
         if mark is not None:
             x = left + (right - left) * (mark - low) / span
             parts.append(_line(x, y - 1, x, y + 14, "mark"))
-        parts.append(_text(WIDTH, y + 11, write_number(value, decimals), "value", "end"))
+        parts.append(_value(y + 11, value, "", sources[i] if sources else None, decimals))
     height = row * len(bars) + 4
     parts.append(_line(zero, 0, zero, height, "axis"))
     return _svg(height, title, parts)

@@ -104,6 +104,8 @@ class Run:
     metrics: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     noise_ceiling: dict[str, float] = field(default_factory=dict)
     explain: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    baselines: list[Run] = field(default_factory=list)
     pictures: list[Path] = field(default_factory=list)
 
     @property
@@ -166,6 +168,8 @@ def read_run(path: Path) -> Run:
         if source.name not in ("done.json", "started.json"):
             run.explain[source.stem] = _read_json(source, dict, problems) or {}
     run.pictures = sorted((path / "explain").glob("*.png"))
+    run.attributes = _read_json(path / "evaluate" / "attributes.json", dict, problems) or {}
+    run.baselines = [read_run(found.parent) for found in sorted((path / "baselines").glob("*/recipe.yaml"))]
     return run
 
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from mindvideo.data.store import Store
-from mindvideo.errors import DataError
-from mindvideo.report.plots import Curve, Dot, draw_bars, draw_curves, draw_dots, thin_out
+from mindvideo.report.plots import Curve, Dot, draw_curves, draw_dots, thin_out
 from mindvideo.report.read import STAGE_PURPOSES, Run, Score, number
+from mindvideo.report.trace import Source, cite, cite_interval, count_of
+from mindvideo.report.verdict import FILE as SCORES
+from mindvideo.report.verdict import source_of_p
 from mindvideo.report.wording import (
     CONTROL_ROLES,
     is_ceiling,
     name_clip,
     name_score,
-    write_bytes,
-    write_interval,
     write_number,
-    write_p,
     write_seconds,
 )
 
@@ -36,7 +32,6 @@ SHOWN_PACKAGES = (
     "zarr",
     "scikit-image",
 )
-MOST_AREAS = 24
 
 
 def order_controls(run: Run) -> list[str]:
@@ -47,26 +42,27 @@ def order_controls(run: Run) -> list[str]:
 
 
 def list_scores(run: Run) -> list[dict[str, Any]]:
-    """Rows of the table of scores, every cell as text."""
+    """Rows of the table of scores, every number with its source."""
     rows = []
     for score in run.scores.values():
+        source = Source(SCORES, (score.name,))
         cells = []
         for control in order_controls(run):
             cells.append(
                 {
                     "label": name_clip(control),
-                    "value": write_number(score.controls.get(control)),
-                    "p": write_p(score.tested(control)),
+                    "value": cite(score.controls.get(control), source.at("controls", control)),
+                    "p": cite(score.tested(control), source_of_p(score, control), "p"),
                     "is_ceiling": is_ceiling(score, control),
                 }
             )
         rows.append(
             {
                 "name": name_score(score.name),
-                "value": write_number(score.value),
-                "interval": write_interval(score.interval),
-                "n": score.n,
-                "chance": write_number(score.chance),
+                "value": cite(score.value, source.at("value")),
+                "interval": cite_interval(score.interval, source.at("interval")),
+                "n": cite(score.n, source.at("n"), "count") if score.n is not None else "",
+                "chance": cite(score.chance, source.at("chance")),
                 "controls": cells,
                 "definition": _define(score),
                 "plot": draw_score(score),
@@ -75,50 +71,39 @@ def list_scores(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _define(score: Score) -> str:
-    parts = [score.definition]
+def _define(score: Score) -> Markup:
+    source = Source(SCORES, (score.name,))
+    parts: list[str] = [str(escape(score.definition))]
     if score.higher_is_better is None:
         parts.append("neither end is good, the truth's own value is the aim")
     elif not score.higher_is_better:
         parts.append("lower is better")
     if score.chance_closed_form is not None:
         parts.append(
-            f"chance in theory {write_number(score.chance_closed_form)}, on this test set {write_number(score.chance)}"
+            f"chance in theory {cite(score.chance_closed_form, source.at('chance_closed_form'))}, "
+            f"on this test set {cite(score.chance, source.at('chance'))}"
         )
     if score.used_by:
-        parts.append(f"reported by {score.used_by}")
-    return "; ".join(part for part in parts if part)
+        parts.append(f"reported by {escape(score.used_by)}")
+    return Markup("; ".join(part for part in parts if part))
 
 
 def draw_score(score: Score) -> Markup:
     """The dot plot of one score: the reconstruction with its interval, then controls, then ceilings."""
     known = list(CONTROL_ROLES)
-    dots = [Dot("reconstruction", score.value, score.interval, "main")]
+    source = Source(SCORES, (score.name,))
+    dots = [Dot("reconstruction", score.value, score.interval, "main", source.at("value"))]
     names = sorted(
         score.controls, key=lambda name: (is_ceiling(score, name), known.index(name) if name in known else 9)
     )
     for name in names:
         kind = "ceiling" if is_ceiling(score, name) else "floor"
-        dots.append(Dot(name_clip(name), score.controls[name], score.control_intervals.get(name), kind))
+        place = source.at("controls", name)
+        dots.append(Dot(name_clip(name), score.controls[name], score.control_intervals.get(name), kind, place))
     if score.truth is not None:
-        dots.append(Dot("the truth itself", score.truth, kind="ceiling"))
+        dots.append(Dot("the truth itself", score.truth, kind="ceiling", source=source.at("truth")))
     text = ", ".join(f"{dot.label} {write_number(dot.value)}" for dot in dots)
     return draw_dots(f"{name_score(score.name)}: {text}; chance {write_number(score.chance)}", dots, score.chance)
-
-
-def compare_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One panel per score that at least two runs have: a row per run and its own shuffled control."""
-    names = Counter(name for run in runs for name in run.scores)
-    panels = []
-    for name in (name for name, count in names.items() if count > 1):
-        dots = []
-        for run in runs:
-            score = run.scores.get(name)
-            if score is not None:
-                dots.append(Dot(run.name, score.value, score.interval, "main"))
-                dots.append(Dot("· shuffled brain", score.controls.get("shuffled"), kind="floor"))
-        panels.append({"name": name_score(name), "plot": draw_dots(f"{name_score(name)} of each run", dots)})
-    return panels
 
 
 def _split_key(key: str) -> tuple[str, str]:
@@ -137,29 +122,37 @@ def _split_key(key: str) -> tuple[str, str]:
 _LINES = {"training": "train", "validation": "validation"}
 
 
-def list_curves(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
+def list_curves(rows: list[dict[str, float]], file: str) -> list[dict[str, Any]]:
     """Panels of one stage's log: the lines of one figure together, training, validation and what they compare with.
 
     Parameters
     ----------
     rows : list of dict
         Rows of ``metrics.jsonl``; ``lr`` and ``steps_per_s`` are not drawn.
+    file : str
+        Where they lie in the run folder.
     """
     figures: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    fields: dict[tuple[str, str], str] = {}
     for row in rows:
         for key, value in row.items():
             if key not in ("step", "lr", "steps_per_s"):
                 name, line = _split_key(key)
+                fields[name, line] = key
                 figures.setdefault(name, {}).setdefault(line, []).append((row["step"], value))
     panels = []
     for name in sorted(figures, key=lambda name: (name != "loss", "validation" not in figures[name])):
         lines = dict(sorted(figures[name].items(), key=lambda item: [*_LINES, item[0]].index(item[0])))
         keys = [
-            {"label": line, "kind": _LINES.get(line, "reference"), "last": write_number(points[-1][1])}
+            {
+                "label": line,
+                "kind": _LINES.get(line, "reference"),
+                "last": cite(points[-1][1], Source(file, ("last", fields[name, line]))),
+            }
             for line, points in lines.items()
         ]
         curves = [Curve(key["label"], thin_out(lines[key["label"]]), key["kind"]) for key in keys]
-        last = ", ".join(f"{key['label']} {key['last']}" for key in keys)
+        last = ", ".join(f"{line} {write_number(points[-1][1])}" for line, points in lines.items())
         shown = name.replace("_", " ").replace(" r2", " R²")
         panels.append(
             {"name": shown, "plot": draw_curves(f"{shown} over training steps; last: {last}", curves), "lines": keys}
@@ -172,14 +165,17 @@ def list_training(run: Run) -> list[dict[str, Any]]:
     stages = []
     for stage, rows in run.metrics.items():
         rates = [row["steps_per_s"] for row in rows if "steps_per_s" in row]
+        file = f"{stage}/metrics.jsonl"
+        steps = max(row["step"] for row in rows)
         stages.append(
             {
                 "name": stage,
                 "purpose": STAGE_PURPOSES[stage],
-                "panels": list_curves(rows),
-                "steps": int(max(row["step"] for row in rows)) + 1,
-                "wanted": run.setting(f"{stage}.steps"),
-                "rate": write_number(rates[-1], 2) if rates else None,
+                "panels": list_curves(rows, file),
+                "steps": count_of(int(steps) + 1, file, "steps logged"),
+                "is_short": isinstance(wanted := run.setting(f"{stage}.steps"), int) and wanted != int(steps) + 1,
+                "wanted": wanted,
+                "rate": cite(rates[-1], Source(file, ("last", "steps_per_s"))) if rates else None,
             }
         )
     return stages
@@ -195,8 +191,8 @@ def list_stages(run: Run) -> list[dict[str, Any]]:
                 "name": state.name,
                 "purpose": STAGE_PURPOSES[state.name],
                 "state": state.state,
-                "time": write_seconds(seconds),
-                "memory": write_bytes(memory),
+                "time": cite(seconds, Source(f"{state.name}/done.json", ("seconds",)), "seconds"),
+                "memory": cite(memory, Source(f"{state.name}/done.json", ("peak_memory_bytes",)), "bytes"),
                 "finished": str(state.done.get("finished") or "–"),
                 "seconds": seconds,
             }
@@ -204,10 +200,11 @@ def list_stages(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def total_time(run: Run) -> str:
+def total_time(run: Run) -> Markup:
     """The sum of the stages' wall times."""
     known = [found for state in run.stages.values() if (found := number(state.done.get("seconds"))) is not None]
-    return write_seconds(sum(known)) if known else "–"
+    source = Source("*/done.json", derived="sum of seconds")
+    return cite(sum(known), source, text=write_seconds(sum(known))) if known else Markup("–")
 
 
 def list_versions(run: Run) -> tuple[list[tuple[str, str]], str]:
@@ -231,98 +228,3 @@ def list_versions(run: Run) -> tuple[list[tuple[str, str]], str]:
         "code: as recorded by the stages; packages: of the environment that wrote this page" if found else "as recorded"
     )
     return [*recorded.items(), *found], note
-
-
-def summarise_data(run: Run) -> dict[str, Any] | None:
-    """Subject, voxels per area, windows per split and provenance of ``prepare/store.zarr``; None without a store."""
-    path = run.path / "prepare" / "store.zarr"
-    if not path.is_dir():
-        return None
-    try:
-        summary = Store.open(path).summary()
-    except DataError as error:
-        run.problems.append(str(error))
-        return None
-    areas = list(summary["voxels_per_area"].items())
-    bars = [(name, float(count)) for name, count in areas[:MOST_AREAS]]
-    note = f"the {MOST_AREAS} largest of {len(areas)}" if len(areas) > MOST_AREAS else ""
-    facts = [
-        ("subject", str(summary["subject"])),
-        ("voxels used", f"{summary['voxels']} in {len(areas)} areas"),
-        ("left, right hemisphere", f"{summary['voxels_left']}, {summary['voxels_right']}"),
-        ("median between-run r of these", write_number(summary["reproducibility_median"])),
-        ("repetition time", f"{summary['tr_s']:g} s"),
-        ("lag of the scans", f"{summary['lag_s']:g} s"),
-        ("frames", f"{summary['fps']} a second, {summary['size']} px"),
-        ("different captions", str(summary["captions"])),
-        ("files read", f"{len(summary['sources'])}, checksums in the store"),
-    ]
-    ceiling = run.noise_ceiling
-    if ceiling:
-        text = ", ".join(f"{name} {write_number(value)}" for name, value in ceiling.items())
-        facts.append(("noise ceiling of a voxel, median", text))
-    for split, names in summary["segments"].items():
-        films = f"{len(names)} film{'' if len(names) == 1 else 's'}"
-        runs = "/".join(str(count) for count in sorted({summary["repeats"][name] for name in names}))
-        text = f"{summary['windows'][split]} windows, {summary['scenes'][split]} scenes, {films}"
-        facts.append((split, f"{text}, {runs} recording{'' if runs == '1' else 's'} each" if names else "none"))
-    return {
-        "facts": facts,
-        "plot": draw_bars(
-            f"voxels per area: {', '.join(f'{name} {count:.0f}' for name, count in bars)}", bars, decimals=0
-        ),
-        "note": note,
-        "provenance": [_write_step(step) for step in summary["provenance"]],
-    }
-
-
-def _write_step(step: Any) -> tuple[str, str]:
-    if not isinstance(step, dict):
-        return str(step), ""
-    parameters = step.get("parameters")
-    if isinstance(parameters, dict):
-        return str(step.get("step", "")), ", ".join(f"{key} {write_value(value)}" for key, value in parameters.items())
-    return str(step.get("step", "")), "" if parameters is None else str(parameters)
-
-
-def write_value(value: Any) -> str:
-    """A provenance value in a few words: long lists are counted, not listed."""
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) if len(value) <= 6 else f"({len(value)} values)"
-    if isinstance(value, dict):
-        return (
-            "; ".join(f"{key} {write_value(item)}" for key, item in value.items())
-            if len(value) <= 6
-            else f"({len(value)} values)"
-        )
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def list_flags(run: Run) -> list[str]:
-    """Choices a reader must know of: what used the test set, what is simulated, what was left out."""
-    flags = []
-    if run.setting("reconstruct.negative") == "test_mean":
-        flags.append(
-            "Transductive: the negative condition is the mean of the test scans (reconstruct.negative = test_mean, the "
-            "paper's choice), so a clip cannot be reconstructed without the other test scans."
-        )
-    if run.setting("reconstruct.max_windows"):
-        flags.append(f"Only {run.setting('reconstruct.max_windows')} test windows, evenly spread, were reconstructed.")
-    if run.setting("data.captions") == "truth":
-        flags.append(
-            "The captions are the simulation's own (data.captions = truth); a captioner's would be less exact."
-        )
-    near = run.scores_extra.get("near_duplicates")
-    if near:
-        count = (
-            near.get("count", len(near)) if isinstance(near, dict) else len(near) if isinstance(near, list) else near
-        )
-        flags.append(f"Near-duplicates: {count} test windows look like a training clip; see evaluate/scores.json.")
-    elif run.scores and near is None:
-        flags.append("Near-duplicates between training and test films were not audited in this run.")
-    if run.scores and not any("shuffled" in score.controls for score in run.scores.values()):
-        flags.append("The shuffled control was not computed: these scores do not show that the brain was used.")
-    for key in ("post_hoc", "flags", "notes"):
-        entries = run.scores_extra.get(key)
-        flags += [str(entry) for entry in entries] if isinstance(entries, list) else []
-    return flags

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image
 
 from mindvideo.report.read import take_clips
 
+QUALITY = 84
 LARGEST_FRAME = 128
 """Frames are stored with at most this height and width in pixels; larger ones are scaled down."""
 
@@ -44,40 +45,46 @@ def draw_sprite(clips: NDArray[np.uint8]) -> Image.Image:
     return small
 
 
-def write_sprites(
-    arrays: dict[str, Any], folder: Path, progress: Callable[[int, int, dict[str, Any]], None] | None = None
-) -> dict[str, int]:
-    """Write ``0.webp``, ``1.webp``, … into ``folder``, one sheet per window.
+def draw_sheets(
+    arrays: dict[str, Any], progress: Callable[[int, int, dict[str, Any]], None] | None = None
+) -> tuple[list[bytes], dict[str, int]]:
+    """One WebP picture a window.
 
     Parameters
     ----------
     arrays : dict of str to array-like uint8 (n, F, H, W, 3)
         Clips by kind, in the order of the rows; all of one n and F.
-    folder : Path
-        Made when missing.
     progress : callable, optional
         Called with (windows done, windows, {}).
 
     Returns
     -------
-    dict
+    sheets : list of bytes
+    geometry : dict
         ``n``, ``frames``, ``width`` and ``height`` (pixels of a frame in the sheet).
     """
-    folder.mkdir(parents=True, exist_ok=True)
     kinds = list(arrays)
     n, frames, height, width = arrays[kinds[0]].shape[:4]
     chunk = 16
     size = (width, height)
+    sheets = []
     for start in range(0, n, chunk):
         stop = min(n, start + chunk)
         blocks = {kind: take_clips(arrays[kind], start, stop) for kind in kinds}
         for i in range(start, stop):
             sheet = draw_sprite(_same_size([blocks[kind][i - start] for kind in kinds]))
-            sheet.save(folder / f"{i}.webp", quality=92, method=4)
+            sheets.append(encode_picture(sheet))
             size = (sheet.width // frames, sheet.height // len(kinds))
             if progress is not None:
                 progress(i + 1, n, {})
-    return {"n": n, "frames": frames, "width": size[0], "height": size[1]}
+    return sheets, {"n": n, "frames": frames, "width": size[0], "height": size[1]}
+
+
+def encode_picture(picture: Image.Image) -> bytes:
+    """A picture as WebP."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "WEBP", quality=QUALITY, method=4)
+    return buffer.getvalue()
 
 
 def _same_size(clips: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:

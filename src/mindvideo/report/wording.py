@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from mindvideo.report.read import Run, Score
+from mindvideo.report.read import Score
 
 CLIP_NAMES = {
     "truth": "truth",
@@ -71,6 +71,35 @@ def write_number(value: float | None, decimals: int = 3) -> str:
     return re.sub(r"^(-?)0\.", r"\1.", text).replace("-", "−")
 
 
+def write_count(value: float | None) -> str:
+    """A whole number with thin spaces between thousands from ten thousand on; an en dash when there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if abs(value) < 10000 else f"{value:,.0f}".replace(",", "\u202f")
+
+
+def write_plain(value: float | None) -> str:
+    """As few digits as the number has: ``2``, ``0.72``."""
+    return "–" if value is None else f"{value:g}"
+
+
+def write_short(value: float | None) -> str:
+    """Two digits, however small: ``2.4``, ``1.3 × 10⁻⁴``."""
+    if value is None:
+        return "–"
+    if value == 0 or 0.01 <= abs(value) < 1000:
+        return f"{value:.2g}".replace("-", "−")
+    mantissa, _, power = f"{value:.1e}".partition("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{mantissa} × 10{raised}".replace("-", "−")
+
+
+def write_signed(value: float | None) -> str:
+    """``+.012`` or ``−.012``."""
+    text = write_number(value)
+    return f"+{text}" if value is not None and value > 0 else text
+
+
 def write_interval(interval: tuple[float, float] | None) -> str:
     """``[.190, .240]`` or nothing."""
     return f"[{write_number(interval[0])}, {write_number(interval[1])}]" if interval else ""
@@ -102,72 +131,6 @@ def write_bytes(size: float | None) -> str:
     if size is None:
         return "–"
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def headline_score(run: Run) -> Score | None:
-    """The score the headline speaks of, by a fixed order."""
-    identification = [name for name in run.scores if re.match(r"(video|image)_\d+way", name)]
-    for name in (*HEADLINE_ORDER, *identification, *run.scores):
-        if name in run.scores:
-            return run.scores[name]
-    return None
-
-
-def beats_shuffled(score: Score, level: float = 0.05) -> bool | None:
-    """Whether a score is better than the shuffled control at ``level``; None when that was not tested."""
-    p, control = score.tested("shuffled"), score.controls.get("shuffled")
-    if p is None or control is None or score.value is None or score.higher_is_better is None:
-        return None
-    is_better = score.value > control if score.higher_is_better else score.value < control
-    return p < level and is_better
-
-
-def is_corrected(run: Run) -> bool:
-    """Whether the P-values shown are corrected for the number of scores."""
-    return any(score.p_holm for score in run.scores.values())
-
-
-def write_verdict(run: Run) -> tuple[str, str]:
-    """The headline of a run and the sentence below it, as plain as the numbers allow.
-
-    Returns
-    -------
-    (str, str)
-        What the evidence says, and over how many scores it says so.
-    """
-    score = headline_score(run)
-    if score is None:
-        return "Nothing has been scored yet.", run.stages["evaluate"].sentence.capitalize() + "."
-    verdict = beats_shuffled(score)
-    if verdict is None:
-        title = "Whether this follows the brain is not known: the shuffled control is missing."
-    elif verdict:
-        title = "The reconstructions follow the brain activity."
-    elif is_corrected(run) and any(beats_shuffled(item) for item in run.scores.values()):
-        title = (
-            f"The reconstructions follow the brain activity on some scores, but not shown on {name_score(score.name)}."
-        )
-    else:
-        title = "No evidence that the reconstructions follow the brain activity."
-    tested = {name: beats for name, item in run.scores.items() if (beats := beats_shuffled(item, 0.01)) is not None}
-    if not tested:
-        return title, "No score was tested against shuffled brain activity."
-    failed = [name_score(name) for name, beats in tested.items() if not beats]
-    text = (
-        f"{len(tested) - len(failed)} of {len(tested)} scores are better than with shuffled brain activity at P < .01"
-    )
-    text += ", corrected for the number of scores." if is_corrected(run) else " each, not corrected for their number."
-    text += f" Not shown for: {', '.join(failed)}." if failed else ""
-    return title, text + _unbeaten(score)
-
-
-def _unbeaten(score: Score) -> str:
-    """A sentence on what needs no brain of this window and is not shown to be worse on the headline's score."""
-    tested = [(name, p) for name in score.controls if name != "shuffled" and (p := score.tested(name)) is not None]
-    names = [f"{name_clip(name)} ({write_p(p)})" for name, p in tested if p >= 0.05]
-    if not names:
-        return ""
-    return f" By {name_score(score.name)} it is not shown to be better than: {', '.join(names)}."
 
 
 def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.train.features import Progress
 from mindvideo.train.loop import train
 from mindvideo.train.pretrain import MaskedBrainTask, new_masked_brain
-from mindvideo.train.stage import note_disabled, save_model, stage_seed, training_device
+from mindvideo.train.stage import note_disabled, save_memory, save_model, stage_seed, training_device
 
 STAGE = "adapt"
 
@@ -30,7 +31,8 @@ def starting_model(recipe: Recipe, run_dir: Path, num_voxels: int) -> MaskedBrai
         return new_masked_brain(recipe.encoder, num_voxels, recipe.adapt.mask_ratio, seed)
     pretrained = MaskedBrainModel.from_pretrained(run_dir / "pretrain" / "model")
     torch.manual_seed(seed)  # matrices of single patches start anew
-    return MaskedBrainModel.from_other_voxels(pretrained, num_voxels)
+    positions: Literal["recompute", "interpolate"] = "recompute" if recipe.pretrain.weights is None else "interpolate"
+    return MaskedBrainModel.from_other_voxels(pretrained, num_voxels, positions)
 
 
 def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
@@ -45,6 +47,7 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     scans = np.concatenate([training, held_out])
     model = starting_model(recipe, run_dir, store.n_voxels)
     device = training_device()
+    save_memory(settings, model)
     task = MaskedBrainTask(
         model,
         lambda index: scans[index],

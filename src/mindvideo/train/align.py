@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mindvideo import processes
 from mindvideo.config import Align, Recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
@@ -22,10 +23,12 @@ from mindvideo.errors import DataError, SettingError
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.models.own_encoder import AnyEncoder, OwnEncoder, token_offset
+from mindvideo.train.augmentation import Mixture, augment_fmri
 from mindvideo.train.features import CROPS, Progress, TextFeatures, image_features, store_identity, text_features
-from mindvideo.train.loop import train
+from mindvideo.train.loop import Figures, train
 from mindvideo.train.ridge import ridge_token_r2
-from mindvideo.train.stage import open_foundation, save_model, stage_seed, trainable, training_device
+from mindvideo.train.stage import open_foundation, save_memory, save_model, stage_seed, trainable, training_device
 
 STAGE = "align"
 MOST_LOGIT_SCALE = 100.0
@@ -89,17 +92,11 @@ class TokenTarget:
 
     def loss(self, condition_BLC: torch.Tensor, index: np.ndarray) -> torch.Tensor:
         """Mean squared error of the condition against the tokens, 1 for the mean predictor."""
-        return F.mse_loss(condition_BLC.float(), self.tokens(index).to(condition_BLC.device)) / self.variance
+        return self.distance(condition_BLC, self.tokens(index))
 
-
-def augment_fmri(fmri_BWV: torch.Tensor, sparsify: float, noise: float, rng: np.random.Generator) -> torch.Tensor:
-    """Set a random fraction of each window's voxels to zero in all its scans, and add normal noise (supplement B)."""
-    if noise > 0:
-        fmri_BWV = fmri_BWV + noise * torch.from_numpy(rng.standard_normal(fmri_BWV.shape, dtype=np.float32))
-    if sparsify > 0:
-        keep = rng.random((len(fmri_BWV), 1, fmri_BWV.shape[-1])) >= sparsify
-        fmri_BWV = fmri_BWV * torch.from_numpy(keep)
-    return fmri_BWV
+    def distance(self, condition_BLC: torch.Tensor, tokens_BLC: torch.Tensor) -> torch.Tensor:
+        """Mean squared distance of the condition from some tokens in units of the tokens' variance."""
+        return F.mse_loss(condition_BLC.float(), tokens_BLC.to(condition_BLC.device)) / self.variance
 
 
 @dataclass
@@ -129,7 +126,7 @@ class AlignTask:
 
     Parameters
     ----------
-    encoder : FmriEncoder
+    encoder : FmriEncoder or OwnEncoder
     training, validation : AlignData
     settings : Align
     reference : dict
@@ -138,7 +135,7 @@ class AlignTask:
 
     def __init__(
         self,
-        encoder: FmriEncoder,
+        encoder: AnyEncoder,
         training: AlignData,
         validation: AlignData,
         settings: Align,
@@ -154,24 +151,32 @@ class AlignTask:
         """The whole encoder and the logits' scale."""
         return trainable(self.encoder)
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """Weighted contrastive loss and token regression of one batch."""
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, Figures]:
+        """Weighted contrastive loss and token regression of one batch; the contrast is over all processes' rows."""
         self.encoder.train()
         settings, data = self.settings, self.training
         index = data.windows.sample_batch(rng, settings.batch_size)
         text, image = self._augmented(index, rng)
-        fmri = augment_fmri(data.fmri(index), settings.sparsify, settings.input_noise, rng)
-        condition = self.encoder(fmri.to(self.device))
+        mix = Mixture(len(index), settings.mixup, rng) if settings.mixup > 0 else None
+        scans, tokens = data.fmri(index), data.target.tokens(index) if settings.token_weight > 0 else None
+        if mix is not None:
+            scans, text, image = mix(scans), mix(text), None if image is None else mix(image)
+            tokens = None if tokens is None else mix(tokens)
+        fmri = augment_fmri(scans, settings.sparsify, settings.input_noise, rng)
+        own = processes.rows(len(index))
+        condition = self.encoder(fmri[own].to(self.device))
         with torch.autocast(self.device.type, enabled=False):
             condition = condition.float()
+            self.sample_values = index[own], condition.detach().flatten(1).sum(dim=1)
             scale = self.encoder.logit_scale.exp().clamp(max=MOST_LOGIT_SCALE)
-            contrast = contrastive_loss(self.encoder.pool(condition), text, image, scale, settings.loss)
+            pooled = processes.all_rows(self.encoder.pool(condition), len(index))
+            contrast = contrastive_loss(pooled, text, image, scale, settings.loss) / processes.count()
             total = settings.contrastive_weight * contrast
-            logged = {"contrastive_loss": float(contrast.detach())}
-            if settings.token_weight > 0:
-                token = data.target.loss(condition, index)
+            logged = {"contrastive_loss": contrast.detach()}
+            if tokens is not None:
+                token = data.target.distance(condition, tokens[own]) * processes.weight(len(index))
                 total = total + settings.token_weight * token
-                logged["token_loss"] = float(token.detach())
+                logged["token_loss"] = token.detach()
         return total, logged
 
     def _augmented(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -261,7 +266,7 @@ def _split_data(
     return AlignData(windows, target, images)
 
 
-def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation, fmri: np.ndarray) -> FmriEncoder:
+def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation, fmri: np.ndarray) -> AnyEncoder:
     """The encoder ``align`` starts from; its input's mean and standard deviation are those of the training windows.
 
     Raises
@@ -274,14 +279,22 @@ def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundat
         "window": settings.window,
         "condition_length": foundation.condition_length,
         "condition_width": foundation.condition_width,
-        "dropout": settings.dropout,
-        "layer_norm": settings.layer_norm,
         "token_bias": settings.token_bias,
         "input_mean": float(fmri.mean(dtype=np.float64)),
         "input_scale": float(fmri.std(dtype=np.float64)),
         "voxel_id": store.voxel_id,
     }
     torch.manual_seed(stage_seed(recipe.seed, STAGE))
+    if settings.encoder is not None:
+        if settings.start_from != "scratch":
+            raise SettingError(
+                f"expected align.start_from=scratch with align.encoder={settings.encoder}, found "
+                f"'{settings.start_from}': another encoder cannot start from the masked brain model; set it"
+            )
+        own = settings.encoder_settings or None
+        return OwnEncoder(settings.encoder, num_voxels=store.n_voxels, settings=own, **arguments)
+    arguments |= {"dropout": settings.dropout, "layer_norm": settings.layer_norm}
+    arguments |= {"head": settings.head, "head_rank": settings.head_rank}
     if settings.start_from == "scratch":
         names = ("patch_size", "patch_weights", "embed_dim", "depth", "num_heads", "mlp_ratio")
         return FmriEncoder(
@@ -291,7 +304,8 @@ def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundat
         return FmriEncoder.from_masked_brain(MaskedBrainModel.from_pretrained(run_dir / "adapt" / "model"), **arguments)
     if recipe.pretrain.enabled:
         pretrained = MaskedBrainModel.from_pretrained(run_dir / "pretrain" / "model")
-        pretrained = MaskedBrainModel.from_other_voxels(pretrained, store.n_voxels)
+        positions: Literal["recompute", "interpolate"] = "interpolate" if recipe.pretrain.weights else "recompute"
+        pretrained = MaskedBrainModel.from_other_voxels(pretrained, store.n_voxels, positions)
         return FmriEncoder.from_masked_brain(pretrained, **arguments)
     raise SettingError(
         "expected pretrain or adapt to be enabled with align.start_from=adapt, found both disabled; "
@@ -340,16 +354,19 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     training = _split_data(recipe, run_dir, store, foundation, text, "train", progress)
     validation = _split_data(recipe, run_dir, store, foundation, text, "validation", progress)
     encoder = new_encoder(recipe, run_dir, store, foundation, training.windows.fmri(np.arange(len(training))))
-    if encoder.proj_head.offset is not None:
+    if (offset := token_offset(encoder)) is not None:
         with torch.no_grad():
-            encoder.proj_head.offset.copy_(training.target.mean)
+            offset.copy_(training.target.mean)
     if settings.loss == "none" and settings.token_weight == 0:
-        (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "enabled": False}) + "\n")
+        if processes.is_first():
+            (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "enabled": False}) + "\n")
         save_model(encoder, folder / "model")
         return
     key = [store_identity(store), foundation.identity, str(settings.window)]
-    reference = linear_reference(run_dir, training, validation, key)
+    with processes.first_then_others():
+        reference = linear_reference(run_dir, training, validation, key)
     device = training_device()
+    save_memory(settings, encoder)
     task = AlignTask(encoder, training, validation, settings, reference, device)
     train(
         task,

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import nn
 
+from mindvideo import processes
 from mindvideo.config import Recipe
 from mindvideo.data.store import Store
 from mindvideo.errors import ModelError
 from mindvideo.models.video_unet import VideoUNet
 from mindvideo.train.features import Progress, TextFeatures, latent_features, text_features
-from mindvideo.train.loop import named_trainable, train
-from mindvideo.train.stage import note_disabled, open_foundation, save_model, stage_seed, training_device
+from mindvideo.train.loop import Figures, named_trainable, train
+from mindvideo.train.stage import note_disabled, open_foundation, save_memory, save_model, stage_seed, training_device
 
 STAGE = "animate"
 TUNED = (*VideoUNet.trainable_names(), "norm_temp")
@@ -66,9 +67,11 @@ class Diffusion:
         return F.mse_loss(predicted.float(), target, reduction="none").flatten(1).mean(dim=1)
 
     def random_losses(self, unet: VideoUNet, clean_BcFhw: torch.Tensor, condition_BLC: torch.Tensor) -> torch.Tensor:
-        """Losses (B,) at random timesteps and noise from torch's generator."""
-        noise = torch.randn(clean_BcFhw.shape).to(clean_BcFhw.device)
-        timestep = torch.randint(self.n_timesteps, (len(clean_BcFhw),)).to(clean_BcFhw.device)
+        """Losses (B,) at random timesteps and noise from torch's generator, drawn for the batch of all processes."""
+        n, device = processes.batch_size(len(clean_BcFhw)), clean_BcFhw.device
+        own = processes.rows(n) if n != len(clean_BcFhw) else slice(None)
+        noise = torch.randn(n, *clean_BcFhw.shape[1:])[own].to(device)
+        timestep = torch.randint(self.n_timesteps, (n,))[own].to(device)
         return self.losses(unet, clean_BcFhw, condition_BLC, noise, timestep)
 
 
@@ -156,19 +159,44 @@ class AnimateTask:
         """Caption tokens (B, L, C) float32 on the device."""
         return self.text.tokens[row].float().to(self.device)
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, Figures]:
         """Diffusion loss of one batch of clips."""
         self.unet.train()
         index = rng.integers(len(self.latents), size=self.batch_size)
         is_dropped = torch.from_numpy(rng.random(self.batch_size) < self.caption_dropout)
         row = torch.where(is_dropped, self.text.row[""], self.row[index])
-        clean = clip_latents(self.latents, index, self.device)
-        return self.diffusion.random_losses(self.unet, clean, self.tokens(row)).mean(), {}
+        own = processes.rows(self.batch_size)
+        clean = clip_latents(self.latents, index[own], self.device)
+        losses = self.diffusion.random_losses(self.unet, clean, self.tokens(row[own]))
+        self.sample_values = index[own], losses.detach()
+        return losses.mean() * processes.weight(self.batch_size), {}
 
 
 def split_captions(store: Store, split: Literal["train", "validation"]) -> list[str]:
     """Caption of every scan of a split, in the order of its windows."""
     return [caption for segment in store.segments(split) for caption in store.captions(segment)]
+
+
+def start_motion(unet: VideoUNet, weights: dict[str, torch.Tensor]) -> None:
+    """Put the foundation's temporal attention in place of the identity that inflation begins with.
+
+    Raises
+    ------
+    ModelError
+        Where the names or shapes are not those of the generator's temporal parts.
+    """
+    own = unet.state_dict()
+    temporal = {
+        name: tuple(weight.shape) for name, weight in own.items() if "attn_temp." in name or "norm_temp." in name
+    }
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if found != temporal:
+        differing = sorted(name for name in temporal.keys() | found.keys() if temporal.get(name) != found.get(name))
+        raise ModelError(
+            f"expected the foundation's part 'motion' to hold the {len(temporal)} temporal weights of its generator, "
+            f"found {len(differing)} missing, unexpected or misshapen, first {differing[0]}; set animate.motion=none"
+        )
+    unet.load_state_dict(own | weights)
 
 
 def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
@@ -186,6 +214,8 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     foundation = open_foundation(recipe)
     torch.manual_seed(seed)
     unet = VideoUNet.from_unet2d(foundation.unet)
+    if settings.motion == "foundation":
+        start_motion(unet, foundation.motion())
     if not settings.enabled:
         note_disabled(folder)
         save_model(unet, folder / "model")
@@ -196,6 +226,7 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     held_out = latent_features(run_dir, store, foundation, "validation", progress=progress)
     held_out_row = text.rows(split_captions(store, "validation"))
     device, diffusion = training_device(), Diffusion(foundation.scheduler_config)
+    save_memory(settings, unet)
     task = AnimateTask(
         unet,
         diffusion,

@@ -8,18 +8,28 @@ import numpy as np
 import torch
 from torch import nn
 
+from mindvideo import processes
 from mindvideo.config import Cotrain, Recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
-from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
+from mindvideo.models.own_encoder import AnyEncoder, load_encoder
 from mindvideo.models.video_unet import VideoUNet
-from mindvideo.train.align import TokenTarget, augment_fmri
+from mindvideo.train.align import TokenTarget
 from mindvideo.train.animate import TUNED, ClipValidation, Diffusion, clip_latents
+from mindvideo.train.augmentation import augment_fmri
 from mindvideo.train.features import Progress, latent_features, require_width, text_features
-from mindvideo.train.loop import named_trainable, train
-from mindvideo.train.stage import note_disabled, open_foundation, save_model, stage_seed, trainable, training_device
+from mindvideo.train.loop import Figures, named_trainable, train
+from mindvideo.train.stage import (
+    note_disabled,
+    open_foundation,
+    save_memory,
+    save_model,
+    stage_seed,
+    trainable,
+    training_device,
+)
 
 STAGE = "cotrain"
 
@@ -29,7 +39,7 @@ class CotrainTask:
 
     Parameters
     ----------
-    encoder : FmriEncoder
+    encoder : FmriEncoder or OwnEncoder
         Trained whole.
     unet : VideoUNet
         attn1, attn2, attn_temp and norm_temp are trained.
@@ -42,7 +52,7 @@ class CotrainTask:
 
     def __init__(
         self,
-        encoder: FmriEncoder,
+        encoder: AnyEncoder,
         unet: VideoUNet,
         diffusion: Diffusion,
         windows: Windows,
@@ -67,24 +77,27 @@ class CotrainTask:
             return self.settings.encoder_lr
         return self.settings.lr
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, Figures]:
         """Diffusion loss of one batch, with the token regression where the recipe asks for it."""
         self.encoder.train()
         self.unet.train()
         index = rng.integers(len(self.latents), size=self.settings.batch_size)
         fmri = torch.from_numpy(self.windows.fmri(index))
         fmri = augment_fmri(fmri, self.settings.sparsify, self.settings.input_noise, rng)
-        condition = self.encoder(fmri.to(self.device))
-        clean = clip_latents(self.latents, index, self.device)
-        diffusion = self.diffusion.random_losses(self.unet, clean, condition.float()).mean()
-        logged = {"diffusion_loss": float(diffusion.detach())}
+        own, weight = processes.rows(len(index)), processes.weight(len(index))
+        condition = self.encoder(fmri[own].to(self.device))
+        clean = clip_latents(self.latents, index[own], self.device)
+        losses = self.diffusion.random_losses(self.unet, clean, condition.float())
+        self.sample_values = index[own], losses.detach()
+        diffusion = losses.mean() * weight
         if self.target is None:
-            return diffusion, logged
-        token = self.target.loss(condition, index)
-        return diffusion + self.settings.token_weight * token, logged | {"token_loss": float(token.detach())}
+            return diffusion, {"diffusion_loss": diffusion.detach()}
+        token = self.target.loss(condition, index[own]) * weight
+        total = diffusion + self.settings.token_weight * token
+        return total, {"diffusion_loss": diffusion.detach(), "token_loss": token.detach()}
 
 
-def require_voxels(encoder: FmriEncoder, store: Store, where: Path) -> None:
+def require_voxels(encoder: AnyEncoder, store: Store, where: Path) -> None:
     """Refuse an encoder that was trained on other voxels than the store's."""
     if encoder.config.voxel_id not in (None, store.voxel_id):
         raise ModelError(
@@ -113,7 +126,7 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     folder, settings = run_dir / STAGE, recipe.cotrain
     seed = stage_seed(recipe.seed, STAGE)
     store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), open_foundation(recipe)
-    encoder = FmriEncoder.from_pretrained(run_dir / "align" / "model")
+    encoder = load_encoder(run_dir / "align" / "model")
     require_voxels(encoder, store, run_dir / "align" / "model")
     length, width = encoder.config.condition_length, encoder.config.condition_width
     require_width(foundation, length, width, str(run_dir / "align" / "model"))
@@ -131,7 +144,7 @@ def _train(
     run_dir: Path,
     store: Store,
     foundation: Foundation,
-    encoder: FmriEncoder,
+    encoder: AnyEncoder,
     unet: VideoUNet,
     seed: int,
     progress: Progress | None,
@@ -145,6 +158,7 @@ def _train(
         text = text_features(run_dir, store, foundation, seed=stage_seed(recipe.seed, "features"), progress=progress)
         target = TokenTarget(text, list(windows.captions))
     device, diffusion = training_device(), Diffusion(foundation.scheduler_config)
+    save_memory(settings, encoder, unet)
     task = CotrainTask(encoder, unet, diffusion, windows, latents, target, settings, device)
     validation = ClipValidation(diffusion, held_out_latents, seed, device)
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import zarr
 
+from mindvideo import processes
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, ModelError
@@ -106,6 +107,18 @@ def compute_table(
     DataError
         When a computed value is not finite.
     """
+    with processes.first_then_others():
+        return _compute_table(path, key, n_rows, batch, compute, progress)
+
+
+def _compute_table(
+    path: Path,
+    key: dict[str, Any],
+    n_rows: int,
+    batch: int,
+    compute: Callable[[int, int], dict[str, np.ndarray]],
+    progress: Progress | None,
+) -> zarr.Group:
     digest = _digest({**key, "rows": n_rows, "batch": batch})
     group: zarr.Group | None = None
     if (path / "zarr.json").is_file():

@@ -1,7 +1,8 @@
 """The training loop: one for every stage, and for the foundation kit.
 
 Everything random in step *s* follows from (seed, *s*) alone: the batch, the noise, dropout. A checkpoint therefore
-needs parameters, optimiser moments and the step, and a killed run goes on to the same bits.
+needs parameters, optimiser moments and the step, and a killed run goes on to the same bits. Several processes (``accelerate
+launch``) each compute their rows of the same batch and add their losses and gradients up; see `processes`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -18,20 +19,30 @@ import numpy as np
 import torch
 from torch import nn
 
+from mindvideo import processes
 from mindvideo.config import Optimise
 from mindvideo.errors import TrainingError
 from mindvideo.train.checkpoint import load_checkpoint, save_checkpoint
 
+Figures = Mapping[str, float | torch.Tensor]
+
 
 class Task(Protocol):
-    """What a stage brings to the loop."""
+    """What a stage brings to the loop.
+
+    A task may keep ``sample_values``: the numbers of its last micro-batch's samples (this process's) and a value of each, (B,),
+    that is finite unless something is wrong with that sample. The loop names the culprits by it.
+    """
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name."""
         ...
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """Loss of one micro-batch (scalar tensor) and figures to log; all randomness from ``rng`` or torch's."""
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, Figures]:
+        """Loss of one micro-batch (scalar tensor) and figures to log; all randomness from ``rng`` or torch's.
+
+        Among several processes: this one's part of them, which adds up to the whole over the processes.
+        """
         ...
 
 
@@ -85,7 +96,7 @@ def _restore(
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"parameter/{name}"])
             moments = {
-                key: tensors[f"optimiser/{key}/{name}"].to(parameter.device if key != "step" else "cpu")
+                key: tensors[f"optimiser/{key}/{name}"].to(parameter.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"optimiser/{key}/{name}" in tensors
             }
@@ -156,9 +167,11 @@ def train(
     TrainingError
         When a loss is not finite; weights are unchanged by that step.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    is_first = processes.is_first()
     parameters = task.parameters()
-    optimiser = torch.optim.AdamW(parameter_groups(parameters, settings, lr_of), betas=settings.betas)
+    groups = parameter_groups(parameters, settings, lr_of)
+    # One fused kernel for all parameters: the optimiser is what weighs most in a small batch's step.
+    optimiser = torch.optim.AdamW(groups, betas=settings.betas, fused=True)
     average = None
     if settings.ema_decay is not None:
         average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -169,54 +182,96 @@ def train(
         _restore(tensors, parameters, optimiser, average)
         start = int(numbers["step"])
     log = folder / "metrics.jsonl"
-    _keep_rows_before(log, start)
-    device_type = torch.device(device).type
+    processes.wait()  # before the first one changes what the others read
+    if is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        _keep_rows_before(log, start)
     seconds_start = time.perf_counter()
     for step in range(start, settings.steps):
         factor = learning_rate_factor(settings, step)
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
         optimiser.zero_grad(set_to_none=True)
-        figures: dict[str, float] = {}
-        for micro in range(settings.accumulate):
-            micro_seed = step_seed(seed, step, micro)
-            torch.manual_seed(micro_seed)
-            with torch.autocast(device_type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                loss, logged = task.loss(step, micro, np.random.default_rng(micro_seed))
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"expected a finite loss, found {value} at step {step} (micro-batch {micro}) of {folder.name}; "
-                    "the weights are those of the step before; lower the learning rate or look at that batch's data"
-                )
-            (loss / settings.accumulate).backward()
-            for name, number in {"loss": value, **logged}.items():
-                figures[name] = figures.get(name, 0.0) + number / settings.accumulate
-        if settings.clip_grad is not None:
-            norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip_grad)
-            if not torch.isfinite(norm):
-                raise TrainingError(
-                    f"expected finite gradients, found norm {float(norm)} at step {step} of {folder.name}"
-                )
+        figures = _gather_gradients(task, settings, seed, step, parameters, folder.name, torch.device(device).type)
         optimiser.step()
         done = step + 1
         if average is not None:
             _update_average(average, parameters, settings.ema_decay or 0.0, step)
         is_last = done == settings.steps
+        row = None
         if validate is not None and (is_last or (validate_every and done % validate_every == 0)):
             figures |= _validate_with(validate, done, parameters, average)
-            _append(log, {"step": step, **figures})
+            row = {"step": step, **figures}
         elif step % settings.log_every == 0 or is_last:
             rate = (done - start) / (time.perf_counter() - seconds_start)
-            _append(log, {"step": step, **figures, "lr": settings.lr * factor, "steps_per_s": rate})
-        if progress is not None:
+            row = {"step": step, **figures, "lr": settings.lr * factor, "steps_per_s": rate}
+        if row is not None and is_first:
+            _append(log, row)
+        if progress is not None and is_first:
             progress(done, settings.steps, figures)
-        if done % settings.checkpoint_every == 0 or is_last:
+        if (done % settings.checkpoint_every == 0 or is_last) and is_first:
             save_checkpoint(folder / "state", _flat_state(parameters, optimiser, average), {"step": done})
         _kill_for_test(folder.name, done)
     if average is not None:
         _exchange(parameters, average)
+    processes.wait()
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def _gather_gradients(
+    task: Task,
+    settings: Optimise,
+    seed: int,
+    step: int,
+    parameters: dict[str, nn.Parameter],
+    stage: str,
+    device_type: str,
+) -> dict[str, float]:
+    """Gradients of one step in the parameters, and its figures; the step's one wait for the device is at the end.
+
+    Raises
+    ------
+    TrainingError
+        In every process, when a loss or a gradient is not finite in any.
+    """
+    values, seen, names = [], [], ["loss"]
+    for micro in range(settings.accumulate):
+        micro_seed = step_seed(seed, step, micro)
+        torch.manual_seed(micro_seed)
+        with processes.global_batch(settings.batch_size):
+            with torch.autocast(device_type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                loss, logged = task.loss(step, micro, np.random.default_rng(micro_seed))
+            (loss / settings.accumulate).backward()
+        names = ["loss", *logged]
+        figures = [torch.as_tensor(value, device=loss.device).detach() for value in (loss, *logged.values())]
+        values.append(torch.stack([figure.double() for figure in figures]))
+        seen.append(getattr(task, "sample_values", None))
+    together = processes.add_up(torch.stack(values))
+    processes.add_up_gradients(parameters.values())
+    norm = together.new_zeros(1)
+    if settings.clip_grad is not None:
+        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip_grad).reshape(1).to(norm)
+    *numbers, found_norm = torch.cat([together.flatten(), norm]).tolist()
+    rows = [numbers[start : start + len(names)] for start in range(0, len(numbers), len(names))]
+    for micro, row in enumerate(rows):
+        if not math.isfinite(row[0]):
+            raise TrainingError(
+                f"expected a finite loss, found {row[0]} at step {step} (micro-batch {micro}) of {stage}"
+                f"{_name_culprits(seen[micro])}; "
+                "the weights are those of the step before; lower the learning rate or look at that batch's data"
+            )
+    if not math.isfinite(found_norm):
+        raise TrainingError(f"expected finite gradients, found norm {found_norm} at step {step} of {stage}")
+    return {name: math.fsum(row[at] for row in rows) / settings.accumulate for at, name in enumerate(names)}
+
+
+def _name_culprits(seen: tuple[np.ndarray, torch.Tensor] | None) -> str:
+    """The samples, of every process, whose own value is not finite, in words."""
+    own = []
+    if seen is not None:
+        own = [int(number) for number, value in zip(seen[0], seen[1].tolist(), strict=True) if not math.isfinite(value)]
+    found = processes.collect(own)
+    return f", sample {', '.join(map(str, found))}" if found else ""
 
 
 def _update_average(

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from mindvideo import processes
 from mindvideo.config import MaskedBrain, Recipe
 from mindvideo.data.hcp import BrainSegments
 from mindvideo.data.windows import pad_voxels
 from mindvideo.errors import DataError
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.train.features import Progress
-from mindvideo.train.loop import train
-from mindvideo.train.stage import note_disabled, save_model, stage_seed, trainable, training_device
+from mindvideo.train.loop import Figures, train
+from mindvideo.train.stage import note_disabled, save_memory, save_model, stage_seed, trainable, training_device
 
 STAGE = "pretrain"
 HELD_OUT = 0.1
@@ -61,12 +62,16 @@ class MaskedBrainTask:
         """Everything but the fixed positions."""
         return trainable(self.model)
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, Figures]:
         """Mean squared error of the masked patches of one random batch."""
         self.model.train()
         count = len(self.rows)
         chosen = self.rows[rng.choice(count, size=self.batch_size, replace=self.batch_size > count)]
-        return self.model(self._fmri(np.sort(chosen))).loss, {}
+        own = np.sort(chosen)[processes.rows(self.batch_size)]
+        fmri = self._fmri(own)
+        output = self.model(fmri, noise=processes.random_rows((len(own), self.model.num_patches), self.device))
+        self.sample_values = own, fmri.sum(dim=1) + output.prediction.detach().flatten(1).sum(dim=1)
+        return output.loss * processes.weight(self.batch_size), {}
 
     def validate(self, step: int) -> dict[str, float]:
         """Loss on held-out rows beside that of predicting each voxel's training mean, over the same masked patches."""
@@ -123,7 +128,7 @@ def new_masked_brain(encoder: MaskedBrain, num_voxels: int, mask_ratio: float, s
 
 
 def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
-    """Pre-train on ``RUN/prepare/hcp.zarr`` and write ``RUN/pretrain/model``.
+    """Pre-train on ``RUN/prepare/hcp.zarr``, or take ``pretrain.weights``, and write ``RUN/pretrain/model``.
 
     Parameters
     ----------
@@ -136,11 +141,17 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     if not settings.enabled:
         note_disabled(folder)
         return
+    if settings.weights is not None:
+        model = MaskedBrainModel.from_pretrained(settings.weights)
+        note_disabled(folder)
+        save_model(model, folder / "model")
+        return
     seed = stage_seed(recipe.seed, STAGE)
     segments = BrainSegments.open(run_dir / "prepare" / "hcp.zarr")
     rows, held_out = split_rows(len(segments))
     model = new_masked_brain(recipe.encoder, segments.n_voxels, settings.mask_ratio, seed)
     device = training_device()
+    save_memory(settings, model)
     task = MaskedBrainTask(model, segments.take, rows, held_out, settings.batch_size, seed, device)
     train(
         task,

@@ -7,12 +7,14 @@ import os
 import shutil
 import zlib
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from mindvideo.config import Recipe
+from mindvideo import processes
+from mindvideo.config import Optimise, Recipe
+from mindvideo.errors import SettingError
 from mindvideo.models.foundation import Foundation
 from mindvideo.train.loop import step_seed
 
@@ -36,8 +38,26 @@ def open_foundation(recipe: Recipe) -> Foundation:
 
 
 def training_device() -> torch.device:
-    """The first GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's GPU where there is one, else the CPU."""
+    return processes.device()
+
+
+def save_memory(settings: Optimise, *models: Any) -> None:
+    """Let the models compute activations again in the backward pass, where the recipe asks for it.
+
+    Raises
+    ------
+    SettingError
+        For a model that cannot.
+    """
+    for model in models:
+        if settings.gradient_checkpointing:
+            if not model._supports_gradient_checkpointing:
+                raise SettingError(
+                    f"expected gradient_checkpointing=false with {type(model).__name__}, found true: it has no blocks "
+                    "to compute again; set it to false"
+                )
+            model.enable_gradient_checkpointing()
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -46,7 +66,13 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def save_model(model: Saveable, folder: Path) -> None:
-    """Write a model beside ``folder``, flush it, and rename it into place."""
+    """Write a model beside ``folder``, flush it, and rename it into place; the first process does, the others wait."""
+    if processes.is_first():
+        _save_model(model, folder)
+    processes.wait()
+
+
+def _save_model(model: Saveable, folder: Path) -> None:
     beside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -64,6 +90,8 @@ def save_model(model: Saveable, folder: Path) -> None:
 
 def note_disabled(folder: Path) -> None:
     """Leave a log that says the stage was switched off in the recipe, and no model of an earlier recipe."""
+    if not processes.is_first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "model", ignore_errors=True)
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "enabled": False}) + "\n")

@@ -64,7 +64,13 @@
     const caption = make("figcaption", "", clip.label);
     const score = gallery.score && data.scores[gallery.score].values[clip.name];
     const value = score ? write(score[index]) : "";
-    if (value) caption.append(" ", make("b", "", value));
+    if (value) {
+      const number = make("b", "", value);
+      Object.assign(number.dataset, {
+        source: "evaluate/windows.csv", key: `${index}|${gallery.score}${clip.name === "reconstruction" ? "" : `:${clip.name}`}`, value: score[index],
+      });
+      caption.append(" ", number);
+    }
     figure.append(canvas, caption);
     return figure;
   }
@@ -73,7 +79,7 @@
     const card = make("article", "card");
     card.dataset.window = index;
     const sheet = new Image();
-    sheet.src = `${data.folder}/${index}.webp`;
+    sheet.src = data.sheets[index];
     const pair = make("div", "pair"), rest = make("div", "rest");
     data.clips.forEach((clip, row) => {
       (clip.name === "truth" || clip.name === "reconstruction" ? pair : rest).append(makeClip(gallery, sheet, index, row));

@@ -1,0 +1,6 @@
+"""An ablation: the study and what is left of it without each of its parts (paper Table 1, Fig. 6)."""
+
+from mindvideo.ablation.runs import Ablation
+from mindvideo.ablation.variants import Variant, choose_variants, list_variants
+
+__all__ = ["Ablation", "Variant", "choose_variants", "list_variants"]

@@ -1,0 +1,259 @@
+"""The runs of an ablation: which stages each has, shares or must run, and carrying them out one after another."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mindvideo.ablation import table
+from mindvideo.ablation.sharing import find_results, link_features, link_folder
+from mindvideo.ablation.variants import FULL, Variant, change_recipe, effective_recipe
+from mindvideo.config import Recipe
+from mindvideo.errors import DataError
+from mindvideo.study import STAGES, Progress, Study
+
+LAST = "evaluate"
+"""The table needs no stage after this one."""
+
+
+@dataclass(frozen=True)
+class VariantRun:
+    """One variant with one seed.
+
+    Attributes
+    ----------
+    name : str
+        Of the run folder: the variant's, and ``-seedN`` for every seed but the recipe's own.
+    same_as : str or None
+        Name of the variant whose settings lead to the same results; this one is then not run.
+    """
+
+    name: str
+    variant: Variant
+    seed: int
+    study: Study
+    same_as: str | None
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages the table needs, in order."""
+        names = [stage.name for stage in self.study.stages]
+        return names[: names.index(LAST) + 1]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its scores are there and up to date."""
+        return self.study.is_done(LAST)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What becomes of one stage of one run: it is ``there``, ``shared`` with the run ``source``, or to be ``run``."""
+
+    stage: str
+    what: Literal["there", "shared", "run"]
+    source: str | None = None
+
+
+class Ablation:
+    """A recipe's variants and the folder their runs are in.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The full method.
+    folder : Path
+        ``FOLDER/NAME`` is the run folder of the variant NAME; ``FOLDER/ablation.json`` the table.
+    variants : sequence of Variant
+        To run. The full method first.
+    seeds : int
+        How many; the recipe's own and those after it.
+    reuse : sequence of Path
+        Run folders elsewhere whose finished stages are shared too.
+    others : sequence of Variant
+        Not to run, but shown in the table where an earlier call has run them.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        variants: Sequence[Variant],
+        *,
+        seeds: int = 1,
+        reuse: Sequence[Path] = (),
+        others: Sequence[Variant] = (),
+    ) -> None:
+        for path in reuse:
+            if not (path / "recipe.yaml").is_file():
+                raise DataError(f"expected a run folder with recipe.yaml at {path}, found none; correct --reuse")
+        self.recipe, self.folder, self.reuse = recipe, folder, tuple(reuse)
+        chosen = {variant.name for variant in variants}
+        known = [*variants, *(variant for variant in others if variant.name not in chosen)]
+        self.all_runs = [run for seed in range(recipe.seed, recipe.seed + seeds) for run in self._runs(known, seed)]
+        self.runs = [run for run in self.all_runs if run.variant.name in chosen]
+
+    def _runs(self, variants: Sequence[Variant], seed: int) -> list[VariantRun]:
+        first: dict[str, str] = {}
+        runs = []
+        for variant in variants:
+            recipe = change_recipe(self.recipe, variant.changes | {"seed": seed})
+            key = Study(effective_recipe(recipe), self.folder).stage_hash(LAST)
+            same_as = first.get(key)
+            first.setdefault(key, variant.name)
+            name = variant.name if seed == self.recipe.seed else f"{variant.name}-seed{seed}"
+            changes: dict[str, Any] = {"name": f"{self.recipe.name}-{name}"}
+            # Controls and rival methods cost as much again; the full method's serve as reference for all.
+            changes |= {} if variant.name == FULL else {"reconstruct.controls": [], "baselines": []}
+            study = Study(change_recipe(recipe, changes), self.folder / name)
+            runs.append(VariantRun(name, variant, seed, study, same_as))
+        return runs
+
+    def plan(self) -> dict[str, list[Step]]:
+        """Every stage of every run that has results of its own: what is there, what is shared, what must run."""
+        results = find_results([*(run.study.run_dir for run in self.all_runs), *self.reuse])
+        sources = {stage_hash: path.parent.name for stage_hash, path in results.items()}
+        plan: dict[str, list[Step]] = {}
+        for run in self.runs:
+            if run.same_as is not None:
+                continue
+            steps = []
+            for stage in run.stages:
+                stage_hash = run.study.stage_hash(stage)
+                if run.is_done or run.study.is_done(stage):
+                    steps.append(Step(stage, "there"))
+                elif stage_hash in sources:
+                    steps.append(Step(stage, "shared", sources[stage_hash]))
+                else:
+                    steps.append(Step(stage, "run"))
+                    sources[stage_hash] = run.name
+            plan[run.name] = steps
+        return plan
+
+    def run(
+        self,
+        progress: Callable[[str], Progress] | None = None,
+        say: Callable[[str], None] = print,
+    ) -> dict[str, list[str]]:
+        """Carry out what is missing and write the table after every run.
+
+        Parameters
+        ----------
+        progress : callable, optional
+            Given "VARIANT: STAGE", returns what is called with (done, total, figures).
+        say : callable
+            Prints a line.
+
+        Returns
+        -------
+        dict of str to list of str
+            Stages that ran, by run.
+
+        Raises
+        ------
+        MindVideoError
+            Of any stage; finished stages stay, and the same call goes on from there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ran: dict[str, list[str]] = {}
+        writer = table.TableWriter(self.recipe, self.folder)
+        with self._lock():
+            own = [run for run in self.runs if run.same_as is None]
+            for run in self.runs:
+                if run.same_as is not None:
+                    say(f"{run.name}: the same settings as {run.same_as}, one row for both")
+            for number, run in enumerate(own):
+                plan = self.plan()
+                left = sum(step.what == "run" for steps in list(plan.values())[number:] for step in steps)
+                say(
+                    f"[{number + 1}/{len(own)}] {run.name}: {describe_steps(plan[run.name])}; stages left in all: {left}"
+                )
+                if not run.is_done:
+                    ran[run.name] = self._run_one(run, plan[run.name], progress, say)
+                if ran.get(run.name) is not None or run is own[-1]:
+                    writer.write(self._rows())
+        return ran
+
+    def _run_one(
+        self, run: VariantRun, steps: list[Step], progress: Callable[[str], Progress] | None, say: Callable[[str], None]
+    ) -> list[str]:
+        run_dir = run.study.run_dir
+        run_dir.mkdir(parents=True, exist_ok=True)
+        results = find_results([*(other.study.run_dir for other in self.all_runs), *self.reuse])
+        note = run_dir / "shared.json"
+        shared = json.loads(note.read_text()) if note.is_file() else {}
+        for step in steps:
+            if step.what == "shared":
+                source = results[run.study.stage_hash(step.stage)]
+                link_folder(source, run_dir / step.stage)
+                if step.stage == "reconstruct" and (source.parent / "model").is_dir():
+                    link_folder(source.parent / "model", run_dir / "model")
+                shared[step.stage] = step.source
+            elif step.what == "run":
+                shared.pop(step.stage, None)
+        note.write_text(json.dumps(shared, indent=1))
+        donors = [other.study.run_dir for other in self.all_runs if other.seed == run.seed and other is not run]
+        link_features([*donors, *self.reuse], run_dir)
+        bar = (lambda stage: progress(f"{run.name}: {stage}")) if progress else None
+
+        def say_what_runs(line: str) -> None:
+            if not line.endswith(": up to date"):
+                say(f"  {line}")
+
+        return run.study.run(until=LAST, progress=bar, say=say_what_runs)
+
+    def _rows(self) -> list[table.RowRuns]:
+        """Finished runs, one group a row of the table: the variants that share it, and a run folder a seed."""
+        finished_full = {run.seed for run in self.all_runs if run.variant.name == FULL and run.is_done}
+        rows = []
+        for run in self.all_runs:
+            if run.seed != self.recipe.seed or run.same_as is not None:
+                continue
+            mine = [
+                (other.seed, other.study.run_dir)
+                for other in self.all_runs
+                if other.variant.name == run.variant.name and other.seed in finished_full and other.is_done
+            ]
+            also = [other.variant for other in self.all_runs if other.same_as == run.name and other.seed == run.seed]
+            if mine:
+                rows.append(table.RowRuns(run.variant, tuple(also), dict(mine), _changed_stages(self.all_runs[0], run)))
+        return rows
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        with (self.folder / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise DataError(
+                    f"another process is running the ablation in {self.folder}; wait for it, or choose another --out"
+                ) from None
+            yield
+
+
+def _changed_stages(full: VariantRun, run: VariantRun) -> tuple[str, ...]:
+    """Stages whose result is not the full method's own."""
+    return tuple(
+        stage for stage in run.stages if stage in STAGES and run.study.stage_hash(stage) != full.study.stage_hash(stage)
+    )
+
+
+def describe_steps(steps: Sequence[Step]) -> str:
+    """``shares simulate, prepare with full; runs align, cotrain`` in one line."""
+    parts = []
+    sources = list(dict.fromkeys(step.source for step in steps if step.what == "shared"))
+    for source in sources:
+        names = [step.stage for step in steps if step.what == "shared" and step.source == source]
+        parts.append(f"shares {', '.join(names)} with {source}")
+    for what, words in (("there", "has"), ("run", "runs")):
+        names = [step.stage for step in steps if step.what == what]
+        if names:
+            parts.append(f"{words} {', '.join(names)}")
+    if all(step.what == "there" for step in steps):
+        return "up to date"
+    return "; ".join(parts)

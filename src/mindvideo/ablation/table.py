@@ -1,0 +1,339 @@
+"""The numbers of an ablation: ``ablation.json``, the same as tidy CSV, and the paper's table in LaTeX.
+
+Every value is the mean over test windows that ``evaluate`` wrote for that run. P-values are those of
+:func:`mindvideo.evaluate.comparison.compare_runs` against the full method, adjusted by Holm over the variants, score by
+score.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindvideo.ablation.variants import FULL, Variant
+from mindvideo.config import Evaluate, Recipe
+from mindvideo.evaluate import statistics
+from mindvideo.evaluate.catalogue import n_way_name
+from mindvideo.evaluate.comparison import PERMUTATIONS, WindowScores, compare_runs, read_window_scores
+from mindvideo.evaluate.tables import csv_table, write_text
+
+REFERENCES = ("shuffled", "mean", "random_train", "constant", "caption", "vae")
+PIXEL = "ssim_rgb"
+MOST_PERMUTATIONS = 200_000
+MARKS = {"p<0.0001": "***", "p<0.01": "**", "p<0.05": "*", "p>0.05": ""}
+LATEX_COLOURS = {"p<0.0001": "D9C8F2", "p<0.01": "F9CFE0", "p<0.05": "FBF0B8", "p>0.05": "D5EBCF"}
+"""Purple, pink, yellow and green as in the paper's Table 1, light enough to print text on."""
+
+
+@dataclass(frozen=True)
+class RowRuns:
+    """The runs behind a row: a variant, the variants with the same settings, a run folder for each seed."""
+
+    variant: Variant
+    also: tuple[Variant, ...]
+    run_dirs: dict[int, Path]
+    changed: tuple[str, ...]
+
+
+def shown_scores(settings: Evaluate, available: Sequence[str]) -> list[str]:
+    """Columns in the paper's order: N-way of clips, N-way of frames, SSIM; then the scores of single attributes."""
+    names = [n_way_name(kind, n, settings.top_k) for kind in ("video", "image") for n in settings.n_ways]
+    names += [PIXEL, *(name for name in available if name.startswith("attribute"))]
+    return [name for name in names if name in available]
+
+
+def pool_seeds(runs: Sequence[WindowScores]) -> WindowScores:
+    """The runs of several seeds as one: averaged window by window where they reconstruct the same windows.
+
+    Seeds of a simulated dataset are other subjects who saw other films; their windows are put one after another, and no
+    block holds windows of two seeds.
+    """
+    first = runs[0]
+    if len(runs) == 1:
+        return first
+    if all(run.truth == first.truth for run in runs):
+        values = {key: np.mean([run.values[key] for run in runs], axis=0) for key in first.values}
+        truth, block = first.truth, first.block
+    else:
+        values = {key: np.concatenate([run.values[key] for run in runs]) for key in first.values}
+        truth, offset, blocks = "+".join(run.truth for run in runs), 0, []
+        for run in runs:
+            blocks.append(run.block - run.block.min() + offset)
+            offset = int(blocks[-1].max()) + 1
+        block = np.concatenate(blocks)
+    return WindowScores(first.name, truth, first.networks, block, values, first.definitions, first.higher_is_better)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def _finite(interval: tuple[float, float]) -> list[float | None]:
+    return [None if math.isnan(end) else end for end in interval]
+
+
+def _over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean, and standard deviation where there are two seeds or more."""
+    known = [value for value in values if value is not None]
+    return {
+        "value": float(np.mean(known)) if known else None,
+        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "seeds": list(values),
+    }
+
+
+def read_films(run_dir: Path, column: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """One score of every window by test film, with the windows' blocks; empty where ``windows.csv`` has no such column."""
+    with (run_dir / "evaluate" / "windows.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    if not rows or column not in rows[0]:
+        return {}
+    films: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for film in sorted({row["segment"] for row in rows}):
+        mine = [row for row in rows if row["segment"] == film and row[column]]
+        films[film] = np.array([float(row[column]) for row in mine]), np.array([int(row["block"]) for row in mine])
+    return films
+
+
+class TableWriter:
+    """Writes the table anew whenever a run is finished; what was compared once is kept.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The full method's.
+    folder : Path
+        Receives ``ablation.json``, ``ablation.csv`` and ``ablation.tex``.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        self._comparisons: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+
+    def write(self, rows: Sequence[RowRuns]) -> dict[str, Any]:
+        """Read the runs' evaluations, compare with the full method, and write the three files."""
+        content = self._content(rows)
+        write_text(self.folder / "ablation.csv", write_csv(content))
+        write_text(self.folder / "ablation.tex", write_latex(content))
+        write_text(self.folder / "ablation.json", json.dumps(content, indent=1, allow_nan=False))
+        return content
+
+    def _content(self, rows: Sequence[RowRuns]) -> dict[str, Any]:
+        full = next(row for row in rows if row.variant.name == FULL)
+        scores = json.loads((full.run_dirs[min(full.run_dirs)] / "evaluate" / "scores.json").read_text())
+        shown = shown_scores(self.recipe.evaluate, list(scores))
+        permutations = min(MOST_PERMUTATIONS, max(PERMUTATIONS, 10_001 * max(1, len(rows) - 1)))
+        entries = [self._entry(row, full, shown, permutations) for row in rows]
+        _adjust(entries, shown)
+        return {
+            "format": "mindvideo-ablation",
+            "version": 1,
+            "recipe": self.recipe.name,
+            "is_simulated": self.recipe.simulate is not None,
+            "seeds": sorted(full.run_dirs),
+            "correction": "Holm over the variants, for each score on its own",
+            "permutations": permutations,
+            "smallest_p": smallest_p(full, len(rows) - 1, permutations),
+            "columns": [
+                {key: scores[name][key] for key in ("definition", "higher_is_better", "chance")} | {"score": name}
+                for name in shown
+            ],
+            "rows": entries,
+            "references": _references(full, shown),
+            "films": _films([row for row in rows if row.variant.name == FULL or "data.subject" in row.variant.changes]),
+        }
+
+    def _entry(self, row: RowRuns, full: RowRuns, shown: list[str], permutations: int) -> dict[str, Any]:
+        seeds = sorted(row.run_dirs)
+        runs = [read_window_scores(row.run_dirs[seed], row.variant.name) for seed in seeds]
+        pooled = pool_seeds(runs)
+        cells = {name: _over_seeds([_mean(run.values[name]) for run in runs]) for name in shown}
+        for name, cell in cells.items():
+            cell["n"] = int(np.isfinite(pooled.values[name]).sum())
+            cell["interval"] = self._interval(row, seeds, pooled, name)
+        if row.variant.name != FULL:
+            for name, comparison in self._compare(row, full, shown, permutations).items():
+                keys = ("difference", "p", "p_t_test", "design", "better")
+                cells[name] |= {key: comparison[key] for key in keys}
+                cells[name]["difference_interval"] = comparison["interval"]
+        return {
+            "name": row.variant.name,
+            "label": row.variant.label,
+            "changes": row.variant.changes,
+            "also": [{"name": variant.name, "label": variant.label} for variant in row.also],
+            "changed_stages": list(row.changed),
+            "runs": {
+                str(seed): path.relative_to(self.folder).as_posix() for seed, path in sorted(row.run_dirs.items())
+            },
+            "seconds": _seconds(row),
+            "scores": cells,
+        }
+
+    def _interval(self, row: RowRuns, seeds: list[int], pooled: WindowScores, name: str) -> list[float | None]:
+        """The run's own interval; over several seeds a block bootstrap of all their windows."""
+        if len(seeds) == 1:
+            scores = json.loads((row.run_dirs[seeds[0]] / "evaluate" / "scores.json").read_text())
+            interval: list[float | None] = scores[name]["interval"]
+            return interval
+        known = np.isfinite(pooled.values[name])
+        if not known.any():
+            return [None, None]
+        rng = np.random.default_rng([self.recipe.seed, 1])
+        bootstraps = self.recipe.evaluate.bootstraps
+        values, block = pooled.values[name][known], pooled.block[known]
+        return _finite(statistics.block_bootstrap_interval(values, block, bootstraps, rng))
+
+    def _compare(self, row: RowRuns, full: RowRuns, shown: list[str], permutations: int) -> dict[str, dict[str, Any]]:
+        seeds = sorted(set(row.run_dirs) & set(full.run_dirs))
+        marks = [(folder / "evaluate" / "done.json").read_bytes() for seed in seeds for folder in
+                 (row.run_dirs[seed], full.run_dirs[seed])]  # fmt: skip
+        key = (row.variant.name, tuple(marks), tuple(shown), permutations)
+        if key not in self._comparisons:
+            first, second = (
+                pool_seeds([read_window_scores(group.run_dirs[seed], group.variant.name) for seed in seeds])
+                for group in (full, row)
+            )
+            self._comparisons[key] = compare_runs(
+                first, second, shown, permutations=permutations,
+                bootstraps=self.recipe.evaluate.bootstraps, seed=self.recipe.seed,
+            )  # fmt: skip
+        return self._comparisons[key]
+
+
+def smallest_p(full: RowRuns, n_tests: int, permutations: int) -> float | None:
+    """The smallest corrected P that so few blocks and permutations allow; None where nothing is compared."""
+    if n_tests < 1:
+        return None
+    pooled = pool_seeds([read_window_scores(path) for _, path in sorted(full.run_dirs.items())])
+    n_blocks = len(np.unique(pooled.block))
+    is_exact = n_blocks < 60 and 2**n_blocks <= permutations
+    return min(1.0, n_tests * (2.0 ** (1 - n_blocks) if is_exact else 1 / (permutations + 1)))
+
+
+def _adjust(entries: Sequence[dict[str, Any]], shown: Sequence[str]) -> None:
+    """Holm over the variants for each score; adds ``p_holm`` and the paper's ``p_class`` of it."""
+    for name in shown:
+        tested = [entry["scores"][name] for entry in entries if entry["scores"][name].get("p") is not None]
+        adjusted = statistics.holm(np.array([cell["p"] for cell in tested], dtype=np.float64))
+        for cell, p in zip(tested, adjusted, strict=True):
+            cell |= {"p_holm": float(p), "p_class": statistics.p_class(float(p))}
+
+
+def _references(full: RowRuns, shown: Sequence[str]) -> list[dict[str, Any]]:
+    """The full method's controls and ceilings, as its ``scores.json`` has them."""
+    every = [json.loads((path / "evaluate" / "scores.json").read_text()) for _, path in sorted(full.run_dirs.items())]
+    found = []
+    for name in REFERENCES:
+        if all(name in scores[column]["controls"] for scores in every for column in shown):
+            cells = {
+                column: _over_seeds([scores[column]["controls"][name] for scores in every])
+                | {"interval": every[0][column]["control_intervals"][name] if len(every) == 1 else [None, None]}
+                for column in shown
+            }
+            found.append({"name": name, "role": every[0][shown[0]]["roles"][name], "scores": cells})
+    return found
+
+
+def _films(rows: Sequence[RowRuns]) -> list[dict[str, Any]]:
+    """SSIM of every subject on each test film (the paper's Fig. 6), beside what needs no brain; of the first seed."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        run_dir = row.run_dirs[min(row.run_dirs)]
+        for reference in ("", "shuffled", "constant") if row.variant.name == FULL else ("",):
+            column = PIXEL + (f":{reference}" if reference else "")
+            for film, (values, block) in read_films(run_dir, column).items():
+                if not len(values):
+                    continue
+                interval = statistics.block_bootstrap_interval(values, block, 2000, np.random.default_rng(0))
+                found.append(
+                    {
+                        "film": film,
+                        "name": reference or row.variant.name,
+                        "label": reference or row.variant.label,
+                        "value": float(values.mean()),
+                        "interval": _finite(interval),
+                        "n": len(values),
+                    }
+                )
+    return sorted(found, key=lambda entry: entry["film"])
+
+
+def _seconds(row: RowRuns) -> float:
+    """Seconds of the stages that this row's own runs took, without those they share."""
+    total = 0.0
+    for run_dir in row.run_dirs.values():
+        shared = json.loads((run_dir / "shared.json").read_text()) if (run_dir / "shared.json").is_file() else {}
+        for path in run_dir.glob("*/done.json"):
+            if path.parent.name not in shared:
+                total += json.loads(path.read_text())["seconds"]
+    return total
+
+
+def row_label(entry: Mapping[str, Any]) -> str:
+    """``full method (= window of 2 scans, subject 1)``."""
+    also = ", ".join(variant["label"] for variant in entry["also"])
+    return f"{entry['label']} (= {also})" if also else str(entry["label"])
+
+
+def cell_text(cell: Mapping[str, Any]) -> str:
+    """``.171`` with stars for the class of the corrected P, and the standard deviation over seeds where there is one."""
+    if cell["value"] is None:
+        return "–"
+    spread = "" if cell["sd"] is None else f" ± {cell['sd']:.3f}"
+    marks = MARKS[cell["p_class"]] if cell.get("p_class") else ""
+    return f"{cell['value']:.3f}{spread}{marks}"
+
+
+def write_csv(content: Mapping[str, Any]) -> str:
+    """One line a row and score."""
+    fields = ("value", "sd", "n", "difference", "p", "p_holm", "p_class", "p_t_test", "design")
+    rows: list[list[Any]] = [["row", "label", "score", "low", "high", "difference_low", "difference_high", *fields]]
+    for entry in [*content["rows"], *content["references"]]:
+        label = row_label(entry) if "also" in entry else entry["role"]
+        for name, cell in entry["scores"].items():
+            ends = [*cell["interval"], *cell.get("difference_interval", [None, None])]
+            rows.append([entry["name"], label, name, *ends, *(cell.get(field) for field in fields)])
+    return csv_table(rows)
+
+
+def write_latex(content: Mapping[str, Any]) -> str:
+    """The paper's Table 1: a row a variant, a column a score, cells coloured by the class of the corrected P."""
+    columns = content["columns"]
+    arrows = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}
+    head = ["", *(_escape(column["score"]) + arrows[column["higher_is_better"]] for column in columns)]
+    lines = [
+        r"% needs \usepackage[table]{xcolor}; colours: corrected P against the full method, "
+        "purple < .0001, pink < .01, yellow < .05, green > .05",
+        rf"\begin{{tabular}}{{l{'c' * len(columns)}}}",
+        " & ".join(head) + r" \\",
+        r"\hline",
+    ]
+    for entry in content["rows"]:
+        cells = [_latex_cell(entry["scores"][column["score"]]) for column in columns]
+        lines.append(" & ".join([_escape(row_label(entry)), *cells]) + r" \\")
+    if content["references"]:
+        lines.append(r"\hline")
+    for entry in content["references"]:
+        cells = [_latex_cell(entry["scores"][column["score"]]) for column in columns]
+        lines.append(" & ".join([_escape(f"{entry['name']} ({entry['role']})"), *cells]) + r" \\")
+    return "\n".join([*lines, r"\end{tabular}", ""])
+
+
+def _latex_cell(cell: Mapping[str, Any]) -> str:
+    text = "--" if cell["value"] is None else f"{cell['value']:.3f}"
+    text += "" if cell["sd"] is None else rf"$\pm${cell['sd']:.3f}"
+    return rf"\cellcolor[HTML]{{{LATEX_COLOURS[cell['p_class']]}}}{text}" if cell.get("p_class") else text
+
+
+def _escape(text: str) -> str:
+    for letter in "&%_#":
+        text = text.replace(letter, "\\" + letter)
+    return text

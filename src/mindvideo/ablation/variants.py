@@ -1,0 +1,155 @@
+"""What an ablation leaves out: each variant is the recipe with a few settings changed (paper Table 1).
+
+``no_align`` means that the encoder goes from masked modelling straight into co-training: neither the contrastive loss nor
+the token regression of ``align`` is applied, and its read-out to the condition starts from random weights. In a recipe
+without token regression (the paper's) that is the paper's "w/o Contrastive", and both share one row.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mindvideo.config import Recipe, parse_recipe
+from mindvideo.errors import DataError, SettingError
+
+FULL = "full"
+WINDOWS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table.
+
+    Attributes
+    ----------
+    name : str
+        Name of its run folder, and what ``--only`` takes.
+    label : str
+        Its words in the table.
+    changes : dict
+        Dotted settings and their values, on top of the recipe.
+    """
+
+    name: str
+    label: str
+    changes: dict[str, Any]
+
+
+def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list[Variant]:
+    """Every variant of a recipe, the full method first.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    subjects : sequence of int, optional
+        Subjects to run the full method on. By default the recipe's own and, of recordings in Wen 2018's layout, every
+        ``subjectN`` folder there is.
+
+    Raises
+    ------
+    SettingError
+        For another subject of a simulated dataset, which has one.
+    DataError
+        For a subject without recordings.
+    """
+    scratch = {"align.start_from": "scratch"}
+    untokened = {"align.token_weight": 0.0, "cotrain.token_weight": 0.0}
+    variants = [Variant(FULL, "full method", {})]
+    variants += [
+        Variant(f"window_{n}", f"window of {n} scan{'s' if n > 1 else ''}", {"align.window": n}) for n in WINDOWS
+    ]
+    variants += [
+        Variant("no_contrastive", "without contrastive loss", {"align.loss": "none"}),
+        Variant("text_only", "contrastive with text only", {"align.loss": "text"}),
+        Variant("image_only", "contrastive with images only", {"align.loss": "image"}),
+        Variant("no_token_regression", "without token regression", untokened),
+        Variant("no_guidance", "without guidance", {"reconstruct.negative": "none"}),
+        Variant("null_guidance", "null condition as negative", {"reconstruct.negative": "zero"}),
+        Variant(
+            "no_pretrain",
+            "without pretrain",
+            {"pretrain.enabled": False} | ({} if recipe.adapt.enabled else scratch),
+        ),
+        Variant(
+            "no_adapt",
+            "without adapt",
+            {"adapt.enabled": False} | ({} if recipe.pretrain.enabled else scratch),
+        ),
+        Variant(
+            "no_masked_modelling",
+            "without pretrain and adapt",
+            {"pretrain.enabled": False, "adapt.enabled": False, **scratch},
+        ),
+        Variant("no_align", "without align", {"align.loss": "none", "align.token_weight": 0.0}),
+        Variant("no_animate", "without animate", {"animate.enabled": False}),
+        Variant("no_cotrain", "without cotrain", {"cotrain.enabled": False}),
+        Variant("shared_patch_weights", "shared patch weights", {"encoder.patch_weights": "shared"}),
+    ]
+    variants += [
+        Variant(f"subject_{n}", f"subject {n}", {"data.subject": n}) for n in _check_subjects(recipe, subjects)
+    ]
+    return variants
+
+
+def _check_subjects(recipe: Recipe, subjects: Sequence[int] | None) -> list[int]:
+    own = recipe.data.subject
+    if recipe.simulate is not None:
+        others = [n for n in subjects or () if n != own]
+        if others:
+            raise SettingError(
+                f"expected subject {own}, the only one of a simulated dataset, found {', '.join(map(str, others))} in "
+                "--subjects; --seeds simulates other subjects"
+            )
+        return [own]
+    raw = recipe.data.raw
+    found: list[int] = []
+    if raw is not None and recipe.data.source == "wen2018":
+        numbers = [path.name.removeprefix("subject") for path in raw.glob("subject*") if path.is_dir()]
+        found = sorted(int(number) for number in numbers if number.isdigit())
+        missing = [n for n in subjects or () if n not in found]
+        if missing:
+            raise DataError(
+                f"expected recordings of subject {', '.join(map(str, missing))} in {raw}, found those of "
+                f"{', '.join(map(str, found)) or 'none'}; leave the subject out of --subjects or add its folder"
+            )
+    return list(dict.fromkeys(subjects)) if subjects else sorted({own, *found})
+
+
+def choose_variants(variants: Sequence[Variant], only: Sequence[str]) -> list[Variant]:
+    """The full method, against which all are compared, and those named in ``only``; all where it is empty.
+
+    Raises
+    ------
+    SettingError
+        For an unknown name, naming the nearest.
+    """
+    names = [variant.name for variant in variants]
+    for name in only:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+            raise SettingError(
+                f"unknown variant '{name}' in --only; the nearest is '{near}'; there are: {', '.join(names)}"
+            )
+    return [variant for variant in variants if not only or variant.name in {FULL, *only}]
+
+
+def change_recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """A recipe with dotted settings changed, checked like any other."""
+    content = recipe.model_dump(mode="json")
+    for dotted, value in changes.items():
+        *sections, leaf = dotted.split(".")
+        place = content
+        for section in sections:
+            place = place[section]
+        place[leaf] = value
+    return parse_recipe(content, "a variant of the recipe")
+
+
+def effective_recipe(recipe: Recipe) -> Recipe:
+    """The recipe without settings that cannot matter: an encoder from scratch uses no masked modelling."""
+    if recipe.align.start_from == "scratch":
+        return change_recipe(recipe, {"pretrain.enabled": False, "adapt.enabled": False})
+    return recipe

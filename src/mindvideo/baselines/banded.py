@@ -1,0 +1,190 @@
+"""Ridge regression with one band of inputs for every scan of the window, by himalaya.
+
+The kernel is a weighted sum of the scans' linear kernels (banded ridge regression, Nunez-Elizalde et al. 2019;
+la Tour et al. 2022, the solver used here). Weights of the bands and penalties are chosen for each target on the
+validation windows; the solution is then fitted to the training windows alone.
+
+Shapes: N training windows, M other windows, W scans per window (bands), V voxels, T targets, G weightings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from himalaya.backend import set_backend
+from himalaya.kernel_ridge import solve_kernel_ridge_eigenvalues, solve_multiple_kernel_ridge_random_search
+
+STEPS_BETWEEN_TWO = 4
+SEARCHED = 12
+
+
+def band_weightings(n_bands: int) -> np.ndarray:
+    """Weightings that are tried, float64 (G, W), each summing to 1.
+
+    All of one band, all bands alike, and for two bands quarters in between; for more, samples of a Dirichlet distribution.
+    """
+    if n_bands == 1:
+        return np.ones((1, 1))
+    if n_bands == 2:
+        first = np.linspace(0, 1, STEPS_BETWEEN_TWO + 1)
+        return np.stack([first, 1 - first], axis=1)
+    samples = np.random.default_rng(n_bands).dirichlet(np.ones(n_bands), size=SEARCHED)
+    return np.concatenate([np.eye(n_bands), np.full((1, n_bands), 1 / n_bands), samples])
+
+
+class BandedRidge:
+    """Linear map from fMRI windows (N, W, V) to targets (N, T).
+
+    Parameters
+    ----------
+    alphas : sequence of float
+        Penalties to choose from, relative to kernels whose mean diagonal is 1.
+
+    Attributes
+    ----------
+    alpha : ndarray (T,)
+    weighting : ndarray (W, T)
+        What was chosen for each target.
+    validation_r2 : float
+        Variance of all validation targets together that is explained beyond the training mean.
+    """
+
+    def __init__(self, alphas: Sequence[float]) -> None:
+        self.alphas = np.array(sorted(alphas), dtype=np.float64)
+
+    def fit(
+        self,
+        fmri_NWV: np.ndarray,
+        targets_NT: np.ndarray,
+        validation_fmri_MWV: np.ndarray,
+        validation_targets_MT: np.ndarray,
+        fold: np.ndarray | None = None,
+    ) -> BandedRidge:
+        """Choose on the validation windows, fit on the training windows.
+
+        Parameters
+        ----------
+        fmri_NWV, targets_NT, validation_fmri_MWV, validation_targets_MT : ndarray
+        fold : ndarray of int (N,), optional
+            Where given, ``out_of_fold`` (N, T) predicts the training windows of each fold from the others, with the
+            same penalties: what a later stage should learn from, since a fitted window is predicted too well.
+        """
+        set_backend("numpy")
+        self.centre_WV = fmri_NWV.mean(axis=0)
+        self.mean_T = targets_NT.mean(axis=0, dtype=np.float64)
+        training = self._centred(fmri_NWV)
+        self.scale_W = np.sqrt(np.square(training).sum(axis=2).mean(axis=1, dtype=np.float64))
+        training /= self.scale_W[:, None, None]
+        unseen = self._centred(validation_fmri_MWV) / self.scale_W[:, None, None]
+        kernels_WNN = _kernels(training, training)
+        centred_NT = targets_NT - self.mean_T
+        self._choose(kernels_WNN, centred_NT, _kernels(unseen, training), validation_targets_MT - self.mean_T)
+        self._training = training.astype(np.float32)
+        self.dual_NT = self._solve(kernels_WNN, centred_NT)
+        self.validation_r2 = self._explained(validation_fmri_MWV, validation_targets_MT)
+        if fold is not None:
+            self.out_of_fold = self._out_of_fold(kernels_WNN, targets_NT, np.asarray(fold))
+        return self
+
+    def predict(self, fmri_BWV: np.ndarray) -> np.ndarray:
+        """Predicted targets, float32 (B, T)."""
+        rows = (self._centred(fmri_BWV) / self.scale_W[:, None, None]).astype(np.float32)
+        total = np.zeros((len(fmri_BWV), len(self.mean_T)))
+        for kernel, weight_T in zip(_kernels(rows, self._training), self.weighting, strict=True):
+            total += kernel @ (weight_T * self.dual_NT)
+        return (total + self.mean_T).astype(np.float32)
+
+    def _centred(self, fmri_BWV: np.ndarray) -> np.ndarray:
+        """Windows around the training mean, bands first: (W, B, V)."""
+        return np.ascontiguousarray((fmri_BWV - self.centre_WV).swapaxes(0, 1))
+
+    def _choose(
+        self, kernels_WNN: np.ndarray, centred_NT: np.ndarray, cross_WMN: np.ndarray, validation_MT: np.ndarray
+    ) -> None:
+        """Weighting and penalty of each target by the squared error on the validation windows."""
+        n, m = kernels_WNN.shape[1], cross_WMN.shape[1]
+        whole = np.zeros((len(kernels_WNN), n + m, n + m))
+        whole[:, :n, :n], whole[:, n:, :n], whole[:, :n, n:] = kernels_WNN, cross_WMN, cross_WMN.swapaxes(1, 2)
+        split = [(np.arange(n), np.arange(n, n + m))]  # the block of validation against itself is never read
+        with np.errstate(divide="ignore"):  # the log of a band's weight 0
+            deltas, _, _ = solve_multiple_kernel_ridge_random_search(
+                whole,
+                np.concatenate([centred_NT, validation_MT]),
+                n_iter=band_weightings(len(kernels_WNN)),
+                alphas=self.alphas,
+                cv=split,
+                progress_bar=False,
+            )
+        weights = np.exp(deltas)
+        self.alpha = 1 / weights.sum(axis=0)
+        self.weighting = weights * self.alpha
+
+    def _solve(self, kernels_WNN: np.ndarray, centred_NT: np.ndarray) -> np.ndarray:
+        """Dual weights (N, T), one decomposition for each weighting that was chosen."""
+        dual_NT = np.empty(centred_NT.shape)
+        distinct, member = np.unique(np.round(self.weighting, 9), axis=1, return_inverse=True)
+        for number, weighting in enumerate(distinct.T):
+            chosen = member.ravel() == number
+            kernel = np.tensordot(weighting, kernels_WNN, axes=1)
+            dual_NT[:, chosen] = solve_kernel_ridge_eigenvalues(kernel, centred_NT[:, chosen], alpha=self.alpha[chosen])
+        return dual_NT
+
+    def _out_of_fold(self, kernels_WNN: np.ndarray, targets_NT: np.ndarray, fold: np.ndarray) -> np.ndarray:
+        predicted = np.empty(targets_NT.shape, np.float32)
+        for number in np.unique(fold):
+            inside, outside = fold == number, fold != number
+            mean_T = targets_NT[outside].mean(axis=0, dtype=np.float64)
+            dual = self._solve(kernels_WNN[:, outside][:, :, outside], targets_NT[outside] - mean_T)
+            total = np.zeros((int(inside.sum()), targets_NT.shape[1]))
+            for kernel, weight_T in zip(kernels_WNN, self.weighting, strict=True):
+                total += kernel[np.ix_(inside, outside)] @ (weight_T * dual)
+            predicted[inside] = total + mean_T
+        return predicted
+
+    def _explained(self, fmri_MWV: np.ndarray, targets_MT: np.ndarray) -> float:
+        error = np.square(self.predict(fmri_MWV) - targets_MT, dtype=np.float64).sum()
+        return float(1 - error / np.square(targets_MT - self.mean_T, dtype=np.float64).sum())
+
+
+def _kernels(rows_WMV: np.ndarray, columns_WNV: np.ndarray) -> np.ndarray:
+    """Linear kernel of every band, float64 (W, M, N)."""
+    return np.stack([row @ column.T for row, column in zip(rows_WMV, columns_WNV, strict=True)]).astype(np.float64)
+
+
+class Components:
+    """Principal components of targets on the training windows.
+
+    Parameters
+    ----------
+    targets_NT : ndarray
+    most : int
+        At most this many are kept, and none of no variance.
+
+    Attributes
+    ----------
+    mean : ndarray, float32 (T,)
+    basis : ndarray, float32 (Q, T)
+        Orthonormal rows, strongest first.
+    """
+
+    def __init__(self, targets_NT: np.ndarray, most: int) -> None:
+        self.mean = targets_NT.mean(axis=0, dtype=np.float64).astype(np.float32)
+        centred = (targets_NT - self.mean).astype(np.float32)
+        is_tall = len(centred) >= centred.shape[1]
+        gram = (centred.T @ centred if is_tall else centred @ centred.T).astype(np.float64)
+        values, vectors = np.linalg.eigh(gram)
+        strong = np.argsort(values)[::-1][:most]
+        strong = strong[values[strong] > 1e-7 * values.max()]
+        rows = vectors[:, strong].T
+        if not is_tall:
+            rows = (rows / np.sqrt(values[strong])[:, None]).astype(np.float32) @ centred
+        self.basis = np.ascontiguousarray(rows, dtype=np.float32)
+
+    def scores(self, targets_NT: np.ndarray) -> np.ndarray:
+        """Coordinates, float32 (N, Q)."""
+        return (targets_NT - self.mean) @ self.basis.T
+
+    def restore(self, scores_NQ: np.ndarray) -> np.ndarray:
+        """Targets of coordinates, float32 (N, T)."""
+        return scores_NQ @ self.basis + self.mean

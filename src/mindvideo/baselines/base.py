@@ -1,0 +1,132 @@
+"""What every rival is given and what it must offer.
+
+Shapes: N windows, B batch, W scans per window, V voxels, F frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from mindvideo.config import Recipe
+from mindvideo.data.store import Store
+from mindvideo.errors import DataError
+from mindvideo.models.foundation import Foundation
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+class Method(Protocol):
+    """A method that enters the table: one of ours or a user's own class."""
+
+    def fit(self, store: Store) -> None:
+        """Learn from the training segments and choose on the validation segments; the store refuses test segments."""
+        ...
+
+    def reconstruct(self, fmri: np.ndarray) -> np.ndarray:
+        """Clips uint8 (B, F, H, W, 3) of fMRI windows float32 (B, W, V).
+
+        A method that draws noise names a second argument ``window``, ndarray of int (B,): the numbers of the test
+        windows, from which each clip's noise should follow, so that a control has the noise of what it controls. One
+        that also names categories from the fMRI has ``categories(fmri)``, see `judge_categories`.
+        """
+        ...
+
+
+class StoreWithoutTest(Store):
+    """A store whose test segments cannot be read: what a method is given to learn from.
+
+    Its attributes are the whole store's, so that frozen features computed for the study's own stages are used again.
+    """
+
+    @classmethod
+    def of(cls, store: Store) -> StoreWithoutTest:
+        """A view of ``store``."""
+        return cls(store.path, store._group)
+
+    def _allow(self, segment: str) -> None:
+        if segment in self.attrs["splits"]["test"]:
+            raise DataError(
+                f"expected a method to learn from training and validation segments, found it reading the test segment "
+                f"'{segment}'; choose on store.segments('validation')"
+            )
+
+    def segments(self, split: str) -> list[str]:
+        """Segments of ``train`` or ``validation``; raises DataError for ``test``."""
+        names = super().segments(split)
+        for name in names:
+            self._allow(name)
+        return names
+
+    def fmri(self, segment: str) -> np.ndarray:
+        """As `Store.fmri`, but for test segments."""
+        self._allow(segment)
+        return super().fmri(segment)
+
+    def repeats(self, segment: str) -> np.ndarray:
+        """As `Store.repeats`, but for test segments."""
+        self._allow(segment)
+        return super().repeats(segment)
+
+    def frames(self, segment: str, start: int | None = None, stop: int | None = None) -> np.ndarray:
+        """As `Store.frames`, but for test segments."""
+        self._allow(segment)
+        return super().frames(segment, start, stop)
+
+    def frames_at(self, segment: str, scan: np.ndarray) -> np.ndarray:
+        """As `Store.frames_at`, but for test segments."""
+        self._allow(segment)
+        return super().frames_at(segment, scan)
+
+    def scene(self, segment: str) -> np.ndarray:
+        """As `Store.scene`, but for test segments."""
+        self._allow(segment)
+        return super().scene(segment)
+
+    def captions(self, segment: str) -> list[str]:
+        """As `Store.captions`, but for test segments."""
+        self._allow(segment)
+        return super().captions(segment)
+
+    def frame_captions(self, segment: str) -> list[list[str]]:
+        """As `Store.frame_captions`, but for test segments."""
+        self._allow(segment)
+        return super().frame_captions(segment)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and with what one of our own rivals works.
+
+    Attributes
+    ----------
+    recipe : Recipe
+        Of the study; ``recipe.baseline`` holds the rivals' settings.
+    run_dir : Path
+        The study's folder; frozen features under ``run_dir/features`` are shared with its stages.
+    folder : Path
+        The rival's own; a training loop keeps its log and checkpoint here.
+    foundation : Foundation
+    device : torch.device
+    seed : int
+        The rival's own seed, from the study's.
+    progress : callable, optional
+    """
+
+    recipe: Recipe
+    run_dir: Path
+    folder: Path
+    foundation: Foundation
+    device: torch.device
+    seed: int
+    progress: Progress | None = None
+
+    @property
+    def window(self) -> int:
+        """Scans per window W."""
+        return self.recipe.align.window

@@ -1,0 +1,363 @@
+"""Run one rival: fit, reconstruct the test windows with their controls, score, and note the cost.
+
+``RUN/baselines/NAME`` has the layout of a run folder (``recipe.yaml``, ``reconstruct/``, ``evaluate/``), so that
+``mindvideo report RUN RUN/baselines/NAME …`` shows methods side by side. A killed rival goes on: training from its last
+checkpoint, clips after the last batch, to the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import zarr
+
+from mindvideo.baselines.base import Bench, Method, Progress, StoreWithoutTest
+from mindvideo.baselines.categories import judge_categories
+from mindvideo.baselines.cost import measure_cost
+from mindvideo.baselines.folder import digest_folder, read_folder
+from mindvideo.baselines.trial import Trial
+from mindvideo.config import Recipe, save_recipe
+from mindvideo.data.store import Store
+from mindvideo.errors import DataError, SettingError
+from mindvideo.evaluate.scores import evaluate_clips, write_evaluation, write_text
+from mindvideo.generate.clips import split_batches
+from mindvideo.generate.reconstruct import write_preview
+from mindvideo.models.foundation import Foundation
+from mindvideo.train.features import store_identity
+from mindvideo.train.stage import stage_seed, training_device
+
+RIVALS = {
+    "ridge": ("mindvideo.baselines.ridge", "Ridge"),
+    "linear": ("mindvideo.baselines.linear", "Linear"),
+    "gan": ("mindvideo.baselines.gan", "VideoGan"),
+    "separable": ("mindvideo.baselines.separable", "Separable"),
+    "mindvis": ("mindvideo.baselines.mindvis", "MindVis"),
+}
+BUILDS_ON = {"ridge": ("cotrain", "animate"), "mindvis": ("adapt", "pretrain")}
+"""Stages of the study whose models a rival uses; when they change, the rival is out of date."""
+MADE = ("reconstruction", "shuffled", "mean")
+LABELS = {
+    "truth": "what was shown",
+    "shuffled": "control: fMRI of another scene's window through the same map",
+    "mean": "control: the mean training fMRI through the same map",
+    "random_train": "control: a random training clip",
+    "constant": "control: the mean training frame",
+}
+
+
+def rival_folder(run_dir: Path, name: str) -> Path:
+    """``RUN/baselines/NAME``; raises SettingError for a name that is no folder name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise SettingError(f"expected a name of letters, digits, '-', '_' and '.', found '{name}'")
+    return run_dir / "baselines" / name
+
+
+def rival_hash(name: str, recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation, extra: str = "") -> str:
+    """Hash of everything a rival's result follows from."""
+    content = recipe.model_dump(mode="json")
+    parts: dict[str, Any] = {
+        "name": name,
+        "code": version("mindvideo"),
+        "settings": content["baseline"].get(name, extra),
+        "shared": [content[key] for key in ("seed", "reconstruct", "evaluate")] + [content["align"]["window"]],
+        "store": store_identity(store),
+        "foundation": foundation.identity,
+    }
+    if name in BUILDS_ON:
+        parts["encoder"] = content["encoder"]
+        parts["models"] = [_weights_digest(run_dir / stage) for stage in BUILDS_ON[name]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _weights_digest(folder: Path) -> list[str]:
+    digests = []
+    for path in sorted(folder.glob("*/*.safetensors")):
+        if path.parent.name != "state":
+            with path.open("rb") as handle:
+                digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
+    return digests
+
+
+def is_done(folder: Path, key: str) -> bool:
+    """Whether a rival's result is there and made from the same things."""
+    path = folder / "done.json"
+    return path.is_file() and json.loads(path.read_text()).get("hash") == key
+
+
+def load_class(place: str) -> type:
+    """The class ``module:Class``, looked for in the working directory too; SettingError where there is none."""
+    module, _, name = place.partition(":")
+    if not module or not name:
+        raise SettingError(f"expected --method as module:Class, found '{place}'")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"expected a module '{module}' to import, found: {error}; run where it can be found"
+        ) from None
+    except AttributeError:
+        raise SettingError(f"expected a class '{name}' in module '{module}', found none") from None
+    missing = [word for word in ("fit", "reconstruct") if not callable(getattr(found, word, None))]
+    if missing:
+        raise SettingError(
+            f"expected {place} to have fit(store) and reconstruct(fmri), found no {' and no '.join(missing)}"
+        )
+    return cast(type, found)
+
+
+def _source_digest(place: str) -> str:
+    """The place of a class and a digest of the file it is written in."""
+    source = inspect.getsourcefile(load_class(place))
+    content = Path(source).read_bytes() if source is not None else b""
+    return f"{place} {hashlib.sha256(content).hexdigest()}"
+
+
+def run_rival(
+    name: str,
+    recipe: Recipe,
+    run_dir: Path,
+    store_path: Path | None = None,
+    *,
+    method: str | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Fit a rival, reconstruct, score; nothing where the result is up to date.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``RIVALS``, or any name where ``method`` is given.
+    recipe : Recipe
+    run_dir : Path
+        The study's folder, or a new one for rivals alone.
+    store_path : Path, optional
+        The prepared store; the study's own by default.
+    method : str, optional
+        ``module:Class`` of a user's own `Method`.
+
+    Returns
+    -------
+    bool
+        Whether anything ran.
+    """
+    if method is None and name not in RIVALS:
+        raise SettingError(
+            f"expected a rival, one of {', '.join(RIVALS)}, found '{name}'; or give --method module:Class"
+        )
+    if method is not None and name in RIVALS:
+        raise SettingError(
+            f"expected another name for {method}, found '{name}', which is one of the rivals; give --name"
+        )
+    folder = rival_folder(run_dir, name)
+    store = Store.open(store_path or run_dir / "prepare" / "store.zarr")
+    device = training_device()
+    foundation = Foundation(recipe.foundation, device)
+    key = rival_hash(name, recipe, run_dir, store, foundation, "" if method is None else _source_digest(method))
+    if is_done(folder, key):
+        say(f"{name}: up to date")
+        return False
+    was_begun = _begin(folder, key)
+    save_recipe(recipe, folder / "recipe.yaml")
+    trial = Trial(recipe, store)
+    trial.require_same(run_dir / "reconstruct" / "windows.json")
+    bench = Bench(recipe, run_dir, folder, foundation, device, stage_seed(recipe.seed, f"baseline {name}"), progress)
+    if method is None:
+        module, class_name = RIVALS[name]
+        rival: Method = getattr(importlib.import_module(module), class_name)(bench)
+    else:
+        rival = load_class(method)()
+    say(f"{name}: fitting …")
+    with measure_cost() as fit_cost:
+        rival.fit(StoreWithoutTest.of(store))
+    say(f"{name}: reconstructing {len(trial.chosen)} test windows and their controls …")
+    with measure_cost() as reconstruct_cost:
+        clips = _open_clips(folder / "reconstruct", trial, name, MADE)
+        _fill(clips, rival, trial, recipe.reconstruct.batch_size, progress)
+    name_categories = getattr(rival, "categories", None)
+    if name_categories is not None:
+        figures = judge_categories(name_categories, trial, foundation)
+        write_text(folder / "categories.json", json.dumps(figures, indent=1))
+    _finish(
+        folder, key, name, recipe, trial, clips, foundation, fit_cost, reconstruct_cost, was_begun, run_dir, progress
+    )
+    return True
+
+
+def add_folder(
+    name: str,
+    clips_dir: Path,
+    recipe: Recipe,
+    run_dir: Path,
+    store_path: Path | None = None,
+    *,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Score a folder of clips, one file a test window (see `mindvideo.baselines.folder`), under ``name``.
+
+    Its shuffled control is the clip of another scene's window; it has no mean control, and no cost.
+    """
+    if name in RIVALS:
+        raise SettingError(f"expected another name for {clips_dir}, found '{name}', which is one of the rivals")
+    folder = rival_folder(run_dir, name)
+    store = Store.open(store_path or run_dir / "prepare" / "store.zarr")
+    foundation = Foundation(recipe.foundation, training_device())
+    trial = Trial(recipe, store)
+    trial.require_same(run_dir / "reconstruct" / "windows.json")
+    key = rival_hash(name, recipe, run_dir, store, foundation, digest_folder(clips_dir))
+    if is_done(folder, key):
+        say(f"{name}: up to date")
+        return False
+    found = read_folder(clips_dir, trial.description, trial.truth.shape[1:])
+    was_begun = _begin(folder, key)
+    save_recipe(recipe, folder / "recipe.yaml")
+    group = _open_clips(folder / "reconstruct", trial, name, ("reconstruction", "shuffled"))
+    for label, clips in (("reconstruction", found), ("shuffled", found[trial.other])):
+        cast(zarr.Array, group[label])[:] = clips
+    group.attrs["complete"] = True
+    _finish(folder, key, name, recipe, trial, group, foundation, None, None, was_begun, run_dir, progress)
+    return True
+
+
+def _begin(folder: Path, key: str) -> bool:
+    """Keep what an interrupted run of the same hash left, or start with an empty folder; whether there was one."""
+    started = folder / "started.json"
+    was_begun = started.is_file() and json.loads(started.read_text() or "{}").get("hash") == key
+    if was_begun:
+        (folder / "done.json").unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_text(started, json.dumps({"hash": key}))
+    return was_begun
+
+
+def _open_clips(folder: Path, trial: Trial, name: str, made: tuple[str, ...]) -> zarr.Group:
+    """The clips of a rival, with everything that needs no method already in place."""
+    path = folder / "clips.zarr"
+    if (path / "zarr.json").is_file():
+        return zarr.open_group(path, mode="r+")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "windows.json", json.dumps(trial.description, indent=1))
+    beside = folder / "clips.zarr.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    fixed = {"truth": trial.truth} | trial.without_brain()
+    names = ["truth", *made, *(key for key in fixed if key != "truth")]
+    labels = {key: (LABELS | {"reconstruction": f"reconstruction by {name}"})[key] for key in names}
+    attributes: dict[str, Any] = {"names": names, "labels": labels, "done": dict.fromkeys(made, 0), "complete": False}
+    group = zarr.open_group(beside, mode="w", attributes=attributes)
+    shape = trial.truth.shape
+    for key in names:
+        array = group.create_array(key, shape=shape, chunks=(1, *shape[1:]), dtype="uint8")
+        if key in fixed:
+            array[:] = fixed[key]
+    beside.rename(path)
+    return zarr.open_group(path, mode="r+")
+
+
+def _fill(clips: zarr.Group, rival: Method, trial: Trial, batch: int, progress: Progress | None) -> None:
+    """Every batch not yet done of the reconstruction and its two controls, the same noise for the same window."""
+    takes_window = "window" in inspect.signature(rival.reconstruct).parameters
+    batches, finished = split_batches(len(trial.chosen), batch), 0
+    for name in MADE:
+        array = cast(zarr.Array, clips[name])
+        for number, positions in enumerate(batches):
+            done = cast(dict[str, int], clips.attrs["done"])
+            if number >= done[name]:
+                extra = {"window": trial.chosen[positions]} if takes_window else {}
+                made = rival.reconstruct(trial.fmri(name, positions), **extra)
+                array[positions[0] : positions[-1] + 1] = check_made(made, len(positions), trial)
+                clips.attrs["done"] = done | {name: number + 1}
+            finished += 1
+            if progress is not None:
+                progress(finished, len(batches) * len(MADE), {})
+    clips.attrs["complete"] = True
+
+
+def check_made(clips: Any, n: int, trial: Trial) -> np.ndarray:
+    """Clips of a method in the table's shape (B, F, H, W, 3), see `Trial.as_asked`.
+
+    Raises
+    ------
+    DataError
+        For anything but ``n`` uint8 clips of the store's size or of the size that is asked for.
+    """
+    found = np.asarray(clips.cpu() if isinstance(clips, torch.Tensor) else clips)
+    size = trial.store.size
+    sizes = {(size, size, 3), trial.truth.shape[2:]}
+    if found.dtype != np.uint8 or found.ndim != 5 or found.shape[0] != n or found.shape[2:] not in sizes:
+        raise DataError(
+            f"expected reconstruct(fmri) to return uint8 clips (B, F, H, W, 3) = {(n, trial.store.num_frames, size, size, 3)}, "
+            f"found {found.dtype} {found.shape}; return as many clips as windows, in the store's size, with values 0…255"
+        )
+    return found if found.shape[1:] == trial.truth.shape[1:] else trial.as_asked(found)
+
+
+def _finish(
+    folder: Path,
+    key: str,
+    name: str,
+    recipe: Recipe,
+    trial: Trial,
+    clips: zarr.Group,
+    foundation: Foundation,
+    fit_cost: dict[str, float] | None,
+    reconstruct_cost: dict[str, float] | None,
+    was_begun: bool,
+    run_dir: Path,
+    progress: Progress | None,
+) -> None:
+    """Preview, scores, and ``done.json`` with the cost."""
+    write_preview(folder / "reconstruct" / "preview.png", clips["truth"], clips["reconstruction"])
+    _reuse_features(run_dir / "evaluate" / "features", folder / "evaluate" / "features")
+    names = cast(list[str], clips.attrs["names"])
+    with measure_cost() as evaluate_cost:
+        evaluation = evaluate_clips(
+            {each: clips[each] for each in names if each != "truth"},
+            clips["truth"],
+            foundation,
+            block=trial.block,
+            settings=recipe.evaluate,
+            seed=recipe.seed,
+            scene=trial.scene,
+            cache_dir=folder / "evaluate" / "features",
+            progress=progress,
+        )
+        write_evaluation(evaluation, folder / "evaluate", trial.description, trial.block)
+    costs = {"fit": fit_cost, "reconstruct": reconstruct_cost, "evaluate": evaluate_cost}
+    method_costs = [cost for cost in (fit_cost, reconstruct_cost) if cost is not None]
+    done = {
+        "name": name,
+        "hash": key,
+        "code": version("mindvideo"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": sum(cost["seconds"] for cost in method_costs) if method_costs else None,
+        "peak_memory_bytes": max((cost["peak_memory_bytes"] for cost in method_costs), default=None),
+        "went_on_after_a_kill": was_begun,
+        "cost": costs,
+    }
+    write_text(folder / "done.json", json.dumps(done, indent=1))
+
+
+def _reuse_features(source: Path, target: Path) -> None:
+    """Take the study's features of clips that are the same for every method; another clip's are refused by their key."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("truth", "random_train", "constant"):
+        if (source / f"{name}.safetensors").is_file() and not (target / f"{name}.safetensors").is_file():
+            shutil.copyfile(source / f"{name}.safetensors", target / f"{name}.safetensors")

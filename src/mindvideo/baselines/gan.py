@@ -1,0 +1,247 @@
+"""``gan``: a video GAN on a linear fMRI embedding (Wang et al. 2022).
+
+Follows Wang, Yan, Huang, Li, He, Fan, "Reconstructing rapid natural vision with fMRI-conditional video generative
+adversarial network", Cerebral Cortex 32, 2022: a linear fMRI embedding with noise conditions a generator of clips, which
+an image discriminator (single frames) and a sequence discriminator (whole clips) judge together with the embedding.
+
+Departs: the embedding is ridge regression to the leading principal components of the training clips' latents and stays
+fixed, and the generator learns from out-of-fold embeddings – trained through the GAN on a few thousand windows it would
+learn the training windows by heart; hinge loss and exact spectral norms (one singular value decomposition a step, so
+that nothing but the weights needs to be kept in a checkpoint); a pixel loss beside the adversarial ones; both sides take
+their step at the same time, which one optimiser and one checkpoint hold.
+
+Shapes: N windows, B batch, F frames, H W pixels, E embedding, Z noise, C channels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mindvideo.baselines.banded import BandedRidge, Components
+from mindvideo.baselines.base import Bench
+from mindvideo.baselines.pixels import as_clips, as_tensor, channels_at, halvings, held_out_pixel_loss, pixel_norm
+from mindvideo.config import GanRival
+from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
+from mindvideo.generate.clips import window_noise
+from mindvideo.train.features import latent_features
+from mindvideo.train.loop import train
+
+COARSEST = 4
+FOLDS = 5
+
+
+class SpectralConv(nn.Module):
+    """Convolution over (F, H, W) whose matrix (C_out, the rest) is divided by its largest singular value."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.stride, self.padding = stride, tuple(side // 2 for side in kernel)
+        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(outputs, inputs, *kernel)))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, F, H, W) to (B, C', F', H', W')."""
+        weight = self.weight / torch.linalg.matrix_norm(self.weight.flatten(1), ord=2)
+        return F.conv3d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Generator(nn.Module):
+    """Embedding (B, E) and noise (B, Z) to clips (B, 3, F, H, W) in [0, 1].
+
+    Every step doubles the sides, then convolves in space and in time.
+    """
+
+    def __init__(self, embedding: int, noise: int, width: int, frames: int, size: int) -> None:
+        super().__init__()
+        self.frames, count = frames, halvings(size, COARSEST)
+        self.side = size // 2**count
+        widths = [channels_at(width, max(0, step - 1)) for step in range(count + 1)]
+        self.width = widths[0]
+        self.start = nn.Linear(embedding + noise, self.width * frames * self.side**2)
+        self.space = nn.ModuleList(nn.Conv3d(a, b, (1, 3, 3), padding=(0, 1, 1)) for a, b in itertools.pairwise(widths))
+        self.time = nn.ModuleList(nn.Conv3d(b, b, (3, 1, 1), padding=(1, 0, 0)) for b in widths[1:])
+        self.end = nn.Conv3d(widths[-1], 3, (1, 3, 3), padding=(0, 1, 1))
+
+    def forward(self, embedding: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Clips."""
+        x = self.start(torch.cat([embedding, noise], dim=1))
+        x = x.view(len(x), self.width, self.frames, self.side, self.side)
+        for space, time in zip(self.space, self.time, strict=True):
+            x = F.interpolate(F.leaky_relu(x, 0.2), scale_factor=(1, 2, 2), mode="nearest")
+            x = pixel_norm(space(x))
+            x = x + time(F.leaky_relu(x, 0.2))
+        return torch.sigmoid(self.end(F.leaky_relu(x, 0.2)))
+
+
+class Discriminator(nn.Module):
+    """A judgement (B,) of clips (B, 3, F, H, W) with their embedding (a projection discriminator).
+
+    One frame at a time (``depth`` 1) it is the image discriminator, with ``depth`` 3 the sequence discriminator.
+    """
+
+    def __init__(self, embedding: int, width: int, size: int, depth: int) -> None:
+        super().__init__()
+        channels = [3] + [channels_at(width, 2) * 2**step for step in range(min(3, halvings(size, COARSEST)))]
+        self.layers = nn.ModuleList(
+            SpectralConv(a, b, (depth, 3, 3), (1, 2, 2)) for a, b in itertools.pairwise(channels)
+        )
+        self.judge = nn.Linear(channels[-1], 1)
+        self.match = nn.Linear(embedding, channels[-1], bias=False)
+
+    def forward(self, clips: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """The higher, the more real."""
+        x = clips * 2 - 1
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+        x = x.mean(dim=(2, 3, 4))
+        return self.judge(x).squeeze(1) + (self.match(embedding) * x).sum(dim=1) / embedding.shape[1] ** 0.5
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No gradient reaches the module's weights from what is computed inside."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
+
+
+class GanTask:
+    """Random training clips: the generator against both discriminators, all in one loss with separated gradients."""
+
+    def __init__(
+        self,
+        networks: nn.ModuleDict,
+        windows: Windows,
+        embedding_NE: torch.Tensor,
+        held_out: tuple[Windows, torch.Tensor],
+        settings: GanRival,
+        device: torch.device,
+    ) -> None:
+        self.networks = networks.to(device)
+        self.windows, self.embedding, self.held_out = windows, embedding_NE, held_out
+        self.settings, self.device = settings, device
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Of the generator and both discriminators."""
+        return dict(self.networks.named_parameters())
+
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        """Generator's and discriminators' losses of one batch."""
+        settings, networks = self.settings, self.networks
+        index = rng.integers(len(self.windows), size=settings.batch_size)
+        real, embedding = as_tensor(self.windows.frames(index), self.device), self.embedding[index].to(self.device)
+        noise = torch.randn(len(index), settings.noise_width).to(self.device)
+        fake = networks["generator"](embedding, noise)
+        frame = int(rng.integers(real.shape[2]))
+        pixel = F.l1_loss(fake, real)
+        total = settings.reconstruction_weight * pixel
+        logged = {"pixel_loss": float(pixel.detach())}
+        judged = (
+            ("image", settings.image_weight, slice(frame, frame + 1)),
+            ("sequence", settings.sequence_weight, slice(None)),
+        )
+        for name, weight, frames in judged:
+            judge = networks[name]
+            with frozen(judge):
+                total = total - weight * judge(fake[:, :, frames], embedding).mean()
+            on_real, on_fake = judge(real[:, :, frames], embedding), judge(fake[:, :, frames].detach(), embedding)
+            hinge = F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean()
+            total = total + hinge
+            logged[f"{name}_hinge_loss"] = float(hinge.detach())
+        return total, logged
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Pixel loss on the validation windows with their own embeddings and with those of other windows."""
+        windows, embedding = self.held_out
+        noise = torch.zeros(1, self.settings.noise_width, device=self.device)
+
+        def make(rows: np.ndarray) -> torch.Tensor:
+            return self.networks["generator"](embedding[rows].to(self.device), noise.expand(len(rows), -1))
+
+        return held_out_pixel_loss(windows, make, self.device)
+
+
+def segment_folds(segment: np.ndarray) -> np.ndarray:
+    """Fold (N,) of each window: whole segments, spread over ``FOLDS``; contiguous fifths of a single segment."""
+    names, number = np.unique(segment, return_inverse=True)
+    if len(names) == 1:
+        return np.arange(len(segment)) * FOLDS // len(segment)
+    return number % min(FOLDS, len(names))
+
+
+class VideoGan:
+    """Linear fMRI embedding and a conditional video GAN; `Method`."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.settings = bench, bench.recipe.baseline.gan
+
+    def fit(self, store: Store) -> None:
+        """Fit the embedding, then train the GAN or go on training it."""
+        bench, settings = self.bench, self.settings
+        training, validation = (Windows(store, split, bench.window) for split in ("train", "validation"))
+        embedding, held_out = self._fit_embedding(store, training, validation)
+        torch.manual_seed(bench.seed)
+        width, size, frames = settings.width, store.size, store.num_frames
+        n_embedding = embedding.shape[1]
+        self.networks = nn.ModuleDict(
+            {
+                "generator": Generator(n_embedding, settings.noise_width, width, frames, size),
+                "image": Discriminator(n_embedding, width, size, 1),
+                "sequence": Discriminator(n_embedding, width, size, 3 if frames > 1 else 1),
+            }
+        )
+        task = GanTask(self.networks, training, embedding, (validation, held_out), settings, bench.device)
+        train(
+            task,
+            settings,
+            bench.folder,
+            seed=bench.seed,
+            progress=bench.progress,
+            validate=task.validate,
+            validate_every=settings.checkpoint_every,
+            device=bench.device,
+        )
+        self.networks.eval()
+
+    def _fit_embedding(self, store: Store, training: Windows, validation: Windows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of the training windows, out of fold, and of the validation windows; scaled alike."""
+        bench = self.bench
+        latents = {}
+        for split in ("train", "validation"):
+            table = latent_features(bench.run_dir, store, bench.foundation, split, progress=bench.progress)
+            latents[split] = table.flatten(1).float().numpy()
+        components = Components(latents["train"], self.settings.components)
+        scores = {split: components.scores(rows) for split, rows in latents.items()}
+        fmri = {part.split: part.fmri(np.arange(len(part))) for part in (training, validation)}
+        self.ridge = BandedRidge(self.settings.alphas)
+        fold = segment_folds(training.segment)
+        self.ridge.fit(fmri["train"], scores["train"], fmri["validation"], scores["validation"], fold=fold)
+        self.scale = float(self.ridge.out_of_fold.std()) or 1.0
+        (bench.folder / "fit.json").write_text(
+            json.dumps({"validation_embedding_r2": self.ridge.validation_r2}, indent=1)
+        )
+        return torch.from_numpy(self.ridge.out_of_fold / self.scale), self.embed(fmri["validation"])
+
+    def embed(self, fmri: np.ndarray) -> torch.Tensor:
+        """Embedding (B, E) float32 of fMRI windows (B, W, V)."""
+        return torch.from_numpy(self.ridge.predict(fmri) / self.scale)
+
+    @torch.inference_mode()
+    def reconstruct(self, fmri: np.ndarray, window: np.ndarray) -> np.ndarray:
+        """Clips (B, F, H, W, 3); a window's noise follows from its number."""
+        noise = [window_noise(self.bench.recipe.seed, int(number), (self.settings.noise_width,)) for number in window]
+        device = self.bench.device
+        return as_clips(self.networks["generator"](self.embed(fmri).to(device), torch.stack(noise).to(device)))

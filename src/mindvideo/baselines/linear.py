@@ -1,0 +1,100 @@
+"""``linear``: regularised linear maps from fMRI to an image network's features (Wen et al. 2018).
+
+Follows Wen, Shi, Zhang, Lu, Cao, Liu, "Neural encoding and decoding with deep learning for dynamic natural vision",
+Cerebral Cortex 28, 2018: its parts on decoding, where multivariate linear models predict feature maps of a convolutional
+network's first layer, which de-convolution turns into pictures, and of its last layers, which its classifier names.
+
+Departs: the foundation's image classifier (a ViT) takes AlexNet's place, its patch embedding that of the first
+convolution and its class token that of the last hidden layer; the patch embedding is linear, so the linear map of least
+squared error over training frames undoes it, rather than a trained de-convolution network; the penalty is quadratic for all targets and chosen on
+the validation segments; all scans of the window are read, each scan a band; every one of a window's frames is predicted,
+not their average over the TR.
+
+Shapes: N windows, B batch, W scans, V voxels, F frames, H W pixels, P patches, D embedding, Q components.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from mindvideo.baselines.banded import BandedRidge, Components
+from mindvideo.baselines.base import Bench
+from mindvideo.baselines.vision import VisionNetwork
+from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
+
+READ = 32
+"""Windows whose frames are in memory at once."""
+MOST_ROWS = 2000
+"""Windows, evenly spread, that the principal components of the feature maps are found from."""
+
+
+class Linear:
+    """Ridge regression to early feature maps (pictures) and to semantic features (categories); `Method`."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.settings = bench, bench.recipe.baseline.linear
+        self.network = VisionNetwork(bench.foundation)
+
+    def fit(self, store: Store) -> None:
+        """Regress the features of the training windows' frames; penalties from the validation windows."""
+        self.frames, self.size = store.num_frames, store.size
+        windows = {split: Windows(store, split, self.bench.window) for split in ("train", "validation")}
+        self.components = self._early_components(windows["train"])
+        self.n_early = len(self.components.basis)
+        targets = {split: self._targets(part) for split, part in windows.items()}
+        fmri = {split: part.fmri(np.arange(len(part))) for split, part in windows.items()}
+        self.ridge = BandedRidge(self.settings.alphas)
+        self.ridge.fit(fmri["train"], targets["train"], fmri["validation"], targets["validation"])
+        found = self.ridge.predict(fmri["validation"])
+        self._note(found, targets["validation"])
+
+    def _early_components(self, windows: Windows) -> Components:
+        """Principal components of single frames' feature maps, and their de-convolution.
+
+        From one frame of each of ``MOST_ROWS`` windows.
+        """
+        chosen = np.unique(np.linspace(0, len(windows) - 1, min(len(windows), MOST_ROWS)).astype(int))
+        batches = [chosen[start : start + READ] for start in range(0, len(chosen), READ)]
+
+        def read(number: int) -> np.ndarray:
+            index = batches[number]
+            return windows.frames(index)[np.arange(len(index)), index % self.frames]
+
+        self.network.fit_deconvolution(read, len(batches))
+        rows = np.concatenate([self.network.early(read(number)) for number in range(len(batches))])
+        return Components(rows, self.settings.components)
+
+    def _targets(self, windows: Windows) -> np.ndarray:
+        """Early components of every frame and the mean semantic features, float32 (N, F · Q + D)."""
+        rows = []
+        for start in range(0, len(windows), READ):
+            clips = windows.frames(np.arange(start, min(start + READ, len(windows))))
+            n, n_frames = clips.shape[:2]
+            flat = clips.reshape(-1, *clips.shape[2:])
+            early = self.components.scores(self.network.early(flat)).reshape(n, -1)
+            semantic = self.network.semantic(flat).reshape(n, n_frames, -1).mean(axis=1)
+            rows.append(np.concatenate([early, semantic], axis=1))
+            if self.bench.progress is not None:
+                self.bench.progress(start + n, len(windows), {})
+        return np.concatenate(rows).astype(np.float32)
+
+    def _note(self, found: np.ndarray, truth: np.ndarray) -> None:
+        split, figures = self.frames * self.n_early, {}
+        for name, part in (("early", slice(None, split)), ("semantic", slice(split, None))):
+            error = np.square(found[:, part] - truth[:, part], dtype=np.float64).sum()
+            spread = np.square(truth[:, part] - self.ridge.mean_T[part], dtype=np.float64).sum()
+            figures[f"validation_{name}_r2"] = 1 - error / spread
+        (self.bench.folder / "fit.json").write_text(json.dumps(figures, indent=1))
+
+    def reconstruct(self, fmri: np.ndarray) -> np.ndarray:
+        """Clips (B, F, H, W, 3): every frame's estimated feature maps, de-convolved."""
+        found = self.ridge.predict(fmri)[:, : self.frames * self.n_early]
+        maps = self.components.restore(found.reshape(-1, self.n_early))
+        return self.network.deconvolve(maps, self.size).reshape(len(fmri), self.frames, self.size, self.size, 3)
+
+    def categories(self, fmri: np.ndarray) -> np.ndarray:
+        """Class probabilities (B, classes) from the estimated semantic features."""
+        return self.network.categories(self.ridge.predict(fmri)[:, self.frames * self.n_early :])

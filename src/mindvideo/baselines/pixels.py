@@ -1,0 +1,67 @@
+"""Clips as tensors, and how well a map makes those of the validation windows.
+
+Shapes: B batch, F frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mindvideo.data.windows import Windows
+
+VALIDATION_BATCH = 16
+
+
+def as_tensor(frames: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Clips uint8 (B, F, H, W, 3) as float32 (B, 3, F, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 4, 1, 2, 3).float() / 255
+
+
+def as_clips(clips: torch.Tensor) -> np.ndarray:
+    """The way back, rounded to uint8."""
+    return (clips.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
+def halvings(size: int, coarsest: int) -> int:
+    """How often a side is halved until it is at most ``coarsest`` or odd."""
+    count = 0
+    while size > coarsest and size % 2 == 0:
+        size, count = size // 2, count + 1
+    return count
+
+
+def channels_at(width: int, step: int) -> int:
+    """Channels after ``step`` halvings of the width: a multiple of 4, at least 8."""
+    return max(8, width // 2**step // 4 * 4)
+
+
+def pixel_norm(x: torch.Tensor) -> torch.Tensor:
+    """Channels (B, C, …) of every place divided by their root mean square, as in Karras et al. 2018.
+
+    Unlike statistics over places it leaves a clip's own brightness and colours in.
+    """
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6)
+
+
+@torch.inference_mode()
+def held_out_pixel_loss(
+    windows: Windows, make: Callable[[np.ndarray], torch.Tensor], device: torch.device
+) -> dict[str, float]:
+    """Mean absolute error of the clips of validation windows, and of those made from other windows' fMRI.
+
+    Parameters
+    ----------
+    make : callable
+        Indices (B,) of the windows whose fMRI is used to clips (B, 3, F, H, W).
+    """
+    sums = {"validation_pixel_loss": 0.0, "validation_pixel_loss_shuffled": 0.0}
+    for start in range(0, len(windows), VALIDATION_BATCH):
+        index = np.arange(start, min(start + VALIDATION_BATCH, len(windows)))
+        real = as_tensor(windows.frames(index), device)
+        for name, rows in zip(sums, (index, (index + len(windows) // 2) % len(windows)), strict=True):
+            sums[name] += float(F.l1_loss(make(rows), real)) * len(index)
+    return {name: total / len(windows) for name, total in sums.items()}

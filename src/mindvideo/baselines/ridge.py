@@ -1,0 +1,98 @@
+"""``ridge``: banded ridge regression to the condition tokens, with the main method's generator.
+
+The comparison that isolates the encoder: everything after the condition is the study's own. It follows no paper's
+system; the regression is himalaya's (la Tour et al. 2022) and the generator that of *Cinematic Mindscapes*, section 3.4.
+
+Choices: the caption's tokens are predicted through their leading principal components on the training windows; scans of
+the window are bands with weights of their own; the negative of the guidance is what the mean fMRI predicts, the mean
+token matrix. The ``cotrain`` generator has been tuned to the study's own encoder, not to ridge regression; with
+``baseline.ridge.generator=animate`` it has seen neither, only captions.
+
+Shapes: N windows, B batch, W scans, V voxels, L condition tokens, C condition width, Q components.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+
+from mindvideo.baselines.banded import BandedRidge, Components
+from mindvideo.baselines.base import Bench
+from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
+from mindvideo.errors import ModelError
+from mindvideo.generate.clips import window_noise
+from mindvideo.generate.pipeline import MindVideoPipeline
+from mindvideo.models.video_unet import VideoUNet
+from mindvideo.train.features import caption_table
+
+
+class Ridge:
+    """Ridge regression from fMRI windows to caption tokens; `Method`."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.settings = bench, bench.recipe.baseline.ridge
+
+    def fit(self, store: Store) -> None:
+        """Regress the tokens of the training windows' captions; weightings and penalties from the validation windows."""
+        bench = self.bench
+        self.frames, self.size = store.num_frames, store.size
+        windows = {split: Windows(store, split, bench.window) for split in ("train", "validation")}
+        captions = [caption for part in windows.values() for caption in part.captions]
+        text = caption_table(bench.folder, "text", bench.foundation, captions, progress=bench.progress)
+        fmri, tokens = {}, {}
+        for split, part in windows.items():
+            fmri[split] = part.fmri(np.arange(len(part)))
+            tokens[split] = text.tokens[text.rows(part.captions)].flatten(1).float().numpy()
+        self.components = Components(tokens["train"], self.settings.components)
+        scores = {split: self.components.scores(values) for split, values in tokens.items()}
+        self.ridge = BandedRidge(self.settings.alphas)
+        self.ridge.fit(fmri["train"], scores["train"], fmri["validation"], scores["validation"])
+        predicted = self.components.restore(self.ridge.predict(fmri["validation"]))
+        error = np.square(predicted - tokens["validation"], dtype=np.float64).sum()
+        spread = np.square(self.components.mean - tokens["validation"], dtype=np.float64).sum()
+        (bench.folder / "fit.json").write_text(
+            json.dumps({"validation_token_r2": 1 - error / spread, "components": len(self.components.basis)}, indent=1)
+        )
+        self.pipeline = self._open_pipeline(store)
+
+    def _open_pipeline(self, store: Store) -> MindVideoPipeline:
+        folder = self.bench.run_dir / "model"
+        if not (folder / "model_index.json").is_file():
+            raise ModelError(
+                f"expected the study's pipeline at {folder}, whose generator ridge uses, found none; run the study's "
+                "stages up to reconstruct first"
+            )
+        pipeline = MindVideoPipeline.from_pretrained(folder)
+        if self.settings.generator == "animate":
+            unet = VideoUNet.from_pretrained(self.bench.run_dir / "animate" / "model").eval()
+            pipeline.register_modules(unet=unet)
+        return pipeline.to(self.bench.device)
+
+    def condition(self, fmri: np.ndarray) -> torch.Tensor:
+        """Predicted tokens, float32 (B, L, C)."""
+        tokens = torch.from_numpy(self.components.restore(self.ridge.predict(fmri)))
+        return tokens.view(len(fmri), *self.pipeline.condition_shape)
+
+    def reconstruct(self, fmri: np.ndarray, window: np.ndarray) -> np.ndarray:
+        """Clips (B, F, H, W, 3) by the generator, with the noise the main method gives the same windows."""
+        settings = self.bench.recipe.reconstruct
+        frames, size = settings.num_frames or self.frames, settings.size or self.size
+        shape = self.pipeline.latent_shape(frames, size, size)
+        noise = [window_noise(self.bench.recipe.seed, int(number), shape) for number in window]
+        negative = torch.from_numpy(self.components.mean).view(1, *self.pipeline.condition_shape)
+        return self.pipeline(
+            num_frames=frames,
+            height=size,
+            width=size,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            latents=torch.stack(noise),
+            precision=settings.precision,
+            guidance_interval=settings.guidance_interval,
+            reuse=settings.reuse,
+            condition=self.condition(fmri),
+            **({"negative": "none"} if settings.negative == "none" else {"negative_tokens": negative}),
+        ).frames

@@ -1,0 +1,289 @@
+"""``separable``: encoder and decoder of spatio-temporally separable layers (Kupershmidt et al. 2022).
+
+Follows Kupershmidt, Beliy, Gaziv, Irani, "A penny for your (visual) thoughts: self-supervised reconstruction of natural
+movies from brain activity", 2022: an encoder from frames to fMRI learns from pairs; a decoder from fMRI to frames then
+learns from pairs and, through the fixed encoder, from films without fMRI (frames → encoder → decoder → the same
+frames), with pixel and perceptual losses; layers convolve in space and in time separately.
+
+Departs: the foundation's image classifier gives the perceptual loss in place of VGG; every voxel's read-out of the
+encoder is a receptive field times channel weights, and the decoder's projection back starts as its adjoint; without a
+folder of films, the unlabelled clips are the training films half a TR later, which no scan is paired with; test fMRI is
+never used for the self-supervision, not even without its frames.
+
+Shapes: B batch, W scans, V voxels (R = W · V read-outs), F frames, H W pixels, C channels, S places of the coarsest map.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import zarr
+from torch import nn
+
+from mindvideo.baselines.base import Bench
+from mindvideo.baselines.pixels import (
+    VALIDATION_BATCH,
+    as_clips,
+    as_tensor,
+    channels_at,
+    halvings,
+    held_out_pixel_loss,
+    pixel_norm,
+)
+from mindvideo.baselines.vision import VisionNetwork
+from mindvideo.config import SeparableRival
+from mindvideo.data.store import Store
+from mindvideo.data.video import SUFFIXES, probe, read_frames
+from mindvideo.data.windows import Windows
+from mindvideo.errors import DataError
+from mindvideo.train.features import compute_table
+from mindvideo.train.loop import named_trainable, train
+
+COARSEST = 8
+COSINE_WEIGHT = 0.1
+
+Clips = Callable[[np.ndarray], np.ndarray]
+
+
+class SeparableConv(nn.Module):
+    """A convolution of every frame (3 x 3, with stride), then one along time (3) at every place."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.space = nn.Conv3d(inputs, outputs, (1, 3, 3), (1, stride, stride), (0, 1, 1))
+        self.time = nn.Conv3d(outputs, outputs, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, F, H, W) to (B, C', F, H / stride, W / stride)."""
+        return self.time(self.space(x))
+
+
+class FramesToFmri(nn.Module):
+    """Encoder: clips (B, 3, F, H, W) in [0, 1] to fMRI (B, W, V)."""
+
+    def __init__(self, window: int, voxels: int, frames: int, size: int, width: int) -> None:
+        super().__init__()
+        self.shape, count = (window, voxels), halvings(size, COARSEST)
+        places, readouts, width = (size // 2**count) ** 2, window * voxels, channels_at(width, 0)
+        widths = [3] + [width] * max(1, count)
+        self.layers = nn.ModuleList(SeparableConv(a, b, 2 if count else 1) for a, b in itertools.pairwise(widths))
+        self.norms = nn.ModuleList(nn.GroupNorm(4, width) for _ in self.layers)
+        self.moments = nn.Parameter(torch.full((frames,), 1 / frames))
+        self.field = nn.Parameter(torch.full((readouts, places), 1 / places))
+        self.channel = nn.Parameter(torch.randn(readouts, width) * 0.1 * width**-0.5)
+        self.bias = nn.Parameter(torch.zeros(readouts))
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """Predicted fMRI."""
+        x = clips * 2 - 1
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = F.leaky_relu(norm(layer(x)), 0.1)
+        maps_BCS = torch.einsum("bcfhw,f->bchw", x, self.moments).flatten(2)
+        seen_BCR = maps_BCS @ self.field.T
+        return ((seen_BCR * self.channel.T).sum(dim=1) + self.bias).view(len(clips), *self.shape)
+
+
+class FmriToFrames(nn.Module):
+    """Decoder: fMRI (B, W, V) to clips (B, 3, F, H, W) in [0, 1].
+
+    It projects fMRI back to maps by the adjoint of the encoder's read-out, at first, and paints frames from the maps.
+    """
+
+    def __init__(self, encoder: FramesToFmri, frames: int, size: int, width: int) -> None:
+        super().__init__()
+        count = halvings(size, COARSEST)
+        self.side, readouts = size // 2**count, len(encoder.field)
+        width = channels_at(width, 0)
+        self.field = nn.Parameter(encoder.field.detach().clone())
+        # Fields sum to about 1 over the places, so that this gives maps of about unit variance.
+        scale = self.side**2 * readouts**-0.5 / encoder.channel.detach().std()
+        self.channel = nn.Parameter(encoder.channel.detach() * scale)
+        self.moments = nn.Parameter(torch.ones(width, frames) + 0.1 * torch.randn(width, frames))
+        self.offset = nn.Parameter(torch.zeros(width, 1, self.side, self.side))
+        widths = [channels_at(width, 0)] + [channels_at(width, step) for step in range(count)]
+        self.layers = nn.ModuleList(SeparableConv(a, b) for a, b in itertools.pairwise(widths))
+        self.end = nn.Conv3d(widths[-1], 3, (1, 3, 3), padding=(0, 1, 1))
+
+    def forward(self, fmri: torch.Tensor) -> torch.Tensor:
+        """Reconstructed clips."""
+        weighted_BRC = fmri.flatten(1)[..., None] * self.channel
+        maps_BCS = torch.einsum("brc,rs->bcs", weighted_BRC, self.field)
+        x = maps_BCS.view(len(fmri), -1, 1, self.side, self.side) * self.moments[None, :, :, None, None] + self.offset
+        for layer in self.layers:
+            x = F.interpolate(x, scale_factor=(1, 2, 2), mode="nearest")
+            x = F.leaky_relu(pixel_norm(layer(x)), 0.1)
+        return torch.sigmoid(self.end(x))
+
+
+class EncoderTask:
+    """Random training pairs: predicted against recorded fMRI, by squared error and by cosine."""
+
+    def __init__(
+        self,
+        encoder: FramesToFmri,
+        training: Windows,
+        validation: Windows,
+        settings: SeparableRival,
+        device: torch.device,
+    ) -> None:
+        self.encoder = encoder.to(device)
+        self.training, self.validation, self.settings, self.device = training, validation, settings, device
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Everything."""
+        return named_trainable(self.encoder)
+
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss of one batch."""
+        index = rng.integers(len(self.training), size=self.settings.batch_size)
+        fmri = torch.from_numpy(self.training.fmri(index)).to(self.device)
+        predicted = self.encoder(as_tensor(self.training.frames(index), self.device))
+        cosine = F.cosine_similarity(predicted.flatten(1), fmri.flatten(1)).mean()
+        return F.mse_loss(predicted, fmri) + COSINE_WEIGHT * (1 - cosine), {"cosine": float(cosine.detach())}
+
+    @torch.inference_mode()
+    def validate(self, step: int) -> dict[str, float]:
+        """Mean over voxels of the correlation between predicted and recorded validation fMRI."""
+        found, truth = [], []
+        for start in range(0, len(self.validation), VALIDATION_BATCH):
+            index = np.arange(start, min(start + VALIDATION_BATCH, len(self.validation)))
+            found.append(self.encoder(as_tensor(self.validation.frames(index), self.device)).cpu())
+            truth.append(torch.from_numpy(self.validation.fmri(index)))
+        first, second = (torch.cat(part).flatten(1) for part in (found, truth))
+        r = F.cosine_similarity(first - first.mean(dim=0), second - second.mean(dim=0), dim=0)
+        return {"validation_voxel_r": float(r.mean())}
+
+
+class DecoderTask:
+    """Random training pairs, and unlabelled clips through the fixed encoder and back."""
+
+    def __init__(
+        self,
+        decoder: FmriToFrames,
+        encoder: FramesToFmri,
+        network: VisionNetwork,
+        training: Windows,
+        validation: Windows,
+        unlabelled: tuple[int, Clips],
+        settings: SeparableRival,
+        device: torch.device,
+    ) -> None:
+        self.decoder, self.encoder, self.network = decoder.to(device), encoder.eval().requires_grad_(False), network
+        self.training, self.validation, self.unlabelled = training, validation, unlabelled
+        self.settings, self.device = settings, device
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The decoder alone."""
+        return named_trainable(self.decoder)
+
+    def likeness(self, made: torch.Tensor, real: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Pixel loss, and the distance of one frame's tokens in the vision network."""
+        loss = F.l1_loss(made, real)
+        if self.settings.perceptual_weight > 0:
+            frame = int(rng.integers(made.shape[2]))
+            with torch.no_grad():
+                wanted = self.network.tokens(real[:, :, frame], self.settings.perceptual_layer)
+            found = self.network.tokens(made[:, :, frame], self.settings.perceptual_layer)
+            loss = loss + self.settings.perceptual_weight * F.mse_loss(found, wanted) / wanted.var()
+        return loss
+
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        """Supervised and self-supervised loss of one batch of each."""
+        settings = self.settings
+        index = rng.integers(len(self.training), size=settings.batch_size)
+        fmri = torch.from_numpy(self.training.fmri(index)).to(self.device)
+        supervised = self.likeness(self.decoder(fmri), as_tensor(self.training.frames(index), self.device), rng)
+        logged = {"supervised_loss": float(supervised.detach())}
+        if settings.self_supervised_weight == 0:
+            return supervised, logged
+        count, read = self.unlabelled
+        clips = as_tensor(read(rng.integers(count, size=settings.batch_size)), self.device)
+        with torch.no_grad():
+            imagined = self.encoder(clips)
+        cycle = self.likeness(self.decoder(imagined), clips, rng)
+        return supervised + settings.self_supervised_weight * cycle, logged | {"cycle_loss": float(cycle.detach())}
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Pixel loss on the validation windows with their own fMRI and with that of other windows."""
+        windows = self.validation
+        return held_out_pixel_loss(
+            windows, lambda rows: self.decoder(torch.from_numpy(windows.fmri(rows)).to(self.device)), self.device
+        )
+
+
+def later_clips(windows: Windows) -> tuple[int, Clips]:
+    """Clips that start half a TR after a window: how many, and what reads some of them, uint8 (B, F, H, W, 3)."""
+    is_followed = np.append(windows.segment[1:] == windows.segment[:-1], False)
+    starts = np.flatnonzero(is_followed)
+    half = windows.store.num_frames // 2
+    if not len(starts):
+        raise DataError("expected training segments of at least two scans for clips without fMRI, found none")
+
+    def read(index: np.ndarray) -> np.ndarray:
+        first = starts[index]
+        return np.concatenate([windows.frames(first)[:, half:], windows.frames(first + 1)[:, :half]], axis=1)
+
+    return len(starts), read
+
+
+def film_clips(bench: Bench, store: Store) -> tuple[int, Clips]:
+    """Consecutive clips of one TR of a folder of films, cut once and kept as uint8 beside the rival."""
+    folder = bench.recipe.baseline.separable.films
+    assert folder is not None
+    films = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    places = [(path, number) for path in films for number in range(int(probe(path).duration_s // store.tr_s))]
+    if not places:
+        raise DataError(f"expected films ({', '.join(SUFFIXES)}) of at least one TR in {folder}, found none")
+
+    def compute(start: int, stop: int) -> dict[str, np.ndarray]:
+        rows = [
+            read_frames(path, number * store.tr_s + (np.arange(store.num_frames) + 0.5) / store.fps, store.size)
+            for path, number in places[start:stop]
+        ]
+        return {"clips": np.stack(rows)}
+
+    key = {"films": [[str(path.relative_to(folder)), path.stat().st_size, number] for path, number in places],
+           "size": store.size, "frames": store.num_frames}  # fmt: skip
+    table = compute_table(bench.folder / "films", key, len(places), 8, compute, bench.progress)
+    clips = cast(zarr.Array, table["clips"])
+    return len(places), lambda index: np.stack([np.asarray(clips[int(i)]) for i in index])
+
+
+class Separable:
+    """Separable encoder and decoder; `Method`."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.settings = bench, bench.recipe.baseline.separable
+
+    def fit(self, store: Store) -> None:
+        """Train the encoder, then the decoder, or go on where a killed run stopped."""
+        bench, settings = self.bench, self.settings
+        training, validation = (Windows(store, split, bench.window) for split in ("train", "validation"))
+        unlabelled = later_clips(training) if settings.films is None else film_clips(bench, store)
+        torch.manual_seed(bench.seed)
+        shape = (store.num_frames, store.size, settings.width)
+        encoder = FramesToFmri(bench.window, store.n_voxels, *shape)
+        encoding = EncoderTask(encoder, training, validation, settings, bench.device)
+        first = settings.model_copy(update={"steps": settings.encoder_steps})
+        common: dict[str, Any] = {
+            "progress": bench.progress,
+            "validate_every": settings.checkpoint_every,
+            "device": bench.device,
+        }
+        train(encoding, first, bench.folder / "encoder", seed=bench.seed, validate=encoding.validate, **common)
+        torch.manual_seed(bench.seed + 1)
+        self.decoder = FmriToFrames(encoder, *shape)
+        network = VisionNetwork(bench.foundation)
+        decoding = DecoderTask(self.decoder, encoder, network, training, validation, unlabelled, settings, bench.device)
+        train(decoding, settings, bench.folder / "decoder", seed=bench.seed + 1, validate=decoding.validate, **common)
+        self.decoder.eval()
+
+    @torch.inference_mode()
+    def reconstruct(self, fmri: np.ndarray) -> np.ndarray:
+        """Clips (B, F, H, W, 3)."""
+        return as_clips(self.decoder(torch.from_numpy(fmri).to(self.bench.device)))

@@ -1,0 +1,120 @@
+"""The foundation's image classifier (a ViT) taken apart: early feature maps and their inverse, semantic features.
+
+Shapes: N frames, H W pixels, h w pixels as the network takes them, P patches, D embedding, S side of a patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mindvideo.errors import ModelError
+from mindvideo.models.foundation import Foundation
+
+RIDGE = 1e-9
+"""Added to the diagonal of the features' covariance, relative to its mean, so that it can be inverted."""
+
+
+class VisionNetwork:
+    """Early feature maps (patch embedding) and semantic features (class token) of frames.
+
+    Attributes
+    ----------
+    kernel : Tensor, float64 (D, 3 · S · S)
+        The patch embedding's convolution, one row a feature.
+    """
+
+    def __init__(self, foundation: Foundation) -> None:
+        self.foundation = foundation
+        self.model = foundation.image_classifier
+        projection = self.model.vit.embeddings.patch_embeddings.projection
+        self.side, self.size = int(projection.kernel_size[0]), int(self.model.config.image_size)
+        if projection.stride != projection.kernel_size:
+            raise ModelError(
+                f"expected an image classifier whose patches do not overlap, found stride {projection.stride} and "
+                f"size {projection.kernel_size} in {foundation.folder / 'image_classifier'}; use a ViT"
+            )
+        self.kernel = projection.weight.detach().cpu().double().flatten(1)
+        self.bias = projection.bias.detach().cpu().double()
+        blank = np.stack(
+            [np.zeros((self.size, self.size, 3), np.uint8), np.full((self.size, self.size, 3), 255, np.uint8)]
+        )
+        low, high = foundation._pixels("image_classifier", blank)[:, :, 0, 0].double().cpu()
+        self.offset, self.range = low, high - low
+
+    def pixels(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames (N, 3, H, W) in [0, 1] as the network takes them, (N, 3, h, w); differentiable."""
+        if frames.shape[-2:] != (self.size, self.size):
+            frames = F.interpolate(frames, (self.size, self.size), mode="bilinear", antialias=True)
+        place = (1, 3, 1, 1)
+        return frames * self.range.to(frames).view(place) + self.offset.to(frames).view(place)
+
+    def patches(self, frames: np.ndarray) -> torch.Tensor:
+        """Patches (N, P, 3 · S · S) float64 of frames uint8 (N, H, W, 3), as the network takes them."""
+        pixels = self.pixels(torch.from_numpy(frames).permute(0, 3, 1, 2).double() / 255)
+        return F.unfold(pixels, self.side, stride=self.side).transpose(1, 2)
+
+    def early(self, frames: np.ndarray) -> np.ndarray:
+        """Feature maps of frames uint8 (N, H, W, 3): float32 (N, P · D)."""
+        return (self.patches(frames) @ self.kernel.T + self.bias).flatten(1).float().numpy()
+
+    def fit_deconvolution(self, read: Callable[[int], np.ndarray], n_batches: int) -> None:
+        """Find the linear map from feature maps back to pixels of least squared error over training frames.
+
+        With mean m and covariance S of the training patches and the kernel K, the map is f → m + S Kᵀ (K S Kᵀ)⁻¹ (f −
+        K m − b): the inverse of the convolution where it has one, and the best guess where a patch has more pixels
+        than features. Patches do not overlap, so each is solved alone.
+
+        Parameters
+        ----------
+        read : callable
+            Number of a batch to frames uint8 (N, H, W, 3).
+        n_batches : int
+        """
+        width = self.kernel.shape[1]
+        total, square, count = torch.zeros(width).double(), torch.zeros(width, width).double(), 0
+        for number in range(n_batches):
+            rows = self.patches(read(number)).flatten(0, 1)
+            total, square, count = total + rows.sum(dim=0), square + rows.T @ rows, count + len(rows)
+        self.mean = total / count
+        covariance = square / count - torch.outer(self.mean, self.mean)
+        features = self.kernel @ covariance @ self.kernel.T
+        features += RIDGE * features.diagonal().mean() * torch.eye(len(features)).double()
+        self.inverse = torch.linalg.solve(features, self.kernel @ covariance).T
+
+    def deconvolve(self, early_NPD: np.ndarray, size: int) -> np.ndarray:
+        """Frames uint8 (N, size, size, 3) that `fit_deconvolution` finds for feature maps ``early_NPD`` (N, P · D)."""
+        count = (self.size // self.side) ** 2
+        maps = torch.from_numpy(early_NPD).double().view(len(early_NPD), count, -1)
+        patches = (maps - self.bias - self.kernel @ self.mean) @ self.inverse.T + self.mean
+        pixels = F.fold(patches.transpose(1, 2), (self.size, self.size), self.side, stride=self.side)
+        place = (1, 3, 1, 1)
+        frames = (pixels - self.offset.view(place)) / self.range.view(place)
+        if size != self.size:
+            frames = F.interpolate(frames, (size, size), mode="bilinear", antialias=True)
+        return (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+    @torch.inference_mode()
+    def semantic(self, frames: np.ndarray, batch: int = 64) -> np.ndarray:
+        """Class token before the classifier, float32 (N, D), of frames uint8 (N, H, W, 3)."""
+        rows = []
+        for start in range(0, len(frames), batch):
+            pixels = self.foundation._pixels("image_classifier", frames[start : start + batch])
+            rows.append(self.model.vit(pixel_values=pixels).last_hidden_state[:, 0].float().cpu().numpy())
+        return np.concatenate(rows)
+
+    @torch.inference_mode()
+    def categories(self, semantic_ND: np.ndarray) -> np.ndarray:
+        """Class probabilities (N, classes) float32 of semantic features."""
+        logits = self.model.classifier(torch.from_numpy(semantic_ND).to(self.foundation.device))
+        return F.softmax(logits.float(), -1).cpu().numpy()
+
+    def tokens(self, frames: torch.Tensor, layer: int) -> torch.Tensor:
+        """Patch tokens (N, P, D) after ``layer`` blocks of frames (N, 3, H, W) in [0, 1]; differentiable."""
+        states = self.model.vit(pixel_values=self.pixels(frames), output_hidden_states=True).hidden_states
+        if layer >= len(states):
+            raise ModelError(f"expected a layer from 0 to {len(states) - 1} of the image classifier, found {layer}")
+        return states[layer][:, 1:]

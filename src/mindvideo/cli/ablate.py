@@ -1,0 +1,95 @@
+"""``mindvideo ablate``: what each part of the method is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from mindvideo.cli.shared import Out, Set, app, console, progress_bars, say
+from mindvideo.config import load_recipe
+from mindvideo.errors import SettingError
+
+STYLES = {"p<0.0001": "magenta", "p<0.01": "bright_magenta", "p<0.05": "yellow", "p>0.05": "green"}
+
+
+@app.command()
+def ablate(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe or a YAML file: the full method")],
+    out: Out,
+    settings: Set = None,
+    seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from the recipe's own on")] = 1,
+    only: Annotated[
+        list[str] | None, typer.Option(help="a variant beside the full method; may be repeated or a,b,c")
+    ] = None,
+    subjects: Annotated[str | None, typer.Option(help="subjects to run the full method on, as 1,2,3")] = None,
+    reuse: Annotated[
+        list[Path] | None, typer.Option(help="a run folder whose finished stages are shared; may be repeated")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="say what would run, and run nothing")] = False,
+) -> None:
+    """Run the study without each of its parts and print one table; stages that do not change are shared."""
+    from mindvideo.ablation import Ablation, choose_variants, list_variants
+
+    resolved = load_recipe(recipe, settings or [])
+    names = [name for item in only or [] for name in item.split(",")]
+    variants = list_variants(resolved, _read_subjects(subjects))
+    chosen = choose_variants(variants, names)
+    ablation = Ablation(resolved, out, chosen, seeds=seeds, reuse=reuse or [], others=variants)
+    if plan:
+        _print_plan(ablation)
+        return
+    with progress_bars() as bar:
+        ablation.run(progress=bar, say=say)
+    _print_table(out)
+
+
+def _read_subjects(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise SettingError(f"expected --subjects as numbers with commas, such as 1,2,3, found '{text}'")
+    return [int(part) for part in parts]
+
+
+def _print_plan(ablation: Any) -> None:
+    from mindvideo.ablation.runs import describe_steps
+
+    plan = ablation.plan()
+    for run in ablation.runs:
+        changes = ", ".join(f"{key}={value}" for key, value in run.variant.changes.items())
+        what = f"same as {run.same_as}" if run.same_as else describe_steps(plan[run.name])
+        console.print(f"{run.name} ({changes or 'the recipe itself'}): {what}", highlight=False, soft_wrap=True)
+    stages = sum(step.what == "run" for steps in plan.values() for step in steps)
+    console.print(f"{len(plan)} runs, {stages} stages to run", highlight=False)
+
+
+def _print_table(folder: Path) -> None:
+    import json
+
+    from mindvideo.ablation.table import cell_text, row_label
+
+    content = json.loads((folder / "ablation.json").read_text())
+    table = Table("", *(column["score"] for column in content["columns"]))
+    for entry in content["rows"]:
+        cells = [entry["scores"][column["score"]] for column in content["columns"]]
+        table.add_row(
+            row_label(entry), *(Text(cell_text(cell), style=STYLES.get(cell.get("p_class", ""), "")) for cell in cells)
+        )
+    table.add_section()
+    for entry in content["references"]:
+        cells = [entry["scores"][column["score"]] for column in content["columns"]]
+        table.add_row(f"{entry['name']} ({entry['role']})", *map(cell_text, cells), style="dim")
+    console.print(table)
+    key = Text("against the full method, corrected: ")
+    for name, words in (("p<0.0001", "*** P < .0001"), ("p<0.01", "** P < .01"), ("p<0.05", "* P < .05"),
+                        ("p>0.05", "P > .05")):  # fmt: skip
+        key.append(words, style=STYLES[name]).append("  ")
+    console.print(key)
+    if content["smallest_p"] is not None:
+        console.print(f"with these blocks no corrected P can be below {content['smallest_p']:.2g}", highlight=False)
+    console.print(f"{folder / 'ablation.json'}, .csv, .tex", highlight=False, soft_wrap=True)

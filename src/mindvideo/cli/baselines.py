@@ -1,0 +1,126 @@
+"""``mindvideo baseline …``: rival methods on the same windows with the same scores, and the table of all methods."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.table import Table
+
+from mindvideo.cli.shared import Out, Set, console, progress_bars, say, with_settings
+from mindvideo.config import Baseline, Recipe, load_recipe, parse_recipe
+from mindvideo.errors import SettingError
+
+baseline_app = typer.Typer(no_args_is_help=True, help="Rival methods on the same footing (see docs/baselines.md).")
+
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="the prepared store, e.g. RUN/prepare/store.zarr")]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", help="a shipped recipe or a YAML file; by default RUN/recipe.yaml")
+]
+DOES = {
+    "ridge": "banded ridge regression to the condition tokens, with the study's generator",
+    "linear": "linear maps to an image network's features (Wen et al. 2018)",
+    "gan": "a video GAN on a linear fMRI embedding (Wang et al. 2022)",
+    "separable": "self-supervised separable encoder and decoder (Kupershmidt et al. 2022)",
+    "mindvis": "one picture a scan by doubly conditioned image diffusion (Chen et al. 2023)",
+}
+
+
+def _recipe(run_dir: Path, name: str | None, settings: list[str] | None) -> Recipe:
+    try:
+        import_module("mindvideo.baselines")
+    except ModuleNotFoundError:
+        raise SettingError(
+            "expected the package mindvideo.baselines, found it removed from this installation; install mindvideo again"
+        ) from None
+    path = run_dir / "recipe.yaml"
+    if name is not None:
+        return load_recipe(name, settings or [])
+    if not path.is_file():
+        raise SettingError(f"expected the study's recipe at {path}, found none; give --recipe, e.g. --recipe demo")
+    content = yaml.safe_load(path.read_text())
+    return with_settings(content, settings) if settings else parse_recipe(content, str(path))
+
+
+def _print_table(run_dir: Path, every: bool) -> None:
+    from mindvideo.baselines.table import as_text, score_columns, write_table
+
+    rows = write_table(run_dir)
+    text = as_text(rows, score_columns(rows, every))
+    table = Table(*text[0])
+    for line in text[1:]:
+        table.add_row(*line)
+    console.print(table)
+
+
+def _rival_command(name: str, does: str) -> None:
+    def command(store: StorePath, out: Out, recipe: RecipeName = None, settings: Set = None) -> None:
+        resolved = _recipe(out, recipe, settings)
+        from mindvideo.baselines.compare import run_rival
+
+        with progress_bars() as bar:
+            run_rival(name, resolved, out, store, progress=bar(name), say=say)
+        _print_table(out, every=False)
+
+    command.__doc__ = f"Run {does}."
+    baseline_app.command(name)(command)
+
+
+for _name in Baseline.model_fields:
+    _rival_command(_name, DOES[_name])
+
+
+@baseline_app.command("own")
+def own(
+    store: StorePath,
+    out: Out,
+    method: Annotated[str, typer.Option("--method", help="module:Class with fit(store) and reconstruct(fmri)")],
+    name: Annotated[str, typer.Option("--name", help="what the table calls it")],
+    recipe: RecipeName = None,
+    settings: Set = None,
+) -> None:
+    """Run a class of your own: fit(store), then reconstruct(fmri) of the test windows and their controls."""
+    resolved = _recipe(out, recipe, settings)
+    from mindvideo.baselines.compare import run_rival
+
+    with progress_bars() as bar:
+        run_rival(name, resolved, out, store, method=method, progress=bar(name), say=say)
+    _print_table(out, every=False)
+
+
+@baseline_app.command("folder")
+def folder(
+    clips: Annotated[Path, typer.Argument(metavar="CLIPS", help="a folder of files SEGMENT_SCAN.mp4 (.gif, .npy, …)")],
+    out: Out,
+    name: Annotated[str, typer.Option("--name", help="what the table calls them")],
+    store: Annotated[Path | None, typer.Option("--store", help="the prepared store; RUN's own by default")] = None,
+    recipe: RecipeName = None,
+    settings: Set = None,
+) -> None:
+    """Score clips another program made of the same test windows."""
+    resolved = _recipe(out, recipe, settings)
+    from mindvideo.baselines.compare import add_folder
+
+    with progress_bars() as bar:
+        add_folder(name, clips, resolved, out, store, progress=bar(name), say=say)
+    _print_table(out, every=False)
+
+
+@baseline_app.command("table")
+def table(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN")],
+    every: Annotated[bool, typer.Option("--all", help="every score, not the headline ones")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Print method by score with intervals, P against each method's own shuffled control, seconds and peak memory."""
+    _recipe(run_dir, None, None)
+    if as_json:
+        from mindvideo.baselines.table import write_table
+
+        print(json.dumps(write_table(run_dir), indent=1))
+    else:
+        _print_table(run_dir, every)

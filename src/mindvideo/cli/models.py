@@ -1,0 +1,169 @@
+"""Models and what they need: ``mindvideo convert``, ``check``, ``reconstruct``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+import yaml
+from rich.table import Table
+
+from mindvideo.cli.shared import Set, app, console, progress_bars, run_stage, say
+from mindvideo.config import load_recipe
+from mindvideo.errors import SettingError
+
+if TYPE_CHECKING:
+    from mindvideo.config import Recipe
+
+
+@app.command()
+def convert(
+    release: Annotated[Path, typer.Argument(help="a released MinD-Video folder or a MinD-Vis checkpoint")],
+    out: Annotated[Path, typer.Argument(help="new folder for safetensors")],
+    num_voxels: Annotated[int | None, typer.Option(help="another number of voxels; positions are interpolated")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="a setting the release does not state")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="a setting of the release to leave out")] = None,
+) -> None:
+    """Turn released weights into a folder that from_pretrained loads, without executing anything in a pickle."""
+    from mindvideo.generate.converted import convert as run
+
+    overrides: dict[str, Any] = {}
+    for setting in settings or []:
+        key, sign, value = setting.partition("=")
+        if not sign:
+            raise SettingError(f"expected --set key=value, found '{setting}'")
+        overrides[key] = yaml.safe_load(value)
+    for note in run(release, out, num_voxels=num_voxels, overrides=overrides, drop=tuple(drop or ())):
+        say(note)
+    say(f"converted to {out}")
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe or a YAML file")],
+    out: Annotated[Path, typer.Option("--out", help="where the run would go; its disk is looked at")] = Path("runs"),
+    settings: Set = None,
+) -> None:
+    """Say what a study is missing and what each stage will need here; exits with 1 where something is missing."""
+    from mindvideo.check import check_recipe
+
+    found = check_recipe(load_recipe(recipe, settings or []), out)
+    table = Table("stage", "memory GiB", "disk GiB", "time", "what counts")
+    for need in found.needs:
+        memory = f"{need.memory_bytes / 2**30:.1f}"
+        table.add_row(need.stage, memory, f"{need.disk_bytes / 2**30:.2f}", need.time, need.what)
+    console.print(table)
+    for line in found.lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    for line in found.missing:
+        console.print(f"missing: {line}", highlight=False, soft_wrap=True)
+    if found.missing:
+        raise typer.Exit(1)
+
+
+@app.command()
+def reconstruct(
+    model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a run folder, or for a film a pipeline folder")],
+    recording: Annotated[
+        list[str] | None,
+        typer.Argument(help="make a film of: .dtseries.nii files of one film, or a segment of the run's store"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="the film, as .mp4")] = None,
+    fps: Annotated[float | None, typer.Option(min=1, max=60, help="frames per second; as trained by default")] = None,
+    num_frames: Annotated[int | None, typer.Option(min=1, help="frames per scan, instead of --fps")] = None,
+    size: Annotated[int | None, typer.Option(help="height and width in pixels; as trained by default")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="denoising steps")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=0)] = None,
+    negative: Annotated[str | None, typer.Option(help="train_mean, zero or none")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="clips at once")] = None,
+    seed: Annotated[int, typer.Option(help="of a film's noise")] = 0,
+    first_volume: Annotated[int, typer.Option(min=0, help="volumes of a recording left out at its start")] = 0,
+    scans: Annotated[int | None, typer.Option(min=1, help="volumes kept after that; all by default")] = None,
+    store: Annotated[Path | None, typer.Option(help="a prepared store with the model's voxels")] = None,
+    settings: Set = None,
+) -> None:
+    """Test windows of RUN to video with their controls, or, with a recording and --out, a film of all of it."""
+    asked: dict[str, Any] = {"num_frames": num_frames, "size": size, "steps": steps, "guidance_scale": guidance_scale}
+    asked |= {"negative": negative, "precision": precision, "batch_size": batch_size}
+    if not recording:
+        if out is not None or store is not None or first_volume or scans is not None:
+            raise SettingError("expected a recording with --out, --store, --first-volume and --scans, found none")
+        if fps is not None:
+            asked["num_frames"] = _frames_of_run(model, fps, num_frames)
+        given = [f"reconstruct.{name}={value}" for name, value in asked.items() if value is not None]
+        run_stage("reconstruct", model, given + (settings or []))
+        return
+    if out is None or out.suffix.lower() not in (".mp4", ".mkv", ".mov"):
+        raise SettingError(f"expected --out FILM.mp4 with a recording, found {out}")
+    if settings:
+        raise SettingError("expected no --set with a recording, found some; use the options")
+    _film(model, recording, out, asked, fps=fps, seed=seed, first_volume=first_volume, scans=scans, store=store)
+
+
+def _frames_of_run(run_dir: Path, fps: float, num_frames: int | None) -> int:
+    from mindvideo.generate.film import frames_per_scan
+    from mindvideo.study import Study
+
+    data = Study.open(run_dir).recipe.data
+    return frames_per_scan(data.tr_s, fps, num_frames, data.fps)
+
+
+def _film(
+    model: Path,
+    recording: list[str],
+    out: Path,
+    asked: dict[str, Any],
+    *,
+    fps: float | None,
+    seed: int,
+    first_volume: int,
+    scans: int | None,
+    store: Path | None,
+) -> None:
+    import torch
+
+    from mindvideo.data.store import Store
+    from mindvideo.generate.film import Film, FilmSettings, check_recorded, frames_per_scan, write_film
+    from mindvideo.generate.pipeline import MindVideoPipeline
+    from mindvideo.generate.recording import read_recorded, read_scans
+
+    recipe = _recipe_of(model)
+    folder = model if recipe is None else model / "model"
+    store = store or folder.parent / "prepare" / "store.zarr"
+    pipeline = MindVideoPipeline.from_pretrained(folder)
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    recorded = read_recorded(folder, store)
+    check_recorded(pipeline, recorded)
+    if len(recording) == 1 and not Path(recording[0]).exists() and store.is_dir():
+        fmri = Store.open(store).fmri(recording[0])
+        fmri = fmri[first_volume : None if scans is None else first_volume + scans]
+    else:
+        fmri = read_scans([Path(name) for name in recording], recorded, first_volume, scans)
+    defaults: dict[str, Any] = (
+        {} if recipe is None else recipe.reconstruct.model_dump(include={"negative", "batch_size"})
+    )
+    precision: Literal["fp32", "bf16"] = "fp32" if recipe is None else recipe.reconstruct.precision
+    count = frames_per_scan(recorded.tr_s, fps, asked.pop("num_frames"), recorded.fps)
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given.get("precision", precision) not in ("fp32", "bf16"):
+        raise SettingError(f"expected --precision fp32 or bf16, found '{given['precision']}'")
+    with progress_bars() as bar:
+        film = Film(
+            pipeline, fmri, FilmSettings(count, **({"precision": precision} | defaults | given), seed=seed), bar("film")
+        )
+        write_film(film, out, recorded.tr_s)
+    say(
+        f"film of {len(fmri)} scans in {out}: {film.n_frames} frames at {count / recorded.tr_s:g} a second; its second 0 "
+        f"is what was seen {recorded.lag_s:g} s before the first scan"
+    )
+
+
+def _recipe_of(model: Path) -> Recipe | None:
+    """The recipe of a run folder; None for a pipeline folder."""
+    if not (model / "recipe.yaml").is_file():
+        return None
+    from mindvideo.study import Study
+
+    return Study.open(model).recipe

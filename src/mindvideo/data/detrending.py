@@ -1,0 +1,123 @@
+"""Removing a polynomial from time series, and the products of what is left (METHOD section 2).
+
+Shapes: v vertices, n scans, R recordings, d polynomials. Here a series is a row, as in the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mindvideo.errors import DataError
+
+_CONSTANT = 1e-7
+_CANCELLED = 1e-6
+"""Residuals smaller than this part of the signal are computed again, without the differences of large sums."""
+
+
+def refuse_trends(is_trend: np.ndarray, vertex: np.ndarray | None = None) -> None:
+    """Raise where nothing but the polynomial is left of a vertex, bool (V,)."""
+    if is_trend.any():
+        first = int(np.argmax(is_trend))
+        name = first if vertex is None else int(vertex[first])
+        raise DataError(
+            f"expected varying, finite values at every vertex, found {int(is_trend.sum())} without variance after "
+            f"detrending (e.g. vertex {name}); leave these vertices or the run out"
+        )
+
+
+def polynomial_basis(n_scans: int, order: int = 4) -> np.ndarray:
+    """Orthonormal polynomials up to a degree over the scans of a run, float64 (n, order + 1).
+
+    Raises
+    ------
+    DataError
+        For fewer than ``order + 3`` scans, which leave nothing to standardise.
+    """
+    if n_scans < order + 3:
+        raise DataError(f"expected at least {order + 3} scans for a polynomial of degree {order}, found {n_scans}")
+    return np.linalg.qr(np.polynomial.legendre.legvander(np.linspace(-1, 1, n_scans), order))[0]
+
+
+def remove_polynomial(series: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Detrended series, float64 (v, n), of float (v, n)."""
+    part = np.array(series, dtype=np.float64, order="C")
+    with np.errstate(invalid="ignore"):
+        part -= part[:, :1].copy()
+        part -= (part @ basis) @ basis.T
+    return part
+
+
+def is_rounding(variance: np.ndarray, series: np.ndarray) -> np.ndarray:
+    """Whether what is left of (v, n) is rounding; also true for NaN."""
+    return ~(np.sqrt(variance) > _CONSTANT * np.abs(series).max(axis=1))
+
+
+class DetrendedProducts(NamedTuple):
+    """Inner products of detrended recordings of one film, vertex by vertex.
+
+    Attributes
+    ----------
+    gram : ndarray, float64 (R, R, v)
+        Products of recordings i and j after the polynomial is removed.
+    has_nan, is_constant, is_trend : ndarray, bool (R, v)
+        Vertices that cannot be standardised: not finite, never changing, nothing but the polynomial.
+    """
+
+    gram: np.ndarray
+    has_nan: np.ndarray
+    is_constant: np.ndarray
+    is_trend: np.ndarray
+
+
+def detrended_products(recordings: Sequence[np.ndarray], basis: np.ndarray) -> DetrendedProducts:
+    """All that correlations between detrended recordings need, without forming the residuals.
+
+    Parameters
+    ----------
+    recordings : sequence of R ndarrays, float (v, n)
+        The series of some vertices in each recording; at most a few hundred vertices keep the work in the cache.
+    basis : ndarray, float64 (n, d)
+        Orthonormal, its first columns span the constants (`polynomial_basis`).
+
+    Returns
+    -------
+    DetrendedProducts
+
+    Notes
+    -----
+    With Q the basis and x, y two series, the residuals' product is x·y − (Qᵀx)·(Qᵀy). Series are taken relative to
+    their first scan and the sums are float64; where the difference cancels six digits, residuals are formed after all.
+    """
+    n_runs, n_vertices = len(recordings), len(recordings[0])
+    gram = np.empty((n_runs, n_runs, n_vertices))
+    has_nan, is_constant, is_trend, is_small = np.zeros((4, n_runs, n_vertices), dtype=bool)
+    centred: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
+    with np.errstate(invalid="ignore", over="ignore"):
+        for i, recording in enumerate(recordings):
+            part = recording.astype(np.float64)
+            start = part[:, 0].copy()
+            part -= start[:, None]
+            weight = part @ basis
+            energy = np.einsum("vn,vn->v", part, part)
+            left = energy - np.einsum("vd,vd->v", weight, weight)
+            has_nan[i], is_constant[i], gram[i, i] = ~np.isfinite(energy), energy == 0, left
+            is_small[i] = ~((left > _CANCELLED * energy) & (left > (_CANCELLED * start) ** 2 * part.shape[1]))
+            for j, (other, other_weight) in enumerate(zip(centred, weights, strict=True)):
+                product = np.einsum("vn,vn->v", part, other) - np.einsum("vd,vd->v", weight, other_weight)
+                gram[i, j] = gram[j, i] = product
+            centred.append(part)
+            weights.append(weight)
+        again = np.flatnonzero((is_small & ~has_nan & ~is_constant).any(axis=0))
+        if len(again):
+            exact = np.stack([remove_polynomial(recording[again], basis) for recording in recordings])
+            gram[:, :, again] = np.einsum("ivn,jvn->ijv", exact, exact)
+            for i, recording in enumerate(recordings):
+                variance = gram[i, i, again] / (recording.shape[1] - 1)
+                is_trend[i, again] = (
+                    is_rounding(variance, recording[again]) & ~has_nan[i, again] & ~is_constant[i, again]
+                )
+    return DetrendedProducts(gram, has_nan, is_constant, is_trend)

@@ -1,0 +1,195 @@
+"""Work on single runs and films: checking, measuring how well each vertex repeats, standardising, taking frames.
+
+Each function does one task from files alone, so that tasks can run in any order and on any machine.
+Shapes: n scans, N candidate vertices, V voxels, R runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mindvideo.config import Data
+from mindvideo.data.detrending import detrended_products, polynomial_basis, refuse_trends
+from mindvideo.data.series import SeriesFile, hash_file
+from mindvideo.data.video import Film, read_film, read_frames
+from mindvideo.data.voxels import (
+    check_run,
+    detrend_and_standardise,
+    fisher_z,
+    refuse_bad_vertices,
+    repeat_correlation,
+)
+from mindvideo.errors import DataError
+
+if TYPE_CHECKING:
+    from mindvideo.data.preparation import Run, Segment
+
+POLYNOMIAL = 4
+_ROWS_AT_ONCE = 256
+
+_reading = threading.Lock()
+"""Readers that are given (`Run.read`) may keep what they read and need not know about threads."""
+
+
+@dataclass(frozen=True)
+class SegmentTask:
+    """Check the runs of a segment at the candidate vertices; with ``is_measured`` also how well each repeats."""
+
+    segment: Segment
+    vertex: np.ndarray
+    candidate: np.ndarray
+    is_measured: bool
+
+
+@dataclass(frozen=True)
+class SegmentMeasure:
+    """What a segment's runs say: Fisher z of each candidate, float64 (N,), and the hash of each run's file.
+
+    No hashes where the runs bring their own reader, since several of them may show one file.
+    """
+
+    z: np.ndarray | None
+    sha256: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """Standardise one run at the wanted positions."""
+
+    run: Run
+    n_scans: int
+    vertex: np.ndarray
+    wanted: np.ndarray
+
+
+def measure_segment(task: SegmentTask) -> SegmentMeasure:
+    """Read all runs of a segment once: check and hash them, and correlate them where the segment is measured.
+
+    Raises
+    ------
+    DataError
+        For damaged or changed files, values that are not finite, constant vertices, or copies of one file.
+    """
+    runs = task.segment.runs
+    if any(run.read is not None for run in runs):
+        return _measure_given(task)
+    if task.is_measured:
+        groups = [[SeriesFile(run.path) for run in runs]]
+        if any(
+            not file.is_plain or not np.array_equal(file.column, groups[0][0].column) for file in groups[0]
+        ):  # not laid out alike: compare vertex by vertex
+            groups = [[SeriesFile(run.path, is_whole=True) for run in runs]]
+    else:
+        groups = [[SeriesFile(run.path)] for run in runs]
+    first = [run.first for run in runs]
+    grams = []
+    for files in groups:
+        grams.append(_read_products(files, first[: len(files)], task))
+        first = first[len(files) :]
+    z = None
+    if task.is_measured:
+        gram = grams[0]
+        pairs = itertools.combinations(range(len(runs)), 2)
+        with _naming(task.segment.name):
+            z = np.mean([fisher_z(gram[i, j] / np.sqrt(gram[i, i] * gram[j, j])) for i, j in pairs], axis=0)
+    return SegmentMeasure(z, tuple(file.sha256 for files in groups for file in files))
+
+
+def _read_products(files: list[SeriesFile], first: list[int], task: SegmentTask) -> np.ndarray:
+    """Products of the detrended runs at the candidates, float64 (R, R, N); every run is checked on the way."""
+    for file in files:
+        if not np.array_equal(file.header.vertex, task.vertex):
+            raise DataError(f"expected the vertices of the other files in {file.path}, found others; was it replaced?")
+    n_scans, candidate = task.segment.n_scans, task.candidate
+    basis = polynomial_basis(n_scans, POLYNOMIAL)
+    row = files[0].column[np.searchsorted(task.vertex, candidate)]
+    place = np.argsort(row, kind="stable")
+    row = row[place]
+    gram = np.empty((len(files), len(files), len(candidate)))
+    flags = np.empty((3, len(files), len(candidate)), dtype=bool)
+    for parts in zip(*(file.blocks() for file in files), strict=True):
+        start, n_rows = parts[0][0], len(parts[0][1])
+        low, high = np.searchsorted(row, [start, start + n_rows])
+        for begin in range(low, high, _ROWS_AT_ONCE):
+            end = min(high, begin + _ROWS_AT_ONCE)
+            inside = row[begin:end] - start
+            is_run = inside[-1] - inside[0] == len(inside) - 1
+            rows = slice(inside[0], inside[-1] + 1) if is_run else inside
+            series = [part[rows, skip : skip + n_scans] for (_, part), skip in zip(parts, first, strict=True)]
+            found = detrended_products(series, basis)
+            gram[:, :, place[begin:end]] = found.gram
+            flags[:, :, place[begin:end]] = found.has_nan, found.is_constant, found.is_trend
+    for number, file in enumerate(files):
+        refuse_bad_vertices(flags[0, number], flags[1, number], file.path, candidate)
+        with _naming(file.path):
+            refuse_trends(flags[2, number], candidate)
+    return gram
+
+
+def _measure_given(task: SegmentTask) -> SegmentMeasure:
+    """The same for runs that bring their own reader."""
+    kept = []
+    for run in task.segment.runs:
+        standardised = standardise_run(RunTask(run, task.segment.n_scans, task.vertex, task.candidate))
+        if task.is_measured:
+            kept.append(standardised)
+    z = None
+    if task.is_measured:
+        with _naming(task.segment.name):
+            pairs = itertools.combinations(kept, 2)
+            z = np.mean([fisher_z(repeat_correlation(a, b)) for a, b in pairs], axis=0)
+    return SegmentMeasure(z, ())
+
+
+def standardise_run(task: RunTask) -> np.ndarray:
+    """Read, trim, check, detrend and standardise one run at the wanted positions, float32 (n, V)."""
+    run = task.run
+    if run.read is not None:
+        with _reading:
+            return run.read(task.vertex, task.wanted)
+    file = SeriesFile(run.path)
+    if not np.array_equal(file.header.vertex, task.vertex):
+        raise DataError(f"expected the vertices of the other files in {run.path}, found others; was it replaced?")
+    kept = file.take(task.wanted)[:, run.first : run.first + task.n_scans].T
+    check_run(kept, run.path, task.wanted)
+    with _naming(run.path):
+        return detrend_and_standardise(kept, POLYNOMIAL)
+
+
+@dataclass(frozen=True)
+class FilmTask:
+    """Frames of a film at some times, float64 (T,), with the settings they are taken by."""
+
+    path: Path
+    times_s: np.ndarray
+    data: Data
+
+
+def take_film(task: FilmTask) -> Film:
+    """The frames and the shot changes of a film."""
+    return read_film(task.path, task.times_s, task.data.size, task.data.fit, task.data.cut_threshold)
+
+
+def check_film(task: FilmTask) -> str:
+    """Decode a film to its last needed frame; its SHA-256 (hex)."""
+    read_frames(task.path, task.times_s[-1:], task.data.size, task.data.fit)
+    return hash_file(task.path)
+
+
+@contextmanager
+def _naming(where: Path | str) -> Iterator[None]:
+    """Put the file or segment in front of what the signal functions say."""
+    try:
+        yield
+    except DataError as error:
+        if str(where) in str(error):
+            raise
+        raise DataError(f"{where}: {error}") from error

@@ -1,0 +1,126 @@
+"""Where the work on single runs and films is done: here, on local threads, or on a dask.distributed cluster.
+
+Results come back in the order of the tasks, whoever was first, so the store has the same bytes either way. Only a few
+tasks are under way at a time: memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from mindvideo.errors import DataError, SettingError
+
+CONNECT_S = 10
+"""Seconds a scheduler has to answer."""
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Pool(Protocol):
+    """Calls a function on every task and yields the results in the tasks' order."""
+
+    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        """Yield ``function(task)`` for every task; an exception in one is raised here."""
+        ...
+
+
+class _Here:
+    """One task after the other, each when its result is asked for."""
+
+    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        yield from map(function, tasks)
+
+
+class _Futures:
+    """Tasks handed to an executor or a cluster, at most ``ahead`` more than were asked for."""
+
+    def __init__(self, submit: Callable[..., Any], ahead: int) -> None:
+        self._submit, self._ahead = submit, ahead
+
+    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        waiting: deque[Any] = deque()
+        try:
+            for task in tasks:
+                waiting.append(self._submit(function, task))
+                if len(waiting) > self._ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def open_pool(workers: int = 1, scheduler: str | None = None) -> Iterator[Pool]:
+    """A pool for the time of a ``with`` block.
+
+    Parameters
+    ----------
+    workers : int
+        Local threads; reading, hashing, decoding and the arithmetic all run beside one another in them.
+    scheduler : str, optional
+        Address of a dask scheduler (``tcp://host:8786``) whose workers see the recordings under the same paths.
+
+    Raises
+    ------
+    SettingError
+        For fewer than one worker, both kinds at once, or dask.distributed missing.
+    DataError
+        If no scheduler answers, or it has no workers.
+    """
+    if workers < 1:
+        raise SettingError(f"expected at least 1 worker, found {workers}")
+    if scheduler is not None and workers > 1:
+        raise SettingError(
+            f"expected either workers or a scheduler, found {workers} workers and {scheduler}; the cluster has its own"
+        )
+    if scheduler is not None:
+        with _cluster(scheduler) as pool:
+            yield pool
+    elif workers == 1:
+        yield _Here()
+    else:
+        executor = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
+        try:
+            yield _Futures(executor.submit, workers)
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[Pool]:
+    try:
+        from distributed import Client
+    except ImportError:
+        raise SettingError(
+            f"expected dask.distributed to reach the scheduler {address}, found it not installed; "
+            "pip install 'mindvideo[cluster]'"
+        ) from None
+    try:
+        client = Client(address, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(
+            f"expected a dask scheduler at {address}, found none that answers ({reason}); start one with 'dask "
+            "scheduler' and give its address, or leave --scheduler out"
+        ) from error
+    try:
+        n_threads = sum(client.nthreads().values())
+        if n_threads < 1:
+            raise DataError(
+                f"expected workers at the dask scheduler {address}, found none; start them with 'dask worker {address}'"
+            )
+        yield _Futures(lambda function, task: client.submit(function, task, pure=False), n_threads)
+    finally:
+        client.close()

@@ -1,0 +1,251 @@
+"""Arrays that others prepared: the MinD-Video folder and the NeuroClips tensors, as a store (METHOD section 13).
+
+What their makers did – trimming, detrending, standardising, averaging, choosing voxels, cutting frames – is done; the
+store says so. Neither layout says where on the cortex its voxels lie: the voxels get names (negative numbers) instead of
+positions, unless a file with the positions is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mindvideo.atlas import N_CORTEX
+from mindvideo.config import Data
+from mindvideo.data.arrays import MindVideoFolder, NeuroClipsFolder, PublishedFolder, read_npy
+from mindvideo.data.captions import Captioner, caption_frames, caption_windows, read_captions
+from mindvideo.data.preparation import Progress, frame_times, hash_source, number_scenes, refuse_complete
+from mindvideo.data.store import Store, open_group
+from mindvideo.data.video import MIN_SCENE_S, find_cuts
+from mindvideo.data.windows import near_duplicates
+from mindvideo.data.writing import StoreWriter
+from mindvideo.errors import DataError, SettingError
+
+NEAR_DUPLICATE = 0.98
+_LAYOUTS: tuple[type[PublishedFolder], ...] = (MindVideoFolder, NeuroClipsFolder)
+
+
+def find_published(folder: Path, data: Data) -> PublishedFolder:
+    """Recognise a folder by what is in it.
+
+    Raises
+    ------
+    DataError
+        If it is missing, holds neither layout or both, lacks the subject or a file, or arrays contradict one another.
+    """
+    if not folder.is_dir():
+        raise DataError(f"expected published arrays in {folder}, found no folder; give the one that was downloaded")
+    subjects = {layout: layout.find_subjects(folder) for layout in _LAYOUTS}
+    found = [layout for layout in _LAYOUTS if subjects[layout]]
+    if len(found) != 1:
+        patterns = " or ".join(f"{layout.pattern} ({layout.name})" for layout in _LAYOUTS)
+        raise DataError(
+            f"expected one set of published arrays, with {patterns}, in {folder}, found "
+            f"{'both; keep them in two folders' if found else 'neither; give the folder that holds them'}"
+        )
+    layout = found[0]
+    if data.subject not in subjects[layout]:
+        known = ", ".join(map(str, sorted(subjects[layout])))
+        raise DataError(
+            f"expected fMRI of subject {data.subject} in {folder}, found subjects {known}; give one of them (--subject)"
+        )
+    return layout(subjects[layout][data.subject], data)
+
+
+def prepare(
+    folder: Path,
+    out: Path,
+    data: Data,
+    progress: Progress | None = None,
+    captioner: Captioner | None = None,
+    captioner_name: str = "captioner",
+) -> Store:
+    """Prepare one subject of published arrays as a store.
+
+    Parameters
+    ----------
+    folder : Path
+        As published.
+    out : Path
+        The store's folder; a complete store there is refused, an interrupted one of the same settings goes on.
+    data : Data
+        Settings. ``captions`` may be ``published``; selection, areas and runs are the publishers' and are not applied.
+    progress, captioner, captioner_name
+        As in `mindvideo.data.preparation.prepare_segments`.
+
+    Raises
+    ------
+    DataError, SettingError
+        For missing, contradictory or damaged input; nothing is written then.
+    """
+    refuse_complete(out)
+    source = find_published(folder, data)
+    names = {split: source.segment_names(split) for split in ("train", "test")}
+    splits = _split(names, source, data)
+    times = frame_times(source.n_scans, data.tr_s, data.fps)
+    if times.shape[1] != source.num_frames:
+        raise SettingError(
+            f"expected {source.num_frames} frames a scan, as {folder} holds, found data.fps {data.fps} x data.tr_s "
+            f"{data.tr_s:g} s; set them as the publishers did (3 frames/s, 2 s)"
+        )
+    order = names["train"] + names["test"]
+    given = _given_captions(order, times, data, captioner)
+    _check_values(source, names, data)
+    sources = {path.relative_to(folder).as_posix(): hash_source(path) for path in source.files}
+    vertex = _place_voxels(source.n_voxels, sources, data)
+    fingerprint = _fingerprint(data, sources, captioner_name)
+    with Store.create(
+        out, subject=f"subject{data.subject}", tr_s=data.tr_s, lag_s=data.lag_s, fps=data.fps, size=data.size,
+        splits=splits, vertex=vertex, order=order, fingerprint=fingerprint,
+    ) as writer:  # fmt: skip
+        writer.add_sources(sources)
+        for step, parameters in _provenance(source, data, captioner_name).items():
+            writer.add_step(step, **parameters)
+        for number, name in enumerate(order):
+            if not writer.has(name):
+                split = "train" if name in names["train"] else "test"
+                index = names[split].index(name)
+                frames = _write_signals(writer, source, split, index, name, data)
+                cuts_s = find_cuts(
+                    zip(times.ravel(), frames.reshape(-1, *frames.shape[2:]), strict=True), data.cut_threshold
+                )
+                scene = number_scenes(cuts_s, times, number * times.size)
+                writer.write_scene(name, scene)
+                if given is not None:
+                    rows = given[name]
+                elif captioner is not None and data.captions == "blip":
+                    flat = caption_frames(
+                        captioner, frames.reshape(-1, *frames.shape[2:]), out.with_name(f"{out.name}.captions.jsonl"),
+                        captioner_name=captioner_name,
+                    )  # fmt: skip
+                    rows = [flat[start : start + times.shape[1]] for start in range(0, times.size, times.shape[1])]
+                else:
+                    rows = source.captions(split, index)
+                writer.write_captions(name, caption_windows(rows, scene), rows)
+            if progress is not None:
+                progress(number + 1, len(order) + 1, {"what": f"wrote {name}"})
+        pairs = near_duplicates(Store(out, open_group(out)), NEAR_DUPLICATE)
+        writer.add_step(
+            "near_duplicates", threshold=NEAR_DUPLICATE, test_scans=len(pairs),
+            pairs=[[p.test_segment, p.test_scan, p.train_segment, p.train_scan, round(p.correlation, 4)] for p in pairs],
+        )  # fmt: skip
+        store = writer.finish()
+    if progress is not None:
+        progress(len(order) + 1, len(order) + 1, {"what": "compared test and training frames"})
+    return store
+
+
+def _split(names: dict[str, list[str]], source: PublishedFolder, data: Data) -> dict[str, list[str]]:
+    """The publishers' test segments; the last training segments validate."""
+    held = data.validation_segments
+    if len(names["train"]) <= held:
+        raise DataError(
+            f"expected more than {held} training segments in {source.files[0].parent} (the last {held} validate), found "
+            f"{len(names['train'])}; lower data.validation_segments or published.segment_scans"
+        )
+    return {"train": names["train"][:-held], "validation": names["train"][-held:], "test": names["test"]}
+
+
+def _check_values(source: PublishedFolder, names: dict[str, list[str]], data: Data) -> None:
+    """Look at every value once before anything is written; reading frames and captions refuses what does not fit."""
+    for split, members in names.items():
+        for index, name in enumerate(members):
+            if not np.isfinite(source.repeats(split, index)).all():
+                raise DataError(
+                    f"expected finite fMRI in {source.files[0].parent}, found NaN or infinite values in {name}; "
+                    "download the arrays again or leave that film out"
+                )
+            source.frames(split, index)
+            if data.captions == "published":
+                source.captions(split, index)
+
+
+def _write_signals(
+    writer: StoreWriter, source: PublishedFolder, split: str, index: int, name: str, data: Data
+) -> np.ndarray:
+    """Write fMRI and frames of a segment; the frames, uint8 (n, F, size, size, 3), are returned."""
+    repeats = source.repeats(split, index)
+    writer.write_fmri(name, repeats.mean(axis=0, dtype=np.float64).astype(np.float32), repeats)
+    frames = resize_frames(source.frames(split, index), data.size)
+    writer.write_frames(name, frames)
+    return frames
+
+
+def resize_frames(frames: np.ndarray, size: int) -> np.ndarray:
+    """Square frames uint8 (n, F, H, H, 3) at another size; by area where they shrink, linearly where they grow."""
+    old = frames.shape[2]
+    if old == size:
+        return frames
+    how = cv2.INTER_AREA if size < old else cv2.INTER_LINEAR
+    result = np.empty((*frames.shape[:2], size, size, 3), dtype=np.uint8)
+    for place in np.ndindex(frames.shape[:2]):
+        result[place] = cv2.resize(frames[place], (size, size), interpolation=how)
+    return result
+
+
+def _place_voxels(n_voxels: int, sources: dict[str, str], data: Data) -> np.ndarray:
+    """Positions from the user's file, int32 (V,); or names that no other data set's voxels have."""
+    path = data.published.vertex
+    if path is None:
+        digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).digest()
+        first = int.from_bytes(digest[:4], "little") % (2**31 - n_voxels - 1)
+        return (-1 - first - np.arange(n_voxels)).astype(np.int32)
+    vertex = np.asarray(read_npy(path))
+    if vertex.shape != (n_voxels,) or vertex.dtype.kind not in "iu":
+        raise DataError(
+            f"expected the cortical positions of {n_voxels} voxels, whole numbers ({n_voxels},), in {path}, found "
+            f"{vertex.dtype} {vertex.shape}"
+        )
+    if len(np.unique(vertex)) != n_voxels or vertex.min() < 0 or vertex.max() >= N_CORTEX:
+        raise DataError(f"expected cortical positions 0…{N_CORTEX - 1}, each once, in {path}, found others")
+    return vertex.astype(np.int32)
+
+
+def _given_captions(
+    order: list[str], times: np.ndarray, data: Data, captioner: Captioner | None
+) -> dict[str, list[list[str]]] | None:
+    """Captions of the user's own file; None where the publishers' or a captioner's are to be used."""
+    if data.captions == "published":
+        return None
+    if data.captions != "blip":
+        return read_captions(Path(data.captions), dict.fromkeys(order, times))
+    if captioner is None:
+        raise DataError(
+            "expected a captioner for data.captions=blip, found none; give a foundation folder that has one, "
+            "a csv or json file of captions, or 'published'"
+        )
+    return None
+
+
+def _fingerprint(data: Data, sources: dict[str, str], captioner_name: str) -> str:
+    settings = data.model_dump(mode="json", exclude={"raw": True, "hcp": True, "expect": True, "captions": True,
+                                                     "published": {"vertex"}})  # fmt: skip
+    captions = captioner_name if data.captions == "blip" else data.captions
+    vertex = hash_source(data.published.vertex) if data.published.vertex is not None else None
+    content = {"settings": settings, "sources": sources, "captions": captions, "vertex": vertex}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _provenance(source: PublishedFolder, data: Data, captioner_name: str) -> dict[str, dict[str, Any]]:
+    """What the publishers did, and what was done here."""
+    place = "not known" if data.published.vertex is None else f"given in {data.published.vertex.name}"
+    return {
+        "discover": {"source": "published", "layout": source.name, "subject": data.subject, **source.notes()},
+        "done_by_publishers": {
+            "steps": list(source.done),
+            "cannot_be_undone": "the recordings before these steps are not in the folder; values are kept as they are",
+            "lag_s": f"built into the published pairs; {data.lag_s:g} s is stated by the recipe, not measured",
+        },
+        "voxels": {"number": source.n_voxels, "places": place, "order": "as published"},
+        "repeats": {"fmri": "mean of the published repeats", "repeats": source.repeats_note},
+        "frames": {"fps": data.fps, "size": data.size, "published_size": source.size},
+        "scenes": {"detector": "ContentDetector on the published frames", "threshold": data.cut_threshold,
+                   "min_scene_s": MIN_SCENE_S},
+        "captions": {"from": captioner_name if data.captions == "blip" else
+                     "published" if data.captions == "published" else "file"},
+    }  # fmt: skip

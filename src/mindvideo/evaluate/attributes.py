@@ -1,0 +1,313 @@
+"""What is recognisable in reconstructions of a simulated subject's films: thing, colour, place, motion, cut.
+
+Measured by the foundation's own classifiers where their classes are pairs ("red dog" for images, "dog left" for
+videos), against the simulated films' list of scenes. The names of the world come from the classifiers' ``id2label``; no
+classifier knows places, so a frame's place is the one whose training captions are nearest in CLIP's embedding.
+
+Shapes: n windows, F frames, classes, D features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindvideo.errors import DataError
+from mindvideo.evaluate import retrieval
+from mindvideo.evaluate.catalogue import ScoreInfo
+from mindvideo.evaluate.measure import Features, as_array
+
+ATTRIBUTES = {
+    "attribute_thing": ScoreInfo(
+        "the scene's thing is the image classifier's most probable thing (summed over colours), share of frames",
+        0.0,
+        1.0,
+        True,
+    ),
+    "attribute_colour": ScoreInfo(
+        "the thing's colour is the image classifier's most probable colour (summed over things), share of frames",
+        0.0,
+        1.0,
+        True,
+    ),
+    "attribute_place": ScoreInfo(
+        "the scene's place is the one whose training captions' mean CLIP text embedding is nearest to the frame's CLIP "
+        "image embedding, share of frames",
+        0.0,
+        1.0,
+        True,
+    ),
+    "attribute_motion": ScoreInfo(
+        "the scene's motion is the video classifier's most probable motion (summed over things), windows without a cut",
+        0.0,
+        1.0,
+        True,
+    ),
+    "attribute_cut": ScoreInfo(
+        "area under the ROC curve of windows with a cut against those without, by the greatest CLIP distance between "
+        "adjacent frames; windows with a cut are counted",
+        0.0,
+        1.0,
+        True,
+    ),
+}
+_KINDS = ("thing", "colour", "place", "motion")
+
+
+@dataclass(frozen=True)
+class World:
+    """Names and true attributes of the windows' scenes.
+
+    Attributes
+    ----------
+    names : dict of str to tuple of str
+        ``thing``, ``colour``, ``place``, ``motion``.
+    true : dict of str to ndarray, int (n, F)
+        Number of the true name in ``names``, frame by frame.
+    is_cut : ndarray, bool (n,)
+        Whether the scene changes inside the window.
+    image_pairs : ndarray, int (classes, 2)
+        Thing and colour of each image class.
+    video_pairs : ndarray, int (classes, 2)
+        Thing and motion of each video class.
+    places : ndarray, float64 (places, D)
+        CLIP text embedding of each place, unit length.
+    """
+
+    names: dict[str, tuple[str, ...]]
+    true: dict[str, np.ndarray]
+    is_cut: np.ndarray
+    image_pairs: np.ndarray
+    video_pairs: np.ndarray
+    places: np.ndarray
+
+
+def split_labels(labels: Sequence[str], first_word: bool) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
+    """Labels that are all pairs of two lists: the first word and the rest, or the rest and the last word.
+
+    Parameters
+    ----------
+    labels : sequence of str
+        For example "red dog", "blue dog", "red bird", "blue bird".
+    first_word : bool
+        Part after the first word, else before the last.
+
+    Returns
+    -------
+    first, second : tuple of str
+        In order of appearance.
+    pairs : ndarray, int (classes, 2)
+        Numbers of both parts of each label.
+
+    Raises
+    ------
+    DataError
+        Where labels are not every pair exactly once, as those of ImageNet.
+    """
+    parts = [label.split(" ", 1) if first_word else label.rsplit(" ", 1) for label in labels]
+    if any(len(part) != 2 for part in parts):
+        raise DataError(
+            "expected classes that are pairs of words, as the kit's, found others; use the kit's classifiers"
+        )
+    first, second = (tuple(dict.fromkeys(part[side] for part in parts)) for side in (0, 1))
+    pairs = np.array([[first.index(a), second.index(b)] for a, b in parts])
+    if len(first) * len(second) != len(labels) or len({tuple(pair) for pair in pairs.tolist()}) != len(labels):
+        raise DataError(
+            f"expected every pair of {len(first)} and {len(second)} names as a class, found {len(labels)} classes; "
+            "use the kit's classifiers"
+        )
+    return first, second, pairs
+
+
+def _labels(model: Any) -> list[str]:
+    names = model.config.id2label
+    return [str(names[number]) for number in sorted(names, key=int)]
+
+
+def read_world(
+    scenes_path: Path,
+    windows: Sequence[Mapping[str, Any]],
+    foundation: Any,
+    *,
+    train_segments: Sequence[str],
+    tr_s: float,
+    fps: float,
+    n_frames: int,
+) -> World:
+    """True attributes of the windows of a simulated subject, in the classifiers' names.
+
+    Parameters
+    ----------
+    scenes_path : Path
+        ``RUN/simulate/truth/scenes.json``: by segment, scenes with ``thing``, ``colour``, ``place``, ``motion``,
+        ``caption``, ``start_s`` and ``end_s``.
+    windows : sequence of mapping
+        ``segment`` and ``scan`` of each.
+    foundation : Foundation
+        Its classifiers' labels and CLIP's text tower are used.
+    train_segments : sequence of str
+        Whose captions say what a place is called; the test films' are not looked at.
+    tr_s, fps, n_frames : float, float, int
+        Frame j of scan k is shown at k · tr_s + j / fps.
+
+    Raises
+    ------
+    DataError
+        Where the classes are not pairs, or a scene's attribute has no class.
+    """
+    if not scenes_path.is_file():
+        raise DataError(f"expected the simulated films' scenes at {scenes_path}, found none; simulate again")
+    films: dict[str, list[dict[str, Any]]] = json.loads(scenes_path.read_text())
+    colours, things, image_pairs = split_labels(_labels(foundation.image_classifier), first_word=True)
+    video_things, motions, video_pairs = split_labels(_labels(foundation.video_classifier), first_word=False)
+    if sorted(things) != sorted(video_things):
+        raise DataError("expected the same things in image and video classes, found others; use classifiers of one kit")
+    train = [scene for segment in train_segments for scene in films[segment]]
+    places = tuple(dict.fromkeys(sorted(scene["place"] for scene in train)))
+    names = {"thing": things, "colour": colours, "place": places, "motion": motions}
+    true, scene_number = _true_attributes(films, windows, names, tr_s, fps, n_frames)
+    return World(
+        names, true, (scene_number != scene_number[:, :1]).any(axis=1), image_pairs[:, ::-1], video_pairs,
+        _place_embeddings(train, places, foundation),
+    )  # fmt: skip
+
+
+def _true_attributes(
+    films: Mapping[str, Sequence[Mapping[str, Any]]],
+    windows: Sequence[Mapping[str, Any]],
+    names: Mapping[str, tuple[str, ...]],
+    tr_s: float,
+    fps: float,
+    n_frames: int,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Numbers of the attributes by kind, int (n, F), and of the scene inside its film, int (n, F)."""
+    true = {kind: np.empty((len(windows), n_frames), dtype=np.int64) for kind in _KINDS}
+    scene_number = np.empty((len(windows), n_frames), dtype=np.int64)
+    for i, window in enumerate(windows):
+        film = films[window["segment"]]
+        starts = np.array([scene["start_s"] for scene in film])
+        times = int(window["scan"]) * tr_s + np.arange(n_frames) / fps
+        scene_number[i] = np.searchsorted(starts, times + 1e-9, side="right") - 1
+        for f, number in enumerate(scene_number[i]):
+            for kind in _KINDS:
+                name = film[number][kind]
+                if name not in names[kind]:
+                    raise DataError(
+                        f"expected a class for the {kind} '{name}' of {window['segment']}, found {', '.join(names[kind])}; "
+                        "use the kit the films were made for"
+                    )
+                true[kind][i, f] = names[kind].index(name)
+    return true, scene_number
+
+
+def _place_embeddings(train: Sequence[Mapping[str, Any]], places: Sequence[str], foundation: Any) -> np.ndarray:
+    captions = sorted({(scene["place"], scene["caption"]) for scene in train})
+    embeddings = retrieval.normalise(as_array(foundation.encode_text([caption for _, caption in captions])[1]))
+    of_place = np.array([places.index(place) for place, _ in captions])
+    return retrieval.normalise(np.stack([embeddings[of_place == number].mean(axis=0) for number in range(len(places))]))
+
+
+def _sum_over(probabilities: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Probabilities (..., classes) summed over the classes with the same number in ``part``: (..., numbers)."""
+    return np.stack([probabilities[..., part == number].sum(axis=-1) for number in range(part.max() + 1)], axis=-1)
+
+
+def decode_attributes(features: Features, world: World) -> dict[str, np.ndarray]:
+    """Most probable name of each kind, as numbers: ``thing``, ``colour``, ``place`` int (n, F), ``motion`` int (n,)."""
+    found = {
+        "thing": _sum_over(features.images, world.image_pairs[:, 0]).argmax(axis=-1),
+        "colour": _sum_over(features.images, world.image_pairs[:, 1]).argmax(axis=-1),
+        "place": (retrieval.normalise(features.embeddings) @ world.places.T).argmax(axis=-1),
+    }
+    if features.videos.shape[1]:
+        found["motion"] = _sum_over(features.videos, world.video_pairs[:, 1]).argmax(axis=-1)
+    return found
+
+
+def measure_attributes(features: Features, world: World) -> dict[str, np.ndarray]:
+    """Scores of every window, float64 (n,), by the names of `ATTRIBUTES`.
+
+    Range 0…1, higher is better. Chance for equally frequent names is 1 / number of names, .5 for ``attribute_cut``; the
+    test set's own is the mean off the diagonal of `pairwise_attributes`. NaN for motion in windows with a cut and for
+    ``attribute_cut`` in windows without: its value in a window with one is the share of windows without a cut whose
+    greatest change is smaller, ties half, so that the mean is the area under the ROC curve.
+    """
+    found = decode_attributes(features, world)
+    values = {
+        f"attribute_{kind}": (found[kind] == world.true[kind]).mean(axis=1) for kind in ("thing", "colour", "place")
+    }
+    if "motion" in found:
+        values["attribute_motion"] = np.where(world.is_cut, np.nan, found["motion"] == world.true["motion"][:, 0])
+        values["attribute_cut"] = _cut_ranks(features.embeddings, world.is_cut)
+    return values
+
+
+def _cut_ranks(embeddings: np.ndarray, is_cut: np.ndarray) -> np.ndarray:
+    unit = retrieval.normalise(embeddings)
+    change = 1.0 - (unit[:, 1:] * unit[:, :-1]).sum(axis=-1).min(axis=1)
+    uncut = change[~is_cut]
+    ranks = np.full(len(change), np.nan)
+    if len(uncut):
+        for i in np.flatnonzero(is_cut):
+            ranks[i] = (uncut < change[i]).mean() + 0.5 * (uncut == change[i]).mean()
+    return ranks
+
+
+def pairwise_attributes(name: str, features: Features, world: World) -> np.ndarray | None:
+    """The score ``name`` of every prediction (row) against every window's truth (column), (n, n); None for cuts."""
+    kind = name.removeprefix("attribute_")
+    found = decode_attributes(features, world).get(kind)
+    if found is None:
+        return None
+    true = world.true[kind]
+    if kind == "motion":
+        pairs = (found[:, None] == true[None, :, 0]).astype(np.float64)
+        pairs[world.is_cut], pairs[:, world.is_cut] = np.nan, np.nan
+        return pairs
+    return np.mean([found[:, f, None] == true[None, :, f] for f in range(true.shape[1])], axis=0)
+
+
+def closed_form_chance(name: str, world: World) -> float:
+    """Chance where all names are equally frequent and guessed at random."""
+    return 0.5 if name == "attribute_cut" else 1.0 / len(world.names[name.removeprefix("attribute_")])
+
+
+def summarise_attributes(scores: Mapping[str, Mapping[str, Any]], world: World) -> dict[str, Any]:
+    """The content of ``attributes.json``: for each attribute every set's value beside the classifiers' own on the truth.
+
+    ``of_truth`` is a set's value as a share of the value on true clips; ``way_to_caption`` how far the reconstruction
+    comes on the way from ``shuffled`` (0) to ``caption`` (1).
+    """
+    table = {}
+    for name in (name for name in ATTRIBUTES if name in scores):
+        entry = scores[name]
+        sets = {"reconstruction": entry["value"], **entry["controls"], "truth": entry["truth"]}
+        truth = entry["truth"]
+        table[name.removeprefix("attribute_")] = {
+            "sets": sets,
+            "of_truth": {key: value / truth if value is not None and truth else None for key, value in sets.items()},
+            "interval": entry["interval"],
+            "n": entry["n"],
+            "chance": entry["chance"],
+            "chance_closed_form": entry["chance_closed_form"],
+            "p": entry["p"],
+            "p_chance": entry["p_chance"],
+            "way_to_caption": entry["way_to_caption"],
+            "way_to_caption_interval": entry["way_to_caption_interval"],
+            "definition": entry["definition"],
+        }
+    return {"attributes": table, "names": world.names, "windows_with_a_cut": int(world.is_cut.sum())}
+
+
+def uncut_frame_change(frame_change: Mapping[str, np.ndarray], world: World) -> dict[str, dict[str, float | None]]:
+    """Mean ``frame_change`` of every set over windows without a cut, and its ratio to the truth's own."""
+    uncut = {
+        key: float(np.mean(values[~world.is_cut])) for key, values in frame_change.items() if (~world.is_cut).any()
+    }
+    truth = uncut.get("truth")
+    return {key: {"value": value, "of_truth": value / truth if truth else None} for key, value in uncut.items()}

@@ -1,0 +1,70 @@
+"""Similarity of sentences: how well a caption of the reconstruction tells what the true clip shows.
+
+Captions are a frozen captioner's (BLIP) for the middle frame of each clip, true and reconstructed alike, so that the
+captioner's own style and errors are on both sides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from mindvideo.errors import DataError
+
+
+def split_words(caption: str) -> list[str]:
+    """Lower-case words of letters and digits."""
+    return re.findall(r"[a-z0-9]+", caption.lower())
+
+
+def _count_words(captions: Sequence[str], vocabulary: dict[str, int]) -> np.ndarray:
+    counts = np.zeros((len(captions), max(1, len(vocabulary))), dtype=np.int16)
+    for row, caption in enumerate(captions):
+        for word in split_words(caption):
+            counts[row, vocabulary[word]] += 1
+    return counts
+
+
+def pairwise_caption_f1(prediction: Sequence[str], truth: Sequence[str]) -> np.ndarray:
+    """`caption_f1` of every predicted caption (row) with every true one (column), float64 (n, m)."""
+    words = sorted({word for caption in (*prediction, *truth) for word in split_words(caption)})
+    vocabulary = {word: number for number, word in enumerate(words)}
+    first, second = _count_words(prediction, vocabulary), _count_words(truth, vocabulary)
+    length_1, length_2 = first.sum(axis=1, dtype=np.int64), second.sum(axis=1, dtype=np.int64)
+    shared = np.stack([np.minimum(row, second).sum(axis=1) for row in first]).astype(np.float64)
+    f1 = 2.0 * shared / np.maximum(length_1[:, None] + length_2[None], 1)
+    return np.where(length_2[None] > 0, f1, np.nan)
+
+
+def caption_f1(prediction: Sequence[str], truth: Sequence[str]) -> np.ndarray:
+    """Harmonic mean of the shares of words that two captions have in common (ROUGE-1 F).
+
+    With c the number of words of both, counted with repetition, 2 c / (words of the prediction + words of the truth).
+    Exact and without a network, blind to synonyms and to word order.
+
+    Range 0…1, higher is better; NaN where the true caption is empty. Captions share "a", "in", "the", so chance is far
+    above 0: compare with other clips.
+
+    Parameters
+    ----------
+    prediction, truth : sequence of str (n,)
+
+    Returns
+    -------
+    ndarray, float64 (n,)
+
+    Raises
+    ------
+    DataError
+        For different numbers of captions.
+
+    References
+    ----------
+    Lin 2004, ACL workshop Text Summarization Branches Out (ROUGE).
+    """
+    if len(prediction) != len(truth):
+        raise DataError(f"expected as many captions as true ones, found {len(prediction)} and {len(truth)}")
+    rows = [pairwise_caption_f1([p], [t])[0, 0] for p, t in zip(prediction, truth, strict=True)]
+    return np.array(rows, dtype=np.float64)

@@ -1,0 +1,268 @@
+"""Two runs, two subjects or two methods compared score by score, as in the paper's Table 1.
+
+The paper compares with a two-sample t-test over windows, which takes neighbouring two-second windows as independent.
+Here whole blocks of consecutive windows are exchanged; the t-test's P is given beside it, so that both can be read.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import ttest_ind
+
+from mindvideo.errors import DataError
+from mindvideo.evaluate import statistics
+from mindvideo.evaluate.tables import csv_table, latex_table, write_text
+
+PLACE_COLUMNS = ("window", "segment", "scan", "scene", "block", "caption")
+PERMUTATIONS = 20_000
+"""Enough that the paper's most significant class, P < .0001, can be reached at all."""
+
+Design = Literal["paired", "two-sample"]
+
+
+@dataclass(frozen=True)
+class WindowScores:
+    """Scores of every window of one evaluated run, without its controls.
+
+    Attributes
+    ----------
+    name : str
+    truth : str
+        Fingerprint of the true clips: equal for two runs only where they reconstruct the very same windows.
+    networks : str
+        Identity of the frozen networks that measured.
+    block : ndarray, int (n,)
+    values : dict of str to ndarray, float64 (n,)
+        NaN where a score is undefined for a window.
+    definitions : dict of str to str
+    higher_is_better : dict of str to bool or None
+    """
+
+    name: str
+    truth: str
+    networks: str
+    block: np.ndarray
+    values: dict[str, np.ndarray]
+    definitions: dict[str, str]
+    higher_is_better: dict[str, bool | None]
+
+
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise DataError(
+            f"expected {path.name} of a finished evaluation at {path}, found none; run 'mindvideo evaluate'"
+        )
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError:
+        raise DataError(f"expected JSON in {path}, found something else; run 'mindvideo evaluate' again") from None
+
+
+def read_window_scores(folder: Path, name: str | None = None) -> WindowScores:
+    """Read what ``mindvideo evaluate`` wrote: ``windows.csv``, ``scores.json`` and ``evaluation.json``.
+
+    Parameters
+    ----------
+    folder : Path
+        A run folder, or the folder an evaluation was written to.
+    name : str, optional
+        The folder's own name by default.
+
+    Raises
+    ------
+    DataError
+        Where a file is missing or damaged, naming it.
+    """
+    place = folder / "evaluate" if (folder / "evaluate").is_dir() else folder
+    scores, about = _read_json(place / "scores.json"), _read_json(place / "evaluation.json")
+    path = place / "windows.csv"
+    if not path.is_file():
+        raise DataError(f"expected the scores of every window at {path}, found none; run 'mindvideo evaluate' again")
+    with path.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    try:
+        columns = [key for key in rows[0] if key not in PLACE_COLUMNS and ":" not in key]
+        values = {key: np.array([float(row[key] or "nan") for row in rows]) for key in columns}
+        block = np.array([int(row["block"]) for row in rows])
+        definitions = {key: str(scores[key]["definition"]) for key in columns}
+        better = {key: scores[key]["higher_is_better"] for key in columns}
+        return WindowScores(
+            name or folder.resolve().name, about["truth"], about["networks"], block, values, definitions, better
+        )
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise DataError(
+            f"expected {path} and scores.json of one evaluation, found files that do not fit ({error}); "
+            "run 'mindvideo evaluate' again"
+        ) from None
+
+
+def is_paired(first: WindowScores, second: WindowScores) -> bool:
+    """Whether both reconstruct the same windows of the same films, so that they can be compared window by window."""
+    return first.truth == second.truth and len(first.block) == len(second.block)
+
+
+def compare_runs(
+    first: WindowScores,
+    second: WindowScores,
+    scores: Sequence[str] | None = None,
+    *,
+    permutations: int = PERMUTATIONS,
+    bootstraps: int = 2000,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Compare ``second`` with ``first`` (the full model) on every score both have by the same definition.
+
+    Runs over the same windows – other settings on one subject, or subjects who saw the same films – are compared window
+    by window: block sign-flip test of the differences. Other runs are two samples: whole blocks are dealt anew into two
+    groups. Both two-sided; where block lengths differ in the paired case, the longer blocks count.
+
+    Parameters
+    ----------
+    first, second : WindowScores
+    scores : sequence of str, optional
+        Which scores; P-values are corrected for their number. All common ones by default.
+    permutations, bootstraps, seed : int
+
+    Returns
+    -------
+    dict
+        ``result[score]``: ``first`` and ``second`` (means), ``difference`` (second − first), ``interval`` (95 %, block
+        bootstrap), ``n`` [first, second] windows, ``p``, ``p_class``, ``p_holm``, ``p_holm_class`` (over these scores),
+        ``p_t_test`` (the paper's two-sample t-test over windows, for reading the paper's table; too small where windows
+        depend on one another), ``design`` (``paired`` or ``two-sample``), ``better`` (``first``, ``second`` or None
+        where neither direction is good or the means are equal). What does not exist is None.
+
+    Raises
+    ------
+    DataError
+        When other networks measured the two runs, or a named score is missing or defined differently.
+    """
+    if first.networks != second.networks:
+        raise DataError(
+            f"expected '{first.name}' and '{second.name}' measured by the same networks, found {first.networks[:12]} and "
+            f"{second.networks[:12]}; evaluate both with one foundation"
+        )
+    common = [key for key in first.values if second.definitions.get(key) == first.definitions[key]]
+    missing = [key for key in scores or () if key not in common]
+    if missing or not common:
+        raise DataError(
+            f"expected scores of one definition in '{first.name}' and '{second.name}', found none for "
+            f"{', '.join(missing) or 'any'}; evaluate both with the same settings"
+        )
+    names = list(scores) if scores is not None else common
+    result = {key: _compare(key, first, second, permutations, bootstraps, seed) for key in names}
+    return _with_holm(result)
+
+
+def _compare(
+    key: str, first: WindowScores, second: WindowScores, permutations: int, bootstraps: int, seed: int
+) -> dict[str, Any]:
+    paired = is_paired(first, second)
+    rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
+    a, b = first.values[key], second.values[key]
+    known_a, known_b = np.isfinite(a), np.isfinite(b)
+    if paired:
+        known_a = known_b = known_a & known_b
+    a, b = a[known_a], b[known_b]
+    block_a, block_b = first.block[known_a], second.block[known_b]
+    entry: dict[str, Any] = {
+        "first": None, "second": None, "difference": None, "interval": [None, None], "n": [len(a), len(b)],
+        "p": None, "p_class": None, "p_holm": None, "p_holm_class": None, "p_t_test": None,
+        "design": "paired" if paired else "two-sample", "better": None,
+    }  # fmt: skip
+    if not len(a) or not len(b):
+        return entry
+    entry |= {"first": float(a.mean()), "second": float(b.mean()), "difference": float(b.mean() - a.mean())}
+    if paired:
+        block = min(block_a, block_b, key=lambda numbers: len(np.unique(numbers)))
+        p = statistics.block_permutation_p(b - a, block, permutations, rng, "two-sided")
+        interval = statistics.block_bootstrap_interval(b - a, block, bootstraps, rng)
+    else:
+        p = statistics.two_sample_block_p(b, block_b, a, block_a, permutations, rng)
+        interval = statistics.two_sample_bootstrap_interval(b, block_b, a, block_a, bootstraps, rng)
+    higher = first.higher_is_better[key]
+    if higher is not None and entry["difference"] != 0:
+        entry["better"] = "second" if (entry["difference"] > 0) == higher else "first"
+    t_test = float(ttest_ind(b, a).pvalue) if min(len(a), len(b)) > 1 and (np.ptp(a) > 0 or np.ptp(b) > 0) else math.nan
+    return entry | {
+        "interval": [None if math.isnan(end) else end for end in interval],
+        "p": p,
+        "p_class": statistics.p_class(p),
+        "p_t_test": None if math.isnan(t_test) else t_test,
+    }
+
+
+def _with_holm(result: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    tested = [key for key, entry in result.items() if entry["p"] is not None]
+    adjusted = statistics.holm(np.array([result[key]["p"] for key in tested], dtype=np.float64))
+    for key, p in zip(tested, adjusted, strict=True):
+        result[key] |= {"p_holm": float(p), "p_holm_class": statistics.p_class(float(p))}
+    return result
+
+
+def comparison_rows(
+    first: WindowScores, comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]], scores: Sequence[str]
+) -> list[list[str]]:
+    """The shape of the paper's Table 1: one row a run, one column a score, header first.
+
+    Parameters
+    ----------
+    first : WindowScores
+        The run all others are compared with; its row comes first.
+    comparisons : mapping
+        `compare_runs` of each other run, by its name.
+    scores : sequence of str
+    """
+    means = {key: first.values[key][np.isfinite(first.values[key])] for key in scores}
+    rows = [["run", *scores]]
+    rows.append([first.name, *(f"{means[key].mean():.3f}" if len(means[key]) else "–" for key in scores)])
+    for name, comparison in comparisons.items():
+        row = [name]
+        for key in scores:
+            entry = comparison.get(key)
+            value = None if entry is None else entry["second"]
+            p_class = "" if entry is None or entry["p_holm_class"] is None else f" {entry['p_holm_class']}"
+            row.append("–" if value is None else f"{value:.3f}{p_class}")
+        rows.append(row)
+    return rows
+
+
+def compare_folders(folders: Sequence[Path], out: Path, scores: Sequence[str] | None = None) -> list[list[str]]:
+    """Compare evaluations with the first one and write ``comparison.json``, ``.csv`` and ``.tex`` into ``out``.
+
+    Returns
+    -------
+    list of list of str
+        The table, see `comparison_rows`.
+
+    Raises
+    ------
+    DataError
+        For fewer than two evaluations, or two of one name, or what `compare_runs` refuses.
+    """
+    if len(folders) < 2:
+        raise DataError(f"expected two or more evaluations to compare, found {len(folders)}")
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    if len(set(names)) < len(names):
+        raise DataError(f"expected different evaluations, found one twice among {', '.join(names)}")
+    first, *others = [read_window_scores(folder, name) for folder, name in zip(folders, names, strict=True)]
+    comparisons = {other.name: compare_runs(first, other, scores) for other in others}
+    shown = [key for key in first.values if all(key in found for found in comparisons.values())]
+    rows = comparison_rows(first, comparisons, shown)
+    out.mkdir(parents=True, exist_ok=True)
+    details = {"first": first.name, "classes": "p_holm over scores", "runs": comparisons}
+    write_text(out / "comparison.csv", csv_table(rows))
+    write_text(out / "comparison.tex", latex_table(rows))
+    write_text(out / "comparison.json", json.dumps(details, indent=1, allow_nan=False))
+    return rows

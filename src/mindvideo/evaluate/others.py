@@ -1,0 +1,198 @@
+"""Anyone's results scored like our own: clips from folders or published GIFs, controls that need no fMRI, files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mindvideo.config import Recipe
+from mindvideo.data.disk import disk_errors
+from mindvideo.errors import DataError, SettingError
+from mindvideo.evaluate.controls import DEFINITIONS
+from mindvideo.evaluate.results import ClipSet, align_clips, pair_clips, read_clips, split_side_by_side
+from mindvideo.evaluate.scores import MAIN, Evaluation, choose_captioner, evaluate_clips
+from mindvideo.evaluate.tables import write_evaluation
+from mindvideo.models.foundation import Foundation
+
+GREY = 128
+
+
+@dataclass(frozen=True)
+class Reordered:
+    """Clips in another order, read piece by piece; looks like an array (n, F, H, W, 3)."""
+
+    clips: np.ndarray
+    order: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, F, H, W, 3)."""
+        return self.clips.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8."""
+        return self.clips.dtype
+
+    @property
+    def ndim(self) -> int:
+        """5."""
+        return self.clips.ndim
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """The clips at these places of the order."""
+        return self.clips[self.order[index]]
+
+
+def deal_to_other_blocks(block: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    """A random order in which no window stays in its own block, or None with a single block.
+
+    Blocks are dealt round by a random cyclic order; where blocks differ in length, windows go round in that order by
+    more places than the longest block has, so that each lands in another block.
+
+    Parameters
+    ----------
+    block : ndarray, int (n,)
+    rng : Generator
+
+    Returns
+    -------
+    ndarray, int (n,)
+        Which clip stands at each place.
+    """
+    names, sizes = np.unique(block, return_counts=True)
+    longest = int(sizes.max())
+    if len(names) < 2 or 2 * longest > len(block):
+        return None
+    rounds = np.concatenate([np.flatnonzero(block == name) for name in rng.permutation(names)])
+    shift = int(rng.integers(longest, len(block) - longest + 1))
+    order = np.empty(len(block), dtype=np.int64)
+    order[rounds] = np.roll(rounds, shift)
+    return order
+
+
+def make_controls(clips: np.ndarray, truth: np.ndarray, block: np.ndarray, seed: int) -> dict[str, Any]:
+    """Controls that need no fMRI, by the names of `controls.DEFINITIONS`.
+
+    ``shuffled_pairing`` is left out where there are too few blocks to deal every clip to another one.
+    """
+    order = deal_to_other_blocks(block, np.random.default_rng([seed, 1]))
+    mean = np.round(np.mean([clip.mean(axis=0, dtype=np.float64) for clip in truth], axis=0)).astype(np.uint8)
+    controls: dict[str, Any] = {} if order is None else {"shuffled_pairing": Reordered(clips, order)}
+    controls["mean_truth_frame"] = np.broadcast_to(mean, truth.shape)
+    controls["grey"] = np.broadcast_to(np.uint8(GREY), truth.shape)
+    return controls
+
+
+def evaluate_results(
+    clips: Path,
+    reference: Path | None,
+    out: Path,
+    recipe: Recipe,
+    *,
+    block_clips: int = 10,
+    size: int | None = None,
+    fit: Literal["stretch", "crop"] | None = None,
+    say: Callable[[str], None] = print,
+    progress: Callable[[int, int, dict[str, Any]], None] | None = None,
+) -> Evaluation:
+    """Score a folder of clips against a folder of true ones, or a folder of side-by-side GIFs against themselves.
+
+    Parameters
+    ----------
+    clips, reference : Path
+        See `results.read_clips`. Without a reference ``clips`` holds films with the truth on the left.
+    out : Path
+        Receives ``scores.json``, ``scores.csv``, ``scores.tex``, ``windows.csv`` and ``evaluation.json``; a folder that
+        does not exist yet, is empty, or holds an evaluation, which is replaced.
+    recipe : Recipe
+        ``foundation`` (the frozen networks), ``evaluate`` and ``seed`` are used.
+    block_clips : int
+        Clips in natural order that are permuted and resampled together: 10 clips of 2 s are 20 s.
+    size, fit
+        See `results.align_clips`.
+    say : callable
+        Told what was cut and changed.
+    progress : callable, optional
+        Called with (windows done, windows in all sets, {"set": name}).
+
+    Raises
+    ------
+    DataError
+        For clips that cannot be read or do not pair, or a folder ``out`` with other things in it.
+    """
+    if block_clips < 1:
+        raise SettingError(f"expected blocks of at least one clip, found {block_clips}")
+    _check_out(out)
+    ours, theirs = _read_pair(clips, reference)
+    ours, theirs = pair_clips(ours, theirs)
+    predicted, truth, changed = align_clips(ours, theirs, size, fit)
+    notes = [*dict.fromkeys([*ours.notes, *theirs.notes]), *changed]
+    for note in notes:
+        say(note)
+    block = np.arange(len(truth)) // block_clips
+    controls = make_controls(predicted, truth, block, recipe.seed)
+    foundation = Foundation(recipe.foundation, _device())
+    captioner, left_out = choose_captioner(foundation, recipe.evaluate)
+    if "shuffled_pairing" not in controls:
+        left_out["shuffled_pairing"] = (
+            f"{len(truth)} clips are fewer than two blocks of {block_clips}; make blocks smaller"
+        )
+    for name, reason in left_out.items():
+        say(f"left out: {name} ({reason})")
+    evaluation = evaluate_clips(
+        {MAIN: predicted, **controls}, truth, foundation, block=block, settings=recipe.evaluate, seed=recipe.seed,
+        scene=block if len(np.unique(block)) > 1 else None, captioner=captioner, cache_dir=out / "features",
+        progress=progress,
+    )  # fmt: skip
+    about = {
+        "clips": str(clips),
+        "reference": str(reference) if reference is not None else "left halves",
+        "notes": notes,
+        "frames": list(truth.shape[1:4]),
+        "block_clips": block_clips,
+        "settings": recipe.evaluate.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "sets": {name: DEFINITIONS[name] for name in (MAIN, *controls)},
+        "left_out": left_out,
+    }
+    windows = [{"segment": name, "scan": i, "scene": int(block[i])} for i, name in enumerate(ours.names)]
+    with disk_errors(out, "the scores"):
+        write_evaluation(evaluation, out, windows, block, about)
+        shutil.rmtree(out / "features", ignore_errors=True)
+    return evaluation
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _read_pair(clips: Path, reference: Path | None) -> tuple[ClipSet, ClipSet]:
+    ours = read_clips(clips)
+    if reference is not None:
+        return ours, read_clips(reference)
+    if clips.is_file() or not any(path.suffix.lower() == ".gif" for path in clips.iterdir()):
+        raise DataError(
+            f"expected side-by-side GIFs in {clips} where there is no reference, found other clips; give the true ones "
+            "with --reference TRUTH"
+        )
+    truth, reconstruction = split_side_by_side(ours)
+    return reconstruction, truth
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise DataError(f"expected a folder for the scores at {out}, found a file; give another --out")
+    # a run that was stopped leaves its features, which the next one uses
+    is_ours = not out.is_dir() or {path.name for path in out.iterdir()} <= {"features"}
+    if not is_ours and not (out / "evaluation.json").is_file():
+        raise DataError(
+            f"expected an empty folder or an earlier evaluation at {out}, found other files; give another --out"
+        )

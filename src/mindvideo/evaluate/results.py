@@ -1,0 +1,312 @@
+"""Clips that others made, from folders: films, arrays, sequences of pictures, and side-by-side GIFs.
+
+Shapes: a clip is uint8 (F, H, W, 3); clips of one source may differ in F, H and W until `align_clips`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import av
+import cv2
+import numpy as np
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from mindvideo.data.video import fit_square
+from mindvideo.errors import DataError
+from mindvideo.evaluate.seam import find_layout
+
+Kind = Literal["gif", "film", "array", "picture", "sequence"]
+FILMS = (".mp4", ".mkv", ".mov", ".avi", ".webm")
+PICTURES = (".png", ".jpg", ".jpeg")
+ASPECT_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """Clips in natural order of their names.
+
+    Attributes
+    ----------
+    names : list of str
+        File or folder names without their endings.
+    clips : list of ndarray, uint8 (F, H, W, 3)
+    notes : list of str
+        What was cut or changed while reading.
+    """
+
+    names: list[str]
+    clips: list[np.ndarray]
+    notes: list[str] = field(default_factory=list)
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sorting key by which ``test2`` comes before ``test10``."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+
+
+def _entries(folder: Path) -> tuple[Kind, list[Path]]:
+    """The clips of a folder in natural order, all of one kind."""
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    found: dict[Kind, list[Path]] = {}
+    for path in visible:
+        ending = path.suffix.lower()
+        if path.is_dir() and any(item.suffix.lower() in PICTURES for item in path.iterdir()):
+            found.setdefault("sequence", []).append(path)
+        elif ending == ".gif":
+            found.setdefault("gif", []).append(path)
+        elif ending in FILMS:
+            found.setdefault("film", []).append(path)
+        elif ending == ".npy":
+            found.setdefault("array", []).append(path)
+        elif ending in PICTURES:
+            found.setdefault("picture", []).append(path)
+    if len(found) != 1:
+        kinds = ", ".join(f"{len(paths)} of kind {kind}" for kind, paths in found.items()) or "none"
+        raise DataError(
+            f"expected clips of one kind in {folder} (gif, {', '.join(FILMS)}, npy, png or folders of png), found {kinds}; "
+            "give a folder with one of them"
+        )
+    kind, paths = next(iter(found.items()))
+    return kind, sorted(paths, key=lambda path: natural_key(path.name))
+
+
+def read_clips(source: Path) -> ClipSet:
+    """Read every clip of a folder, or of one ``.npy`` file with all of them.
+
+    Parameters
+    ----------
+    source : Path
+        A folder of films, of GIFs, of ``.npy`` clips, of pictures (one frame each), or of folders of pictures (a
+        sequence each); or a ``.npy`` file (n, F, H, W, 3). Arrays are uint8, or floats in 0…1 that are scaled by 255;
+        channels may come before height and width.
+
+    Raises
+    ------
+    DataError
+        For a missing, empty or mixed folder, or a damaged file, naming it.
+    """
+    if source.is_file() and source.suffix.lower() == ".npy":
+        array, said = _as_frames(_load_array(source), source, (5,))
+        return ClipSet([str(number) for number in range(len(array))], list(array), said)
+    if not source.is_dir():
+        raise DataError(f"expected a folder of clips or one .npy file at {source}, found none")
+    kind, paths = _entries(source)
+    read: dict[Kind, Callable[[Path], tuple[np.ndarray, list[str]]]] = {
+        "gif": lambda path: (read_gif(path), []),
+        "film": lambda path: (read_whole_film(path), []),
+        "array": lambda path: _as_frames(_load_array(path), path, (4, 5)),
+        "picture": lambda path: (_read_picture(path)[None], []),
+        "sequence": _read_sequence,
+    }
+    names: list[str] = []
+    clips: list[np.ndarray] = []
+    notes: list[str] = []
+    for path in paths:
+        frames, said = read[kind](path)
+        whole = list(frames) if frames.ndim == 5 else [frames]
+        stem = path.name if path.is_dir() else path.stem
+        names += [stem] if frames.ndim == 4 else [f"{stem}[{number}]" for number in range(len(whole))]
+        clips += whole
+        notes += said
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(f"expected every clip of {source} once, found more than one named {', '.join(repeated[:5])}")
+    return ClipSet(names, clips, list(dict.fromkeys(notes)))
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"expected an array in {path}, found a damaged or pickled file ({error}); save it anew"
+        ) from None
+
+
+def _as_frames(array: np.ndarray, path: Path, dimensions: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
+    """Uint8 with channels last; DataError for other arrays."""
+    notes = []
+    if array.ndim in dimensions and array.shape[-1] != 3 and array.shape[-3] == 3:
+        array = np.moveaxis(array, -3, -1)
+        notes.append("arrays have channels before height and width")
+    wanted = " or ".join({4: "(F, H, W, 3)", 5: "(n, F, H, W, 3)"}[number] for number in dimensions)
+    if array.ndim not in dimensions or array.shape[-1] != 3 or not all(array.shape):
+        raise DataError(f"expected {wanted} in {path}, found shape {array.shape}")
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise DataError(f"expected uint8, or floats in 0…1, in {path}, found floats outside 0…1; scale them first")
+        array = np.round(array * 255).astype(np.uint8)
+        notes.append("arrays of floats in 0…1 were scaled by 255")
+    if array.dtype != np.uint8:
+        raise DataError(f"expected uint8, or floats in 0…1, in {path}, found {array.dtype}")
+    return np.ascontiguousarray(array), notes
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"expected a picture at {path}, found a damaged or unknown file ({error})") from None
+
+
+def _read_sequence(folder: Path) -> tuple[np.ndarray, list[str]]:
+    paths = sorted(
+        (p for p in folder.iterdir() if p.suffix.lower() in PICTURES), key=lambda path: natural_key(path.name)
+    )
+    frames = [_read_picture(path) for path in paths]
+    sizes = sorted({frame.shape for frame in frames})
+    if len(sizes) != 1:
+        raise DataError(f"expected frames of one size in {folder}, found {', '.join(map(str, sizes))}")
+    return np.stack(frames), []
+
+
+def read_whole_film(path: Path) -> np.ndarray:
+    """Every frame of a film, uint8 (F, H, W, 3)."""
+    try:
+        with av.open(str(path)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
+        raise DataError(f"expected a film at {path}, found a damaged or unknown file ({error})") from None
+    if not frames:
+        raise DataError(f"expected frames in {path}, found none")
+    return np.stack(frames)
+
+
+def read_gif(path: Path) -> np.ndarray:
+    """Every frame of a GIF, uint8 (F, H, W, 3).
+
+    Writers merge equal neighbouring frames into one that is shown longer; a frame shown k times as long as the shortest
+    one comes back k times.
+    """
+    try:
+        with Image.open(path) as film:
+            pictures = [
+                (np.asarray(frame.convert("RGB")), frame.info.get("duration", 0))
+                for frame in ImageSequence.Iterator(film)
+            ]
+    except (UnidentifiedImageError, OSError, EOFError) as error:
+        raise DataError(f"expected a GIF at {path}, found a damaged or unknown file ({error})") from None
+    shortest = min((duration for _, duration in pictures if duration > 0), default=0)
+    times = [max(1, round(duration / shortest)) if shortest else 1 for _, duration in pictures]
+    return np.repeat(np.stack([picture for picture, _ in pictures]), times, axis=0)
+
+
+def split_side_by_side(films: ClipSet) -> tuple[ClipSet, ClipSet]:
+    """Truth (left) and reconstruction (right) of side-by-side films; their notes say what was cut."""
+    layout = find_layout(films.clips)
+    halves = [layout.split(film) for film in films.clips]
+    notes = [*films.notes, f"side by side: {layout.note}"]
+    return ClipSet(films.names, [half[0] for half in halves], notes), ClipSet(
+        films.names, [half[1] for half in halves], notes
+    )
+
+
+def pair_clips(clips: ClipSet, reference: ClipSet) -> tuple[ClipSet, ClipSet]:
+    """Both sets in one order: by equal names, else by the last number in their names.
+
+    Raises
+    ------
+    DataError
+        Where a clip of one set has no partner in the other, naming it.
+    """
+
+    def last_numbers(names: Sequence[str]) -> list[str]:
+        found = [re.findall(r"\d+", name) for name in names]
+        return [str(int(numbers[-1])) if numbers else name for numbers, name in zip(found, names, strict=True)]
+
+    for keys in (clips.names, reference.names), (last_numbers(clips.names), last_numbers(reference.names)):
+        place = {key: number for number, key in enumerate(keys[1])}
+        if len(place) == len(keys[1]) and len(set(keys[0])) == len(keys[0]) and set(keys[0]) == set(place):
+            chosen = [place[key] for key in keys[0]]
+            names = [reference.names[i] for i in chosen]
+            return clips, ClipSet(names, [reference.clips[i] for i in chosen], reference.notes)
+    ours, theirs = dict(zip(keys[0], clips.names, strict=True)), dict(zip(keys[1], reference.names, strict=True))
+    lonely = [name for key, name in ours.items() if key not in theirs]
+    missing = [name for key, name in theirs.items() if key not in ours]
+    raise DataError(
+        f"expected as many clips as true ones with equal names or numbers, found {len(clips.names)} and "
+        f"{len(reference.names)}; without a true clip: {_list_names(lonely)}; without a reconstruction: {_list_names(missing)}"
+    )
+
+
+def _list_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
+
+
+def align_clips(
+    clips: ClipSet, truth: ClipSet, size: int | None = None, fit: Literal["stretch", "crop"] | None = None
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Both sets with one number and size of frames.
+
+    Frames: the smaller of the two sets' most frequent numbers; of longer clips the frames at the middles of as many equal
+    parts are kept, of shorter ones frames repeat. Size: the smaller of the two heights and widths, or ``size`` squared,
+    by area averaging.
+
+    Parameters
+    ----------
+    clips, truth : ClipSet
+        Of equal length, in one order.
+    size : int, optional
+        Height and width of the result.
+    fit : {"stretch", "crop"}, optional
+        What to do where shapes differ by more than 2 % in width over height; without it that is an error.
+
+    Returns
+    -------
+    clips, truth : ndarray, uint8 (n, F, H, W, 3)
+    notes : list of str
+        What was changed.
+
+    Raises
+    ------
+    DataError
+        For other aspect ratios without ``fit``.
+    """
+    notes = []
+    counts = [Counter(len(clip) for clip in part.clips) for part in (clips, truth)]
+    n_frames = min(count.most_common(1)[0][0] for count in counts)
+    shapes = [Counter(clip.shape[1:3] for clip in part.clips).most_common(1)[0][0] for part in (clips, truth)]
+    height, width = (size, size) if size is not None else min(shapes, key=lambda shape: shape[0] * shape[1])
+    arrays = []
+    for what, part in (("reconstruction", clips), ("truth", truth)):
+        odd = [name for name, clip in zip(part.names, part.clips, strict=True) if len(clip) != n_frames]
+        if odd:
+            notes.append(
+                f"{what}: {len(odd)} of {len(part.names)} clips brought to {n_frames} frames ({_list_names(odd)})"
+            )
+        other = {clip.shape[1:3] for clip in part.clips} - {(height, width)}
+        if other:
+            found = ", ".join(f"{h} x {w}" for h, w in sorted(other))
+            notes.append(f"{what}: frames of {found} brought to {height} x {width}" + (f" by {fit}" if fit else ""))
+        arrays.append(np.stack([_fit_clip(clip, n_frames, height, width, fit, name)
+                                for name, clip in zip(part.names, part.clips, strict=True)]))  # fmt: skip
+    return arrays[0], arrays[1], notes
+
+
+def _fit_clip(clip: np.ndarray, n_frames: int, height: int, width: int, fit: str | None, name: str) -> np.ndarray:
+    if len(clip) != n_frames:
+        clip = clip[((np.arange(n_frames) + 0.5) * len(clip) / n_frames).astype(int)]
+    if clip.shape[1:3] == (height, width):
+        return clip
+    found_height, found_width = clip.shape[1:3]
+    if abs(found_width / found_height / (width / height) - 1) > ASPECT_TOLERANCE:
+        if fit is None:
+            raise DataError(
+                f"expected frames shaped like {height} x {width}, found {found_height} x {found_width} in '{name}'; "
+                "say what to do with --fit crop or --fit stretch"
+            )
+        if fit == "crop":
+            if height != width:
+                raise DataError(f"expected a square result for --fit crop, found {height} x {width}; give --size too")
+            return np.stack([fit_square(frame, height, "crop") for frame in clip])
+    is_smaller = height <= found_height and width <= found_width
+    how = cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR
+    return np.stack([cv2.resize(frame, (width, height), interpolation=how) for frame in clip])

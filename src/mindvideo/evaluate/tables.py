@@ -1,0 +1,138 @@
+"""Scores as tables: rows of text, CSV, LaTeX (booktabs), and the files of an evaluation, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mindvideo.evaluate import statistics
+
+if TYPE_CHECKING:
+    from mindvideo.evaluate.scores import Evaluation
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$", "–": "--",
+}  # fmt: skip
+DETAILS = (
+    "score", "value", "low", "high", "n", "chance", "chance_closed_form", "p_chance", "set", "role", "set_value",
+    "set_low", "set_high", "p", "p_class", "p_holm", "unit", "higher_is_better", "definition", "used_by",
+)  # fmt: skip
+
+
+def table_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The scores as a table of strings, header first: score, value, interval, n, chance, one column a control, papers.
+
+    A control's cell shows its value and, where tested, the paper's P-value class; ceilings show the value alone. The
+    last column says which papers report a score under this definition or name.
+    """
+    others = list(dict.fromkeys(other for entry in scores.values() for other in entry["controls"]))
+    roles = {other: entry["roles"][other] for entry in scores.values() for other in entry["controls"]}
+    columns = (f"{other} ({roles[other]})" for other in others)
+    rows = [["score", "value", "95% interval", "n", "chance", *columns, "truth", "used by"]]
+    for name, entry in scores.items():
+        arrow = {True: " ↑", False: " ↓", None: ""}[entry["higher_is_better"]]
+        low, high = entry["interval"]
+        row = [name + arrow, number(entry["value"]), f"{number(low)} – {number(high)}", str(entry["n"])]
+        row.append(number(entry["chance"]))
+        for other in others:
+            cell = number(entry["controls"].get(other))
+            row.append(f"{cell} {statistics.p_class(entry['p'][other])}" if other in entry["p"] else cell)
+        rows.append([*row, number(entry["truth"]), entry["used_by"]])
+    return rows
+
+
+def detail_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
+    """Every number at full precision, one row for each pair of score and control, header first; empty where absent."""
+    rows: list[list[Any]] = [list(DETAILS)]
+    for name, entry in scores.items():
+        own = [name, entry["value"], *entry["interval"], entry["n"], entry["chance"], entry["chance_closed_form"]]
+        own.append(entry["p_chance"])
+        words = [entry["unit"], entry["higher_is_better"], entry["definition"], entry["used_by"]]
+        sets = dict(entry["controls"]) | ({"truth": entry["truth"]} if entry["truth"] is not None else {})
+        for other, value in sets.items():
+            p = entry["p"].get(other)
+            tested = [p, None if p is None else statistics.p_class(p), entry["p_holm"].get(other)]
+            interval = entry["control_intervals"].get(other, [None, None])
+            rows.append([*own, other, entry["roles"].get(other, "truth"), value, *interval, *tested, *words])
+        if not sets:
+            rows.append([*own, *[None] * 8, *words])
+    return [["" if cell is None else cell for cell in row] for row in rows]
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or a dash where there is none."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def latex_table(rows: Sequence[Sequence[str]]) -> str:
+    """A LaTeX ``tabular`` with booktabs' rules (``\\usepackage{booktabs}``), first row the header."""
+
+    def line(row: Sequence[str]) -> str:
+        return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in row) + r" \\"
+
+    columns = "l" + "r" * (len(rows[0]) - 1)
+    body = [r"\toprule", line(rows[0]), r"\midrule", *(line(row) for row in rows[1:]), r"\bottomrule"]
+    return "\n".join([r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}", ""])
+
+
+def csv_table(rows: Sequence[Sequence[Any]]) -> str:
+    """Comma-separated text of rows."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def window_rows(
+    evaluation: Evaluation, windows: Sequence[Mapping[str, Any]], block: np.ndarray, main: str
+) -> list[list[Any]]:
+    """One row a window: where it is, then every score of every set as ``score:set``, the main set's as ``score``."""
+    columns = [(name, key) for name, sets in evaluation.windows.items() for key in sets]
+    header = ["window", "segment", "scan", "scene", "block", "caption"]
+    header += [name if key == main else f"{name}:{key}" for name, key in columns]
+    rows: list[list[Any]] = [header]
+    for i, window in enumerate(windows):
+        values = [evaluation.windows[name][key][i] for name, key in columns]
+        place = [i, window["segment"], window["scan"], window["scene"], int(block[i]), window.get("caption", "")]
+        rows.append([*place, *("" if not np.isfinite(value) else repr(float(value)) for value in values)])
+    return rows
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside the place, flush, rename: a reader never sees half a file."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(beside, path)
+
+
+def write_evaluation(
+    evaluation: Evaluation,
+    folder: Path,
+    windows: Sequence[Mapping[str, Any]],
+    block: np.ndarray,
+    about: Mapping[str, Any] | None = None,
+    main: str = "reconstruction",
+) -> None:
+    """Write the files of an evaluation into ``folder``, ``scores.json`` last.
+
+    ``windows.csv`` (every window), ``scores.csv`` (every number), ``scores.tex`` (a table for a paper), ``evaluation.json``
+    (which clips, networks, settings and controls) and ``scores.json``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    details = {"truth": evaluation.truth, "networks": evaluation.networks, **(about or {})}
+    write_text(folder / "windows.csv", csv_table(window_rows(evaluation, windows, block, main)))
+    write_text(folder / "scores.csv", csv_table(detail_rows(evaluation.scores)))
+    write_text(folder / "scores.tex", latex_table(table_rows(evaluation.scores)))
+    write_text(folder / "evaluation.json", json.dumps(details, indent=1, allow_nan=False))
+    write_text(folder / "scores.json", json.dumps(evaluation.scores, indent=1, allow_nan=False))

@@ -1,0 +1,172 @@
+"""Maps against the truth of a simulated subject: do they find the voxels that carry signal, and better than untrained?
+
+An untrained encoder is no single number: patches differ in position, signal and random weights, so a map of one may
+find the informative voxels by luck or by their larger variance. Several are drawn, and all their values are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from mindvideo.errors import DataError
+from mindvideo.explain import attention, occlusion
+from mindvideo.models.fmri_encoder import FmriEncoder
+
+RANDOM_MAPS = 200
+UNTRAINED = 3
+"""Untrained encoders that maps are compared with."""
+
+Maps = dict[str, np.ndarray]
+
+
+def untrained_like(encoder: FmriEncoder, seed: int) -> FmriEncoder:
+    """An encoder of the same settings with new random weights; the global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = FmriEncoder.from_config(dict(encoder.config))
+    torch.nn.Module.to(fresh, encoder.device)
+    return fresh.eval()
+
+
+def compare_with_truth(
+    maps: Mapping[str, np.ndarray],
+    untrained: list[Maps],
+    is_informative: np.ndarray,
+    signal: np.ndarray | None,
+    patch_size: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """How well each map tells truly informative voxels from the others.
+
+    Parameters
+    ----------
+    maps : mapping of str to ndarray (V,)
+        Of the trained encoder.
+    untrained : list of such mappings
+        The same kinds of maps of untrained encoders.
+    is_informative : ndarray, bool (V,)
+        Of the store's voxels.
+    signal : ndarray (V,) or None
+        True signal-to-noise ratio of each voxel.
+    patch_size : int
+        Random maps to compare with are constant over patches of this size.
+    rng : Generator
+
+    Returns
+    -------
+    dict
+        ``n_voxels``, ``n_informative``, ``auc`` {map: area under the ROC curve}, ``auc_untrained`` {map: [values]},
+        ``auc_random`` [2.5 %, 50 %, 97.5 %] of random maps, ``rank_correlation`` {map: Spearman's with the true signal}
+        and ``rank_correlation_untrained``. ``auc`` is empty, and ``note`` says so, where all selected voxels are of one
+        class.
+    """
+    n = len(is_informative)
+    result: dict[str, Any] = {"n_voxels": n, "n_informative": int(is_informative.sum()), "auc": {}, "auc_random": None}
+    if is_informative.all() or not is_informative.any():
+        word = "informative" if is_informative.all() else "uninformative"
+        result["note"] = f"all {n} selected voxels are truly {word}: the area under the ROC curve does not exist"
+    else:
+        scores = _score_maps(maps, untrained, lambda values: attention.area_under_roc(values, is_informative))
+        result["auc"], result["auc_untrained"] = scores
+        n_patches = -(-n // patch_size)
+        noise = attention.spread_to_voxels(rng.random((RANDOM_MAPS, n_patches)), n, patch_size)
+        areas = [attention.area_under_roc(values, is_informative) for values in noise]
+        result["auc_random"] = np.quantile(np.array(areas, dtype=float), [0.025, 0.5, 0.975]).tolist()
+    if signal is not None and np.ptp(signal) > 0:
+        scores = _score_maps(
+            maps, untrained, lambda values: float(spearmanr(values, signal).statistic) if np.ptp(values) > 0 else 0.0
+        )
+        result["rank_correlation"], result["rank_correlation_untrained"] = scores
+    return result
+
+
+def _score_maps(
+    maps: Mapping[str, np.ndarray], untrained: list[Maps], score: Callable[[np.ndarray], float | None]
+) -> tuple[dict[str, float | None], dict[str, list[float | None]]]:
+    names = untrained[0] if untrained else {}
+    return (
+        {name: score(values) for name, values in maps.items()},
+        {name: [score(one[name]) for one in untrained] for name in names},
+    )
+
+
+def ablate_truth(
+    encoder: FmriEncoder,
+    fmri: np.ndarray,
+    targets: occlusion.Targets,
+    is_informative: np.ndarray,
+    rng: np.random.Generator,
+) -> dict[str, Any] | None:
+    """Drop in alignment when informative voxels are silenced, and as many of the others; None with one class only."""
+    inside, outside = np.flatnonzero(is_informative), np.flatnonzero(~is_informative)
+    n = min(len(inside), len(outside))
+    if not n:
+        return None
+    groups = {
+        "informative": np.sort(rng.choice(inside, n, replace=False)),
+        "other": np.sort(rng.choice(outside, n, replace=False)),
+    }
+    intact, drops = occlusion.measure_drops(encoder, fmri, groups, targets)
+    return {"n_silenced": n, "intact": intact, "drop": drops}
+
+
+def ablate_areas(
+    drops: Mapping[str, Mapping[str, float]], areas: Mapping[str, np.ndarray], is_informative: np.ndarray
+) -> dict[str, Any]:
+    """Mean drop a voxel over areas whose voxels are mostly informative, and over the others.
+
+    Parameters
+    ----------
+    drops : mapping
+        Area, measure: drop when the whole area is silenced.
+    areas : mapping of str to ndarray of int
+        Voxel indices of each area.
+    is_informative : ndarray, bool (V,)
+
+    Returns
+    -------
+    dict
+        ``informative`` and ``other``: ``n_areas``, and ``drop`` {measure: mean over areas of drop / voxels}; a kind
+        without areas is left out.
+    """
+    kinds: dict[str, list[str]] = {"informative": [], "other": []}
+    for name, voxels in areas.items():
+        kinds["informative" if is_informative[voxels].mean() > 0.5 else "other"].append(name)
+    return {
+        kind: {
+            "n_areas": len(names),
+            "drop": {
+                measure: float(np.mean([drops[name][measure] / len(areas[name]) for name in names]))
+                for measure in occlusion.MEASURES
+            },
+        }
+        for kind, names in kinds.items()
+        if names
+    }
+
+
+def read_truth(path: Path, vertex: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Which of the voxels at ``vertex`` are truly informative, and their true signal-to-noise ratio where given.
+
+    Raises
+    ------
+    DataError
+        When the file does not describe a voxel of the store.
+    """
+    with np.load(path, allow_pickle=False) as truth:
+        if not {"vertex", "is_informative"} <= set(truth.files):
+            raise DataError(f"expected the arrays vertex and is_informative in {path}, found {', '.join(truth.files)}")
+        known, is_informative = truth["vertex"], truth["is_informative"].astype(bool)
+        signal = truth["signal_to_noise"].astype(float) if "signal_to_noise" in truth.files else None
+    order = np.argsort(known)
+    place = order[np.minimum(np.searchsorted(known[order], vertex), len(known) - 1)]
+    missing = int((known[place] != vertex).sum())
+    if missing:
+        raise DataError(f"expected all {len(vertex)} voxels of the store in {path}, found {missing} without an entry")
+    return is_informative[place], None if signal is None else signal[place]

@@ -1,0 +1,93 @@
+"""From a released folder to a folder that `from_pretrained` loads: the parts, and the whole pipeline where all are there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mindvideo.data.disk import disk_errors, flush_folder
+from mindvideo.errors import ModelError, SettingError
+from mindvideo.generate.pipeline import MindVideoPipeline
+from mindvideo.generate.scheduler import make_scheduler
+from mindvideo.models.convert import PARTS, convert_parts
+
+STEPS, GUIDANCE_SCALE = 200, 12.5  # the paper's sampling
+
+
+def convert(
+    release: Path,
+    out: Path,
+    *,
+    num_voxels: int | None = None,
+    overrides: dict[str, Any] | None = None,
+    drop: tuple[str, ...] = (),
+) -> list[str]:
+    """Convert a release and check that what was written loads; OUT appears only when whole.
+
+    Parameters
+    ----------
+    release, num_voxels, overrides, drop
+        As in `mindvideo.models.convert.convert_parts`.
+    out : Path
+        A new folder.
+
+    Returns
+    -------
+    list of str
+        What was converted, what was known to be absent, what was interpolated.
+
+    Raises
+    ------
+    ModelError
+        When the release is not whole, or its parts do not fit one another.
+    SettingError
+        When OUT is there already.
+    """
+    if not release.exists():
+        raise ModelError(f"expected a released folder or checkpoint at {release}, found none")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SettingError(f"expected a new folder at {out}, found something there; remove it or give another place")
+    beside = out.with_name(out.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        with disk_errors(out, "the converted model"):
+            beside.mkdir(parents=True)
+            found = convert_parts(release, beside, num_voxels=num_voxels, overrides=overrides, drop=drop)
+            if set(found.parts) == set(PARTS):
+                found.notes += _complete(release, beside)
+            elif "" not in found.parts:
+                found.notes.append(f"no whole pipeline: missing {', '.join(sorted(set(PARTS) - set(found.parts)))}")
+            flush_folder(beside)
+            if out.exists():
+                out.rmdir()
+            beside.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return found.notes
+
+
+def _complete(release: Path, folder: Path) -> list[str]:
+    """Add scheduler and index, and load the whole once."""
+    path = release / "scheduler" / "scheduler_config.json"
+    try:
+        stated = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        raise ModelError(f"expected a readable {path}, found none; fetch the release's scheduler folder") from None
+    make_scheduler(stated, "ddim").save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": MindVideoPipeline.__name__,
+        "fmri_encoder": ["mindvideo.models.fmri_encoder", "FmriEncoder"],
+        "unet": ["mindvideo.models.video_unet", "VideoUNet"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "num_inference_steps": STEPS,
+        "guidance_scale": GUIDANCE_SCALE,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    MindVideoPipeline.from_pretrained(folder)
+    return [
+        f"a whole MindVideoPipeline: DDIM, {STEPS} steps, guidance {GUIDANCE_SCALE:g}",
+        "known to be absent: the mean training fMRI; set pipe.train_mean, or call with negative='zero' or your own scans",
+    ]

@@ -1,0 +1,148 @@
+"""Which voxels a model was made for, kept with the model, and a recording read at just those voxels.
+
+Shapes: V voxels, n scans.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mindvideo.atlas import N_CORTEX
+from mindvideo.data.cifti import read_cortex
+from mindvideo.data.preparation import POLYNOMIAL
+from mindvideo.data.store import Store, identify_voxels
+from mindvideo.data.voxels import average_runs, check_run, detrend_and_standardise
+from mindvideo.errors import DataError, ModelError
+
+RECORDING_FILE = "recording.json"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a model's scans are.
+
+    Attributes
+    ----------
+    vertex : tuple of int (V,)
+        Cortical positions 0…59,411 in the model's order.
+    voxel_id : str
+        Their digest, as in the encoder's configuration.
+    tr_s, lag_s : float
+        Seconds between scans, and from a film moment to the scan it is paired with.
+    fps, size : int
+        Frame rate and height and width in pixels of the clips the model was trained on.
+    """
+
+    vertex: tuple[int, ...]
+    voxel_id: str
+    tr_s: float
+    lag_s: float
+    fps: int
+    size: int
+
+
+def describe_store(store: Store) -> Recorded:
+    """What a store's scans are; a model trained on it keeps this."""
+    vertex = tuple(int(position) for position in store.vertex)
+    return Recorded(vertex, store.voxel_id, store.tr_s, store.lag_s, store.fps, store.size)
+
+
+def write_recorded(store: Store, folder: Path) -> None:
+    """Put the voxel selection and the timing beside a model's weights, as ``recording.json``."""
+    (folder / RECORDING_FILE).write_text(json.dumps(asdict(describe_store(store))) + "\n")
+
+
+def read_recorded(model: Path, store: Path | None = None) -> Recorded:
+    """What a model's scans are, from its folder, or from the store it was trained on.
+
+    Parameters
+    ----------
+    model : Path
+        A pipeline folder.
+    store : Path, optional
+        The store of the run the model belongs to; used where the model was saved without ``recording.json``.
+
+    Raises
+    ------
+    ModelError
+        Where neither says which voxels the model was made for.
+    """
+    path = model / RECORDING_FILE
+    if path.is_file():
+        try:
+            content = json.loads(path.read_text())
+            found = Recorded(**{**content, "vertex": tuple(int(position) for position in content["vertex"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"expected vertex, tr_s and lag_s in {path}, found other content ({error})") from None
+        if identify_voxels(np.array(found.vertex)) != found.voxel_id:
+            raise ModelError(f"expected the vertices in {path} to have the id it states, found others; copy it again")
+        return found
+    if store is None or not store.is_dir():
+        raise ModelError(
+            f"expected {RECORDING_FILE} in {model}, found none, so it is not known which voxels the model was made "
+            "for; give the run folder it came from, or run reconstruct again"
+        )
+    return describe_store(Store.open(store))
+
+
+def read_scans(
+    paths: Sequence[Path], recorded: Recorded, first_volume: int = 0, n_scans: int | None = None
+) -> np.ndarray:
+    """Standardised scans of a recording at a model's voxels; several recordings of the same film are averaged.
+
+    Each recording's own statistics are used, over the volumes that are kept: a 4th-order polynomial is removed from
+    every vertex, then its mean, and what is left is divided by its standard deviation (METHOD section 2).
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        ``.dtseries.nii`` files.
+    recorded : Recorded
+    first_volume : int
+        Volumes left out at the start.
+    n_scans : int, optional
+        Volumes kept; all by default.
+
+    Returns
+    -------
+    ndarray, float32 (n, V)
+
+    Raises
+    ------
+    DataError
+        For another TR, vertices that are not in a file, volumes that are not there, or constant vertices.
+    """
+    vertex = np.array(recorded.vertex)
+    if vertex.min() < 0 or vertex.max() >= N_CORTEX:
+        raise DataError(
+            "expected a model whose voxels lie on the cortex, found one trained on voxels without positions"
+        )
+    runs = []
+    for path in paths:
+        recording = read_cortex(path)
+        if abs(recording.tr_s - recorded.tr_s) > 1e-3:
+            raise DataError(f"expected a TR of {recorded.tr_s:g} s in {path}, found {recording.tr_s:g} s")
+        column = np.minimum(np.searchsorted(recording.vertex, vertex), len(recording.vertex) - 1)
+        lost = int((recording.vertex[column] != vertex).sum())
+        if lost:
+            raise DataError(f"expected all {len(vertex)} voxels of the model in {path}, found {lost} of them missing")
+        last = recording.n_volumes if n_scans is None else first_volume + n_scans
+        if not 0 <= first_volume < last <= recording.n_volumes:
+            raise DataError(
+                f"expected volumes {first_volume} to {last - 1} in {path}, found {recording.n_volumes} volumes; "
+                "lower --first-volume or --scans"
+            )
+        kept = recording.data[first_volume:last, column]
+        check_run(kept, path, vertex)
+        try:
+            runs.append(detrend_and_standardise(kept, POLYNOMIAL))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+    if len({len(run) for run in runs}) > 1:
+        raise DataError(f"expected recordings of one length, found {[len(run) for run in runs]} scans; give --scans")
+    return average_runs(runs)

@@ -1,0 +1,214 @@
+"""Others' released weights: reading their files without executing anything, and what their names and shapes say.
+
+Pickles are read with ``weights_only=True``. The few configuration classes that released checkpoints carry become inert
+stand-ins; a pickle that names any other class or function is refused (METHOD section 13).
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from mindvideo.errors import ModelError
+from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.models.video_unet import VideoUNet
+
+Weights = dict[str, torch.Tensor]
+Kind = Literal["FmriEncoder", "MaskedBrainModel", "VideoUNet", "AutoencoderKL"]
+CLASSES: dict[Kind, Any] = {
+    "FmriEncoder": FmriEncoder,
+    "MaskedBrainModel": MaskedBrainModel,
+    "VideoUNet": VideoUNet,
+    "AutoencoderKL": AutoencoderKL,
+}
+
+STAND_INS = (
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "config.Config_MBM_fMRI",
+    "config.Config_MAE_fMRI",
+    "config.Config_MBM_finetune",
+    "config.Config_Generative_Model",
+)
+"""Configuration classes found in released checkpoints; each is read as a bag of plain attributes."""
+
+KNOWN_ABSENT: dict[Kind, tuple[str, ...]] = {
+    "FmriEncoder": ("cls_token", "mask_token", "logit_scale"),
+    "MaskedBrainModel": (),
+    "VideoUNet": (),
+    "AutoencoderKL": (),
+}
+"""Weights that a released file may lack: they take no part in computing a condition."""
+UNUSED = {"FmriEncoder": ("cls_token", "mask_token")}
+"""Weights that take no part at all: left out where their shape differs."""
+
+# Block classes of inflated UNets, by the names of the 2-D blocks whose weights they hold.
+BLOCK_NAMES = {
+    "CrossAttnDownBlock3D": "CrossAttnDownBlock2D",
+    "DownBlock3D": "DownBlock2D",
+    "UpBlock3D": "UpBlock2D",
+    "CrossAttnUpBlock3D": "CrossAttnUpBlock2D",
+    "UNetMidBlock3DCrossAttn": "UNetMidBlock2DCrossAttn",
+}
+# The VAE's attention before and after diffusers renamed it.
+VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+class StandIn:
+    """Plain attributes of an object whose class is not at hand and not wanted."""
+
+
+def read_release_file(path: Path) -> tuple[Weights, dict[str, Any]]:
+    """Weights by name, and the plain settings stored beside them (empty where there are none).
+
+    Parameters
+    ----------
+    path : Path
+        ``.safetensors``, or a ``torch.save`` file: the weights themselves, or a dictionary with them under ``model``.
+
+    Raises
+    ------
+    ModelError
+        For a damaged file, one that holds other things than tensors and the configurations of `STAND_INS`, or none.
+    """
+    if not path.is_file():
+        raise ModelError(f"expected released weights at {path}, found no file; give the release's own folder")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    weights = content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else content
+    if not isinstance(weights, dict) or not weights:
+        raise ModelError(f"expected weights by name in {path}, found {type(weights).__name__}; give another file")
+    other = sorted(str(name) for name, value in weights.items() if not isinstance(value, torch.Tensor))
+    if other:
+        raise ModelError(f"expected only tensors among the weights in {path}, found {', '.join(other[:8])}")
+    stated: Any = content.get("config", {}) if weights is not content else {}
+    return dict(weights), dict(stated if isinstance(stated, dict) else vars(stated))
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"expected safetensors in {path}, found a damaged file ({error}); fetch it again") from None
+
+
+def _read_pickle(path: Path) -> Any:
+    is_zip = zipfile.is_zipfile(path)
+    try:
+        if is_zip:
+            foreign = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))) - set(STAND_INS))
+            if foreign:
+                raise ModelError(
+                    f"expected tensors and plain settings in the pickle {path}, found {', '.join(foreign)}, which "
+                    "would have to be executed; ask its authors for safetensors"
+                )
+        with torch.serialization.safe_globals([(StandIn, name) for name in STAND_INS]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        named = re.search(r"GLOBAL (\S+) (?:was not|whose module)", reason)
+        found = f"{named[1]}, which would have to be executed" if named else f"none that can be read ({reason[:160]})"
+        raise ModelError(
+            f"expected tensors and plain settings in the pickle {path}, found {found}; fetch it again or ask its "
+            "authors for safetensors"
+        ) from None
+
+
+def classify(weights: Weights, where: Path) -> Kind:
+    """What kind of model the names belong to; ModelError for none of ours."""
+    marks: tuple[tuple[str, Kind], ...] = (
+        ("proj_head.channel_mapper.weight", "FmriEncoder"),
+        ("decoder_pred.weight", "MaskedBrainModel"),
+        ("time_embedding.linear_1.weight", "VideoUNet"),
+        ("encoder.conv_in.weight", "AutoencoderKL"),
+    )
+    for mark, kind in marks:
+        if mark in weights:
+            return kind
+    some = ", ".join(sorted(weights)[:4])
+    raise ModelError(
+        f"expected the weights of an fMRI encoder, a masked brain model, a UNet or a VAE in {where}, found names like "
+        f"{some}; give a released MinD-Video folder or a MinD-Vis pre-training checkpoint"
+    )
+
+
+def _count(weights: Weights, stem: str) -> int:
+    numbers = [int(found[1]) for name in weights if (found := re.match(rf"{re.escape(stem)}\.(\d+)\.", name))]
+    return max(numbers, default=-1) + 1
+
+
+def _need(weights: Weights, kind: Kind, *names: str) -> None:
+    missing = [name for name in names if name not in weights]
+    if missing:
+        raise ModelError(f"expected every weight of {kind}, found missing {', '.join(missing)}; fetch the file again")
+
+
+def brain_settings(kind: Kind, weights: Weights) -> dict[str, Any]:
+    """Settings of an `FmriEncoder` or a `MaskedBrainModel` that the shapes determine; heads are not among them.
+
+    ``num_voxels`` counts whole patches: what was padded to a patch multiple in training must be padded again.
+    """
+    _need(weights, kind, "patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
+    shapes = tuple(weights["patch_embed.proj.weight"].shape), tuple(weights["pos_embed"].shape)
+    if len(shapes[0]) != 3 or len(shapes[1]) != 3 or shapes[1][1] < 2:
+        raise ModelError(
+            f"expected patch_embed.proj.weight (D, 1, patch) and pos_embed (1, P + 1, D) of a released {kind}, found "
+            f"{shapes[0]} and {shapes[1]}"
+        )
+    embed_dim, _, patch_size = shapes[0]
+    num_patches = weights["pos_embed"].shape[1] - 1
+    settings: dict[str, Any] = {
+        "num_voxels": num_patches * patch_size,
+        "patch_size": patch_size,
+        "patch_weights": "shared",
+        "embed_dim": embed_dim,
+        "depth": _count(weights, "blocks"),
+        "mlp_ratio": weights["blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
+    }
+    if kind == "MaskedBrainModel":
+        _need(weights, kind, "decoder_embed.weight")
+        settings["decoder_embed_dim"] = weights["decoder_embed.weight"].shape[0]
+        settings["decoder_depth"] = _count(weights, "decoder_blocks")
+        return settings
+    _need(weights, kind, "proj_head.projection.weight")
+    length, num_tokens = weights["proj_head.channel_mapper.weight"].shape
+    return settings | {
+        "window": num_tokens // num_patches,
+        "condition_length": length,
+        "condition_width": weights["proj_head.projection.weight"].shape[0],
+        "layer_norm": any(name.startswith("proj_head.layer_norm.") for name in weights),
+        "has_temporal_attention": any(".attn_temp." in name for name in weights),
+    }
+
+
+def unet_settings(stated: dict[str, Any]) -> dict[str, Any]:
+    """A UNet's stated settings with the 2-D names of its blocks."""
+    settings = dict(stated)
+    for key in ("down_block_types", "up_block_types"):
+        if key in settings:
+            settings[key] = tuple(BLOCK_NAMES.get(name, name) for name in settings[key])
+    if "mid_block_type" in settings:
+        settings["mid_block_type"] = BLOCK_NAMES.get(settings["mid_block_type"], settings["mid_block_type"])
+    return settings
+
+
+def rename_vae(weights: Weights) -> Weights:
+    """VAE weights under diffusers' present names; attention that was stored as 1 x 1 convolutions becomes linear."""
+    renamed = {}
+    for name, weight in weights.items():
+        stem, _, leaf = name.rpartition(".")
+        place, _, layer = stem.rpartition(".")
+        if ".attentions." in name and layer in VAE_ATTENTION:
+            name = f"{place}.{VAE_ATTENTION[layer]}.{leaf}"
+        if ".attentions." in name and ".to_" in name and weight.ndim == 4 and weight.shape[2:] == (1, 1):
+            weight = weight[:, :, 0, 0]
+        renamed[name] = weight
+    return renamed

@@ -1,0 +1,187 @@
+"""The ablation's part of the page: the paper's Table 1 and Fig. 6 from ``ablation.json``, as an HTML fragment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from mindvideo.errors import DataError
+from mindvideo.report.plots import Dot, draw_dots
+from mindvideo.report.wording import name_clip, name_score, write_interval, write_number, write_p, write_seconds
+
+CLASSES = {
+    "p<0.0001": ("purple", "***", "P < .0001"),
+    "p<0.01": ("pink", "**", "P < .01"),
+    "p<0.05": ("yellow", "*", "P < .05"),
+    "p>0.05": ("green", "", "P > .05"),
+}
+"""The paper's colours; the stars say the same without colour."""
+
+STYLE = """<style>
+.ablation { --purple: #ddd0f5; --pink: #fad3e2; --yellow: #fbf0b4; --green: #dcefd3; }
+@media (prefers-color-scheme: dark) {
+  .ablation { --purple: #4a3a70; --pink: #6d3049; --yellow: #5c5017; --green: #2c4a2a; }
+}
+.ablation td small, .ablation th small { display: block; font-size: .82em; color: var(--soft, inherit); font-weight: 400; }
+.ablation b { font-weight: 600; border-radius: 4px; padding: 1px 5px; white-space: nowrap; }
+.ablation b.purple { background: var(--purple); } .ablation b.pink { background: var(--pink); }
+.ablation b.yellow { background: var(--yellow); } .ablation b.green { background: var(--green); }
+.ablation tr.reference { font-style: italic; }
+.ablation .classes { list-style: none; margin: .8em 0; padding: 0; display: flex; flex-wrap: wrap; gap: 6px 14px; font-size: .85rem; }
+@media (max-width: 820px) { .ablation .scores td { grid-template-columns: minmax(0, 1fr) 5em minmax(0, 7.6em); } }
+@media print { .ablation b { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+</style>"""
+
+
+def ablation_section(folder: Path) -> str:
+    """The ablation in ``folder`` as an HTML fragment without outer resources, light and dark.
+
+    It uses the page's CSS variables (``--ink``, ``--soft``, …) and its classes ``panels``, ``plot`` and ``source``.
+
+    Parameters
+    ----------
+    folder : Path
+        What ``mindvideo ablate --out`` wrote; holds ``ablation.json``.
+
+    Raises
+    ------
+    DataError
+        When there is no readable ``ablation.json`` of a known version.
+    """
+    content = read_ablation(folder)
+    parts = [
+        STYLE,
+        '<div class="ablation">',
+        _introduction(content),
+        _table(content),
+        _classes(content),
+        _films(content["films"]),
+        '<p class="source">from ablation.json, which names the run folder behind every row</p>',
+        "</div>",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def read_ablation(folder: Path) -> dict[str, Any]:
+    """Read ``ablation.json``; raises DataError where it is missing, damaged or of another version."""
+    path = folder / "ablation.json"
+    if not path.is_file():
+        raise DataError(f"expected ablation.json in {folder}, found none; make it with 'mindvideo ablate'")
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError:
+        content = {}
+    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != ("mindvideo-ablation", 1):
+        raise DataError(
+            f"expected version 1 of an ablation's table in {path}, found something else; run 'mindvideo ablate' again"
+        )
+    return content
+
+
+def _introduction(content: Mapping[str, Any]) -> str:
+    seeds, full = content["seeds"], content["rows"][0]
+    windows = full["scores"][content["columns"][0]["score"]]["n"] if content["columns"] else 0
+    text = (
+        f"Recipe {content['recipe']}, {windows} test windows. Each row leaves out or changes one part; the brackets are "
+        "95 % intervals from resampled blocks of windows. "
+    )
+    if len(seeds) > 1:
+        text += f"Mean and standard deviation over {len(seeds)} seeds"
+        text += ", each another simulated subject who saw other films. " if content["is_simulated"] else ". "
+    else:
+        text += "One seed: how much a row would move with another one is not known. "
+    return f"<p>{escape(text.strip())}</p>"
+
+
+def _table(content: Mapping[str, Any]) -> str:
+    columns = content["columns"]
+    head = "".join(
+        f'<th scope="col" title="{escape(column["definition"])}">{escape(name_score(column["score"]))}'
+        f"<small>chance {write_number(column['chance'])}</small></th>"
+        for column in columns
+    )
+    body = [_row(entry, columns) for entry in content["rows"]] + [
+        _row(entry | {"label": f"{name_clip(entry['name'])} ({entry['role']})", "also": []}, columns, "reference")
+        for entry in content["references"]
+    ]
+    return f'<table class="scores"><thead><tr><th scope="col">method</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+
+
+def _row(entry: Mapping[str, Any], columns: list[dict[str, Any]], kind: str = "") -> str:
+    also = ", ".join(variant["label"] for variant in entry["also"])
+    notes = [f"also: {also}"] if also else []
+    if entry.get("changes"):
+        notes.append(", ".join(f"{key} = {_plain(value)}" for key, value in entry["changes"].items()))
+    if entry.get("seconds"):
+        notes.append(f"own stages {write_seconds(entry['seconds'])}")
+    small = "".join(f"<small>{escape(note)}</small>" for note in notes)
+    cells = "".join(_cell(column["score"], entry["scores"][column["score"]]) for column in columns)
+    return f'<tr class="{kind}"><th scope="row">{escape(entry["label"])}{small}</th>{cells}</tr>'
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _cell(score: str, cell: Mapping[str, Any]) -> str:
+    text = write_number(cell["value"])
+    if cell["sd"] is not None:
+        text += f" ± {write_number(cell['sd'])}"
+    title = ""
+    if cell.get("p_class"):
+        colour, marks, words = CLASSES[cell["p_class"]]
+        title = (
+            f"{words} corrected ({write_p(cell['p_holm'])}; uncorrected {write_p(cell['p'])}); difference "
+            f"{write_number(cell['difference'])} {write_interval(_interval(cell['difference_interval']))}"
+        )
+        text = f'<b class="{colour}">{text}{marks}</b>'
+    small = f"<small>{write_interval(_interval(cell['interval']))}</small>"
+    return (
+        f'<td data-label="{escape(name_score(score))}" title="{escape(title.strip())}"><span>{text}</span>{small}</td>'
+    )
+
+
+def _interval(ends: list[float | None]) -> tuple[float, float] | None:
+    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+
+
+def _classes(content: Mapping[str, Any]) -> str:
+    items = "".join(f'<li><b class="{colour}">{words} {marks}</b></li>' for colour, marks, words in CLASSES.values())
+    smallest = content["smallest_p"]
+    limit = "" if smallest is None else f" With these blocks no corrected P can be below {write_smallest(smallest)}."
+    return (
+        f'<ul class="classes" aria-label="P-value against the full method">{items}</ul><p><small>Two-sided block '
+        f"permutation against the full method; {escape(content['correction'])}.{limit}</small></p>"
+    )
+
+
+def write_smallest(p: float) -> str:
+    """``.0078``: two digits that matter."""
+    return np.format_float_positional(p, precision=2, unique=False, fractional=False).lstrip("0")
+
+
+def _films(films: list[dict[str, Any]]) -> str:
+    """SSIM by test film: one panel each, a row for every subject and for what needs no brain."""
+    panels = []
+    for film in dict.fromkeys(entry["film"] for entry in films):
+        dots = [
+            Dot(
+                name_clip(entry["label"]) if kind == "floor" else entry["label"],
+                entry["value"],
+                _interval(entry["interval"]),
+                kind,
+            )
+            for entry in films
+            if entry["film"] == film
+            for kind in ("main" if entry["name"] not in ("shuffled", "constant") else "floor",)
+        ]
+        title = f"SSIM on test film {film}: " + ", ".join(f"{dot.label} {write_number(dot.value)}" for dot in dots)
+        panels.append(f"<figure><figcaption>{escape(film)}</figcaption>{draw_dots(title, dots)}</figure>")
+    if not panels:
+        return ""
+    return str(Markup(f'<h3>SSIM by test film</h3><div class="panels">{"".join(panels)}</div>'))

@@ -1,0 +1,50 @@
+"""Where the page's pictures go: into the page itself, and beside it only when there are too many for one file."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+from pathlib import Path
+
+EMBEDDED_BYTES = 12_000_000
+"""Pictures up to this size together are part of the page."""
+
+
+class Assets:
+    """Takes pictures and gives their addresses.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the page; what does not fit the page goes to ``out/assets``.
+    room : int
+        Bytes of pictures the page may hold.
+    """
+
+    def __init__(self, out: Path, room: int = EMBEDDED_BYTES) -> None:
+        self.out, self.room = out, room
+        self.writing = out / "assets.writing"
+        self.n_beside = 0
+        shutil.rmtree(self.writing, ignore_errors=True)
+
+    def add(self, name: str, content: bytes) -> str:
+        """Address of a WebP picture: a ``data:`` address, or a path relative to the page where there is no room left."""
+        if len(content) <= self.room:
+            self.room -= len(content)
+            return "data:image/webp;base64," + base64.b64encode(content).decode("ascii")
+        path = self.writing / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        self.n_beside += 1
+        return f"assets/{name}"
+
+    def discard(self) -> None:
+        """Remove what was written for a page that did not come about."""
+        shutil.rmtree(self.writing, ignore_errors=True)
+
+    def publish(self) -> None:
+        """Put the pictures in the place of an earlier page's."""
+        shutil.rmtree(self.out / "assets", ignore_errors=True)
+        if self.writing.is_dir():
+            os.replace(self.writing, self.out / "assets")

@@ -1,0 +1,185 @@
+"""The data a run was made from, and the choices a reader must know of before believing its scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from mindvideo.data.store import Store
+from mindvideo.errors import DataError
+from mindvideo.report.plots import draw_bars
+from mindvideo.report.read import Run, number
+from mindvideo.report.trace import Source, cite, count_of
+
+STORE = "prepare/store.zarr"
+NEAR = "evaluate/near_duplicates.json"
+MOST_AREAS = 24
+MOST_PAIRS = 24
+
+
+def summarise_data(run: Run) -> dict[str, Any] | None:
+    """Subject, voxels per area, windows per split and provenance of ``prepare/store.zarr``; None without a store."""
+    path = run.path / "prepare" / "store.zarr"
+    if not path.is_dir():
+        return None
+    try:
+        summary = Store.open(path).summary()
+    except DataError as error:
+        run.problems.append(str(error))
+        return None
+    source = Source(STORE)
+
+    def count(*key: str) -> Markup:
+        value: Any = summary
+        for step in key:
+            value = value[step]
+        return cite(value, source.at(*key), "plain" if isinstance(value, float) else "count")
+
+    areas = list(summary["voxels_per_area"].items())
+    bars = [(name, float(value)) for name, value in areas[:MOST_AREAS]]
+    places = [source.at("voxels_per_area", name) for name, _ in bars]
+    facts: list[tuple[str, Markup | str]] = [
+        ("subject", str(summary["subject"])),
+        ("voxels used", Markup(f"{count('voxels')} in {count_of(len(areas), STORE, 'areas')} areas")),
+        ("left, right hemisphere", Markup(f"{count('voxels_left')}, {count('voxels_right')}")),
+        (
+            "median between-run r of these",
+            cite(summary["reproducibility_median"], source.at("reproducibility_median")),
+        ),
+        ("repetition time", Markup(f"{count('tr_s')} s")),
+        ("lag of the scans", Markup(f"{count('lag_s')} s")),
+        ("frames", Markup(f"{count('fps')} a second, {count('size')} px")),
+        ("different captions", count("captions")),
+        ("files read", Markup(f"{count_of(len(summary['sources']), STORE, 'sources')}, checksums in the store")),
+    ]
+    if run.noise_ceiling:
+        parts = [
+            Markup(f"{escape(name)} {cite(value, Source('evaluate/noise_ceiling.json', (name, 'median')))}")
+            for name, value in run.noise_ceiling.items()
+        ]
+        facts.append(("noise ceiling of a voxel, median", Markup(", ").join(parts)))
+    for split, names in summary["segments"].items():
+        films = f"{count_of(len(names), STORE, 'segments')} film{'' if len(names) == 1 else 's'}"
+        runs = "/".join(str(value) for value in sorted({summary["repeats"][name] for name in names}))
+        text = f"{count('windows', split)} windows, {count('scenes', split)} scenes, {films}"
+        text += f", {escape(runs)} recording{'' if runs == '1' else 's'} each"
+        facts.append((split, Markup(text) if names else "none"))
+    listed = ", ".join(f"{name} {value:.0f}" for name, value in bars)
+    return {
+        "facts": facts,
+        "plot": draw_bars(f"voxels per area: {listed}", bars, decimals=0, sources=places),
+        "note": f"the {MOST_AREAS} largest of {len(areas)}" if len(areas) > MOST_AREAS else "",
+        "provenance": [_write_step(step) for step in summary["provenance"]],
+        "near": _near_duplicates(run),
+    }
+
+
+def _near_duplicates(run: Run) -> dict[str, Any] | None:
+    """Test scans that look like a training scan, as audited; None where nothing was audited."""
+    near = run.scores_extra.get("near_duplicates")
+    pairs = near.get("pairs") if isinstance(near, dict) else None
+    if not isinstance(pairs, list):
+        return None
+    rows = []
+    for i, pair in enumerate(pairs[:MOST_PAIRS]):
+        if isinstance(pair, dict) and {"test_segment", "test_scan", "train_segment", "train_scan"} <= pair.keys():
+            r = cite(number(pair.get("correlation")), Source(NEAR, ("pairs", str(i), "correlation")))
+            test, train = (f"{pair[f'{side}_segment']} · scan {pair[f'{side}_scan']}" for side in ("test", "train"))
+            rows.append({"test": test, "train": train, "r": r})
+    return {"rows": rows, "total": len(pairs)}
+
+
+def _write_step(step: Any) -> tuple[str, str]:
+    if not isinstance(step, dict):
+        return str(step), ""
+    parameters = step.get("parameters")
+    if isinstance(parameters, dict):
+        return str(step.get("step", "")), ", ".join(f"{key} {write_value(value)}" for key, value in parameters.items())
+    return str(step.get("step", "")), "" if parameters is None else str(parameters)
+
+
+def write_value(value: Any) -> str:
+    """A provenance value in a few words: long lists are counted, not listed."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) if len(value) <= 6 else f"({len(value)} values)"
+    if isinstance(value, dict):
+        return (
+            "; ".join(f"{key} {write_value(item)}" for key, item in value.items())
+            if len(value) <= 6
+            else f"({len(value)} values)"
+        )
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def list_choices(run: Run) -> list[dict[str, Any]]:
+    """Choices that decide what the scores mean: each with what this run did, its kind, and whether it needs a warning.
+
+    ``kind`` is ``transductive`` (test recordings shape a reconstruction), ``post hoc`` (made after seeing results),
+    ``inductive`` (from training alone) or ``note``.
+    """
+    choices = [_negative(run), *_windows(run), *_captions(run), *_duplicates(run)]
+    if run.scores and not any("shuffled" in score.controls for score in run.scores.values()):
+        text = "The shuffled control was not computed: these scores do not show that the brain was used."
+        choices.append(_choice("Controls", text, "note", True))
+    if run.setting("data.selection"):
+        text = f"Rule “{run.setting('data.selection')}”, by the repeats of the training films; test recordings take no part."
+        choices.append(_choice("Voxels", text, "inductive"))
+    for key in ("post_hoc", "flags", "notes"):
+        entries = run.scores_extra.get(key)
+        kind = "post hoc" if key == "post_hoc" else "note"
+        choices += [
+            _choice("Evaluation", str(entry), kind, True) for entry in (entries if isinstance(entries, list) else [])
+        ]
+    return [choice for choice in choices if choice]
+
+
+def _choice(name: str, text: str | Markup, kind: str, is_warning: bool = False) -> dict[str, Any]:
+    return {"name": name, "text": text, "kind": kind, "is_warning": is_warning}
+
+
+def _negative(run: Run) -> dict[str, Any]:
+    negative = run.setting("reconstruct.negative", "train_mean")
+    if negative == "test_mean":
+        text = (
+            "The negative condition is the mean of the test scans (reconstruct.negative = test_mean, the paper's choice), "
+            "so a clip cannot be reconstructed without the other test scans."
+        )
+        return _choice("Guidance", text, "transductive", True)
+    words = {
+        "train_mean": "the mean of the training scans",
+        "zero": "a zero condition",
+        "none": "none, guidance is off",
+    }
+    text = f"The negative condition is {words.get(str(negative), str(negative))} (reconstruct.negative = {negative})."
+    return _choice("Guidance", text, "inductive")
+
+
+def _windows(run: Run) -> list[dict[str, Any]]:
+    most = run.setting("reconstruct.max_windows")
+    if not most:
+        return []
+    text = f"Only {most} test windows, evenly spread and fixed before anything was scored, were reconstructed."
+    return [_choice("Test windows", text, "note", True)]
+
+
+def _captions(run: Run) -> list[dict[str, Any]]:
+    if run.setting("data.captions") != "truth":
+        return []
+    text = "The captions are the simulation's own (data.captions = truth); a captioner's would be less exact."
+    return [_choice("Captions", text, "note", True)]
+
+
+def _duplicates(run: Run) -> list[dict[str, Any]]:
+    near = run.scores_extra.get("near_duplicates")
+    if near is None:
+        text = "Near-duplicates between training and test films were not audited in this run."
+        return [_choice("Near-duplicates", text, "note", True)] if run.scores else []
+    if isinstance(near, dict) and number(near.get("count")) is not None:
+        shown, scans = (cite(number(near.get(key)), Source(NEAR, (key,)), "count") for key in ("count", "test_scans"))
+        text = Markup(f"{shown} of {scans} test scans look like a training scan; they are listed under Data.")
+        return [_choice("Near-duplicates", text, "note", bool(near["count"]))]
+    if isinstance(near, list):
+        text = Markup(f"{count_of(len(near), NEAR, 'entries')} test scans look like a training scan.")
+        return [_choice("Near-duplicates", text, "note", bool(near))]
+    return []

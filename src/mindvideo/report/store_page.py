@@ -1,0 +1,195 @@
+"""What a prepared store holds, as plain rows for the terminal and as a page with pictures (``mindvideo inspect``)."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mindvideo.data.store import SPLITS, Store
+from mindvideo.data.windows import NearDuplicate, near_duplicates
+from mindvideo.errors import DataError
+from mindvideo.explain.surfaces import draw_flat_map
+
+Sections = dict[str, dict[str, str]]
+MOST_AREAS = 25
+MOST_PAIRS = 20
+EXAMPLES = 6
+_INK, _PALE = "#20639b", "#c9d6e2"
+
+
+def describe_store(store: Store) -> Sections:
+    """Everything `inspect` says, by section: subject, voxels, windows, films, near-duplicates, steps, sources."""
+    summary = store.summary()
+    median = summary["reproducibility_median"]
+    placed = f"{summary['voxels_left']} left, {summary['voxels_right']} right"
+    near = near_duplicates(store)
+    test_scans = summary["windows"]["test"]
+    return {
+        "Store": {
+            "subject": store.subject,
+            "place": str(store.path),
+            "timing": f"TR {store.tr_s:g} s, lag {store.lag_s:g} s",
+            "training windows": "of single runs" if store.keeps_repeats_apart else "of the average of the runs",
+        },
+        "Voxels": {
+            "voxels": f"{store.n_voxels} ({placed})",
+            "between-run correlation, median": "not measured" if median is None else f"{median:.3f}",
+            "identity": store.voxel_id,
+            "by area": ", ".join(f"{name} {count}" for name, count in summary["voxels_per_area"].items()),
+        },
+        "Windows": {split: _describe_split(store, split, summary["scenes"][split]) for split in SPLITS},
+        "Films": {
+            "frames": f"{store.num_frames} a scan ({store.fps} a second), {store.size} x {store.size} pixels",
+            "captions": f"{summary['captions']} different",
+            "for example": "; ".join(f"“{store.captions(name)[0]}”" for name in store.order[:3]),
+        },
+        "Near-duplicates between training and test films": {
+            "test scans that look like a training scan": f"{len(near)} of {test_scans}",
+            **{f"{pair.test_segment} scan {pair.test_scan}": _describe_pair(pair) for pair in near[:MOST_PAIRS]},
+            **({"more": f"{len(near) - MOST_PAIRS}"} if len(near) > MOST_PAIRS else {}),
+        },
+        "Steps": {item["step"]: json.dumps(item["parameters"], ensure_ascii=False) for item in summary["provenance"]},
+        "Sources (SHA-256)": dict(summary["sources"]),
+    }
+
+
+def _describe_split(store: Store, split: str, n_scenes: int) -> str:
+    names = store.segments(split)
+    if not names:
+        return "none"
+    n_scans = sum(store.n_scans(name) for name in names)
+    counts = sorted({store.n_repeats(name) for name in names})
+    runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{n_scans} in {len(names)} segments ({', '.join(names)}), {n_scenes} scenes, {runs} runs a segment"
+
+
+def _describe_pair(pair: NearDuplicate) -> str:
+    return f"{pair.train_segment} scan {pair.train_scan}, correlation {pair.correlation:.3f}"
+
+
+def write_page(store: Store, sections: Sections, out: Path) -> Path:
+    """Write ``index.html`` with its pictures; the page appears last.
+
+    Parameters
+    ----------
+    store : Store
+    sections : dict
+        What `describe_store` gave.
+    out : Path
+        A folder outside the store.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    DataError
+        For a folder inside the store, or one that cannot be written.
+    """
+    if out.resolve().is_relative_to(store.path.resolve()):
+        raise DataError(f"expected a folder outside the store {store.path}, found {out}; a store is never written into")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"expected a folder that can be written at {out}, found: {error.strerror}") from error
+    pictures = []
+    reproducibility = store.reproducibility
+    if np.isfinite(reproducibility).any():
+        draw_flat_map(
+            reproducibility, out / "reproducibility.png", f"Reproducibility, {store.subject}", "between-run correlation"
+        )
+        text = "Mean correlation of each vertex between two recordings of one training film; grey: not measured."
+        pictures.append({"name": "reproducibility.png", "text": text})
+    if store.has_positions:
+        chosen = np.full(len(reproducibility), np.nan)
+        chosen[store.vertex] = np.arange(store.n_voxels)
+        draw_flat_map(chosen, out / "voxels.png", f"{store.n_voxels} voxels of the store", "place in the voxel order")
+        pictures.append(
+            {"name": "voxels.png", "text": "The voxels of the store, coloured by their place in its order."}
+        )
+    _save(_draw_counts(store), out / "overview.png")
+    pictures.append(
+        {"name": "overview.png", "text": "Voxels by area; reproducibility of all and of chosen vertices; windows."}
+    )
+    _save(_draw_examples(store), out / "frames.png")
+    pictures.append({"name": "frames.png", "text": "Middle frames of evenly spaced scans with their captions."})
+    template = jinja2.Environment(loader=jinja2.PackageLoader("mindvideo.report"), autoescape=True).get_template(
+        "store.html"
+    )
+    page = out / "index.html"
+    beside = page.with_name(".partial-index.html")
+    beside.write_text(template.render(title=f"Prepared store of {store.subject}", pictures=pictures, sections=sections))
+    os.replace(beside, page)
+    return page
+
+
+def _draw_counts(store: Store) -> Figure:
+    """Voxels by area, reproducibility of all and of chosen vertices, windows and scenes by split."""
+    summary = store.summary()
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    areas, middle, splits = figure.subplots(1, 3)
+    shown = dict(list(summary["voxels_per_area"].items())[:MOST_AREAS])
+    areas.barh(list(shown), list(shown.values()), color=_INK)
+    areas.invert_yaxis()
+    areas.tick_params(axis="y", labelsize=7)
+    rest = len(summary["voxels_per_area"]) - len(shown)
+    areas.set_title("Voxels by area" + (f" (and {rest} areas more)" if rest else ""), fontsize=10)
+    values = store.reproducibility
+    tested = values[np.isfinite(values)]
+    if len(tested):
+        chosen = values[store.vertex] if store.has_positions else np.empty(0)
+        edges = np.linspace(tested.min(), tested.max() + 1e-6, 51)
+        middle.hist(tested, edges, color=_PALE, label=f"{len(tested)} measured")
+        middle.hist(chosen[np.isfinite(chosen)], edges, color=_INK, label=f"{len(chosen)} in the store")
+        middle.legend(fontsize=8, frameon=False)
+        middle.set_xlabel("between-run correlation")
+        middle.set_ylabel("vertices")
+    else:
+        middle.text(0.5, 0.5, "not measured", ha="center", transform=middle.transAxes)
+        middle.set_axis_off()
+    middle.set_title("Reproducibility", fontsize=10)
+    place = np.arange(len(SPLITS))
+    counts = [[summary[kind][split] for split in SPLITS] for kind in ("windows", "scenes")]
+    for shift, kind, numbers, colour in zip((-0.2, 0.2), ("scans", "scenes"), counts, (_INK, _PALE), strict=True):
+        splits.bar_label(splits.bar(place + shift, numbers, 0.4, label=kind, color=colour), fontsize=8)
+    splits.set_xticks(place, SPLITS)
+    splits.legend(fontsize=8, frameon=False)
+    splits.set_title("Scans and scenes", fontsize=10)
+    for axis in (areas, middle, splits):
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_examples(store: Store) -> Figure:
+    """A few frames of each split with their captions."""
+    used = [split for split in SPLITS if store.segments(split)]
+    figure = Figure(figsize=(11, 2.5 * len(used)), layout="constrained")
+    for row, split in zip(figure.subplots(len(used), EXAMPLES, squeeze=False), used, strict=True):
+        scans = [(name, scan) for name in store.segments(split) for scan in range(store.n_scans(name))]
+        wanted = np.linspace(0, len(scans) - 1, EXAMPLES).round().astype(int)
+        for axis, (name, scan) in zip(row, [scans[index] for index in wanted], strict=True):
+            frame = store.frames(name, scan, scan + 1)[0, store.num_frames // 2]
+            axis.imshow(frame)
+            axis.set_axis_off()
+            axis.set_title(f"{split}: {name}, scan {scan}", fontsize=7)
+            caption = textwrap.fill(store.captions(name)[scan], 38, max_lines=4, placeholder=" …")
+            axis.text(
+                0.5, -0.04, caption, fontsize=6, ha="center", va="top", transform=axis.transAxes, parse_math=False
+            )
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    beside = path.with_name(f".partial-{path.name}")
+    figure.savefig(beside, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+    os.replace(beside, path)

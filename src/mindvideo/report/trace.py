@@ -1,0 +1,102 @@
+"""Numbers that say where they come from: every figure on the page carries its file, its place there and its value.
+
+``data-source`` is a file of the run folder and ``data-key`` the way to the number in it, its steps joined by ``|``:
+
+- ``*.json``: keys and list positions;
+- ``*/metrics.jsonl``: ``last|FIELD``, the last row that has the field, or ``max|FIELD``;
+- ``evaluate/windows.csv``: ``ROW|COLUMN``, rows counted as the clips of ``reconstruct/clips.zarr``;
+- ``prepare/store.zarr``: keys of ``Store.summary()``;
+- ``explain/maps.npz``: ``MAP|p2`` and ``MAP|p98``, percentiles of the map's known values, or ``MAP|limit`` and
+  ``MAP|-limit``, the larger of the two without its sign.
+
+``differences*.json`` lies beside the page instead, where the differences between runs were tested.
+
+A number worked out from a whole file (a count, a sum) has ``data-derived`` in place of a key, saying how.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from mindvideo.report.wording import (
+    write_bytes,
+    write_count,
+    write_number,
+    write_p,
+    write_plain,
+    write_seconds,
+    write_short,
+    write_signed,
+)
+
+FORMS: dict[str, Callable[[float | None], str]] = {
+    "number": write_number,
+    "count": write_count,
+    "plain": write_plain,
+    "short": write_short,
+    "signed": write_signed,
+    "p": write_p,
+    "seconds": write_seconds,
+    "bytes": write_bytes,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a number lies: a file of the run folder (of run number ``run`` on a page of several), and the way in it."""
+
+    file: str
+    key: tuple[str, ...] = ()
+    derived: str = ""
+    run: int | None = None
+
+    def at(self, *steps: str | int) -> Source:
+        """A place further inside."""
+        return Source(self.file, (*self.key, *map(str, steps)), self.derived, self.run)
+
+    def attributes(self, value: float | None, form: str = "number") -> Markup:
+        """HTML attributes for an element that shows ``value``."""
+        parts = [f'data-source="{escape(self.file)}"']
+        if self.run is not None:
+            parts.append(f'data-run="{self.run}"')
+        if self.derived:
+            parts.append(f'data-derived="{escape(self.derived)}"')
+        else:
+            parts.append(f'data-key="{escape("|".join(self.key))}" data-form="{escape(form)}"')
+            parts.append(f'data-value="{escape(json.dumps(value))}"')
+        return Markup(" " + " ".join(parts))
+
+
+def cite(value: float | None, source: Source, form: str = "number", text: str | None = None) -> Markup:
+    """A number as written, in an element that names its source; an en dash or nothing where there is none.
+
+    Parameters
+    ----------
+    value : float or None
+    source : Source
+    form : str
+        Of `FORMS`: how the value is written.
+    text : str, optional
+        For derived numbers: the words to show instead.
+    """
+    shown = FORMS[form](value) if text is None else text
+    if value is None and text is None:
+        return Markup(escape(shown))
+    return Markup(f"<data{source.attributes(value, form)}>{escape(shown)}</data>")
+
+
+def cite_interval(interval: tuple[float, float] | None, source: Source) -> Markup:
+    """``[.190, .240]``, each end with its source, or nothing."""
+    if interval is None:
+        return Markup("")
+    ends = [cite(end, source.at(i)) for i, end in enumerate(interval)]
+    return Markup(f"[{ends[0]}, {ends[1]}]")
+
+
+def count_of(number: int, file: str, how: str) -> Markup:
+    """A whole number worked out from a file."""
+    return cite(number, Source(file, derived=how), text=str(number))

@@ -1,0 +1,177 @@
+"""Every rival at tiny size: fit, reconstruct, scores, cost; what it may read; a kill and what follows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from safetensors.torch import load_file
+from small_study import SIZE, VOXELS, bench_of, save_pipeline, write_store
+
+from mindvideo.baselines.base import StoreWithoutTest
+from mindvideo.baselines.compare import RIVALS, run_rival
+from mindvideo.baselines.trial import Trial
+from mindvideo.config import Baseline, Recipe, save_recipe
+from mindvideo.data.store import Store
+from mindvideo.errors import DataError, ModelError
+
+Cli = Callable[..., tuple[int, str]]
+
+
+def run(name: str, recipe: Recipe, run_dir: Path, store: Store) -> None:
+    if name == "ridge":
+        save_pipeline(recipe, store, run_dir / "model")
+    run_rival(name, recipe, run_dir, store.path, say=lambda line: None)
+
+
+def test_settings_and_rivals_have_the_same_names() -> None:
+    assert set(RIVALS) == set(Baseline.model_fields)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_each_rival_lands_in_the_table(name: str, rival_recipe: Recipe, run_dir: Path, rival_store: Store) -> None:
+    run(name, rival_recipe, run_dir, rival_store)
+    folder = run_dir / "baselines" / name
+    clips = zarr.open_group(folder / "reconstruct" / "clips.zarr", mode="r")
+    assert clips.attrs["complete"]
+    windows = json.loads((folder / "reconstruct" / "windows.json").read_text())
+    assert {clips[key].shape for key in clips.array_keys()} == {(len(windows), 3, SIZE, SIZE, 3)}
+    scores = json.loads((folder / "evaluate" / "scores.json").read_text())
+    assert {"shuffled", "mean", "random_train", "constant"} == scores["ssim_rgb"]["controls"].keys()
+    done = json.loads((folder / "done.json").read_text())
+    assert done["seconds"] > 0
+    assert done["peak_memory_bytes"] > 50_000_000
+    said: list[str] = []
+    assert run_rival(name, rival_recipe, run_dir, rival_store.path, say=said.append) is False
+    assert said == [f"{name}: up to date"]
+    if name in ("linear", "separable"):  # no noise: the mean fMRI gives one clip, a scene's clip is its own map's
+        mean, shuffled = (clips[key][:].astype(int) for key in ("mean", "shuffled"))
+        other = clips["reconstruction"][:][Trial(rival_recipe, rival_store).other]
+        assert np.abs(mean - mean[0]).max() <= 1  # the last digit of a product of matrices depends on the batch
+        assert np.abs(shuffled - other).max() <= 1
+    else:
+        assert not (clips["shuffled"][:] == clips["reconstruction"][:]).all()
+
+
+def test_linear_sees_colours_its_shuffled_control_does_not(
+    rival_recipe: Recipe, run_dir: Path, rival_store: Store
+) -> None:
+    run("linear", rival_recipe, run_dir, rival_store)
+    clips = zarr.open_group(run_dir / "baselines" / "linear" / "reconstruct" / "clips.zarr", mode="r")
+    truth = clips["truth"][:].mean(axis=(1, 2, 3))
+    error = {
+        name: np.abs(clips[name][:].mean(axis=(1, 2, 3)) - truth).mean() for name in ("reconstruction", "shuffled")
+    }
+    figures = json.loads((run_dir / "baselines" / "linear" / "categories.json").read_text())
+    assert figures.keys() == {"2way"}
+    assert 0 <= figures["2way"]["shuffled"] <= 1
+    assert error["reconstruction"] < 12 < 30 < error["shuffled"]
+
+
+@pytest.mark.parametrize("name", ["ridge", "linear", "gan", "separable", "mindvis"])
+def test_other_test_data_change_nothing_that_is_fitted(
+    name: str, rival_recipe: Recipe, rival_store: Store, tmp_path: Path
+) -> None:
+    other = write_store(tmp_path / "other.zarr", secret=9)
+    assert not np.array_equal(other.fmri("test1"), rival_store.fmri("test1"))
+    assert not np.array_equal(other.frames("test2"), rival_store.frames("test2"))
+    fmri = np.random.default_rng(1).standard_normal((2, rival_recipe.align.window, VOXELS)).astype(np.float32)
+    made = []
+    for number, store in enumerate((rival_store, other)):
+        run_dir = tmp_path / f"run{number}"
+        bench = bench_of(name, rival_recipe, run_dir)
+        if name == "ridge":
+            save_pipeline(rival_recipe, rival_store, run_dir / "model")
+        module, class_name = RIVALS[name]
+        method = getattr(__import__(module, fromlist=[class_name]), class_name)(bench)
+        method.fit(StoreWithoutTest.of(store))
+        extra = {} if name in ("linear", "separable") else {"window": np.array([3, 8])}
+        made.append(method.reconstruct(fmri, **extra))
+    np.testing.assert_array_equal(*made)
+
+
+def test_a_store_without_test_refuses_them(rival_store: Store) -> None:
+    view = StoreWithoutTest.of(rival_store)
+    np.testing.assert_array_equal(view.fmri("seg4"), rival_store.fmri("seg4"))
+    assert view.segments("validation") == ["seg4"]
+    for read in (view.fmri, view.repeats, view.frames, view.scene, view.captions, view.frame_captions):
+        with pytest.raises(DataError, match="test1"):
+            read("test1")
+    with pytest.raises(DataError, match="test"):
+        view.segments("test")
+    with pytest.raises(DataError, match="test2"):
+        view.frames_at("test2", np.array([0]))
+
+
+def test_a_killed_rival_ends_with_the_same_bits(rival_recipe: Recipe, rival_store: Store, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    save_recipe(rival_recipe, recipe)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_rival("gan", rival_recipe, whole, rival_store.path, say=lambda line: None)
+    program = "import torch; torch.set_num_threads(1); from mindvideo.cli import main; main()"
+    command = [sys.executable, "-c", program, "baseline", "gan", rival_store.path, "--out", killed, "--recipe", recipe]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MINDVIDEO_TEST_KILL": "gan:3"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == -9, result.stderr
+    run_rival("gan", rival_recipe, killed, rival_store.path, say=lambda line: None)
+    expected, found = (load_file(folder / "baselines/gan/state/tensors.safetensors") for folder in (whole, killed))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    first, second = (
+        zarr.open_group(folder / "baselines/gan/reconstruct/clips.zarr", mode="r")["reconstruction"][:]
+        for folder in (whole, killed)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert json.loads((killed / "baselines/gan/done.json").read_text())["went_on_after_a_kill"]
+
+
+def test_windows_of_another_store_are_refused(rival_recipe: Recipe, run_dir: Path, rival_store: Store) -> None:
+    description = Trial(rival_recipe, rival_store).description
+    description[0]["scan"] += 1
+    (run_dir / "reconstruct").mkdir()
+    (run_dir / "reconstruct" / "windows.json").write_text(json.dumps(description))
+    with pytest.raises(DataError, match=r"windows\.json"):
+        run_rival("linear", rival_recipe, run_dir, rival_store.path, say=lambda line: None)
+
+
+def test_ridge_needs_the_study(rival_recipe: Recipe, run_dir: Path, rival_store: Store) -> None:
+    with pytest.raises(ModelError, match="reconstruct first"):
+        run_rival("ridge", rival_recipe, run_dir, rival_store.path, say=lambda line: None)
+
+
+def test_the_study_runs_the_rivals_its_recipe_names_before_the_report(
+    tiny_run: Path, tiny_recipe: Recipe, tmp_path: Path, cli: Cli
+) -> None:
+    folder, recipe = tmp_path / "copy", tmp_path / "recipe.yaml"
+    shutil.copytree(tiny_run, folder)
+    save_recipe(tiny_recipe, recipe)
+    code, text = cli(
+        "run", recipe, "--out", folder, "--set", "baselines=[ridge]", "--set", "baseline.ridge.components=8"
+    )
+    assert code == 0, text
+    assert "cotrain: up to date" in text
+    assert text.index("ridge: fitting") < text.index("report: a page")
+    rows = json.loads((folder / "baselines" / "table.json").read_text())
+    assert [row["method"] for row in rows] == ["mindvideo", "ridge"]
+    assert all(row["seconds"] > 0 for row in rows)
+    main, rival = (json.loads((folder / place / "windows.json").read_text())
+                   for place in ("reconstruct", "baselines/ridge/reconstruct"))  # fmt: skip
+    assert main == rival
+    clips = [
+        zarr.open_group(folder / place / "clips.zarr", mode="r")
+        for place in ("reconstruct", "baselines/ridge/reconstruct")
+    ]
+    for name in ("truth", "random_train", "constant"):
+        np.testing.assert_array_equal(clips[0][name][:], clips[1][name][:])
+    code, text = cli("baseline", "table", folder)
+    assert code == 0
+    assert "ridge" in text

@@ -1,0 +1,153 @@
+"""Comparisons of runs against direct computation, and calibration of every P-value under the null."""
+
+import importlib.util
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_ind
+
+from mindvideo.errors import DataError
+from mindvideo.evaluate.comparison import WindowScores, compare_folders, compare_runs, comparison_rows
+from mindvideo.evaluate.statistics import fraction_of_way, holm, two_sample_bootstrap_interval
+
+
+def load_calibration():
+    path = Path(__file__).parents[2] / "docs" / "make_calibration.py"
+    spec = importlib.util.spec_from_file_location("make_calibration", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def window_scores(name, values, block, truth="films", networks="kit", better=True):
+    words = {key: f"definition of {key}" for key in values}
+    return WindowScores(name, truth, networks, block, values, words, dict.fromkeys(values, better))
+
+
+def test_random_training_clips_give_uniform_p_values_where_the_t_test_does_not():
+    calibration = load_calibration()
+    independent = calibration.false_positive_rates(200, False, seed=11)
+    dependent = calibration.false_positive_rates(200, True, seed=12)
+    for name in ("block sign flips", "block pairing"):
+        assert abs(independent[name] - 0.05) <= 0.03
+        assert abs(dependent[name] - 0.05) <= 0.03
+    assert abs(independent["t-test over windows"] - 0.05) <= 0.03
+    assert dependent["t-test over windows"] > 0.10
+
+
+def test_p_values_of_random_training_clips_are_uniform_throughout():
+    calibration = load_calibration()
+    rng = np.random.default_rng(5)
+    rows = [calibration.draw_p_values(rng, True, permutations=199) for _ in range(200)]
+    for name in ("block sign flips", "block pairing"):
+        counts = np.histogram([row[name] for row in rows], bins=5, range=(0, 1))[0]
+        assert counts.min() >= 22 and counts.max() <= 60  # 40 expected, standard deviation 5.7
+
+
+def test_shared_windows_are_compared_in_pairs():
+    rng = np.random.default_rng(0)
+    block = np.repeat(np.arange(6), 4)
+    base = rng.normal(size=24)
+    first = window_scores("full", {"a": base, "b": base}, block)
+    shift = 0.2 + 0.1 * rng.normal(size=24)
+    second = window_scores("less", {"a": base + shift, "b": np.where(block == 0, np.nan, base)}, block)
+    found = compare_runs(first, second, permutations=100)
+    sums = np.array([shift[block == number].sum() for number in range(6)])
+    flips = np.array([np.dot(signs, sums) for signs in product([1, -1], repeat=6)])
+    p = np.mean(np.abs(flips) >= abs(sums.sum()) - 1e-9)
+    entry = found["a"]
+    assert entry["design"] == "paired" and entry["p"] == pytest.approx(p) and entry["better"] == "second"
+    assert entry["difference"] == pytest.approx(shift.mean())
+    assert entry["interval"][0] < shift.mean() < entry["interval"][1]
+    assert entry["p_t_test"] == pytest.approx(ttest_ind(base + shift, base).pvalue)
+    assert found["b"]["n"] == [20, 20] and found["b"]["p"] == 1.0 and found["b"]["better"] is None
+    assert [found[key]["p_holm"] for key in "ab"] == pytest.approx(holm(np.array([p, 1.0])).tolist())
+
+
+def test_other_windows_are_two_samples_and_classes_are_the_papers():
+    rng = np.random.default_rng(1)
+    block, more = np.repeat(np.arange(20), 3), np.repeat(np.arange(25), 2)
+    first = window_scores("subject 1", {"a": rng.normal(size=60)}, block)
+    second = window_scores("subject 2", {"a": rng.normal(size=50) - 4}, more, truth="other films")
+    found = compare_runs(first, second)["a"]
+    assert found["design"] == "two-sample" and found["n"] == [60, 50]
+    assert found["better"] == "first" and found["p_class"] == "p<0.0001" and found["p_holm_class"] == "p<0.0001"
+    rows = comparison_rows(first, {"subject 2": {"a": found}}, ["a"])
+    assert rows[0] == ["run", "a"] and rows[1][0] == "subject 1"
+    assert rows[2] == ["subject 2", f"{second.values['a'].mean():.3f} p<0.0001"]
+
+
+def test_lower_is_better_and_scores_without_a_direction():
+    block = np.arange(8)
+    values = np.arange(8.0)
+    for better, expected in ((False, "first"), (None, None)):
+        first = window_scores("x", {"epe": values}, block, better=better)
+        second = window_scores("y", {"epe": values + 1}, block, better=better)
+        assert compare_runs(first, second)["epe"]["better"] == expected
+
+
+def test_runs_that_do_not_compare_are_refused():
+    block, values = np.arange(8), {"a": np.arange(8.0)}
+    first = window_scores("x", values, block)
+    with pytest.raises(DataError, match="same networks"):
+        compare_runs(first, window_scores("y", values, block, networks="other"))
+    with pytest.raises(DataError, match="found none for c"):
+        compare_runs(first, window_scores("y", values, block), ["c"])
+    other = window_scores("y", values, block)
+    other.definitions["a"] = "retrieval among another number"
+    with pytest.raises(DataError, match="one definition"):
+        compare_runs(first, other)
+
+
+def write_scores(folder, values, truth="films"):
+    folder.mkdir(parents=True)
+    rows = ["window,segment,scan,scene,block,caption,a,a:shuffled"]
+    rows += [f"{i},test1,{i},0,{i // 3},,{value!r},0.0" for i, value in enumerate(values)]
+    (folder / "windows.csv").write_text("\n".join(rows) + "\n")
+    (folder / "scores.json").write_text(json.dumps({"a": {"definition": "a score", "higher_is_better": True}}))
+    (folder / "evaluation.json").write_text(json.dumps({"truth": truth, "networks": "kit"}))
+    return folder
+
+
+def test_folders_are_compared_from_the_command_line(tmp_path, cli):
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=30)
+    full = write_scores(tmp_path / "full" / "evaluate", values.tolist()).parent
+    less = write_scores(tmp_path / "less", (values - 1 + 0.1 * rng.normal(size=30)).tolist())
+    code, text = cli("compare", full, less, "--out", tmp_path / "table")
+    assert code == 0 and "p<0.01" in text
+    written = json.loads((tmp_path / "table" / "comparison.json").read_text())
+    assert written["runs"]["less"]["a"]["p"] == pytest.approx(2 / 2**10)
+    assert r"\toprule" in (tmp_path / "table" / "comparison.tex").read_text()
+    assert (tmp_path / "table" / "comparison.csv").read_text().startswith("run,a\nfull,")
+    (less / "evaluation.json").unlink()
+    code, text = cli("compare", full, less, "--out", tmp_path / "table")
+    assert code == 1 and "evaluation.json" in text
+    with pytest.raises(DataError, match="two or more"):
+        compare_folders([full], tmp_path)
+
+
+def test_fraction_of_the_way_and_its_interval():
+    rng = np.random.default_rng(2)
+    block = np.repeat(np.arange(30), 4)
+    control, ceiling = rng.normal(size=120), rng.normal(size=120) + 3
+    values = control + 0.25 * (ceiling - control)
+    way, low, high = fraction_of_way(values, control, ceiling, block, 400, rng)
+    assert (way, low, high) == pytest.approx((0.25, 0.25, 0.25))
+    noisy = values + rng.normal(size=120)
+    way, low, high = fraction_of_way(noisy, control, ceiling, block, 400, rng)
+    assert way == pytest.approx((noisy - control).mean() / (ceiling - control).mean()) and low < way < high
+    assert np.isnan(fraction_of_way(values, ceiling, control, block, 400, rng)).all()
+
+
+def test_two_sample_interval_is_that_of_independent_means():
+    rng = np.random.default_rng(4)
+    first, second = rng.normal(size=400), rng.normal(2, 2, size=300)
+    low, high = two_sample_bootstrap_interval(first, np.arange(400), second, np.arange(300), 2000, rng)
+    error = np.sqrt(first.var() / 400 + second.var() / 300)
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert (low + high) / 2 == pytest.approx(first.mean() - second.mean(), abs=0.05)
+    assert np.isnan(two_sample_bootstrap_interval(first, np.zeros(400), second, np.arange(300), 99, rng)).all()

@@ -1,0 +1,61 @@
+"""Follow every cited number of a page back to its file, without the code that wrote it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindvideo.data.store import Store
+
+COLLECT = """() => {
+  document.querySelectorAll('details').forEach((item) => { item.open = true; });
+  return [...document.querySelectorAll('[data-source]')].map((item) => ({
+    ...item.dataset, text: item.textContent, page: (item.closest('article[data-run]') || {dataset: {}}).dataset.run,
+  }));
+}"""
+"""Everything the page cites: file, key, value as written and in full, and the run it belongs to."""
+
+UNCITED = """() => {
+  const walker = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT), found = [];
+  const free = '[data-source], .tick, pre, script, title, .versions, .level, .steps, .caption, [data-foreign], option';
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    if (/\\d*\\.\\d+/.test(node.textContent) && !node.parentElement.closest(free)) found.push(node.textContent.trim());
+  }
+  return found;
+}"""
+"""Texts with a decimal number that names no source; axes, settings, versions and provenance are free."""
+
+
+def look_up(run_dir: Path, page_dir: Path, file: str, key: str) -> Any:
+    """The number a citation speaks of, from the file itself."""
+    steps = key.split("|")
+    folder = page_dir if file.startswith("differences") else run_dir
+    if file == "prepare/store.zarr":
+        return follow(Store.open(folder / file).summary(), steps)
+    if file.endswith(".npz"):
+        with np.load(folder / file) as archive:
+            known = archive[steps[0]][np.isfinite(archive[steps[0]])]
+        low, high = np.percentile(known.astype(float), [2, 98])
+        most = max(-low, high)
+        return {"p2": low, "p98": high, "limit": most, "-limit": -most}[steps[1]]
+    if file.endswith(".csv"):
+        with (folder / file).open() as handle:
+            rows = {(row["segment"], int(row["scan"])): row for row in csv.DictReader(handle)}
+        window = json.loads((folder / "reconstruct" / "windows.json").read_text())[int(steps[0])]
+        return float(rows[window["segment"], window["scan"]][steps[1]])
+    if file.endswith(".jsonl"):
+        rows = [json.loads(line) for line in (folder / file).read_text().splitlines() if line.endswith("}")]
+        assert steps[0] == "last"
+        return [row[steps[1]] for row in rows if steps[1] in row][-1]
+    return follow(json.loads((folder / file).read_text()), steps)
+
+
+def follow(content: Any, steps: list[str]) -> Any:
+    for step in steps:
+        content = content[int(step)] if isinstance(content, list) else content[step]
+    return content

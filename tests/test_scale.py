@@ -1,0 +1,180 @@
+"""Other parts in the place of ours, through the whole run; films of a recording; what `check` foretells."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+
+from mindvideo import MindVideoPipeline
+from mindvideo.check import _advice, check_recipe
+from mindvideo.config import Recipe, load_recipe, save_recipe
+from mindvideo.data.store import Store
+from mindvideo.errors import ModelError, SettingError
+from mindvideo.foundation.kit import TEST, build_kit
+from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.models.own_encoder import OwnEncoder, import_encoder, load_encoder
+from mindvideo.sizing import Networks, StudySizes
+from mindvideo.study import STAGES, Study
+from mindvideo.train import adapt, pretrain
+
+Cli = Callable[..., tuple[int, str]]
+OWN = "convolution_encoder:ConvolutionEncoder"
+
+
+@pytest.fixture(scope="session")
+def sd2_kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A foundation like Stable Diffusion 2: heads level by level, linear projections, another context, v-prediction."""
+    sizes = replace(TEST, width=48, length=20)
+    folder = build_kit(tmp_path_factory.mktemp("sd2") / "kit", sizes, seed=1)
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(16, 24, 32), layers_per_block=1, norm_num_groups=8, cross_attention_dim=48,
+        attention_head_dim=(2, 3, 4), use_linear_projection=True,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    unet.save_pretrained(folder / "unet")
+    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == "v_prediction"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def swapped_run(tiny_run: Path, tiny_recipe: Recipe, sd2_kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny study from align on with another generator and another encoder."""
+    folder = tmp_path_factory.mktemp("swapped")
+    run_dir = folder / "run"
+    run_dir.mkdir()
+    for stage in ("simulate", "prepare", "pretrain", "adapt"):
+        shutil.copytree(tiny_run / stage, run_dir / stage)
+    save_recipe(tiny_recipe, folder / "recipe.yaml")
+    settings = [f"foundation={sd2_kit}", f"align.encoder={OWN}", "align.start_from=scratch"]
+    settings += ["align.encoder_settings={hidden: 5}", "reconstruct.size=24", "reconstruct.num_frames=4"]
+    settings += ["reconstruct.max_windows=8", "explain.max_windows=4"]
+    Study(load_recipe(str(folder / "recipe.yaml"), settings), run_dir).run(say=lambda line: None)
+    return run_dir
+
+
+def test_another_generator_and_another_encoder_run_through(swapped_run: Path) -> None:
+    assert all((swapped_run / stage / "done.json").is_file() for stage in STAGES if stage not in ("baselines",))
+    pipe = MindVideoPipeline.from_pretrained(swapped_run / "model")
+    assert isinstance(pipe.fmri_encoder, OwnEncoder) and pipe.fmri_encoder.config.encoder == OWN
+    assert pipe.fmri_encoder.body.body[0].out_channels == 5
+    assert pipe.unet.config.use_linear_projection and tuple(pipe.unet.config.attention_head_dim) == (2, 3, 4)
+    assert pipe.condition_shape == (20, 48)
+    trained = load_encoder(swapped_run / "cotrain" / "fmri_encoder")
+    started = load_encoder(swapped_run / "align" / "model")
+    assert not torch.equal(trained.body.body[0].weight, started.body.body[0].weight)
+    areas = json.loads((swapped_run / "explain" / "occlusion.json").read_text())["areas"]
+    assert sum(area["n_voxels"] for area in areas.values()) == 400
+    assert not (swapped_run / "explain" / "attention.json").exists()
+
+
+def test_stage_reconstructs_at_the_asked_size_and_count(swapped_run: Path) -> None:
+    import zarr
+
+    group = zarr.open_group(swapped_run / "reconstruct" / "clips.zarr", mode="r")
+    assert {group[name].shape[1:] for name in group.attrs["names"]} == {(4, 24, 24, 3)}
+    store = Store.open(swapped_run / "prepare" / "store.zarr")
+    first = json.loads((swapped_run / "reconstruct" / "windows.json").read_text())[0]
+    whole = store.frames(first["segment"])[first["scan"]][0].astype(float)
+    assert np.abs(group["truth"][0, 0].mean(axis=(0, 1)) - whole.mean(axis=(0, 1))).max() < 2
+
+
+def test_film_of_a_recording_and_of_a_segment(swapped_run: Path, cli: Cli, tmp_path: Path) -> None:
+    file = swapped_run / "simulate" / "subject1" / "fmri" / "test1" / "cifti" / "test1_1_Atlas.dtseries.nii"
+    code, text = cli("reconstruct", swapped_run, file, "--out", tmp_path / "a.mp4", "--first-volume", 1, "--scans", 9,
+                     "--steps", 2, "--fps", 5, "--size", 16)  # fmt: skip
+    assert code == 0, text
+    assert "90 frames at 5 a second" in " ".join(text.split())
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert (container.streams.video[0].width, sum(1 for _ in container.decode(video=0))) == (16, 90)
+    model = shutil.copytree(swapped_run / "model", tmp_path / "model")
+    code, text = cli("reconstruct", model, file, "--out", tmp_path / "b.mp4", "--scans", 8, "--steps", 1)
+    assert code == 0, text  # the voxel selection travels with the model
+    code, text = cli("reconstruct", swapped_run, "test2", "--out", tmp_path / "c.mp4", "--scans", 3, "--steps", 1)
+    assert code == 0, text
+    code, text = cli("reconstruct", swapped_run, file)
+    assert code == 1 and "--out FILM.mp4" in text
+    code, text = cli("reconstruct", swapped_run, "--out", tmp_path / "d.mp4")
+    assert code == 1 and "expected a recording with --out" in text
+
+
+def test_own_encoders_that_cannot_be_used(tiny_recipe: Recipe) -> None:
+    sizes = dict(num_voxels=60, window=2, condition_length=3, condition_width=4)
+    encoder = OwnEncoder(OWN, **sizes, token_bias=True, input_mean=0.5, input_scale=2.0).eval()
+    fmri = torch.randn(3, 2, 60)
+    with torch.no_grad():
+        encoder.offset.fill_(1.5)
+        torch.testing.assert_close(encoder(fmri), encoder.body((fmri - 0.5) / 2) + 1.5)
+        with pytest.raises(ModelError, match=r"condition of shape \(3, 3, 4\) from .*WrongShape, found \(3, 2, 4\)"):
+            OwnEncoder("convolution_encoder:WrongShape", **sizes)(fmri)
+    with pytest.raises(SettingError, match="to take num_voxels, window"):
+        OwnEncoder(OWN, **sizes, settings={"depth": 3})
+    for name, message in (("nowhere:Class", "No module named"), ("json:loads", "naming a torch.nn.Module"),
+                          ("convolution_encoder", "naming a torch"), ("convolution_encoder:No", "has no attribute")):  # fmt: skip
+        with pytest.raises(SettingError, match=message):
+            import_encoder(name)
+
+
+def test_converted_weights_take_the_place_of_pretraining(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    released = MaskedBrainModel(4 * 13, patch_size=4, embed_dim=12, depth=1, num_heads=3, decoder_embed_dim=10,
+                                decoder_depth=1, decoder_num_heads=5)  # fmt: skip
+    released.pos_embed.copy_(torch.randn(1, 14, 12))
+    released.save_pretrained(tmp_path / "released")
+    save_recipe(tiny_recipe, tmp_path / "recipe.yaml")
+    recipe = load_recipe(str(tmp_path / "recipe.yaml"), [f"pretrain.weights={tmp_path / 'released'}"])
+    pretrain.run(recipe, tmp_path)
+    model = adapt.starting_model(recipe, tmp_path, 4 * 21)
+    assert torch.equal(model.patch_embed.proj.weight, released.patch_embed.proj.weight)
+    assert all(torch.equal(model.pos_embed[0, 1 + p], released.pos_embed[0, 1 + int(p * 13 / 21)]) for p in range(21))
+
+
+def test_check_names_what_is_missing(cli: Cli, random_kit: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(random_kit, tmp_path / "kit")
+    shutil.rmtree(folder / "vae")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    tiny = Path(__file__).parent / "tiny.yaml"
+    code, text = cli(
+        "check", tiny, "--set", f"foundation={folder}", "--set", "simulate=null", "--set", "data.captions=blip"
+    )
+    text = " ".join(text.split())
+    assert code == 1
+    for sentence in ("missing: expected the part 'vae'", "missing: expected weights (safetensors) in", "data.raw=FOLDER",
+                     "expected HCP recordings, found none", "downloads: none", "vae: the subfolder of Stable Diffusion 1.5",
+                     "assumed: vae of the published sizes"):  # fmt: skip
+        assert sentence in text, sentence
+
+
+def test_check_counts_what_a_stage_holds(tiny_run: Path, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = check_recipe(tiny_recipe, tiny_run)
+    assert not found.missing
+    needs = {need.stage: need for need in found.needs}
+    assert list(needs) == [stage for stage in STAGES if stage in needs] and {"align", "cotrain", "report"} <= set(needs)
+    measured = {stage: json.loads((tiny_run / stage / "done.json").read_text()) for stage in needs}
+    for stage in ("pretrain", "align", "animate", "cotrain"):
+        assert 1 / 4 < needs[stage].memory_bytes / measured[stage]["peak_memory_bytes"] < 4
+    (file,) = (tiny_run / "animate" / "model").glob("*.safetensors")
+    sizes = {name: weight.numel() for name, weight in load_file(file).items()}
+    tuned = sum(size for name, size in sizes.items() if any(part in name for part in ("attn1", "attn2", "_temp")))
+    latents = 4 * 20 * 6 * 4 * 8 * 8 * 2  # windows of the training films, frames, channels, sides, bytes
+    # the model; its checkpoint: weights, two moments, their average
+    assert needs["animate"].disk_bytes == 4 * sum(sizes.values()) + 4 * 4 * tuned + latents
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1e6})())
+    networks, sizes = Networks(tiny_recipe), StudySizes.of(tiny_recipe, tiny_run)
+    lines = list(_advice(tiny_recipe, [needs["align"]], networks, sizes, tiny_run, torch.device("cpu")))
+    assert lines[-1].startswith("align does not fit: ") and "weights and optimiser alone" in lines[-1]
+    room = needs["align"].memory_bytes - 2.5 * networks.encoder(400).per_item.peak_bytes  # for three samples of six
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": room})())
+    lines = list(_advice(tiny_recipe, [needs["align"]], networks, sizes, tiny_run, torch.device("cpu")))
+    assert "--set align.batch_size=3 --set align.accumulate=2" in lines[-1]

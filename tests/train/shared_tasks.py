@@ -1,0 +1,120 @@
+"""Tiny tasks for `test_processes`; as a program, one of several processes that train them together."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+
+from mindvideo import processes
+from mindvideo.config import Align, Optimise
+from mindvideo.errors import TrainingError
+from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.models.video_unet import VideoUNet
+from mindvideo.train.align import AlignData, AlignTask, TokenTarget
+from mindvideo.train.animate import AnimateTask, Diffusion
+from mindvideo.train.features import TextFeatures
+from mindvideo.train.loop import train
+from mindvideo.train.pretrain import MaskedBrainTask
+
+CPU = torch.device("cpu")
+WORDS = [str(number) for number in range(11)]
+
+
+def text() -> TextFeatures:
+    generator = torch.Generator().manual_seed(4)
+    tokens = torch.randn(11, 5, 12, generator=generator).half()
+    return TextFeatures(dict(zip(["", *WORDS[1:]], range(11), strict=True)), tokens, tokens.float().mean(1)[:, None])
+
+
+class FakeWindows:
+    """Eleven windows of two scans of 22 voxels; the one numbered ``broken`` holds a NaN from the third batch on."""
+
+    def __init__(self, broken: int | None = None) -> None:
+        self.scans = np.random.default_rng(3).standard_normal((11, 2, 22)).astype(np.float32)
+        self.broken, self.n_batches = broken, 0
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    def fmri(self, index: np.ndarray) -> np.ndarray:
+        return self.scans[index]
+
+    def sample_batch(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        self.n_batches += 1
+        if self.broken is not None and self.n_batches == 3:
+            self.scans[self.broken, 1, 7] = np.nan
+        return rng.choice(len(self), size, replace=False)
+
+
+def align_task(broken: int | None = None) -> AlignTask:
+    torch.manual_seed(1)
+    encoder = FmriEncoder(22, patch_size=4, embed_dim=8, depth=1, num_heads=2, condition_length=5, condition_width=12,
+                          dropout=0.3)  # fmt: skip
+    data = AlignData(FakeWindows(broken), TokenTarget(text(), ["", *WORDS[1:]]), None)
+    settings = Align(batch_size=5, token_weight=0.5, loss="text", word_swap=False, sparsify=0.2, input_noise=0.1)
+    return AlignTask(encoder, data, data, settings, {}, CPU)
+
+
+def masked_task() -> MaskedBrainTask:
+    torch.manual_seed(2)
+    model = MaskedBrainModel(22, patch_size=4, embed_dim=8, depth=1, num_heads=2, decoder_embed_dim=6, decoder_depth=1,
+                             decoder_num_heads=3, mask_ratio=0.5)  # fmt: skip
+    scans = np.random.default_rng(5).standard_normal((13, 22)).astype(np.float32)
+    return MaskedBrainTask(model, lambda index: scans[index], np.arange(10), np.arange(10, 13), 5, 0, CPU)
+
+
+def animate_task() -> AnimateTask:
+    torch.manual_seed(3)
+    unet = UNet2DConditionModel(
+        sample_size=4, in_channels=3, out_channels=3, block_out_channels=(4, 8), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=12, attention_head_dim=2, norm_num_groups=2,
+    )  # fmt: skip
+    latents = torch.randn(11, 2, 3, 4, 4)
+    row = torch.arange(11)
+    return AnimateTask(VideoUNet.from_unet2d(unet), Diffusion({}), latents, text(), row, batch_size=5,
+                       caption_dropout=0.2, device=CPU)  # fmt: skip
+
+
+TASKS = {"align": align_task, "masked": masked_task, "animate": animate_task}
+
+
+def optimise(**changes: object) -> Optimise:
+    values = {"steps": 4, "lr": 0.01, "batch_size": 5, "precision": "fp32", "log_every": 1, "checkpoint_every": 2,
+              "ema_decay": 0.9, "accumulate": 2}  # fmt: skip
+    return Optimise(**(values | changes))
+
+
+def train_all(folder: Path) -> None:
+    for name, task in TASKS.items():
+        train(task(), optimise(), folder / name, seed=6)
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def main() -> None:
+    """``shared_tasks.py FOLDER``: every task, then one whose window 7 is broken."""
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    processes.join()
+    train_all(folder)
+    broken = align_task(broken=7)
+    try:
+        train(broken, optimise(steps=40, accumulate=1), folder / "broken", seed=6)
+    except TrainingError as error:
+        after = list(broken.parameters().values())
+        message = {"error": str(error), "n_steps": len(losses(folder / "broken"))}
+        message["is_finite"] = all(bool(torch.isfinite(parameter).all()) for parameter in after)
+        (folder / f"error_{processes.rank()}.json").write_text(json.dumps(message))
+
+
+if __name__ == "__main__":
+    main()

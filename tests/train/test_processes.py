@@ -1,0 +1,70 @@
+"""One process and two (gloo, CPU): the same losses for the same global batch, the same bits after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from shared_tasks import TASKS, losses, train_all
+
+PROGRAM = Path(__file__).parent / "shared_tasks.py"
+
+
+def together(folder: Path, **environment: str) -> list[int]:
+    """Exit codes of two processes that run `shared_tasks`, started as ``accelerate launch`` starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {**os.environ, **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
+              "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+    team = [
+        subprocess.Popen(
+            [sys.executable, str(PROGRAM), str(folder)],
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=300)[1] for process in team]
+    if not environment:
+        assert [process.returncode for process in team] == [0, 0], errors
+    return [process.returncode for process in team]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    together(folder)
+    return folder
+
+
+def test_two_processes_have_the_losses_of_one(two: Path, tmp_path: Path) -> None:
+    train_all(tmp_path)
+    for name in TASKS:
+        alone, shared = losses(tmp_path / name), losses(two / name)
+        assert len(alone) == 4 and max(alone) - min(alone) > 1e-3
+        assert shared == pytest.approx(alone, abs=1e-5), name
+
+
+def test_a_killed_run_of_two_ends_with_the_same_bits(two: Path, tmp_path: Path) -> None:
+    assert together(tmp_path, MINDVIDEO_TEST_KILL="masked:3") == [-9, -9]
+    together(tmp_path)
+    for name in TASKS:
+        assert losses(tmp_path / name) == losses(two / name)
+        first, second = (load_file(run / name / "state" / "tensors.safetensors") for run in (tmp_path, two))
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+
+
+def test_a_loss_that_is_not_finite_stops_both_and_names_the_sample(two: Path) -> None:
+    told = [json.loads((two / f"error_{rank}.json").read_text()) for rank in range(2)]
+    assert told[0] == told[1]
+    assert "sample 7" in told[0]["error"] and f"at step {told[0]['n_steps']} " in told[0]["error"]
+    assert told[0]["n_steps"] >= 2
+    assert told[0]["is_finite"]
