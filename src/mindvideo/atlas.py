@@ -269,6 +269,8 @@ def _walk(points: np.ndarray, entry: np.ndarray) -> np.ndarray:
     n = len(points)
     if n == 1:
         return np.zeros(1, dtype=np.intp)
+    if n == 2:
+        return np.argsort(((points - entry) ** 2).sum(axis=1), kind="stable")
     centre = points.mean(axis=0)
     direction = np.linalg.eigh((points - centre).T @ (points - centre))[1][:, -1]
     along = (points - centre) @ direction
@@ -282,25 +284,31 @@ def _walk(points: np.ndarray, entry: np.ndarray) -> np.ndarray:
 
 
 @cache
+def _area_walk(label: int) -> np.ndarray:
+    """Cortical positions of one area (label 1…360) along a walk that starts at its most posterior vertex. Read-only."""
+    members = np.flatnonzero(area_labels() == label)
+    sphere = cortical_coordinates("sphere")[members].astype(np.float64)
+    posterior = cortical_coordinates("midthickness")[members, 1]
+    return _frozen(members[_walk(sphere, sphere[np.argmin(posterior)])])
+
+
+@cache
+def _labels_in_order() -> list[int]:
+    """Labels 1…360: areas of `HIERARCHY` first, then the others in atlas order; left before right."""
+    names = _bare_names()
+    others = [name for name in names if name not in HIERARCHY]
+    return [names.index(name) + 1 + side for name in (*HIERARCHY, *others) for side in (0, 180)]
+
+
+@cache
 def hierarchy_rank() -> np.ndarray:
     """Place of every cortical position in the voxel order of METHOD section 2, int32 (59412,), 0…59,411. Read-only.
 
-    Areas of `HIERARCHY` first, then the others in atlas order; left before right; inside an area a walk over the
-    sphere (`_walk`) that starts at the area's most posterior vertex.
+    Area by area (`_labels_in_order`), inside an area a walk over the sphere (`_walk`).
     """
-    labels = area_labels()
-    others = [name for name in _bare_names() if name not in HIERARCHY]
-    sphere = cortical_coordinates("sphere").astype(np.float64)
-    posterior = cortical_coordinates("midthickness")[:, 1]
+    order = np.concatenate([_area_walk(label) for label in _labels_in_order()])
     rank = np.empty(N_CORTEX, dtype=np.int32)
-    done = 0
-    for name in (*HIERARCHY, *others):
-        label = _bare_names().index(name) + 1
-        for side in (label, label + 180):
-            members = np.flatnonzero(labels == side)
-            entry = sphere[members[np.argmin(posterior[members])]]
-            rank[members[_walk(sphere[members], entry)]] = np.arange(done, done + len(members))
-            done += len(members)
+    rank[order] = np.arange(N_CORTEX)
     return _frozen(rank)
 
 
@@ -328,4 +336,12 @@ def hierarchy_order(vertex: np.ndarray) -> np.ndarray:
             f"expected cortical positions 0…{N_CORTEX - 1}, found {int(vertex.min())}…{int(vertex.max())}; "
             "count positions without the medial wall"
         )
-    return np.argsort(hierarchy_rank()[vertex], kind="stable")
+    present = set(np.unique(area_labels()[vertex]).tolist()) if vertex.size else set()
+    place = np.zeros(N_CORTEX, dtype=np.int32)  # only the areas at hand are walked
+    done = 0
+    for label in _labels_in_order():
+        if label in present:
+            walk = _area_walk(label)
+            place[walk] = np.arange(done, done + len(walk))
+            done += len(walk)
+    return np.argsort(place[vertex], kind="stable")

@@ -19,6 +19,8 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
+from mindvideo.errors import SettingError
+
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others; stages that only the first one carries out may take hours."""
 BUCKET = 2**25
@@ -29,7 +31,18 @@ _alone: list[bool] = []
 
 
 def join() -> None:
-    """Meet the other processes, where a launcher has started several; a second call does nothing."""
+    """Meet the other processes, where a launcher has started several; a second call does nothing.
+
+    Raises
+    ------
+    SettingError
+        Where several were asked for and one was started.
+    """
+    if "WORLD_SIZE" not in os.environ and {"MASTER_PORT", "ACCELERATE_DYNAMO_BACKEND"} <= os.environ.keys():
+        raise SettingError(
+            "expected as many processes as --num_processes asks for, found one: without a GPU 'accelerate launch' starts "
+            "several only with --multi_gpu (they meet over gloo); add it"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         from accelerate import PartialState
 

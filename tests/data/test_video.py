@@ -1,12 +1,13 @@
 """Frames by presentation time, against films whose every frame is known."""
 
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
-from mindvideo.data.video import find_cuts, fit_square, probe, read_film, read_frames, write_video
+from mindvideo.data.video import _Clock, find_cuts, fit_square, probe, read_film, read_frames, write_video
 from mindvideo.errors import DataError
 
 
@@ -46,7 +47,14 @@ CASES = {
     "simple.avi": {"codec": "mpeg4", "options": {"qmin": "1", "qmax": "1"}},
     "web.webm": {"codec": "libvpx", "options": {"b": "2M"}},
     "ten_bits.mkv": {"pix": "yuv420p10le"},
+    "ten_bits.mp4": {"pix": "yuv420p10le", "options": {"bf": "2"}},
+    "ten_bits.mov": {"codec": "prores_ks", "pix": "yuv422p10le"},
     "odd.mkv": {"pix": "yuv444p", "shape": (37, 51)},
+    "odd.mp4": {"pix": "yuv444p", "shape": (37, 51)},
+    "odd.webm": {"codec": "libvpx", "shape": (37, 51), "options": {"b": "2M"}},
+    "odd.avi": {"codec": "mjpeg", "pix": "yuvj420p", "shape": (37, 51)},
+    "late.mp4": {"start": 45, "options": {"bf": "3"}},
+    "late.webm": {"codec": "libvpx", "start": 45, "options": {"b": "2M"}},
 }
 
 
@@ -72,6 +80,53 @@ def test_variable_rate(tmp_path, suffix):
     times = times[np.abs(times[:, None] * 1000 + 700 - stamps).min(axis=1) > 3]
     truth = [max(i for i, stamp in enumerate(stamps) if (stamp - 700) / 1000 <= time) for time in times]
     np.testing.assert_allclose(_greys(path, times), [_grey(i) for i in truth], atol=4)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+def test_times_before_zero_are_cut_off_by_the_file(tmp_path, suffix):
+    """An edit list hides the first ten frames; in Matroska, which has none, everything moves to zero."""
+    path = _encode(tmp_path / f"early.{suffix}", range(-10, 30), options={"bf": "2"})
+    hidden = 0 if suffix == "mkv" else 10
+    np.testing.assert_allclose(_greys(path, [0, 0.5, 0.9]), [_grey(hidden + i) for i in (0, 15, 27)], atol=4)
+    info = probe(path)
+    assert info.n_frames == 40 - hidden and info.duration_s == pytest.approx((40 - hidden) / 30, abs=2e-3)
+
+
+def test_a_frame_without_a_timestamp_follows_the_one_before():
+    stamps = [None, None, 90, None, 110]
+    clock = _Clock(uses_dts=False, rate=20.0)
+    read = [clock.read(SimpleNamespace(pts=stamp, dts=None, time_base=Fraction(1, 100))) for stamp in stamps]
+    np.testing.assert_allclose(read, [0, 0.05, 0.10, 0.15, 0.30])
+
+
+def test_frames_are_not_counted(tmp_path):
+    """29.97 frames a second with a hole of half a second: at second 2 neither frame 60 nor frame 59 is shown."""
+    base = Fraction(1001, 30000)
+    stamps = [i for i in range(75) if not 20 <= i < 35]
+    for suffix in ("mp4", "mkv"):
+        path = _encode(tmp_path / f"ntsc.{suffix}", stamps, base=base)
+        times = np.array([0.49, 0.7, 1.1, 2.0, 2.4])
+        shown = [max(n for n, stamp in enumerate(stamps) if stamp * base <= time + 1e-3) for time in times]
+        assert shown == [14, 19, 19, 44, 56]
+        np.testing.assert_allclose(_greys(path, times), [_grey(n) for n in shown], atol=4)
+
+
+def test_pixels_that_are_not_square(tmp_path):
+    """40 x 80 pixels, each half as wide as high, show a square."""
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[10:30, 20:60] = 220  # a square of 20 x 20 in the picture that is seen
+    path = tmp_path / "narrow.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"crf": "5"})
+        stream.height, stream.width, stream.pix_fmt = 40, 80, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(1, 2)
+        for i in range(3):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 30)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    for fit in ("crop", "letterbox"):
+        np.testing.assert_allclose(read_frames(path, np.zeros(1), 40, fit)[0], image[:, ::2], atol=20)
 
 
 def test_times_in_any_order(tmp_path):
@@ -189,6 +244,30 @@ def test_short_and_broken_films_name_the_second(tmp_path):
         probe(tmp_path / "absent.mp4")
     with pytest.raises(DataError, match="times"):
         read_frames(path, np.array([-1.0]), 32)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "avi", "webm"])
+def test_every_container_names_the_second(tmp_path, suffix):
+    """Noise, which no decoder takes for pictures, from the middle of the data on; and the film cut off there."""
+    rng = np.random.default_rng(11)
+    pictures = rng.integers(0, 256, (60, 36, 50, 3)).astype(np.uint8)
+    case = {"codec": "libvpx", "options": {"b": "2M"}} if suffix == "webm" else {}
+    path = _encode(tmp_path / f"whole.{suffix}", range(60), draw=lambda i: pictures[i], **case)
+    assert probe(path).duration_s == pytest.approx(2, abs=2e-3)
+    with pytest.raises(DataError, match=rf"{path.name} is too short.*second 4\.00 is needed, it stops at second 2\.0"):
+        read_frames(path, np.array([0.0, 4.0]), 16)
+    content, middle = path.read_bytes(), path.stat().st_size // 2
+    path.write_bytes(content[:middle] + rng.bytes(len(content) // 8) + content[middle + len(content) // 8 :])
+    with pytest.raises(DataError, match=rf"{path.name} is .*stops at second [01]\.\d\d"):
+        read_frames(path, np.arange(12) / 6, 16)
+    path.write_bytes(content[:middle])
+    named = r"damaged or unknown" if suffix in ("mp4", "mov") else r"stops? at second [01]\.\d\d"  # tables come last
+    for read in (probe, lambda film: read_frames(film, np.arange(12) / 6, 16)):
+        if suffix != "avi" or read is not probe:
+            with pytest.raises(DataError, match=named):
+                read(path)
+    if suffix == "avi":  # its header was written before the film, and promises nothing where the index is lost
+        assert probe(path).duration_s < 1.5
 
 
 def test_sound_without_picture(tmp_path):

@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from shared_tasks import TASKS, losses, train_all
+from shared_tasks import TASKS, losses, optimise, train_all
+
+from mindvideo import processes
+from mindvideo.errors import SettingError
+from mindvideo.train.loop import train
+from mindvideo.train.stage import save_memory
 
 PROGRAM = Path(__file__).parent / "shared_tasks.py"
 
@@ -68,3 +73,22 @@ def test_a_loss_that_is_not_finite_stops_both_and_names_the_sample(two: Path) ->
     assert "sample 7" in told[0]["error"] and f"at step {told[0]['n_steps']} " in told[0]["error"]
     assert told[0]["n_steps"] >= 2
     assert told[0]["is_finite"]
+
+
+def test_one_process_where_several_were_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    with pytest.raises(SettingError, match="--multi_gpu"):
+        processes.join()
+
+
+def test_gradient_checkpointing_is_a_setting_that_changes_no_loss(tmp_path: Path) -> None:
+    for name, make in TASKS.items():
+        plain, saving = make(), make()
+        model = getattr(saving, {"align": "encoder", "masked": "model", "animate": "unet"}[name])
+        save_memory(optimise(gradient_checkpointing=True), model)
+        assert model.is_gradient_checkpointing
+        train(plain, optimise(), tmp_path / f"{name}_plain", seed=6)
+        train(saving, optimise(), tmp_path / f"{name}_saving", seed=6)
+        assert losses(tmp_path / f"{name}_saving") == pytest.approx(losses(tmp_path / f"{name}_plain"), abs=1e-6)

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from himalaya.backend import set_backend
-from himalaya.kernel_ridge import solve_kernel_ridge_eigenvalues, solve_multiple_kernel_ridge_random_search
+from himalaya.kernel_ridge import solve_multiple_kernel_ridge_random_search
+from scipy.linalg import solve
 
 STEPS_BETWEEN_TWO = 4
 SEARCHED = 12
@@ -121,13 +122,18 @@ class BandedRidge:
         self.weighting = weights * self.alpha
 
     def _solve(self, kernels_WNN: np.ndarray, centred_NT: np.ndarray) -> np.ndarray:
-        """Dual weights (N, T), one decomposition for each weighting that was chosen."""
+        """Dual weights (N, T), one decomposition for each pair of weighting and penalty that was chosen.
+
+        (himalaya's own solver takes all targets' penalties at once, but needs N · N · T numbers for it.)
+        """
         dual_NT = np.empty(centred_NT.shape)
-        distinct, member = np.unique(np.round(self.weighting, 9), axis=1, return_inverse=True)
-        for number, weighting in enumerate(distinct.T):
+        pairs = np.round(np.vstack([self.weighting, np.log(self.alpha)]), 9)
+        distinct, member = np.unique(pairs, axis=1, return_inverse=True)
+        for number, (*weighting, log_alpha) in enumerate(distinct.T):
             chosen = member.ravel() == number
-            kernel = np.tensordot(weighting, kernels_WNN, axes=1)
-            dual_NT[:, chosen] = solve_kernel_ridge_eigenvalues(kernel, centred_NT[:, chosen], alpha=self.alpha[chosen])
+            kernel = np.tensordot(np.array(weighting), kernels_WNN, axes=1)
+            kernel[np.diag_indices_from(kernel)] += np.exp(log_alpha)
+            dual_NT[:, chosen] = solve(kernel, centred_NT[:, chosen], assume_a="pos")
         return dual_NT
 
     def _out_of_fold(self, kernels_WNN: np.ndarray, targets_NT: np.ndarray, fold: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,13 @@ Scheduler = Annotated[
 ]
 
 prepare_app = typer.Typer(no_args_is_help=True, help="Recordings and stimuli to one prepared store.")
+
+
+def pool_of(workers: int | None, scheduler: str | None) -> AbstractContextManager[Any]:
+    """The pool of workers that the options ask for: so many processes here, or a dask cluster's."""
+    from mindvideo.data.pool import open_pool, usable_cores
+
+    return open_pool(workers or (1 if scheduler else min(MOST_WORKERS, usable_cores())), scheduler)
 
 
 @prepare_app.command("wen2018")
@@ -64,7 +72,6 @@ def prepare_wen2018(
     scheduler: Scheduler = None,
 ) -> None:
     """Prepare a folder in the layout of Wen 2018 (Purdue's download or a simulated subject)."""
-    from mindvideo.data.pool import open_pool, usable_cores
     from mindvideo.data.wen2018 import prepare
 
     content: dict[str, Any] = dict(
@@ -82,8 +89,7 @@ def prepare_wen2018(
         frozen = Foundation(foundation)
         frozen.require("captioner")
         captioner, captioner_name = frozen.caption, frozen.identity
-    n_workers = workers or (1 if scheduler else min(MOST_WORKERS, usable_cores()))
-    with open_pool(n_workers, scheduler) as pool, progress_bars() as bar:
+    with pool_of(workers, scheduler) as pool, progress_bars() as bar:
         prepare(raw, out, data, bar("prepare"), captioner, captioner_name, pool)
     say(f"prepared store in {out}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from mindvideo.config import load_recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Reconstruct the video a person was watching from their fMRI.")  # fmt: skip
-console = Console()
+console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one speaks
 terminal = {"quiet": False}
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="a setting as key=value; may be repeated")]

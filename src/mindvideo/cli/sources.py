@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mindvideo.cli.prepare import prepare_app
+from mindvideo.cli.prepare import Scheduler, Workers, pool_of, prepare_app
 from mindvideo.cli.shared import Out, progress_bars, say
 from mindvideo.config import Data, parse_recipe
 
@@ -36,8 +36,12 @@ def prepare_fmriprep(
     trim_end: Annotated[bool, typer.Option("--trim-end", help="drop scans a run was too short for")] = False,
     exclude: Annotated[list[str] | None, typer.Option(help="a run (sub-01_task-movie_run-2) or RUN:STIMULUS")] = None,
     stim_column: Annotated[str, typer.Option(help="column of the events that names the film")] = "stim_file",
-    areas: Annotated[str, typer.Option(help="cortex, visual, or areas as V1,V2")] = "cortex",
-    selection: Annotated[str, typer.Option(help="paper, bonferroni, top_k (these need repeats) or all")] = "paper",
+    areas: Annotated[
+        str | None, typer.Option(help="V1,V2,…, visual or cortex: all their voxels, instead of a selection by repeats")
+    ] = None,
+    selection: Annotated[
+        str | None, typer.Option(help="paper, bonferroni, top_k (these need repeats) or all; paper without --areas")
+    ] = None,
     alpha: float = 0.01,
     top_fraction: float = 0.5,
     k: int | None = None,
@@ -47,6 +51,8 @@ def prepare_fmriprep(
     captions: Annotated[str, typer.Option(help="'blip' or a csv/json file")] = "blip",
     foundation: Foundation = "embedded",
     validation_segments: Validation = 1,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Prepare one subject of fMRIPrep's CIFTI outputs (fsLR, 91k) with BIDS events."""
     from mindvideo.data.fmriprep import prepare, recording_tr
@@ -58,15 +64,16 @@ def prepare_fmriprep(
     if confounds is not None:
         recordings["confounds"] = [] if confounds == ["none"] else confounds
     content: dict[str, Any] = dict(
-        source="fmriprep", fmriprep=recordings, lag_s=lag_s, fps=fps, size=size, fit=fit, areas=areas, selection=selection,
-        alpha=alpha, top_fraction=top_fraction, k=k, captions=captions, validation_segments=validation_segments,
+        source="fmriprep", fmriprep=recordings, lag_s=lag_s, fps=fps, size=size, fit=fit, areas=areas or "cortex",
+        selection=selection or ("paper" if areas is None else "all"), alpha=alpha, top_fraction=top_fraction, k=k,
+        captions=captions, validation_segments=validation_segments,
     )  # fmt: skip
     data = parse_recipe({"data": content}, "the command line").data
     tr = recording_tr(derivatives, data) if tr_s is None else tr_s
     data = parse_recipe({"data": {**content, "tr_s": tr}}, "the command line").data
     captioner, captioner_name = load_captioner(data, foundation)
-    with progress_bars() as bar:
-        prepare(derivatives, out, data, progress=bar("prepare"), captioner=captioner, captioner_name=captioner_name)
+    with pool_of(workers, scheduler) as pool, progress_bars() as bar:
+        prepare(derivatives, out, data, bar("prepare"), captioner, captioner_name, pool)
     say(f"prepared store in {out}")
 
 

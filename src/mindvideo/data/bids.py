@@ -49,7 +49,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
         raise DataError(f"expected a JSON sidecar at {path}, found damage ({error}); write it anew") from error
     if not isinstance(content, dict):
         raise DataError(f"expected a JSON object in {path}, found a {type(content).__name__}")
@@ -59,7 +59,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 def read_positive(sidecar: dict[str, Any], key: str, path: Path) -> float:
     """A positive number of a sidecar; raises DataError where it is missing or something else."""
     value = sidecar.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e9:
         found = "none" if value is None else repr(value)
         raise DataError(f"expected a positive {key} in seconds in {path}, found {found}; add it to the sidecar")
     return float(value)

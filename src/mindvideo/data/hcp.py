@@ -17,6 +17,7 @@ import zarr
 from mindvideo.atlas import hierarchy_order, parse_areas
 from mindvideo.data.disk import StoreLock, disk_errors, flush_folder
 from mindvideo.data.hcp_windows import read_cifti_windows, stream_npz_windows
+from mindvideo.data.intact import as_damage, refuse_damaged_segments
 from mindvideo.data.series import hash_file
 from mindvideo.errors import DataError
 
@@ -200,8 +201,9 @@ def _open_group(path: Path) -> zarr.Group:
         raise DataError(f"expected prepared pre-training fMRI at {path}, found no folder; run prepare hcp first")
     try:
         group = zarr.open_group(path, mode="r")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"expected prepared pre-training fMRI at {path}, found another folder ({error})") from error
+    except Exception as error:  # damaged metadata raise nearly anything
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"expected prepared pre-training fMRI at {path}, found another folder ({reason})") from error
     if group.attrs.get("format") != FORMAT:
         raise DataError(
             f"expected prepared pre-training fMRI at {path}, found another zarr group; run prepare hcp first"
@@ -240,15 +242,15 @@ class BrainSegments:
             raise DataError(
                 f"expected version {VERSION} at {path}, found {attrs.get('version')}; run prepare hcp again"
             )
-        if not attrs.get("complete"):
-            raise DataError(
-                f"expected complete pre-training fMRI at {path}, found an interrupted one with {len(attrs['sources'])} "
-                f"of {len(attrs['sources_planned'])} runs; run prepare hcp again, it goes on where it stopped"
-            )
-        array = group["fmri"]
-        if not isinstance(array, zarr.Array) or array.nchunks_initialized != array.nchunks:
-            raise DataError(f"expected all rows of fmri in {path}, found parts of it lost; run prepare hcp again")
-        return cls(array, np.asarray(group["vertex"][:]) if attrs["kind"] == "cifti" else None)
+        with as_damage(path, "table of HCP segments"):
+            if not attrs.get("complete"):
+                raise DataError(
+                    f"expected complete pre-training fMRI at {path}, found an interrupted one with "
+                    f"{len(attrs['sources'])} of {len(attrs['sources_planned'])} runs; run prepare hcp again, it goes on "
+                    "where it stopped"
+                )
+            refuse_damaged_segments(path, group)
+            return cls(group["fmri"], np.asarray(group["vertex"][:]) if attrs["kind"] == "cifti" else None)
 
     def __len__(self) -> int:
         """Number of rows n."""

@@ -29,6 +29,7 @@ import zarr
 
 from mindvideo.atlas import area_names
 from mindvideo.data.disk import disk_errors
+from mindvideo.data.intact import as_damage, refuse_damaged_store
 from mindvideo.errors import DataError
 
 if TYPE_CHECKING:
@@ -83,17 +84,16 @@ class Store:
                 "run prepare again with this version of mindvideo"
             )
         if not group.attrs.get("complete"):
-            written = group.attrs.get("written", {})
-            done = sorted((name for name in written if set(written[name]) == set(PARTS)), key=natural_key)
+            with as_damage(path, "store"):
+                written = dict(group.attrs.get("written", {}))
+                done = sorted((name for name in written if set(written[name]) == set(PARTS)), key=natural_key)
             raise DataError(
                 f"expected a complete store at {path}, found an interrupted one with {len(done)} whole segments "
                 f"({', '.join(done) or 'none'}); run prepare again, it goes on where it stopped"
             )
-        try:
-            _refuse_gaps(path, group)
+        refuse_damaged_store(path, group)
+        with as_damage(path, "store"):
             return cls(path, group)
-        except (KeyError, ValueError, OSError) as error:
-            raise DataError(f"expected an intact store at {path}, found damage ({error}); run prepare again") from error
 
     @staticmethod
     def create(path: Path | str, **header: Any) -> StoreWriter:
@@ -333,8 +333,9 @@ def open_group(path: Path) -> zarr.Group:
         raise DataError(f"expected a prepared store at {path}, found no folder; run prepare first")
     try:
         group = zarr.open_group(path, mode="r")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"expected a prepared store at {path}, found another kind of folder ({error})") from error
+    except Exception as error:  # damaged metadata raise nearly anything
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"expected a prepared store at {path}, found another kind of folder ({reason})") from error
     if group.attrs.get("format") != FORMAT:
         raise DataError(f"expected a prepared store at {path}, found another zarr group; give the folder prepare wrote")
     return group
@@ -342,16 +343,5 @@ def open_group(path: Path) -> zarr.Group:
 
 def is_complete(path: Path) -> bool:
     """Whether a finished store, or a finished table of HCP segments, lies at ``path``."""
-    return (path / "zarr.json").is_file() and bool(zarr.open_group(path, mode="r").attrs.get("complete"))
-
-
-def _refuse_gaps(path: Path, group: zarr.Group) -> None:
-    """zarr reads a lost chunk as zeros; a store that lost one is refused instead."""
-    names = ["vertex", "area", "reproducibility", "p_value"]
-    names += [
-        f"{part}/{segment}" for segment in group.attrs["order"] for part in ("fmri", "repeats", "frames", "scene")
-    ]
-    for name in names:
-        array = group[name]
-        if not isinstance(array, zarr.Array) or array.nchunks_initialized != array.nchunks:
-            raise DataError(f"expected all of {name} in {path}, found parts of it lost; run prepare again")
+    with as_damage(path, "prepared folder"):
+        return (path / "zarr.json").is_file() and bool(zarr.open_group(path, mode="r").attrs.get("complete"))

@@ -68,7 +68,7 @@ def probe(path: Path) -> VideoInfo:
         with _as_data_error(path, lambda: span[-1][1] if span else 0.0):
             for packet in container.demux(stream):
                 stamp = packet.dts if uses_dts or packet.pts is None else packet.pts
-                if packet.size and stamp is not None and not packet.is_corrupt:
+                if packet.size and stamp is not None and not (packet.is_corrupt or packet.is_discard):
                     start = float(stamp * packet.time_base)
                     span.append((start, start + float((packet.duration or 0) * packet.time_base)))
         if not span:
@@ -78,13 +78,25 @@ def probe(path: Path) -> VideoInfo:
         frame_s = last / (len(span) - 1) if len(span) > 1 else 1.0 / float(stream.average_rate or 25)
         duration_s = max(end for _, end in span) - first
         duration_s = duration_s if duration_s > last else last + frame_s
-        promised_s = float(stream.duration * stream.time_base) if stream.duration else duration_s
+        promised_s = _promised_duration(container, stream, first) or duration_s
         if duration_s < promised_s - max(2 * frame_s, 0.1):
             raise DataError(
                 f"{path} is truncated: its header promises {promised_s:.2f} s, its frames stop at second "
                 f"{duration_s:.2f}; supply the whole film"
             )
         return VideoInfo(duration_s, len(span) / duration_s, stream.width, stream.height, len(span))
+
+
+def _promised_duration(container: Any, stream: Any, first_s: float) -> float | None:
+    """Seconds of video according to the header; None where it does not say.
+
+    Matroska states the end of the whole file, counted from its zero; with sound beside the picture that may be later.
+    """
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    if container.duration and "matroska" in container.format.name and len(container.streams) == 1:
+        return container.duration / av.time_base - first_s
+    return None
 
 
 def read_frames(path: Path, times_s: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:
@@ -309,6 +321,11 @@ def _decode(path: Path) -> Iterator[tuple[float, Any, Fraction]]:
                     f"expected frames of {shape[0]} x {shape[1]} pixels throughout {path}, found "
                     f"{frame.width} x {frame.height} at second {time_s:.2f}; re-encode the film"
                 )
+            if frame.rotation % 90:
+                raise DataError(
+                    f"expected a film turned by a multiple of 90 degrees at {path}, found {frame.rotation}; re-encode it "
+                    "upright"
+                )
             yield time_s, frame, aspect
         if shape is None:
             raise DataError(f"expected video frames in {path}, found none; supply an intact film")
@@ -347,10 +364,6 @@ def _small_bgr(frame: Any) -> np.ndarray:
 def _square(frame: Any, aspect: Fraction, size: int, fit: Fit) -> np.ndarray:
     """Turn upright, make square, resize: uint8 (size, size, 3)."""
     image = frame.to_ndarray(format="rgb24", threads=1)
-    if frame.rotation % 90:
-        raise DataError(
-            f"expected a film turned by a multiple of 90 degrees, found {frame.rotation}; re-encode it upright"
-        )
     turns = int(frame.rotation // 90) % 4
     image = np.ascontiguousarray(np.rot90(image, turns))
     pixel_aspect = float(aspect if turns % 2 == 0 else 1 / aspect)

@@ -48,8 +48,8 @@ def describe_shared(runs: Sequence[Run], assets: Assets) -> dict[str, Any] | Non
         for score, kinds in run.window_scores.items():
             scores.setdefault(score, {})[name] = kinds.get("reconstruction", [])
     gallery = _gallery(first, clips, scores, addresses, geometry)
-    for clip, label in zip(gallery["clips"], ["truth", *(run.name for run in runs)], strict=True):
-        clip["label"] = label
+    for number, (clip, run) in enumerate(zip(gallery["clips"][1:], runs, strict=True)):
+        clip |= {"label": run.name, "run": number}
     gallery["score_names"] = [name for name in _score_choices(first) if name in gallery["scores"]]
     return gallery
 

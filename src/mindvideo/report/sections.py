@@ -175,7 +175,7 @@ def list_training(run: Run) -> list[dict[str, Any]]:
                 "steps": count_of(int(steps) + 1, file, "steps logged"),
                 "is_short": isinstance(wanted := run.setting(f"{stage}.steps"), int) and wanted != int(steps) + 1,
                 "wanted": wanted,
-                "rate": cite(rates[-1], Source(file, ("last", "steps_per_s"))) if rates else None,
+                "rate": cite(rates[-1], Source(file, ("last", "steps_per_s")), "short") if rates else None,
             }
         )
     return stages

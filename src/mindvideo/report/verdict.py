@@ -118,7 +118,7 @@ def write_verdict(run: Run) -> tuple[str, Markup]:
     ]
     corrected = "corrected for the number of scores" if is_corrected(run) else "not corrected for their number"
     text = Markup(
-        f"{counts[0]} of {counts[1]} scores are better than with the brain activity of another moment at P &lt; "
+        f"{counts[0]} of {counts[1]} scores are better than with the brain activity of another moment at P &lt; "
     )
     text += Markup(f'<span class="level">.05</span>, {corrected}.')
     text += f" Not shown for: {', '.join(failed)}." if failed else ""

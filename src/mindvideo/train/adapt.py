@@ -20,7 +20,9 @@ STAGE = "adapt"
 
 
 def subject_scans(store: Store, split: str) -> np.ndarray:
-    """Every scan of a split, averaged over its runs: float32 (N, V)."""
+    """Every scan of a split, float32 (N, V): averaged over its runs, or training scans run by run where kept apart."""
+    if split == "train" and store.keeps_repeats_apart:
+        return np.concatenate([np.concatenate(list(store.repeats(segment))) for segment in store.segments(split)])
     return np.concatenate([store.fmri(segment) for segment in store.segments(split)])
 
 

@@ -67,8 +67,10 @@
     if (value) {
       const number = make("b", "", value);
       Object.assign(number.dataset, {
-        source: "evaluate/windows.csv", key: `${index}|${gallery.score}${clip.name === "reconstruction" ? "" : `:${clip.name}`}`, value: score[index],
+        source: "evaluate/windows.csv", value: score[index],
+        key: `${index}|${gallery.score}${clip.name === "reconstruction" || clip.run !== undefined ? "" : `:${clip.name}`}`,
       });
+      if (clip.run !== undefined) number.dataset.run = clip.run;
       caption.append(" ", number);
     }
     figure.append(canvas, caption);

@@ -121,7 +121,7 @@
         pixels[4 * at + 3] = 255;
       }
     }
-    canvas.getContext("2d").putImageData(image, 0, 0);
+    canvas.getContext("2d", { willReadFrequently: true }).putImageData(image, 0, 0);
     Object.assign(widget, { owner, level });
     canvas.dataset.drawn = `${map.name} ${state.side} ${state.shape} ${Math.round(state.yaw)} ${Math.round(state.pitch)}`;
   }
