@@ -12,6 +12,7 @@ import faulthandler
 import gzip
 import json
 import math
+import pickle
 import resource
 import signal
 import sys
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent / "data"))
 from small_store import HEADER, fill, make_parts, make_vertex
 
 from mindvideo.config import Data
+from mindvideo.data.arrays import read_npy, read_pt
 from mindvideo.data.bids import read_events, read_positive, read_sidecar
 from mindvideo.data.captions import caption_frames, read_captions
 from mindvideo.data.cifti import read_cortex, write_cortex
@@ -41,7 +43,7 @@ from mindvideo.data.published import _check_values, find_published
 from mindvideo.data.store import Store
 from mindvideo.data.video import find_cuts, probe, read_film, write_video
 from mindvideo.data.windows import Windows
-from mindvideo.errors import MindVideoError
+from mindvideo.errors import DataError, MindVideoError
 
 HANG_S = 30
 MOST_MEMORY_KB = 1_000_000
@@ -441,3 +443,40 @@ def test_damaged_files_are_refused_or_read_right(tmp_path: Path, name: str) -> N
     assert refused[0] >= case.refuses[0] and refused[1] >= case.refuses[1], refused
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_kb < MOST_MEMORY_KB
     assert isinstance(case.read(tmp_path), type(truth))  # and the intact files still read
+
+
+class Bomb:
+    """Unpickling it creates a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self._marker,)
+
+
+def test_no_file_is_executed(tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    bomb = np.array([[Bomb(marker)]], dtype=object)
+    np.save(tmp_path / "a.npy", bomb, allow_pickle=True)
+    np.savez(tmp_path / "a.npz", V1=bomb, V2=bomb)
+    torch.save(Bomb(marker), tmp_path / "a.pt")
+    torch.save({"x": [Bomb(marker)]}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Bomb(marker)))
+    (tmp_path / "raw.npy").write_bytes(pickle.dumps(Bomb(marker)))
+    readers = {"a.npy": read_npy, "raw.npy": read_npy, "a.pt": read_pt, "old.pt": read_pt, "raw.pt": read_pt}
+    readers["a.npz"] = lambda path: read_npz_windows(path, ("V1", "V2"), 1.44)
+    for name, read in readers.items():
+        with watchdog(), pytest.raises(DataError, match=name.replace(".", r"\.")) as caught:
+            read(tmp_path / name)
+        assert "\n" not in str(caught.value)
+        assert not marker.exists(), name
+    pickle.loads(pickle.dumps(Bomb(marker)))
+    assert marker.exists()  # it would have gone off
+
+
+def test_the_watchdog_bites(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "HANG_S", 0.05)
+    with pytest.raises(Hang, match="no answer"), watchdog():
+        while True:
+            pass

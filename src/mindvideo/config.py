@@ -173,6 +173,9 @@ class Align(Optimise):
     mixup: float = Field(
         0.0, ge=0, description="windows are mixed in pairs, and their targets alike; parameter of the beta distribution"
     )
+    teacher_weight: float = Field(
+        0.0, ge=0, le=1, description="share of ridge regression's reading in the token targets; 0 in the paper"
+    )
     sparsify: float = Field(0.2, ge=0, lt=1, description="fraction of voxels set to zero")
     input_noise: float = Field(0.0, ge=0, description="standard deviation of noise added to the scans")
     crop_probability: float = Field(0.5, ge=0, le=1)

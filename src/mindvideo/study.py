@@ -60,7 +60,8 @@ STAGES: dict[str, Stage] = {
     )
 }  # fmt: skip
 
-_USES_FOUNDATION = ("align", "animate", "cotrain", "reconstruct", "evaluate", "explain")
+_USES_GENERATION = ("align", "animate", "cotrain", "reconstruct", "explain")
+"""Stages that use what conditions and generates; new classifiers leave them up to date."""
 _SHARED = ("pretrain", "adapt", "align", "animate", "cotrain", "reconstruct")
 """Stages that several processes carry out together (``accelerate launch``)."""
 _MODULES = {
@@ -144,8 +145,10 @@ class Study:
             parts["settings"] = {key: _pick(content, key) for key in stage.settings}
             needs = [need for need in stage.needs if need != "simulate" or self.recipe.simulate is not None]
             parts["needs"] = [self.stage_hash(need) for need in needs]
-            if name in _USES_FOUNDATION or (name == "prepare" and self.recipe.data.captions == "blip"):
-                parts["foundation"] = self._foundation_identity()
+            if name in _USES_GENERATION:
+                parts["foundation"] = self._foundation_identity("generation_identity")
+            elif name == "evaluate" or (name == "prepare" and self.recipe.data.captions == "blip"):
+                parts["foundation"] = self._foundation_identity("identity")
             if name == "prepare" and self.recipe.simulate is None:
                 parts["raw"] = [_listing(self.raw), _listing(self.recipe.data.hcp)]
                 if self.recipe.data.source == "fmriprep":
@@ -154,12 +157,12 @@ class Study:
             self._hashes[name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         return self._hashes[name]
 
-    def _foundation_identity(self) -> str:
-        if "foundation" not in self._hashes:
+    def _foundation_identity(self, kind: str) -> str:
+        if kind not in self._hashes:
             from mindvideo.models.foundation import Foundation
 
-            self._hashes["foundation"] = Foundation(self.recipe.foundation).identity
-        return self._hashes["foundation"]
+            self._hashes[kind] = getattr(Foundation(self.recipe.foundation), kind)
+        return self._hashes[kind]
 
     def is_done(self, name: str) -> bool:
         """Whether a stage's result is there and up to date."""

@@ -89,10 +89,7 @@ def test_verdict_is_as_honest_as_the_numbers(run_dir: Path) -> None:
     title, text = write_verdict(run)
     assert title == "Layout and content came from the simulated brain; for motion there is no evidence."
     text = text.striptags()
-    assert (
-        "4 of 5 scores are better than with the brain activity of another moment at P\u00a0<\u00a0.05, not corrected"
-        in text
-    )
+    assert "4 of 5 scores are better than with the brain activity of another moment at P < .05, not corrected" in text
     assert "not shown to be better than: mean training frame (P = .62)" in text
     assert "Not shown for: flow end-point error" in text  # lower is better and shuffled is lower
     states = {aspect.name: (aspect.state, len(aspect.beaten), len(aspect.tested)) for aspect in list_aspects(run)}

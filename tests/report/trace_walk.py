@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def look_up(run_dir: Path, page_dir: Path, file: str, key: str) -> Any:
     steps = key.split("|")
     folder = page_dir if file.startswith("differences") else run_dir
     if file == "prepare/store.zarr":
-        return follow(Store.open(folder / file).summary(), steps)
+        return follow(summarise(folder / file), steps)
     if file.endswith(".npz"):
         with np.load(folder / file) as archive:
             known = archive[steps[0]][np.isfinite(archive[steps[0]])]
@@ -53,6 +54,11 @@ def look_up(run_dir: Path, page_dir: Path, file: str, key: str) -> Any:
         assert steps[0] == "last"
         return [row[steps[1]] for row in rows if steps[1] in row][-1]
     return follow(json.loads((folder / file).read_text()), steps)
+
+
+@cache
+def summarise(path: Path) -> dict[str, Any]:
+    return Store.open(path).summary()
 
 
 def follow(content: Any, steps: list[str]) -> Any:

@@ -9,7 +9,7 @@ from mindvideo.errors import DataError
 from mindvideo.train.align import TokenTarget, clip_loss, contrastive_loss, retrieval_top1
 from mindvideo.train.augmentation import Mixture, augment_fmri
 from mindvideo.train.features import SYNONYMS, TextFeatures, augment_caption, compute_table, read_array
-from mindvideo.train.ridge import ALPHAS, ridge_token_r2, token_r2
+from mindvideo.train.ridge import ALPHAS, LinearDecoder, fit_linear_decoder, ridge_token_r2, token_r2
 
 
 def numpy_clip_loss(first, second, scale):
@@ -144,3 +144,16 @@ def test_shares_follow_the_beta_distribution() -> None:
     share = Mixture(20_000, 0.4, np.random.default_rng(1)).share.double()
     assert float(share.mean()) == pytest.approx(0.5, abs=0.01)
     assert float(share.var()) == pytest.approx(1 / (4 * (2 * 0.4 + 1)), rel=0.03)
+
+
+def test_a_linear_decoder_is_linear_and_survives_the_disk(tmp_path):
+    rng = np.random.default_rng(8)
+    inputs, targets = rng.standard_normal((50, 21)).astype(np.float32), rng.standard_normal((50, 9)).astype(np.float32)
+    decoder = fit_linear_decoder(inputs, targets)
+    decoder.save(tmp_path / "ridge.safetensors")
+    again = LinearDecoder.open(tmp_path / "ridge.safetensors")
+    np.testing.assert_array_equal(decoder.predict(inputs), again.predict(inputs))
+    a, b = inputs[:7], inputs[7:14]
+    mixed = 0.3 * decoder.predict(a) + 0.7 * decoder.predict(b)
+    np.testing.assert_allclose(decoder.predict(0.3 * a + 0.7 * b), mixed, atol=1e-4)
+    np.testing.assert_allclose(decoder.predict(inputs.mean(0, keepdims=True))[0], targets.mean(0), atol=1e-4)

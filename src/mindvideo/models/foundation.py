@@ -48,6 +48,8 @@ PARTS = (
 )
 MOTION = "motion"
 """Optional: what the inflated generator has beyond the 2-D one, trained on films."""
+GENERATION = ("vae", "unet", "scheduler", "tokenizer", "text_encoder", "image_encoder", MOTION)
+"""What the training stages and the sampling follow from."""
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -175,9 +177,17 @@ class Foundation:
     @cached_property
     def identity(self) -> str:
         """Hash over every file's name, size and first and last bytes, cards aside: another folder, another identity."""
+        return self._hash((*PARTS, MOTION))
+
+    @cached_property
+    def generation_identity(self) -> str:
+        """`identity` of what conditions and generates; classifiers and the captioner, which judge, left out."""
+        return self._hash(GENERATION)
+
+    def _hash(self, parts: tuple[str, ...]) -> str:
         digest = hashlib.sha256()
         for path in sorted(self.folder.rglob("*")):
-            if path.is_file() and path.suffix != ".md" and path.relative_to(self.folder).parts[0] in (*PARTS, MOTION):
+            if path.is_file() and path.suffix != ".md" and path.relative_to(self.folder).parts[0] in parts:
                 size = path.stat().st_size
                 digest.update(f"{path.relative_to(self.folder)}:{size}".encode())
                 with path.open("rb") as handle:

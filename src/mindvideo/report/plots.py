@@ -79,7 +79,7 @@ def draw_dots(title: str, dots: Sequence[Dot], chance: float | None = None, labe
     finite = [end for end in ends if end is not None]
     ticks = nice_ticks(min(finite), max(finite))
     left, right, top, row = label_width, WIDTH - 44.0, 8.0, 21.0
-    span = ticks[-1] - ticks[0]
+    span = ticks[-1] - ticks[0] or 1.0  # every value the same
 
     def place(value: float) -> float:
         return left + (right - left) * (value - ticks[0]) / span

@@ -19,7 +19,7 @@ from mindvideo import processes
 from mindvideo.config import Align, Recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
-from mindvideo.errors import DataError, SettingError
+from mindvideo.errors import DataError, SettingError, TrainingError
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.masked_brain import MaskedBrainModel
@@ -27,7 +27,7 @@ from mindvideo.models.own_encoder import AnyEncoder, OwnEncoder, token_offset
 from mindvideo.train.augmentation import Mixture, augment_fmri
 from mindvideo.train.features import CROPS, Progress, TextFeatures, image_features, store_identity, text_features
 from mindvideo.train.loop import Figures, train
-from mindvideo.train.ridge import ridge_token_r2
+from mindvideo.train.ridge import LinearDecoder, fit_linear_decoder, token_r2
 from mindvideo.train.stage import open_foundation, save_memory, save_model, stage_seed, trainable, training_device
 
 STAGE = "align"
@@ -131,6 +131,8 @@ class AlignTask:
     settings : Align
     reference : dict
         Figures logged with every validation, such as ridge regression's.
+    teacher : LinearDecoder, optional
+        Ridge regression on the same windows; ``settings.teacher_weight`` is its share of the token targets.
     """
 
     def __init__(
@@ -141,11 +143,12 @@ class AlignTask:
         settings: Align,
         reference: dict[str, float],
         device: torch.device,
+        teacher: LinearDecoder | None = None,
     ) -> None:
         """Move the encoder to the device."""
         self.encoder = encoder.to(device)
         self.training, self.validation = training, validation
-        self.settings, self.reference, self.device = settings, reference, device
+        self.settings, self.reference, self.device, self.teacher = settings, reference, device, teacher
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The whole encoder and the logits' scale."""
@@ -162,6 +165,8 @@ class AlignTask:
         if mix is not None:
             scans, text, image = mix(scans), mix(text), None if image is None else mix(image)
             tokens = None if tokens is None else mix(tokens)
+        if tokens is not None and settings.teacher_weight > 0:
+            tokens = tokens.lerp(self._taught(scans), settings.teacher_weight)
         fmri = augment_fmri(scans, settings.sparsify, settings.input_noise, rng)
         own = processes.rows(len(index))
         condition = self.encoder(fmri[own].to(self.device))
@@ -178,6 +183,13 @@ class AlignTask:
                 total = total + settings.token_weight * token
                 logged["token_loss"] = token.detach()
         return total, logged
+
+    def _taught(self, scans_BWV: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, L, C) that ridge regression reads from some scans."""
+        if self.teacher is None:
+            raise TrainingError("expected a linear decoder with align.teacher_weight > 0, found none")
+        tokens = torch.from_numpy(self.teacher.predict(scans_BWV.flatten(1).numpy()))
+        return tokens.unflatten(1, tuple(self.training.target.mean.shape))
 
     def _augmented(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Pooled embeddings of one version of each caption and, where images are used, of one view of one frame."""
@@ -313,25 +325,31 @@ def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundat
     )
 
 
-def linear_reference(run_dir: Path, training: AlignData, validation: AlignData, key: list[str]) -> dict[str, float]:
-    """Ridge regression's token R² on the validation windows, computed once per ``key`` and kept with the features."""
+def linear_reference(
+    run_dir: Path, training: AlignData, validation: AlignData, key: list[str]
+) -> tuple[LinearDecoder, dict[str, float]]:
+    """Ridge regression on the training windows, and its token R² on the validation windows; kept with the features."""
     path = run_dir / "features" / "ridge.json"
-    if path.is_file():
+    kept_decoder = path.with_suffix(".safetensors")
+    if path.is_file() and kept_decoder.is_file():
         kept = json.loads(path.read_text())
         if kept["key"] == key:
-            return {"ridge_token_r2": kept["ridge_token_r2"]}
-    flat = [
+            return LinearDecoder.open(kept_decoder), {"ridge_token_r2": kept["ridge_token_r2"]}
+    (inputs, targets), (unseen, truth) = (
         (
             data.fmri(np.arange(len(data))).flatten(1).numpy(),
             data.target.tokens(np.arange(len(data))).flatten(1).numpy(),
         )
         for data in (training, validation)
-    ]
-    score = ridge_token_r2(*flat[0], *flat[1])
+    )
+    decoder = fit_linear_decoder(inputs, targets)
+    score = token_r2(decoder.predict(unseen), truth, decoder.mean)
+    path.unlink(missing_ok=True)
+    decoder.save(kept_decoder)
     beside = path.with_suffix(".tmp")
     beside.write_text(json.dumps({"key": key, "ridge_token_r2": score}))
     beside.replace(path)
-    return {"ridge_token_r2": score}
+    return decoder, {"ridge_token_r2": score}
 
 
 def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
@@ -362,12 +380,12 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
             (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "enabled": False}) + "\n")
         save_model(encoder, folder / "model")
         return
-    key = [store_identity(store), foundation.identity, str(settings.window)]
+    key = [store_identity(store), foundation.generation_identity, str(settings.window)]
     with processes.first_then_others():
-        reference = linear_reference(run_dir, training, validation, key)
+        teacher, reference = linear_reference(run_dir, training, validation, key)
     device = training_device()
     save_memory(settings, encoder)
-    task = AlignTask(encoder, training, validation, settings, reference, device)
+    task = AlignTask(encoder, training, validation, settings, reference, device, teacher)
     train(
         task,
         settings,

@@ -5,9 +5,13 @@ Shapes: N training windows, M validation windows, X inputs (W * V), T targets (L
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 from himalaya.backend import set_backend
 from himalaya.kernel_ridge import KernelRidgeCV
+from safetensors.numpy import load_file, save_file
 
 ALPHAS = 10.0 ** np.arange(0, 8)
 MOST_COMPONENTS = 256
@@ -19,31 +23,60 @@ def token_r2(predicted: np.ndarray, truth: np.ndarray, training_mean: np.ndarray
     return float(1.0 - error / np.square(truth - training_mean, dtype=np.float64).sum())
 
 
-def ridge_token_r2(
-    inputs_NX: np.ndarray, targets_NT: np.ndarray, validation_MX: np.ndarray, validation_targets_MT: np.ndarray
-) -> float:
-    """Variance of the validation tokens that kernel ridge regression explains beyond the training mean.
+@dataclass(frozen=True)
+class LinearDecoder:
+    """What ridge regression learned: inputs (M, X) to targets (M, T), through Q principal components of the targets."""
+
+    centre: np.ndarray
+    scale: float
+    weights: np.ndarray
+    components: np.ndarray
+    mean: np.ndarray
+
+    def predict(self, inputs_MX: np.ndarray) -> np.ndarray:
+        """Targets (M, T) float32 of inputs (M, X)."""
+        scaled = ((inputs_MX - self.centre) / self.scale).astype(np.float32)
+        return scaled @ self.weights @ self.components + self.mean
+
+    def save(self, path: Path) -> None:
+        """Write everything as safetensors, beside its place first."""
+        arrays = {name: np.ascontiguousarray(np.asarray(value, np.float32)) for name, value in vars(self).items()}
+        beside = path.with_suffix(".tmp")
+        save_file(arrays, beside)
+        beside.replace(path)
+
+    @classmethod
+    def open(cls, path: Path) -> LinearDecoder:
+        """Read what `save` wrote."""
+        arrays = load_file(path)
+        return cls(**{**arrays, "scale": arrays["scale"].item()})
+
+
+def fit_linear_decoder(inputs_NX: np.ndarray, targets_NT: np.ndarray) -> LinearDecoder:
+    """Kernel ridge regression from the training windows' scans to their tokens.
 
     The targets are reduced to their leading principal components on the training windows; the penalty of each component
     is chosen by cross-validation over contiguous fifths of the training windows, since neighbouring windows are alike.
-
-    Returns
-    -------
-    float
-        R² around the training mean; 0 for the mean predictor.
     """
     set_backend("numpy")
-    centre, scale = inputs_NX.mean(axis=0), inputs_NX.std()
+    centre, scale = inputs_NX.mean(axis=0), float(inputs_NX.std())
     fitted = ((inputs_NX - centre) / scale).astype(np.float64)
-    unseen = ((validation_MX - centre) / scale).astype(np.float64)
     mean_T = targets_NT.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred_NT = targets_NT - mean_T
     components_QT = _principal_components(centred_NT)
     scores_NQ = (centred_NT @ components_QT.T).astype(np.float64)
     model = KernelRidgeCV(alphas=ALPHAS, kernel="precomputed", cv=5, warn=False)
     model.fit(fitted @ fitted.T, scores_NQ)
-    predicted = model.predict(unseen @ fitted.T) @ components_QT + mean_T
-    return token_r2(predicted, validation_targets_MT, mean_T)
+    weights = (fitted.T @ np.asarray(model.dual_coef_)).astype(np.float32)
+    return LinearDecoder(centre, scale, weights, components_QT.astype(np.float32), mean_T)
+
+
+def ridge_token_r2(
+    inputs_NX: np.ndarray, targets_NT: np.ndarray, validation_MX: np.ndarray, validation_targets_MT: np.ndarray
+) -> float:
+    """Variance of the validation tokens that `fit_linear_decoder` explains beyond the training mean; 0 for that mean."""
+    decoder = fit_linear_decoder(inputs_NX, targets_NT)
+    return token_r2(decoder.predict(validation_MX), validation_targets_MT, decoder.mean)
 
 
 def _principal_components(centred_NT: np.ndarray) -> np.ndarray:
