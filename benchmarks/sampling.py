@@ -133,7 +133,7 @@ def scores_of(clips: np.ndarray, truth: np.ndarray, classes: np.ndarray, foundat
     return found
 
 
-def measure_scores(run_dir: Path, n_windows: int, has_plain: bool) -> None:
+def measure_scores(run_dir: Path, n_windows: int, has_plain: bool, only: str = "") -> None:
     """Print CPU seconds a clip and the scores of each setting on some test windows of a run."""
     import yaml
 
@@ -147,6 +147,8 @@ def measure_scores(run_dir: Path, n_windows: int, has_plain: bool) -> None:
     if has_plain:
         settings = {f"DDIM {PAPER_STEPS}": dict(scheduler="ddim", steps=PAPER_STEPS)} | settings
     for name, change in settings.items():
+        if only not in name:
+            continue
         sampled = recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update=change)})
         config = dict(foundation.scheduler_config)
         pipeline.scheduler = make_scheduler(config, change["scheduler"])
@@ -172,11 +174,12 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="only the plain way and all together")
     parser.add_argument("--run", type=Path, help="a finished run folder to sample and score")
     parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--only", default="", help="with --run: settings whose name contains this")
     parser.add_argument("--plain", action="store_true", help="with --run: also DDIM 200")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.run is not None:
-        measure_scores(arguments.run, arguments.windows, arguments.plain)
+        measure_scores(arguments.run, arguments.windows, arguments.plain, arguments.only)
         return
     ratio = measure_forward(arguments.size, arguments.clips, arguments.rounds, arguments.short)
     for steps in (25, 10):

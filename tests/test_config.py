@@ -82,7 +82,7 @@ def test_setting_names_cover_every_leaf() -> None:
     def leaves(content: dict, prefix: str = "") -> set[str]:
         found: set[str] = set()
         for key, value in content.items():
-            found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+            found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key}
         return found
 
     content = parse_recipe({"simulate": {}}).model_dump()

@@ -19,14 +19,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from types import FrameType
 
+import av
 import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
+from big_endian import to_big_endian
 from small_store import HEADER, fill, make_parts, make_vertex
 
 from mindvideo.config import Data
@@ -96,6 +99,12 @@ def _make_cifti(folder: Path) -> list[Path]:
     return [folder / "run.dtseries.nii"]
 
 
+def _make_cifti_big_endian(folder: Path) -> list[Path]:
+    [path] = _make_cifti(folder)
+    path.write_bytes(to_big_endian(path.read_bytes()))
+    return [path]
+
+
 def _make_cifti_gz(folder: Path) -> list[Path]:
     [path] = _make_cifti(folder)
     zipped = path.with_name(path.name + ".gz")
@@ -133,22 +142,38 @@ def _check_cifti_gz(result: object, truth: object, is_cut: bool) -> None:
 TIMES = np.arange(8) / 5
 
 
-def _make_film(folder: Path) -> list[Path]:
-    rng = np.random.default_rng(1)
-    pictures = [np.kron(rng.integers(0, 256, (2, 2, 3)), np.ones((16, 16, 1))).astype(np.uint8) for _ in range(2)]
-    write_video(folder / "film.mp4", [pictures[i // 12] for i in range(24)], 15, 32)
-    return [folder / "film.mp4"]
+def _make_film(suffix: str) -> Callable[[Path], list[Path]]:
+    """24 frames of two shots; H.264, and VP8 where the container wants it."""
+
+    def make(folder: Path) -> list[Path]:
+        rng = np.random.default_rng(1)
+        shots = [np.kron(rng.integers(0, 256, (2, 2, 3)), np.ones((16, 16, 1))).astype(np.uint8) for _ in range(2)]
+        path = folder / f"film.{suffix}"
+        if suffix in ("mp4", "mkv", "mov"):
+            write_video(path, [shots[i // 12] for i in range(24)], 15, 32)
+            return [path]
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libvpx" if suffix == "webm" else "mpeg4", rate=15)
+            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+            for i in range(24):
+                frame = av.VideoFrame.from_ndarray(shots[i // 12], format="rgb24")
+                frame.pts, frame.time_base = i, Fraction(1, 15)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return [path]
+
+    return make
 
 
 def _read_film(folder: Path) -> object:
-    path = folder / "film.mp4"
+    [path] = folder.glob("film.*")
     return probe(path), read_film(path, TIMES, 16, cut_threshold=27.0), find_cuts(path)
 
 
 def _check_film(result: object, truth: object, is_cut: bool) -> None:
     info, film, cuts_s = result
-    if is_cut:  # behind the last table
-        assert info == truth[0] and cuts_s == truth[2]
+    if is_cut:  # behind the last frame
+        assert abs(info.duration_s - truth[0].duration_s) < 0.14 and cuts_s == truth[2]
         np.testing.assert_array_equal(film.frames, truth[1].frames)
     assert film.frames.shape == truth[1].frames.shape and film.frames.dtype == np.uint8
     assert 0 < info.duration_s < math.inf and 0 < info.fps < math.inf and min(info.width, info.height) > 0
@@ -386,8 +411,12 @@ def _check_segments(result: object, truth: object, is_cut: bool) -> None:
 
 FORMATS = {
     "cifti": Format(_make_cifti, _read_cifti, _check_cifti, (100, 20)),
+    "cifti big-endian": Format(_make_cifti_big_endian, _read_cifti, _check_cifti, (100, 20)),
     "cifti.gz": Format(_make_cifti_gz, _read_cifti, _check_cifti_gz, (100, 80)),
-    "mp4": Format(_make_film, _read_film, _check_film, (90, 20)),
+    **{
+        suffix: Format(_make_film(suffix), _read_film, _check_film, (80, 10))
+        for suffix in ("mp4", "mkv", "mov", "avi", "webm")
+    },
     "npz": Format(_make_npz, _read_npz, _check_npz, (100, 50)),
     "npz deflated": Format(_make_npz_deflated, _read_npz, _check_npz, (100, 50)),
     "npy": Format(_make_mindvideo, _read_published, _check_published, (100, 5)),

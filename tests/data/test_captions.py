@@ -45,6 +45,8 @@ def test_files_of_captions(tmp_path):
         "seg1": [["a"] * 4, ["a", "b", "b", "b"], ["b"] * 4],
         "test1": [["d"] * 4, ["d"] * 4],
     }
+    path.write_text('segment,scan,caption,who\nseg1,0,"a ""b""\u2028c",x\nseg1,1,b,x\nseg1,2,c,x\n')
+    assert read_captions(path, {"seg1": TIMES["seg1"]})["seg1"][0] == ['a "b"\u2028c'] * 4  # not a new line of the file
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"seg1": ["a", ["b", "c", "c", "c"], "d"], "test1": ["e", " f "]}))
     assert read_captions(path, TIMES) == {
@@ -63,12 +65,15 @@ def test_files_of_captions(tmp_path):
         ("a.csv", "segment,scan,caption\nseg1,0\n", ["None"]),
         ("a.csv", "segment,scan,caption\nseg1,0,  \n", ["scan 0 of seg1"]),
         ("a.csv", "segment,frame,caption\n", ["segment, frame, caption"]),
+        ("a.csv", "segment,scan,caption,caption\n", ["once each", "caption, caption"]),
+        ("a.csv", "segment,scan,caption\nseg1,0,a dog, running\n", ["3 values on line 2", "quotation marks"]),
         ("a.csv", "", ["none"]),
         ("a.csv", "segment,time_s,caption\nseg1,1,a\n", ["from 0 s on", "first at 1 s"]),
         ("a.csv", 'segment,scan,caption\nseg1,0,"a\n', ["not a valid csv"]),
         ("a.json", "[1]", ["found a list"]),
         ("a.json", "{", ["not valid JSON"]),
         ("a.json", "[" * 100000, ["not valid JSON"]),
+        ("a.json", '{"seg1": ' + "1" * 5000 + "}", ["not valid JSON"]),
         ("a.json", '{"seg1": ["a"], "test1": ["a", "b"]}', ["3 captions of seg1", "found 1"]),
         ("a.json", '{"seg1": ["a", "b", 3], "test1": ["a", "b"]}', ["scan 2 of seg1", "3"]),
         ("a.json", '{"seg1": ["a", "b", ["c"]], "test1": ["a", "b"]}', ["scan 2 of seg1", "4"]),

@@ -91,7 +91,10 @@ def _promised_duration(container: Any, stream: Any, first_s: float) -> float | N
     """Seconds of video according to the header; None where it does not say.
 
     Matroska states the end of the whole file, counted from its zero; with sound beside the picture that may be later.
+    AVI states the number of frames; FFmpeg's duration is that of the frames it finds.
     """
+    if container.format.name == "avi" and stream.frames and stream.average_rate:
+        return float(stream.frames / stream.average_rate)
     if stream.duration:
         return float(stream.duration * stream.time_base)
     if container.duration and "matroska" in container.format.name and len(container.streams) == 1:
