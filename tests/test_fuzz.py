@@ -414,7 +414,7 @@ FORMATS = {
     "cifti big-endian": Format(_make_cifti_big_endian, _read_cifti, _check_cifti, (100, 20)),
     "cifti.gz": Format(_make_cifti_gz, _read_cifti, _check_cifti_gz, (100, 80)),
     **{
-        suffix: Format(_make_film(suffix), _read_film, _check_film, (80, 10))
+        suffix: Format(_make_film(suffix), _read_film, _check_film, (80, 5))
         for suffix in ("mp4", "mkv", "mov", "avi", "webm")
     },
     "npz": Format(_make_npz, _read_npz, _check_npz, (100, 50)),

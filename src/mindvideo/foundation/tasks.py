@@ -175,24 +175,31 @@ class ClassifierTask:
         counts = [len((VISIBLE | {"motion": MOTIONS})[name]) for name in (first, second)]
         self.n_second = counts[1]
         self.each = [torch.from_numpy(pool.labels[name]) for name in (first, second)]
-        self.labels = self.each[0] * self.n_second + self.each[1]
+        self.mirrored = torch.arange(self.n_second)  # the second attribute in a mirror
+        if second == "motion":
+            left, right = MOTIONS.index("left"), MOTIONS.index("right")
+            self.mirrored[[left, right]] = torch.tensor([right, left])
         self.heads = nn.ModuleList([nn.Linear(model.config.hidden_size, count + 1) for count in counts])
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The model and the heads of its patches, which are thrown away."""
         return named_trainable(nn.ModuleDict({"model": self.model, "heads": self.heads}))
 
-    def _forward(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits (B, classes), patch tokens (B, P, D) and their cover (B, P)."""
+    def _forward(
+        self, index: np.ndarray, flip: bool, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits (B, classes), patch tokens (B, P, D) and their cover (B, P), of mirrored pictures where asked for."""
         grid = self.model.config.image_size // self.model.config.patch_size
         if not self.is_video:
             pixels, cover = self.pool.image_batch_with_cover(index, rng)
-            if rng.random() < 0.5:  # neither thing nor colour has a side
+            if flip:
                 pixels, cover = pixels.flip(-1), cover.flip(-1)
             tokens = self.model.vit(pixels).last_hidden_state
             return self.model.classifier(tokens[:, 0]), tokens[:, 1:], patch_cover(cover, grid)
-        tokens = self.model.videomae(self.pool.clip_batch(index)).last_hidden_state
-        cover = torch.from_numpy(self.pool.cover[index]).float() / 255
+        clips, cover = self.pool.clip_batch(index), torch.from_numpy(self.pool.cover[index]).float() / 255
+        if flip:
+            clips, cover = clips.flip(-1), cover.flip(-1)
+        tokens = self.model.videomae(clips).last_hidden_state
         pairs = cover.unflatten(1, (-1, self.model.config.tubelet_size)).mean(2)
         covers = patch_cover(pairs.flatten(0, 1), grid).unflatten(0, pairs.shape[:2]).flatten(1)
         return self.model.classifier(self.model.fc_norm(tokens.mean(1))), tokens, covers
@@ -200,16 +207,19 @@ class ClassifierTask:
     def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Cross-entropy over the classes, over the values of either attribute, and at every patch."""
         index = rng.integers(len(self.pool.scenes), size=self.settings.batch_size)
-        logits, tokens, cover = self._forward(index, rng)
-        logits, target = logits.float(), self.labels[index]
+        flip = bool(rng.random() < 0.5)
+        logits, tokens, cover = self._forward(index, flip, rng)
+        each = [labels[index] for labels in self.each]
+        if flip:
+            each[1] = self.mirrored[each[1]]
+        logits, target = logits.float(), each[0] * self.n_second + each[1]
         loss = F.cross_entropy(logits, target) + marginal_losses(logits, target, self.n_second)
         dense = sum(
-            dense_loss(head(tokens).float(), each[index], cover)
-            for head, each in zip(self.heads, self.each, strict=True)
+            dense_loss(head(tokens).float(), label, cover) for head, label in zip(self.heads, each, strict=True)
         )
         first, second = logits.argmax(1) // self.n_second, logits.argmax(1) % self.n_second
-        figures = {"accuracy": logits.argmax(1) == target, "first": first == self.each[0][index],
-                   "second": second == self.each[1][index]}  # fmt: skip
+        figures = {"accuracy": logits.argmax(1) == target, "first": first == each[0],
+                   "second": second == each[1]}  # fmt: skip
         return loss + dense, {name: float(right.float().mean()) for name, right in figures.items()}
 
 
