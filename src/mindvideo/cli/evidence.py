@@ -49,10 +49,10 @@ def evaluate(
 
 
 def _print_scores(folder: Path) -> None:
-    from mindvideo.evaluate.tables import table_rows
+    from mindvideo.evaluate.tables import brief_rows
 
     scores = json.loads((folder / "scores.json").read_text())
-    header, *rows = [row[:-1] for row in table_rows(scores)]
+    header, *rows = brief_rows(scores)
     _print_table(header, rows)
     about = folder / "evaluation.json"
     for name, words in (json.loads(about.read_text())["sets"] if about.is_file() else {}).items():
@@ -61,7 +61,7 @@ def _print_scores(folder: Path) -> None:
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    table = Table(header[0], *(Column(title, justify="right") for title in header[1:]))
+    table = Table(Column(header[0], no_wrap=True), *(Column(title, justify="right") for title in header[1:]))
     for row in rows:
         table.add_row(*row)
     console.print(table, width=None if console.is_terminal else 240)

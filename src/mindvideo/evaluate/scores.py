@@ -368,7 +368,7 @@ def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, A
         try:
             world = attributes.read_world(
                 run_dir / "simulate" / "truth" / "scenes.json", windows, foundation,
-                train_segments=store.segments("train"), tr_s=store.tr_s, fps=store.fps, n_frames=truth.shape[1],
+                train_segments=[*store.segments("train"), *store.segments("validation")], tr_s=store.tr_s, fps=store.fps, n_frames=truth.shape[1],
             )  # fmt: skip
         except DataError as error:
             left_out["attributes"] = str(error)

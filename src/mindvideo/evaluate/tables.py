@@ -50,6 +50,27 @@ def table_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def brief_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """What fits a narrow terminal: score, value, interval, chance, and the two controls that matter most, with P.
+
+    These are ``shuffled`` and ``mean`` where the scores have them, else the first two controls.
+    """
+    controls = dict.fromkeys(
+        other for entry in scores.values() for other in entry["controls"] if entry["roles"][other] == "control"
+    )
+    chosen = [name for name in ("shuffled", "mean") if name in controls] or list(controls)[:2]
+    rows = [["score", "value", "95% interval", "chance", *(part for name in chosen for part in (name, "P"))]]
+    for name, entry in scores.items():
+        arrow = {True: " ↑", False: " ↓", None: ""}[entry["higher_is_better"]]
+        low, high = entry["interval"]
+        row = [name + arrow, number(entry["value"]), f"{number(low)} – {number(high)}", number(entry["chance"])]
+        for other in chosen:
+            p = entry["p"].get(other)
+            row += [number(entry["controls"].get(other)), "–" if p is None else f"{p:.2g}"]
+        rows.append(row)
+    return rows
+
+
 def detail_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
     """Every number at full precision, one row for each pair of score and control, header first; empty where absent."""
     rows: list[list[Any]] = [list(DETAILS)]
