@@ -93,6 +93,28 @@ def as_text(rows: list[dict[str, Any]], columns: list[str]) -> list[list[str]]:
     return table
 
 
+def as_brief_text(rows: list[dict[str, Any]], columns: list[str]) -> list[list[str]]:
+    """The table turned, for a narrow terminal: a line a score, a column a method, then seconds and peak memory.
+
+    A cell reads value, with ``*`` for P < .05 and ``**`` for P < .01 against the method's shuffled control, which stands
+    below it.
+    """
+    cost = as_text(rows, [])
+    table = [["score", *(row["method"] for row in rows)]]
+    table += [[name, *(_brief_cell(row["scores"].get(name)) for row in rows)] for name in columns]
+    return table + [[title, *(line[place] for line in cost[1:])] for place, title in enumerate(cost[0]) if place > 0]
+
+
+def _brief_cell(score: dict[str, Any] | None) -> str:
+    if score is None or score["value"] is None:
+        return "–"
+    if score["shuffled"] is None:
+        return f"{score['value']:.3f}"
+    p = score["p_shuffled"]
+    marks = "" if p is None else "**" if p < 0.01 else "*" if p < 0.05 else ""
+    return f"{score['value']:.3f}{marks}\n{score['shuffled']:.3f}"
+
+
 def _cell(score: dict[str, Any] | None) -> str:
     if score is None or score["value"] is None:
         return "–"

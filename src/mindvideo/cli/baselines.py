@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 import yaml
-from rich.table import Table
+from rich.table import Column, Table
 
 from mindvideo.cli.shared import Out, Set, console, progress_bars, say, with_settings
 from mindvideo.config import Baseline, Recipe, load_recipe, parse_recipe
@@ -47,14 +47,20 @@ def _recipe(run_dir: Path, name: str | None, settings: list[str] | None) -> Reci
 
 
 def _print_table(run_dir: Path, every: bool) -> None:
-    from mindvideo.baselines.table import as_text, score_columns, write_table
+    from mindvideo.baselines.table import as_brief_text, score_columns, write_table
 
     rows = write_table(run_dir)
-    text = as_text(rows, score_columns(rows, every))
-    table = Table(*text[0])
+    text = as_brief_text(rows, score_columns(rows, every))
+    table = Table(
+        Column(text[0][0], no_wrap=True), *(Column(name, overflow="fold") for name in text[0][1:]), show_lines=True
+    )
     for line in text[1:]:
         table.add_row(*line)
     console.print(table)
+    console.print(
+        "below each value its shuffled control; * P < .05, ** P < .01 against it; intervals: baselines/table.csv",
+        highlight=False,
+    )
 
 
 def _rival_command(name: str, does: str) -> None:
