@@ -126,7 +126,9 @@ class Optimise(Section):
         None, gt=0, lt=1, description="decay of the averaged weights that are saved; empty: off"
     )
     accumulate: int = Field(1, ge=1, description="micro-batches per step")
-    gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory")
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory"
+    )
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: int = Field(200, ge=1)
     log_every: int = Field(20, ge=1)
@@ -163,7 +165,8 @@ class Align(Optimise):
     layer_norm: bool = False
     token_bias: bool = Field(False, description="a learned offset of the condition that starts at the mean text token")
     encoder: str | None = Field(
-        None, description="an encoder of your own as module:Class, which maps (B, W, V) to (B, L, C); empty: the paper's"
+        None,
+        description="an encoder of your own as module:Class, which maps (B, W, V) to (B, L, C); empty: the paper's",
     )
     encoder_settings: dict[str, Any] = Field({}, description="further arguments of that class")
     head: Literal["factorised", "low_rank"] = Field(
@@ -232,11 +235,13 @@ class Reconstruct(Section):
     )
     precision: Literal["fp32", "bf16"] = "bf16"
 
-
     guidance_interval: tuple[float, float] = Field(
-        (0.0, 1.0), description="guide only at these noise times, 0 clean to 1 pure noise; elsewhere one pass instead of two"
+        (0.0, 1.0),
+        description="guide only at these noise times, 0 clean to 1 pure noise; elsewhere one pass instead of two",
     )
-    reuse: int = Field(1, ge=1, description="run the whole generator every n-th step, in between its outermost layers only")
+    reuse: int = Field(
+        1, ge=1, description="run the whole generator every n-th step, in between its outermost layers only"
+    )
 
 
 class Evaluate(Section):

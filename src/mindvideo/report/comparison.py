@@ -100,7 +100,28 @@ def tabulate(entrants: Sequence[Entrant], found: dict[str, Any], file: str) -> d
     designs = {entry["design"] for scores in found["others"].values() for entry in scores.values()}
     untested = [f"{label}: {why}" for label, why in found["untested"].items()]
     labels = [entrant.label for entrant in entrants]
-    return {"labels": labels, "rows": rows, "panels": panels, "designs": sorted(designs), "untested": untested}
+    return {
+        "labels": labels, "rows": rows, "panels": panels, "designs": sorted(designs), "untested": untested,
+        "costs": _costs(entrants),
+    }  # fmt: skip
+
+
+def _costs(entrants: Sequence[Entrant]) -> list[dict[str, Any]]:
+    """Seconds and peak memory of a study and the rivals run beside it, from ``baselines/table.json``; else nothing."""
+    file = "baselines/table.json"
+    path = entrants[0].run.path / file
+    if not any(entrant.folder for entrant in entrants) or not path.is_file():
+        return []
+    content = {row["method"]: (place, row) for place, row in enumerate(json.loads(path.read_text()))}
+    rows = []
+    for name, key, form in (("time", "seconds", "seconds"), ("peak memory", "peak_memory_bytes", "bytes")):
+        cells = []
+        for entrant in entrants:
+            place, row = content.get(entrant.label if entrant.folder else "mindvideo", (0, {}))
+            source = Source(file, (str(place), key), run=entrant.index)
+            cells.append({"label": entrant.label, "value": cite(row.get(key), source, form)})
+        rows.append({"name": name, "cells": cells})
+    return rows
 
 
 def _cell(entrant: Entrant, score: Score | None, found: dict[str, Any], file: str) -> dict[str, Any]:
