@@ -71,7 +71,7 @@ def _entries(folder: Path) -> tuple[Kind, list[Path]]:
         kinds = ", ".join(f"{len(paths)} of kind {kind}" for kind, paths in found.items()) or "none"
         raise DataError(
             f"expected clips of one kind in {folder} (gif, {', '.join(FILMS)}, npy, png or folders of png), found {kinds}; "
-            "give a folder with one of them"
+            "give a folder with one of them, or a run folder (with recipe.yaml)"
         )
     kind, paths = next(iter(found.items()))
     return kind, sorted(paths, key=lambda path: natural_key(path.name))
