@@ -5,12 +5,12 @@ Wen 2018 (245 volumes x 91,282 grayordinates, two runs a training segment) into 
 FOLDER, and prints CPU seconds (which hold on a busy machine), wall seconds, ratios and peak memory. Frames and captions
 are counted apart: films are small, captions come from a file.
 
-Measured once on 8 runs (720 MB) in the page cache of a busy two-core machine, in CPU seconds: reading into one small buffer
-0.32, reading whole files 0.51, preparing 4.11 of which films 0.93, plainly written 14.58; values equal to 2.4e-7; peak
-memory 0.19 GB against 1.45 GB. The paper's selection was used then, which left 2 voxels of 3 segments; now 6,016 are kept.
-Of the 3.2 s without films about 1.7 s are spent once per process, however many runs there are: 1.26 on the order of the
-cortex (`mindvideo.atlas.hierarchy_rank`) and 0.43 on the first header. Measured alone, a pair of runs takes 0.21 s to read,
-hash and correlate, and 6,000 voxels of a run 0.02 s to read again and standardise.
+Measured once on 10 runs (901 MB, 6,016 voxels kept) in the page cache of a two-core machine that other work was using, in
+CPU seconds: reading into one small buffer 0.16, reading whole files 0.47, preparing 3.92 of which films 0.67, plainly
+written 12.31; values equal to 4.8e-7; peak memory 0.32 GB against 1.83 GB. So without films preparing takes 6.9 times as
+long as reading whole files, where under 3 was wanted; part of it is spent once per process, however many runs there are.
+Measured alone, a pair of runs takes 0.21 s to read, hash and correlate, and 6,000 voxels of a run 0.02 s to read again and
+standardise.
 """
 
 from __future__ import annotations
