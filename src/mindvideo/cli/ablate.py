@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from mindvideo.cli.shared import Out, Set, app, console, progress_bars, say
@@ -14,6 +14,8 @@ from mindvideo.config import load_recipe
 from mindvideo.errors import SettingError
 
 STYLES = {"p<0.0001": "magenta", "p<0.01": "bright_magenta", "p<0.05": "yellow", "p>0.05": "green"}
+COLUMNS = 4
+"""Scores side by side on the terminal; the others follow in tables of their own."""
 
 
 @app.command()
@@ -74,17 +76,19 @@ def _print_table(folder: Path) -> None:
     from mindvideo.ablation.table import cell_text, row_label
 
     content = json.loads((folder / "ablation.json").read_text())
-    table = Table("", *(column["score"] for column in content["columns"]))
-    for entry in content["rows"]:
-        cells = [entry["scores"][column["score"]] for column in content["columns"]]
-        table.add_row(
-            row_label(entry), *(Text(cell_text(cell), style=STYLES.get(cell.get("p_class", ""), "")) for cell in cells)
-        )
-    table.add_section()
-    for entry in content["references"]:
-        cells = [entry["scores"][column["score"]] for column in content["columns"]]
-        table.add_row(f"{entry['name']} ({entry['role']})", *map(cell_text, cells), style="dim")
-    console.print(table)
+    names = [column["score"] for column in content["columns"]]
+    for start in range(0, len(names), COLUMNS):
+        shown = names[start : start + COLUMNS]
+        table = Table("", *(Column(name, no_wrap=True) for name in shown))
+        for entry in content["rows"]:
+            cells = [entry["scores"][name] for name in shown]
+            styled = (Text(cell_text(cell), style=STYLES.get(cell.get("p_class", ""), "")) for cell in cells)
+            table.add_row(row_label(entry), *styled)
+        table.add_section()
+        for entry in content["references"]:
+            cells = [entry["scores"][name] for name in shown]
+            table.add_row(f"{entry['name']} ({entry['role']})", *map(cell_text, cells), style="dim")
+        console.print(table)
     key = Text("against the full method, corrected: ")
     for name, words in (("p<0.0001", "*** P < .0001"), ("p<0.01", "** P < .01"), ("p<0.05", "* P < .05"),
                         ("p>0.05", "P > .05")):  # fmt: skip
