@@ -8,7 +8,6 @@ those that build on it, and no others.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ import psutil
 from safetensors import SafetensorError
 
 from mindvideo.config import Recipe, parse_recipe, save_recipe
+from mindvideo.data.disk import only_one
 from mindvideo.errors import DataError, SettingError
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -374,13 +374,7 @@ class Study:
         if not processes.is_first():  # the first process's lock stands for all of them
             yield
             return
-        with (self.run_dir / ".lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise DataError(
-                    f"another process is running the study in {self.run_dir}; wait for it, or choose another --out"
-                ) from None
+        with only_one(self.run_dir, "study"):
             yield
 
 

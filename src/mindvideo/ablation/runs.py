@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +12,7 @@ from mindvideo.ablation import table
 from mindvideo.ablation.sharing import find_results, link_features, link_folder
 from mindvideo.ablation.variants import FULL, Variant, change_recipe, effective_recipe
 from mindvideo.config import Recipe
+from mindvideo.data.disk import only_one
 from mindvideo.errors import DataError
 from mindvideo.study import STAGES, Progress, Study
 
@@ -162,7 +161,7 @@ class Ablation:
         self.folder.mkdir(parents=True, exist_ok=True)
         ran: dict[str, list[str]] = {}
         writer = table.TableWriter(self.recipe, self.folder)
-        with self._lock():
+        with only_one(self.folder, "ablation"):
             own = [run for run in self.runs if run.same_as is None]
             for run in self.runs:
                 if run.same_as is not None:
@@ -223,17 +222,6 @@ class Ablation:
             if mine:
                 rows.append(table.RowRuns(run.variant, tuple(also), dict(mine), _changed_stages(self.all_runs[0], run)))
         return rows
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        with (self.folder / ".lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise DataError(
-                    f"another process is running the ablation in {self.folder}; wait for it, or choose another --out"
-                ) from None
-            yield
 
 
 def _changed_stages(full: VariantRun, run: VariantRun) -> tuple[str, ...]:

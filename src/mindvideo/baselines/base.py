@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from mindvideo.config import Recipe
+from mindvideo.config import Optimise, Recipe
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError
 from mindvideo.models.foundation import Foundation
+from mindvideo.train.loop import train
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -130,3 +131,16 @@ class Bench:
     def window(self) -> int:
         """Scans per window W."""
         return self.recipe.align.window
+
+    def train(self, task: Any, settings: Optimise, part: str = "", seed: int | None = None) -> None:
+        """Train a task with the stages' own loop, in ``folder`` or its sub-folder ``part``; validation only watches."""
+        train(
+            task,
+            settings,
+            self.folder / part,
+            seed=self.seed if seed is None else seed,
+            progress=self.progress,
+            validate=task.validate,
+            validate_every=settings.checkpoint_every,
+            device=self.device,
+        )

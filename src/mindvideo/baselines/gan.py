@@ -33,7 +33,6 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.generate.clips import window_noise
 from mindvideo.train.features import latent_features
-from mindvideo.train.loop import train
 
 COARSEST = 4
 FOLDS = 5
@@ -204,16 +203,7 @@ class VideoGan:
             }
         )
         task = GanTask(self.networks, training, embedding, (validation, held_out), settings, bench.device)
-        train(
-            task,
-            settings,
-            bench.folder,
-            seed=bench.seed,
-            progress=bench.progress,
-            validate=task.validate,
-            validate_every=settings.checkpoint_every,
-            device=bench.device,
-        )
+        bench.train(task, settings)
         self.networks.eval()
 
     def _fit_embedding(self, store: Store, training: Windows, validation: Windows) -> tuple[torch.Tensor, torch.Tensor]:

@@ -36,7 +36,7 @@ from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.train.align import TokenTarget
 from mindvideo.train.augmentation import augment_fmri
 from mindvideo.train.features import caption_table, latent_features
-from mindvideo.train.loop import named_trainable, train
+from mindvideo.train.loop import named_trainable
 from mindvideo.train.stage import trainable
 
 VALIDATION_PICTURES = 48
@@ -191,16 +191,7 @@ class MindVis:
             settings,
             bench.device,
         )
-        train(
-            task,
-            settings,
-            bench.folder,
-            seed=bench.seed,
-            progress=bench.progress,
-            validate=task.validate,
-            validate_every=settings.checkpoint_every,
-            device=bench.device,
-        )
+        bench.train(task, settings)
         self.encoder.eval()
         self.unet.eval()
 

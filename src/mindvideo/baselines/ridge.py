@@ -23,7 +23,7 @@ from mindvideo.baselines.base import Bench
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
-from mindvideo.generate.clips import window_noise
+from mindvideo.generate.clips import sampling_arguments, window_noise
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.models.video_unet import VideoUNet
 from mindvideo.train.features import caption_table
@@ -87,12 +87,8 @@ class Ridge:
             num_frames=frames,
             height=size,
             width=size,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
             latents=torch.stack(noise),
-            precision=settings.precision,
-            guidance_interval=settings.guidance_interval,
-            reuse=settings.reuse,
+            **sampling_arguments(settings),
             condition=self.condition(fmri),
             **({"negative": "none"} if settings.negative == "none" else {"negative_tokens": negative}),
         ).frames

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ from mindvideo.data.video import SUFFIXES, probe, read_frames
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
 from mindvideo.train.features import compute_table
-from mindvideo.train.loop import named_trainable, train
+from mindvideo.train.loop import named_trainable
 
 COARSEST = 8
 COSINE_WEIGHT = 0.1
@@ -270,17 +270,12 @@ class Separable:
         encoder = FramesToFmri(bench.window, store.n_voxels, *shape)
         encoding = EncoderTask(encoder, training, validation, settings, bench.device)
         first = settings.model_copy(update={"steps": settings.encoder_steps})
-        common: dict[str, Any] = {
-            "progress": bench.progress,
-            "validate_every": settings.checkpoint_every,
-            "device": bench.device,
-        }
-        train(encoding, first, bench.folder / "encoder", seed=bench.seed, validate=encoding.validate, **common)
+        bench.train(encoding, first, "encoder")
         torch.manual_seed(bench.seed + 1)
         self.decoder = FmriToFrames(encoder, *shape)
         network = VisionNetwork(bench.foundation)
         decoding = DecoderTask(self.decoder, encoder, network, training, validation, unlabelled, settings, bench.device)
-        train(decoding, settings, bench.folder / "decoder", seed=bench.seed + 1, validate=decoding.validate, **common)
+        bench.train(decoding, settings, "decoder", seed=bench.seed + 1)
         self.decoder.eval()
 
     @torch.inference_mode()

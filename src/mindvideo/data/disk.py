@@ -93,6 +93,25 @@ def disk_errors(path: Path, what: str, needed_bytes: int | None = None) -> Itera
         raise
 
 
+@contextmanager
+def only_one(folder: Path, doing: str) -> Iterator[None]:
+    """Hold a folder for one process while a study or an ablation runs in it.
+
+    Raises
+    ------
+    DataError
+        Where another process holds it.
+    """
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(
+                f"another process is running the {doing} in {folder}; wait for it, or choose another --out"
+            ) from None
+        yield
+
+
 def flush_folder(folder: Path, recursive: bool = True) -> None:
     """Force a folder's files onto the disk before something is declared complete."""
     files = folder.rglob("*") if recursive else folder.iterdir()

@@ -213,7 +213,7 @@ def draw_networks(
     for row, (stage, layers) in zip(axes, shares.items(), strict=True):
         for axis in row[len(layers) :]:
             axis.set_axis_off()
-        for axis, (layer, content) in zip(row, layers.items(), strict=False):
+        for axis, (layer, content) in zip(row[: len(layers)], layers.items(), strict=True):
             axis.barh(places, [content.get(name, 0.0) for name in names], color="#3c8d92")
             axis.plot([expected[name] for name in names], places, "|", color="#b4541a", markersize=9)
             axis.set_title(f"{stage}, {layer} layer", fontsize=9)

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 
-from mindvideo.config import Recipe
+from mindvideo.config import Recipe, Reconstruct
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
@@ -93,6 +93,17 @@ def window_noise(seed: int, window: int, shape: tuple[int, ...]) -> torch.Tensor
     state = np.random.SeedSequence([seed, window]).generate_state(1, np.uint64)[0]
     generator = torch.Generator("cpu").manual_seed(int(state >> np.uint64(1)))
     return torch.randn(shape, generator=generator)
+
+
+def sampling_arguments(settings: Reconstruct) -> dict[str, Any]:
+    """What a recipe says of sampling, as the pipeline's arguments."""
+    return {
+        "num_inference_steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+        "precision": settings.precision,
+        "guidance_interval": settings.guidance_interval,
+        "reuse": settings.reuse,
+    }
 
 
 def pick_frames(clips: np.ndarray, num_frames: int) -> np.ndarray:
@@ -199,12 +210,8 @@ class ClipMaker:
             num_frames=num_frames,
             height=height,
             width=width,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
             latents=torch.stack(noise),
-            precision=settings.precision,
-            guidance_interval=settings.guidance_interval,
-            reuse=settings.reuse,
+            **sampling_arguments(settings),
             **arguments,
         ).frames
 
