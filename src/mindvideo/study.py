@@ -60,8 +60,12 @@ STAGES: dict[str, Stage] = {
     )
 }  # fmt: skip
 
-_USES_GENERATION = ("align", "animate", "cotrain", "reconstruct", "explain")
-"""Stages that use what conditions and generates; new classifiers leave them up to date."""
+_FOUNDATION = {
+    "align": "condition_identity",
+    **dict.fromkeys(("animate", "cotrain", "reconstruct", "explain"), "generation_identity"),
+    "evaluate": "identity",
+}
+"""What of the foundation a stage follows from: new classifiers leave all but ``evaluate`` up to date."""
 _SHARED = ("pretrain", "adapt", "align", "animate", "cotrain", "reconstruct")
 """Stages that several processes carry out together (``accelerate launch``)."""
 _MODULES = {
@@ -145,9 +149,9 @@ class Study:
             parts["settings"] = {key: _pick(content, key) for key in stage.settings}
             needs = [need for need in stage.needs if need != "simulate" or self.recipe.simulate is not None]
             parts["needs"] = [self.stage_hash(need) for need in needs]
-            if name in _USES_GENERATION:
-                parts["foundation"] = self._foundation_identity("generation_identity")
-            elif name == "evaluate" or (name == "prepare" and self.recipe.data.captions == "blip"):
+            if name in _FOUNDATION:
+                parts["foundation"] = self._foundation_identity(_FOUNDATION[name])
+            elif name == "prepare" and self.recipe.data.captions == "blip":
                 parts["foundation"] = self._foundation_identity("identity")
             if name == "prepare" and self.recipe.simulate is None:
                 parts["raw"] = [_listing(self.raw), _listing(self.recipe.data.hcp)]

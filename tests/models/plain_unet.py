@@ -78,8 +78,20 @@ class PlainUNet:
         out = torch.stack(fed)  # (F, N, C)
         for pixel in range(out.shape[1]):
             over_time = self.layer_norm(out[:, pixel].clone(), f"{name}.norm_temp")
+            if self.config.frame_positions:
+                over_time = over_time + self.frame_positions(*over_time.shape)
             out[:, pixel] += self.attend(f"{name}.attn_temp", over_time, over_time, heads)
         return list(out)
+
+    def frame_positions(self, frames, width):
+        """A sine and a cosine of every frame's number for each wavelength, from 4 to 128 frames."""
+        half = math.ceil(width / 2)
+        position = torch.zeros(frames, 2 * half)
+        for frame in range(frames):
+            for k in range(half):
+                angle = 2 * math.pi * frame / (4 * 32 ** (k / (half - 1)))
+                position[frame, k], position[frame, half + k] = math.sin(angle), math.cos(angle)
+        return position[:, :width]
 
     def transformer(self, frames, condition, name, heads):
         channels, height, width = frames[0].shape

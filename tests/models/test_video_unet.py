@@ -57,9 +57,10 @@ def make_input(settings, frames, seed=1):
 
 
 @FAMILIES
+@pytest.mark.parametrize("positions", [False, True])
 @pytest.mark.parametrize("frames", [1, 2, 3, 6])
-def test_output_agrees_with_a_plain_implementation(settings, frames):
-    video = make_video(settings)
+def test_output_agrees_with_a_plain_implementation(settings, frames, positions):
+    video = make_video(settings, frame_positions=positions)
     latents, timestep, condition = make_input(settings, frames)
     with torch.no_grad():
         sample = video(latents, timestep, condition).sample
@@ -124,6 +125,27 @@ def test_frames_read_the_two_before_and_clips_do_not_mix():
         moved = (video(changed, timestep, condition).sample - video(latents, timestep, condition).sample).abs()
     is_moved = moved.amax(dim=(1, 3, 4)) > 1e-4
     assert is_moved.tolist() == [[False] * 6, [False] * 4 + [True, True]]
+
+
+def test_only_with_frame_positions_does_the_order_of_frames_matter_to_temporal_attention():
+    order = torch.tensor([3, 0, 4, 1, 2])
+    for positions in (False, True):
+        video = make_video(SD1, inflate="own_frame", clip_norm=False, frame_positions=positions)
+        latents, timestep, condition = make_input(SD1, 5)
+        with torch.no_grad():
+            sample = video(latents, timestep, condition).sample[:, :, order]
+            shuffled = video(latents[:, :, order], timestep, condition).sample
+        assert torch.allclose(sample, shuffled, atol=1e-5) != positions
+
+
+def test_frame_positions_begin_as_nothing():
+    latents, timestep, condition = make_input(SD1, 3)
+    with torch.no_grad():
+        plain, told = (
+            VideoUNet.from_unet2d(make_unet2d(SD1), frame_positions=on).eval()(latents, timestep, condition).sample
+            for on in (False, True)
+        )
+    assert torch.equal(plain, told)
 
 
 def test_save_and_load_give_the_same_numbers(tmp_path):

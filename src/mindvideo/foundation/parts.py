@@ -171,7 +171,8 @@ def build_motion(out: Path, pool: Pool, settings: Optimise, progress: Progress |
     frames = tuple(range(pool.frames.shape[1]))
     path = out / "work" / "clip_latents.npy"
     latents = encode_pool(vae, pool, frames, path, progress, MOTION_CLIPS).unflatten(0, (-1, len(frames)))
-    video = VideoUNet.from_unet2d(UNet2DConditionModel.from_pretrained(out / "unet").float()).train()
+    unet = UNet2DConditionModel.from_pretrained(out / "unet").float()
+    video = VideoUNet.from_unet2d(unet, frame_positions=True).train()
     scheduler = DDIMScheduler.from_pretrained(out / "scheduler")
     task = MotionTask(video, scheduler, latents, _text_conditions(out), pool, settings)
     return task, lambda: save_motion_part(video, out)

@@ -48,8 +48,10 @@ PARTS = (
 )
 MOTION = "motion"
 """Optional: what the inflated generator has beyond the 2-D one, trained on films."""
-GENERATION = ("vae", "unet", "scheduler", "tokenizer", "text_encoder", "image_encoder", MOTION)
-"""What the training stages and the sampling follow from."""
+CONDITION = ("tokenizer", "text_encoder", "image_encoder")
+"""What the encoder is aligned with."""
+GENERATION = ("vae", "unet", "scheduler", MOTION, *CONDITION)
+"""What the generator's training and the sampling follow from."""
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -183,6 +185,16 @@ class Foundation:
     def generation_identity(self) -> str:
         """`identity` of what conditions and generates; classifiers and the captioner, which judge, left out."""
         return self._hash(GENERATION)
+
+    @cached_property
+    def condition_identity(self) -> str:
+        """`identity` of CLIP's parts alone: a new generator leaves the aligned encoder up to date."""
+        return self._hash(CONDITION)
+
+    @cached_property
+    def latent_identity(self) -> str:
+        """`identity` of the autoencoder alone."""
+        return self._hash(("vae",))
 
     def _hash(self, parts: tuple[str, ...]) -> str:
         digest = hashlib.sha256()

@@ -173,11 +173,31 @@ class ClipCrossAttention:
         return _project_out(attn, mixed.unflatten(1, (frames, -1)).flatten(0, 1))
 
 
+def frame_positions(frames: int, width: int, device: torch.device | None = None) -> torch.Tensor:
+    """Sinusoids of the frame number, float32 (frames, width): first sines, then cosines, wavelengths 4 to 128 frames."""
+    half = (width + 1) // 2
+    wavelength = 4.0 * 32.0 ** (torch.arange(half, device=device) / max(1, half - 1))
+    angle = 2 * torch.pi * torch.arange(frames, device=device)[:, None] / wavelength
+    return torch.cat([angle.sin(), angle.cos()], dim=1)[:, :width]
+
+
 class FrameAttention:
-    """Temporal attention processor: diffusers' plain self-attention, by the kernel that suits so few keys."""
+    """Temporal attention processor: diffusers' plain self-attention, by the kernel that suits so few keys.
+
+    Parameters
+    ----------
+    has_positions : bool
+        Whether it is told which frame is which, by `frame_positions` added to the tokens.
+    """
+
+    def __init__(self, has_positions: bool) -> None:
+        self.has_positions = has_positions
 
     def __call__(self, attn: Attention, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
         """Tokens (pixels, F, C) to (pixels, F, C)."""
+        if self.has_positions:
+            position = frame_positions(*hidden_states.shape[1:], device=hidden_states.device)
+            hidden_states = hidden_states + position.to(hidden_states.dtype)
         query, key, value = (project(hidden_states) for project in (attn.to_q, attn.to_k, attn.to_v))
         return _project_out(attn, _attend(attn, query, key, value))
 
@@ -203,7 +223,7 @@ class FrameGroupNorm(nn.GroupNorm):
 class VideoTransformerBlock(BasicTransformerBlock):
     """Diffusers' block (attn1, attn2, feed-forward) followed by attention over the frames of each pixel."""
 
-    def __init__(self, dim: int, clip: ClipShape, settings: dict[str, Any]) -> None:
+    def __init__(self, dim: int, clip: ClipShape, settings: dict[str, Any], has_positions: bool) -> None:
         super().__init__(dim, **settings)
         self.clip = clip
         self.norm_temp = nn.LayerNorm(dim, eps=1e-5)
@@ -215,7 +235,7 @@ class VideoTransformerBlock(BasicTransformerBlock):
             bias=settings["attention_bias"],
             upcast_attention=settings["upcast_attention"],
         )
-        self.attn_temp.set_processor(FrameAttention())
+        self.attn_temp.set_processor(FrameAttention(has_positions))
         if isinstance(self.ff.net[0], GEGLU):
             self.ff.net[0].__class__ = ContiguousGEGLU
         nn.init.zeros_(self.attn_temp.to_out[0].weight)  # starts as identity
@@ -254,6 +274,9 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
         What self-attention reads: the two frames before, or (for comparison with the 2-D UNet) the frame itself.
     clip_norm : bool
         Whether the ResNets' GroupNorms take their statistics over the clip or (for comparison) over each frame.
+    frame_positions : bool
+        Whether temporal attention is told which frame is which. The paper's is not: but for the noise in them, it
+        cannot tell the first frame from the last, nor left from right.
 
     Raises
     ------
@@ -274,6 +297,7 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
         *,
         inflate: Literal["sparse_causal", "own_frame"] = "sparse_causal",
         clip_norm: bool = True,
+        frame_positions: bool = False,
         **settings: Any,
     ) -> None:
         if inflate not in ("sparse_causal", "own_frame"):
@@ -281,7 +305,7 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
         _check_family(settings)
         super().__init__(**settings)
         self.clip = ClipShape()
-        self._inflate_transformers(inflate)
+        self._inflate_transformers(inflate, frame_positions)
         if clip_norm:
             self._inflate_norms()
 
@@ -293,7 +317,7 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
         ----------
         unet : UNet2DConditionModel
         **settings
-            ``inflate`` and ``clip_norm``.
+            ``inflate``, ``clip_norm`` and ``frame_positions``.
 
         Raises
         ------
@@ -372,13 +396,13 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
                 "the encoder's condition_width must be the UNet's cross_attention_dim"
             )
 
-    def _inflate_transformers(self, inflate: str) -> None:
+    def _inflate_transformers(self, inflate: str, has_positions: bool) -> None:
         """Put a `VideoTransformerBlock` in place of every transformer block."""
         for transformer in [module for module in self.modules() if isinstance(module, Transformer2DModel)]:
             settings = {name: transformer.config[name] for name in BLOCK_SETTINGS}
             transformer.norm.__class__ = FrameGroupNorm
             for position in range(len(transformer.transformer_blocks)):
-                block = VideoTransformerBlock(transformer.inner_dim, self.clip, settings)
+                block = VideoTransformerBlock(transformer.inner_dim, self.clip, settings, has_positions)
                 if inflate == "sparse_causal":
                     block.attn1.set_processor(SparseCausalAttention(self.clip))
                 block.attn2.set_processor(ClipCrossAttention(self.clip))

@@ -380,7 +380,7 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
             (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "enabled": False}) + "\n")
         save_model(encoder, folder / "model")
         return
-    key = [store_identity(store), foundation.generation_identity, str(settings.window)]
+    key = [store_identity(store), foundation.condition_identity, str(settings.window)]
     with processes.first_then_others():
         teacher, reference = linear_reference(run_dir, training, validation, key)
     device = training_device()

@@ -194,7 +194,8 @@ def start_motion(unet: VideoUNet, weights: dict[str, torch.Tensor]) -> None:
         differing = sorted(name for name in temporal.keys() | found.keys() if temporal.get(name) != found.get(name))
         raise ModelError(
             f"expected the foundation's part 'motion' to hold the {len(temporal)} temporal weights of its generator, "
-            f"found {len(differing)} missing, unexpected or misshapen, first {differing[0]}; set animate.motion=none"
+            f"found {len(differing)} missing, unexpected or misshapen, first {differing[0]}; set animate.motion=none, or "
+            "animate.frame_positions to what the part was trained with"
         )
     unet.load_state_dict(own | weights)
 
@@ -213,7 +214,7 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     seed = stage_seed(recipe.seed, STAGE)
     foundation = open_foundation(recipe)
     torch.manual_seed(seed)
-    unet = VideoUNet.from_unet2d(foundation.unet)
+    unet = VideoUNet.from_unet2d(foundation.unet, frame_positions=settings.frame_positions)
     if settings.motion == "foundation":
         start_motion(unet, foundation.motion())
     if not settings.enabled:

@@ -200,7 +200,7 @@ def caption_table(
         Augmented versions whose pooled embedding is kept beside the caption's own (column 0).
     """
     distinct = sorted(set(captions))
-    key = {"captions": distinct, "variants": variants, "seed": seed, "foundation": foundation.generation_identity}
+    key = {"captions": distinct, "variants": variants, "seed": seed, "foundation": foundation.condition_identity}
 
     def compute(start: int, stop: int) -> dict[str, np.ndarray]:
         chosen = distinct[start:stop]
@@ -255,7 +255,7 @@ def image_features(
     """
     windows = Windows(store, split, window=1)
     key = {
-        "store": store_identity(store), "foundation": foundation.generation_identity,
+        "store": store_identity(store), "foundation": foundation.condition_identity,
         "split": split, "crops": crops, "side": CROP_SIDE, "seed": seed,
     }  # fmt: skip
 
@@ -292,7 +292,7 @@ def latent_features(
 ) -> torch.Tensor:
     """VAE latents of every clip of a split, scaled by the VAE's own factor: (N, F, c, h, w) float16."""
     windows = Windows(store, split, window=1)
-    key = {"store": store_identity(store), "foundation": foundation.generation_identity, "split": split}
+    key = {"store": store_identity(store), "foundation": foundation.latent_identity, "split": split}
 
     def compute(start: int, stop: int) -> dict[str, np.ndarray]:
         clips = _window_batches(windows, start, stop)
