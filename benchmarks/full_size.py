@@ -12,7 +12,6 @@ import resource
 import time
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
 
 from mindvideo.generate.sampling import Plan, denoise
@@ -22,17 +21,10 @@ from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.video_unet import VideoUNet
 from mindvideo.train.animate import TUNED, Diffusion
 from mindvideo.train.loop import named_trainable
+from sampling import make_unet
 
 PAPER_BATCH = {"pretrain": 500, "adapt": 20, "align": 20, "animate": 14, "cotrain": 9, "reconstruct": 1}
 FRAMES, SIDE = 6, 32
-
-
-def make_unet(block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)) -> VideoUNet:
-    """The generator of Stable Diffusion 1.5's topology, inflated."""
-    flat = UNet2DConditionModel(
-        sample_size=SIDE, block_out_channels=block_out_channels, cross_attention_dim=768, attention_head_dim=8
-    )
-    return VideoUNet.from_unet2d(flat)
 
 
 def train_step(stage: str, batch: int, has_checkpointing: bool) -> float:
@@ -43,7 +35,7 @@ def train_step(stage: str, batch: int, has_checkpointing: bool) -> float:
     if stage in ("align", "cotrain"):
         models.append(FmriEncoder(6016))
     if stage in ("animate", "cotrain"):
-        models.append(make_unet())
+        models.append(make_unet("sd15")[0].train())
     if has_checkpointing:
         for model in models:
             model.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -77,7 +69,7 @@ def _loss(stage: str, models: list[nn.Module], batch: int) -> torch.Tensor:
 
 def sample(batch: int, steps: int) -> float:
     """CPU seconds of ``steps`` guided steps."""
-    unet = make_unet().eval().to(memory_format=torch.channels_last)
+    unet = make_unet("sd15")[0].to(memory_format=torch.channels_last)
     start = time.process_time()
     positive, negative = torch.randn(batch, 77, 768), torch.randn(1, 77, 768)
     plan = Plan(steps, 12.5, is_bf16=True)

@@ -152,7 +152,7 @@ def measure_scores(run_dir: Path, n_windows: int, has_plain: bool, only: str = "
         sampled = recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update=change)})
         config = dict(foundation.scheduler_config)
         pipeline.scheduler = make_scheduler(config, change["scheduler"])
-        maker = ClipMaker(sampled, pipeline, foundation, store, windows, chosen)
+        maker = ClipMaker(sampled, store, windows, chosen, pipeline, foundation)
         if truth is None:
             truth = maker.make("truth", positions)
             classes = top_classes(foundation.classify_images(truth[:, truth.shape[1] // 2]), 3)

@@ -22,14 +22,10 @@ from torch import nn
 from mindvideo.models import transformer
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.masked_brain import MaskedBrainModel
+from sampling import explicit_attention
 
 PAPER = dict(patch_size=16, embed_dim=1024, depth=24, num_heads=16, mlp_ratio=1.0)
 SMALL = dict(patch_size=16, embed_dim=64, depth=2, num_heads=4, mlp_ratio=1.0)
-
-
-def explicit_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Softmax of the whole score matrix."""
-    return ((query @ key.transpose(-1, -2)) / query.shape[-1] ** 0.5).softmax(dim=-1) @ value
 
 
 def plain_masked_loss(model: MaskedBrainModel, fmri: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

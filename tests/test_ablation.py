@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mindvideo.ablation.variants import Variant, change_recipe
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate.comparison import WindowScores
-from mindvideo.evaluate.statistics import holm
+from mindvideo.evaluate.statistics import block_bootstrap_interval, holm
 from mindvideo.report.ablation import ablation_section
 
 Cli = Callable[..., tuple[int, str]]
@@ -264,6 +265,16 @@ def test_several_seeds(tmp_path: Path, truths: tuple[str, str, str]) -> None:
     assert cell["p"] == pytest.approx(smallest) if is_exact else cell["p"] < 5 / content["permutations"]
     assert content["smallest_p"] == pytest.approx(smallest if is_exact else 1 / (content["permutations"] + 1))
     assert content["rows"][1]["seconds"] == 21.0
+
+
+def test_intervals_of_the_films_follow_the_recipe(tmp_path: Path) -> None:
+    ssim = np.random.default_rng(6).random(12)
+    row = RowRuns(Variant("full", "full", {}), (), {5: _made_up(tmp_path / "full", ssim, "a")}, ())
+    recipe = load_recipe("demo", ["seed=5", "evaluate.bootstraps=100"])
+    content = TableWriter(recipe, tmp_path).write([row])
+    rng = np.random.default_rng([5, zlib.crc32(b"full|ssim_rgb|test2")])
+    expected = block_bootstrap_interval(ssim[6:], np.repeat([3, 4, 5], 2), 100, rng)
+    assert content["films"][1]["film"] == "test2" and content["films"][1]["interval"] == list(expected)
 
 
 def test_pooling_keeps_blocks_of_other_films_apart() -> None:

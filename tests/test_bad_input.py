@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 
-from mindvideo.config import Recipe, save_recipe
+from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.data.cifti import read_cortex, write_cortex
 from mindvideo.foundation.kit import build_kit
 
@@ -226,6 +226,42 @@ def test_a_folder_that_is_no_run(cli: Cli, tmp_path: Path) -> None:
         code, text = cli(command, tmp_path)
         assert code == 1
         assert "recipe.yaml" in text
+
+
+def test_options_that_would_do_nothing_are_refused(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        (("evaluate", tiny_run, "--size", 32), "for clips only"),
+        (("evaluate", tiny_run, "--fit", "crop"), "for clips only"),
+        (("evaluate", tiny_run, "--block", 10), "for clips only"),
+        (("evaluate", tmp_path, "--set", "evaluate.block_s=4"), "--block"),
+        (("reconstruct", tiny_run, "--seed", 5), "--set seed=NUMBER"),
+        (("report", tiny_run, tiny_run), "--out"),
+    ):
+        code, text = cli(*arguments)
+        assert code == 1 and words in " ".join(text.split()), text
+        _expect_one_sentence(text)
+
+
+def test_the_folder_one_is_in_and_one_that_is_not_there_yet(
+    cli: Cli, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = cli("evaluate", ".")
+    assert code == 1
+    _expect_one_sentence(text)
+    code, text = cli("export", tiny_run / "prepare" / "store.zarr", tmp_path / "new" / "deep" / "out.npz")
+    assert code == 0, text
+    with np.load(tmp_path / "new" / "deep" / "out.npz") as arrays:
+        assert arrays["fmri_test"].shape == (2, 20, 400)
+
+
+def test_simulate_takes_the_seed_of_the_recipe(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr("mindvideo.simulate.recordings.simulate", lambda _, out, seed, **more: seeds.append(seed))
+    monkeypatch.setattr("mindvideo.simulate.recordings.simulate_people", lambda *more, **others: None)
+    for options in (("--set", "seed=7"), ("--seed", 3), ()):
+        assert cli("simulate", tmp_path / "out", *options)[0] == 0
+    assert seeds == [7, 3, load_recipe("demo").seed]
 
 
 def test_a_kit_follows_from_its_seed(tmp_path: Path) -> None:

@@ -1,10 +1,19 @@
 """Recipes: strict names, nearest suggestions, and a round trip through YAML."""
 
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from mindvideo.config import Recipe, load_recipe, parse_recipe, save_recipe, setting_names, shipped_recipes
+from mindvideo.config import (
+    Recipe,
+    load_recipe,
+    parse_recipe,
+    read_recipe,
+    save_recipe,
+    setting_names,
+    shipped_recipes,
+)
 from mindvideo.errors import SettingError
 
 
@@ -43,7 +52,10 @@ def test_misspelt_setting_names_the_nearest(setting: str, nearest: str) -> None:
         load_recipe("demo", [setting])
 
 
-@pytest.mark.parametrize("setting", ["align.steps=many", "align.lr=-1", "data.selection=best", "align.window=0"])
+@pytest.mark.parametrize("setting", [
+    "align.steps=many", "align.lr=-1", "data.selection=best", "align.window=0", "align.lr=inf", "adapt.lr=0",
+    "align.steps=true", "align.lr={1", "data.captions=[", "cotrain.batch_size=1",
+])  # fmt: skip
 def test_ill_typed_setting_is_refused_by_name(setting: str) -> None:
     with pytest.raises(SettingError, match=setting.split("=")[0].replace(".", r"\.")):
         load_recipe("demo", [setting])
@@ -88,3 +100,35 @@ def test_setting_names_cover_every_leaf() -> None:
     content = parse_recipe({"simulate": {}}).model_dump()
     assert leaves(content) == set(setting_names())
     assert isinstance(Recipe().align.lr, float)
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for content, words in (
+        (b"base: %s" % bytes(path), "its own base"),
+        (b"name: \xff\xfe", "not valid YAML"),
+        (b"name: [", "not valid YAML"),
+        (b"name: 2001-99-99", "not valid YAML"),
+        (b"- 1", "must be a mapping"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(SettingError, match=words):
+            load_recipe(str(path))
+        if words != "its own base":
+            with pytest.raises(SettingError, match=words):
+                read_recipe(path)
+
+
+def test_saving_a_recipe_leaves_the_old_one_where_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "recipe.yaml"
+    save_recipe(load_recipe("demo"), path)
+    before = path.read_bytes()
+
+    def break_off(content: object, handle: IO[str], **options: object) -> None:
+        handle.write("name: ha")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("yaml.safe_dump", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        save_recipe(load_recipe("demo", ["seed=5"]), path)
+    assert path.read_bytes() == before

@@ -16,15 +16,16 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from mindvideo import MindVideoPipeline
-from mindvideo.check import _advice, check_recipe
+from mindvideo.check import _advice, _unreadable, check_recipe
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.data.store import Store
 from mindvideo.errors import ModelError, SettingError
+from mindvideo.explain.occlusion import MEANING
 from mindvideo.foundation.kit import TEST, build_kit
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.own_encoder import OwnEncoder, import_encoder, load_encoder
 from mindvideo.sizing import Networks, StudySizes
-from mindvideo.study import STAGES, Study
+from mindvideo.study import STAGES, Study, find_missing
 from mindvideo.train import adapt, pretrain
 
 Cli = Callable[..., tuple[int, str]]
@@ -74,8 +75,9 @@ def test_another_generator_and_another_encoder_run_through(swapped_run: Path) ->
     trained = load_encoder(swapped_run / "cotrain" / "fmri_encoder")
     started = load_encoder(swapped_run / "align" / "model")
     assert not torch.equal(trained.body.body[0].weight, started.body.body[0].weight)
-    areas = json.loads((swapped_run / "explain" / "occlusion.json").read_text())["areas"]
-    assert sum(area["n_voxels"] for area in areas.values()) == 400
+    found = json.loads((swapped_run / "explain" / "occlusion.json").read_text())
+    assert sum(area["n_voxels"] for area in found["areas"].values()) == 400
+    assert found["measures"] == MEANING  # the words of the report's panels
     assert not (swapped_run / "explain" / "attention.json").exists()
 
 
@@ -154,6 +156,29 @@ def test_check_names_what_is_missing(cli: Cli, random_kit: Path, tmp_path: Path)
                      "expected HCP recordings, found none", "downloads: none", "vae: the subfolder of Stable Diffusion 1.5",
                      "assumed: vae of the published sizes"):  # fmt: skip
         assert sentence in text, sentence
+
+
+def test_check_looks_into_every_kind_of_recordings(tiny_run: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    save_recipe(tiny_recipe, tmp_path / "recipe.yaml")
+    (tmp_path / "empty").mkdir()
+
+    def missing(*settings: str) -> str:
+        own = ["simulate=null", "pretrain.enabled=false", *settings]
+        recipe = load_recipe(str(tmp_path / "recipe.yaml"), own)
+        return " ".join(str(error) for error in (*find_missing(recipe), *_unreadable(recipe)))
+
+    assert missing(f"data.raw={tiny_run / 'simulate'}", "data.captions=truth") == ""
+    assert "found no file" in missing(f"data.raw={tmp_path / 'empty'}", "data.captions=truth")
+    said = missing(f"data.raw={tmp_path / 'empty'}", "data.source=published", "data.captions=published")
+    assert "published arrays" in said and "captions" not in said
+    assert "the films" in missing(f"data.raw={tmp_path / 'empty'}", "data.source=fmriprep", "data.captions=blip")
+
+
+def test_check_counts_only_stages_that_run(tiny_run: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    save_recipe(tiny_recipe, tmp_path / "recipe.yaml")
+    recipe = load_recipe(str(tmp_path / "recipe.yaml"), ["animate.enabled=false", "cotrain.enabled=false"])
+    needs = {need.stage for need in check_recipe(recipe, tiny_run).needs}
+    assert "align" in needs and not {"animate", "cotrain"} & needs
 
 
 def test_check_counts_what_a_stage_holds(tiny_run: Path, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from mindvideo import MindVideoPipeline
 from mindvideo.config import Recipe, load_recipe, save_recipe
-from mindvideo.data.store import Store
+from mindvideo.data.store import Store, is_complete
 from mindvideo.errors import DataError, ModelError, SettingError
+from mindvideo.models.foundation import Foundation
 from mindvideo.study import STAGES, Study
 
 Cli = Callable[..., tuple[int, str]]
@@ -63,6 +64,7 @@ def test_second_run_does_nothing_but_say_so(tiny_run: Path, tiny_recipe: Recipe)
         ("align.lr=1e-3", {"align", "cotrain", "reconstruct", "evaluate", "explain", "report"}),
         ("adapt.lr=1e-4", {"adapt", "align", "cotrain", "reconstruct", "evaluate", "explain", "report"}),
         ("name=other", set()),
+        ("evaluate.block_s=12", {"reconstruct", "evaluate", "report"}),
     ],
 )
 def test_a_changed_setting_makes_its_stage_and_those_built_on_it_stale(
@@ -159,8 +161,86 @@ def test_an_interrupted_prepare_goes_on_with_what_is_missing(
     tiny_run: Path, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "copy"
-    shutil.copytree(tiny_run, run_dir)
+    for stage in ("simulate", "prepare"):
+        shutil.copytree(tiny_run / stage, run_dir / stage)
     (run_dir / "prepare" / "done.json").unlink()
+    shutil.rmtree(run_dir / "prepare" / "hcp.zarr")
     written = (run_dir / "prepare" / "store.zarr" / "zarr.json").stat().st_mtime_ns
-    assert Study(tiny_recipe, run_dir).run(until="prepare", say=_silent) == ["prepare"]
+    # people are prepared whether or not pre-training is on: the stage stays up to date when it is turned on
+    recipe = _changed(tiny_recipe, tmp_path, "pretrain.enabled=false")
+    assert Study(recipe, run_dir).run(until="prepare", say=_silent) == ["prepare"]
     assert (run_dir / "prepare" / "store.zarr" / "zarr.json").stat().st_mtime_ns == written
+    assert is_complete(run_dir / "prepare" / "hcp.zarr")
+    assert Study(tiny_recipe, run_dir).is_done("prepare")
+
+
+def test_the_length_of_blocks_is_reconstructs_only_where_it_chooses_windows(
+    tiny_run: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    whole = ("reconstruct.max_windows=null",)
+    hashes = [
+        Study(_changed(tiny_recipe, tmp_path, *settings), tiny_run).stage_hash("reconstruct")
+        for settings in (whole, (*whole, "evaluate.block_s=12"))
+    ]
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting", "name"),
+    [
+        ("prepare", "data.captions", "captions.csv"),
+        ("prepare", "data.published.vertex", "vertex.npy"),
+        ("pretrain", "pretrain.weights", "weights"),
+    ],
+)
+def test_a_file_named_by_a_setting_makes_its_stage_stale(
+    tiny_recipe: Recipe, tmp_path: Path, stage: str, setting: str, name: str
+) -> None:
+    place = tmp_path / name
+    if "." not in name:
+        place.mkdir()
+    file = place if "." in name else place / "config.json"
+    recipe = _changed(tiny_recipe, tmp_path, f"{setting}={place}", "data.source=published")
+    hashes = []
+    for text in ("one", "three", "three"):
+        if not hashes or text != file.read_text():
+            file.write_text(text)
+        hashes.append(Study(recipe, tmp_path / "run").stage_hash(stage))
+    assert hashes[0] != hashes[1] == hashes[2]
+
+
+def test_a_refused_stage_changes_no_recipe(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "copy"
+    run_dir.mkdir()
+    shutil.copy(tiny_run / "recipe.yaml", run_dir)
+    before = (run_dir / "recipe.yaml").read_bytes()
+    code, text = cli("cotrain", run_dir, "--set", "align.lr=3e-3")
+    assert code == 1 and "--until" in text
+    assert (run_dir / "recipe.yaml").read_bytes() == before
+    (run_dir / "recipe.yaml").write_text("align: {")
+    code, text = cli("cotrain", run_dir)
+    assert code == 1 and "not valid YAML" in text and "Traceback" not in text
+
+
+def test_captions_outlive_the_store_and_follow_the_captioner_alone(
+    tiny_run: Path, tiny_recipe: Recipe, random_kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit, run_dir, asked = shutil.copytree(random_kit, tmp_path / "kit"), tmp_path / "run", []
+    shutil.copytree(tiny_run / "simulate", run_dir / "simulate")
+
+    def caption(self: Foundation, frames: np.ndarray) -> list[str]:
+        asked.append(len(frames))
+        return [f"grey {frame.mean():.2f}" for frame in frames]
+
+    monkeypatch.setattr(Foundation, "caption", caption)
+    recipe = _changed(tiny_recipe, tmp_path, "data.captions=blip", f"foundation={kit}")
+    Study(recipe, run_dir).run(until="prepare", say=_silent)
+    assert sum(asked) > 100
+    (kit / "image_classifier" / "other.json").write_text("{}")
+    assert Study(recipe, run_dir).is_done("prepare")
+    asked.clear()
+    other = _changed(recipe, tmp_path, "data.k=300")
+    assert Study(other, run_dir).run(until="prepare", say=_silent) == ["prepare"] and not asked
+    assert "grey" in Store.open(run_dir / "prepare" / "store.zarr").captions("seg1")[0]
+    (kit / "captioner" / "other.json").write_text("{}")
+    assert not Study(other, run_dir).is_done("prepare")

@@ -300,20 +300,10 @@ def _labels_in_order() -> list[int]:
     return [names.index(name) + 1 + side for name in (*HIERARCHY, *others) for side in (0, 180)]
 
 
-@cache
-def hierarchy_rank() -> np.ndarray:
-    """Place of every cortical position in the voxel order of METHOD section 2, int32 (59412,), 0…59,411. Read-only.
-
-    Area by area (`_labels_in_order`), inside an area a walk over the sphere (`_walk`).
-    """
-    order = np.concatenate([_area_walk(label) for label in _labels_in_order()])
-    rank = np.empty(N_CORTEX, dtype=np.int32)
-    rank[order] = np.arange(N_CORTEX)
-    return _frozen(rank)
-
-
 def hierarchy_order(vertex: np.ndarray) -> np.ndarray:
     """Permutation that puts voxels along the visual hierarchy (METHOD section 2, 'Voxel order').
+
+    Area by area (`_labels_in_order`), inside an area a walk over the sphere (`_walk`).
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ everything is said to be the estimate it is. Nothing is downloaded, here or anyw
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,16 @@ import psutil
 import torch
 
 from mindvideo.config import Optimise, Recipe
+from mindvideo.data import fmriprep, wen2018
 from mindvideo.data.hcp import find_sources
-from mindvideo.data.wen2018 import find_source
+from mindvideo.data.published import find_published
 from mindvideo.errors import MindVideoError
-from mindvideo.models.foundation import Foundation
 from mindvideo.models.meter import Machine, Work, measure_machine
-from mindvideo.models.own_encoder import import_encoder
 from mindvideo.sizing import PUBLISHED, Networks, StudySizes
+from mindvideo.study import attempt, find_missing, required_parts
 
-MODEL_PARTS = ("vae", "unet", "text_encoder", "image_encoder", "captioner", "image_classifier", "video_classifier")
-OTHER_PARTS = ("scheduler", "tokenizer")
 # What a stage's process takes beyond networks and arrays: libraries, the allocator's reserve; seen with the demo.
 PROGRAM_BYTES = 6e8
-WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def check_recipe(recipe: Recipe, out: Path) -> Found:
         The run folder, or the folder it will lie in; what is prepared there already is used for the sizes.
     """
     found = Found()
-    found.missing = list(_missing(recipe))
+    found.missing = [str(error) for error in (*find_missing(recipe), *_unreadable(recipe))]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes, networks = StudySizes.of(recipe, out), Networks(recipe)
     machine = measure_machine(device)
@@ -85,56 +82,16 @@ def check_recipe(recipe: Recipe, out: Path) -> Found:
     return found
 
 
-def required_parts(recipe: Recipe) -> tuple[str, ...]:
-    """Parts of the foundation a recipe uses; the captioner only where it captions."""
-    return tuple(part for part in (*MODEL_PARTS, *OTHER_PARTS) if part != "captioner" or recipe.data.captions == "blip")
-
-
-def _missing(recipe: Recipe) -> Iterator[str]:
-    """One sentence for each thing without which the study stops."""
-    try:
-        foundation = Foundation(recipe.foundation)
-    except MindVideoError as error:
-        yield str(error)
-    else:
-        for part in required_parts(recipe):
-            yield from _tried(lambda part=part: foundation.require(part))  # type: ignore[misc]
-            folder = foundation.folder / part
-            if part in MODEL_PARTS and folder.is_dir() and not any(any(folder.glob(name)) for name in WEIGHT_FILES):
-                yield f"expected weights (safetensors) in {folder}, found none"
-    weights = recipe.pretrain.weights
-    if weights is not None and not (weights / "config.json").is_file():
-        yield f"expected a converted MaskedBrainModel at {weights}, found none; run mindvideo convert, or change pretrain.weights"
-    if recipe.align.encoder is not None:
-        yield from _tried(lambda: import_encoder(recipe.align.encoder or ""))
-    if recipe.simulate is None:
-        yield from _missing_recordings(recipe)
-
-
-def _missing_recordings(recipe: Recipe) -> Iterator[str]:
+def _unreadable(recipe: Recipe) -> Iterator[MindVideoError]:
+    """What readers say about recordings that are there, from their headers and tables."""
     data = recipe.data
-    if data.raw is None:
-        yield "expected the folder of the recordings, found none; give --set data.raw=FOLDER"
-    elif not data.raw.is_dir():
-        yield f"expected recordings at {data.raw}, found no such folder; give --set data.raw=FOLDER"
-    elif data.source == "wen2018":
-        raw = data.raw
-        yield from _tried(lambda: find_source(raw, data))
-    if data.captions != "blip" and not Path(data.captions).is_file():
-        yield f"expected captions at {data.captions}, found no file; set data.captions to a csv or json file, or to blip"
-    if recipe.pretrain.enabled and recipe.pretrain.weights is None:
-        if data.hcp is None:
-            yield "expected HCP recordings, found none; give --set data.hcp=FOLDER or --set pretrain.enabled=false"
-        else:
-            hcp = data.hcp
-            yield from _tried(lambda: find_sources(hcp))
-
-
-def _tried(call: Callable[[], Any]) -> Iterator[str]:
-    try:
-        call()
-    except MindVideoError as error:
-        yield str(error)
+    if recipe.simulate is not None:
+        return
+    if data.raw is not None and data.raw.is_dir():
+        find = {"wen2018": wen2018.find_source, "fmriprep": fmriprep.find_source, "published": find_published}
+        yield from attempt(find[data.source], data.raw, data)
+    if recipe.pretrain.enabled and recipe.pretrain.weights is None and data.hcp is not None:
+        yield from attempt(find_sources, data.hcp)
 
 
 def _downloads(recipe: Recipe) -> list[str]:
@@ -178,15 +135,16 @@ def _estimate(recipe: Recipe, sizes: StudySizes, networks: Networks, machine: Ma
     yield Need(
         "align", align.memory_bytes + frozen, align.disk_bytes + features.align_bytes, align.seconds + first, align.what
     )
-    animate = _training("animate", recipe.animate, base, unet, machine, features.latent_bytes)
-    first = machine.seconds(features.latent_work, "fp32")
-    frozen = networks.part_bytes("vae") + networks.part_bytes("text_encoder") + networks.part_bytes("unet")
-    yield Need("animate", animate.memory_bytes + frozen, animate.disk_bytes + features.latent_bytes,
-               animate.seconds + first, animate.what)  # fmt: skip
-    both = encoder.beside(unet)
-    yield _training(
-        "cotrain", recipe.cotrain, base, both, machine, scans + features.latent_bytes + features.token_bytes
-    )
+    if recipe.animate.enabled:
+        animate = _training("animate", recipe.animate, base, unet, machine, features.latent_bytes)
+        first = machine.seconds(features.latent_work, "fp32")
+        frozen = networks.part_bytes("vae") + networks.part_bytes("text_encoder") + networks.part_bytes("unet")
+        yield Need("animate", animate.memory_bytes + frozen, animate.disk_bytes + features.latent_bytes,
+                   animate.seconds + first, animate.what)  # fmt: skip
+    if recipe.cotrain.enabled:
+        both = encoder.beside(unet)
+        held = scans + features.latent_bytes + features.token_bytes
+        yield _training("cotrain", recipe.cotrain, base, both, machine, held)
     yield from _after_training(recipe, sizes, networks, machine, base)
 
 

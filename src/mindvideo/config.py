@@ -7,14 +7,16 @@ A misspelt key or a value of another type is refused with the nearest valid name
 from __future__ import annotations
 
 import difflib
+import os
 import types
 import typing
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from mindvideo.errors import SettingError
 
@@ -22,7 +24,14 @@ from mindvideo.errors import SettingError
 class Section(BaseModel):
     """A frozen group of settings that refuses names it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_for_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise PydanticCustomError("no_bool", "Input should not be true or false")
+        return value
 
 
 class Simulate(Section):
@@ -111,12 +120,17 @@ class MaskedBrain(Section):
     decoder_num_heads: int = Field(16, ge=1)
 
 
+Steps = Annotated[int, Field(ge=1)]
+BatchSize = Annotated[int, Field(ge=2)]
+Rate = Annotated[float, Field(gt=0)]
+
+
 class Optimise(Section):
     """What every training stage can set."""
 
-    steps: int = Field(1000, ge=1)
-    batch_size: int = Field(20, ge=2)
-    lr: float = Field(2e-5, gt=0)
+    steps: Steps = 1000
+    batch_size: BatchSize = 20
+    lr: Rate = 2e-5
     weight_decay: float = Field(0.05, ge=0)
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -141,8 +155,8 @@ class Pretrain(Optimise):
     weights: Path | None = Field(None, description="a converted MaskedBrainModel folder, instead of training one")
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     window_s: float = Field(8.0, gt=0, description="recordings are averaged over this many seconds")
-    batch_size: int = Field(500, ge=2)
-    lr: float = 2.5e-4
+    batch_size: BatchSize = 500
+    lr: Rate = 2.5e-4
 
 
 class Adapt(Optimise):
@@ -150,7 +164,7 @@ class Adapt(Optimise):
 
     enabled: bool = True
     mask_ratio: float = Field(0.75, gt=0, lt=1)
-    lr: float = 5e-5
+    lr: Rate = 5e-5
 
 
 class Align(Optimise):
@@ -161,6 +175,12 @@ class Align(Optimise):
     loss: Literal["text_image", "text", "image", "none"] = "text_image"
     contrastive_weight: float = Field(1.0, ge=0)
     token_weight: float = Field(0.0, ge=0, description="weight of the regression of the caption's text tokens")
+    token_whitening: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="1: the tokens' weak principal components count as much as the strong ones; 0: plain",
+    )
     dropout: float = Field(0.6, ge=0, lt=1)
     layer_norm: bool = False
     token_bias: bool = Field(False, description="a learned offset of the condition that starts at the mean text token")
@@ -183,7 +203,7 @@ class Align(Optimise):
     input_noise: float = Field(0.0, ge=0, description="standard deviation of noise added to the scans")
     crop_probability: float = Field(0.5, ge=0, le=1)
     word_swap: bool = True
-    steps: int = 12000
+    steps: Steps = 12000
     val_every: int = Field(200, ge=1, description="validation is looked at this often")
 
 
@@ -197,8 +217,8 @@ class Animate(Optimise):
     frame_positions: bool = Field(
         False, description="temporal attention is told which frame is which (not in the paper; the shipped 'motion' is)"
     )
-    steps: int = 800
-    batch_size: int = 14
+    steps: Steps = 800
+    batch_size: BatchSize = 14
     caption_dropout: float = Field(0.1, ge=0, lt=1)
 
 
@@ -206,9 +226,9 @@ class Cotrain(Optimise):
     """Encoder and generator tuned together on {fMRI window, clip}."""
 
     enabled: bool = True
-    steps: int = 15000
-    batch_size: int = 9
-    lr: float = 3e-5
+    steps: Steps = 15000
+    batch_size: BatchSize = 9
+    lr: Rate = 3e-5
     encoder_lr: float | None = Field(None, gt=0, description="learning rate of the encoder; empty: the same")
     token_weight: float = Field(0.0, ge=0)
     sparsify: float = Field(0.0, ge=0, lt=1, description="fraction of voxels set to zero")
@@ -292,9 +312,9 @@ class GanRival(Optimise):
     reconstruction_weight: float = Field(10.0, ge=0)
     image_weight: float = Field(0.1, ge=0, description="weight of the image discriminator's loss")
     sequence_weight: float = Field(0.1, ge=0, description="weight of the sequence discriminator's loss")
-    steps: int = 20000
-    batch_size: int = 16
-    lr: float = 2e-4
+    steps: Steps = 20000
+    batch_size: BatchSize = 16
+    lr: Rate = 2e-4
     weight_decay: float = 0.0
     schedule: Literal["cosine", "constant"] = "constant"
     betas: tuple[float, float] = (0.5, 0.99)
@@ -312,9 +332,9 @@ class SeparableRival(Optimise):
     self_supervised_weight: float = Field(0.5, ge=0)
     perceptual_weight: float = Field(0.3, ge=0)
     perceptual_layer: int = Field(2, ge=0, description="layer of the image classifier whose tokens are compared")
-    steps: int = 20000
-    batch_size: int = 16
-    lr: float = 1e-3
+    steps: Steps = 20000
+    batch_size: BatchSize = 16
+    lr: Rate = 1e-3
     weight_decay: float = 1e-2
     clip_grad: float | None = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -323,9 +343,9 @@ class SeparableRival(Optimise):
 class MindVisRival(Optimise):
     """A masked-modelling encoder that conditions the image diffusion model twice (Chen et al. 2023)."""
 
-    steps: int = 20000
-    batch_size: int = 5
-    lr: float = 5.3e-5
+    steps: Steps = 20000
+    batch_size: BatchSize = 5
+    lr: Rate = 5.3e-5
     dropout: float = Field(0.0, ge=0, lt=1)
     token_bias: bool = False
     token_weight: float = Field(0.0, ge=0, description="weight of the regression of the caption's text tokens")
@@ -421,27 +441,46 @@ def shipped_recipes() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
-def _read_yaml(name: str) -> dict[str, Any]:
+def _read_recipe(name: str, derived: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of a recipe and of its base; ``derived`` are the recipes that build on it, and itself."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise SettingError(
                 f"expected a recipe file at {path}, found none; shipped recipes: {', '.join(shipped_recipes())}"
             )
-        text = path.read_text()
+        text = path.read_bytes()
     elif name in shipped_recipes():
-        text = (resources.files("mindvideo") / "recipes" / f"{name}.yaml").read_text()
+        text = (resources.files("mindvideo") / "recipes" / f"{name}.yaml").read_bytes()
     else:
         near = difflib.get_close_matches(name, shipped_recipes(), n=1, cutoff=0.0)
         raise SettingError(f"unknown recipe '{name}'; the nearest shipped one is '{near[0]}', or give a .yaml file")
-    try:
-        content = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise SettingError(f"recipe {name} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise SettingError(f"recipe {name} must be a mapping of settings, found {type(content).__name__}")
+    content = _as_mapping(read_yaml(text, f"recipe {name}"), f"recipe {name}")
     base = content.pop("base", None)
-    return content if base is None else _merge(_read_yaml(str(base)), content)
+    if base is None:
+        return content
+    if str(base) in derived:
+        raise SettingError(f"recipe {name} is its own base, by way of {', '.join(derived)}; name another base")
+    return _merge(_read_recipe(str(base), (*derived, str(base))), content)
+
+
+def _as_mapping(content: Any, where: str) -> dict[str, Any]:
+    if not isinstance(content or {}, dict):
+        raise SettingError(f"{where} must be a mapping of settings, found {type(content).__name__}")
+    return content or {}
+
+
+def read_yaml(text: str | bytes, where: str) -> Any:
+    """What YAML text, or the bytes of a UTF-8 file, means; SettingError with ``where`` for anything else."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SettingError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The resolved recipe that `save_recipe` wrote."""
+    return parse_recipe(_as_mapping(read_yaml(path.read_bytes(), f"recipe {path}"), f"recipe {path}"), str(path))
 
 
 def load_recipe(name: str, settings: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -459,18 +498,27 @@ def load_recipe(name: str, settings: list[str] | tuple[str, ...] = ()) -> Recipe
     SettingError
         For an unknown recipe, a misspelt or ill-typed setting; names the nearest valid one.
     """
-    content = _read_yaml(name)
+    content = _apply_settings(_read_recipe(name, (name,)), settings)
+    return parse_recipe(content, f"recipe {name}" if not settings else f"recipe {name} with --set")
+
+
+def with_settings(recipe: Recipe, settings: list[str] | tuple[str, ...]) -> Recipe:
+    """A recipe with ``key=value`` settings on top; raises as `load_recipe`."""
+    return parse_recipe(_apply_settings(recipe.model_dump(mode="json"), settings), "the recipe with --set")
+
+
+def _apply_settings(content: dict[str, Any], settings: list[str] | tuple[str, ...]) -> dict[str, Any]:
     for setting in settings:
         key, sign, value = setting.partition("=")
         if not sign or not key:
             raise SettingError(f"expected --set key=value, found '{setting}'")
         if key not in setting_names() and key not in Recipe.model_fields:
             raise SettingError(f"unknown setting '{key}' in --set; the nearest valid name is '{nearest_setting(key)}'")
-        change: Any = _number(yaml.safe_load(value))
+        change: Any = _number(read_yaml(value, f"--set {setting}"))
         for part in reversed(key.split(".")):
             change = {part: change}
         content = _merge(content, change)
-    return parse_recipe(content, f"recipe {name}" if not settings else f"recipe {name} with --set")
+    return content
 
 
 def _number(value: Any) -> Any:
@@ -492,5 +540,10 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe, every number of it, as YAML."""
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    """Write the resolved recipe, every number of it, as YAML; never half of it."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w", encoding="utf-8") as handle:
+        yaml.safe_dump(recipe.model_dump(mode="json"), handle, sort_keys=False)
+        handle.flush()
+        os.fsync(handle.fileno())
+    beside.replace(path)

@@ -12,8 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +21,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 from safetensors import SafetensorError
 
-from mindvideo.config import Recipe, parse_recipe, save_recipe
-from mindvideo.data.disk import only_one
-from mindvideo.errors import DataError, SettingError
+from mindvideo.config import Recipe, read_recipe, save_recipe
+from mindvideo.cost import measure_cost
+from mindvideo.data.disk import list_files, only_one, write_text
+from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -68,6 +66,12 @@ _FOUNDATION = {
 """What of the foundation a stage follows from: new classifiers leave all but ``evaluate`` up to date."""
 _SHARED = ("pretrain", "adapt", "align", "animate", "cotrain", "reconstruct")
 """Stages that several processes carry out together (``accelerate launch``)."""
+MODEL_PARTS = ("vae", "unet", "text_encoder", "image_encoder", "captioner", "image_classifier", "video_classifier")
+OTHER_PARTS = ("scheduler", "tokenizer")
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+CAPTION_SOURCES = ("blip", "truth", "published")
+"""What ``data.captions`` may be besides a file."""
+TRUE_CAPTIONS = Path("truth") / "captions.json"
 _MODULES = {
     "pretrain": "mindvideo.train.pretrain",
     "adapt": "mindvideo.train.adapt",
@@ -92,14 +96,6 @@ def _pick(content: dict[str, Any], dotted: str) -> Any:
     return value
 
 
-def _listing(folder: Path | None) -> list[list[Any]]:
-    """Names, sizes and times of the files of a folder; what changes when a user's recordings change."""
-    if folder is None or not folder.exists():
-        return []
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-
-
 class Study:
     """A recipe and the run folder it is carried out in.
 
@@ -117,14 +113,12 @@ class Study:
     @classmethod
     def open(cls, run_dir: Path) -> Study:
         """The study a run folder belongs to, by its ``recipe.yaml``."""
-        import yaml
-
         path = run_dir / "recipe.yaml"
         if not path.is_file():
             raise DataError(
                 f"expected a run folder with recipe.yaml at {run_dir}, found none; start one with 'mindvideo run'"
             )
-        return cls(parse_recipe(yaml.safe_load(path.read_text()), str(path)), run_dir)
+        return cls(read_recipe(path), run_dir)
 
     @property
     def stages(self) -> list[Stage]:
@@ -144,22 +138,44 @@ class Study:
         """Hash of a stage's settings, the code's version, the foundation, and the stages it builds on."""
         if name not in self._hashes:
             stage = STAGES[name]
-            content = self.recipe.model_dump(mode="json")
-            parts: dict[str, Any] = {"stage": name, "code": version("mindvideo")}
-            parts["settings"] = {key: _pick(content, key) for key in stage.settings}
+            parts: dict[str, Any] = {"stage": name, "code": version("mindvideo"), "settings": self._settings(name)}
             needs = [need for need in stage.needs if need != "simulate" or self.recipe.simulate is not None]
             parts["needs"] = [self.stage_hash(need) for need in needs]
             if name in _FOUNDATION:
                 parts["foundation"] = self._foundation_identity(_FOUNDATION[name])
             elif name == "prepare" and self.recipe.data.captions == "blip":
-                parts["foundation"] = self._foundation_identity("identity")
+                parts["foundation"] = self._foundation_identity("captioner_identity")
             if name == "prepare" and self.recipe.simulate is None:
-                parts["raw"] = [_listing(self.raw), _listing(self.recipe.data.hcp)]
+                parts["raw"] = [list_files(self.raw), list_files(self.recipe.data.hcp)]
                 if self.recipe.data.source == "fmriprep":
                     others = self.recipe.data.fmriprep
-                    parts["raw"] += [_listing(others.stimuli), _listing(others.bids)]
+                    parts["raw"] += [list_files(others.stimuli), list_files(others.bids)]
+            named = [list_files(path) for path in self._named_files(name)]
+            if named:
+                parts["files"] = named
             self._hashes[name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         return self._hashes[name]
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """Settings a stage reads; the length of blocks is one of ``reconstruct`` only where it chooses windows."""
+        content = self.recipe.model_dump(mode="json")
+        keys = [
+            key
+            for key in STAGES[name].settings
+            if key != "evaluate.block_s" or self.recipe.reconstruct.max_windows is not None
+        ]
+        return {key: _pick(content, key) for key in keys}
+
+    def _named_files(self, name: str) -> list[Path]:
+        """Files and folders that settings of a stage name, besides the recordings."""
+        data, named = self.recipe.data, []
+        if name == "prepare":
+            named = [] if data.captions in CAPTION_SOURCES else [Path(data.captions)]
+            if data.source == "published" and data.published.vertex is not None:
+                named.append(data.published.vertex)
+        elif name == "pretrain" and self.recipe.pretrain.weights is not None:
+            named = [self.recipe.pretrain.weights]
+        return named
 
     def _foundation_identity(self, kind: str) -> str:
         if kind not in self._hashes:
@@ -179,30 +195,9 @@ class Study:
             return False
 
     def check(self) -> None:
-        """Refuse, before anything runs, a foundation with a part missing or recordings that are not there."""
-        from mindvideo.models.foundation import Foundation
-
-        parts = [
-            "vae",
-            "unet",
-            "scheduler",
-            "tokenizer",
-            "text_encoder",
-            "image_encoder",
-            "image_classifier",
-            "video_classifier",
-        ]
-        if self.recipe.data.captions == "blip":
-            parts.append("captioner")
-        Foundation(self.recipe.foundation).require(*parts)
-        if self.recipe.simulate is None and not self.raw.is_dir():
-            raise DataError(f"expected recordings at {self.raw}, found no such folder; give --set data.raw=FOLDER")
-        needs_hcp = self.recipe.pretrain.enabled and self.recipe.pretrain.weights is None
-        if self.recipe.simulate is None and needs_hcp and self.recipe.data.hcp is None:
-            raise SettingError(
-                "expected HCP recordings for pre-training, found none; give --set data.hcp=FOLDER, or "
-                "--set pretrain.enabled=false to train the masked model on the subject alone"
-            )
+        """Refuse, before anything runs, what is missing; see `find_missing`."""
+        for error in find_missing(self.recipe):
+            raise error
 
     def run(
         self,
@@ -246,8 +241,6 @@ class Study:
             progress, say = None, _say_nothing
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with self._lock():
-            if processes.is_first():
-                save_recipe(self.recipe, self.run_dir / "recipe.yaml")
             chosen = names[: names.index(until) + 1] if until else names
             ran: list[str] = []
             if only is not None:
@@ -258,6 +251,8 @@ class Study:
                         f"{', '.join(missing)} not; run 'mindvideo run' with --until {missing[-1]} first"
                     )
                 chosen = [only]
+            if processes.is_first():
+                save_recipe(self.recipe, self.run_dir / "recipe.yaml")
             for name in chosen:
                 if name == "report" and only is None and processes.is_first():
                     with processes.alone():
@@ -290,10 +285,9 @@ class Study:
         """Run a stage: every process takes part in training and sampling, the others wait for the first one."""
         from mindvideo import processes
 
-        if processes.count() > 1:
-            if processes.is_first():
-                self._begin_stage(name)
-            processes.wait()
+        if processes.is_first():
+            self._begin_stage(name)
+        processes.wait()
         if processes.is_first() and name not in _SHARED:
             with processes.alone():
                 self._carry_out(name, progress, say)
@@ -313,15 +307,13 @@ class Study:
         else:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(started, {"stage": name, "hash": stage_hash})
+        write_text(started, json.dumps({"stage": name, "hash": stage_hash}, indent=2))
 
     def _carry_out(self, name: str, progress: Progress | None, say: Callable[[str], None]) -> None:
         folder = self.run_dir / name
-        self._begin_stage(name)
         say(f"{name}: {STAGES[name].does} …")
-        start = time.perf_counter()
         try:
-            with _peak_memory() as peak:
+            with measure_cost() as cost:
                 self._stage_function(name)(self.recipe, self.run_dir, progress)
         except (OSError, SafetensorError) as error:
             if _is_full_disk(error):
@@ -331,19 +323,19 @@ class Study:
                     "free some space and run the same command again, it goes on where it stopped"
                 ) from None
             raise
-        seconds = time.perf_counter() - start
+        seconds, peak = cost["seconds"], int(cost["peak_memory_bytes"])
         done = {
             "stage": name,
             "hash": self.stage_hash(name),
             "inputs": {need: self.stage_hash(need) for need in STAGES[name].needs if (self.run_dir / need).is_dir()},
-            "settings": {key: _pick(self.recipe.model_dump(mode="json"), key) for key in STAGES[name].settings},
+            "settings": self._settings(name),
             "code": version("mindvideo"),
             "seconds": seconds,
-            "peak_memory_bytes": peak["bytes"],
+            "peak_memory_bytes": peak,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        _write_json(folder / "done.json", done)
-        say(f"{name}: done in {seconds:.0f} s, peak memory {peak['bytes'] / 2**30:.1f} GiB")
+        write_text(folder / "done.json", json.dumps(done, indent=2))
+        say(f"{name}: done in {seconds:.0f} s, peak memory {peak / 2**30:.1f} GiB")
 
     def _stage_function(self, name: str) -> Callable[[Recipe, Path, Progress | None], None]:
         if name == "simulate":
@@ -355,20 +347,25 @@ class Study:
 
     def _run_prepare(self, recipe: Recipe, run_dir: Path, progress: Progress | None) -> None:
         from mindvideo.data.hcp import prepare_hcp
+        from mindvideo.data.pool import local_workers, open_pool
         from mindvideo.data.store import is_complete
         from mindvideo.models.foundation import Foundation
 
-        prepare = import_module(f"mindvideo.data.{recipe.data.source}").prepare
-        frozen = Foundation(recipe.foundation)
-        captioner = frozen.caption if recipe.data.captions == "blip" else None
         data = recipe.data
-        if data.captions == "truth":
-            data = data.model_copy(update={"captions": str(self.raw / "truth" / "captions.json")})
+        prepare = import_module(f"mindvideo.data.{data.source}").prepare
+        given: dict[str, Any] = {"progress": progress}
+        if data.captions == "blip":
+            frozen = Foundation(recipe.foundation)
+            given |= {"captioner": frozen.caption, "captioner_name": frozen.captioner_identity}
+            given["caption_cache"] = run_dir / "captions.jsonl"  # outlives the store: other voxels, the same frames
+        elif data.captions == "truth":
+            data = data.model_copy(update={"captions": str(self.raw / TRUE_CAPTIONS)})
         store, segments = run_dir / "prepare" / "store.zarr", run_dir / "prepare" / "hcp.zarr"
         if not is_complete(store):
-            prepare(self.raw, store, data, progress=progress, captioner=captioner, captioner_name=frozen.identity)
-        hcp = run_dir / "simulate" / "hcp" if recipe.simulate is not None else recipe.data.hcp
-        if recipe.pretrain.enabled and hcp is not None and not is_complete(segments):
+            with open_pool(local_workers()) as pool:
+                prepare(self.raw, store, data, pool=pool, **given)
+        hcp = run_dir / "simulate" / "hcp" if recipe.simulate is not None else data.hcp
+        if hcp is not None and not is_complete(segments):
             prepare_hcp(hcp, segments, window_s=recipe.pretrain.window_s, progress=progress)
 
     @contextmanager
@@ -380,6 +377,62 @@ class Study:
             return
         with only_one(self.run_dir, "study"):
             yield
+
+
+def find_missing(recipe: Recipe) -> Iterator[MindVideoError]:
+    """What a study stops for, one error each: parts of the foundation, weights, recordings, captions that are not there."""
+    from mindvideo.models.foundation import Foundation
+    from mindvideo.models.own_encoder import import_encoder
+
+    try:
+        foundation = Foundation(recipe.foundation)
+    except MindVideoError as error:
+        yield error
+    else:
+        for part in required_parts(recipe):
+            yield from attempt(foundation.require, part)
+            folder = foundation.folder / part
+            if part in MODEL_PARTS and folder.is_dir() and not any(any(folder.glob(name)) for name in WEIGHT_FILES):
+                yield ModelError(
+                    f"expected weights (safetensors) in {folder}, found none; fetch the part '{part}' again"
+                )
+    weights, data = recipe.pretrain.weights, recipe.data
+    if weights is not None and not (weights / "config.json").is_file():
+        yield ModelError(
+            f"expected a converted MaskedBrainModel at {weights}, found none; run mindvideo convert, or change pretrain.weights"
+        )
+    if recipe.align.encoder is not None:
+        yield from attempt(import_encoder, recipe.align.encoder)
+    if recipe.simulate is not None:
+        return
+    if data.raw is None:
+        yield SettingError("expected the folder of the recordings, found none; give --set data.raw=FOLDER")
+    elif not data.raw.is_dir():
+        yield DataError(f"expected recordings at {data.raw}, found no such folder; give --set data.raw=FOLDER")
+    elif data.captions != "blip" and (data.captions, data.source) != ("published", "published"):
+        captions = data.raw / TRUE_CAPTIONS if data.captions == "truth" else Path(data.captions)
+        if not captions.is_file():
+            yield DataError(
+                f"expected captions at {captions}, found no file; set data.captions to a csv or json file, or to blip"
+            )
+    if recipe.pretrain.enabled and weights is None and data.hcp is None:
+        yield SettingError(
+            "expected HCP recordings, found none; give --set data.hcp=FOLDER to pre-train on, or "
+            "--set pretrain.enabled=false to train the masked model on the subject alone"
+        )
+
+
+def required_parts(recipe: Recipe) -> tuple[str, ...]:
+    """Parts of the foundation a recipe uses; the captioner only where it captions."""
+    return tuple(part for part in (*MODEL_PARTS, *OTHER_PARTS) if part != "captioner" or recipe.data.captions == "blip")
+
+
+def attempt(call: Callable[..., Any], *arguments: Any) -> Iterator[MindVideoError]:
+    """The error of a call, if there is one."""
+    try:
+        call(*arguments)
+    except MindVideoError as error:
+        yield error
 
 
 def _is_full_disk(error: Exception) -> bool:
@@ -399,41 +452,6 @@ def _run_simulate(recipe: Recipe, run_dir: Path, progress: Progress | None) -> N
     workers = min(4, os.cpu_count() or 1) if is_long else 1  # the same bytes however many
     simulate(settings, run_dir / "simulate", recipe.seed, progress=progress, workers=workers)
     simulate_people(settings, run_dir / "simulate", recipe.seed, progress=progress)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    beside = path.with_suffix(".tmp")
-    with beside.open("w") as handle:
-        json.dump(content, handle, indent=2)
-        handle.flush()
-        os.fsync(handle.fileno())
-    beside.rename(path)
-
-
-@contextmanager
-def _peak_memory(every_s: float = 0.1) -> Iterator[dict[str, int]]:
-    """Largest resident memory of this process and its children while the block runs, in bytes."""
-    process, peak, stop = psutil.Process(), {"bytes": 0}, threading.Event()
-
-    def sample() -> None:
-        while True:
-            total = 0
-            for one in [process, *process.children(recursive=True)]:
-                try:
-                    total += one.memory_info().rss
-                except psutil.Error:
-                    continue
-            peak["bytes"] = max(peak["bytes"], total)
-            if stop.wait(every_s):
-                return
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        stop.set()
-        thread.join()
 
 
 __all__ = ["STAGES", "Stage", "Study"]

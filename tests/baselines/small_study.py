@@ -10,10 +10,6 @@ import torch
 from mindvideo.baselines.base import Bench
 from mindvideo.config import Recipe
 from mindvideo.data.store import Store
-from mindvideo.data.windows import Windows
-from mindvideo.generate.clips import mean_fmri
-from mindvideo.generate.pipeline import MindVideoPipeline
-from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.video_unet import VideoUNet
@@ -48,14 +44,13 @@ def write_store(path: Path, secret: int | None = None) -> Store:
     return writer.finish()
 
 
-def save_pipeline(recipe: Recipe, store: Store, folder: Path) -> None:
-    """The pipeline ``ridge`` needs, its weights random."""
+def save_cotrained(recipe: Recipe, store: Store, run_dir: Path) -> None:
+    """What ``ridge`` needs of the study, its weights random."""
     foundation = Foundation(recipe.foundation)
     torch.manual_seed(1)
-    window = recipe.align.window
     encoder = FmriEncoder(
         num_voxels=store.n_voxels,
-        window=window,
+        window=recipe.align.window,
         patch_size=5,
         embed_dim=12,
         depth=1,
@@ -63,13 +58,8 @@ def save_pipeline(recipe: Recipe, store: Store, folder: Path) -> None:
         condition_length=foundation.condition_length,
         condition_width=foundation.condition_width,
     )
-    MindVideoPipeline(
-        encoder.eval(),
-        VideoUNet.from_unet2d(foundation.unet).eval(),
-        foundation.vae,
-        make_scheduler(dict(foundation.scheduler_config), "ddim"),
-        train_mean=torch.from_numpy(mean_fmri(Windows(store, "train", window))),
-    ).save_pretrained(folder)
+    encoder.save_pretrained(run_dir / "cotrain" / "fmri_encoder")
+    VideoUNet.from_unet2d(foundation.unet).save_pretrained(run_dir / "cotrain" / "unet")
 
 
 def bench_of(name: str, recipe: Recipe, run_dir: Path) -> Bench:

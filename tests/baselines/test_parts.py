@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from himalaya.kernel_ridge import WeightedKernelRidge
+from small_study import FRAMES, SCANS, SPLITS
 
 from mindvideo.baselines.banded import BandedRidge, Components, band_weightings
 from mindvideo.baselines.gan import Discriminator, Generator, SpectralConv, frozen, segment_folds
-from mindvideo.baselines.mindvis import condition_twice, predict
+from mindvideo.baselines.mindvis import condition_twice
 from mindvideo.baselines.pixels import as_clips, as_tensor, channels_at, halvings
-from mindvideo.baselines.separable import FmriToFrames, FramesToFmri, SeparableConv
+from mindvideo.baselines.separable import FmriToFrames, FramesToFmri, SeparableConv, later_clips
 from mindvideo.baselines.vision import VisionNetwork
+from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.models.foundation import Foundation
 
@@ -203,6 +207,17 @@ def test_the_encoders_read_out_against_loops() -> None:
     assert decoder(torch.randn(4, 2, 5)).shape == (4, 3, 3, 16, 16)
 
 
+def test_later_clips_never_join_two_runs(rival_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "keeps_repeats_apart", True)
+    windows = Windows(rival_store, "train", 2)
+    count, read = later_clips(windows)
+    assert count == 3 * 2 * (SCANS - 1)  # segments, runs
+    clips = read(np.arange(count))
+    frames = [rival_store.frames(name) for name in SPLITS["train"] for _ in range(2)]
+    expected = [np.concatenate([a[FRAMES // 2 :], b[: FRAMES // 2]]) for run in frames for a, b in pairwise(run)]
+    np.testing.assert_array_equal(clips, np.stack(expected))
+
+
 def test_spectral_convolution_has_norm_one() -> None:
     torch.manual_seed(8)
     conv = SpectralConv(3, 5, (1, 3, 3), (1, 2, 2))
@@ -243,9 +258,10 @@ def test_second_condition_changes_nothing_at_first_and_something_later(foundatio
     condition = torch.randn(2, 7, unet.config.cross_attention_dim)
     with torch.no_grad():
         expected = unet(latents, torch.tensor(400), condition).sample
-        torch.testing.assert_close(predict(double, latents, torch.tensor(400), condition), expected)
+        found = double(latents.unsqueeze(2), torch.tensor(400), condition).sample.squeeze(2)
+        torch.testing.assert_close(found, expected)
         torch.nn.init.normal_(double.class_embedding.weight)
-        changed = predict(double, latents, torch.tensor(400), condition)
+        changed = double(latents.unsqueeze(2), torch.tensor(400), condition).sample.squeeze(2)
     assert (changed - expected).abs().max() > 1e-3
     with pytest.raises(ModelError, match="class embedding"):
         condition_twice(double)

@@ -7,29 +7,36 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import zarr
 from safetensors.torch import load_file
-from small_study import SIZE, VOXELS, bench_of, save_pipeline, write_store
+from small_study import SIZE, VOXELS, bench_of, save_cotrained, write_store
 
 from mindvideo.baselines.base import StoreWithoutTest
 from mindvideo.baselines.compare import RIVALS, run_rival
+from mindvideo.baselines.mindvis import MindVis
 from mindvideo.baselines.trial import Trial
-from mindvideo.config import Baseline, Recipe, save_recipe
+from mindvideo.config import Baseline, Recipe, save_recipe, with_settings
+from mindvideo.cost import measure_cost
 from mindvideo.data.store import Store
-from mindvideo.errors import DataError, ModelError
+from mindvideo.errors import DataError, ModelError, SettingError
+from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.train.pretrain import new_masked_brain
 
 Cli = Callable[..., tuple[int, str]]
 
 
 def run(name: str, recipe: Recipe, run_dir: Path, store: Store) -> None:
     if name == "ridge":
-        save_pipeline(recipe, store, run_dir / "model")
+        save_cotrained(recipe, store, run_dir)
     run_rival(name, recipe, run_dir, store.path, say=lambda line: None)
 
 
@@ -90,13 +97,61 @@ def test_other_test_data_change_nothing_that_is_fitted(
         run_dir = tmp_path / f"run{number}"
         bench = bench_of(name, rival_recipe, run_dir)
         if name == "ridge":
-            save_pipeline(rival_recipe, rival_store, run_dir / "model")
+            save_cotrained(rival_recipe, rival_store, run_dir)
         module, class_name = RIVALS[name]
         method = getattr(__import__(module, fromlist=[class_name]), class_name)(bench)
         method.fit(StoreWithoutTest.of(store))
         extra = {} if name in ("linear", "separable") else {"window": np.array([3, 8])}
         made.append(method.reconstruct(fmri, **extra))
     np.testing.assert_array_equal(*made)
+
+
+@pytest.mark.parametrize("changes", [{"negative": "none"}, {"negative": "zero"}, {"guidance_interval": (0.0, 0.5)},
+                                     {"precision": "bf16"}])  # fmt: skip
+def test_mindvis_samples_as_the_recipe_says(changes: dict, mindvis: MindVis, rival_recipe: Recipe) -> None:
+    fmri = np.random.default_rng(1).standard_normal((2, rival_recipe.align.window, VOXELS)).astype(np.float32) * 3
+    made = []
+    for update in ({}, changes):
+        recipe = rival_recipe.model_copy(update={"reconstruct": rival_recipe.reconstruct.model_copy(update=update)})
+        mindvis.bench = replace(mindvis.bench, recipe=recipe)
+        made.append(mindvis.reconstruct(fmri, np.array([3, 8])))
+    assert not np.array_equal(*made)
+
+
+@pytest.fixture(scope="module")
+def mindvis(rival_recipe: Recipe, rival_store: Store, tmp_path_factory: pytest.TempPathFactory) -> MindVis:
+    """Trained for a few steps, with activations computed again, on a masked model that was given."""
+    run_dir = tmp_path_factory.mktemp("mindvis") / "run"
+    wide = new_masked_brain(rival_recipe.encoder, 60, 0.5, seed=1)
+    wide.save_pretrained(run_dir / "pretrain" / "model")
+    settings = rival_recipe.baseline.mindvis.model_copy(update={"gradient_checkpointing": True, "guidance_scale": 5.0})
+    recipe = rival_recipe.model_copy(
+        update={
+            "pretrain": rival_recipe.pretrain.model_copy(update={"enabled": True, "weights": Path("given")}),
+            "baseline": rival_recipe.baseline.model_copy(update={"mindvis": settings}),
+        }
+    )
+    method = MindVis(bench_of("mindvis", recipe, run_dir))
+    method.fit(rival_store)
+    return method
+
+
+def test_mindvis_starts_as_the_study_does_and_saves_memory(mindvis: MindVis) -> None:
+    wide = MaskedBrainModel.from_pretrained(mindvis.bench.run_dir / "pretrain" / "model")
+    expected = MaskedBrainModel.from_other_voxels(wide, VOXELS, "interpolate").pos_embed
+    assert not torch.equal(expected, MaskedBrainModel.from_other_voxels(wide, VOXELS).pos_embed)
+    torch.testing.assert_close(mindvis.encoder.pos_embed, expected)
+    assert mindvis.encoder.is_gradient_checkpointing
+    assert mindvis.unet.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("name", ["gan", "separable"])
+def test_a_rival_without_blocks_refuses_gradient_checkpointing(
+    name: str, rival_recipe: Recipe, rival_store: Store, tmp_path: Path
+) -> None:
+    recipe = with_settings(rival_recipe, [f"baseline.{name}.gradient_checkpointing=true"])
+    with pytest.raises(SettingError, match=f"gradient_checkpointing=false with {name}"):
+        run_rival(name, recipe, tmp_path, rival_store.path, say=lambda line: None)
 
 
 def test_a_store_without_test_refuses_them(rival_store: Store) -> None:
@@ -143,8 +198,22 @@ def test_windows_of_another_store_are_refused(rival_recipe: Recipe, run_dir: Pat
         run_rival("linear", rival_recipe, run_dir, rival_store.path, say=lambda line: None)
 
 
+def test_memory_is_that_of_a_process_and_its_children() -> None:
+    hungry = "import time; block = bytearray(300_000_000); print('full', flush=True); time.sleep(30)"
+    with measure_cost(every_s=0.01) as cost:
+        child = subprocess.Popen([sys.executable, "-c", hungry], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        own = psutil.Process().memory_info().rss
+        time.sleep(0.1)
+        child.kill()
+        child.communicate()
+    assert cost["peak_memory_bytes"] > own + 300_000_000
+    assert cost["seconds"] > 0.1
+
+
 def test_ridge_needs_the_study(rival_recipe: Recipe, run_dir: Path, rival_store: Store) -> None:
-    with pytest.raises(ModelError, match="reconstruct first"):
+    with pytest.raises(ModelError, match="run the stage cotrain first"):
         run_rival("ridge", rival_recipe, run_dir, rival_store.path, say=lambda line: None)
 
 
@@ -175,3 +244,4 @@ def test_the_study_runs_the_rivals_its_recipe_names_before_the_report(
     code, text = cli("baseline", "table", folder)
     assert code == 0
     assert "ridge" in text
+    assert "ridge's does not hold training the generator" in " ".join(text.split())

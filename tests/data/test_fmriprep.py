@@ -234,6 +234,34 @@ def test_a_test_showing_changes_no_training_value(root, store, tmp_path):
     assert np.abs(other.fmri("clips_t") - store.fmri("clips_t")).max() > 0.1
 
 
+def test_a_missing_first_confound_brings_no_test_data_in(root, tmp_path):
+    settings = _settings(root, areas="V1", fmriprep={"confounds": ["trans_x", "trans_x_derivative1"]})
+    before = prepare(root / "derivatives", tmp_path / "before", settings)
+    lines = _confounds(root, MIXED).read_text().splitlines()
+    is_own = _support(RUNS[MIXED][0], "t", 16.0)
+    for name, onset in (("b", 1.2), ("c", 31.4), ("a", 42.0)):
+        is_own &= ~_support(RUNS[MIXED][0], name, onset)
+    for volume in np.flatnonzero(is_own):
+        values = lines[1 + volume].split("\t")
+        values[8] = "7.5"
+        lines[1 + volume] = "\t".join(values)
+    _rewrite(_confounds(root, MIXED), "\n".join(lines) + "\n")
+    after = prepare(root / "derivatives", tmp_path / "after", settings)
+    for name in "abcd":
+        np.testing.assert_array_equal(before.repeats(f"clips_{name}"), after.repeats(f"clips_{name}"))
+    assert not np.array_equal(before.repeats("clips_t"), after.repeats("clips_t"))
+
+
+def test_films_of_two_scans_choose_no_voxels(root, tmp_path):
+    for run in RUNS:
+        text = _events(root, run).read_text()
+        _rewrite(_events(root, run), text.replace(f"{SCANS['c'] * TR}\tfilm\tclips/c", f"{2 * TR}\tfilm\tclips/c"))
+    store = prepare(root / "derivatives", tmp_path / "store", _settings(root, areas="V1"))
+    assert store.repeats("clips_c").shape[:2] == (2, 2)
+    steps = {step["step"]: step["parameters"] for step in store.attrs["provenance"]}
+    assert steps["reproducibility"]["segments"] == ["clips_a", "clips_b", "clips_d"]
+
+
 @pytest.mark.parametrize("how", ["linear", "nearest", "mean"])
 def test_resampling_against_brute_force(how):
     volume_s = 0.45 + np.arange(23) * 0.9

@@ -78,6 +78,10 @@ def test_only_a_few_tasks_are_ahead():
         next(results)
         time.sleep(0.05)
         assert len(started) <= 4
+        fewer = pool.map(started.append, range(20, 40), 0)
+        next(fewer)
+        time.sleep(0.05)
+        assert [number for number in started if number >= 20] == [20]
         results.close()
 
 

@@ -11,6 +11,7 @@ from small_wen import N_SCANS, RUNS, TEST, TRAIN, VERTEX, cifti_path, expected_p
 from mindvideo.atlas import area_of
 from mindvideo.data.cifti import read_cortex, write_cortex
 from mindvideo.data.store import Store
+from mindvideo.data.video import write_video
 from mindvideo.data.windows import Windows
 
 FRAMES = ("--size", 16, "--workers", 1)
@@ -91,9 +92,17 @@ def test_lag_frames_and_workers(prepare, raw_folder):
     assert "less than or equal to 30" in prepare("--fps", 31, name="none")
 
 
-def test_size_and_fit(prepare):
-    store = prepare("--areas", "V1", "--size", 256, "--fit", "letterbox")
-    assert store.frames("test1", 0, 1).shape == (1, 6, 256, 256, 3)
+def test_size_and_fit(prepare, raw_folder, tmp_path):
+    raw = Path(shutil.copytree(raw_folder, tmp_path / "raw", copy_function=os.link))
+    (raw / "stimuli" / "test1.mp4").unlink()
+    write_video(raw / "stimuli" / "test1.mp4", [np.full((32, 48, 3), 200, np.uint8)] * 360, 15, (32, 48))
+    store = prepare("--areas", "V1", "--size", 96, "--fit", "letterbox", raw=raw)
+    frames = store.frames("test1", 0, 1).astype(int)
+    assert frames.shape == (1, 6, 96, 96, 3)
+    assert frames[:, :, :16].max() == frames[:, :, 80:].max() == 0  # 48 x 32 at twice the size, between bars
+    assert abs(frames[:, :, 16:80] - 200).max() < 6
+    cropped = prepare("--areas", "V1", "--size", 96, "--fit", "crop", raw=raw, name="crop")
+    assert abs(cropped.frames("test1", 0, 1).astype(int) - 200).max() < 6
 
 
 def test_the_late_run_is_left_out_unless_asked_for(cli, prepare, raw_folder, tmp_path):

@@ -104,8 +104,6 @@ def test_an_interrupted_store_is_refused_and_goes_on(tmp_path, parts):
         np.testing.assert_array_equal(writer.finish().fmri("seg2"), parts["seg2"][0])
     with pytest.raises(DataError, match="found a complete store"):
         Store.create(path, vertex=make_vertex(), **HEADER)
-    with Store.create(path, vertex=make_vertex(), **HEADER, overwrite=True) as writer:
-        assert not writer.has("seg1", "fmri")
     assert not path.with_name("s.zarr.lock").exists()
 
 
@@ -119,7 +117,7 @@ def test_other_folders_are_refused(tmp_path, store):
     with pytest.raises(DataError, match="another zarr group"):
         Store.open(tmp_path / "zarr")
     with pytest.raises(DataError, match="another zarr group"):
-        Store.create(tmp_path / "zarr", vertex=make_vertex(), **HEADER, overwrite=True)
+        Store.create(tmp_path / "zarr", vertex=make_vertex(), **HEADER)
     shutil.copytree(store.path, tmp_path / "old")
     group = zarr.open_group(tmp_path / "old", mode="r+")
     group.attrs["version"] = 7

@@ -58,25 +58,15 @@ def test_reproducibility_equals_scipy(monkeypatch):
     r = np.array([voxels.repeat_correlation(a, b) for a, b in runs])
     expected_r = [[stats.pearsonr(a[:, v], b[:, v])[0] for v in range(n_vertices)] for a, b in runs.astype(np.float64)]
     np.testing.assert_allclose(r, expected_r, atol=1e-12)
-    test = voxels.reproducibility_t_test(voxels.fisher_z(r))
+    p = voxels.reproducibility_t_test(voxels.fisher_z(r))
     expected = stats.ttest_1samp(np.arctanh(expected_r), 0, axis=0, alternative="greater")
     assert expected.df[0] == 17
-    np.testing.assert_allclose(test.t, expected.statistic)
-    np.testing.assert_allclose(test.p, expected.pvalue, rtol=1e-9)
-    np.testing.assert_allclose(test.log_p, np.log(expected.pvalue), rtol=1e-9)
+    np.testing.assert_allclose(p, expected.pvalue, rtol=1e-9)
 
 
-def test_log_p_continues_where_p_underflows(monkeypatch):
-    t_wanted = np.array([1e120, 1e130, 1e150])
-    half = np.sqrt(3.0) / t_wanted  # z = 1 ± half around 1, three values with standard deviation half
-    test = voxels.reproducibility_t_test(np.array([1 - half, np.ones(3), 1 + half]))
-    assert np.isinf(test.t).all()  # rounding makes the spread vanish: still no NaN
-    assert (test.p == 0).all() and (test.log_p == -np.inf).all()
-    z = np.array([[1.0, 1.0], [1 + 1e-12, 1 + 1e-14]]).repeat(9, axis=0)  # df 17
-    t, p, log_p = voxels.reproducibility_t_test(z)
-    np.testing.assert_allclose(log_p, stats.t.logsf(t, 17), rtol=1e-6)
-    monkeypatch.setattr(voxels, "_SMALLEST_P", 1.0)  # the leading term alone agrees where both exist
-    np.testing.assert_allclose(voxels.reproducibility_t_test(z).log_p, np.log(p), rtol=1e-9)
+def test_p_where_the_spread_vanishes():
+    half = np.sqrt(3.0) / np.array([1e120, 1e130, 1e150])  # rounding leaves no spread at all: still no NaN
+    assert (voxels.reproducibility_t_test(np.array([1 - half, np.ones(3), 1 + half])) == 0).all()
 
 
 def test_one_file_read_twice_is_refused():
@@ -99,10 +89,10 @@ def test_selection_variants():
     assert voxels.select_voxels(p, "top_k", k=5).tolist() == [2, 4, 5, 6, 7]
     assert voxels.select_voxels(p, "all").tolist() == list(range(8))
     assert voxels.select_voxels(np.array([0.1, 0.1, 0.1]), "top_k", k=2).tolist() == [0, 1]
-    with pytest.raises(DataError, match=r"found 0 of 7 vertices tested \(smallest P 1e-09, alpha 1e-09\); raise alpha"):
+    with pytest.raises(
+        DataError, match=r"found none of 7 vertices tested \(smallest P 1e-09, alpha 1e-09\); raise alpha"
+    ):
         voxels.select_voxels(p, "bonferroni", 1e-9)
-    with pytest.raises(DataError, match="at least 16 voxels"):
-        voxels.select_voxels(p, "paper", minimum=16)
     with pytest.raises(DataError, match="none tested"):
         voxels.select_voxels(np.full(5, np.nan), "paper")
     for k in (None, 0, 8):
@@ -127,22 +117,8 @@ def test_paper_is_the_most_significant_part_of_bonferroni(p, alpha, fraction):
     assert not len(left) or p[kept].max() <= p[left].min()
 
 
-def test_average_and_noise_ceiling(monkeypatch):
-    monkeypatch.setattr(voxels, "_BLOCK", 3)
-    rng = np.random.default_rng(4)
-    n_repeats, n_scans, n_vertices = 5, 29, 7
-    repeats = rng.standard_normal((n_repeats, n_scans, n_vertices)).astype(np.float32)
-    repeats += np.linspace(0, 2, n_vertices, dtype=np.float32) * rng.standard_normal((1, n_scans, n_vertices))
-    repeats[:, :, 0] = -repeats[::-1, :, 1]
-    repeats = repeats.astype(np.float32)
-    np.testing.assert_allclose(voxels.average_runs(list(repeats)), repeats.mean(axis=0), atol=1e-6)
-    expected = []
-    for v in range(n_vertices):
-        r = np.corrcoef(repeats[:, :, v].astype(np.float64))
-        mean_r = r[np.triu_indices(n_repeats, 1)].mean()
-        expected.append(max(0.0, n_repeats * mean_r / (1 + (n_repeats - 1) * mean_r)) if mean_r > 0 else 0.0)
-    np.testing.assert_allclose(voxels.noise_ceiling(repeats), expected, atol=1e-6)
-    with pytest.raises(DataError, match="at least 2 repeats"):
-        voxels.noise_ceiling(repeats[:1])
+def test_average_of_runs():
+    runs = np.random.default_rng(4).standard_normal((5, 29, 7)).astype(np.float32)
+    np.testing.assert_allclose(voxels.average_runs(list(runs)), runs.mean(axis=0), atol=1e-6)
     with pytest.raises(DataError, match="no runs"):
         voxels.average_runs([])

@@ -170,9 +170,13 @@ def test_goes_on_after_an_interruption(raw, tmp_path):
     with pytest.raises(DataError, match="captioner"):
         prepare(raw, tmp_path / "none", data)
     assert not (tmp_path / "none").exists()
-    whole = prepare(raw, tmp_path / "whole", data, captioner=_Captioner())
+    all_of_it = _Captioner()
+    whole = prepare(raw, tmp_path / "whole", data, captioner=all_of_it)
+    dies_at = 3
     with pytest.raises(KeyboardInterrupt):
-        prepare(raw, tmp_path / "cut", data, captioner=_Captioner(dies_at=3))
+        prepare(raw, tmp_path / "cut", data, captioner=_Captioner(dies_at))
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut" / "frames" / "seg1").rglob("*")}
+    assert len(finished) > 1
     with pytest.raises(DataError, match="interrupted"):
         Store.open(tmp_path / "cut")
     with pytest.raises(DataError, match="same settings"):
@@ -180,7 +184,8 @@ def test_goes_on_after_an_interruption(raw, tmp_path):
     steps = []
     captioner = _Captioner()
     resumed = prepare(raw, tmp_path / "cut", data, lambda *step: steps.append(step), captioner)
-    assert captioner.calls > 0
+    assert dies_at + captioner.calls == all_of_it.calls > dies_at
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert steps[-1][0] == steps[-1][1] and steps[-1][2] == {"what": "wrote test2"}
     for a, b in zip(_arrays(whole), _arrays(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -328,3 +333,11 @@ def test_exclusions_are_logged(raw, tmp_path):
     assert store.repeats("seg2").shape[0] == 1
     np.testing.assert_array_equal(store.repeats("seg2")[0], store.fmri("seg2"))
     assert steps["reproducibility"]["segments"] == ["seg1", "seg3", "seg4", "seg10"]
+
+
+def test_a_misspelt_exclusion_is_refused(raw):
+    for entry in ("subject1:seg2_5", "subject1:seg77", "subject1:seg77_1", "subject1:test1_9"):
+        _refused(raw, entry.split(":")[1], "not there", error=SettingError, exclude=[entry])
+    cifti_path(raw, "seg2", 2).unlink()  # a run may be listed because it is missing; then nothing was left out
+    source = find_source(raw, _settings(raw, exclude=["subject1:seg2_2", "subject2:seg77"]))
+    assert source.notes["discover"]["excluded"] == []

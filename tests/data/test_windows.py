@@ -49,17 +49,27 @@ def test_bad_windows_are_refused(store, tmp_path, parts):
             Windows(writer.finish(), "validation", 2)
 
 
+def _most_without_repeats(shown):
+    """Largest number of windows without a scene in common, by trying every subset."""
+    if not shown:
+        return 0
+    rest = [scenes for scenes in shown[1:] if not scenes & shown[0]]
+    return max(1 + _most_without_repeats(rest), _most_without_repeats(shown[1:]))
+
+
 @settings(max_examples=30, **SLOW)
 @given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
 def test_no_scene_comes_twice_in_a_batch(store, seed, share):
     windows = Windows(store, "train", 2)
-    n_scenes = len(set(windows.scene.tolist()))
-    batch_size = 1 + int(share * (n_scenes - 1))
+    shown = [set(row.tolist()) for name in SPLITS["train"] for row in store.scene(name)]
+    most = _most_without_repeats(shown)
+    batch_size = 1 + int(share * (most - 1))
     batch = windows.sample_batch(np.random.default_rng(seed), batch_size)
-    assert len(batch) == batch_size == len(set(windows.scene[batch].tolist()))
+    assert len(batch) == batch_size and most < len(set(windows.scene.tolist()))
+    assert all(not shown[i] & shown[j] for k, i in enumerate(batch) for j in batch[:k])
     assert np.array_equal(batch, windows.sample_batch(np.random.default_rng(seed), batch_size))
-    with pytest.raises(DataError, match=f"at least {n_scenes + 1} scenes.*found {n_scenes}; lower batch_size"):
-        windows.sample_batch(np.random.default_rng(seed), n_scenes + 1)
+    with pytest.raises(DataError, match=f"at least {most + 1} windows.*found {most}; lower batch_size"):
+        windows.sample_batch(np.random.default_rng(seed), most + 1)
 
 
 def test_every_window_can_be_drawn_first_equally_often(store):

@@ -1,22 +1,29 @@
 """Attributes of a world with two things, three colours and two motions, by hand."""
 
+import csv
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from mindvideo.errors import DataError
+from mindvideo.evaluate import scores
 from mindvideo.evaluate.attributes import (
+    NoPairsError,
     closed_form_chance,
     decode_attributes,
     measure_attributes,
     pairwise_attributes,
     read_world,
     split_labels,
+    uncut_frame_change,
 )
 from mindvideo.evaluate.measure import Features
+from mindvideo.generate.clips import pick_frames
 
 IMAGES = ["red dog", "blue dog", "green dog", "red sea lion", "blue sea lion", "green sea lion"]
 VIDEOS = ["dog left", "dog up", "sea lion left", "sea lion up"]
@@ -60,7 +67,7 @@ def make_world(folder, networks):
     path = folder / "scenes.json"
     path.write_text(json.dumps(FILMS))
     windows = [{"segment": "test1", "scan": scan} for scan in (0, 1, 2)]
-    return read_world(path, windows, networks, train_segments=["seg1"], tr_s=2.0, fps=2.0, n_frames=4)
+    return read_world(path, windows, networks, train_segments=["seg1"], tr_s=2.0, fps=2.0, stored_frames=4, n_frames=4)
 
 
 def test_labels_are_pairs_or_refused():
@@ -78,6 +85,41 @@ def test_truth_follows_the_films_frame_by_frame(world):
     assert world.true["motion"][:, 0].tolist() == [1, 1, 0]
     assert world.is_cut.tolist() == [False, True, False]
     assert world.names["place"] == ("beach", "night street")
+
+
+@pytest.mark.parametrize("n_frames", [12, 6, 3, 1])
+def test_truth_follows_the_frames_that_were_reconstructed(tmp_path, n_frames):
+    """Six stored frames of a scan of 2 s, the scene of frame 3 on (1 s) another: as many as `pick_frames` takes."""
+    path = tmp_path / "scenes.json"
+    cut = [scene("dog", "red", "beach", "up", 0, 3.0), scene("sea lion", "green", "beach", "left", 3.0, 8.0)]
+    path.write_text(json.dumps(FILMS | {"test1": cut}))
+    windows = [{"segment": "test1", "scan": scan} for scan in (0, 1, 2)]
+    world = read_world(
+        path, windows, Networks(), train_segments=["seg1"], tr_s=2.0, fps=3.0, stored_frames=6, n_frames=n_frames
+    )
+    stored = np.array([0, 0, 0, 1, 1, 1])  # thing shown by the stored frames of scan 1
+    clip = np.broadcast_to(stored[None, :, None, None, None], (1, 6, 1, 1, 3))
+    expected = pick_frames(clip, n_frames)[0, :, 0, 0, 0]
+    assert world.true["thing"].tolist() == [[0] * n_frames, expected.tolist(), [1] * n_frames]
+    assert world.is_cut.tolist() == [False, n_frames > 1, False]
+
+
+def test_frames_without_a_cut_are_averaged_alone(world):
+    change = {"truth": np.array([1.0, 50.0, 3.0]), "shuffled": np.array([4.0, 70.0, 12.0])}
+    assert uncut_frame_change(change, world) == {
+        "truth": {"value": 2.0, "of_truth": 1.0}, "shuffled": {"value": 8.0, "of_truth": 4.0},
+    }  # fmt: skip
+
+
+def test_missing_and_damaged_scenes_are_refused(tmp_path):
+    path = tmp_path / "scenes.json"
+    arguments = dict(train_segments=["seg1"], tr_s=2.0, fps=2.0, stored_frames=4, n_frames=4)
+    for text in (None, "{", json.dumps({"seg1": FILMS["seg1"]}), json.dumps(FILMS | {"seg1": [{"thing": "dog"}]})):
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(DataError, match="simulate again") as found:
+            read_world(path, [{"segment": "test1", "scan": 0}], Networks(), **arguments)
+        assert not isinstance(found.value, NoPairsError)
 
 
 def test_scores_by_hand(world):
@@ -107,21 +149,44 @@ def test_scores_by_hand(world):
 
 
 def test_other_classifiers_are_refused(tmp_path):
-    with pytest.raises(DataError, match="pairs of words"):
+    with pytest.raises(NoPairsError, match="pairs of words"):
         make_world(tmp_path, Networks(images=["tench", "goldfish"]))
     with pytest.raises(DataError, match="the colour 'green'"):
         make_world(tmp_path, Networks(images=["red dog", "blue dog", "red sea lion", "blue sea lion"]))
-    with pytest.raises(DataError, match="same things"):
+    with pytest.raises(NoPairsError, match="same things"):
         make_world(tmp_path, Networks(videos=["dog left", "dog up", "cat left", "cat up"]))
 
 
 def test_a_simulated_run_has_attributes_in_its_files(tiny_run):
     folder = tiny_run / "evaluate"
     content = json.loads((folder / "attributes.json").read_text())
-    scores = json.loads((folder / "scores.json").read_text())
+    written = json.loads((folder / "scores.json").read_text())
     assert set(content["attributes"]) == {"thing", "colour", "place", "motion", "cut"}
     for name, entry in content["attributes"].items():
+        score = written[f"attribute_{name}"]
         assert set(entry["sets"]) >= {"reconstruction", "shuffled", "mean", "caption", "vae", "truth"}
-        assert entry["sets"]["vae"] == scores[f"attribute_{name}"]["controls"]["vae"]
-    assert content["frame_change_uncut"]["truth"]["of_truth"] == 1.0
-    assert "caption_similarity" in scores
+        assert entry["p_holm"] == score["p_holm"] and entry["p_holm"]["shuffled"] >= entry["p"]["shuffled"]
+        with (folder / "windows.csv").open() as handle:
+            values = [float(row[f"attribute_{name}:vae"] or "nan") for row in csv.DictReader(handle)]
+        assert entry["sets"]["vae"] == (pytest.approx(np.nanmean(values)) if np.isfinite(values).any() else None)
+    assert "caption_similarity" in written
+
+
+def test_scenes_that_are_gone_stop_the_evaluation(tiny_run, tiny_recipe, tmp_path):
+    run_dir = shutil.copytree(tiny_run, tmp_path / "run")
+    (run_dir / "simulate" / "truth" / "scenes.json").unlink()
+    with pytest.raises(DataError, match="scenes"):
+        scores.run(tiny_recipe, run_dir)
+
+
+def test_a_run_of_single_frames_is_scored(tiny_run, tiny_recipe, tmp_path):
+    run_dir = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluate"))
+    with_frames = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="r")
+    clips = {name: with_frames[name][:, :1] for name in ("truth", "reconstruction", "shuffled")}
+    shutil.rmtree(run_dir / "reconstruct" / "clips.zarr")
+    group = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="w", attributes={"complete": True})
+    for name, values in clips.items():
+        group.create_array(name, data=values)
+    scores.run(tiny_recipe, run_dir)
+    content = json.loads((run_dir / "evaluate" / "attributes.json").read_text())
+    assert set(content["attributes"]) == {"thing", "colour", "place"} and "frame_change_uncut" not in content

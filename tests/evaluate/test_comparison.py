@@ -80,6 +80,25 @@ def test_other_windows_are_two_samples_and_classes_are_the_papers():
     assert rows[2] == ["subject 2", f"{second.values['a'].mean():.3f} p<0.0001"]
 
 
+@pytest.mark.parametrize("truth", ["films", "other films"])
+def test_the_most_significant_class_can_be_reached_with_several_scores(truth):
+    rng = np.random.default_rng(4)
+    block = np.arange(30)
+    names = "abcdef"
+    first = window_scores("x", {name: rng.normal(size=30) for name in names}, block)
+    second = window_scores("y", {name: rng.normal(size=30) + 6 for name in names}, block, truth=truth)
+    found = compare_runs(first, second)
+    for entry in found.values():
+        assert entry["smallest_p_holm"] <= entry["p_holm"] < 1e-4 and entry["p_holm_class"] == "p<0.0001"
+    few = {name: first.values[name][:5] for name in names}
+    more = {name: second.values[name][:5] for name in names}
+    found = compare_runs(window_scores("x", few, block[:5]), window_scores("y", more, block[:5], truth=truth))
+    # paired: of 2^5 flips all kept and all flipped; two samples of 5: of 252 deals the given one and its opposite
+    smallest = 6 * (2 / 2**5 if truth == "films" else 2 / 252)
+    assert [entry["smallest_p_holm"] for entry in found.values()] == pytest.approx([smallest] * 6)
+    assert found["a"]["p_holm"] == pytest.approx(smallest)
+
+
 def test_lower_is_better_and_scores_without_a_direction():
     block = np.arange(8)
     values = np.arange(8.0)
@@ -118,7 +137,7 @@ def test_folders_are_compared_from_the_command_line(tmp_path, cli):
     full = write_scores(tmp_path / "full" / "evaluate", values.tolist()).parent
     less = write_scores(tmp_path / "less", (values - 1 + 0.1 * rng.normal(size=30)).tolist())
     code, text = cli("compare", full, less, "--out", tmp_path / "table")
-    assert code == 0 and "p<0.01" in text
+    assert code == 0 and "p<0.01" in text and "no corrected P can be below 0.002" in text
     written = json.loads((tmp_path / "table" / "comparison.json").read_text())
     assert written["runs"]["less"]["a"]["p"] == pytest.approx(2 / 2**10)
     assert r"\toprule" in (tmp_path / "table" / "comparison.tex").read_text()

@@ -12,12 +12,14 @@ from skimage.metrics import structural_similarity
 
 from mindvideo.config import Evaluate, parse_recipe
 from mindvideo.data.store import Store
+from mindvideo.data.windows import block_numbers
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate import scores as stage
 from mindvideo.evaluate.comparison import read_window_scores
-from mindvideo.evaluate.controls import block_numbers, noise_ceiling
+from mindvideo.evaluate.controls import noise_ceiling
 from mindvideo.evaluate.semantic import n_way_top_k, top_classes
-from mindvideo.evaluate.tables import detail_rows, latex_table
+from mindvideo.evaluate.statistics import p_class
+from mindvideo.evaluate.tables import brief_rows, detail_rows, latex_table
 
 N, F, H, W = 24, 3, 20, 18
 SETTINGS = Evaluate.model_validate({"n_ways": [2, 30], "permutations": 499, "bootstraps": 199})
@@ -219,12 +221,19 @@ def test_bad_clips_are_refused(clips):
 
 def test_table_has_a_row_a_score_and_a_column_a_control(evaluation):
     rows = stage.table_rows(evaluation.scores)
-    assert rows[0][5:] == ["shuffled (control)", "constant (baseline)", "vae (ceiling)", "truth", "used by"]
+    assert rows[0][5:] == [
+        "shuffled (control), P by Holm", "constant (baseline), P by Holm", "vae (ceiling)", "truth", "used by",
+    ]  # fmt: skip
     assert {len(row) for row in rows} == {10}
     assert rows[1][0] == "ssim_rgb ↑" and rows[1][7] == "1.000" and "MinD-Video" in rows[1][9]
     by_name = {row[0].split()[0]: row for row in rows}
     assert by_name["consistency"][8] == f"{evaluation.scores['consistency']['truth']:.3f}"
-    assert by_name["image_2way"][5].endswith("p<0.01")
+    entry = evaluation.scores["image_2way"]
+    assert by_name["image_2way"][5].endswith(p_class(entry["p_holm"]["shuffled"]))
+    assert p_class(entry["p_holm"]["shuffled"]) != p_class(entry["p"]["shuffled"])  # the correction is seen
+    brief = brief_rows(evaluation.scores)
+    assert brief[0][4:6] == ["shuffled", "P by Holm"]
+    assert [row[5] for row in brief if row[0] == "image_2way ↑"] == [f"{entry['p_holm']['shuffled']:.2g}"]
 
 
 def test_details_hold_every_number_and_latex_has_booktabs_rules(evaluation):
@@ -234,6 +243,7 @@ def test_details_hold_every_number_and_latex_has_booktabs_rules(evaluation):
     entry = evaluation.scores["ssim_rgb"]
     assert row["value"] == entry["value"] and row["set_value"] == entry["controls"]["shuffled"]
     assert row["p"] == entry["p"]["shuffled"] and row["p_holm"] == entry["p_holm"]["shuffled"]
+    assert row["p_holm_class"] == p_class(entry["p_holm"]["shuffled"])
     assert [row["set_low"], row["set_high"]] == entry["control_intervals"]["shuffled"]
     text = latex_table([["a_b", "c"], ["50 %", "p<0.01"]])
     assert text.splitlines()[2:] == [

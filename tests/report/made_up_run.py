@@ -83,7 +83,7 @@ def write_scores(folder: Path, rng: np.random.Generator) -> dict[str, np.ndarray
     }
     scores["consistency"]["higher_is_better"] = None
     (folder / "scores.json").write_text(json.dumps(scores))
-    about = {"truth": "films", "networks": "kit", "sets": {}}
+    about = {"truth": "films", "networks": "kit", "sets": {}, "left_out": {"captions": "no captioner"}}
     (folder / "evaluation.json").write_text(json.dumps(about))
     columns = [f"{name}{end}" for name in values for end in ("", ":shuffled")]
     with (folder / "windows.csv").open("w", newline="") as handle:
@@ -101,6 +101,7 @@ def write_attributes(path: Path, rng: np.random.Generator) -> None:
         sets = {kind: float(rng.uniform(0.1, 0.9)) for kind in (*KINDS, "truth")}
         table[name] = {
             "sets": sets, "interval": [0.12, 0.34], "n": N, "chance": 0.083, "p": {"shuffled": 0.0004, "mean": 0.21},
+            "p_holm": {"shuffled": 0.0024, "mean": 0.63},
             "definition": f"share of clips whose {name} is read correctly",
         }  # fmt: skip
     path.write_text(json.dumps({"attributes": table, "names": {}, "windows_with_a_cut": 3}))
@@ -200,6 +201,34 @@ def write_explain(folder: Path, rng: np.random.Generator) -> None:
     for name in ("flat_attention_adapt_last", "flat_attention_cotrain_last", "inflated_occlusion_tokens"):
         picture = rng.integers(0, 255, (12, 24, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
         Image.fromarray(picture).save(folder / f"{name}.png")
+
+
+def write_ablation(folder: Path) -> None:
+    """The table of two variants, two scores and two seeds."""
+    scores = {
+        name: {"value": value, "sd": 0.0123, "seeds": [value, value], "n": N, "interval": [value - 0.1, value + 0.1]}
+        for name, value in (("ssim_rgb", 0.3456), ("video_50way", 0.2345))
+    }
+    tested = {
+        "p": 0.0021, "p_holm": 0.0042, "p_class": "p<0.01", "difference": -0.0456, "difference_interval": [-0.2, -0.1]
+    }  # fmt: skip
+    row = {"also": [], "changes": {}, "seconds": 75.5, "runs": {}}
+    columns = [
+        {"score": name, "definition": "what it is", "higher_is_better": True, "chance": 0.0678} for name in scores
+    ]
+    content = {
+        "format": "mindvideo-ablation", "version": 1, "recipe": "made-up", "is_simulated": True, "seeds": [0, 1],
+        "correction": "Holm", "smallest_p": 0.00195, "columns": columns,
+        "rows": [
+            row | {"name": "full", "label": "full method", "scores": scores},
+            row | {"name": "no_guidance", "label": "without guidance", "changes": {"reconstruct.guidance_scale": 1.5},
+                   "scores": {name: cell | tested for name, cell in scores.items()}},
+        ],
+        "references": [{"name": "shuffled", "role": "control", "scores": scores}],
+        "films": [{"film": "test1", "name": name, "label": name, "value": 0.2987, "interval": [0.2, 0.4], "n": N}
+                  for name in ("full", "shuffled")],
+    }  # fmt: skip
+    (folder / "ablation.json").write_text(json.dumps(content))
 
 
 def make_run(path: Path, seed: int = 3, **recipe: Any) -> dict[str, np.ndarray]:

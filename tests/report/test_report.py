@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from made_up_run import F, N
+from made_up_run import F, N, write_ablation
 from playwright.sync_api import Browser, Page, sync_playwright
-from trace_walk import COLLECT, UNCITED, look_up
+from trace_walk import COLLECT, UNCITED, derive, look_up
 
 from mindvideo.report.assets import Assets
 from mindvideo.report.build import build_report
@@ -144,6 +145,7 @@ def test_sorting_and_showing_more(browser: Browser, made: tuple[Path, dict[str, 
     for group in (shown[:3], shown[3:6], shown[6:]):
         assert len({i // 2 for i in group}) == 3  # one of a scene
     assert [title.inner_text() for title in page.query_selector_all(".cards h3")] == ["Best", "Median", "Worst"]
+    assert page.locator(".shown").inner_text().startswith(f"3 each of the best, median and worst of {N} test windows")
     page.select_option(".order", "best")
     assert seen.cards() == best[:9]
     page.get_by_role("button", name="Show more").click()
@@ -157,11 +159,41 @@ def test_sorting_and_showing_more(browser: Browser, made: tuple[Path, dict[str, 
     page.select_option(".order", "film")
     assert seen.cards() == list(range(9))
     assert page.query_selector(".score option[value=consistency]") is None
+    assert page.locator(".shown").inner_text() == f"9 of {N} test windows."
     text = page.locator(".card figure.main figcaption").first.inner_text()
     assert text.split()[-1] == write_number(values["epe"][0])
     page.get_by_role("checkbox", name="shuffled brain").uncheck()
     assert page.locator(".card [data-kind=shuffled]").first.is_hidden()
     assert seen.complaints == []
+    page.close()
+
+
+ODD = [100.0, 431.24, 12.25, -0.0001, 0.0625, 0.3125, -0.0625, 99.96, 9.9996, -12.34, 0.0005, 0.0, 1.0]
+
+
+def test_numbers_under_clips_are_written_as_everywhere_and_the_note_counts_them(
+    browser: Browser, run_dir: Path
+) -> None:
+    path = run_dir / "evaluate" / "windows.csv"
+    with path.open() as handle:
+        rows = sorted(csv.DictReader(handle), key=lambda row: int(row["window"]))
+    for i, row in enumerate(rows):
+        row["video_50way"] = repr(ODD[i]) if i < len(ODD) else ""
+    with path.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    windows = json.loads((run_dir / "reconstruct" / "windows.json").read_text())
+    scenes = [window | {"scene": i // 7} for i, window in enumerate(windows)]
+    (run_dir / "reconstruct" / "windows.json").write_text(json.dumps(scenes))
+    page = Watched(browser, build_report([run_dir], run_dir / "report")).page
+    groups = [len(row.query_selector_all(".card")) for row in page.query_selector_all(".cards .row")]
+    assert groups == [2, 2, 2]  # one of a scene
+    assert page.locator(".shown").inner_text().startswith(f"2 each of the best, median and worst of {len(ODD)} ")
+    page.select_option(".order", "film")
+    page.get_by_role("button", name="Show more").click()
+    shown = [item.inner_text().split()[-1] for item in page.query_selector_all(".card figure.main figcaption")]
+    assert shown[: len(ODD)] == [write_number(value) for value in ODD]
     page.close()
 
 
@@ -279,7 +311,7 @@ def check_citations(page: Page, run_dirs: list[Path], page_dir: Path) -> set[str
     for item in cited:
         run_dir = run_dirs[int(item.get("run") or item.get("page") or 0)]
         if "derived" in item:
-            assert item["text"].strip() and list(run_dir.glob(item["source"])), item
+            assert item["text"] == derive(run_dir, item["source"], item["derived"]), item
             continue
         found = look_up(run_dir, page_dir, item["source"], item["key"])
         if item["source"] == "evaluate/windows.csv":
@@ -301,6 +333,16 @@ def test_every_number_traces_to_a_file_of_the_run(browser: Browser, made: tuple[
         "explain/maps.npz", "align/metrics.jsonl", "prepare/store.zarr", "reconstruct/done.json", "*/done.json",
     }  # fmt: skip
     assert page.evaluate(UNCITED) == []
+    page.close()
+
+
+def test_numbers_of_an_ablation_trace_to_its_table(browser: Browser, run_dir: Path) -> None:
+    write_ablation(run_dir.parent)
+    page = Watched(browser, build_report([run_dir], run_dir / "report")).page
+    page.wait_for_selector("canvas[data-frame]")
+    files = check_citations(page, [run_dir], run_dir / "report")
+    assert f"{run_dir.parent.name}/ablation.json" in files and page.evaluate(UNCITED) == []
+    assert "SSIM by test film, first seed" in page.inner_text("#ablation")
     page.close()
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from mindvideo.errors import DataError
 from mindvideo.report import surface
+from mindvideo.report.attributes import list_attributes
 from mindvideo.report.brain import list_brain, split_pictures
 from mindvideo.report.build import build_report, find_ablations
 from mindvideo.report.comparison import list_rivals, measure_differences, tabulate
@@ -120,15 +121,45 @@ def test_choices_are_flagged(run_dir: Path) -> None:
     recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
     recipe["reconstruct"] = {"negative": "test_mean", "max_windows": 40}
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    scores = json.loads((run_dir / "evaluate" / "scores.json").read_text())
-    (run_dir / "evaluate" / "scores.json").write_text(json.dumps(scores | {"post_hoc": ["The second seed was taken."]}))
     (run_dir / "evaluate" / "near_duplicates.json").unlink()
     choices = {choice["name"]: choice for choice in list_choices(read_run(run_dir))}
     assert choices["Guidance"]["kind"] == "transductive" and choices["Guidance"]["is_warning"]
     assert "Only 40" in choices["Test windows"]["text"] and "not audited" in choices["Near-duplicates"]["text"]
-    assert choices["Evaluation"] == {
-        "name": "Evaluation", "text": "The second seed was taken.", "kind": "post hoc", "is_warning": True,
-    }  # fmt: skip
+    assert choices["Left out"]["text"] == "captions: no captioner."
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "is_warning"),
+    [
+        ({"selection": "paper"}, "Rule “paper”", False),
+        ({"selection": "all", "areas": "V1,V2"}, "All voxels of the areas V1,V2.", False),
+        ({"selection": "paper", "source": "published"}, "by the publishers", True),
+    ],
+)
+def test_choice_of_voxels_is_the_one_that_took_place(
+    run_dir: Path, data: dict[str, str], words: str, is_warning: bool
+) -> None:
+    recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
+    (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"data": data}))
+    (choice,) = (choice for choice in list_choices(read_run(run_dir)) if choice["name"] == "Voxels")
+    assert words in choice["text"] and choice["is_warning"] == is_warning
+
+
+def test_attributes_show_the_corrected_p(run_dir: Path) -> None:
+    table = list_attributes(read_run(run_dir))
+    assert table
+    cells = {cell["label"]: cell["small"] for cell in table["rows"][0]["cells"]}
+    assert cells["shuffled brain"].striptags() == "P = .002" and cells["mean brain"].striptags() == "P = .63"
+
+
+def test_direction_of_a_score_is_read_and_never_guessed(run_dir: Path) -> None:
+    path = run_dir / "evaluate" / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["wrong_error"] = scores.pop("epe") | {"higher_is_better": True}
+    del scores["ssim_rgb"]["higher_is_better"]
+    path.write_text(json.dumps(scores))
+    found = read_run(run_dir).scores
+    assert found["wrong_error"].higher_is_better is True and found["ssim_rgb"].higher_is_better is None
 
 
 def test_methods_of_other_networks_are_shown_but_not_compared(run_dir: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mindvideo.data.store import Store
+from mindvideo.report.verdict import ASPECTS
 
 COLLECT = """() => {
   document.querySelectorAll('details').forEach((item) => { item.open = true; });
@@ -22,7 +24,7 @@ COLLECT = """() => {
 
 UNCITED = """() => {
   const walker = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT), found = [];
-  const free = '[data-source], .tick, pre, script, title, .versions, .level, .steps, .caption, [data-foreign], option';
+  const free = '[data-source], .tick, pre, script, style, title, .versions, .level, .steps, .caption, .settings, option';
   while (walker.nextNode()) {
     const node = walker.currentNode;
     if (/\\d*\\.\\d+/.test(node.textContent) && !node.parentElement.closest(free)) found.push(node.textContent.trim());
@@ -36,6 +38,9 @@ def look_up(run_dir: Path, page_dir: Path, file: str, key: str) -> Any:
     """The number a citation speaks of, from the file itself."""
     steps = key.split("|")
     folder = page_dir if file.startswith("differences") else run_dir
+    if file.endswith("/ablation.json"):
+        (folder,) = (near for near in (run_dir.parent, run_dir / "ablation") if near.name == file.split("/")[0])
+        file = "ablation.json"
     if file == "prepare/store.zarr":
         return follow(summarise(folder / file), steps)
     if file.endswith(".npz"):
@@ -54,6 +59,34 @@ def look_up(run_dir: Path, page_dir: Path, file: str, key: str) -> Any:
         assert steps[0] == "last"
         return [row[steps[1]] for row in rows if steps[1] in row][-1]
     return follow(json.loads((folder / file).read_text()), steps)
+
+
+def derive(run_dir: Path, file: str, how: str) -> str:
+    """The text of a number that was worked out from a whole file, worked out again."""
+    if file == "prepare/store.zarr":
+        summary = summarise(run_dir / file)
+        if how.startswith("segments of "):
+            return str(len(summary["segments"][how.removeprefix("segments of ")]))
+        return str(len(summary[{"areas": "voxels_per_area", "sources": "sources"}[how]]))
+    if how == "steps logged":
+        lines = [line for line in (run_dir / file).read_text().splitlines() if line.endswith("}")]
+        return str(max(json.loads(line)["step"] for line in lines) + 1)
+    if how == "sum of seconds":
+        minutes = sum(json.loads(path.read_text())["seconds"] for path in run_dir.glob(file)) / 60
+        return f"{minutes // 60:.0f} h {int(minutes % 60):02d} min"
+    if how.startswith("mean of "):
+        key, name = how.removeprefix("mean of ").split(", ")
+        values = json.loads((run_dir / file).read_text())[key][name]
+        return f"{sum(values) / len(values):.3f}".removeprefix("0")
+    if how == "seeds":
+        return str(len(look_up(run_dir, run_dir, file, "seeds")))
+    pattern, what = re.fullmatch(r"scores (?:of (\w+) )?(tested|better than shuffled)", how).groups()  # type: ignore[union-attr]
+    chosen = []
+    for name, entry in json.loads((run_dir / file).read_text()).items():
+        if "shuffled" in entry["p"] and re.match(ASPECTS[pattern] if pattern else "", name):
+            gain = (entry["value"] - entry["controls"]["shuffled"]) * (1 if entry["higher_is_better"] else -1)
+            chosen.append(entry.get("p_holm", entry["p"])["shuffled"] < 0.05 and gain > 0)
+    return str(len(chosen) if what == "tested" else sum(chosen))
 
 
 @cache

@@ -6,10 +6,11 @@ import torch
 from sklearn.linear_model import Ridge
 
 from mindvideo.errors import DataError
-from mindvideo.train.align import TokenTarget, clip_loss, contrastive_loss, retrieval_top1
+from mindvideo.models.fmri_encoder import LowRankHead
+from mindvideo.train.align import TokenTarget, clip_loss, contrastive_loss, retrieval_top1, start_low_rank_head
 from mindvideo.train.augmentation import Mixture, augment_fmri
 from mindvideo.train.features import SYNONYMS, TextFeatures, augment_caption, compute_table, read_array
-from mindvideo.train.ridge import ALPHAS, LinearDecoder, fit_linear_decoder, ridge_token_r2, token_r2
+from mindvideo.train.ridge import ALPHAS, LinearDecoder, fit_linear_decoder, token_r2
 
 
 def numpy_clip_loss(first, second, scale):
@@ -58,6 +59,44 @@ def test_token_loss_is_one_for_the_mean_predictor():
         TokenTarget(text, ["caption 9"])
 
 
+def test_whitened_token_distance_equals_a_loop_over_principal_components():
+    text = text_features(np.random.default_rng(3), n=7)
+    captions = [f"caption {i}" for i in (0, 1, 1, 2, 3, 4, 5, 6, 6, 6)]
+    target, plain = TokenTarget(text, captions, whitening=0.7), TokenTarget(text, captions)
+    stacked = np.stack([text.tokens[text.row[caption]].double().numpy().ravel() for caption in captions])
+    values, vectors = np.linalg.eigh(np.cov(stacked.T, bias=True))
+    values, vectors = values[::-1][:6], vectors[:, ::-1][:, :6]  # seven captions span six directions
+    np.testing.assert_allclose(target.spread, values, rtol=1e-4)
+    weights = np.array([(value + 0.001 * values[0]) ** -0.7 for value in values])
+    condition = torch.from_numpy(np.random.default_rng(4).standard_normal((2, 3, 5)).astype(np.float32))
+    expected = 0.0
+    for row, index in enumerate((2, 9)):
+        error = condition[row].numpy().ravel() - stacked[index]
+        whitened = sum(w * (error @ vectors[:, k]) ** 2 for k, w in enumerate(weights)) / (weights @ values)
+        expected += (whitened + 0.1 * np.mean(error**2) / stacked.var(axis=0).mean()) / 1.1 / 2
+    assert float(target.loss(condition, np.array([2, 9]))) == pytest.approx(expected, rel=1e-4)
+    everything = np.arange(10)
+    assert float(target.loss(target.mean.expand(10, 3, 5), everything)) == pytest.approx(1.0, rel=1e-4)
+    assert float(target.loss(target.tokens(everything), everything)) == 0.0
+    assert float(plain.loss(condition, np.array([2, 9]))) != pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("rank", [4, 8])
+def test_the_low_rank_head_begins_in_the_tokens_principal_directions(rank):
+    target = TokenTarget(text_features(np.random.default_rng(5), n=7), [f"caption {i}" for i in range(7)])
+    head = LowRankHead(num_tokens=2, embed_dim=6, length=3, width=5, rank=rank, dropout=0.0, has_layer_norm=False)
+    start_low_rank_head(head, target)
+    used = min(rank, 6)
+    weight = head.spread.weight.detach()
+    np.testing.assert_allclose(weight[:, :used].norm(dim=0) ** 2, target.spread[:used], rtol=1e-4)
+    assert (weight[:, used:] == 0).all()
+    centred = (target.tokens(np.arange(7)) - target.mean).flatten(1)
+    left = centred - centred @ torch.linalg.pinv(weight[:, :used]).T @ weight[:, :used].T
+    assert float(left.square().sum() / centred.square().sum()) == pytest.approx(
+        1 - float(target.spread[:used].sum() / target.spread.sum()), abs=1e-4
+    )
+
+
 def test_sparsified_voxels_are_zero_in_every_scan_of_their_window():
     fmri = torch.ones(11, 3, 400)
     changed = augment_fmri(fmri, 0.2, 0.0, np.random.default_rng(2))
@@ -95,15 +134,18 @@ def test_retrieval_counts_windows_of_the_same_scene():
 def test_ridge_reference_equals_scikit_learn_at_the_best_penalty():
     rng = np.random.default_rng(3)
     inputs, unseen = rng.standard_normal((60, 35)).astype(np.float32), rng.standard_normal((20, 35)).astype(np.float32)
-    weights = rng.standard_normal((35, 12))
+    weights = rng.standard_normal((35, 12)) * np.geomspace(4, 0.2, 12)  # the last ones are mostly noise
     truth, targets = (part @ weights + 5 + rng.standard_normal((len(part), 12)) for part in (unseen, inputs))
-    found = ridge_token_r2(inputs, targets.astype(np.float32), unseen, truth.astype(np.float32))
+    decoder = fit_linear_decoder(inputs, targets.astype(np.float32))
+    found = token_r2(decoder.predict(unseen), truth, decoder.mean)
     scale = inputs.std()
-    scores = []
+    scores, apart = [], []
     for alpha in ALPHAS:
         model = Ridge(alpha=alpha * scale**2).fit(inputs, targets)
         scores.append(token_r2(model.predict(unseen), truth, targets.mean(0)))
+        apart.append(np.abs(decoder.predict(unseen) - model.predict(unseen)).max())
     assert found == pytest.approx(max(scores), abs=0.02)
+    assert min(apart) < 0.01 < sorted(apart)[1]  # one and the same penalty for every target
     assert token_r2(np.broadcast_to(targets.mean(0), truth.shape), truth, targets.mean(0)) == 0.0
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from mindvideo.config import Optimise
-from mindvideo.errors import TrainingError
+from mindvideo.data.disk import beside_folder
+from mindvideo.errors import SettingError, TrainingError
 from mindvideo.train.checkpoint import load_checkpoint, save_checkpoint
 from mindvideo.train.loop import learning_rate_factor, named_trainable, parameter_groups, step_seed, train
 
@@ -104,6 +105,31 @@ def test_a_loss_that_is_not_finite_leaves_the_weights(tmp_path):
     assert torch.equal(task.model.weight, kept[-1]) and len(kept) == 3
 
 
+@pytest.mark.parametrize("clip_grad", [None, 0.8])
+def test_a_gradient_that_is_not_finite_leaves_the_weights_though_the_loss_is_finite(tmp_path, clip_grad):
+    class Root:
+        def __init__(self):
+            self.weight = nn.Parameter(torch.zeros(3))
+
+        def parameters(self):
+            return {"weight": self.weight}
+
+        def loss(self, step, micro, rng):
+            return self.weight.abs().sqrt().sum(), {}
+
+    task = Root()
+    with pytest.raises(TrainingError, match="finite gradients"):
+        train(task, settings(clip_grad=clip_grad), tmp_path / "root", seed=1)
+    assert task.weight.tolist() == [0, 0, 0]
+
+
+def test_a_batch_of_fewer_rows_than_processes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("mindvideo.processes.count", lambda: 3)
+    with pytest.raises(SettingError, match=r"batch_size of at least 3, .* found 2 in stem"):
+        train(Line(), settings(batch_size=2), tmp_path / "stem", seed=1)
+    assert not (tmp_path / "stem").exists()
+
+
 def test_accumulated_micro_batches_equal_their_mean_gradient(tmp_path):
     task, reference = Line(), Line()
     train(task, settings(steps=1, accumulate=3, clip_grad=None, weight_decay=0.0), tmp_path / "s", seed=4)
@@ -125,3 +151,15 @@ def test_a_checkpoint_survives_a_kill_between_its_renames(tmp_path):
     (tmp_path / "state.old" / "tensors.safetensors").write_bytes(b"broken")
     with pytest.raises(TrainingError, match="cannot be read"):
         load_checkpoint(tmp_path / "state")
+
+
+def test_a_folder_is_replaced_whole_or_left(tmp_path):
+    folder = tmp_path / "model"
+    for content in ("one", "two"):
+        with beside_folder(folder) as place:
+            (place / "weights").write_text(content)
+    with pytest.raises(OSError, match="full"), beside_folder(folder) as place:
+        (place / "weights").write_text("thr")
+        raise OSError("disk full")
+    assert (folder / "weights").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

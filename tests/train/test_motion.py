@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from mindvideo.train.animate import start_motion
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VideoUNet]:
     """A kit whose generator went on with clips: every weight of it moved."""
     out = build_kit(tmp_path_factory.mktemp("kit"), "test", seed=4)
-    video = VideoUNet.from_unet2d(Foundation(out).unet)
+    video = VideoUNet.from_unet2d(Foundation(out).unet, frame_positions=True)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for weight in video.parameters():
@@ -33,8 +34,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VideoUNet]:
 def test_generator_and_motion_give_back_the_inflated_one(trained: tuple[Path, VideoUNet]) -> None:
     out, video = trained
     foundation = Foundation(out)
-    again = VideoUNet.from_unet2d(foundation.unet)
-    start_motion(again, foundation.motion())
+    again = VideoUNet.from_unet2d(foundation.unet, frame_positions=True)
+    start_motion(again, foundation)
     expected = {name: weight.half().float() for name, weight in video.state_dict().items()}
     assert all(torch.equal(weight, expected[name]) for name, weight in again.state_dict().items())
     assert any("attn_temp" in name and weight.abs().max() > 0 for name, weight in foundation.motion().items())
@@ -58,7 +59,22 @@ def test_motion_of_another_generator_is_refused(trained: tuple[Path, VideoUNet],
     )
     foundation = Foundation(folder)
     with pytest.raises(ModelError, match=f"1 missing, unexpected or misshapen, first {lost}"):
-        start_motion(VideoUNet.from_unet2d(foundation.unet), foundation.motion())
+        start_motion(VideoUNet.from_unet2d(foundation.unet, frame_positions=True), foundation)
+
+
+def test_motion_trained_with_other_positions_is_refused(trained: tuple[Path, VideoUNet], tmp_path: Path) -> None:
+    folder = tmp_path / "kit"
+    shutil.copytree(trained[0], folder)
+    unets = {on: VideoUNet.from_unet2d(Foundation(folder).unet, frame_positions=on) for on in (False, True)}
+    with pytest.raises(ModelError, match=r"animate\.frame_positions=true.*found false"):
+        start_motion(unets[False], Foundation(folder))
+    path = folder / "motion" / "config.json"
+    config = json.loads(path.read_text())
+    del config["frame_positions"]  # a part from before there were any
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"animate\.frame_positions=false.*found true"):
+        start_motion(unets[True], Foundation(folder))
+    start_motion(unets[False], Foundation(folder))
 
 
 def test_a_card_does_not_change_a_foundation(trained: tuple[Path, VideoUNet], tmp_path: Path) -> None:

@@ -50,12 +50,26 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_processes_have_the_losses_of_one(two: Path, tmp_path: Path) -> None:
+def comparable(folder: Path) -> dict[str, torch.Tensor]:
+    """Parameters and mean gradients of a task, less the keys' bias: the softmax ignores it, its gradient is noise.
+
+    The gradients are compared since AdamW's steps hardly depend on their scale.
+    """
+    tensors = load_file(folder / "state" / "tensors.safetensors")
+    found = {name: tensor for name, tensor in tensors.items() if name.startswith(("parameter/", "optimiser/exp_avg/"))}
+    for name in [name for name in found if name.endswith("qkv.bias")]:
+        query, _, value = found[name].chunk(3)
+        found[name] = torch.cat([query, value])
+    return found
+
+
+def test_two_processes_have_the_losses_and_parameters_of_one(two: Path, tmp_path: Path) -> None:
     train_all(tmp_path)
     for name in TASKS:
         alone, shared = losses(tmp_path / name), losses(two / name)
         assert len(alone) == 4 and max(alone) - min(alone) > 1e-3
         assert shared == pytest.approx(alone, abs=1e-5), name
+        torch.testing.assert_close(comparable(two / name), comparable(tmp_path / name), rtol=0, atol=1e-5)
 
 
 def test_a_killed_run_of_two_ends_with_the_same_bits(two: Path, tmp_path: Path) -> None:

@@ -266,6 +266,18 @@ def test_an_encoder_of_other_voxels_is_refused(finished, kit, tmp_path):
         cotrain.run(make_recipe(kit), tmp_path / "run")
 
 
+def test_animate_pairs_every_runs_windows_with_their_own_captions(prepared, kit, tmp_path, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "run")
+    monkeypatch.setattr(Store, "keeps_repeats_apart", True)
+    seen = []
+    monkeypatch.setattr(animate, "train", lambda task, *_, **__: seen.append(task))
+    animate.run(make_recipe(kit), tmp_path / "run")
+    task, store = seen[0], Store.open(tmp_path / "run" / "prepare" / "store.zarr")
+    captions = [caption for segment in ("seg1", "seg1", "seg2", "seg2") for caption in store.captions(segment)]
+    assert len(task.latents) == len(captions) == 4 * SCANS
+    assert torch.equal(task.row, task.text.rows(captions))
+
+
 def test_features_equal_the_foundations_own(finished, kit):
     store, foundation = Store.open(finished / "prepare" / "store.zarr"), Foundation(kit)
     seed = align.stage_seed(7, "features")

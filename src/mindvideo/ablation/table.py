@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +20,17 @@ import numpy as np
 
 from mindvideo.ablation.variants import FULL, Variant
 from mindvideo.config import Evaluate, Recipe
+from mindvideo.data.disk import write_text
 from mindvideo.evaluate import statistics
 from mindvideo.evaluate.catalogue import n_way_name
-from mindvideo.evaluate.comparison import PERMUTATIONS, WindowScores, compare_runs, read_window_scores
-from mindvideo.evaluate.tables import csv_table, write_text
+from mindvideo.evaluate.comparison import WindowScores, compare_runs, enough_permutations, read_window_scores
+from mindvideo.evaluate.tables import csv_table
+from mindvideo.report.wording import CLASSES
 
 REFERENCES = ("shuffled", "mean", "random_train", "constant", "caption", "vae")
 PIXEL = "ssim_rgb"
-MOST_PERMUTATIONS = 200_000
-MARKS = {"p<0.0001": "***", "p<0.01": "**", "p<0.05": "*", "p>0.05": ""}
-LATEX_COLOURS = {"p<0.0001": "D9C8F2", "p<0.01": "F9CFE0", "p<0.05": "FBF0B8", "p>0.05": "D5EBCF"}
-"""Purple, pink, yellow and green as in the paper's Table 1, light enough to print text on."""
+LATEX_COLOURS = {"purple": "D9C8F2", "pink": "F9CFE0", "yellow": "FBF0B8", "green": "D5EBCF"}
+"""The paper's, light enough to print text on."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class TableWriter:
         full = next(row for row in rows if row.variant.name == FULL)
         scores = json.loads((full.run_dirs[min(full.run_dirs)] / "evaluate" / "scores.json").read_text())
         shown = shown_scores(self.recipe.evaluate, list(scores))
-        permutations = min(MOST_PERMUTATIONS, max(PERMUTATIONS, 10_001 * max(1, len(rows) - 1)))
+        permutations = enough_permutations(len(rows) - 1)
         entries = [self._entry(row, full, shown, permutations) for row in rows]
         _adjust(entries, shown)
         return {
@@ -148,7 +149,9 @@ class TableWriter:
             ],
             "rows": entries,
             "references": _references(full, shown),
-            "films": _films([row for row in rows if row.variant.name == FULL or "data.subject" in row.variant.changes]),
+            "films": _films(
+                [row for row in rows if row.variant.name == FULL or "data.subject" in row.variant.changes], self.recipe
+            ),
         }
 
     def _entry(self, row: RowRuns, full: RowRuns, shown: list[str], permutations: int) -> dict[str, Any]:
@@ -213,9 +216,7 @@ def smallest_p(full: RowRuns, n_tests: int, permutations: int) -> float | None:
     if n_tests < 1:
         return None
     pooled = pool_seeds([read_window_scores(path) for _, path in sorted(full.run_dirs.items())])
-    n_blocks = len(np.unique(pooled.block))
-    is_exact = n_blocks < 60 and 2**n_blocks <= permutations
-    return min(1.0, n_tests * (2.0 ** (1 - n_blocks) if is_exact else 1 / (permutations + 1)))
+    return min(1.0, n_tests * statistics.smallest_p(len(np.unique(pooled.block)), None, permutations))
 
 
 def _adjust(entries: Sequence[dict[str, Any]], shown: Sequence[str]) -> None:
@@ -242,7 +243,7 @@ def _references(full: RowRuns, shown: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _films(rows: Sequence[RowRuns]) -> list[dict[str, Any]]:
+def _films(rows: Sequence[RowRuns], recipe: Recipe) -> list[dict[str, Any]]:
     """SSIM of every subject on each test film (the paper's Fig. 6), beside what needs no brain; of the first seed."""
     found: list[dict[str, Any]] = []
     for row in rows:
@@ -252,7 +253,8 @@ def _films(rows: Sequence[RowRuns]) -> list[dict[str, Any]]:
             for film, (values, block) in read_films(run_dir, column).items():
                 if not len(values):
                     continue
-                interval = statistics.block_bootstrap_interval(values, block, 2000, np.random.default_rng(0))
+                rng = np.random.default_rng([recipe.seed, zlib.crc32(f"{row.variant.name}|{column}|{film}".encode())])
+                interval = statistics.block_bootstrap_interval(values, block, recipe.evaluate.bootstraps, rng)
                 found.append(
                     {
                         "film": film,
@@ -288,7 +290,7 @@ def cell_text(cell: Mapping[str, Any]) -> str:
     if cell["value"] is None:
         return "–"
     spread = "" if cell["sd"] is None else f" ± {cell['sd']:.3f}"
-    marks = MARKS[cell["p_class"]] if cell.get("p_class") else ""
+    marks = CLASSES[cell["p_class"]][1] if cell.get("p_class") else ""
     return f"{cell['value']:.3f}{spread}{marks}"
 
 
@@ -330,7 +332,7 @@ def write_latex(content: Mapping[str, Any]) -> str:
 def _latex_cell(cell: Mapping[str, Any]) -> str:
     text = "--" if cell["value"] is None else f"{cell['value']:.3f}"
     text += "" if cell["sd"] is None else rf"$\pm${cell['sd']:.3f}"
-    return rf"\cellcolor[HTML]{{{LATEX_COLOURS[cell['p_class']]}}}{text}" if cell.get("p_class") else text
+    return rf"\cellcolor[HTML]{{{LATEX_COLOURS[CLASSES[cell['p_class']][0]]}}}{text}" if cell.get("p_class") else text
 
 
 def _escape(text: str) -> str:

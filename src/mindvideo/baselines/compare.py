@@ -26,15 +26,15 @@ import zarr
 
 from mindvideo.baselines.base import Bench, Method, Progress, StoreWithoutTest
 from mindvideo.baselines.categories import judge_categories
-from mindvideo.baselines.cost import measure_cost
 from mindvideo.baselines.folder import digest_folder, read_folder
 from mindvideo.baselines.trial import Trial
 from mindvideo.config import Recipe, save_recipe
+from mindvideo.cost import measure_cost
+from mindvideo.data.disk import list_files
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate.scores import evaluate_clips, write_evaluation, write_text
-from mindvideo.generate.clips import split_batches
-from mindvideo.generate.reconstruct import write_preview
+from mindvideo.generate.reconstruct import fill_clips, open_clips, write_preview
 from mindvideo.models.foundation import Foundation
 from mindvideo.train.features import store_identity
 from mindvideo.train.stage import stage_seed, training_device
@@ -49,6 +49,8 @@ RIVALS = {
 BUILDS_ON = {"ridge": ("cotrain", "animate"), "mindvis": ("adapt", "pretrain")}
 """Stages of the study whose models a rival uses; when they change, the rival is out of date."""
 MADE = ("reconstruction", "shuffled", "mean")
+Make = Callable[[str, np.ndarray], np.ndarray]
+"""A set's name and positions of windows to their clips."""
 LABELS = {
     "truth": "what was shown",
     "shuffled": "control: fMRI of another scene's window through the same map",
@@ -76,6 +78,8 @@ def rival_hash(name: str, recipe: Recipe, run_dir: Path, store: Store, foundatio
         "store": store_identity(store),
         "foundation": foundation.identity,
     }
+    if name == "separable" and recipe.baseline.separable.films is not None:
+        parts["films"] = list_files(recipe.baseline.separable.films)
     if name in BUILDS_ON:
         parts["encoder"] = content["encoder"]
         parts["models"] = [_weights_digest(run_dir / stage) for stage in BUILDS_ON[name]]
@@ -187,8 +191,13 @@ def run_rival(
         rival.fit(StoreWithoutTest.of(store))
     say(f"{name}: reconstructing {len(trial.chosen)} test windows and their controls …")
     with measure_cost() as reconstruct_cost:
-        clips = _open_clips(folder / "reconstruct", trial, name, MADE)
-        _fill(clips, rival, trial, recipe.reconstruct.batch_size, progress)
+        takes_window = "window" in inspect.signature(rival.reconstruct).parameters
+
+        def make(kind: str, positions: np.ndarray) -> np.ndarray:
+            extra = {"window": trial.chosen[positions]} if takes_window else {}
+            return check_made(rival.reconstruct(trial.fmri(kind, positions), **extra), len(positions), trial)
+
+        clips = _fill(folder / "reconstruct", trial, name, key, dict.fromkeys(MADE, make), progress)
     name_categories = getattr(rival, "categories", None)
     if name_categories is not None:
         figures = judge_categories(name_categories, trial, foundation)
@@ -227,10 +236,11 @@ def add_folder(
     found = read_folder(clips_dir, trial.description, trial.truth.shape[1:])
     was_begun = _begin(folder, key)
     save_recipe(recipe, folder / "recipe.yaml")
-    group = _open_clips(folder / "reconstruct", trial, name, ("reconstruction", "shuffled"))
-    for label, clips in (("reconstruction", found), ("shuffled", found[trial.other])):
-        cast(zarr.Array, group[label])[:] = clips
-    group.attrs["complete"] = True
+    makers: dict[str, Make] = {
+        "reconstruction": lambda _, positions: found[positions],
+        "shuffled": lambda _, positions: found[trial.other[positions]],
+    }
+    group = _fill(folder / "reconstruct", trial, name, key, makers, progress)
     _finish(folder, key, name, recipe, trial, group, foundation, None, None, was_begun, run_dir, progress)
     return True
 
@@ -248,46 +258,20 @@ def _begin(folder: Path, key: str) -> bool:
     return was_begun
 
 
-def _open_clips(folder: Path, trial: Trial, name: str, made: tuple[str, ...]) -> zarr.Group:
-    """The clips of a rival, with everything that needs no method already in place."""
-    path = folder / "clips.zarr"
-    if (path / "zarr.json").is_file():
-        return zarr.open_group(path, mode="r+")
+def _fill(
+    folder: Path, trial: Trial, name: str, key: str, makers: dict[str, Make], progress: Progress | None
+) -> zarr.Group:
+    """The clips that ``makers`` make, beside those that need no method; goes on after the last batch that is there."""
+    labels = LABELS | {"reconstruction": f"reconstruction by {name}"}
+    names = ("truth", *makers, "random_train", "constant")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "windows.json", json.dumps(trial.description, indent=1))
-    beside = folder / "clips.zarr.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
-    fixed = {"truth": trial.truth} | trial.without_brain()
-    names = ["truth", *made, *(key for key in fixed if key != "truth")]
-    labels = {key: (LABELS | {"reconstruction": f"reconstruction by {name}"})[key] for key in names}
-    attributes: dict[str, Any] = {"names": names, "labels": labels, "done": dict.fromkeys(made, 0), "complete": False}
-    group = zarr.open_group(beside, mode="w", attributes=attributes)
-    shape = trial.truth.shape
-    for key in names:
-        array = group.create_array(key, shape=shape, chunks=(1, *shape[1:]), dtype="uint8")
-        if key in fixed:
-            array[:] = fixed[key]
-    beside.rename(path)
-    return zarr.open_group(path, mode="r+")
-
-
-def _fill(clips: zarr.Group, rival: Method, trial: Trial, batch: int, progress: Progress | None) -> None:
-    """Every batch not yet done of the reconstruction and its two controls, the same noise for the same window."""
-    takes_window = "window" in inspect.signature(rival.reconstruct).parameters
-    batches, finished = split_batches(len(trial.chosen), batch), 0
-    for name in MADE:
-        array = cast(zarr.Array, clips[name])
-        for number, positions in enumerate(batches):
-            done = cast(dict[str, int], clips.attrs["done"])
-            if number >= done[name]:
-                extra = {"window": trial.chosen[positions]} if takes_window else {}
-                made = rival.reconstruct(trial.fmri(name, positions), **extra)
-                array[positions[0] : positions[-1] + 1] = check_made(made, len(positions), trial)
-                clips.attrs["done"] = done | {name: number + 1}
-            finished += 1
-            if progress is not None:
-                progress(finished, len(batches) * len(MADE), {})
-    clips.attrs["complete"] = True
+    clips = open_clips(
+        folder / "clips.zarr", {each: labels[each] for each in names}, trial.shape, len(trial.chosen), key
+    )
+    batch_size = trial.recipe.reconstruct.batch_size
+    fill_clips(clips, lambda kind, at: makers.get(kind, trial.make)(kind, at), batch_size, progress)
+    return clips
 
 
 def check_made(clips: Any, n: int, trial: Trial) -> np.ndarray:

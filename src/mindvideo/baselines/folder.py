@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import av
-import cv2
 import numpy as np
 
 from mindvideo.data.video import SUFFIXES
 from mindvideo.errors import DataError
+from mindvideo.generate.clips import pick_frames, resize_frames
 
 KINDS = (".npy", ".gif", *SUFFIXES)
 
@@ -77,15 +77,8 @@ def read_folder(folder: Path, windows: list[dict[str, Any]], shape: tuple[int, .
             raise DataError(
                 f"expected square frames as the store has, found {clip.shape[2]} x {clip.shape[1]} in {path}"
             )
-        times = ((np.arange(shape[0]) + 0.5) * len(clip) / shape[0]).astype(int)
-        clips[number] = [_resample(frame, shape[1]) for frame in clip[times]]
+        clips[number] = resize_frames(pick_frames(clip[None], shape[0]), shape[1], shape[1])[0]
     return clips
-
-
-def _resample(frame: np.ndarray, size: int) -> np.ndarray:
-    if frame.shape[0] == size:
-        return frame
-    return cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA if frame.shape[0] > size else cv2.INTER_CUBIC)
 
 
 def digest_folder(folder: Path) -> str:

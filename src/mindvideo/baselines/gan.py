@@ -33,6 +33,7 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.generate.clips import window_noise
 from mindvideo.train.features import latent_features
+from mindvideo.train.stage import refuse_checkpointing
 
 COARSEST = 4
 FOLDS = 5
@@ -190,6 +191,7 @@ class VideoGan:
     def fit(self, store: Store) -> None:
         """Fit the embedding, then train the GAN or go on training it."""
         bench, settings = self.bench, self.settings
+        refuse_checkpointing(settings, "gan")
         training, validation = (Windows(store, split, bench.window) for split in ("train", "validation"))
         embedding, held_out = self._fit_embedding(store, training, validation)
         torch.manual_seed(bench.seed)

@@ -8,43 +8,60 @@ tuned on {scan, picture}, the rest of the diffusion model stays. A picture a sca
 Departs: the picture of a scan is one of its frames, a random one in training; the time embedding is given the mean of
 the condition tokens through one matrix that starts at zero, so that tuning starts at the foundation's own model; the
 study's masked autoencoder (``adapt``) is used; ``token_weight`` may add the study's own regression of the caption's
-tokens (0 as published), and samplers other than PLMS come from the recipe.
+tokens (0 as published); sampling is the recipe's (``reconstruct``, but for the guidance scale, which is
+``baseline.mindvis``'s; where its negative is the mean test fMRI, the mean training fMRI is taken, as no rival sees test
+data before it is scored).
 
 Shapes: N windows, B batch, V voxels, F frames, c h w latents, L condition tokens, C condition width.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from mindvideo.baselines.base import Bench
-from mindvideo.config import MindVisRival
+from mindvideo.config import Align, MindVisRival
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.generate.clips import mean_fmri, window_noise
-from mindvideo.generate.guidance import guide
-from mindvideo.generate.scheduler import make_scheduler, set_timesteps
-from mindvideo.models.fmri_encoder import FmriEncoder
-from mindvideo.models.masked_brain import MaskedBrainModel
-from mindvideo.train.align import TokenTarget
+from mindvideo.generate.guidance import negative_condition
+from mindvideo.generate.sampling import Plan, autocast, denoise
+from mindvideo.generate.scheduler import make_scheduler
+from mindvideo.models.own_encoder import AnyEncoder, token_offset
+from mindvideo.train.align import TokenTarget, new_encoder
+from mindvideo.train.animate import ClipValidation, Diffusion
 from mindvideo.train.augmentation import augment_fmri
 from mindvideo.train.features import caption_table, latent_features
 from mindvideo.train.loop import named_trainable
-from mindvideo.train.stage import trainable
+from mindvideo.train.stage import save_memory, trainable
 
-VALIDATION_PICTURES = 48
 TUNED = ("attn2", "class_embedding")
 
 
-def condition_twice(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A copy that also adds a projection of ``class_labels`` (B, C), zero at first, to the time embedding.
+class PictureUNet(UNet2DConditionModel):
+    """An image diffusion model conditioned twice, called with clips of one frame as `VideoUNet` is with longer ones."""
+
+    constant_condition = staticmethod(nullcontext)
+
+    def forward(
+        self, latents_Bc1hw: torch.Tensor, timestep: torch.Tensor, condition_BLC: torch.Tensor
+    ) -> UNet2DConditionOutput:
+        """The prediction (B, c, 1, h, w), conditioned by cross-attention and through the time embedding."""
+        twice = condition_BLC.mean(dim=1)
+        found = super().forward(latents_Bc1hw.squeeze(2), timestep, condition_BLC, class_labels=twice).sample
+        return UNet2DConditionOutput(sample=found.unsqueeze(2))
+
+
+def condition_twice(unet: UNet2DConditionModel) -> PictureUNet:
+    """A copy that also adds a projection of the mean condition token (B, C), zero at first, to the time embedding.
 
     Raises
     ------
@@ -60,7 +77,7 @@ def condition_twice(unet: UNet2DConditionModel) -> UNet2DConditionModel:
         "class_embed_type": "simple_projection",
         "projection_class_embeddings_input_dim": config["cross_attention_dim"],
     }
-    double = UNet2DConditionModel.from_config(config)
+    double = cast(PictureUNet, PictureUNet.from_config(config))
     fresh = double.class_embedding.state_dict()
     added = {f"class_embedding.{name}": torch.zeros_like(value) for name, value in fresh.items()}
     double.load_state_dict(unet.state_dict() | added)
@@ -74,46 +91,34 @@ class PictureTask:
     ----------
     encoder : FmriEncoder
         Of windows of one scan; trained whole.
-    unet : UNet2DConditionModel
+    unet : PictureUNet
         Cross-attention and the second condition's projection are trained.
-    latents, held_out : Tensor, (N, F, c, h, w)
-        Of the training and validation windows.
+    training, validation : (Windows, Tensor)
+        Windows of a split and their latents (N, F, c, h, w); the middle frame is validated on.
     """
 
     def __init__(
         self,
-        encoder: FmriEncoder,
-        unet: UNet2DConditionModel,
-        scheduler_config: dict[str, Any],
+        encoder: AnyEncoder,
+        unet: PictureUNet,
+        diffusion: Diffusion,
         training: tuple[Windows, torch.Tensor],
         validation: tuple[Windows, torch.Tensor],
         target: TokenTarget | None,
         settings: MindVisRival,
         device: torch.device,
     ) -> None:
-        self.encoder, self.unet = encoder.to(device), unet.to(device)
-        self.scheduler = DDPMScheduler.from_config(scheduler_config)
+        self.encoder, self.unet = encoder.to(device), cast(Any, unet.to(device))
+        self.diffusion, self.target, self.settings, self.device = diffusion, target, settings, device
         self.windows, self.latents = training
-        self.held_out, self.held_out_latents = validation
-        self.target, self.settings, self.device = target, settings, device
+        self.held_out, latents = validation
+        self.validation = ClipValidation(diffusion, latents[:, latents.shape[1] // 2][:, None], 0, device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The whole encoder with its projection, cross-attention, the second condition."""
         tuned = named_trainable(self.unet, TUNED)
         encoder = {f"encoder.{name}": parameter for name, parameter in trainable(self.encoder).items()}
         return encoder | {f"unet.{name}": parameter for name, parameter in tuned.items()}
-
-    def errors(
-        self, clean: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
-    ) -> torch.Tensor:
-        """Mean squared error (B,) of what the model predicts about noised latents (B, c, h, w)."""
-        kind = self.scheduler.config.prediction_type
-        noisy = self.scheduler.add_noise(clean, noise, timestep)
-        wanted = {"epsilon": noise, "sample": clean}.get(kind)
-        if wanted is None:
-            wanted = self.scheduler.get_velocity(clean, noise, timestep)
-        found = predict(self.unet, noisy, timestep, condition)
-        return F.mse_loss(found.float(), wanted, reduction="none").flatten(1).mean(dim=1)
 
     def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Diffusion loss of one batch, with the token regression where it is asked for."""
@@ -124,39 +129,22 @@ class PictureTask:
         frame = rng.integers(self.latents.shape[1], size=settings.batch_size)
         fmri = augment_fmri(torch.from_numpy(self.windows.fmri(index)), settings.sparsify, settings.input_noise, rng)
         condition = self.encoder(fmri.to(self.device))
-        clean = self.latents[index, frame].float().to(self.device)
-        noise = torch.randn(clean.shape).to(self.device)
-        timestep = torch.randint(self.scheduler.config.num_train_timesteps, (len(index),)).to(self.device)
-        loss = self.errors(clean, condition.float(), noise, timestep).mean()
+        clean = self.latents[index, frame].float().unsqueeze(2).to(self.device)
+        loss = self.diffusion.random_losses(self.unet, clean, condition.float()).mean()
         logged = {"diffusion_loss": float(loss.detach())}
         if self.target is None:
             return loss, logged
         token = self.target.loss(condition, index)
         return loss + settings.token_weight * token, logged | {"token_loss": float(token.detach())}
 
-    @torch.inference_mode()
     def validate(self, step: int) -> dict[str, float]:
         """Diffusion loss on validation scans at fixed noise, with their own fMRI and with that of other scans."""
         self.encoder.eval()
-        self.unet.eval()
-        count = min(len(self.held_out), VALIDATION_PICTURES)
-        index = np.linspace(0, len(self.held_out) - 1, count).astype(int)
-        clean = self.held_out_latents[index, self.held_out_latents.shape[1] // 2].float().to(self.device)
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-        spread = (np.arange(count) + 0.5) / count * self.scheduler.config.num_train_timesteps
-        timestep = torch.from_numpy(np.random.default_rng(0).permutation(spread).astype(np.int64)).to(self.device)
-        figures = {}
-        for name, rows in (("validation_loss", index), ("validation_loss_shuffled", np.roll(index, count // 2))):
-            condition = self.encoder(torch.from_numpy(self.held_out.fmri(rows)).to(self.device)).float()
-            figures[name] = float(self.errors(clean, condition, noise, timestep).mean())
-        return figures
 
+        def condition(index: np.ndarray) -> torch.Tensor:
+            return self.encoder(torch.from_numpy(self.held_out.fmri(index)).to(self.device)).float()
 
-def predict(
-    unet: UNet2DConditionModel, latents: torch.Tensor, timestep: torch.Tensor, condition_BLC: torch.Tensor
-) -> torch.Tensor:
-    """The model's prediction (B, c, h, w), conditioned by cross-attention and through the time embedding."""
-    return unet(latents, timestep, condition_BLC, class_labels=condition_BLC.mean(dim=1)).sample
+        return self.validation(self.unet, condition)
 
 
 class MindVis:
@@ -181,10 +169,11 @@ class MindVis:
             target = TokenTarget(text, training.captions)
         self.encoder = self._new_encoder(store, training, target)
         self.unet = condition_twice(foundation.unet)
+        save_memory(settings, self.encoder, self.unet)
         task = PictureTask(
             self.encoder,
             self.unet,
-            foundation.scheduler_config,
+            Diffusion(foundation.scheduler_config),
             (training, latents),
             (validation, held_out),
             target,
@@ -195,59 +184,42 @@ class MindVis:
         self.encoder.eval()
         self.unet.eval()
 
-    def _new_encoder(self, store: Store, training: Windows, target: TokenTarget | None) -> FmriEncoder:
+    def _new_encoder(self, store: Store, training: Windows, target: TokenTarget | None) -> AnyEncoder:
         """The study's masked autoencoder as an encoder of single scans; a new one where masked modelling is off."""
-        bench, recipe = self.bench, self.bench.recipe
+        bench, recipe, settings = self.bench, self.bench.recipe, self.settings
+        start_from = "adapt" if recipe.adapt.enabled or recipe.pretrain.enabled else "scratch"
+        align = Align(window=1, start_from=start_from, dropout=settings.dropout, token_bias=settings.token_bias)
+        single = recipe.model_copy(update={"align": align, "seed": bench.seed})
         fmri = training.fmri(np.arange(len(training)))
-        arguments: dict[str, Any] = {
-            "window": 1,
-            "condition_length": bench.foundation.condition_length,
-            "condition_width": bench.foundation.condition_width,
-            "dropout": self.settings.dropout,
-            "token_bias": self.settings.token_bias,
-            "input_mean": float(fmri.mean(dtype=np.float64)),
-            "input_scale": float(fmri.std(dtype=np.float64)),
-            "voxel_id": store.voxel_id,
-        }
-        torch.manual_seed(bench.seed)
-        folder = bench.run_dir / ("adapt" if recipe.adapt.enabled else "pretrain") / "model"
-        if not recipe.adapt.enabled and not recipe.pretrain.enabled:
-            names = ("patch_size", "patch_weights", "embed_dim", "depth", "num_heads", "mlp_ratio")
-            shape = {name: getattr(recipe.encoder, name) for name in names}
-            encoder = FmriEncoder(num_voxels=store.n_voxels, **shape, **arguments)
-        else:
-            if not folder.is_dir():
-                raise ModelError(
-                    f"expected the masked brain model at {folder}, found none; run the study up to {folder.parent.name}, "
-                    "or set pretrain.enabled=false and adapt.enabled=false to start from nothing"
-                )
-            model = MaskedBrainModel.from_pretrained(folder)
-            if model.config.num_voxels != store.n_voxels:
-                model = MaskedBrainModel.from_other_voxels(model, store.n_voxels)
-            encoder = FmriEncoder.from_masked_brain(model, **arguments)
-        if encoder.proj_head.offset is not None and target is not None:
+        encoder = new_encoder(single, bench.run_dir, store, bench.foundation, fmri)
+        if (offset := token_offset(encoder)) is not None and target is not None:
             with torch.no_grad():
-                encoder.proj_head.offset.copy_(target.mean)
+                offset.copy_(target.mean)
         return encoder
 
     @torch.inference_mode()
     def reconstruct(self, fmri: np.ndarray, window: np.ndarray) -> np.ndarray:
         """Clips (B, F, H, W, 3): one picture of the window's first scan, held."""
-        bench, recipe = self.bench, self.bench.recipe
-        condition = self.encoder(torch.from_numpy(fmri[:, :1]).to(bench.device)).float()
-        unwanted = self.encoder(self.mean[None].to(bench.device)).float().expand_as(condition)
-        side = self.size // bench.foundation.latent_factor
-        shape = (bench.foundation.latent_channels, side, side)
-        latents = torch.stack([window_noise(recipe.seed, int(number), shape) for number in window]).to(bench.device)
-        scheduler = cast(Any, make_scheduler(dict(bench.foundation.scheduler_config), recipe.reconstruct.scheduler))
-        set_timesteps(scheduler, recipe.reconstruct.steps, bench.device)
-        scale = self.settings.guidance_scale
-        latents = latents * scheduler.init_noise_sigma
-        for timestep in scheduler.timesteps:
-            noisy = scheduler.scale_model_input(latents, timestep)
-            found = predict(self.unet, noisy, timestep, condition)
-            if scale != 1.0:
-                found = guide(found, predict(self.unet, noisy, timestep, unwanted), scale)
-            latents = scheduler.step(found, timestep, latents).prev_sample
-        pictures = bench.foundation.decode_latents(latents)
+        bench, foundation, settings = self.bench, self.bench.foundation, self.bench.recipe.reconstruct
+        is_bf16 = settings.precision == "bf16"
+
+        def encode(scans: torch.Tensor) -> torch.Tensor:
+            with autocast(bench.device, is_bf16):
+                return self.encoder(scans.to(bench.device)).float()
+
+        negative = "train_mean" if settings.negative == "test_mean" else settings.negative
+        condition_shape = foundation.condition_length, foundation.condition_width
+        unwanted = negative_condition(negative, encode, condition_shape, train_mean=self.mean)
+        side = self.size // foundation.latent_factor
+        shape = (foundation.latent_channels, 1, side, side)
+        noise = torch.stack([window_noise(bench.recipe.seed, int(number), shape) for number in window])
+        latents = denoise(
+            cast(Any, self.unet),
+            make_scheduler(dict(foundation.scheduler_config), settings.scheduler),
+            noise.to(bench.device),
+            encode(torch.from_numpy(fmri[:, :1])),
+            None if unwanted is None or self.settings.guidance_scale == 1.0 else unwanted.to(bench.device),
+            Plan(settings.steps, self.settings.guidance_scale, settings.guidance_interval, settings.reuse, is_bf16),
+        )
+        pictures = foundation.decode_latents(latents.squeeze(2))
         return np.repeat(pictures[:, None], self.frames, axis=1)

@@ -22,9 +22,9 @@ from mindvideo.baselines.banded import BandedRidge, Components
 from mindvideo.baselines.base import Bench
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
-from mindvideo.errors import ModelError
 from mindvideo.generate.clips import sampling_arguments, window_noise
 from mindvideo.generate.pipeline import MindVideoPipeline
+from mindvideo.generate.reconstruct import assemble_pipeline
 from mindvideo.models.video_unet import VideoUNet
 from mindvideo.train.features import caption_table
 
@@ -59,16 +59,12 @@ class Ridge:
         self.pipeline = self._open_pipeline(store)
 
     def _open_pipeline(self, store: Store) -> MindVideoPipeline:
-        folder = self.bench.run_dir / "model"
-        if not (folder / "model_index.json").is_file():
-            raise ModelError(
-                f"expected the study's pipeline at {folder}, whose generator ridge uses, found none; run the study's "
-                "stages up to reconstruct first"
-            )
-        pipeline = MindVideoPipeline.from_pretrained(folder)
+        """The study's parts as ``reconstruct`` puts them together, from the folders that the rival's hash digests."""
+        pipeline = assemble_pipeline(self.bench.recipe, self.bench.run_dir, store, self.bench.foundation)
         if self.settings.generator == "animate":
             unet = VideoUNet.from_pretrained(self.bench.run_dir / "animate" / "model").eval()
             pipeline.register_modules(unet=unet)
+        pipeline.unet.to(memory_format=torch.channels_last)  # what convolutions are fastest on
         return pipeline.to(self.bench.device)
 
     def condition(self, fmri: np.ndarray) -> torch.Tensor:

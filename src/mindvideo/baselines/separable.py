@@ -43,6 +43,7 @@ from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
 from mindvideo.train.features import compute_table
 from mindvideo.train.loop import named_trainable
+from mindvideo.train.stage import refuse_checkpointing
 
 COARSEST = 8
 COSINE_WEIGHT = 0.1
@@ -218,7 +219,7 @@ class DecoderTask:
 
 def later_clips(windows: Windows) -> tuple[int, Clips]:
     """Clips that start half a TR after a window: how many, and what reads some of them, uint8 (B, F, H, W, 3)."""
-    is_followed = np.append(windows.segment[1:] == windows.segment[:-1], False)
+    is_followed = np.append(windows.scan[1:] == windows.scan[:-1] + 1, False)
     starts = np.flatnonzero(is_followed)
     half = windows.store.num_frames // 2
     if not len(starts):
@@ -263,6 +264,7 @@ class Separable:
     def fit(self, store: Store) -> None:
         """Train the encoder, then the decoder, or go on where a killed run stopped."""
         bench, settings = self.bench, self.settings
+        refuse_checkpointing(settings, "separable")
         training, validation = (Windows(store, split, bench.window) for split in ("train", "validation"))
         unlabelled = later_clips(training) if settings.films is None else film_clips(bench, store)
         torch.manual_seed(bench.seed)

@@ -14,6 +14,19 @@ from mindvideo.evaluate.scores import write_text
 MAIN = "mindvideo"
 HEADLINES = ("ssim_rgb", "image_2way", "image_50way", "video_2way", "video_50way", "clip_similarity", "retrieval_top1")
 
+NOT_PAID = {
+    "ridge": "training the generator (animate, cotrain), which it uses",
+    "mindvis": "masked modelling (pretrain, adapt), on which it builds, and the study's latents",
+    "gan": "the study's latents",
+}
+"""What a rival takes ready-made from a study; the main method's own cost has it in."""
+
+
+def cost_note(rows: list[dict[str, Any]]) -> str:
+    """A sentence for under the table; empty where every method paid for all it uses."""
+    parts = [f"{row['method']}'s does not hold {NOT_PAID[row['method']]}" for row in rows if row["method"] in NOT_PAID]
+    return f"cost: {'; '.join(parts)}" if parts else ""
+
 
 def collect(run_dir: Path) -> list[dict[str, Any]]:
     """One entry a method that has scores, the main method first.

@@ -16,11 +16,11 @@ from mindvideo.config import Recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
-from mindvideo.generate.clips import derange_scenes, mean_fmri, mean_frame, pick_frames, resize_frames
+from mindvideo.generate.clips import Shown, mean_fmri
 from mindvideo.generate.reconstruct import choose_windows
 
 
-class Trial:
+class Trial(Shown):
     """The test windows of a study as ``reconstruct`` chooses them; no method is given any of it before it is fitted.
 
     Parameters
@@ -38,26 +38,15 @@ class Trial:
     """
 
     def __init__(self, recipe: Recipe, store: Store) -> None:
-        self.recipe, self.store = recipe, store
-        self.windows = Windows(store, "test", recipe.align.window)
-        blocks = self.windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
-        self.chosen = choose_windows(blocks, recipe.reconstruct.max_windows)
+        windows = Windows(store, "test", recipe.align.window)
+        blocks = windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
+        super().__init__(recipe, store, windows, choose_windows(blocks, recipe.reconstruct.max_windows))
         self.block = blocks[self.chosen]
 
     @property
     def description(self) -> list[dict[str, Any]]:
         """Segment, scan, scene, block and caption of every window, as in ``reconstruct/windows.json``."""
-        windows = self.windows
-        return [
-            {
-                "segment": str(windows.segment[i]),
-                "scan": int(windows.scan[i]),
-                "scene": int(windows.scene[i]),
-                "block": int(block),
-                "caption": str(windows.captions[i]),
-            }
-            for i, block in zip(self.chosen, self.block, strict=True)
-        ]
+        return self.describe(self.block)
 
     def require_same(self, path: Path) -> None:
         """Refuse where the main method's list of windows at ``path`` is there and names others than these."""
@@ -73,23 +62,7 @@ class Trial:
     @cached_property
     def truth(self) -> np.ndarray:
         """What was shown, uint8 (n, F, H, W, 3), at the number of frames and the size the main method is asked for."""
-        return self.as_asked(self.windows.frames(self.chosen))
-
-    def as_asked(self, clips: np.ndarray) -> np.ndarray:
-        """Clips (B, F', H', W', 3) at evenly spaced times and resampled to what the table holds, as the truth is."""
-        settings = self.recipe.reconstruct
-        clips = pick_frames(clips, settings.num_frames or clips.shape[1])
-        return resize_frames(clips, settings.size or self.store.size, settings.size or self.store.size)
-
-    @cached_property
-    def scene(self) -> np.ndarray:
-        """Scene of each window, int (n,)."""
-        return np.asarray([self.windows.scene[i] for i in self.chosen])
-
-    @cached_property
-    def other(self) -> np.ndarray:
-        """Position (n,) of a window of another scene for each window: the main method's own shuffling."""
-        return derange_scenes(self.scene, np.random.default_rng([self.recipe.seed, len(self.scene)]))
+        return self.make("truth", np.arange(len(self.chosen)))
 
     def fmri(self, name: str, positions: np.ndarray) -> np.ndarray:
         """FMRI (B, W, V) that a set of clips is made from: ``reconstruction``, ``shuffled`` or ``mean``."""
@@ -100,12 +73,4 @@ class Trial:
 
     @cached_property
     def _mean_fmri(self) -> np.ndarray:
-        return mean_fmri(Windows(self.store, "train", self.recipe.align.window))
-
-    def without_brain(self) -> dict[str, np.ndarray]:
-        """``random_train`` and ``constant`` (n, F, H, W, 3), the same clips as the main method's."""
-        train = Windows(self.store, "train", 1)
-        draws = [np.random.default_rng([self.recipe.seed, int(window), 1]) for window in self.chosen]
-        random = train.frames(np.array([rng.integers(len(train)) for rng in draws]))
-        constant = np.broadcast_to(self.as_asked(mean_frame(train)[None, None])[0, 0], self.truth.shape)
-        return {"random_train": self.as_asked(random), "constant": np.ascontiguousarray(constant)}
+        return mean_fmri(self.train)

@@ -13,7 +13,7 @@ from mindvideo.cli.shared import Out, Set, app, console, progress_bars, say
 from mindvideo.config import load_recipe
 from mindvideo.errors import SettingError
 
-STYLES = {"p<0.0001": "magenta", "p<0.01": "bright_magenta", "p<0.05": "yellow", "p>0.05": "green"}
+STYLES = {"purple": "magenta", "pink": "bright_magenta"}
 COLUMNS = 4
 """Scores side by side on the terminal; the others follow in tables of their own."""
 
@@ -70,10 +70,18 @@ def _print_plan(ablation: Any) -> None:
     console.print(f"{len(plan)} runs, {stages} stages to run", highlight=False)
 
 
+def _style(p_class: str | None) -> str:
+    from mindvideo.report.wording import CLASSES
+
+    colour = CLASSES[p_class][0] if p_class else ""
+    return STYLES.get(colour, colour)
+
+
 def _print_table(folder: Path) -> None:
     import json
 
     from mindvideo.ablation.table import cell_text, row_label
+    from mindvideo.report.wording import CLASSES
 
     content = json.loads((folder / "ablation.json").read_text())
     names = [column["score"] for column in content["columns"]]
@@ -82,7 +90,7 @@ def _print_table(folder: Path) -> None:
         table = Table("", *(Column(name, no_wrap=True) for name in shown))
         for entry in content["rows"]:
             cells = [entry["scores"][name] for name in shown]
-            styled = (Text(cell_text(cell), style=STYLES.get(cell.get("p_class", ""), "")) for cell in cells)
+            styled = (Text(cell_text(cell), style=_style(cell.get("p_class"))) for cell in cells)
             table.add_row(row_label(entry), *styled)
         table.add_section()
         for entry in content["references"]:
@@ -90,9 +98,8 @@ def _print_table(folder: Path) -> None:
             table.add_row(f"{entry['name']} ({entry['role']})", *map(cell_text, cells), style="dim")
         console.print(table)
     key = Text("against the full method, corrected: ")
-    for name, words in (("p<0.0001", "*** P < .0001"), ("p<0.01", "** P < .01"), ("p<0.05", "* P < .05"),
-                        ("p>0.05", "P > .05")):  # fmt: skip
-        key.append(words, style=STYLES[name]).append("  ")
+    for name, (_, stars, words) in CLASSES.items():
+        key.append(f"{stars} {words}".strip(), style=_style(name)).append("  ")
     console.print(key)
     if content["smallest_p"] is not None:
         console.print(f"with these blocks no corrected P can be below {content['smallest_p']:.2g}", highlight=False)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich.table import Column, Table
 
-from mindvideo.cli.shared import Out, Set, console, progress_bars, say, with_settings
-from mindvideo.config import Baseline, Recipe, load_recipe, parse_recipe
+from mindvideo.cli.shared import Out, Set, console, progress_bars, say
+from mindvideo.config import Baseline, Recipe, load_recipe, read_recipe, with_settings
 from mindvideo.errors import SettingError
 
 baseline_app = typer.Typer(no_args_is_help=True, help="Rival methods on the same footing (see docs/baselines.md).")
@@ -42,12 +41,11 @@ def _recipe(run_dir: Path, name: str | None, settings: list[str] | None) -> Reci
         return load_recipe(name, settings or [])
     if not path.is_file():
         raise SettingError(f"expected the study's recipe at {path}, found none; give --recipe, e.g. --recipe demo")
-    content = yaml.safe_load(path.read_text())
-    return with_settings(content, settings) if settings else parse_recipe(content, str(path))
+    return with_settings(read_recipe(path), settings or [])
 
 
 def _print_table(run_dir: Path, every: bool) -> None:
-    from mindvideo.baselines.table import as_brief_text, score_columns, write_table
+    from mindvideo.baselines.table import as_brief_text, cost_note, score_columns, write_table
 
     rows = write_table(run_dir)
     text = as_brief_text(rows, score_columns(rows, every))
@@ -61,6 +59,8 @@ def _print_table(run_dir: Path, every: bool) -> None:
         "below each value its shuffled control; * P < .05, ** P < .01 against it; intervals: baselines/table.csv",
         highlight=False,
     )
+    if note := cost_note(rows):
+        console.print(note, highlight=False)
 
 
 def _rival_command(name: str, does: str) -> None:

@@ -9,8 +9,8 @@ from typing import Annotated, Literal, cast
 import typer
 from rich.table import Column, Table
 
-from mindvideo.cli.shared import Set, app, console, progress_bars, run_stage, say, with_settings
-from mindvideo.config import Recipe
+from mindvideo.cli.shared import Set, app, console, progress_bars, run_stage, say
+from mindvideo.config import Recipe, with_settings
 from mindvideo.errors import DataError, SettingError
 
 
@@ -24,15 +24,20 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", help="folder of the scores of CLIPS; CLIPS_scores beside them by default")
     ] = None,
-    block: Annotated[int, typer.Option("--block", help="consecutive CLIPS permuted and resampled together")] = 10,
+    block: Annotated[
+        int | None, typer.Option("--block", help="consecutive CLIPS permuted and resampled together; 10 by default")
+    ] = None,
     size: Annotated[int | None, typer.Option("--size", help="height and width CLIPS are scored at")] = None,
     fit: Annotated[str | None, typer.Option("--fit", help="crop or stretch where shapes differ")] = None,
     settings: Set = None,
 ) -> None:
     """Score the reconstructions of a run, or anyone's clips, beside their controls, and print the table."""
     if (source / "recipe.yaml").is_file():
-        if reference is not None or out is not None:
-            raise SettingError(f"expected --reference and --out for clips only, found a run folder at {source}")
+        if any(option is not None for option in (reference, out, block, size, fit)):
+            raise SettingError(
+                "expected --reference, --out, --block, --size and --fit for clips only, found a run folder at "
+                f"{source}; its settings are given with --set"
+            )
         run_stage("evaluate", source, settings)
         _print_scores(source / "evaluate")
         return
@@ -40,10 +45,13 @@ def evaluate(
 
     if fit not in (None, "crop", "stretch"):
         raise SettingError(f"expected --fit crop or stretch, found '{fit}'")
-    folder = out or source.with_name(source.name.removesuffix(".npy") + "_scores")
-    recipe = with_settings(Recipe().model_dump(mode="json"), settings or [])
+    if any(setting.startswith("evaluate.block_s=") for setting in settings or []):
+        raise SettingError("expected --block, a number of clips, for CLIPS, found evaluate.block_s, which is of runs")
+    place = source.resolve()
+    folder = out or place.with_name(place.name.removesuffix(".npy") + "_scores")
+    recipe = with_settings(Recipe(), settings or [])
     with progress_bars() as bar:
-        evaluate_results(source, reference, folder, recipe, block_clips=block, size=size,
+        evaluate_results(source, reference, folder, recipe, block_clips=10 if block is None else block, size=size,
                          fit=cast(Literal["crop", "stretch"] | None, fit), say=say, progress=bar("evaluate"))  # fmt: skip
     _print_scores(folder)
 
@@ -54,9 +62,12 @@ def _print_scores(folder: Path) -> None:
     scores = json.loads((folder / "scores.json").read_text())
     header, *rows = brief_rows(scores)
     _print_table(header, rows)
-    about = folder / "evaluation.json"
-    for name, words in (json.loads(about.read_text())["sets"] if about.is_file() else {}).items():
+    path = folder / "evaluation.json"
+    about = json.loads(path.read_text()) if path.is_file() else {}
+    for name, words in about.get("sets", {}).items():
         say(f"{name}: {words}")
+    for name, reason in about.get("left_out", {}).items():
+        say(f"left out: {name} ({reason})")
     console.print(f"scores: {folder / 'scores.json'}, .csv, .tex", highlight=False, soft_wrap=True)
 
 
@@ -82,13 +93,18 @@ def compare(
     header, *rows = compare_folders(sources, out, chosen)
     _print_table(header, rows)
     say("classes of P after Holm's correction over scores; every number is in comparison.json")
+    smallest = json.loads((out / "comparison.json").read_text())["smallest_p_holm"]
+    if smallest is not None:
+        say(f"with these blocks no corrected P can be below {smallest:.2g}")
     console.print(f"comparison: {out / 'comparison.json'}, .csv, .tex", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="run folders, or the folder of an ablation")],
-    out: Annotated[Path | None, typer.Option("--out", help="folder of the page; RUN/report by default")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder of the page; of one run RUN/report by default")
+    ] = None,
 ) -> None:
     """Write one self-contained page for one or several run folders."""
     from mindvideo.report.build import build_report
@@ -98,6 +114,8 @@ def report(
             raise DataError(
                 f"expected a run folder with recipe.yaml at {run_dir}, found none; start one with 'mindvideo run'"
             )
+    if out is None and len(runs) > 1:
+        raise SettingError(f"expected --out with {len(runs)} runs, found none; give a folder for their common page")
     folder = out or runs[0] / "report"
     build_report(list(runs), folder)
     console.print(f"report: {folder / 'index.html'}", highlight=False, soft_wrap=True)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-import yaml
 from rich.table import Table
 
 from mindvideo.cli.shared import Set, app, console, progress_bars, run_stage, say
-from mindvideo.config import load_recipe
+from mindvideo.config import load_recipe, read_yaml
 from mindvideo.errors import SettingError
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def convert(
         key, sign, value = setting.partition("=")
         if not sign:
             raise SettingError(f"expected --set key=value, found '{setting}'")
-        overrides[key] = yaml.safe_load(value)
+        overrides[key] = read_yaml(value, f"--set {setting}")
     for note in run(release, out, num_voxels=num_voxels, overrides=overrides, drop=tuple(drop or ())):
         say(note)
     say(f"converted to {out}")
@@ -78,7 +77,7 @@ def reconstruct(
     negative: Annotated[str | None, typer.Option(help="train_mean, zero or none")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="clips at once")] = None,
-    seed: Annotated[int, typer.Option(help="of a film's noise")] = 0,
+    seed: Annotated[int | None, typer.Option(help="of a film's noise; 0 by default")] = None,
     first_volume: Annotated[int, typer.Option(min=0, help="volumes of a recording left out at its start")] = 0,
     scans: Annotated[int | None, typer.Option(min=1, help="volumes kept after that; all by default")] = None,
     store: Annotated[Path | None, typer.Option(help="a prepared store with the model's voxels")] = None,
@@ -88,8 +87,11 @@ def reconstruct(
     asked: dict[str, Any] = {"num_frames": num_frames, "size": size, "steps": steps, "guidance_scale": guidance_scale}
     asked |= {"negative": negative, "precision": precision, "batch_size": batch_size}
     if not recording:
-        if out is not None or store is not None or first_volume or scans is not None:
-            raise SettingError("expected a recording with --out, --store, --first-volume and --scans, found none")
+        if out is not None or store is not None or first_volume or scans is not None or seed is not None:
+            raise SettingError(
+                "expected a recording with --out, --store, --first-volume, --scans and --seed, found none; a run's seed "
+                "is --set seed=NUMBER"
+            )
         if fps is not None:
             asked["num_frames"] = _frames_of_run(model, fps, num_frames)
         given = [f"reconstruct.{name}={value}" for name, value in asked.items() if value is not None]
@@ -99,7 +101,7 @@ def reconstruct(
         raise SettingError(f"expected --out FILM.mp4 with a recording, found {out}")
     if settings:
         raise SettingError("expected no --set with a recording, found some; use the options")
-    _film(model, recording, out, asked, fps=fps, seed=seed, first_volume=first_volume, scans=scans, store=store)
+    _film(model, recording, out, asked, fps=fps, seed=seed or 0, first_volume=first_volume, scans=scans, store=store)
 
 
 def _frames_of_run(run_dir: Path, fps: float, num_frames: int | None) -> int:
@@ -142,8 +144,10 @@ def _film(
     else:
         fmri = read_scans([Path(name) for name in recording], recorded, first_volume, scans)
     defaults: dict[str, Any] = (
-        {} if recipe is None else recipe.reconstruct.model_dump(include={"negative", "batch_size"})
+        {} if recipe is None else recipe.reconstruct.model_dump(include={"negative", "batch_size", "guidance_interval"})
     )
+    if recipe is not None and recipe.reconstruct.reuse > 1:
+        say("reconstruct.reuse does not apply to a film: the whole generator runs at every step")
     precision: Literal["fp32", "bf16"] = "fp32" if recipe is None else recipe.reconstruct.precision
     count = frames_per_scan(recorded.tr_s, fps, asked.pop("num_frames"), recorded.fps)
     given = {name: value for name, value in asked.items() if value is not None}

@@ -9,10 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from mindvideo.cli.shared import Out, Set, app, console, progress_bars, run_stage, say
-from mindvideo.config import parse_recipe
-
-MOST_WORKERS = 4
-"""Local threads where the user says nothing; each may hold a whole film's frames."""
+from mindvideo.config import Data, parse_recipe
+from mindvideo.data.pool import MOST_WORKERS, local_workers, open_pool
 
 Workers = Annotated[
     int | None, typer.Option(min=1, help=f"local threads for runs and films; one a core, at most {MOST_WORKERS}")
@@ -20,15 +18,27 @@ Workers = Annotated[
 Scheduler = Annotated[
     str | None, typer.Option(help="address of a dask scheduler, whose workers see the recordings under the same paths")
 ]
+Repeats = Annotated[
+    str, typer.Option(help="average, or separate: every recording of a training film gives windows of its own")
+]
 
 prepare_app = typer.Typer(no_args_is_help=True, help="Recordings and stimuli to one prepared store.")
 
 
 def pool_of(workers: int | None, scheduler: str | None) -> AbstractContextManager[Any]:
-    """The pool of workers that the options ask for: so many processes here, or a dask cluster's."""
-    from mindvideo.data.pool import open_pool, usable_cores
+    """The pool of workers that the options ask for: so many threads here, or a dask cluster's."""
+    return open_pool(workers or (1 if scheduler else local_workers()), scheduler)
 
-    return open_pool(workers or (1 if scheduler else min(MOST_WORKERS, usable_cores())), scheduler)
+
+def load_captioner(data: Data, foundation: str) -> tuple[Any, str]:
+    """The foundation's captioner and its name, where the settings ask for it; none otherwise."""
+    if data.captions != "blip":
+        return None, ""
+    from mindvideo.models.foundation import Foundation
+
+    frozen = Foundation(foundation)
+    frozen.require("captioner")
+    return frozen.caption, frozen.captioner_identity
 
 
 @prepare_app.command("wen2018")
@@ -46,9 +56,7 @@ def prepare_wen2018(
     alpha: Annotated[float, typer.Option(help="level of the Bonferroni correction")] = 0.01,
     top_fraction: Annotated[float, typer.Option(help="part of the significant voxels that 'paper' keeps")] = 0.5,
     k: Annotated[int | None, typer.Option(help="voxels that 'top_k' keeps")] = None,
-    repeats: Annotated[
-        str, typer.Option(help="average, or separate: every run of a training segment gives windows of its own")
-    ] = "average",
+    repeats: Repeats = "average",
     lag_s: Annotated[float, typer.Option(help="a film's first moment pairs with the volume this much later")] = 4.0,
     exclude: Annotated[
         list[str] | None,
@@ -82,13 +90,7 @@ def prepare_wen2018(
     if exclude is not None:
         content["exclude"] = [] if exclude == ["none"] else exclude
     data = parse_recipe({"data": content}, "the command line").data
-    captioner, captioner_name = None, ""
-    if captions == "blip":
-        from mindvideo.models.foundation import Foundation
-
-        frozen = Foundation(foundation)
-        frozen.require("captioner")
-        captioner, captioner_name = frozen.caption, frozen.identity
+    captioner, captioner_name = load_captioner(data, foundation)
     with pool_of(workers, scheduler) as pool, progress_bars() as bar:
         prepare(raw, out, data, bar("prepare"), captioner, captioner_name, pool)
     say(f"prepared store in {out}")

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mindvideo.config import load_recipe
+from mindvideo.config import with_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Reconstruct the video a person was watching from their fMRI.")  # fmt: skip
@@ -31,7 +31,7 @@ def say(line: str) -> None:
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str], Callable[[int, int, dict[str, float]], None]]]:
-    """Progress bars with rate and time left; nothing where the output is not a terminal."""
+    """Progress bars with time taken and left; nothing where the output is not a terminal."""
     if not console.is_terminal or terminal["quiet"]:
         yield lambda name: lambda done, total, figures: None
         return
@@ -57,18 +57,6 @@ def run_stage(name: str, run_dir: Path, settings: list[str] | None) -> None:
 
     study = Study.open(run_dir)
     if settings:
-        study = Study(with_settings(study.recipe.model_dump(mode="json"), settings), run_dir)
+        study = Study(with_settings(study.recipe, settings), run_dir)
     with progress_bars() as bar:
         study.run(only=name, progress=bar, say=say)
-
-
-def with_settings(content: dict[str, Any], settings: list[str]) -> Any:
-    """A resolved recipe with ``key=value`` settings on top."""
-    import tempfile
-
-    import yaml
-
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as handle:
-        yaml.safe_dump(content, handle)
-        handle.flush()
-        return load_recipe(handle.name, settings)

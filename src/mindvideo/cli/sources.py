@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mindvideo.cli.prepare import Scheduler, Workers, pool_of, prepare_app
+from mindvideo.cli.prepare import Repeats, Scheduler, Workers, load_captioner, pool_of, prepare_app
 from mindvideo.cli.shared import Out, progress_bars, say
-from mindvideo.config import Data, parse_recipe
+from mindvideo.config import parse_recipe
 
 Foundation = Annotated[str, typer.Option(help="folder with the captioner, or 'embedded'")]
 Validation = Annotated[int, typer.Option(help="the last training films are held out for choices")]
@@ -45,6 +45,7 @@ def prepare_fmriprep(
     alpha: float = 0.01,
     top_fraction: float = 0.5,
     k: int | None = None,
+    repeats: Repeats = "average",
     fps: int = 3,
     size: int = 256,
     fit: str = "crop",
@@ -66,7 +67,7 @@ def prepare_fmriprep(
     content: dict[str, Any] = dict(
         source="fmriprep", fmriprep=recordings, lag_s=lag_s, fps=fps, size=size, fit=fit, areas=areas or "cortex",
         selection=selection or ("paper" if areas is None else "all"), alpha=alpha, top_fraction=top_fraction, k=k,
-        captions=captions, validation_segments=validation_segments,
+        captions=captions, validation_segments=validation_segments, repeats=repeats,
     )  # fmt: skip
     data = parse_recipe({"data": content}, "the command line").data
     tr = recording_tr(derivatives, data) if tr_s is None else tr_s
@@ -88,6 +89,7 @@ def prepare_published(
     lag_s: Annotated[float, typer.Option(help="lag that the publishers built in")] = 4.0,
     segment_scans: Annotated[int, typer.Option(help="scans per film, where the arrays do not say")] = 240,
     vertex: Annotated[Path | None, typer.Option(help="npy file with the cortical position of each voxel")] = None,
+    repeats: Repeats = "average",
     captions: Annotated[str, typer.Option(help="'published', 'blip' or a csv/json file")] = "published",
     foundation: Foundation = "embedded",
     validation_segments: Validation = 1,
@@ -96,7 +98,7 @@ def prepare_published(
     from mindvideo.data.published import find_published, prepare
 
     content: dict[str, Any] = dict(
-        source="published", subject=subject, fps=fps, tr_s=tr_s, lag_s=lag_s, captions=captions,
+        source="published", subject=subject, repeats=repeats, fps=fps, tr_s=tr_s, lag_s=lag_s, captions=captions,
         published=dict(segment_scans=segment_scans, vertex=vertex), validation_segments=validation_segments,
     )  # fmt: skip
     data = parse_recipe({"data": content}, "the command line").data
@@ -106,14 +108,3 @@ def prepare_published(
     with progress_bars() as bar:
         prepare(folder, out, data, progress=bar("prepare"), captioner=captioner, captioner_name=captioner_name)
     say(f"prepared store in {out}")
-
-
-def load_captioner(data: Data, foundation: str) -> tuple[Any, str]:
-    """The foundation's captioner and its name, where the settings ask for it; none otherwise."""
-    if data.captions != "blip":
-        return None, ""
-    from mindvideo.models.foundation import Foundation as FrozenModels
-
-    frozen = FrozenModels(foundation)
-    frozen.require("captioner")
-    return frozen.caption, frozen.identity

@@ -16,7 +16,7 @@ from mindvideo.errors import SettingError
 def simulate(
     out: Path,
     recipe: Annotated[str, typer.Option(help="recipe whose 'simulate' section gives the sizes")] = "demo",
-    seed: int = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="the recipe's own by default")] = None,
     settings: Set = None,
 ) -> None:
     """Write a simulated subject in the layout of Wen 2018, with its truth, into OUT."""
@@ -26,6 +26,7 @@ def simulate(
     resolved = load_recipe(recipe, settings or [])
     if resolved.simulate is None:
         raise SettingError(f"expected a 'simulate' section in recipe '{recipe}', found none; use the recipe demo")
+    seed = resolved.seed if seed is None else seed
     with progress_bars() as bar:
         run(resolved.simulate, out, seed, progress=bar("simulate"))
         simulate_people(resolved.simulate, out, seed, progress=bar("people"))

@@ -66,15 +66,12 @@ class CortexHeader:
         Time between volumes in seconds.
     n_volumes : int
         Number of volumes T.
-    n_subcortical : int
-        Grayordinates that belong to no cortex.
     """
 
     vertex: np.ndarray
     column: np.ndarray
     tr_s: float
     n_volumes: int
-    n_subcortical: int
 
 
 @dataclass(frozen=True)
@@ -89,15 +86,12 @@ class CortexRecording:
     tr_s : float
         Seconds between volumes.
     n_volumes : int
-    n_subcortical : int
-        Grayordinates left out because they belong to no cortex.
     """
 
     data: np.ndarray
     vertex: np.ndarray
     tr_s: float
     n_volumes: int
-    n_subcortical: int
 
 
 def read_header(path: Path) -> CortexHeader:
@@ -115,12 +109,7 @@ def read_header(path: Path) -> CortexHeader:
         If the file is missing, no dense time series, of another surface resolution, without one of the hemispheres,
         or damaged.
     """
-    return _parse(path)[1]
-
-
-def open_recording(path: Path) -> tuple[Any, CortexHeader]:
-    """nibabel's image of a dense time series, its data still on disk, and its checked axes; raises as `read_header`."""
-    return _parse(path)
+    return open_recording(path)[1]
 
 
 def read_cortex(path: Path) -> CortexRecording:
@@ -136,7 +125,7 @@ def read_cortex(path: Path) -> CortexRecording:
     DataError
         As `read_header`, and for truncated or unreadable data.
     """
-    image, header = _parse(path)
+    image, header = open_recording(path)
     low, high = int(header.column.min()), int(header.column.max()) + 1
     with _as_data_error(path):
         block = np.asarray(image.dataobj[:, low:high])
@@ -147,7 +136,7 @@ def read_cortex(path: Path) -> CortexRecording:
         block = block[:, column]
     with np.errstate(over="ignore", invalid="ignore"):
         data = np.asarray(block, dtype=np.float32)
-    return CortexRecording(data, header.vertex, header.tr_s, header.n_volumes, header.n_subcortical)
+    return CortexRecording(data, header.vertex, header.tr_s, header.n_volumes)
 
 
 def write_cortex(
@@ -235,7 +224,8 @@ def _as_data_error(path: Path) -> Iterator[None]:
         _refuse(path, f"expected a readable CIFTI-2 file, found a damaged or truncated one ({reason})")
 
 
-def _parse(path: Path) -> tuple[Any, CortexHeader]:
+def open_recording(path: Path) -> tuple[Any, CortexHeader]:
+    """nibabel's image of a dense time series, its data still on disk, and its checked axes; raises as `read_header`."""
     if not path.is_file():
         raise DataError(f"expected a CIFTI recording at {path}, found no file; add it or list the run under exclude")
     with _as_data_error(path):
@@ -268,11 +258,7 @@ def _check_axes(path: Path, axes: list[Any], shape: tuple[int, ...]) -> CortexHe
     if len(series) < 1:
         _refuse(path, "expected at least one volume, found none")
     vertex, column = _cortical_positions(path, models)
-    return CortexHeader(vertex, column, float(series.step), len(series), len(models) - int(_is_cortex(models).sum()))
-
-
-def _is_cortex(models: Any) -> np.ndarray:
-    return np.isin(np.asarray(models.name, dtype=str), (LEFT, RIGHT))
+    return CortexHeader(vertex, column, float(series.step), len(series))
 
 
 def _cortical_positions(path: Path, models: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -16,10 +16,10 @@ from nilearn import signal
 from nilearn.glm.first_level import make_first_level_design_matrix
 
 from mindvideo.data.bids import MISSING, read_table
+from mindvideo.data.video import TIME_TOLERANCE_S
 from mindvideo.errors import DataError
 
 Resample = Literal["linear", "nearest", "mean"]
-TIME_TOLERANCE_S = 1e-3
 _BLOCK = 8192
 _CONSTANT = 1e-7
 
@@ -40,7 +40,7 @@ def read_confounds(path: Path, wanted: Sequence[str], n_volumes: int) -> tuple[l
     -------
     names : list of str, (K,)
     values : ndarray, float64 (T, K)
-        ``n/a`` on the first line, where derivatives have no value, becomes the column's mean, as if it were not there.
+        NaN for ``n/a`` on the first line, where derivatives have no value.
 
     Raises
     ------
@@ -71,9 +71,9 @@ def read_confounds(path: Path, wanted: Sequence[str], n_volumes: int) -> tuple[l
 
 def _numbers(texts: list[str], name: str, path: Path) -> np.ndarray:
     values = np.array([_number(text) for text in texts])
-    if texts[0] == MISSING and len(texts) > 1:
-        values[0] = values[1:].mean()
     bad = np.flatnonzero(~np.isfinite(values))
+    if texts[0] == MISSING and len(texts) > 1:
+        bad = bad[bad > 0]
     if len(bad):
         line = int(bad[-1])
         raise DataError(f"expected numbers in column {name} of {path}, found '{texts[line]}' on line {line + 2}")
@@ -104,6 +104,7 @@ def clean_run(
     run : ndarray, float (T, V)
         Finite values.
     confounds : ndarray, float (T, K)
+        NaN becomes the column's mean over the kept volumes, as if it were not there.
     tr_s : float
         Seconds between volumes.
     high_pass_hz : float or None
@@ -130,6 +131,7 @@ def clean_run(
             f"expected at least {n_regressors + 3} volumes to regress {confounds.shape[1]} confounds, a trend and "
             f"{cosines.shape[1]} cosines out, found {n_kept}; choose fewer confounds or a lower high-pass frequency"
         )
+    confounds = np.where(np.isnan(confounds), np.nanmean(confounds[kept], axis=0), confounds)
     design = np.column_stack([np.linspace(-1, 1, n_volumes), confounds, cosines])
     design = design[:, (design[kept].std(axis=0) > 0)]
     cleaned = np.empty((n_kept, run.shape[1]), dtype=np.float32)

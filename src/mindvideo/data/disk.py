@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mindvideo.errors import DataError
 
@@ -121,3 +122,53 @@ def flush_folder(folder: Path, recursive: bool = True) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A place to write a file at; flushed and renamed to ``path`` at the end, removed where writing fails."""
+    place = path.with_name(path.name + ".tmp")
+    try:
+        yield place
+        with place.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(place, path)
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def beside_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to write in; flushed and put in ``folder``'s place at the end, removed where writing fails.
+
+    A kill leaves the old folder or the new one, the old one perhaps as ``NAME.old``.
+    """
+    place, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        yield place
+        flush_folder(place)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        place.rename(folder)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text so that a reader never sees half a file."""
+    with beside(path) as place:
+        place.write_text(text, encoding="utf-8")
+
+
+def list_files(place: Path | None) -> list[list[Any]]:
+    """Name, size and time of a file, or of each file of a folder: what changes when a user's files change."""
+    if place is None or not place.exists():
+        return []
+    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    return [[str(path.relative_to(place)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]

@@ -27,12 +27,11 @@ from mindvideo.data.showings import (
     Showings,
     check_repeats,
     count_scans,
-    listed,
     match_films,
     name_films,
     split_films,
 )
-from mindvideo.data.store import Store, natural_key
+from mindvideo.data.store import Store, listed, natural_key
 from mindvideo.data.voxels import check_run
 from mindvideo.errors import DataError, SettingError
 
@@ -111,6 +110,7 @@ def prepare(
     captioner: Captioner | None = None,
     captioner_name: str = "captioner",
     pool: Pool | None = None,
+    caption_cache: Path | None = None,
 ) -> Store:
     """Prepare one subject of fMRIPrep's outputs as a store.
 
@@ -122,7 +122,7 @@ def prepare(
         The store's folder; a complete store there is refused, an interrupted one of the same settings goes on.
     data : Data
         Settings; ``fmriprep`` says what the recordings answer to, ``tr_s`` is the spacing of the store's scans.
-    progress, captioner, captioner_name, pool
+    progress, captioner, captioner_name, pool, caption_cache
         As in `mindvideo.data.preparation.prepare_segments`.
 
     Raises
@@ -130,7 +130,8 @@ def prepare(
     DataError, SettingError
         For missing, contradictory or damaged input; nothing is written then.
     """
-    return prepare_segments(find_source(derivatives, data), out, data, progress, captioner, captioner_name, pool)
+    source = find_source(derivatives, data)
+    return prepare_segments(source, out, data, progress, captioner, captioner_name, pool, caption_cache)
 
 
 def recording_tr(derivatives: Path, data: Data) -> float:

@@ -6,7 +6,6 @@ Shapes: V voxels, n rows (time windows of all runs on top of each other), T volu
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,7 +83,6 @@ def prepare_hcp(
     window_s: float = 8.0,
     areas: Sequence[str] = ("V1", "V2", "V3", "V4"),
     progress: Progress | None = None,
-    overwrite: bool = False,
 ) -> None:
     """Average, standardise, order and stack the visual cortex of every run below an HCP folder.
 
@@ -104,8 +102,6 @@ def prepare_hcp(
         MMP1 areas without hemisphere.
     progress : callable, optional
         Called after every run with (runs done, runs in all, {"rows": n}).
-    overwrite : bool
-        Replace a folder made with other settings or from other files.
 
     Raises
     ------
@@ -127,7 +123,7 @@ def prepare_hcp(
     lock = StoreLock(out)
     try:
         with disk_errors(out, "the pre-training fMRI"):
-            group = _start(out, header, overwrite)
+            group = _start(out, header)
             if group.attrs["complete"]:
                 return
             if vertex is not None:
@@ -145,18 +141,14 @@ def prepare_hcp(
         lock.release()
 
 
-def _start(out: Path, header: dict[str, Any], overwrite: bool) -> zarr.Group:
+def _start(out: Path, header: dict[str, Any]) -> zarr.Group:
     """The group to write into: one begun with the same settings and files, or a new one."""
     if out.exists() and any(out.iterdir()):
         group = _open_group(out)
         found = json.loads(json.dumps(dict(group.attrs)))
         if found.get("version") == VERSION and all(found.get(key) == header[key] for key in header):
             return zarr.open_group(out, mode="r+")
-        if not overwrite:
-            raise DataError(
-                f"expected a new folder at {out}, found one made with other settings or files; remove it first"
-            )
-        shutil.rmtree(out)
+        raise DataError(f"expected a new folder at {out}, found one made with other settings or files; remove it first")
     attributes = {"format": FORMAT, "version": VERSION, "complete": False, "rows": 0, "sources": {}, **header}
     return zarr.create_group(out, attributes=attributes)
 

@@ -161,8 +161,3 @@ def stream_npz_windows(path: Path, areas: Sequence[str], window_s: float) -> Ite
     deviation = np.sqrt((squares - n_windows * mean**2) / (n_windows - 1))
     for block in _window_blocks(path, areas, window_s) if held is None else held:
         yield ((block - first - mean) / deviation).astype(np.float32)
-
-
-def read_npz_windows(path: Path, areas: Sequence[str], window_s: float) -> np.ndarray:
-    """All windows of `stream_npz_windows` on top of each other, float32 (n, V)."""
-    return np.concatenate(list(stream_npz_windows(path, areas, window_s)))

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from mindvideo.data.preparation import Run, Segment
 
 POLYNOMIAL = 4
+MIN_MEASURED_SCANS = 4
+"""Fewer scans have no Fisher z of known spread (1 / sqrt(n − 3))."""
 _ROWS_AT_ONCE = 256
 
 _reading = threading.Lock()
@@ -68,6 +70,11 @@ class RunTask:
     n_scans: int
     vertex: np.ndarray
     wanted: np.ndarray
+
+
+def is_measured(segment: Segment) -> bool:
+    """Whether voxels are chosen on a segment's runs: not in the test, with a repeat, and not too short to correlate."""
+    return segment.split != "test" and len(segment.runs) >= 2 and segment.n_scans >= MIN_MEASURED_SCANS
 
 
 def measure_segment(task: SegmentTask) -> SegmentMeasure:

@@ -15,6 +15,8 @@ from typing import Any, Protocol, TypeVar
 
 from mindvideo.errors import DataError, SettingError
 
+MOST_WORKERS = 4
+"""Local threads where the user says nothing."""
 CONNECT_S = 10
 """Seconds a scheduler has to answer."""
 Task = TypeVar("Task")
@@ -26,18 +28,27 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def local_workers() -> int:
+    """Threads where the user says nothing: one a core, at most `MOST_WORKERS`."""
+    return min(MOST_WORKERS, usable_cores())
+
+
 class Pool(Protocol):
     """Calls a function on every task and yields the results in the tasks' order."""
 
-    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """Yield ``function(task)`` for every task; an exception in one is raised here."""
+    def map(
+        self, function: Callable[[Task], Result], tasks: Iterable[Task], ahead: int | None = None
+    ) -> Iterator[Result]:
+        """Yield ``function(task)`` for every task, with at most ``ahead`` results waiting; an error is raised here."""
         ...
 
 
 class _Here:
     """One task after the other, each when its result is asked for."""
 
-    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    def map(
+        self, function: Callable[[Task], Result], tasks: Iterable[Task], ahead: int | None = None
+    ) -> Iterator[Result]:
         yield from map(function, tasks)
 
 
@@ -47,12 +58,15 @@ class _Futures:
     def __init__(self, submit: Callable[..., Any], ahead: int) -> None:
         self._submit, self._ahead = submit, ahead
 
-    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    def map(
+        self, function: Callable[[Task], Result], tasks: Iterable[Task], ahead: int | None = None
+    ) -> Iterator[Result]:
+        ahead = self._ahead if ahead is None else min(ahead, self._ahead)
         waiting: deque[Any] = deque()
         try:
             for task in tasks:
                 waiting.append(self._submit(function, task))
-                if len(waiting) > self._ahead:
+                if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

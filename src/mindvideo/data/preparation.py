@@ -28,6 +28,7 @@ from mindvideo.data.measuring import (
     RunTask,
     SegmentTask,
     check_film,
+    is_measured,
     measure_segment,
     standardise_run,
     take_film,
@@ -41,6 +42,8 @@ from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, SettingError
 
 Progress = Callable[[int, int, dict[str, Any]], None]
+FRAME_BYTES = 3 * 2**30
+"""Frames of films are decoded ahead up to about this; one film is always held whole (2.8 GB at 30 frames/s, 256 pixels)."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ def prepare_segments(
     captioner: Captioner | None = None,
     captioner_name: str = "captioner",
     pool: Pool | None = None,
+    caption_cache: Path | None = None,
 ) -> Store:
     """Check every input, select voxels on training runs, and write the store; goes on where it was interrupted.
 
@@ -156,6 +160,8 @@ def prepare_segments(
         Part of the caption cache's key and of the provenance.
     pool : Pool, optional
         Where the work on single runs and films is done; left out: here, one after the other. Same bytes either way.
+    caption_cache : Path, optional
+        File of what was captioned before; left out: ``OUT.captions.jsonl`` beside the store.
 
     Raises
     ------
@@ -165,7 +171,7 @@ def prepare_segments(
     refuse_complete(out)
     if pool is None:
         with open_pool() as pool:
-            return prepare_segments(source, out, data, progress, captioner, captioner_name, pool)
+            return prepare_segments(source, out, data, progress, captioner, captioner_name, pool, caption_cache)
     if data.selection == "top_k" and data.k is None:
         raise SettingError("expected the number of voxels k for selection top_k, found none; set data.k (--k)")
     tick = _Steps(progress, source)
@@ -191,7 +197,8 @@ def prepare_segments(
         writer.add_sources(sources)
         for step, parameters in _provenance(source, data, voxels, captioner_name).items():
             writer.add_step(step, **parameters)
-        _write_segments(writer, source, data, captions, _Captions(captioner, captioner_name, out), tick, pool)
+        describe = _Captions(captioner, captioner_name, caption_cache or default_cache(out))
+        _write_segments(writer, source, data, captions, describe, tick, pool)
         return writer.finish()
 
 
@@ -211,7 +218,11 @@ def _write_segments(
         standardise_run,
         (RunTask(run, item.n_scans, source.vertex, writer.vertex) for item in pending for run in item.runs),
     )
-    films = pool.map(take_film, (FilmTask(item.film, times[item.name].ravel(), data) for item in pending))
+    longest = max((times[item.name].size for item in pending), default=1)
+    ahead = FRAME_BYTES // (longest * 3 * data.size**2) - 1  # one more is being written
+    films = pool.map(
+        take_film, (FilmTask(item.film, times[item.name].ravel(), data) for item in pending), max(0, ahead)
+    )
     offset, missing = 0, {segment.name for segment in pending}
     for segment in source.segments:
         shape = times[segment.name].shape
@@ -224,15 +235,21 @@ def _write_segments(
             writer.write_scene(segment.name, scene)
             rows = given[segment.name] if given is not None else describe(film.frames, shape[1])
             writer.write_captions(segment.name, caption_windows(rows, scene), rows)
+            del film  # before the next one is waited for
         offset += times[segment.name].size
         tick(f"wrote {segment.name}")
 
 
-class _Captions:
-    """Captions of frames from a captioner, through the cache beside the store."""
+def default_cache(out: Path) -> Path:
+    """The file beside a store that keeps what was captioned for it."""
+    return out.with_name(f"{out.name}.captions.jsonl")
 
-    def __init__(self, captioner: Captioner | None, name: str, out: Path) -> None:
-        self._captioner, self._name, self._cache = captioner, name, out.with_name(f"{out.name}.captions.jsonl")
+
+class _Captions:
+    """Captions of frames from a captioner, through a cache."""
+
+    def __init__(self, captioner: Captioner | None, name: str, cache: Path) -> None:
+        self._captioner, self._name, self._cache = captioner, name, cache
 
     def __call__(self, frames: np.ndarray, n_frames: int) -> list[list[str]]:
         assert self._captioner is not None  # checked before anything was read
@@ -271,10 +288,7 @@ def measure_voxels(
     candidate = np.intersect1d(source.vertex, parse_areas(data.areas))
     if not len(candidate):
         raise DataError(f"expected vertices of the areas '{data.areas}' in the recordings of {source.root}, found none")
-    tasks = (
-        SegmentTask(segment, source.vertex, candidate, segment.split != "test" and len(segment.runs) >= 2)
-        for segment in source.segments
-    )
+    tasks = (SegmentTask(segment, source.vertex, candidate, is_measured(segment)) for segment in source.segments)
     scores = []
     for segment, measure in zip(source.segments, pool.map(measure_segment, tasks), strict=True):
         if measure.z is not None:
@@ -288,7 +302,7 @@ def measure_voxels(
     if scores:
         reproducibility[candidate] = np.tanh(np.mean(scores, axis=0))
     if len(scores) >= 2 or data.selection != "all":
-        p = reproducibility_t_test(np.array(scores)).p
+        p = reproducibility_t_test(np.array(scores))
     p_value[candidate] = p
     chosen = candidate[select_voxels(p, data.selection, data.alpha, data.top_fraction, data.k)]
     return Voxels(chosen[hierarchy_order(chosen)].astype(np.int32), reproducibility, p_value)
@@ -396,7 +410,7 @@ def _unfinished_voxels(out: Path, fingerprint: str) -> Voxels | None:
 
 def _provenance(source: Source, data: Data, voxels: Voxels, captioner_name: str) -> dict[str, dict[str, Any]]:
     """Every step with its parameters."""
-    measured = [item.name for item in source.segments if item.split != "test" and len(item.runs) >= 2]
+    measured = [item.name for item in source.segments if is_measured(item)]
     versions = {name: metadata.version(name) for name in ("numpy", "scipy", "nibabel", "av", "scenedetect")}
     given = "file" if data.captions != "blip" else captioner_name
     steps: dict[str, dict[str, Any]] = {

@@ -19,7 +19,15 @@ from mindvideo.atlas import N_CORTEX
 from mindvideo.config import Data
 from mindvideo.data.arrays import MindVideoFolder, NeuroClipsFolder, PublishedFolder, read_npy
 from mindvideo.data.captions import Captioner, caption_frames, caption_windows, read_captions
-from mindvideo.data.preparation import Progress, frame_times, hash_source, number_scenes, refuse_complete
+from mindvideo.data.pool import Pool
+from mindvideo.data.preparation import (
+    Progress,
+    default_cache,
+    frame_times,
+    hash_source,
+    number_scenes,
+    refuse_complete,
+)
 from mindvideo.data.store import Store, open_group
 from mindvideo.data.video import MIN_SCENE_S, find_cuts
 from mindvideo.data.windows import near_duplicates
@@ -64,6 +72,8 @@ def prepare(
     progress: Progress | None = None,
     captioner: Captioner | None = None,
     captioner_name: str = "captioner",
+    pool: Pool | None = None,
+    caption_cache: Path | None = None,
 ) -> Store:
     """Prepare one subject of published arrays as a store.
 
@@ -75,8 +85,8 @@ def prepare(
         The store's folder; a complete store there is refused, an interrupted one of the same settings goes on.
     data : Data
         Settings. ``captions`` may be ``published``; selection, areas and runs are the publishers' and are not applied.
-    progress, captioner, captioner_name
-        As in `mindvideo.data.preparation.prepare_segments`.
+    progress, captioner, captioner_name, pool, caption_cache
+        As in `mindvideo.data.preparation.prepare_segments`; the pool hashes the files, the rest is done here.
 
     Raises
     ------
@@ -96,7 +106,8 @@ def prepare(
     order = names["train"] + names["test"]
     given = _given_captions(order, times, data, captioner)
     _check_values(source, names, data)
-    sources = {path.relative_to(folder).as_posix(): hash_source(path) for path in source.files}
+    hashed = map(hash_source, source.files) if pool is None else pool.map(hash_source, source.files)
+    sources = {path.relative_to(folder).as_posix(): sha256 for path, sha256 in zip(source.files, hashed, strict=True)}
     vertex = _place_voxels(source.n_voxels, sources, data)
     fingerprint = _fingerprint(data, sources, captioner_name)
     with Store.create(
@@ -120,7 +131,7 @@ def prepare(
                     rows = given[name]
                 elif captioner is not None and data.captions == "blip":
                     flat = caption_frames(
-                        captioner, frames.reshape(-1, *frames.shape[2:]), out.with_name(f"{out.name}.captions.jsonl"),
+                        captioner, frames.reshape(-1, *frames.shape[2:]), caption_cache or default_cache(out),
                         captioner_name=captioner_name,
                     )  # fmt: skip
                     rows = [flat[start : start + times.shape[1]] for start in range(0, times.size, times.shape[1])]
@@ -242,7 +253,7 @@ def _provenance(source: PublishedFolder, data: Data, captioner_name: str) -> dic
             "lag_s": f"built into the published pairs; {data.lag_s:g} s is stated by the recipe, not measured",
         },
         "voxels": {"number": source.n_voxels, "places": place, "order": "as published"},
-        "repeats": {"fmri": "mean of the published repeats", "repeats": source.repeats_note},
+        "repeats": {"fmri": "mean of the published repeats", "repeats": source.repeats_note, "windows": data.repeats},
         "frames": {"fps": data.fps, "size": data.size, "published_size": source.size},
         "scenes": {"detector": "ContentDetector on the published frames", "threshold": data.cut_threshold,
                    "min_scene_s": MIN_SCENE_S},

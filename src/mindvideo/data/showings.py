@@ -14,7 +14,8 @@ import numpy as np
 from mindvideo.config import Data
 from mindvideo.data.bids import Event
 from mindvideo.data.denoising import recorded_scans, scan_times
-from mindvideo.data.store import natural_key
+from mindvideo.data.measuring import MIN_MEASURED_SCANS
+from mindvideo.data.store import listed, natural_key
 from mindvideo.data.video import SUFFIXES, probe
 from mindvideo.errors import DataError, SettingError
 
@@ -22,8 +23,6 @@ MOST_REPEATED = "most-repeated"
 """Stands under ``test`` for the films that were shown more often than any other."""
 LENGTH_TOLERANCE_S = 0.1
 """Stated lengths of a film's showings may differ by this much; encoders and stopwatches do."""
-MIN_MEASURED_SCANS = 4
-"""Fewer scans have no Fisher z of known spread (1 / sqrt(n − 3))."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,6 @@ class Recording:
 
 Showings = dict[Path, list[tuple[int, Event]]]
 """The showings of each film, by its path below the stimulus folder: number of the recording, and event."""
-
-
-def listed(names: Sequence[str], most: int = 8) -> str:
-    """The first names, with dots where there are more."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def match_films(recordings: Sequence[Recording], stimuli: Path, exclude: Sequence[str]) -> Showings:

@@ -20,7 +20,7 @@ import hashlib
 import os
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,11 @@ PARTS = ("fmri", "repeats", "frames", "scene", "captions")
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Sort key that puts ``seg2`` before ``seg10``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The first names, with dots where there are more."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def identify_voxels(vertex: np.ndarray) -> str:
@@ -291,6 +296,8 @@ class Store:
         kinds = {"fmri": self.fmri, "frames": self.frames} if frames else {"fmri": self.fmri}
         needed = sum(self._array(f"{kind}/{name}").nbytes for kind in kinds for name in self.order)
         try:
+            with disk_errors(out, "the export"):
+                out.parent.mkdir(parents=True, exist_ok=True)
             with disk_errors(out, "the export", needed), zipfile.ZipFile(partial, "w") as archive:
                 _write_member(archive, "vertex", self.vertex.shape, self.vertex.dtype, [self.vertex])
                 for kind, read in kinds.items():

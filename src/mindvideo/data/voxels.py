@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
 from mindvideo.data.detrending import is_rounding, polynomial_basis, refuse_trends, remove_polynomial
 from mindvideo.errors import DataError, SettingError
@@ -19,15 +19,6 @@ from mindvideo.errors import DataError, SettingError
 Selection = Literal["paper", "bonferroni", "top_k", "all"]
 
 _BLOCK = 256
-_SMALLEST_P = 1e-250
-
-
-class ReproducibilityTest(NamedTuple):
-    """One-sided one-sample t-test of every vertex: ``t``, ``p`` and the natural logarithm of p, float64 (V,)."""
-
-    t: np.ndarray
-    p: np.ndarray
-    log_p: np.ndarray
 
 
 def _blocks(n_columns: int) -> Iterator[slice]:
@@ -181,7 +172,7 @@ def fisher_z(correlation: np.ndarray) -> np.ndarray:
     return np.arctanh(correlation)
 
 
-def reproducibility_t_test(z: np.ndarray) -> ReproducibilityTest:
+def reproducibility_t_test(z: np.ndarray) -> np.ndarray:
     """Test of every vertex whether its between-run correlation is above 0 across segments.
 
     Parameters
@@ -191,9 +182,8 @@ def reproducibility_t_test(z: np.ndarray) -> ReproducibilityTest:
 
     Returns
     -------
-    ReproducibilityTest
-        t (df S − 1), one-sided p for a mean above 0, and log p, which stays finite where p underflows. NaN where any
-        segment is NaN.
+    ndarray, float64 (V,)
+        P of a one-sided one-sample t-test (df S − 1) for a mean above 0. NaN where any segment is NaN.
 
     Raises
     ------
@@ -202,8 +192,7 @@ def reproducibility_t_test(z: np.ndarray) -> ReproducibilityTest:
 
     Notes
     -----
-    METHOD section 2. Where p would underflow, the leading term of the incomplete beta function gives its logarithm;
-    its relative error is of the order of df / t².
+    METHOD section 2.
     """
     n_segments = len(z)
     if n_segments < 2:
@@ -212,15 +201,9 @@ def reproducibility_t_test(z: np.ndarray) -> ReproducibilityTest:
             "add segments or choose voxels by areas (selection=all)"
         )
     z = np.asarray(z, dtype=np.float64)
-    df = n_segments - 1
     with np.errstate(divide="ignore", invalid="ignore"):
         t = z.mean(axis=0) / (z.std(axis=0, ddof=1) / np.sqrt(n_segments))
-        p = stats.t.sf(t, df)
-        tail = (
-            np.log(0.5) + df / 2 * (np.log(df) - 2 * np.log(np.abs(t))) - np.log(df / 2) - special.betaln(df / 2, 0.5)
-        )
-        log_p = np.where((p < _SMALLEST_P) & (t > 0), tail, np.log(p))
-    return ReproducibilityTest(t, p, log_p)
+    return np.asarray(stats.t.sf(t, n_segments - 1))
 
 
 def select_voxels(
@@ -229,7 +212,6 @@ def select_voxels(
     alpha: float = 0.01,
     top_fraction: float = 0.5,
     k: int | None = None,
-    minimum: int = 1,
 ) -> np.ndarray:
     """Columns of the voxels to keep.
 
@@ -242,8 +224,6 @@ def select_voxels(
         (rounded down, at least one). ``top_k``: the k smallest p. ``all``: every column, tested or not.
     alpha, top_fraction, k
         See above.
-    minimum : int
-        Fewer voxels than this (such as one patch) are refused.
 
     Returns
     -------
@@ -253,7 +233,7 @@ def select_voxels(
     Raises
     ------
     DataError
-        When fewer than ``minimum`` survive, with advice.
+        When none survives, with advice.
     SettingError
         For an unknown selection, or ``top_k`` without a k that fits.
     """
@@ -274,11 +254,10 @@ def select_voxels(
             chosen = chosen[: max(1, int(np.floor(top_fraction * len(chosen) + 1e-9)))]
     else:
         raise SettingError(f"expected selection paper, bonferroni, top_k or all, found '{selection}'")
-    if len(chosen) < max(1, minimum):
+    if not len(chosen):
         smallest = f"smallest P {p[by_p[0]]:.3g}" if len(by_p) else "none tested"
         raise DataError(
-            f"expected at least {max(1, minimum)} voxels from selection {selection}, found {len(chosen)} of "
-            f"{len(tested)} vertices tested ({smallest}, alpha {alpha:g}); raise alpha, add repeats, or choose by areas"
+            f"expected at least 1 voxel from selection {selection}, found none of {len(tested)} vertices tested ({smallest}, alpha {alpha:g}); raise alpha, add repeats, or choose by areas"
         )
     return np.sort(chosen)
 
@@ -297,48 +276,6 @@ def average_runs(runs: Sequence[np.ndarray]) -> np.ndarray:
         total += run
     total /= np.float32(len(runs))
     return total
-
-
-def noise_ceiling(repeats: np.ndarray) -> np.ndarray:
-    """Reliability of the average of repeats: the share of its variance that repeats (Spearman–Brown).
-
-    Parameters
-    ----------
-    repeats : ndarray, float (R, n, V)
-        Recordings of one film, R of at least 2.
-
-    Returns
-    -------
-    ndarray, float32 (V,)
-        R r / (1 + (R − 1) r) with r the mean pairwise correlation; 0 where r is not positive; NaN for
-        constant vertices.
-        No model's correlation with the average can be expected above the square root of it.
-
-    Raises
-    ------
-    DataError
-        With fewer than two repeats.
-
-    References
-    ----------
-    Spearman 1910 and Brown 1910, British Journal of Psychology 3.
-    """
-    n_repeats, n_scans, n_vertices = repeats.shape
-    if n_repeats < 2:
-        raise DataError(f"expected at least 2 repeats for a noise ceiling, found {n_repeats}; record or keep more runs")
-    ceiling = np.empty(n_vertices, dtype=np.float32)
-    for block in _blocks(n_vertices):
-        total = np.zeros((n_scans, block.stop - block.start))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            for run in repeats[:, :, block]:
-                centred = run.astype(np.float64)
-                centred -= centred.mean(axis=0)
-                total += centred / np.linalg.norm(centred, axis=0)
-            # |sum of R unit vectors|² = R + R (R − 1) r
-            mean_r = (np.einsum("nv,nv->v", total, total) / n_repeats - 1) / (n_repeats - 1)
-            reliability = n_repeats * mean_r / (1 + (n_repeats - 1) * mean_r)
-        ceiling[block] = np.where(mean_r <= 0, 0.0, reliability)
-    return ceiling
 
 
 def _same_shape(runs: Sequence[np.ndarray]) -> None:

@@ -18,7 +18,7 @@ from mindvideo.data.cifti import CortexHeader
 from mindvideo.data.pool import Pool
 from mindvideo.data.preparation import Progress, Run, Segment, Source, frame_times, prepare_segments
 from mindvideo.data.series import read_layout
-from mindvideo.data.store import Store, natural_key
+from mindvideo.data.store import Store, listed, natural_key
 from mindvideo.data.video import SUFFIXES, probe
 from mindvideo.errors import DataError, SettingError
 
@@ -37,12 +37,16 @@ _KIND = {"seg": "train", "test": "test"}
 
 @dataclass(frozen=True)
 class _Layout:
-    """Films and recordings by segment, and what the settings leave out: whole segments, and runs by segment."""
+    """Films and recordings by segment, and what the settings leave out: whole segments, and runs by segment.
+
+    ``left_out`` are the runs among these that are there; a run may also be listed because it is missing.
+    """
 
     films: dict[str, Path]
     runs: dict[str, dict[int, Path]]
     excluded_segments: frozenset[str]
     excluded_runs: dict[str, set[int]]
+    left_out: dict[str, set[int]]
 
 
 def prepare(
@@ -53,6 +57,7 @@ def prepare(
     captioner: Captioner | None = None,
     captioner_name: str = "captioner",
     pool: Pool | None = None,
+    caption_cache: Path | None = None,
 ) -> Store:
     """Prepare one subject of a folder in the layout of Wen 2018 as a store.
 
@@ -72,6 +77,8 @@ def prepare(
         Which captioner this is.
     pool : Pool, optional
         Where the work on single runs and films is done (`mindvideo.data.pool.open_pool`); same bytes either way.
+    caption_cache : Path, optional
+        File of what was captioned before; left out: beside the store.
 
     Returns
     -------
@@ -82,7 +89,8 @@ def prepare(
     DataError, SettingError
         For missing, contradictory or damaged input; nothing is written then.
     """
-    return prepare_segments(find_source(raw, data), out, data, progress, captioner, captioner_name, pool)
+    source = find_source(raw, data)
+    return prepare_segments(source, out, data, progress, captioner, captioner_name, pool, caption_cache)
 
 
 def find_source(raw: Path, data: Data) -> Source:
@@ -185,21 +193,36 @@ def _find_layout(raw: Path, data: Data) -> _Layout:
             if path.stem in films:
                 raise DataError(f"expected one film of {path.stem} in {path.parent}, found several; keep one of them")
             films[path.stem] = path
-    recordings = {
-        folder.name: _find_runs(folder, runs.get(folder.name, set()))
-        for folder in sorted(subject.iterdir())
-        if folder.is_dir() and _SEGMENT.fullmatch(folder.name) and folder.name not in segments
-    }
-    return _Layout(films, recordings, frozenset(segments), runs)
+    folders = [folder for folder in sorted(subject.iterdir()) if folder.is_dir() and _SEGMENT.fullmatch(folder.name)]
+    unknown = segments - {folder.name for folder in folders} - {path.stem for path in (raw / "stimuli").iterdir()}
+    recordings, left_out = {}, {}
+    for folder in folders:
+        if folder.name not in segments:
+            recordings[folder.name], left_out[folder.name] = _find_runs(folder, runs.get(folder.name, set()))
+    for name, numbers in runs.items():
+        alike = (
+            [other for other in recordings if other.startswith(name.rstrip("0123456789"))] if name in recordings else []
+        )
+        n_runs = max((max([*recordings[other], *left_out[other]], default=0) for other in alike), default=0)
+        unknown |= {f"{name}_{number}" for number in numbers if number > n_runs and name not in segments}
+    unknown = {name for name in unknown if f"subject{data.subject}:{name}" not in KNOWN_REASONS}
+    if unknown:
+        raise SettingError(
+            f"expected data.exclude to name runs or segments of subject{data.subject} in {raw}, found "
+            f"{listed(sorted(unknown, key=natural_key))}, which are not there; correct or remove them"
+        )
+    return _Layout(films, recordings, frozenset(segments), runs, left_out)
 
 
-def _find_runs(folder: Path, excluded: set[int]) -> dict[int, Path]:
-    """Recordings of one segment by run number."""
+def _find_runs(folder: Path, excluded: set[int]) -> tuple[dict[int, Path], set[int]]:
+    """Recordings of one segment by run number, and the numbers of those that are there and excluded."""
     pattern = re.compile(re.escape(folder.name) + r"_(\d+)_Atlas\.dtseries\.nii(\.gz)?")
-    cifti, runs = folder / "cifti", {}
+    cifti, runs, left_out = folder / "cifti", {}, set()
     for path in sorted(cifti.iterdir()) if cifti.is_dir() else []:
         match = pattern.fullmatch(path.name)
-        if match and int(match[1]) not in excluded:
+        if match and int(match[1]) in excluded:
+            left_out.add(int(match[1]))
+        elif match:
             if int(match[1]) in runs:
                 raise DataError(f"expected one file of run {match[1]} in {cifti}, found several; keep one of them")
             runs[int(match[1])] = path
@@ -208,7 +231,7 @@ def _find_runs(folder: Path, excluded: set[int]) -> dict[int, Path]:
             f"expected CIFTI recordings {cifti}/{folder.name}_1_Atlas.dtseries.nii, found NIfTI only; "
             "volumes (mni/) are not read, add the cifti folder of the download"
         )
-    return runs
+    return runs, left_out
 
 
 def _parse_exclude(data: Data) -> tuple[set[str], dict[str, set[int]]]:
@@ -228,10 +251,6 @@ def _parse_exclude(data: Data) -> tuple[set[str], dict[str, set[int]]]:
     return segments, runs
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-
-
 def _check_pairs(raw: Path, data: Data, layout: _Layout) -> None:
     """Every film has recordings and every recording a film."""
     recorded = {name for name, runs in layout.runs.items() if runs or layout.excluded_runs.get(name)}
@@ -240,11 +259,11 @@ def _check_pairs(raw: Path, data: Data, layout: _Layout) -> None:
     if without_runs:
         raise DataError(
             f"expected recordings of every film under {raw / f'subject{data.subject}' / 'fmri'}, found none of "
-            f"{_listed(without_runs)}; add them or list subject{data.subject}:{without_runs[0]} under exclude"
+            f"{listed(without_runs)}; add them or list subject{data.subject}:{without_runs[0]} under exclude"
         )
     if without_film:
         raise DataError(
-            f"expected a film of every recorded segment in {raw / 'stimuli'}, found none of {_listed(without_film)}; "
+            f"expected a film of every recorded segment in {raw / 'stimuli'}, found none of {listed(without_film)}; "
             f"add it or list subject{data.subject}:{without_film[0]} under exclude"
         )
 
@@ -261,7 +280,7 @@ def _check_runs(raw: Path, data: Data, layout: _Layout) -> None:
     if missing:
         raise DataError(
             f"expected as many runs of every segment under {raw / f'subject{data.subject}' / 'fmri'}, missing: "
-            f"{_listed(missing)}; add the files or list subject{data.subject}:{missing[0]} under exclude"
+            f"{listed(missing)}; add the files or list subject{data.subject}:{missing[0]} under exclude"
         )
 
 
@@ -273,8 +292,8 @@ def _insist(raw: Path, data: Data, layout: _Layout, names: list[str]) -> None:
         found = {name for name in names if name.startswith(prefix)}
         found |= {name for name in wanted if layout.excluded_runs.get(name, set()) >= set(range(1, n_runs + 1))}
         if found != wanted:
-            missing = _listed(sorted(wanted - found, key=natural_key)) or "none"
-            surplus = _listed(sorted(found - wanted, key=natural_key)) or "none"
+            missing = listed(sorted(wanted - found, key=natural_key)) or "none"
+            surplus = listed(sorted(found - wanted, key=natural_key)) or "none"
             raise DataError(
                 f"expected {len(wanted)} {kind} segments of subject{data.subject} in {raw} (expect=wen2018), found "
                 f"{len(found)} (missing: {missing}; not expected: {surplus}); add the files or list them under exclude"
@@ -305,7 +324,7 @@ def _split(raw: Path, data: Data, names: list[str]) -> dict[str, str]:
 
 def _discovered(data: Data, layout: _Layout) -> dict[str, Any]:
     """What was left out, and why."""
-    left_out = [f"{name}_{number}" for name, numbers in layout.excluded_runs.items() for number in numbers]
+    left_out = [f"{name}_{number}" for name, numbers in layout.left_out.items() for number in numbers]
     excluded = [f"subject{data.subject}:{name}" for name in [*layout.excluded_segments, *left_out]]
     return {
         "source": data.source,

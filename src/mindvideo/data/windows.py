@@ -88,7 +88,10 @@ class Windows:
         self._segment_number = np.repeat(np.arange(len(names)), lengths)
         self.segment: np.ndarray = np.array(names)[self._segment_number]
         self.scan: np.ndarray = np.concatenate([np.arange(length) for length in lengths])
-        self.scene: np.ndarray = np.concatenate([store.scene(name)[:, store.num_frames // 2] for name in names])
+        scenes = np.concatenate([store.scene(name) for name in names])
+        self.scene: np.ndarray = scenes[:, store.num_frames // 2]
+        self._last_scene = scenes[:, -1]
+        self._scenes = [set(row) for row in scenes.tolist()]
         self.captions: list[str] = [caption for name in names for caption in store.captions(name)]
 
     def __len__(self) -> int:
@@ -119,7 +122,7 @@ class Windows:
         return frames
 
     def sample_batch(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
-        """Random windows of which no two show the same scene (METHOD section 6).
+        """Random windows of which no two show the same scene in any of their frames (METHOD section 6).
 
         Parameters
         ----------
@@ -129,21 +132,36 @@ class Windows:
         Returns
         -------
         ndarray, int64 (B,)
-            The first windows of a random order that show a scene not yet in the batch: long scenes come more often.
+            The first windows of a random order that show only scenes not yet in the batch: long scenes come more often.
 
         Raises
         ------
         DataError
-            If the split has fewer scenes than the batch.
+            If the split has fewer such windows than the batch.
         """
         order = rng.permutation(len(self))
-        first = np.sort(np.unique(self.scene[order], return_index=True)[1])
-        if len(first) < batch_size:
-            raise DataError(
-                f"expected at least {batch_size} scenes in split '{self.split}' of {self.store.path} for a batch "
-                f"without repeated scenes, found {len(first)}; lower batch_size or add segments"
-            )
-        return order[first[:batch_size]]
+        batch = self._without_repeats(order, batch_size)
+        if len(batch) < batch_size:  # an unlucky order; by the end of their last scene as many fit as can
+            most = self._without_repeats(order[np.argsort(self._last_scene[order], kind="stable")], len(self))
+            if len(most) < batch_size:
+                raise DataError(
+                    f"expected at least {batch_size} windows without a scene in common in split '{self.split}' of "
+                    f"{self.store.path} for a batch, found {len(most)}; lower batch_size or add segments"
+                )
+            batch = rng.permutation(most)[:batch_size]
+        return batch
+
+    def _without_repeats(self, order: np.ndarray, most: int) -> np.ndarray:
+        """The first windows of an order, at most so many, that show no scene of one before."""
+        seen: set[int] = set()
+        chosen: list[int] = []
+        for index in order.tolist():
+            if seen.isdisjoint(self._scenes[index]):
+                seen |= self._scenes[index]
+                chosen.append(index)
+                if len(chosen) == most:
+                    break
+        return np.array(chosen, dtype=np.int64)
 
     def blocks(self, block_scans: int) -> np.ndarray:
         """Block number of each window: runs of ``block_scans`` consecutive windows inside one segment.
@@ -163,18 +181,43 @@ class Windows:
         SettingError
             For blocks shorter than one scan.
         """
-        if block_scans < 1:
-            raise SettingError(f"expected blocks of at least 1 scan, found {block_scans}")
-        inside = self.scan // block_scans
-        starts = np.ones(len(self), dtype=np.int64)
-        starts[1:] = (np.diff(inside) != 0) | (np.diff(self._segment_number) != 0)
-        return np.cumsum(starts) - 1
+        return block_numbers(self._segment_number, self.scan, block_scans)
 
     def _checked(self, index: np.ndarray) -> np.ndarray:
         index = np.asarray(index)
         if index.size and (index.min() < 0 or index.max() >= len(self)):
             raise IndexError(f"expected windows 0…{len(self) - 1}, found {index.min()}…{index.max()}")
         return index
+
+
+def block_numbers(segment: np.ndarray, scan: np.ndarray, block_scans: int) -> np.ndarray:
+    """Number of the block of consecutive scans each window belongs to; blocks never cross a segment.
+
+    Parameters
+    ----------
+    segment : ndarray (n,)
+        Name or number.
+    scan : ndarray, int (n,)
+        First scan of each window inside its segment.
+    block_scans : int
+        Scans a block.
+
+    Returns
+    -------
+    ndarray, int64 (n,)
+        0, 1, … without gaps, in order of segment and scan; the last block of a segment may be shorter.
+
+    Raises
+    ------
+    SettingError
+        For blocks shorter than one scan.
+    """
+    if block_scans < 1:
+        raise SettingError(f"expected blocks of at least one scan, found {block_scans}")
+    _, segment_index = np.unique(np.asarray(segment), return_inverse=True)
+    place = np.asarray(scan, dtype=np.int64) // block_scans
+    _, block = np.unique(segment_index * (int(place.max(initial=0)) + 1) + place, return_inverse=True)
+    return block.astype(np.int64)
 
 
 @dataclass(frozen=True)

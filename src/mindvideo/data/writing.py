@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,8 +65,6 @@ class StoreWriter:
         All segments as recorded; left out: by name, ``seg2`` before ``seg10``.
     fingerprint : str
         Whatever else must be equal for an interrupted store to go on (hash of settings and sources).
-    overwrite : bool
-        Replace a store that is complete or was begun with other values. An equal unfinished one always goes on.
 
     Raises
     ------
@@ -90,7 +87,6 @@ class StoreWriter:
         p_value: np.ndarray | None = None,
         order: Sequence[str] | None = None,
         fingerprint: str = "",
-        overwrite: bool = False,
     ) -> None:
         """Lock the folder; begin a new store or go on with an equal unfinished one."""
         self.path = path
@@ -114,7 +110,7 @@ class StoreWriter:
         self._lock = StoreLock(path)
         try:
             with disk_errors(path, "the store"):
-                self._group = self._start(header, overwrite)
+                self._group = self._start(header)
                 maps = {"reproducibility": reproducibility, "p_value": p_value}
                 for name, values in maps.items():
                     filled = np.full(N_CORTEX, np.nan) if values is None else np.asarray(values)
@@ -128,7 +124,7 @@ class StoreWriter:
             self._lock.release()
             raise
 
-    def _start(self, header: dict[str, Any], overwrite: bool) -> zarr.Group:
+    def _start(self, header: dict[str, Any]) -> zarr.Group:
         """The group to write into: an equal unfinished one, or a new one."""
         if self.path.exists() and any(self.path.iterdir()):
             group = open_group(self.path)
@@ -136,10 +132,8 @@ class StoreWriter:
             is_equal = found.get("version") == VERSION and all(found.get(key) == header[key] for key in header)
             if is_equal and not found.get("complete"):
                 return zarr.open_group(self.path, mode="r+")
-            if not overwrite:
-                state = "a complete store" if found.get("complete") else "an unfinished store with other settings"
-                raise DataError(f"expected a new folder for the store, found {state} at {self.path}; remove it first")
-            shutil.rmtree(self.path)
+            state = "a complete store" if found.get("complete") else "an unfinished store with other settings"
+            raise DataError(f"expected a new folder for the store, found {state} at {self.path}; remove it first")
         attributes = {"format": FORMAT, "version": VERSION, "complete": False, **header}
         attributes |= {"provenance": [], "sources": {}, "written": {}}
         return zarr.create_group(self.path, attributes=attributes)

@@ -59,6 +59,10 @@ ATTRIBUTES = {
 _KINDS = ("thing", "colour", "place", "motion")
 
 
+class NoPairsError(DataError):
+    """The classifiers' classes are not pairs of attributes: attributes cannot be read, all other scores can."""
+
+
 @dataclass(frozen=True)
 class World:
     """Names and true attributes of the windows' scenes.
@@ -106,18 +110,18 @@ def split_labels(labels: Sequence[str], first_word: bool) -> tuple[tuple[str, ..
 
     Raises
     ------
-    DataError
+    NoPairsError
         Where labels are not every pair exactly once, as those of ImageNet.
     """
     parts = [label.split(" ", 1) if first_word else label.rsplit(" ", 1) for label in labels]
     if any(len(part) != 2 for part in parts):
-        raise DataError(
+        raise NoPairsError(
             "expected classes that are pairs of words, as the kit's, found others; use the kit's classifiers"
         )
     first, second = (tuple(dict.fromkeys(part[side] for part in parts)) for side in (0, 1))
     pairs = np.array([[first.index(a), second.index(b)] for a, b in parts])
     if len(first) * len(second) != len(labels) or len({tuple(pair) for pair in pairs.tolist()}) != len(labels):
-        raise DataError(
+        raise NoPairsError(
             f"expected every pair of {len(first)} and {len(second)} names as a class, found {len(labels)} classes; "
             "use the kit's classifiers"
         )
@@ -137,6 +141,7 @@ def read_world(
     train_segments: Sequence[str],
     tr_s: float,
     fps: float,
+    stored_frames: int,
     n_frames: int,
 ) -> World:
     """True attributes of the windows of a simulated subject, in the classifiers' names.
@@ -152,25 +157,39 @@ def read_world(
         Its classifiers' labels and CLIP's text tower are used.
     train_segments : sequence of str
         Whose captions say what a place is called; the test films' are not looked at.
-    tr_s, fps, n_frames : float, float, int
-        Frame j of scan k is shown at k · tr_s + j / fps.
+    tr_s, fps, stored_frames, n_frames : float, float, int, int
+        A clip's frame j of ``n_frames`` is the stored frame at the middle of its part of the scan, shown at
+        k · tr_s + floor((j + ½) · stored_frames / n_frames) / fps in scan k.
 
     Raises
     ------
+    NoPairsError
+        Where the classes are not pairs.
     DataError
-        Where the classes are not pairs, or a scene's attribute has no class.
+        Where the scenes are missing or damaged, or a scene's attribute has no class.
     """
     if not scenes_path.is_file():
         raise DataError(f"expected the simulated films' scenes at {scenes_path}, found none; simulate again")
-    films: dict[str, list[dict[str, Any]]] = json.loads(scenes_path.read_text())
+    try:
+        films: dict[str, list[dict[str, Any]]] = json.loads(scenes_path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"expected JSON in {scenes_path}, found something else ({error}); simulate again") from None
     colours, things, image_pairs = split_labels(_labels(foundation.image_classifier), first_word=True)
     video_things, motions, video_pairs = split_labels(_labels(foundation.video_classifier), first_word=False)
     if sorted(things) != sorted(video_things):
-        raise DataError("expected the same things in image and video classes, found others; use classifiers of one kit")
-    train = [scene for segment in train_segments for scene in films[segment]]
-    places = tuple(dict.fromkeys(sorted(scene["place"] for scene in train)))
-    names = {"thing": things, "colour": colours, "place": places, "motion": motions}
-    true, scene_number = _true_attributes(films, windows, names, tr_s, fps, n_frames)
+        raise NoPairsError(
+            "expected the same things in image and video classes, found others; use classifiers of one kit"
+        )
+    offset_s = ((np.arange(n_frames) + 0.5) * stored_frames / n_frames).astype(int) / fps
+    try:
+        train = [scene for segment in train_segments for scene in films[segment]]
+        places = tuple(sorted({scene["place"] for scene in train}))
+        names = {"thing": things, "colour": colours, "place": places, "motion": motions}
+        true, scene_number = _true_attributes(films, windows, names, tr_s, offset_s)
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"expected scenes of every film with their attributes in {scenes_path}, found no {error}; simulate again"
+        ) from None
     return World(
         names, true, (scene_number != scene_number[:, :1]).any(axis=1), image_pairs[:, ::-1], video_pairs,
         _place_embeddings(train, places, foundation),
@@ -182,16 +201,18 @@ def _true_attributes(
     windows: Sequence[Mapping[str, Any]],
     names: Mapping[str, tuple[str, ...]],
     tr_s: float,
-    fps: float,
-    n_frames: int,
+    offset_s: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Numbers of the attributes by kind, int (n, F), and of the scene inside its film, int (n, F)."""
-    true = {kind: np.empty((len(windows), n_frames), dtype=np.int64) for kind in _KINDS}
-    scene_number = np.empty((len(windows), n_frames), dtype=np.int64)
+    """Numbers of the attributes by kind, int (n, F), and of the scene inside its film, int (n, F).
+
+    ``offset_s`` (F,): seconds of each frame after its scan begins.
+    """
+    true = {kind: np.empty((len(windows), len(offset_s)), dtype=np.int64) for kind in _KINDS}
+    scene_number = np.empty((len(windows), len(offset_s)), dtype=np.int64)
     for i, window in enumerate(windows):
         film = films[window["segment"]]
         starts = np.array([scene["start_s"] for scene in film])
-        times = int(window["scan"]) * tr_s + np.arange(n_frames) / fps
+        times = int(window["scan"]) * tr_s + offset_s
         scene_number[i] = np.searchsorted(starts, times + 1e-9, side="right") - 1
         for f, number in enumerate(scene_number[i]):
             for kind in _KINDS:
@@ -296,6 +317,7 @@ def summarise_attributes(scores: Mapping[str, Mapping[str, Any]], world: World) 
             "chance": entry["chance"],
             "chance_closed_form": entry["chance_closed_form"],
             "p": entry["p"],
+            "p_holm": entry["p_holm"],
             "p_chance": entry["p_chance"],
             "way_to_caption": entry["way_to_caption"],
             "way_to_caption_interval": entry["way_to_caption_interval"],

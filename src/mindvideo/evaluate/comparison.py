@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +18,14 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import ttest_ind
 
+from mindvideo.data.disk import write_text
 from mindvideo.errors import DataError
 from mindvideo.evaluate import statistics
-from mindvideo.evaluate.tables import csv_table, latex_table, write_text
+from mindvideo.evaluate.tables import csv_table, latex_table
 
 PLACE_COLUMNS = ("window", "segment", "scan", "scene", "block", "caption")
 PERMUTATIONS = 20_000
-"""Enough that the paper's most significant class, P < .0001, can be reached at all."""
+"""Least number; more are drawn where P is corrected for several tests, see `enough_permutations`."""
 
 Design = Literal["paired", "two-sample"]
 
@@ -110,12 +111,17 @@ def is_paired(first: WindowScores, second: WindowScores) -> bool:
     return first.truth == second.truth and len(first.block) == len(second.block)
 
 
+def enough_permutations(n_tests: int) -> int:
+    """So many that the paper's most significant class, P < .0001, can be reached after correction for ``n_tests``."""
+    return max(PERMUTATIONS, 10_001 * n_tests)
+
+
 def compare_runs(
     first: WindowScores,
     second: WindowScores,
     scores: Sequence[str] | None = None,
     *,
-    permutations: int = PERMUTATIONS,
+    permutations: int | None = None,
     bootstraps: int = 2000,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
@@ -130,13 +136,16 @@ def compare_runs(
     first, second : WindowScores
     scores : sequence of str, optional
         Which scores; P-values are corrected for their number. All common ones by default.
-    permutations, bootstraps, seed : int
+    permutations : int, optional
+        `enough_permutations` for the number of scores by default.
+    bootstraps, seed : int
 
     Returns
     -------
     dict
         ``result[score]``: ``first`` and ``second`` (means), ``difference`` (second − first), ``interval`` (95 %, block
         bootstrap), ``n`` [first, second] windows, ``p``, ``p_class``, ``p_holm``, ``p_holm_class`` (over these scores),
+        ``smallest_p_holm`` (what ``p_holm`` could be at best: few blocks cannot give a small one),
         ``p_t_test`` (the paper's two-sample t-test over windows, for reading the paper's table; too small where windows
         depend on one another), ``design`` (``paired`` or ``two-sample``), ``better`` (``first``, ``second`` or None
         where neither direction is good or the means are equal). What does not exist is None.
@@ -159,6 +168,8 @@ def compare_runs(
             f"{', '.join(missing) or 'any'}; evaluate both with the same settings"
         )
     names = list(scores) if scores is not None else common
+    if permutations is None:
+        permutations = enough_permutations(len(names))
     result = {key: _compare(key, first, second, permutations, bootstraps, seed) for key in names}
     return _with_holm(result)
 
@@ -176,7 +187,8 @@ def _compare(
     block_a, block_b = first.block[known_a], second.block[known_b]
     entry: dict[str, Any] = {
         "first": None, "second": None, "difference": None, "interval": [None, None], "n": [len(a), len(b)],
-        "p": None, "p_class": None, "p_holm": None, "p_holm_class": None, "p_t_test": None,
+        "p": None, "p_class": None, "p_holm": None, "p_holm_class": None, "smallest_p_holm": None,
+        "p_t_test": None,
         "design": "paired" if paired else "two-sample", "better": None,
     }  # fmt: skip
     if not len(a) or not len(b):
@@ -186,9 +198,11 @@ def _compare(
         block = min(block_a, block_b, key=lambda numbers: len(np.unique(numbers)))
         p = statistics.block_permutation_p(b - a, block, permutations, rng, "two-sided")
         interval = statistics.block_bootstrap_interval(b - a, block, bootstraps, rng)
+        smallest = statistics.smallest_p(len(np.unique(block)), None, permutations)
     else:
         p = statistics.two_sample_block_p(b, block_b, a, block_a, permutations, rng)
         interval = statistics.two_sample_bootstrap_interval(b, block_b, a, block_a, bootstraps, rng)
+        smallest = statistics.smallest_p(len(np.unique(block_b)), len(np.unique(block_a)), permutations)
     higher = first.higher_is_better[key]
     if higher is not None and entry["difference"] != 0:
         entry["better"] = "second" if (entry["difference"] > 0) == higher else "first"
@@ -197,6 +211,7 @@ def _compare(
         "interval": [None if math.isnan(end) else end for end in interval],
         "p": p,
         "p_class": statistics.p_class(p),
+        "smallest_p_holm": smallest,
         "p_t_test": None if math.isnan(t_test) else t_test,
     }
 
@@ -206,7 +221,14 @@ def _with_holm(result: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     adjusted = statistics.holm(np.array([result[key]["p"] for key in tested], dtype=np.float64))
     for key, p in zip(tested, adjusted, strict=True):
         result[key] |= {"p_holm": float(p), "p_holm_class": statistics.p_class(float(p))}
+        result[key]["smallest_p_holm"] = min(1.0, len(tested) * result[key]["smallest_p_holm"])
     return result
+
+
+def smallest_p_holm(comparisons: Iterable[Mapping[str, Mapping[str, Any]]]) -> float | None:
+    """The smallest corrected P that any score of these `compare_runs` could have; None where nothing was tested."""
+    known = [entry["smallest_p_holm"] for found in comparisons for entry in found.values()]
+    return min((p for p in known if p is not None), default=None)
 
 
 def comparison_rows(
@@ -261,7 +283,12 @@ def compare_folders(folders: Sequence[Path], out: Path, scores: Sequence[str] | 
     shown = [key for key in first.values if all(key in found for found in comparisons.values())]
     rows = comparison_rows(first, comparisons, shown)
     out.mkdir(parents=True, exist_ok=True)
-    details = {"first": first.name, "classes": "p_holm over scores", "runs": comparisons}
+    details = {
+        "first": first.name,
+        "classes": "p_holm over scores",
+        "smallest_p_holm": smallest_p_holm(comparisons.values()),
+        "runs": comparisons,
+    }
     write_text(out / "comparison.csv", csv_table(rows))
     write_text(out / "comparison.tex", latex_table(rows))
     write_text(out / "comparison.json", json.dumps(details, indent=1, allow_nan=False))

@@ -45,30 +45,6 @@ def role_of(name: str) -> Role:
     return ROLES.get(name, "baseline")
 
 
-def block_numbers(segment: np.ndarray, scan: np.ndarray, block_scans: int) -> np.ndarray:
-    """Number of the block of consecutive scans each window belongs to; blocks never cross a segment.
-
-    Parameters
-    ----------
-    segment : sequence of str (n,)
-    scan : ndarray, int (n,)
-        First scan of each window inside its segment.
-    block_scans : int
-        Scans a block.
-
-    Returns
-    -------
-    ndarray, int64 (n,)
-        0, 1, … in order of segment name and scan.
-    """
-    if block_scans < 1:
-        raise DataError(f"expected blocks of at least one scan, found {block_scans}")
-    _, segment_index = np.unique(np.asarray(segment), return_inverse=True)
-    place = np.asarray(scan, dtype=np.int64) // block_scans
-    _, block = np.unique(segment_index * (int(place.max(initial=0)) + 1) + place, return_inverse=True)
-    return block.astype(np.int64)
-
-
 def noise_ceiling(repeats: np.ndarray) -> np.ndarray:
     """Correlation a perfect model of each voxel could reach with the average of its repeated runs.
 

@@ -143,8 +143,6 @@ def evaluate_results(
         left_out["shuffled_pairing"] = (
             f"{len(truth)} clips are fewer than two blocks of {block_clips}; make blocks smaller"
         )
-    for name, reason in left_out.items():
-        say(f"left out: {name} ({reason})")
     evaluation = evaluate_clips(
         {MAIN: predicted, **controls}, truth, foundation, block=block, settings=recipe.evaluate, seed=recipe.seed,
         scene=block if len(np.unique(block)) > 1 else None, captioner=captioner, cache_dir=out / "features",
@@ -156,7 +154,7 @@ def evaluate_results(
         "notes": notes,
         "frames": list(truth.shape[1:4]),
         "block_clips": block_clips,
-        "settings": recipe.evaluate.model_dump(mode="json"),
+        "settings": recipe.evaluate.model_dump(mode="json", exclude={"block_s"}),
         "seed": recipe.seed,
         "sets": {name: DEFINITIONS[name] for name in (MAIN, *controls)},
         "left_out": left_out,

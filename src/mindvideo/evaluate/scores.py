@@ -15,19 +15,20 @@ import torch
 import zarr
 
 from mindvideo.config import Evaluate, Recipe
-from mindvideo.data.disk import disk_errors
+from mindvideo.data.disk import disk_errors, write_text
 from mindvideo.data.store import Store
+from mindvideo.data.windows import block_numbers
 from mindvideo.errors import DataError
-from mindvideo.evaluate import attributes, measure, semantic, statistics
+from mindvideo.evaluate import attributes, measure, retrieval, semantic, statistics
 from mindvideo.evaluate.attributes import ATTRIBUTES
 from mindvideo.evaluate.audit import audit_store
 from mindvideo.evaluate.catalogue import ScoreInfo, describe_score, n_way_name, retrieval_names, score_names
-from mindvideo.evaluate.controls import DEFINITIONS, block_numbers, role_of
+from mindvideo.evaluate.controls import DEFINITIONS, role_of
 from mindvideo.evaluate.pixel import frame_change
-from mindvideo.evaluate.tables import table_rows, write_evaluation, write_text
+from mindvideo.evaluate.tables import table_rows, write_evaluation
 from mindvideo.models.foundation import Foundation
 
-__all__ = ["Evaluation", "audit_store", "evaluate_clips", "run", "table_rows", "write_evaluation"]
+__all__ = ["Evaluation", "audit_store", "evaluate_clips", "run", "table_rows", "write_evaluation", "write_text"]
 
 MAIN = "reconstruction"
 TRUTH = "truth"
@@ -208,7 +209,7 @@ def evaluate_clips(
     classifier : Classifier
         Frozen networks, for example a ``Foundation``.
     block : ndarray, int (n,)
-        Windows that are permuted and resampled together, see `controls.block_numbers`.
+        Windows that are permuted and resampled together, see `data.windows.block_numbers`.
     settings : Evaluate, optional
         N, K, permutations, bootstraps.
     seed : int
@@ -266,8 +267,7 @@ def evaluate_clips(
         values |= attributes.measure_attributes(features, world) if world is not None else {}
         for name, value in values.items():
             windows.setdefault(name, {})[key] = value
-    own = {name: value for name, value in _truths_own(truth, true_features, settings, world).items() if name in windows}
-    for name, value in own.items():
+    for name, value in _truths_own(truth, true_features, world).items():
         windows[name][TRUTH] = value
     names = [
         *score_names(settings, n, n_frames, captioner is not None),
@@ -281,14 +281,14 @@ def evaluate_clips(
     return Evaluation(scores, windows, measure.fingerprint(truth, TRUTH), classifier.identity)
 
 
-def _truths_own(
-    truth: np.ndarray, features: measure.Features, settings: Evaluate, world: attributes.World | None
-) -> dict[str, np.ndarray]:
+def _truths_own(truth: np.ndarray, features: measure.Features, world: attributes.World | None) -> dict[str, np.ndarray]:
     """Values of the true clips for scores that are no comparison with the truth, or that the classifiers limit."""
-    own = {"frame_change": frame_change(truth)}
-    consistency = measure.measure_features(features, features, settings)
-    own |= {name: consistency[name] for name in ("consistency", "consistency_gated") if name in consistency}
-    return own | (attributes.measure_attributes(features, world) if world is not None else {})
+    own = {} if world is None else attributes.measure_attributes(features, world)
+    if truth.shape[1] > 1:
+        own["frame_change"] = frame_change(truth)
+        # a clip is like itself, so the gate of the other is open
+        own["consistency"] = own["consistency_gated"] = retrieval.adjacent_consistency(features.embeddings)
+    return own
 
 
 def _add_chance(
@@ -368,9 +368,10 @@ def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, A
         try:
             world = attributes.read_world(
                 run_dir / "simulate" / "truth" / "scenes.json", windows, foundation,
-                train_segments=[*store.segments("train"), *store.segments("validation")], tr_s=store.tr_s, fps=store.fps, n_frames=truth.shape[1],
+                train_segments=[*store.segments("train"), *store.segments("validation")], tr_s=store.tr_s, fps=store.fps,
+                stored_frames=store.num_frames, n_frames=truth.shape[1],
             )  # fmt: skip
-        except DataError as error:
+        except attributes.NoPairsError as error:
             left_out["attributes"] = str(error)
     evaluation = evaluate_clips(
         sets,
@@ -388,7 +389,8 @@ def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, A
     audit = audit_store(store, sorted(set(segment.tolist())))
     if world is not None:
         content = attributes.summarise_attributes(evaluation.scores, world)
-        content["frame_change_uncut"] = attributes.uncut_frame_change(evaluation.windows["frame_change"], world)
+        if "frame_change" in evaluation.windows:  # a single frame does not change
+            content["frame_change_uncut"] = attributes.uncut_frame_change(evaluation.windows["frame_change"], world)
         audit["attributes.json"] = json.dumps(content, indent=1, allow_nan=False)
     about = {
         "settings": recipe.evaluate.model_dump(mode="json"),

@@ -171,33 +171,3 @@ def chance_n_way(n_way: int, top_k: int = 1, n_truth: int = 3) -> float:
     for k in range(min(top_k, n_way)):
         failure *= (n_way - 1 - k) / (n_way - 1 + n_truth - k)
     return 1.0 - failure
-
-
-def sampled_n_way_top_k(
-    probabilities: np.ndarray,
-    truth: np.ndarray,
-    n_way: int,
-    top_k: int = 1,
-    *,
-    draws: int = 100,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """The same test by drawing distractors, as published; a cross-check of `n_way_top_k`, slow and noisy.
-
-    Returns
-    -------
-    ndarray, float64 (n,)
-        Share of successes among ``draws`` draws; its expectation is `n_way_top_k`.
-    """
-    probabilities, truth = _check(probabilities, truth)
-    n_classes = probabilities.shape[1]
-    success_table(n_classes - truth.shape[1], n_way, top_k)
-    share = np.empty(len(probabilities))
-    for row, (values, own) in enumerate(zip(probabilities, truth, strict=True)):
-        outside = np.setdiff1d(np.arange(n_classes), own)
-        count = 0
-        for _ in range(draws):
-            distractors = values[rng.choice(outside, n_way - 1, replace=False)]
-            count += any((distractors >= values[own_class]).sum() < top_k for own_class in own)
-        share[row] = count / draws
-    return share

@@ -7,6 +7,7 @@ Shapes: n windows, each with a block number; windows of one block stay together.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import combinations
 from typing import Literal
 
@@ -15,6 +16,7 @@ import numpy as np
 from mindvideo.errors import DataError
 
 Alternative = Literal["greater", "less", "two-sided"]
+_PIECE = 2**18
 P_CLASSES = ((0.0001, "p<0.0001"), (0.01, "p<0.01"), (0.05, "p<0.05"))
 
 
@@ -75,11 +77,42 @@ def block_permutation_p(
     """
     sums, _ = _by_block(difference, block)
     observed = float(sums.sum())
-    if len(sums) < 60 and 2 ** len(sums) <= permutations:
+    if is_exact(len(sums), permutations):
         bits = (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1
         return _tail((1 - 2 * bits) @ sums, observed, alternative, extra=0)
-    signs = rng.integers(0, 2, size=(permutations, len(sums)), dtype=np.int8)
-    return _tail((1.0 - 2.0 * signs) @ sums, observed, alternative, extra=1)
+
+    def flip(count: int) -> np.ndarray:
+        return observed - 2.0 * (rng.integers(0, 2, size=(count, len(sums)), dtype=np.int8) @ sums)
+
+    return _tail(_in_pieces(flip, permutations, len(sums)), observed, alternative, extra=1)
+
+
+def _in_pieces(draw: Callable[[int], np.ndarray], permutations: int, n_blocks: int) -> np.ndarray:
+    """Statistics of so many permutations, drawn in pieces that fit a processor's cache."""
+    size = max(1, _PIECE // n_blocks)
+    return np.concatenate([draw(min(size, permutations - done)) for done in range(0, permutations, size)])
+
+
+def is_exact(n_blocks: int, permutations: int) -> bool:
+    """Whether all sign flips of so many blocks are enumerated instead of sampled."""
+    return n_blocks < 60 and 2**n_blocks <= permutations
+
+
+def smallest_p(n_blocks: int, n_second: int | None, permutations: int) -> float:
+    """The smallest two-sided P that a test of so many blocks can give, before any correction.
+
+    Parameters
+    ----------
+    n_blocks : int
+        Of the paired windows; of the first set where there is a second.
+    n_second : int or None
+        Blocks of the second set (`two_sample_block_p`), None for `block_permutation_p`.
+    permutations : int
+    """
+    if n_second is None:
+        return 2.0 ** (1 - n_blocks) if is_exact(n_blocks, permutations) else 1 / (permutations + 1)
+    deals = math.comb(n_blocks + n_second, n_blocks)
+    return (1 + (n_blocks == n_second)) / deals if deals <= permutations else 1 / (permutations + 1)
 
 
 def block_pairing_p(pairs: np.ndarray, block: np.ndarray, permutations: int, rng: np.random.Generator) -> float:
@@ -184,16 +217,21 @@ def two_sample_block_p(
     sums, counts = np.concatenate([sums_a, sums_b]), np.concatenate([counts_a, counts_b])
     n, n_first = len(sums), len(sums_a)
     observed = sums_a.sum() / counts_a.sum() - sums_b.sum() / counts_b.sum()
-    is_exact = math.comb(n, n_first) <= permutations
-    is_first = np.zeros((math.comb(n, n_first) if is_exact else permutations, n), dtype=bool)
-    if is_exact:
-        for row, chosen in enumerate(combinations(range(n), n_first)):
-            is_first[row, list(chosen)] = True
-    else:
-        order = rng.random((permutations, n)).argsort(axis=1)
-        np.put_along_axis(is_first, order[:, :n_first], True, axis=1)
-    null = is_first @ sums / (is_first @ counts) - ~is_first @ sums / (~is_first @ counts)
-    return _tail(null, float(observed), alternative, extra=0 if is_exact else 1)
+
+    def differ(is_first: np.ndarray) -> np.ndarray:
+        dealt, windows = (is_first @ np.stack([sums, counts], axis=1)).T
+        return dealt / windows - (sums.sum() - dealt) / (counts.sum() - windows)
+
+    def deal(count: int) -> np.ndarray:
+        keys = rng.random((count, n))
+        return differ(keys <= np.partition(keys, n_first - 1, axis=1)[:, n_first - 1, None])
+
+    if math.comb(n, n_first) > permutations:
+        return _tail(_in_pieces(deal, permutations, n), float(observed), alternative, extra=1)
+    is_first = np.zeros((math.comb(n, n_first), n), dtype=bool)
+    for row, chosen in enumerate(combinations(range(n), n_first)):
+        is_first[row, list(chosen)] = True
+    return _tail(differ(is_first), float(observed), alternative, extra=0)
 
 
 def fraction_of_way(
@@ -235,17 +273,6 @@ def _checked_p(p_values: np.ndarray) -> np.ndarray:
     if p_values.ndim != 1 or not ((p_values >= 0) & (p_values <= 1)).all():
         raise DataError(f"expected P-values (n,) between 0 and 1, found {p_values}")
     return p_values
-
-
-def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
-    """P-values adjusted to control the false-discovery rate (Benjamini & Hochberg 1995), float64 (n,)."""
-    p_values = _checked_p(p_values)
-    n = len(p_values)
-    order = np.argsort(p_values)
-    scaled = p_values[order] * n / np.arange(1, n + 1)
-    adjusted = np.empty(n)
-    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    return adjusted
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mindvideo.data.disk import write_text
 from mindvideo.evaluate import statistics
 
 if TYPE_CHECKING:
@@ -24,19 +24,20 @@ _LATEX = {
 }  # fmt: skip
 DETAILS = (
     "score", "value", "low", "high", "n", "chance", "chance_closed_form", "p_chance", "set", "role", "set_value",
-    "set_low", "set_high", "p", "p_class", "p_holm", "unit", "higher_is_better", "definition", "used_by",
+    "set_low", "set_high", "p", "p_holm", "p_holm_class", "unit", "higher_is_better", "definition", "used_by",
 )  # fmt: skip
 
 
 def table_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """The scores as a table of strings, header first: score, value, interval, n, chance, one column a control, papers.
 
-    A control's cell shows its value and, where tested, the paper's P-value class; ceilings show the value alone. The
-    last column says which papers report a score under this definition or name.
+    A control's cell shows its value and, where tested, the paper's class of the P-value corrected by Holm's method over
+    the scores, as its heading says; ceilings show the value alone. The last column says which papers report a score under this definition or name.
     """
     others = list(dict.fromkeys(other for entry in scores.values() for other in entry["controls"]))
     roles = {other: entry["roles"][other] for entry in scores.values() for other in entry["controls"]}
-    columns = (f"{other} ({roles[other]})" for other in others)
+    is_tested = {other for entry in scores.values() for other in entry["p_holm"]}
+    columns = (f"{other} ({roles[other]}){', P by Holm' * (other in is_tested)}" for other in others)
     rows = [["score", "value", "95% interval", "n", "chance", *columns, "truth", "used by"]]
     for name, entry in scores.items():
         arrow = {True: " ↑", False: " ↓", None: ""}[entry["higher_is_better"]]
@@ -45,13 +46,14 @@ def table_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         row.append(number(entry["chance"]))
         for other in others:
             cell = number(entry["controls"].get(other))
-            row.append(f"{cell} {statistics.p_class(entry['p'][other])}" if other in entry["p"] else cell)
+            p = entry["p_holm"].get(other)
+            row.append(cell if p is None else f"{cell} {statistics.p_class(p)}")
         rows.append([*row, number(entry["truth"]), entry["used_by"]])
     return rows
 
 
 def brief_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """What fits a narrow terminal: score, value, interval, chance, and the two controls that matter most, with P.
+    """What fits a narrow terminal: score, value, interval, chance, and the two controls that matter most, with P by Holm.
 
     These are ``shuffled`` and ``mean`` where the scores have them, else the first two controls.
     """
@@ -59,13 +61,13 @@ def brief_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         other for entry in scores.values() for other in entry["controls"] if entry["roles"][other] == "control"
     )
     chosen = [name for name in ("shuffled", "mean") if name in controls] or list(controls)[:2]
-    rows = [["score", "value", "95% interval", "chance", *(part for name in chosen for part in (name, "P"))]]
+    rows = [["score", "value", "95% interval", "chance", *(part for name in chosen for part in (name, "P by Holm"))]]
     for name, entry in scores.items():
         arrow = {True: " ↑", False: " ↓", None: ""}[entry["higher_is_better"]]
         low, high = entry["interval"]
         row = [name + arrow, number(entry["value"]), f"{number(low)} – {number(high)}", number(entry["chance"])]
         for other in chosen:
-            p = entry["p"].get(other)
+            p = entry["p_holm"].get(other)
             row += [number(entry["controls"].get(other)), "–" if p is None else f"{p:.2g}"]
         rows.append(row)
     return rows
@@ -80,8 +82,8 @@ def detail_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
         words = [entry["unit"], entry["higher_is_better"], entry["definition"], entry["used_by"]]
         sets = dict(entry["controls"]) | ({"truth": entry["truth"]} if entry["truth"] is not None else {})
         for other, value in sets.items():
-            p = entry["p"].get(other)
-            tested = [p, None if p is None else statistics.p_class(p), entry["p_holm"].get(other)]
+            corrected = entry["p_holm"].get(other)
+            tested = [entry["p"].get(other), corrected, None if corrected is None else statistics.p_class(corrected)]
             interval = entry["control_intervals"].get(other, [None, None])
             rows.append([*own, other, entry["roles"].get(other, "truth"), value, *interval, *tested, *words])
         if not sets:
@@ -125,16 +127,6 @@ def window_rows(
         place = [i, window["segment"], window["scan"], window["scene"], int(block[i]), window.get("caption", "")]
         rows.append([*place, *("" if not np.isfinite(value) else repr(float(value)) for value in values)])
     return rows
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside the place, flush, rename: a reader never sees half a file."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(beside, path)
 
 
 def write_evaluation(

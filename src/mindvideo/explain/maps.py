@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from mindvideo.atlas import yeo17_labels, yeo17_names
 from mindvideo.config import Recipe
-from mindvideo.data.disk import disk_errors
+from mindvideo.data.disk import beside, disk_errors, write_text
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
@@ -108,14 +107,23 @@ def temporal_weights(encoder: FmriEncoder, fmri: np.ndarray, lag_s: float, tr_s:
     return {name: dict(zip(times, weights[layer].tolist(), strict=True)) for name, layer in layers.items()}
 
 
-def _write(path: Path, content: Any) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    if path.suffix == ".npz":
-        with beside.open("wb") as handle:
-            np.savez_compressed(handle, **content)
-    else:
-        beside.write_text(json.dumps(content, indent=1, allow_nan=False))
-    os.replace(beside, path)
+def write_json(path: Path, content: Any) -> None:
+    """Write one file of the stage, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False))
+
+
+def write_occlusion(
+    path: Path,
+    stage: str,
+    n_windows: int,
+    intact: Mapping[str, float],
+    drops: Mapping[str, Mapping[str, float]],
+    areas: Mapping[str, np.ndarray],
+) -> None:
+    """``occlusion.json``: what each measure means, its value of the whole brain, and its drop without each area."""
+    by_area = {name: {"n_voxels": len(areas[name]), **drops[name]} for name in areas}
+    content: dict[str, Any] = {"stage": stage, "n_windows": n_windows, "measures": occlusion.MEANING}
+    write_json(path, content | {"intact": intact, "areas": by_area})
 
 
 def _network_sizes(vertex: np.ndarray) -> dict[str, dict[str, float]]:
@@ -151,7 +159,7 @@ def _explain_without_places(encoders: dict[str, FmriEncoder], fmri: np.ndarray, 
     }
     with disk_errors(folder, "the weights of the lags"):
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "temporal.json", temporal)
+        write_json(folder / "temporal.json", temporal)
 
 
 def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, Any]], None] | None = None) -> None:
@@ -238,16 +246,14 @@ def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, A
     folder = run_dir / "explain"
     with disk_errors(folder, "the maps"):
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "maps.npz", cortex)
+        with beside(folder / "maps.npz") as place, place.open("wb") as handle:
+            np.savez_compressed(handle, allow_pickle=False, **cortex)
         _draw(folder, cortex, advance)
         sizes = _network_sizes(store.vertex)
         draw_networks(shares, {name: size["share"] for name, size in sizes.items()}, folder / "networks.png")
-        _write(folder / "networks.json", sizes)
-        _write(folder / "temporal.json", temporal)
-        by_area = {name: {"n_voxels": len(areas[name]), **drops[name]} for name in areas}
-        occluded: dict[str, Any] = {"stage": final, "n_windows": len(index), "measures": occlusion.MEANING}
-        occluded |= {"intact": intact, "areas": by_area}
-        _write(folder / "occlusion.json", occluded)
+        write_json(folder / "networks.json", sizes)
+        write_json(folder / "temporal.json", temporal)
+        write_occlusion(folder / "occlusion.json", final, len(index), intact, drops, areas)
         if truth is not None:
-            _write(folder / "truth.json", truth)
-        _write(folder / "attention.json", shares)
+            write_json(folder / "truth.json", truth)
+        write_json(folder / "attention.json", shares)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,11 +42,7 @@ def explain_own(
 
     targets = maps.make_targets(foundation, windows, index)
     intact, drops = occlusion.measure_drops(encoder, windows.fmri(index), areas, targets, advance)
-    by_area = {name: {"n_voxels": len(areas[name]), **drops[name]} for name in areas}
-    content = {"stage": "cotrain", "n_windows": len(index), "intact": intact, "areas": by_area}
     folder = run_dir / "explain"
     with disk_errors(folder, "the occlusion of areas"):
         folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / "occlusion.json.tmp"
-        beside.write_text(json.dumps(content, indent=1, allow_nan=False))
-        os.replace(beside, folder / "occlusion.json")
+        maps.write_occlusion(folder / "occlusion.json", "cotrain", len(index), intact, drops, areas)

@@ -5,7 +5,6 @@ Which triangle each pixel shows is worked out once for every view; a map is then
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +20,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from mindvideo.atlas import N_CORTEX, N_SURFACE, Hemisphere, area_of, surface, surface_vertex_index
+from mindvideo.data.disk import beside
 from mindvideo.errors import DataError
 
 View = Literal["flat", "lateral", "medial"]
@@ -141,11 +141,11 @@ def _paint(axes: Any, side: Hemisphere, view: View, values: np.ndarray, scale: S
     return picture
 
 
-def _save(figure: Figure, path: Path) -> None:
-    beside = path.with_name(path.name + ".tmp")
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     FigureCanvasAgg(figure)
-    figure.savefig(beside, format="png", dpi=110, facecolor="white", metadata={"Software": None})
-    os.replace(beside, path)
+    with beside(path) as place:
+        figure.savefig(place, format="png", dpi=110, facecolor="white", metadata={"Software": None})
 
 
 def draw_flat_map(values: np.ndarray, path: Path, title: str, label: str) -> None:
@@ -176,7 +176,7 @@ def draw_flat_map(values: np.ndarray, path: Path, title: str, label: str) -> Non
             axis.text(column, row, name, fontsize=7, ha="center", va="center")
     figure.suptitle(title, fontsize=11)
     figure.colorbar(scale, ax=axes, shrink=0.7, label=label, extend="both")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_inflated(values: np.ndarray, path: Path, title: str, label: str) -> None:
@@ -189,7 +189,7 @@ def draw_inflated(values: np.ndarray, path: Path, title: str, label: str) -> Non
         _paint(axes[1, column], side, "medial", on_surface, scale)
     figure.suptitle(title, fontsize=11)
     figure.colorbar(scale, ax=axes, shrink=0.6, label=label, extend="both")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_networks(
@@ -221,4 +221,4 @@ def draw_networks(
             axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].invert_yaxis()
     figure.supxlabel("share of attention; the tick is the share of the voxels", fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)

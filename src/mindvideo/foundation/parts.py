@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from mindvideo.config import Optimise
+from mindvideo.data.disk import beside_folder
 from mindvideo.foundation.pool import Pool, Progress, encode_pool, to_pixels
 from mindvideo.foundation.tasks import (
     CaptionerTask,
@@ -47,16 +48,13 @@ MOTION_CLIPS = 16_000
 
 def _save(part: Any, folder: Path, half: bool = True) -> None:
     """Write a part in half precision beside its place, then rename; other files of the folder stay."""
-    beside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    if folder.exists():
-        shutil.copytree(folder, beside)
-    (part.half() if half else part).save_pretrained(beside)
-    config = json.loads((beside / "config.json").read_text())
-    config.pop("_name_or_path", None)  # where it was trained is nobody's business
-    (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    with beside_folder(folder) as place:
+        if folder.exists():
+            shutil.copytree(folder, place, dirs_exist_ok=True)
+        (part.half() if half else part).save_pretrained(place)
+        config = json.loads((place / "config.json").read_text())
+        config.pop("_name_or_path", None)  # where it was trained is nobody's business
+        (place / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     part.float()
 
 
@@ -191,6 +189,7 @@ def save_motion_part(video: VideoUNet, out: Path) -> None:
     config = {
         "part": "temporal attention of the inflated generator",
         "parameters": sum(t.numel() for t in motion.values()),
+        "frame_positions": video.config.frame_positions,
     }
     (out / "motion" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from mindvideo.errors import ModelError
 from mindvideo.foundation import kit
 from mindvideo.simulate.scenes import COLOURS, LIGHTS, MOTIONS, PLACES, SIZES, THINGS, Scene, plan_clip
 
@@ -17,6 +20,18 @@ Progress = Callable[[int, int, dict[str, float]], None]
 VISIBLE = {"thing": THINGS, "colour": COLOURS, "place": PLACES, "size": SIZES, "light": LIGHTS}
 POOL_SEED = 20_000
 COVER_GRID = 16
+
+
+def check_note(path: Path, wanted: dict[str, Any], found: dict[str, Any] | None) -> None:
+    """Refuse what is kept in ``path`` and was made otherwise than ``wanted`` says; ``found`` may hold more."""
+    kept = None if found is None else {name: found.get(name) for name in wanted}
+    if kept != wanted:
+        differing = [name for name in wanted if kept is None or kept[name] != wanted[name]]
+        raise ModelError(
+            f"expected {path} to be made with {', '.join(f'{name} {wanted[name]}' for name in differing)}, found "
+            f"{'no note of it' if kept is None else ', '.join(f'{name} {kept[name]}' for name in differing)}; remove "
+            "that folder, or give another place for the kit"
+        )
 
 
 class Pool:
@@ -33,8 +48,14 @@ class Pool:
 
     @classmethod
     def open(cls, folder: Path, clips: int, seed: int, progress: Progress | None = None) -> Pool:
-        """Open the pool in ``folder``, drawing it first where it is not there."""
-        done = folder / "scenes.json"
+        """Open the pool in ``folder``, drawing it first where it is not there.
+
+        Raises
+        ------
+        ModelError
+            For a pool of another number of clips or another seed.
+        """
+        done, note = folder / "scenes.json", folder / "pool.json"
         shape = (clips, kit.KIT.num_frames, kit.KIT.size, kit.KIT.size, 3)
         if not done.is_file():
             folder.mkdir(parents=True, exist_ok=True)
@@ -52,11 +73,16 @@ class Pool:
                     progress(number, clips, {})
             frames.flush()
             cover.flush()
+            note.write_text(json.dumps({"clips": clips, "seed": seed}))
             done.with_suffix(".tmp").write_text(json.dumps(rows))
             done.with_suffix(".tmp").rename(done)
+        frames = np.load(folder / "frames.npy", mmap_mode="r")
+        # A pool of before there was such a note says at least how many clips it holds.
+        found = json.loads(note.read_text()) if note.is_file() else {"seed": seed}
+        check_note(folder, {"clips": clips, "seed": seed}, found | {"clips": len(frames)})
         rows = json.loads(done.read_text())
         scenes = [Scene(**{**row, "other": tuple(row["other"]) if row["other"] else None}) for row in rows]
-        return cls(np.load(folder / "frames.npy", mmap_mode="r"), scenes, np.load(folder / "cover.npy"))
+        return cls(frames, scenes, np.load(folder / "cover.npy"))
 
     def image_batch(self, index: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         """One random frame of each clip: (B, 3, H, W) float32 in [-1, 1]."""
@@ -80,11 +106,20 @@ def to_pixels(frames: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -3))).float() / 127.5 - 1.0
 
 
+def _encoder_digest(vae: AutoencoderKL) -> str:
+    """A digest of what latents follow from; the decoder is no part of it."""
+    digest = hashlib.sha256(str(vae.config.scaling_factor).encode())
+    for name, weight in vae.state_dict().items():
+        if name.startswith(("encoder.", "quant_conv.")):
+            digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def encode_pool(
     vae: AutoencoderKL, pool: Pool, moments: tuple[int, ...], path: Path, progress: Progress | None,
     clips: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """Scaled latents of some frames of the first ``clips`` clips (default: all), computed once and kept in ``path``.
+    """Scaled latents of some frames of the first ``clips`` clips (default: all), kept in ``path`` for this encoder.
 
     Returns
     -------
@@ -92,7 +127,9 @@ def encode_pool(
         (clips * moments, c, h, w) float16, the moments of a clip next to one another.
     """
     count = min(clips or len(pool.scenes), len(pool.scenes))
-    if not path.is_file():
+    key, note = _encoder_digest(vae), path.with_suffix(".json")
+    if not path.is_file() or not note.is_file() or json.loads(note.read_text()) != key:
+        note.unlink(missing_ok=True)
         rows = []
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             for start in range(0, count, 32):
@@ -102,4 +139,5 @@ def encode_pool(
                     progress(start, count, {})
         np.save(path.with_suffix(".tmp.npy"), torch.cat(rows).numpy())
         path.with_suffix(".tmp.npy").rename(path)
+        note.write_text(json.dumps(key))
     return torch.from_numpy(np.load(path))

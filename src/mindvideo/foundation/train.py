@@ -14,7 +14,7 @@ from mindvideo.config import Optimise
 from mindvideo.errors import ModelError
 from mindvideo.foundation import kit
 from mindvideo.foundation.parts import BUILDERS
-from mindvideo.foundation.pool import Pool, Progress
+from mindvideo.foundation.pool import Pool, Progress, check_note
 from mindvideo.train.loop import train
 
 PARTS = tuple(BUILDERS)
@@ -32,13 +32,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "clips": 30_000,
         "vae": _part(4000, 32, 2e-3, weight_decay=0.0),
         "clip": _part(1500, 96, 1.5e-3),
-        "image_classifier": _part(4000, 64, 1e-3),
+        "image_classifier": _part(8000, 64, 1e-3),
         "clip_image": _part(900, 96, 7e-4),
-        "video_classifier": _part(2500, 24, 7e-4),
+        "video_classifier": _part(7500, 24, 7e-4),
         "captioner": _part(1000, 48, 1e-3),
         "unet": _part(3800, 64, 1e-3, weight_decay=0.0, checkpoint_every=100),
         "vae_decoder": _part(1200, 32, 1e-3, weight_decay=0.0),
-        "motion": _part(3200, 8, 6e-4, weight_decay=0.0, checkpoint_every=100),
+        "motion": _part(6000, 8, 6e-4, weight_decay=0.0, checkpoint_every=100),
     },
     "gpu": {
         "clips": 100_000,
@@ -70,7 +70,7 @@ def train_part(out: Path, part: str, recipe: str = "night", seed: int = 0, progr
     Raises
     ------
     ModelError
-        For an unknown part or recipe.
+        For an unknown part or recipe, or films or a part begun with another recipe, seed or settings.
     """
     if part not in PARTS or recipe not in RECIPES:
         raise ModelError(f"expected a part of {PARTS} and a recipe of {tuple(RECIPES)}, found '{part}' and '{recipe}'")
@@ -79,15 +79,25 @@ def train_part(out: Path, part: str, recipe: str = "night", seed: int = 0, progr
     chosen = RECIPES[recipe]
     settings: Optimise = chosen[part]
     work = out / "work"
+    begun: dict[str, Any] = {"recipe": recipe, "seed": seed, "settings": settings.model_dump(mode="json")}
+    _begin(work / part, begun)
     pool = Pool.open(work / "pool", chosen["clips"], seed, progress)
     task, save = BUILDERS[part](out, pool, settings, progress)
     train(task, settings, work / part, seed=seed * 1000 + PARTS.index(part), progress=progress)
     save()
-    note = {
-        "part": part,
-        "recipe": recipe,
-        "seed": seed,
-        "settings": settings.model_dump(mode="json"),
-        "clips": chosen["clips"],
-    }
-    (work / part / "made.json").write_text(json.dumps(note, indent=2))
+    made = {"part": part, **begun, "clips": chosen["clips"]}
+    (work / part / "made.json").write_text(json.dumps(made, indent=2))
+
+
+def _flat(note: dict[str, Any]) -> dict[str, Any]:
+    return {"recipe": note["recipe"], "seed": note["seed"], **note["settings"]}
+
+
+def _begin(folder: Path, begun: dict[str, Any]) -> None:
+    """Note what a part is trained with beside its state, or refuse a state that was begun otherwise."""
+    note = folder / "begun.json"
+    if (folder / "state").is_dir() or (folder / "state.old").is_dir():
+        known = next((path for path in (note, folder / "made.json") if path.is_file()), None)
+        check_note(folder, _flat(begun), None if known is None else _flat(json.loads(known.read_text())))
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(begun))

@@ -123,8 +123,8 @@ def resize_frames(clips: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 @dataclass
-class ClipMaker:
-    """Makes the clips of any of the chosen windows, under each name.
+class Shown:
+    """Chosen test windows, and the clips of them that need no model.
 
     Attributes
     ----------
@@ -133,11 +133,70 @@ class ClipMaker:
     """
 
     recipe: Recipe
-    pipeline: MindVideoPipeline
-    foundation: Foundation
     store: Store
     windows: Windows
     chosen: np.ndarray
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """(F, H, W, 3) of a clip."""
+        settings, (frames, height, width, _) = self.recipe.reconstruct, self.windows.frames(self.chosen[:1]).shape[1:]
+        return (settings.num_frames or frames, settings.size or height, settings.size or width, 3)
+
+    @cached_property
+    def train(self) -> Windows:
+        """The training windows."""
+        return Windows(self.store, "train", self.windows.window)
+
+    @cached_property
+    def scene(self) -> np.ndarray:
+        """(n,) scene of each window."""
+        return np.asarray([self.windows.scene[i] for i in self.chosen])
+
+    @cached_property
+    def other(self) -> np.ndarray:
+        """(n,) for each window the position of one of another scene."""
+        return derange_scenes(self.scene, np.random.default_rng([self.recipe.seed, len(self.scene)]))
+
+    @cached_property
+    def constant_frame(self) -> np.ndarray:
+        """Mean training frame (H, W, 3) uint8."""
+        return resize_frames(mean_frame(self.train)[None, None], self.shape[1], self.shape[2])[0, 0]
+
+    def make(self, name: str, positions: np.ndarray) -> np.ndarray:
+        """Clips of the windows at ``positions`` under ``name``: ``truth``, ``random_train`` or ``constant``."""
+        if name == "truth":
+            return self.as_asked(self.windows.frames(self.chosen[positions]))
+        if name == "constant":
+            return np.broadcast_to(self.constant_frame, (len(positions), *self.shape))
+        draws = [np.random.default_rng([self.recipe.seed, int(window), 1]) for window in self.chosen[positions]]
+        return self.as_asked(self.train.frames(np.array([rng.integers(len(self.train)) for rng in draws])))
+
+    def as_asked(self, clips: np.ndarray) -> np.ndarray:
+        """Stored clips at the number of frames and the size of the reconstructions."""
+        return resize_frames(pick_frames(clips, self.shape[0]), self.shape[1], self.shape[2])
+
+    def describe(self, block: np.ndarray) -> list[dict[str, Any]]:
+        """Segment, scan, scene, block (n,) and caption of each window."""
+        windows = self.windows
+        return [
+            {
+                "segment": str(windows.segment[i]),
+                "scan": int(windows.scan[i]),
+                "scene": int(windows.scene[i]),
+                "block": int(number),
+                "caption": str(windows.captions[i]),
+            }
+            for i, number in zip(self.chosen, block, strict=True)
+        ]
+
+
+@dataclass
+class ClipMaker(Shown):
+    """Makes the clips of any of the chosen windows, under each name."""
+
+    pipeline: MindVideoPipeline
+    foundation: Foundation
 
     @property
     def names(self) -> list[str]:
@@ -151,54 +210,26 @@ class ClipMaker:
         known = LABELS | {"reconstruction": reconstruction}
         return {name: known[name] for name in self.names}
 
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        """(F, H, W, 3) of a clip."""
-        settings, (frames, height, width, _) = self.recipe.reconstruct, self.windows.frames(self.chosen[:1]).shape[1:]
-        return (settings.num_frames or frames, settings.size or height, settings.size or width, 3)
-
     @property
     def n_bytes(self) -> int:
         """Bytes of all clips, uncompressed."""
         return len(self.names) * len(self.chosen) * int(np.prod(self.shape))
 
     @cached_property
-    def train(self) -> Windows:
-        """The training windows."""
-        return Windows(self.store, "train", self.pipeline.fmri_encoder.config.window)
-
-    @cached_property
     def test_mean(self) -> np.ndarray | None:
         """Mean of all test windows (W, V), where the recipe asks for it; the paper's, transductive negative."""
         return mean_fmri(self.windows) if is_transductive(self.recipe.reconstruct.negative) else None
 
-    @cached_property
-    def other_scene(self) -> np.ndarray:
-        """(n,) for each chosen window the number of one of another scene."""
-        scene = np.asarray([self.windows.scene[i] for i in self.chosen])
-        return self.chosen[derange_scenes(scene, np.random.default_rng([self.recipe.seed, len(scene)]))]
-
     def make(self, name: str, positions: np.ndarray) -> np.ndarray:
         """Clips of the windows at ``positions`` under ``name``."""
         makers: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-            "truth": self._truth,
             "reconstruction": lambda at: self._sample(at, fmri=self.windows.fmri(self.chosen[at])),
-            "shuffled": lambda at: self._sample(at, fmri=self.windows.fmri(self.other_scene[at])),
+            "shuffled": lambda at: self._sample(at, fmri=self.windows.fmri(self.chosen[self.other[at]])),
             "mean": self._mean,
             "caption": self._caption,
             "vae": self._through_vae,
-            "random_train": self._random_train,
-            "constant": lambda at: np.broadcast_to(self.constant_frame, (len(at), *self.shape)),
         }
-        return makers[name](positions)
-
-    @cached_property
-    def constant_frame(self) -> np.ndarray:
-        """Mean training frame (H, W, 3) uint8."""
-        return resize_frames(mean_frame(self.train)[None, None], self.shape[1], self.shape[2])[0, 0]
-
-    def _truth(self, positions: np.ndarray) -> np.ndarray:
-        return self._as_asked(self.windows.frames(self.chosen[positions]))
+        return makers[name](positions) if name in makers else super().make(name, positions)
 
     def _sample(self, positions: np.ndarray, **condition: Any) -> np.ndarray:
         settings = self.recipe.reconstruct
@@ -231,15 +262,7 @@ class ClipMaker:
         return self._sample(positions, condition=tokens, **({"negative_tokens": empty} if is_guided else {}))
 
     def _through_vae(self, positions: np.ndarray) -> np.ndarray:
-        truth = self._truth(positions)
+        truth = self.make("truth", positions)
         latents = self.foundation.encode_latents(truth.reshape(-1, *truth.shape[2:]))
         clips = latents.reshape(*truth.shape[:2], *latents.shape[1:]).transpose(1, 2)
         return to_uint8(self.pipeline.decode(clips))
-
-    def _random_train(self, positions: np.ndarray) -> np.ndarray:
-        draws = [np.random.default_rng([self.recipe.seed, int(window), 1]) for window in self.chosen[positions]]
-        return self._as_asked(self.train.frames(np.array([rng.integers(len(self.train)) for rng in draws])))
-
-    def _as_asked(self, clips: np.ndarray) -> np.ndarray:
-        """Stored clips at the number of frames and the size of the reconstructions."""
-        return resize_frames(pick_frames(clips, self.shape[0]), self.shape[1], self.shape[2])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 
 from mindvideo import processes
 from mindvideo.config import Recipe
-from mindvideo.data.disk import disk_errors, flush_folder
+from mindvideo.data.disk import beside, beside_folder, disk_errors, write_text
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
@@ -68,17 +67,18 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     windows = Windows(store, "test", pipeline.fmri_encoder.config.window)
     blocks = windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
     chosen = choose_windows(blocks, recipe.reconstruct.max_windows)
-    makers = ClipMaker(recipe, pipeline, foundation, store, windows, chosen)
+    makers = ClipMaker(recipe, store, windows, chosen, pipeline, foundation)
     folder = run_dir / "reconstruct"
     fingerprint = _fingerprint(recipe, run_dir, store, foundation)
     with disk_errors(folder, "clips", makers.n_bytes):
         folder.mkdir(parents=True, exist_ok=True)
         with processes.first_then_others():
-            description = _describe_windows(windows, chosen, blocks)
             if processes.is_first():
-                _write_bytes(folder / "windows.json", json.dumps(description, indent=1).encode())
-            clips = _open_clips(folder / "clips.zarr", makers, fingerprint)
-        _fill(clips, makers, recipe.reconstruct.batch_size, progress)
+                write_text(folder / "windows.json", json.dumps(makers.describe(blocks[chosen]), indent=1))
+            negative = recipe.reconstruct.negative
+            about = {"negative": negative, "is_transductive": is_transductive(negative)}
+            clips = open_clips(folder / "clips.zarr", makers.labels, makers.shape, len(chosen), fingerprint, **about)
+        fill_clips(clips, makers.make, recipe.reconstruct.batch_size, progress)
         if processes.is_first():
             write_preview(folder / "preview.png", clips["truth"], clips["reconstruction"])
 
@@ -124,22 +124,14 @@ def _require_part(folder: Path) -> Path:
 
 def save_pipeline(pipeline: MindVideoPipeline, folder: Path, store: Store) -> None:
     """Write a pipeline, and which voxels it is for, beside ``folder``, flush it, and rename it into place."""
-    beside, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(beside, ignore_errors=True)
     try:
-        with disk_errors(folder, "the pipeline"):
-            pipeline.save_pretrained(beside)
-            write_recorded(store, beside)
-            flush_folder(beside)
+        with disk_errors(folder, "the pipeline"), beside_folder(folder) as place:
+            pipeline.save_pretrained(place)
+            write_recorded(store, place)
     except SafetensorError as error:
         raise ModelError(
             f"expected to write the pipeline to {folder}, found: {error}; see that the disk has room"
         ) from error
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    beside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def choose_windows(blocks: np.ndarray, max_windows: int | None) -> np.ndarray:
@@ -161,24 +153,12 @@ def choose_windows(blocks: np.ndarray, max_windows: int | None) -> np.ndarray:
     return np.flatnonzero(np.isin(blocks, kept))
 
 
-def _describe_windows(windows: Windows, chosen: np.ndarray, blocks: np.ndarray) -> list[dict[str, Any]]:
-    return [
-        {
-            "segment": str(windows.segment[i]),
-            "scan": int(windows.scan[i]),
-            "scene": int(windows.scene[i]),
-            "block": int(blocks[i]),
-            "caption": str(windows.captions[i]),
-        }
-        for i in chosen
-    ]
-
-
 def _fingerprint(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation) -> str:
     """A digest of everything the clips follow from; clips of another digest are made anew."""
     digest = hashlib.sha256(recipe.reconstruct.model_dump_json().encode())
     stored = json.dumps(dict(store.attrs), sort_keys=True, default=str)
-    for part in (recipe.seed, recipe.evaluate.block_s, store.voxel_id, stored, foundation.identity):
+    block_s = recipe.evaluate.block_s if recipe.reconstruct.max_windows is not None else None  # chooses windows
+    for part in (recipe.seed, block_s, store.voxel_id, stored, foundation.identity):
         digest.update(f"{part}\n".encode())
     for path in sorted((run_dir / "cotrain").glob("*/*")):
         if path.suffix in (".json", ".safetensors"):
@@ -187,41 +167,43 @@ def _fingerprint(recipe: Recipe, run_dir: Path, store: Store, foundation: Founda
     return digest.hexdigest()
 
 
-def _open_clips(path: Path, makers: ClipMaker, fingerprint: str) -> zarr.Group:
+def open_clips(
+    path: Path, labels: dict[str, str], shape: tuple[int, ...], n: int, fingerprint: str, **about: Any
+) -> zarr.Group:
+    """The clips (n, F, H, W, 3) of every name in ``labels``: those at ``path`` of this fingerprint, or empty ones."""
     if (path / "zarr.json").is_file():
         found = zarr.open_group(path, mode="r+")
         if found.attrs.get("fingerprint") == fingerprint:
             return found
-    beside = path.with_name(path.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
+    new = path.with_name(path.name + ".tmp")
+    shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(path, ignore_errors=True)
-    negative = makers.recipe.reconstruct.negative
     attributes: dict[str, Any] = {
-        "names": makers.names,
-        "labels": makers.labels,
-        "negative": negative,
-        "is_transductive": is_transductive(negative),
+        "names": list(labels),
+        "labels": labels,
+        **about,
         "fingerprint": fingerprint,
-        "done": dict.fromkeys(makers.names, 0),
+        "done": dict.fromkeys(labels, 0),
         "complete": False,
     }
-    group = zarr.open_group(beside, mode="w", attributes=attributes)
-    for name in makers.names:
-        shape = (len(makers.chosen), *makers.shape)
-        group.create_array(name, shape=shape, chunks=(1, *makers.shape), dtype="uint8")
-    beside.rename(path)
+    group = zarr.open_group(new, mode="w", attributes=attributes)
+    for name in labels:
+        group.create_array(name, shape=(n, *shape), chunks=(1, *shape), dtype="uint8")
+    new.rename(path)
     return zarr.open_group(path, mode="r+")
 
 
-def _fill(clips: zarr.Group, makers: ClipMaker, batch_size: int, progress: Progress | None) -> None:
+def fill_clips(
+    clips: zarr.Group, make: Callable[[str, np.ndarray], np.ndarray], batch_size: int, progress: Progress | None
+) -> None:
     """Make and write every batch not yet done; the count of each name's finished batches is written after its clips.
 
     Several processes take a batch each at a time; their clips are files of their own.
     """
-    team = processes.count()
-    batches = split_batches(len(makers.chosen), batch_size)
-    finished, total = 0, len(batches) * len(makers.names)
-    for name in makers.names:
+    team, names = processes.count(), cast(list[str], clips.attrs["names"])
+    batches = split_batches(cast(zarr.Array, clips[names[0]]).shape[0], batch_size)
+    finished, total = 0, len(batches) * len(names)
+    for name in names:
         array = cast(zarr.Array, clips[name])
         done = cast(dict[str, int], processes.tell(clips.attrs["done"]))
         finished += done[name]
@@ -229,7 +211,7 @@ def _fill(clips: zarr.Group, makers: ClipMaker, batch_size: int, progress: Progr
             together = batches[first : first + team]
             if processes.rank() < len(together):
                 positions = together[processes.rank()]
-                array[positions[0] : positions[-1] + 1] = makers.make(name, positions)
+                array[positions[0] : positions[-1] + 1] = make(name, positions)
             processes.wait()
             finished += len(together)
             if processes.is_first():
@@ -263,7 +245,8 @@ def write_preview(path: Path, truth: Any, reconstruction: Any, n_columns: int = 
         bands.append(np.concatenate(cells + [blank] * (len(rows[0]) - len(cells)), axis=1))
     ok, encoded = cv2.imencode(".png", cv2.cvtColor(np.concatenate(bands), cv2.COLOR_RGB2BGR))
     assert ok
-    _write_bytes(path, encoded.tobytes())
+    with beside(path) as place:
+        place.write_bytes(encoded.tobytes())
 
 
 def _pair(truth: np.ndarray, reconstruction: np.ndarray, height: int) -> np.ndarray:
@@ -271,12 +254,3 @@ def _pair(truth: np.ndarray, reconstruction: np.ndarray, height: int) -> np.ndar
     scale = max(1, height // truth.shape[1])
     frames = [clip[clip.shape[0] // 2].repeat(scale, 0).repeat(scale, 1) for clip in (truth, reconstruction)]
     return np.pad(np.concatenate(frames), ((0, 8), (0, 4), (0, 0)), constant_values=255)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    beside.rename(path)

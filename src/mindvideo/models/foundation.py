@@ -196,6 +196,11 @@ class Foundation:
         """`identity` of the autoencoder alone."""
         return self._hash(("vae",))
 
+    @cached_property
+    def captioner_identity(self) -> str:
+        """`identity` of the captioner alone."""
+        return self._hash(("captioner",))
+
     def _hash(self, parts: tuple[str, ...]) -> str:
         digest = hashlib.sha256()
         for path in sorted(self.folder.rglob("*")):
@@ -233,6 +238,11 @@ class Foundation:
                 "'mindvideo foundation train'"
             )
         return {name: weight.float() for name, weight in load_file(path).items()}
+
+    @property
+    def motion_has_positions(self) -> bool:
+        """Whether the part ``motion`` was trained with `frame_positions`, which have no weights to tell it by."""
+        return bool(self._config(MOTION).get("frame_positions", False))
 
     @property
     def scheduler_config(self) -> dict[str, Any]:

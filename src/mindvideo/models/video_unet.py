@@ -196,7 +196,7 @@ class FrameAttention:
     def __call__(self, attn: Attention, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
         """Tokens (pixels, F, C) to (pixels, F, C)."""
         if self.has_positions:
-            position = frame_positions(*hidden_states.shape[1:], device=hidden_states.device)
+            position = frame_positions(hidden_states.shape[1], hidden_states.shape[2], hidden_states.device)
             hidden_states = hidden_states + position.to(hidden_states.dtype)
         query, key, value = (project(hidden_states) for project in (attn.to_q, attn.to_k, attn.to_v))
         return _project_out(attn, _attend(attn, query, key, value))

@@ -7,20 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup, escape
 
 from mindvideo.errors import DataError
 from mindvideo.report.plots import Dot, draw_dots
-from mindvideo.report.wording import name_clip, name_score, write_interval, write_number, write_p, write_seconds
-
-CLASSES = {
-    "p<0.0001": ("purple", "***", "P < .0001"),
-    "p<0.01": ("pink", "**", "P < .01"),
-    "p<0.05": ("yellow", "*", "P < .05"),
-    "p>0.05": ("green", "", "P > .05"),
-}
-"""The paper's colours; the stars say the same without colour."""
+from mindvideo.report.trace import Source, cite, cite_interval, count_of
+from mindvideo.report.wording import (
+    CLASSES,
+    name_clip,
+    name_score,
+    write_interval,
+    write_number,
+    write_p,
+)
 
 STYLE = """<style>
 .ablation { --purple: #ddd0f5; --pink: #fad3e2; --yellow: #fbf0b4; --green: #dcefd3; }
@@ -54,14 +53,15 @@ def ablation_section(folder: Path) -> str:
         When there is no readable ``ablation.json`` of a known version.
     """
     content = read_ablation(folder)
+    source = Source(f"{folder.resolve().name}/ablation.json")
     parts = [
         STYLE,
         '<div class="ablation">',
-        _introduction(content),
-        _table(content),
-        _classes(content),
-        _films(content["films"]),
-        '<p class="source">from ablation.json, which names the run folder behind every row</p>',
+        _introduction(content, source),
+        _table(content, source),
+        _classes(content, source),
+        _films(content, source),
+        f'<p class="source">From {escape(source.file)}, which names the run folder behind every row</p>',
         "</div>",
     ]
     return "\n".join(part for part in parts if part)
@@ -83,44 +83,52 @@ def read_ablation(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _introduction(content: Mapping[str, Any]) -> str:
-    seeds, full = content["seeds"], content["rows"][0]
-    windows = full["scores"][content["columns"][0]["score"]]["n"] if content["columns"] else 0
-    text = (
-        f"Recipe {content['recipe']}, {windows} test windows. Each row leaves out or changes one part; the brackets are "
-        "95 % intervals from resampled blocks of windows. "
+def _introduction(content: Mapping[str, Any], source: Source) -> str:
+    seeds, columns = content["seeds"], content["columns"]
+    windows = Markup("no")
+    if columns:
+        steps = ("rows", 0, "scores", columns[0]["score"], "n")
+        windows = cite(content["rows"][0]["scores"][columns[0]["score"]]["n"], source.at(*steps), "count")
+    text = Markup(
+        f"Recipe {escape(content['recipe'])}, {windows} test windows. Each row leaves out or changes one part; the "
+        "brackets are 95 % intervals from resampled blocks of windows. "
     )
     if len(seeds) > 1:
-        text += f"Mean and standard deviation over {len(seeds)} seeds"
-        text += ", each another simulated subject who saw other films. " if content["is_simulated"] else ". "
+        text += Markup(f"Mean and standard deviation over {count_of(len(seeds), source.file, 'seeds')} seeds")
+        text += ", each another simulated subject who saw other films." if content["is_simulated"] else "."
     else:
-        text += "One seed: how much a row would move with another one is not known. "
-    return f"<p>{escape(text.strip())}</p>"
+        text += "One seed: how much a row would move with another one is not known."
+    return f"<p>{text}</p>"
 
 
-def _table(content: Mapping[str, Any]) -> str:
+def _table(content: Mapping[str, Any], source: Source) -> str:
     columns = content["columns"]
     head = "".join(
         f'<th scope="col" title="{escape(column["definition"])}">{escape(name_score(column["score"]))}'
-        f"<small>chance {write_number(column['chance'])}</small></th>"
-        for column in columns
+        f"<small>chance {cite(column['chance'], source.at('columns', i, 'chance'))}</small></th>"
+        for i, column in enumerate(columns)
     )
-    body = [_row(entry, columns) for entry in content["rows"]] + [
-        _row(entry | {"label": f"{name_clip(entry['name'])} ({entry['role']})", "also": []}, columns, "reference")
-        for entry in content["references"]
-    ]
+    body = [_row(entry, columns, source.at("rows", i)) for i, entry in enumerate(content["rows"])]
+    body += [
+        _row(
+            entry | {"label": f"{name_clip(entry['name'])} ({entry['role']})", "also": []}, columns,
+            source.at("references", i), "reference",
+        )
+        for i, entry in enumerate(content["references"])
+    ]  # fmt: skip
     return f'<table class="scores"><thead><tr><th scope="col">method</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 
 
-def _row(entry: Mapping[str, Any], columns: list[dict[str, Any]], kind: str = "") -> str:
+def _row(entry: Mapping[str, Any], columns: list[dict[str, Any]], source: Source, kind: str = "") -> str:
     also = ", ".join(variant["label"] for variant in entry["also"])
-    notes = [f"also: {also}"] if also else []
+    small = f"<small>also: {escape(also)}</small>" if also else ""
     if entry.get("changes"):
-        notes.append(", ".join(f"{key} = {_plain(value)}" for key, value in entry["changes"].items()))
+        changes = ", ".join(f"{key} = {_plain(value)}" for key, value in entry["changes"].items())
+        small += f'<small class="settings">{escape(changes)}</small>'
     if entry.get("seconds"):
-        notes.append(f"own stages {write_seconds(entry['seconds'])}")
-    small = "".join(f"<small>{escape(note)}</small>" for note in notes)
-    cells = "".join(_cell(column["score"], entry["scores"][column["score"]]) for column in columns)
+        small += f"<small>own stages {cite(entry['seconds'], source.at('seconds'), 'seconds')}</small>"
+    names = [column["score"] for column in columns]
+    cells = "".join(_cell(name, entry["scores"][name], source.at("scores", name)) for name in names)
     return f'<tr class="{kind}"><th scope="row">{escape(entry["label"])}{small}</th>{cells}</tr>'
 
 
@@ -128,10 +136,10 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _cell(score: str, cell: Mapping[str, Any]) -> str:
-    text = write_number(cell["value"])
+def _cell(score: str, cell: Mapping[str, Any], source: Source) -> str:
+    text = cite(cell["value"], source.at("value"))
     if cell["sd"] is not None:
-        text += f" ± {write_number(cell['sd'])}"
+        text += Markup(" ± ") + cite(cell["sd"], source.at("sd"))
     title = ""
     if cell.get("p_class"):
         colour, marks, words = CLASSES[cell["p_class"]]
@@ -139,8 +147,8 @@ def _cell(score: str, cell: Mapping[str, Any]) -> str:
             f"{words} corrected ({write_p(cell['p_holm'])}; uncorrected {write_p(cell['p'])}); difference "
             f"{write_number(cell['difference'])} {write_interval(_interval(cell['difference_interval']))}"
         )
-        text = f'<b class="{colour}">{text}{marks}</b>'
-    small = f"<small>{write_interval(_interval(cell['interval']))}</small>"
+        text = Markup(f'<b class="{colour}">{text}{marks}</b>')
+    small = f"<small>{cite_interval(_interval(cell['interval']), source.at('interval'))}</small>"
     return (
         f'<td data-label="{escape(name_score(score))}" title="{escape(title.strip())}"><span>{text}</span>{small}</td>'
     )
@@ -150,38 +158,31 @@ def _interval(ends: list[float | None]) -> tuple[float, float] | None:
     return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
 
 
-def _classes(content: Mapping[str, Any]) -> str:
+def _classes(content: Mapping[str, Any], source: Source) -> str:
     items = "".join(f'<li><b class="{colour}">{words} {marks}</b></li>' for colour, marks, words in CLASSES.values())
-    smallest = content["smallest_p"]
-    limit = "" if smallest is None else f" With these blocks no corrected P can be below {write_smallest(smallest)}."
+    smallest = cite(content["smallest_p"], source.at("smallest_p"), "short")
+    limit = "" if content["smallest_p"] is None else f" With these blocks no corrected P can be below {smallest}."
     return (
-        f'<ul class="classes" aria-label="P-value against the full method">{items}</ul><p><small>Two-sided block '
+        f'<ul class="classes level" aria-label="P-value against the full method">{items}</ul><p><small>Two-sided block '
         f"permutation against the full method; {escape(content['correction'])}.{limit}</small></p>"
     )
 
 
-def write_smallest(p: float) -> str:
-    """``.0078``: two digits that matter."""
-    return np.format_float_positional(p, precision=2, unique=False, fractional=False).lstrip("0")
-
-
-def _films(films: list[dict[str, Any]]) -> str:
+def _films(content: Mapping[str, Any], source: Source) -> str:
     """SSIM by test film: one panel each, a row for every subject and for what needs no brain."""
+    films: dict[str, list[Dot]] = {}
+    for i, entry in enumerate(content["films"]):
+        kind = "floor" if entry["name"] in ("shuffled", "constant") else "main"
+        label = name_clip(entry["label"]) if kind == "floor" else entry["label"]
+        place = source.at("films", i, "value")
+        films.setdefault(entry["film"], []).append(
+            Dot(label, entry["value"], _interval(entry["interval"]), kind, place)
+        )
     panels = []
-    for film in dict.fromkeys(entry["film"] for entry in films):
-        dots = [
-            Dot(
-                name_clip(entry["label"]) if kind == "floor" else entry["label"],
-                entry["value"],
-                _interval(entry["interval"]),
-                kind,
-            )
-            for entry in films
-            if entry["film"] == film
-            for kind in ("main" if entry["name"] not in ("shuffled", "constant") else "floor",)
-        ]
+    for film, dots in films.items():
         title = f"SSIM on test film {film}: " + ", ".join(f"{dot.label} {write_number(dot.value)}" for dot in dots)
         panels.append(f"<figure><figcaption>{escape(film)}</figcaption>{draw_dots(title, dots)}</figure>")
     if not panels:
         return ""
-    return str(Markup(f'<h3>SSIM by test film</h3><div class="panels">{"".join(panels)}</div>'))
+    seed = ", first seed" if len(content["seeds"]) > 1 else ""
+    return f'<h3>SSIM by test film{seed}</h3><div class="panels">{"".join(panels)}</div>'

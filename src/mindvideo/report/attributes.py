@@ -29,10 +29,10 @@ def list_attributes(run: Run) -> dict[str, Any] | None:
         cells = []
         for column in columns:
             value = number((entry.get("sets") or {}).get(column))
-            p = number((entry.get("p") or {}).get(column))
+            p = number((entry.get("p_holm") or {}).get(column))
             interval = entry.get("interval") if column == "reconstruction" else None
             ends = (number(interval[0]), number(interval[1])) if isinstance(interval, list) else (None, None)
-            small: Markup | str = cite(p, source.at("p", column), "p")
+            small: Markup | str = cite(p, source.at("p_holm", column), "p")
             if ends[0] is not None and ends[1] is not None:
                 small = cite_interval((ends[0], ends[1]), source.at("interval"))
             cells.append(

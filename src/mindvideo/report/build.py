@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from mindvideo.config import Recipe
+from mindvideo.data.disk import beside, write_text
 from mindvideo.errors import DataError
+from mindvideo.evaluate.controls import DEFINITIONS
 from mindvideo.report import comparison, sections
 from mindvideo.report.ablation import ablation_section
 from mindvideo.report.assets import Assets
@@ -33,7 +34,7 @@ from mindvideo.report.verdict import (
     source_of_p,
     write_verdict,
 )
-from mindvideo.report.wording import CONTROL_ROLES, HEADLINE_ORDER, is_ceiling, name_clip, name_score
+from mindvideo.report.wording import HEADLINE_ORDER, is_ceiling, name_clip, name_score
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 
@@ -79,17 +80,16 @@ def build_report(run_dirs: Sequence[Path], out: Path, progress: Progress | None 
     assets = Assets(out)
     try:
         html, tested = _compose(runs, ablations, assets, progress)
-        page = out / "index.html.writing"
-        page.write_text(html, encoding="utf-8")
-        for path in out.glob("differences*.json"):
-            path.unlink()
-        for name, found in tested.items():
-            comparison.write_differences(found, out / name)
+        with beside(out / "index.html") as page:
+            page.write_text(html, encoding="utf-8")
+            for path in out.glob("differences*.json"):
+                path.unlink()
+            for name, found in tested.items():
+                write_text(out / name, json.dumps(found, indent=1, allow_nan=False))
+            assets.publish()
     except BaseException:
         assets.discard()
         raise
-    assets.publish()
-    os.replace(page, out / "index.html")
     return out / "index.html"
 
 
@@ -193,7 +193,7 @@ def _describe_run(
             {
                 "label": name_clip(name),
                 "is_ceiling": _is_any_ceiling(item, name),
-                "meaning": CONTROL_ROLES.get(name) or item.clip_labels.get(name, ""),
+                "meaning": DEFINITIONS.get(name) or item.clip_labels.get(name, ""),
             }
             for name in sections.order_controls(item)
         ],

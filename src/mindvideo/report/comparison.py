@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -54,13 +52,6 @@ def measure_differences(entrants: Sequence[Entrant]) -> dict[str, Any]:
         except DataError as error:
             found["untested"][entrant.label] = str(error)
     return found
-
-
-def write_differences(found: dict[str, Any], path: Path) -> None:
-    """Write what `measure_differences` found as JSON."""
-    beside = path.with_name(path.name + ".writing")
-    beside.write_text(json.dumps(found, indent=1, allow_nan=False))
-    os.replace(beside, path)
 
 
 def tabulate(entrants: Sequence[Entrant], found: dict[str, Any], file: str) -> dict[str, Any] | None:

@@ -60,7 +60,7 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
         ]
         facts.append(("noise ceiling of a voxel, median", Markup(", ").join(parts)))
     for split, names in summary["segments"].items():
-        films = f"{count_of(len(names), STORE, 'segments')} film{'' if len(names) == 1 else 's'}"
+        films = f"{count_of(len(names), STORE, f'segments of {split}')} film{'' if len(names) == 1 else 's'}"
         runs = "/".join(str(value) for value in sorted({summary["repeats"][name] for name in names}))
         text = f"{count('windows', split)} windows, {count('scenes', split)} scenes, {films}"
         text += f", {escape(runs)} recording{'' if runs == '1' else 's'} each"
@@ -77,8 +77,7 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
 
 def _near_duplicates(run: Run) -> dict[str, Any] | None:
     """Test scans that look like a training scan, as audited; None where nothing was audited."""
-    near = run.scores_extra.get("near_duplicates")
-    pairs = near.get("pairs") if isinstance(near, dict) else None
+    pairs = run.near_duplicates.get("pairs")
     if not isinstance(pairs, list):
         return None
     rows = []
@@ -115,23 +114,14 @@ def write_value(value: Any) -> str:
 def list_choices(run: Run) -> list[dict[str, Any]]:
     """Choices that decide what the scores mean: each with what this run did, its kind, and whether it needs a warning.
 
-    ``kind`` is ``transductive`` (test recordings shape a reconstruction), ``post hoc`` (made after seeing results),
-    ``inductive`` (from training alone) or ``note``.
+    ``kind`` is ``transductive`` (test recordings shape a reconstruction), ``inductive`` (from training alone) or
+    ``note``.
     """
-    choices = [_negative(run), *_windows(run), *_captions(run), *_duplicates(run)]
+    choices = [_negative(run), *_windows(run), *_captions(run), *_duplicates(run), *_voxels(run)]
     if run.scores and not any("shuffled" in score.controls for score in run.scores.values()):
         text = "The shuffled control was not computed: these scores do not show that the brain was used."
         choices.append(_choice("Controls", text, "note", True))
-    if run.setting("data.selection"):
-        text = f"Rule “{run.setting('data.selection')}”, by the repeats of the training films; test recordings take no part."
-        choices.append(_choice("Voxels", text, "inductive"))
-    for key in ("post_hoc", "flags", "notes"):
-        entries = run.scores_extra.get(key)
-        kind = "post hoc" if key == "post_hoc" else "note"
-        choices += [
-            _choice("Evaluation", str(entry), kind, True) for entry in (entries if isinstance(entries, list) else [])
-        ]
-    return [choice for choice in choices if choice]
+    return choices + [_choice("Left out", f"{name}: {why}.", "note") for name, why in run.left_out.items()]
 
 
 def _choice(name: str, text: str | Markup, kind: str, is_warning: bool = False) -> dict[str, Any]:
@@ -155,6 +145,17 @@ def _negative(run: Run) -> dict[str, Any]:
     return _choice("Guidance", text, "inductive")
 
 
+def _voxels(run: Run) -> list[dict[str, Any]]:
+    if run.setting("data.source") == "published":
+        text = "Chosen by the publishers of the arrays, not known how; test recordings may have taken part."
+        return [_choice("Voxels", text, "note", True)]
+    rule = run.setting("data.selection")
+    if rule == "all":
+        return [_choice("Voxels", f"All voxels of the areas {run.setting('data.areas', 'cortex')}.", "inductive")]
+    text = f"Rule “{rule}”, by the repeats of the training films; test recordings take no part."
+    return [_choice("Voxels", text, "inductive")] if rule else []
+
+
 def _windows(run: Run) -> list[dict[str, Any]]:
     most = run.setting("reconstruct.max_windows")
     if not most:
@@ -171,15 +172,10 @@ def _captions(run: Run) -> list[dict[str, Any]]:
 
 
 def _duplicates(run: Run) -> list[dict[str, Any]]:
-    near = run.scores_extra.get("near_duplicates")
-    if near is None:
+    near = run.near_duplicates
+    if number(near.get("count")) is None:
         text = "Near-duplicates between training and test films were not audited in this run."
         return [_choice("Near-duplicates", text, "note", True)] if run.scores else []
-    if isinstance(near, dict) and number(near.get("count")) is not None:
-        shown, scans = (cite(number(near.get(key)), Source(NEAR, (key,)), "count") for key in ("count", "test_scans"))
-        text = Markup(f"{shown} of {scans} test scans look like a training scan; they are listed under Data.")
-        return [_choice("Near-duplicates", text, "note", bool(near["count"]))]
-    if isinstance(near, list):
-        text = Markup(f"{count_of(len(near), NEAR, 'entries')} test scans look like a training scan.")
-        return [_choice("Near-duplicates", text, "note", bool(near))]
-    return []
+    shown, scans = (cite(number(near.get(key)), Source(NEAR, (key,)), "count") for key in ("count", "test_scans"))
+    text = Markup(f"{shown} of {scans} test scans look like a training scan; they are listed under Data.")
+    return [_choice("Near-duplicates", text, "note", bool(near["count"]))]

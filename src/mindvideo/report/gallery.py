@@ -92,7 +92,7 @@ def _gallery(
 
 
 def _is_higher_better(run: Run, name: str) -> bool | None:
-    return run.scores[name].higher_is_better if name in run.scores else "error" not in name
+    return run.scores[name].higher_is_better if name in run.scores else None
 
 
 def _short(value: float | None) -> float | None:

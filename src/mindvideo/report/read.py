@@ -96,7 +96,8 @@ class Run:
     stages: dict[str, StageState]
     problems: list[str]
     scores: dict[str, Score] = field(default_factory=dict)
-    scores_extra: dict[str, Any] = field(default_factory=dict)
+    near_duplicates: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     windows: list[dict[str, Any]] = field(default_factory=list)
     window_scores: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
     clips: dict[str, Any] = field(default_factory=dict)
@@ -214,26 +215,17 @@ def _read_scores(run: Run) -> None:
     content = _read_json(run.path / "evaluate" / "scores.json", dict, run.problems)
     if content is None:
         return
-    table = content.get("scores", content)
-    run.scores_extra = {key: value for key, value in content.items() if not _is_score(value) and key != "scores"}
-    if not isinstance(table, dict):
-        run.problems.append("evaluate/scores.json should hold one entry per score")
-        return
-    for name, entry in table.items():
-        if _is_score(entry):
-            run.scores[name] = _score(name, entry)
+    run.scores = {
+        name: _score(name, entry) for name, entry in content.items() if isinstance(entry, dict) and "value" in entry
+    }
+    about = _read_json(run.path / "evaluate" / "evaluation.json", dict, run.problems) or {}
+    run.left_out = {str(name): str(why) for name, why in (about.get("left_out") or {}).items()}
     ceilings = _read_json(run.path / "evaluate" / "noise_ceiling.json", dict, run.problems) or {}
     for segment, entry in ceilings.items():
         median = number(entry.get("median")) if isinstance(entry, dict) else None
         if median is not None:
             run.noise_ceiling[str(segment)] = median
-    near = _read_json(run.path / "evaluate" / "near_duplicates.json", object, run.problems)
-    if near is not None:
-        run.scores_extra["near_duplicates"] = near
-
-
-def _is_score(entry: Any) -> bool:
-    return isinstance(entry, dict) and "value" in entry
+    run.near_duplicates = _read_json(run.path / "evaluate" / "near_duplicates.json", dict, run.problems) or {}
 
 
 def _numbers(content: Any) -> dict[str, float | None]:
@@ -242,7 +234,7 @@ def _numbers(content: Any) -> dict[str, float | None]:
 
 def _score(name: str, entry: dict[str, Any]) -> Score:
     n = number(entry.get("n"))
-    better = entry.get("higher_is_better", "error" not in name)
+    better = entry.get("higher_is_better")
     roles = entry.get("roles")
     return Score(
         name=name,

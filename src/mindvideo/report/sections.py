@@ -7,13 +7,13 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from mindvideo.evaluate.controls import ROLES
 from mindvideo.report.plots import Curve, Dot, draw_curves, draw_dots, thin_out
 from mindvideo.report.read import STAGE_PURPOSES, Run, Score, number
 from mindvideo.report.trace import Source, cite, cite_interval, count_of
 from mindvideo.report.verdict import FILE as SCORES
 from mindvideo.report.verdict import source_of_p
 from mindvideo.report.wording import (
-    CONTROL_ROLES,
     is_ceiling,
     name_clip,
     name_score,
@@ -36,7 +36,7 @@ SHOWN_PACKAGES = (
 
 def order_controls(run: Run) -> list[str]:
     """Every control of a run's scores: those to beat first, ceilings last."""
-    known = list(CONTROL_ROLES)
+    known = list(ROLES)
     names = {control for score in run.scores.values() for control in score.controls}
     return sorted(names, key=lambda name: (known.index(name) if name in known else len(known) - 2, name))
 
@@ -90,7 +90,7 @@ def _define(score: Score) -> Markup:
 
 def draw_score(score: Score) -> Markup:
     """The dot plot of one score: the reconstruction with its interval, then controls, then ceilings."""
-    known = list(CONTROL_ROLES)
+    known = list(ROLES)
     source = Source(SCORES, (score.name,))
     dots = [Dot("reconstruction", score.value, score.interval, "main", source.at("value"))]
     names = sorted(

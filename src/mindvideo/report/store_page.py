@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from pathlib import Path
 
 import jinja2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mindvideo.data.disk import write_text
 from mindvideo.data.store import SPLITS, Store
 from mindvideo.data.windows import NearDuplicate, near_duplicates
 from mindvideo.errors import DataError
-from mindvideo.explain.surfaces import draw_flat_map
+from mindvideo.explain.surfaces import draw_flat_map, save_figure
 
 Sections = dict[str, dict[str, str]]
 MOST_AREAS = 25
@@ -116,19 +115,17 @@ def write_page(store: Store, sections: Sections, out: Path) -> Path:
         pictures.append(
             {"name": "voxels.png", "text": "The voxels of the store, coloured by their place in its order."}
         )
-    _save(_draw_counts(store), out / "overview.png")
+    save_figure(_draw_counts(store), out / "overview.png")
     pictures.append(
         {"name": "overview.png", "text": "Voxels by area; reproducibility of all and of chosen vertices; windows."}
     )
-    _save(_draw_examples(store), out / "frames.png")
+    save_figure(_draw_examples(store), out / "frames.png")
     pictures.append({"name": "frames.png", "text": "Middle frames of evenly spaced scans with their captions."})
     template = jinja2.Environment(loader=jinja2.PackageLoader("mindvideo.report"), autoescape=True).get_template(
         "store.html"
     )
     page = out / "index.html"
-    beside = page.with_name(".partial-index.html")
-    beside.write_text(template.render(title=f"Prepared store of {store.subject}", pictures=pictures, sections=sections))
-    os.replace(beside, page)
+    write_text(page, template.render(title=f"Prepared store of {store.subject}", pictures=pictures, sections=sections))
     return page
 
 
@@ -186,10 +183,3 @@ def _draw_examples(store: Store) -> Figure:
                 0.5, -0.04, caption, fontsize=6, ha="center", va="top", transform=axis.transAxes, parse_math=False
             )
     return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    beside = path.with_name(f".partial-{path.name}")
-    figure.savefig(beside, format="png", dpi=110, facecolor="white", metadata={"Software": None})
-    os.replace(beside, path)

@@ -9,7 +9,8 @@
 - ``explain/maps.npz``: ``MAP|p2`` and ``MAP|p98``, percentiles of the map's known values, or ``MAP|limit`` and
   ``MAP|-limit``, the larger of the two without its sign.
 
-``differences*.json`` lies beside the page instead, where the differences between runs were tested.
+``differences*.json`` lies beside the page instead, where the differences between runs were tested; ``FOLDER/ablation.json``
+in the folder of an ablation that stands beside or above the run.
 
 A number worked out from a whole file (a count, a sum) has ``data-derived`` in place of a key, saying how.
 """

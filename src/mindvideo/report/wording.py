@@ -18,15 +18,13 @@ CLIP_NAMES = {
     "constant": "mean training frame",
 }
 
-CONTROL_ROLES = {
-    "shuffled": "the same generator given the brain activity of another test window",
-    "mean": "the same generator given the average brain activity",
-    "random_train": "a clip of the training films drawn at random",
-    "constant": "the average training frame, unmoving",
-    "caption": "ceiling: the same generator given the true caption",
-    "vae": "ceiling: the truth through the VAE, all that decoded latents can show",
+CLASSES = {
+    "p<0.0001": ("purple", "***", "P < .0001"),
+    "p<0.01": ("pink", "**", "P < .01"),
+    "p<0.05": ("yellow", "*", "P < .05"),
+    "p>0.05": ("green", "", "P > .05"),
 }
-CEILINGS = {"caption", "vae"}
+"""Colour of the paper's Table 1, stars that say the same without colour, and words of each class of a P-value."""
 
 HEADLINE_ORDER = ("video_50way", "video_2way", "image_50way", "image_2way")
 """The headline is the first of these that was computed, whatever it says; it is not chosen by its value."""
@@ -55,8 +53,7 @@ def name_clip(name: str) -> str:
 
 def is_ceiling(score: Score, control: str) -> bool:
     """Whether a control is an upper bound rather than something to beat."""
-    role = score.roles.get(control)
-    return role == "ceiling" if role else control in CEILINGS
+    return score.roles.get(control) == "ceiling"
 
 
 def write_number(value: float | None, decimals: int = 3) -> str:

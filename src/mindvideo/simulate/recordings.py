@@ -22,10 +22,9 @@ import numpy as np
 from mindvideo import atlas
 from mindvideo.config import Simulate
 from mindvideo.data.captions import caption_windows
-from mindvideo.data.cifti import SUBCORTEX, read_cortex, read_header, write_cortex
-from mindvideo.data.disk import disk_errors
+from mindvideo.data.cifti import SUBCORTEX, write_cortex
+from mindvideo.data.disk import disk_errors, write_text
 from mindvideo.data.video import write_video
-from mindvideo.data.voxels import detrend_and_standardise, fisher_z, repeat_correlation
 from mindvideo.errors import DataError, SettingError
 from mindvideo.simulate.features import film_features
 from mindvideo.simulate.scenes import Shot, draw_scene, is_held_out, make_film, render_film, scene_at
@@ -229,9 +228,7 @@ class _Ticker:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def _claim(out: Path, identity: dict[str, Any]) -> None:
@@ -352,54 +349,3 @@ def _person_path(out: Path, person: int, run: int) -> Path:
     name = f"tfMRI_MOVIE{run}"
     results = out / "hcp" / person_name(person) / "MNINonLinear" / "Results"
     return results / name / f"{name}_Atlas_MSMAll.dtseries.nii"
-
-
-def measure_reproducibility(raw: Path) -> dict[str, float]:
-    """How alike two runs of a training film are, and how smooth activity is along the cortex.
-
-    Runs 1 and 2 of each ``seg*`` are trimmed (METHOD section 2), freed of a 4th-order polynomial and correlated; Fisher
-    z is averaged over the segments.
-
-    Parameters
-    ----------
-    raw : Path
-        A folder written by `simulate`, with its ``truth/``.
-
-    Returns
-    -------
-    dict
-        ``informative_r`` and ``other_r``: median over vertices. ``informative_share_above_.1``. ``neighbour_r``: median
-        correlation between vertices that share a mesh edge, in run 1. ``n_segments``, ``n_vertices``.
-
-    Raises
-    ------
-    DataError
-        Without training segments or truth.
-    """
-    truth_path = raw / "truth" / "vertices.npz"
-    folders = sorted((raw / "subject1" / "fmri").glob("seg*"))
-    if not truth_path.is_file() or not folders:
-        raise DataError(
-            f"expected a finished simulation in {raw}, found no training segments or no truth; simulate it first"
-        )
-    with np.load(truth_path) as truth:
-        vertex, is_informative = truth["vertex"], truth["is_informative"]
-    edges = atlas.adjacency()[vertex][:, vertex].tocoo()
-    first, second = edges.row[edges.row < edges.col], edges.col[edges.row < edges.col]
-    z, neighbour = [], []
-    for folder in folders:
-        name = folder.name
-        paths = [folder / "cifti" / f"{name}_{run}_Atlas.dtseries.nii" for run in (1, 2)]
-        n_kept = read_header(paths[0]).n_volumes - 5
-        runs = [detrend_and_standardise(read_cortex(path).data[1 : 1 + n_kept]) for path in paths]
-        z.append(fisher_z(repeat_correlation(*runs)))
-        neighbour.append(np.einsum("te,te->e", runs[0][:, first], runs[0][:, second]) / (n_kept - 1))
-    r = np.tanh(np.mean(z, axis=0))
-    return {
-        "informative_r": float(np.median(r[is_informative])),
-        "other_r": float(np.median(r[~is_informative])),
-        "informative_share_above_.1": float((r[is_informative] > 0.1).mean()),
-        "neighbour_r": float(np.median(neighbour)),
-        "n_segments": float(len(folders)),
-        "n_vertices": float(len(vertex)),
-    }

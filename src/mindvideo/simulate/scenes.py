@@ -26,7 +26,6 @@ LIGHTS = ("day", "sunset", "dusk")
 _VELOCITY = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0), "turning": (0, 0)}
 _SPEED_PER_S = {"slow": 0.08, "fast": 0.2}
 _LEGS = ("person", "dog", "cat", "horse")
-_WINGS = ("bird", "butterfly", "plane")
 _BASE_Y = {"bird": 0.6, "butterfly": 0.62, "plane": 0.56, "fish": 0.68, "boat": 0.84}
 _WIDE = {"car": 0.62, "plane": 0.62, "boat": 0.68, "fish": 0.72, "bird": 0.78, "dog": 0.82, "horse": 0.92}
 _VERB = {"bird": "flying", "butterfly": "flying", "plane": "flying", "fish": "swimming", "car": "driving",

@@ -31,9 +31,14 @@ def starting_model(recipe: Recipe, run_dir: Path, num_voxels: int) -> MaskedBrai
     seed = stage_seed(recipe.seed, STAGE)
     if not recipe.pretrain.enabled:
         return new_masked_brain(recipe.encoder, num_voxels, recipe.adapt.mask_ratio, seed)
-    pretrained = MaskedBrainModel.from_pretrained(run_dir / "pretrain" / "model")
     torch.manual_seed(seed)  # matrices of single patches start anew
+    return pretrained_model(recipe, run_dir, num_voxels)
+
+
+def pretrained_model(recipe: Recipe, run_dir: Path, num_voxels: int) -> MaskedBrainModel:
+    """The model of ``pretrain`` on this subject's voxels; positions of weights that were given are interpolated."""
     positions: Literal["recompute", "interpolate"] = "recompute" if recipe.pretrain.weights is None else "interpolate"
+    pretrained = MaskedBrainModel.from_pretrained(run_dir / "pretrain" / "model")
     return MaskedBrainModel.from_other_voxels(pretrained, num_voxels, positions)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,19 +21,22 @@ from mindvideo.config import Align, Recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, SettingError, TrainingError
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.fmri_encoder import FmriEncoder, LowRankHead
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.own_encoder import AnyEncoder, OwnEncoder, token_offset
+from mindvideo.train.adapt import pretrained_model
 from mindvideo.train.augmentation import Mixture, augment_fmri
 from mindvideo.train.features import CROPS, Progress, TextFeatures, image_features, store_identity, text_features
 from mindvideo.train.loop import Figures, train
-from mindvideo.train.ridge import LinearDecoder, fit_linear_decoder, token_r2
+from mindvideo.train.ridge import LinearDecoder, fit_linear_decoder, principal_components, token_r2
 from mindvideo.train.stage import open_foundation, save_memory, save_model, stage_seed, trainable, training_device
 
 STAGE = "align"
 MOST_LOGIT_SCALE = 100.0
 VALIDATION_BATCH = 32
+WEAKEST = 1e-3
+"""Whitening treats components weaker than this share of the strongest one as if they were that strong."""
 
 
 def clip_loss(first_BC: torch.Tensor, second_BC: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
@@ -70,10 +74,18 @@ class TokenTarget:
         Mean token matrix over the windows given.
     variance : float
         Mean square distance of a token value from it; the regression's loss is divided by this.
+    components : Tensor, (K, L * C) float32
+        Principal components of the windows' tokens, the strongest first; their variances are ``spread`` (K,).
+
+    Parameters
+    ----------
+    whitening : float
+        The distance's component of variance v weighs v to the power of minus this. 0 is the plain mean squared error, in
+        which what the picture's place and colour do to the tokens drowns what its motion does.
     """
 
-    def __init__(self, text: TextFeatures, captions: list[str]) -> None:
-        """Find each caption's row and take mean and variance over the windows."""
+    def __init__(self, text: TextFeatures, captions: list[str], whitening: float = 0.0) -> None:
+        """Find each caption's row and take mean, variance and components over the windows."""
         self.text, self.row = text, text.rows(captions)
         rows, counts = torch.unique(self.row, return_counts=True)
         share = counts.float() / counts.sum()
@@ -85,6 +97,28 @@ class TokenTarget:
             float(part) * float((text.tokens[row].double() - total).square().mean())
             for row, part in zip(rows, share, strict=True)
         )
+        self.whitening, self._rows, self._share = whitening, rows, share
+
+    @cached_property
+    def _principal(self) -> tuple[torch.Tensor, torch.Tensor]:
+        scaled = (self.text.tokens[self._rows].float() - self.mean).flatten(1) * self._share.sqrt()[:, None]
+        components, variances = principal_components(scaled.numpy())
+        return torch.from_numpy(components), torch.from_numpy(variances)
+
+    @property
+    def components(self) -> torch.Tensor:
+        """(K, L * C), orthonormal rows."""
+        return self._principal[0]
+
+    @property
+    def spread(self) -> torch.Tensor:
+        """(K,) variances along the components."""
+        return self._principal[1]
+
+    @cached_property
+    def _weights(self) -> torch.Tensor:
+        weights = (self.spread + WEAKEST * self.spread[0]) ** -self.whitening
+        return weights / (weights * self.spread).sum()
 
     def tokens(self, index: np.ndarray) -> torch.Tensor:
         """Tokens (B, L, C) float32 of the windows ``index``."""
@@ -95,8 +129,17 @@ class TokenTarget:
         return self.distance(condition_BLC, self.tokens(index))
 
     def distance(self, condition_BLC: torch.Tensor, tokens_BLC: torch.Tensor) -> torch.Tensor:
-        """Mean squared distance of the condition from some tokens in units of the tokens' variance."""
-        return F.mse_loss(condition_BLC.float(), tokens_BLC.to(condition_BLC.device)) / self.variance
+        """Mean squared distance of the condition from some tokens, 1 on average between the tokens and their mean.
+
+        With whitening, a tenth of the plain distance holds what lies outside the components.
+        """
+        error = condition_BLC.float() - tokens_BLC.to(condition_BLC.device)
+        plain = error.square().mean() / self.variance
+        if self.whitening == 0:
+            return plain
+        along = error.flatten(1) @ self.components.T.to(error.device)
+        whitened = (along.square() * self._weights.to(error.device)).sum(dim=1).mean()
+        return (whitened + 0.1 * plain) / 1.1
 
 
 @dataclass
@@ -270,7 +313,7 @@ def _split_data(
         crops = CROPS if split == "train" and settings.crop_probability > 0 else 0
         seed = stage_seed(recipe.seed, "features")
         images = image_features(run_dir, store, foundation, split, crops=crops, seed=seed, progress=progress)
-    target = TokenTarget(text, list(windows.captions))
+    target = TokenTarget(text, list(windows.captions), settings.token_whitening)
     if split == "train" and target.variance == 0.0:
         raise DataError(
             "expected different captions among the training windows, found a single one; look at data.captions"
@@ -315,14 +358,20 @@ def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundat
     if recipe.adapt.enabled:
         return FmriEncoder.from_masked_brain(MaskedBrainModel.from_pretrained(run_dir / "adapt" / "model"), **arguments)
     if recipe.pretrain.enabled:
-        pretrained = MaskedBrainModel.from_pretrained(run_dir / "pretrain" / "model")
-        positions: Literal["recompute", "interpolate"] = "interpolate" if recipe.pretrain.weights else "recompute"
-        pretrained = MaskedBrainModel.from_other_voxels(pretrained, store.n_voxels, positions)
-        return FmriEncoder.from_masked_brain(pretrained, **arguments)
+        return FmriEncoder.from_masked_brain(pretrained_model(recipe, run_dir, store.n_voxels), **arguments)
     raise SettingError(
         "expected pretrain or adapt to be enabled with align.start_from=adapt, found both disabled; "
         "set align.start_from=scratch"
     )
+
+
+def start_low_rank_head(head: LowRankHead, target: TokenTarget) -> None:
+    """Let the head's ranks begin as the tokens' principal components, each with its standard deviation."""
+    rank = min(head.spread.in_features, len(target.components))
+    begin = (target.components[:rank] * target.spread[:rank, None].sqrt()).T
+    with torch.no_grad():
+        head.spread.weight.zero_()
+        head.spread.weight[:, :rank] = begin
 
 
 def linear_reference(
@@ -375,6 +424,8 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     if (offset := token_offset(encoder)) is not None:
         with torch.no_grad():
             offset.copy_(training.target.mean)
+    if settings.token_weight > 0 and isinstance(encoder, FmriEncoder) and isinstance(encoder.proj_head, LowRankHead):
+        start_low_rank_head(encoder.proj_head, training.target)
     if settings.loss == "none" and settings.token_weight == 0:
         if processes.is_first():
             (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "enabled": False}) + "\n")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +17,9 @@ from torch import nn
 from mindvideo import processes
 from mindvideo.config import Recipe
 from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
+from mindvideo.models.foundation import Foundation
 from mindvideo.models.video_unet import VideoUNet
 from mindvideo.train.features import Progress, TextFeatures, latent_features, text_features
 from mindvideo.train.loop import Figures, named_trainable, train
@@ -172,19 +173,22 @@ class AnimateTask:
         return losses.mean() * processes.weight(self.batch_size), {}
 
 
-def split_captions(store: Store, split: Literal["train", "validation"]) -> list[str]:
-    """Caption of every scan of a split, in the order of its windows."""
-    return [caption for segment in store.segments(split) for caption in store.captions(segment)]
-
-
-def start_motion(unet: VideoUNet, weights: dict[str, torch.Tensor]) -> None:
+def start_motion(unet: VideoUNet, foundation: Foundation) -> None:
     """Put the foundation's temporal attention in place of the identity that inflation begins with.
 
     Raises
     ------
     ModelError
-        Where the names or shapes are not those of the generator's temporal parts.
+        Where the names or shapes are not those of the generator's temporal parts, or it was trained with another
+        ``frame_positions``.
     """
+    weights, has_positions = foundation.motion(), foundation.motion_has_positions
+    if has_positions != unet.config.frame_positions:
+        setting = f"animate.frame_positions={str(has_positions).lower()}"
+        raise ModelError(
+            f"expected {setting}, which the part 'motion' of {foundation.folder} was trained with, found "
+            f"{str(unet.config.frame_positions).lower()}; set {setting}, or animate.motion=none"
+        )
     own = unet.state_dict()
     temporal = {
         name: tuple(weight.shape) for name, weight in own.items() if "attn_temp." in name or "norm_temp." in name
@@ -194,8 +198,7 @@ def start_motion(unet: VideoUNet, weights: dict[str, torch.Tensor]) -> None:
         differing = sorted(name for name in temporal.keys() | found.keys() if temporal.get(name) != found.get(name))
         raise ModelError(
             f"expected the foundation's part 'motion' to hold the {len(temporal)} temporal weights of its generator, "
-            f"found {len(differing)} missing, unexpected or misshapen, first {differing[0]}; set animate.motion=none, or "
-            "animate.frame_positions to what the part was trained with"
+            f"found {len(differing)} missing, unexpected or misshapen, first {differing[0]}; set animate.motion=none"
         )
     unet.load_state_dict(own | weights)
 
@@ -216,7 +219,7 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     torch.manual_seed(seed)
     unet = VideoUNet.from_unet2d(foundation.unet, frame_positions=settings.frame_positions)
     if settings.motion == "foundation":
-        start_motion(unet, foundation.motion())
+        start_motion(unet, foundation)
     if not settings.enabled:
         note_disabled(folder)
         save_model(unet, folder / "model")
@@ -225,7 +228,7 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     text = text_features(run_dir, store, foundation, seed=stage_seed(recipe.seed, "features"), progress=progress)
     latents = latent_features(run_dir, store, foundation, "train", progress=progress)
     held_out = latent_features(run_dir, store, foundation, "validation", progress=progress)
-    held_out_row = text.rows(split_captions(store, "validation"))
+    row, held_out_row = (text.rows(Windows(store, split, 1).captions) for split in ("train", "validation"))
     device, diffusion = training_device(), Diffusion(foundation.scheduler_config)
     save_memory(settings, unet)
     task = AnimateTask(
@@ -233,7 +236,7 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
         diffusion,
         latents,
         text,
-        text.rows(split_captions(store, "train")),
+        row,
         batch_size=settings.batch_size,
         caption_dropout=settings.caption_dropout,
         device=device,

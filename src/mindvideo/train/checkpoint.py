@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from mindvideo.data.disk import beside_folder
 from mindvideo.errors import TrainingError
 
 
@@ -26,22 +25,10 @@ def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], numbers: dic
     numbers : dict
         Whatever else the loop needs to go on, JSON-serialisable.
     """
-    beside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside / "tensors.safetensors"
-    )
-    (beside / "state.json").write_text(json.dumps(numbers))
-    for path in beside.iterdir():
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    beside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with beside_folder(folder) as place:
+        save_file(flat, place / "tensors.safetensors")
+        (place / "state.json").write_text(json.dumps(numbers))
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:

@@ -156,7 +156,7 @@ def _train(
     target = None
     if settings.token_weight > 0:
         text = text_features(run_dir, store, foundation, seed=stage_seed(recipe.seed, "features"), progress=progress)
-        target = TokenTarget(text, list(windows.captions))
+        target = TokenTarget(text, list(windows.captions), recipe.align.token_whitening)
     device, diffusion = training_device(), Diffusion(foundation.scheduler_config)
     save_memory(settings, encoder, unet)
     task = CotrainTask(encoder, unet, diffusion, windows, latents, target, settings, device)

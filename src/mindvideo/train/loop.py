@@ -21,7 +21,7 @@ from torch import nn
 
 from mindvideo import processes
 from mindvideo.config import Optimise
-from mindvideo.errors import TrainingError
+from mindvideo.errors import SettingError, TrainingError
 from mindvideo.train.checkpoint import load_checkpoint, save_checkpoint
 
 Figures = Mapping[str, float | torch.Tensor]
@@ -165,8 +165,15 @@ def train(
     Raises
     ------
     TrainingError
-        When a loss is not finite; weights are unchanged by that step.
+        When a loss or gradient is not finite; weights are unchanged by that step.
+    SettingError
+        For a batch of fewer rows than there are processes.
     """
+    if settings.batch_size < processes.count():
+        raise SettingError(
+            f"expected a batch_size of at least {processes.count()}, one row a process, found {settings.batch_size} in "
+            f"{folder.name}; raise it, or start fewer processes"
+        )
     is_first = processes.is_first()
     parameters = task.parameters()
     groups = parameter_groups(parameters, settings, lr_of)
@@ -248,10 +255,9 @@ def _gather_gradients(
         seen.append(getattr(task, "sample_values", None))
     together = processes.add_up(torch.stack(values))
     processes.add_up_gradients(parameters.values())
-    norm = together.new_zeros(1)
-    if settings.clip_grad is not None:
-        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip_grad).reshape(1).to(norm)
-    *numbers, found_norm = torch.cat([together.flatten(), norm]).tolist()
+    most = math.inf if settings.clip_grad is None else settings.clip_grad
+    norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), most)
+    *numbers, found_norm = torch.cat([together.flatten(), norm.reshape(1).to(together)]).tolist()
     rows = [numbers[start : start + len(names)] for start in range(0, len(numbers), len(names))]
     for micro, row in enumerate(rows):
         if not math.isfinite(row[0]):

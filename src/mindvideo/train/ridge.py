@@ -55,33 +55,26 @@ class LinearDecoder:
 def fit_linear_decoder(inputs_NX: np.ndarray, targets_NT: np.ndarray) -> LinearDecoder:
     """Kernel ridge regression from the training windows' scans to their tokens.
 
-    The targets are reduced to their leading principal components on the training windows; the penalty of each component
-    is chosen by cross-validation over contiguous fifths of the training windows, since neighbouring windows are alike.
+    The targets are reduced to their leading principal components on the training windows; one penalty for all is
+    chosen by cross-validation over contiguous fifths of the training windows, since neighbouring windows are alike.
     """
     set_backend("numpy")
     centre, scale = inputs_NX.mean(axis=0), float(inputs_NX.std())
     fitted = ((inputs_NX - centre) / scale).astype(np.float64)
     mean_T = targets_NT.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred_NT = targets_NT - mean_T
-    components_QT = _principal_components(centred_NT)
+    components_QT, _ = principal_components(centred_NT)
     scores_NQ = (centred_NT @ components_QT.T).astype(np.float64)
-    model = KernelRidgeCV(alphas=ALPHAS, kernel="precomputed", cv=5, warn=False)
+    # One penalty for all: with one each, the components that hold thing and motion are shrunk to nothing.
+    model = KernelRidgeCV(alphas=ALPHAS, kernel="precomputed", cv=5, solver_params={"local_alpha": False}, warn=False)
     model.fit(fitted @ fitted.T, scores_NQ)
     weights = (fitted.T @ np.asarray(model.dual_coef_)).astype(np.float32)
     return LinearDecoder(centre, scale, weights, components_QT.astype(np.float32), mean_T)
 
 
-def ridge_token_r2(
-    inputs_NX: np.ndarray, targets_NT: np.ndarray, validation_MX: np.ndarray, validation_targets_MT: np.ndarray
-) -> float:
-    """Variance of the validation tokens that `fit_linear_decoder` explains beyond the training mean; 0 for that mean."""
-    decoder = fit_linear_decoder(inputs_NX, targets_NT)
-    return token_r2(decoder.predict(validation_MX), validation_targets_MT, decoder.mean)
-
-
-def _principal_components(centred_NT: np.ndarray) -> np.ndarray:
-    """Leading right singular vectors (Q, T), Q at most ``MOST_COMPONENTS``, from the smaller Gram matrix."""
+def principal_components(centred_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Leading right singular vectors (Q, T), Q at most ``MOST_COMPONENTS``, and their squared singular values (Q,)."""
     values, vectors = np.linalg.eigh(centred_NT @ centred_NT.T)
     strong = np.argsort(values)[::-1][:MOST_COMPONENTS]
-    strong = strong[values[strong] > 1e-9 * values.max()]
-    return (vectors[:, strong] / np.sqrt(values[strong])).T @ centred_NT
+    strong = strong[values[strong] > 1e-6 * values.max()]  # weaker ones are rounding of single precision
+    return (vectors[:, strong] / np.sqrt(values[strong])).T @ centred_NT, values[strong]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zlib
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from mindvideo import processes
 from mindvideo.config import Optimise, Recipe
+from mindvideo.data.disk import beside_folder
 from mindvideo.errors import SettingError
 from mindvideo.models.foundation import Foundation
 from mindvideo.train.loop import step_seed
@@ -53,11 +53,17 @@ def save_memory(settings: Optimise, *models: Any) -> None:
     for model in models:
         if settings.gradient_checkpointing:
             if not model._supports_gradient_checkpointing:
-                raise SettingError(
-                    f"expected gradient_checkpointing=false with {type(model).__name__}, found true: it has no blocks "
-                    "to compute again; set it to false"
-                )
+                refuse_checkpointing(settings, type(model).__name__)
             model.enable_gradient_checkpointing()
+
+
+def refuse_checkpointing(settings: Optimise, name: str) -> None:
+    """Raise SettingError where the recipe asks a model without such blocks to compute activations again."""
+    if settings.gradient_checkpointing:
+        raise SettingError(
+            f"expected gradient_checkpointing=false with {name}, found true: it has no blocks to compute again; set it "
+            "to false"
+        )
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -68,24 +74,9 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def save_model(model: Saveable, folder: Path) -> None:
     """Write a model beside ``folder``, flush it, and rename it into place; the first process does, the others wait."""
     if processes.is_first():
-        _save_model(model, folder)
+        with beside_folder(folder) as place:
+            model.save_pretrained(str(place))
     processes.wait()
-
-
-def _save_model(model: Saveable, folder: Path) -> None:
-    beside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    model.save_pretrained(str(beside))
-    for path in beside.iterdir():
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    beside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def note_disabled(folder: Path) -> None:

@@ -16,10 +16,13 @@
     if (text !== undefined) element.textContent = text;
     return element;
   };
+  /* As write_number of wording.py. */
   const write = (value) => {
     if (value === null || value === undefined) return "";
-    const text = Math.abs(value) >= 10 ? value.toFixed(1) : value.toFixed(3);
-    return text.replace(/^(-?)0\./, "$1.").replace("-", "−");
+    const size = Math.abs(value), digits = size >= 100 ? 0 : size >= 10 ? 1 : 3;
+    let text = size.toFixed(digits);
+    if ((size * 2 ** (digits + 1)) % 2 === 1 && text.at(-1) % 2) text = (size * (1 - 1e-9)).toFixed(digits); // halves go to even
+    return (value < 0 && Number(text) ? "−" : "") + text.replace(/^0\./, ".");
   };
 
   /* One clock for the page: every canvas shows the same frame number at the same time. */
@@ -125,19 +128,18 @@
       list.forEach((index) => row.append(makeCard(gallery, index)));
       cards.append(row);
     };
-    let total = data.windows.length;
     let note;
     if (order === "ends" && gallery.score) {
       const sorted = sortWindows(gallery, "best"), count = GROUP * gallery.pages;
       const lists = [sorted, nearestToMedian(sorted), [...sorted].reverse()].map((list) => differentScenes(data, list, count));
       ["Best", "Median", "Worst"].forEach((title, i) => group(title, lists[i]));
-      note = `${count} each of the best, median and worst of ${total} test windows by ${data.scores[gallery.score].label}, at most one of a scene in each group.`;
-      total = Math.max(...lists.map((list) => list.length)) < count ? 0 : total;
-      gallery.more.hidden = count * 3 >= data.windows.length || total === 0;
+      const sizes = lists.map((list) => list.length), same = sizes.every((size) => size === sizes[0]);
+      note = `${same ? `${sizes[0]} each` : sizes.join(", ")} of the best, median and worst of ${sorted.length} test windows by ${data.scores[gallery.score].label}, at most one of a scene in each group.`;
+      gallery.more.hidden = count * 3 >= sorted.length || Math.max(...sizes) < count;
     } else {
       const sorted = sortWindows(gallery, order === "ends" ? "film" : order), count = PAGE * gallery.pages;
       group("", sorted.slice(0, count));
-      note = `${Math.min(count, sorted.length)} of ${total} test windows.`;
+      note = `${Math.min(count, sorted.length)} of ${sorted.length} test windows.`;
       gallery.more.hidden = count >= sorted.length;
     }
     gallery.shown.textContent = note;
