@@ -86,7 +86,7 @@ def test_trim_keeps_the_volume_acquired_lag_seconds_after_each_scan(n_scans, ext
         n_scans * tr_s + 10
     )  # the last volume, 10 s after the film
     lag_s = start_s + (first + off) * tr_s
-    header = CortexHeader(np.arange(2), np.arange(2), tr_s, n_volumes, 0)
+    header = CortexHeader(np.arange(2), np.arange(2), tr_s, n_volumes)
     data = Data.model_construct(tr_s=tr_s, lag_s=lag_s)
     arguments = Path("run"), header, n_scans, n_scans * tr_s, data
     if off or not 0 <= first <= extra:
@@ -100,7 +100,7 @@ def test_trim_keeps_the_volume_acquired_lag_seconds_after_each_scan(n_scans, ext
 
 @pytest.mark.parametrize(("n_volumes", "dropped"), [(245, 1), (246, 2)])
 def test_the_published_trims(n_volumes, dropped):
-    header = CortexHeader(np.arange(2), np.arange(2), 2.0, n_volumes, 0)
+    header = CortexHeader(np.arange(2), np.arange(2), 2.0, n_volumes)
     assert _first_volume(Path("run"), header, 240, 480.0, Data()) == dropped and n_volumes - dropped - 240 == 4
 
 
