@@ -1,4 +1,4 @@
-"""The README's pictures from a finished run: ``python docs/make_pictures.py runs/demo``.
+"""The pictures in README and docs from a finished run: ``python docs/make_pictures.py runs/demo``.
 
 Windows are picked by rank of SSIM alone – best, upper quartile, median – and the worst go into a picture of their own.
 Truth is above, reconstruction below; nothing is retouched.
@@ -13,6 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import zarr
+
+from mindvideo.study import Study
 
 FRAMES = (0, 2, 5)
 SCALE = 2
@@ -35,7 +37,8 @@ def sheet(truth: np.ndarray, found: np.ndarray, chosen: list[int], per_row: int 
 
 
 def main(run_dir: Path, out: Path) -> None:
-    """Write ``demo.png`` and ``demo_worst.png`` into ``out``."""
+    """Write ``NAME.png`` and ``NAME_worst.png`` into ``out``, where NAME is the recipe's."""
+    study = Study.open(run_dir).recipe.name
     clips = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="r")
     truth, found = np.asarray(clips["truth"][:]), np.asarray(clips["reconstruction"][:])
     with (run_dir / "evaluate" / "windows.csv").open() as handle:
@@ -44,9 +47,9 @@ def main(run_dir: Path, out: Path) -> None:
     n = len(order)
     middle = [n // 4 - 1, n // 4, n // 4 + 1, n // 4 + 2, n // 2 - 2, n // 2 - 1, n // 2, n // 2 + 1]
     out.mkdir(parents=True, exist_ok=True)
-    for name, ranks in (("demo.png", [0, 1, 2, 3, *middle]), ("demo_worst.png", list(range(n - 8, n)))):
+    for name, ranks in ((study, [0, 1, 2, 3, *middle]), (f"{study}_worst", list(range(n - 8, n)))):
         picture = sheet(truth, found, [int(order[rank]) for rank in ranks])
-        cv2.imwrite(str(out / name), picture[..., ::-1])
+        cv2.imwrite(str(out / f"{name}.png"), picture[..., ::-1])
 
 
 if __name__ == "__main__":
