@@ -16,11 +16,12 @@ from mindvideo.errors import TrainingError
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.video_unet import VideoUNet
-from mindvideo.train.align import AlignData, AlignTask, TokenTarget
+from mindvideo.train.align import AlignData, AlignTask
 from mindvideo.train.animate import AnimateTask, Diffusion
 from mindvideo.train.features import TextFeatures
 from mindvideo.train.loop import train
 from mindvideo.train.pretrain import MaskedBrainTask
+from mindvideo.train.tokens import TokenTarget
 
 CPU = torch.device("cpu")
 WORDS = [str(number) for number in range(11)]

@@ -7,10 +7,11 @@ from sklearn.linear_model import Ridge
 
 from mindvideo.errors import DataError
 from mindvideo.models.fmri_encoder import LowRankHead
-from mindvideo.train.align import TokenTarget, clip_loss, contrastive_loss, retrieval_top1, start_low_rank_head
+from mindvideo.train.align import clip_loss, contrastive_loss, retrieval_top1, start_low_rank_head
 from mindvideo.train.augmentation import Mixture, augment_fmri
 from mindvideo.train.features import SYNONYMS, TextFeatures, augment_caption, compute_table, read_array
 from mindvideo.train.ridge import ALPHAS, LinearDecoder, fit_linear_decoder, token_r2
+from mindvideo.train.tokens import TokenTarget
 
 
 def numpy_clip_loss(first, second, scale):

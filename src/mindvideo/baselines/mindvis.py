@@ -36,12 +36,13 @@ from mindvideo.generate.guidance import negative_condition
 from mindvideo.generate.sampling import Plan, autocast, denoise
 from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models.own_encoder import AnyEncoder, token_offset
-from mindvideo.train.align import TokenTarget, new_encoder
+from mindvideo.train.align import new_encoder
 from mindvideo.train.animate import ClipValidation, Diffusion
 from mindvideo.train.augmentation import augment_fmri
 from mindvideo.train.features import caption_table, latent_features
 from mindvideo.train.loop import named_trainable
 from mindvideo.train.stage import save_memory, trainable
+from mindvideo.train.tokens import TokenTarget
 
 TUNED = ("attn2", "class_embedding")
 

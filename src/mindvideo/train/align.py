@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,14 +28,13 @@ from mindvideo.train.adapt import pretrained_model
 from mindvideo.train.augmentation import Mixture, augment_fmri
 from mindvideo.train.features import CROPS, Progress, TextFeatures, image_features, store_identity, text_features
 from mindvideo.train.loop import Figures, train
-from mindvideo.train.ridge import LinearDecoder, fit_linear_decoder, principal_components, token_r2
+from mindvideo.train.ridge import LinearDecoder, fit_linear_decoder, token_r2
 from mindvideo.train.stage import open_foundation, save_memory, save_model, stage_seed, trainable, training_device
+from mindvideo.train.tokens import TokenTarget
 
 STAGE = "align"
 MOST_LOGIT_SCALE = 100.0
 VALIDATION_BATCH = 32
-WEAKEST = 1e-3
-"""Whitening treats components weaker than this share of the strongest one as if they were that strong."""
 
 
 def clip_loss(first_BC: torch.Tensor, second_BC: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
@@ -63,83 +61,6 @@ def contrastive_loss(
         assert image_BC is not None, "the image variants need image embeddings"
         losses.append(clip_loss(fmri_BC, image_BC, scale))
     return torch.stack(losses).mean()
-
-
-class TokenTarget:
-    """The frozen text tokens of each window's caption, and how much predicting their mean leaves.
-
-    Attributes
-    ----------
-    mean : Tensor, (L, C) float32
-        Mean token matrix over the windows given.
-    variance : float
-        Mean square distance of a token value from it; the regression's loss is divided by this.
-    components : Tensor, (K, L * C) float32
-        Principal components of the windows' tokens, the strongest first; their variances are ``spread`` (K,).
-
-    Parameters
-    ----------
-    whitening : float
-        The distance's component of variance v weighs v to the power of minus this. 0 is the plain mean squared error, in
-        which what the picture's place and colour do to the tokens drowns what its motion does.
-    """
-
-    def __init__(self, text: TextFeatures, captions: list[str], whitening: float = 0.0) -> None:
-        """Find each caption's row and take mean, variance and components over the windows."""
-        self.text, self.row = text, text.rows(captions)
-        rows, counts = torch.unique(self.row, return_counts=True)
-        share = counts.float() / counts.sum()
-        total = torch.zeros(text.tokens.shape[1:], dtype=torch.float64)
-        for row, part in zip(rows, share, strict=True):
-            total += float(part) * text.tokens[row].double()
-        self.mean = total.float()
-        self.variance = sum(
-            float(part) * float((text.tokens[row].double() - total).square().mean())
-            for row, part in zip(rows, share, strict=True)
-        )
-        self.whitening, self._rows, self._share = whitening, rows, share
-
-    @cached_property
-    def _principal(self) -> tuple[torch.Tensor, torch.Tensor]:
-        scaled = (self.text.tokens[self._rows].float() - self.mean).flatten(1) * self._share.sqrt()[:, None]
-        components, variances = principal_components(scaled.numpy())
-        return torch.from_numpy(components), torch.from_numpy(variances)
-
-    @property
-    def components(self) -> torch.Tensor:
-        """(K, L * C), orthonormal rows."""
-        return self._principal[0]
-
-    @property
-    def spread(self) -> torch.Tensor:
-        """(K,) variances along the components."""
-        return self._principal[1]
-
-    @cached_property
-    def _weights(self) -> torch.Tensor:
-        weights = (self.spread + WEAKEST * self.spread[0]) ** -self.whitening
-        return weights / (weights * self.spread).sum()
-
-    def tokens(self, index: np.ndarray) -> torch.Tensor:
-        """Tokens (B, L, C) float32 of the windows ``index``."""
-        return self.text.tokens[self.row[index]].float()
-
-    def loss(self, condition_BLC: torch.Tensor, index: np.ndarray) -> torch.Tensor:
-        """Mean squared error of the condition against the tokens, 1 for the mean predictor."""
-        return self.distance(condition_BLC, self.tokens(index))
-
-    def distance(self, condition_BLC: torch.Tensor, tokens_BLC: torch.Tensor) -> torch.Tensor:
-        """Mean squared distance of the condition from some tokens, 1 on average between the tokens and their mean.
-
-        With whitening, a tenth of the plain distance holds what lies outside the components.
-        """
-        error = condition_BLC.float() - tokens_BLC.to(condition_BLC.device)
-        plain = error.square().mean() / self.variance
-        if self.whitening == 0:
-            return plain
-        along = error.flatten(1) @ self.components.T.to(error.device)
-        whitened = (along.square() * self._weights.to(error.device)).sum(dim=1).mean()
-        return (whitened + 0.1 * plain) / 1.1
 
 
 @dataclass

@@ -16,7 +16,6 @@ from mindvideo.errors import ModelError
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.own_encoder import AnyEncoder, load_encoder
 from mindvideo.models.video_unet import VideoUNet
-from mindvideo.train.align import TokenTarget
 from mindvideo.train.animate import TUNED, ClipValidation, Diffusion, clip_latents
 from mindvideo.train.augmentation import augment_fmri
 from mindvideo.train.features import Progress, latent_features, require_width, text_features
@@ -30,6 +29,7 @@ from mindvideo.train.stage import (
     trainable,
     training_device,
 )
+from mindvideo.train.tokens import TokenTarget
 
 STAGE = "cotrain"
 

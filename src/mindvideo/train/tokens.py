@@ -1,0 +1,94 @@
+"""What the encoder's tokens are regressed on: the frozen text encoder's tokens of each window's caption.
+
+Shapes: B batch, L condition tokens, C condition width, K principal components.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from mindvideo.train.features import TextFeatures
+from mindvideo.train.ridge import principal_components
+
+WEAKEST = 1e-3
+"""Whitening treats components weaker than this share of the strongest one as if they were that strong."""
+
+
+class TokenTarget:
+    """The frozen text tokens of each window's caption, and how much predicting their mean leaves.
+
+    Attributes
+    ----------
+    mean : Tensor, (L, C) float32
+        Mean token matrix over the windows given.
+    variance : float
+        Mean square distance of a token value from it; the regression's loss is divided by this.
+    components : Tensor, (K, L * C) float32
+        Principal components of the windows' tokens, the strongest first; their variances are ``spread`` (K,).
+
+    Parameters
+    ----------
+    whitening : float
+        The distance's component of variance v weighs v to the power of minus this. 0 is the plain mean squared error, in
+        which what the picture's place and colour do to the tokens drowns what its motion does.
+    """
+
+    def __init__(self, text: TextFeatures, captions: list[str], whitening: float = 0.0) -> None:
+        """Find each caption's row and take mean, variance and components over the windows."""
+        self.text, self.row = text, text.rows(captions)
+        rows, counts = torch.unique(self.row, return_counts=True)
+        share = counts.float() / counts.sum()
+        total = torch.zeros(text.tokens.shape[1:], dtype=torch.float64)
+        for row, part in zip(rows, share, strict=True):
+            total += float(part) * text.tokens[row].double()
+        self.mean = total.float()
+        self.variance = sum(
+            float(part) * float((text.tokens[row].double() - total).square().mean())
+            for row, part in zip(rows, share, strict=True)
+        )
+        self.whitening, self._rows, self._share = whitening, rows, share
+
+    @cached_property
+    def _principal(self) -> tuple[torch.Tensor, torch.Tensor]:
+        scaled = (self.text.tokens[self._rows].float() - self.mean).flatten(1) * self._share.sqrt()[:, None]
+        components, variances = principal_components(scaled.numpy())
+        return torch.from_numpy(components), torch.from_numpy(variances)
+
+    @property
+    def components(self) -> torch.Tensor:
+        """(K, L * C), orthonormal rows."""
+        return self._principal[0]
+
+    @property
+    def spread(self) -> torch.Tensor:
+        """(K,) variances along the components."""
+        return self._principal[1]
+
+    @cached_property
+    def _weights(self) -> torch.Tensor:
+        weights = (self.spread + WEAKEST * self.spread[0]) ** -self.whitening
+        return weights / (weights * self.spread).sum()
+
+    def tokens(self, index: np.ndarray) -> torch.Tensor:
+        """Tokens (B, L, C) float32 of the windows ``index``."""
+        return self.text.tokens[self.row[index]].float()
+
+    def loss(self, condition_BLC: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+        """Mean squared error of the condition against the tokens, 1 for the mean predictor."""
+        return self.distance(condition_BLC, self.tokens(index))
+
+    def distance(self, condition_BLC: torch.Tensor, tokens_BLC: torch.Tensor) -> torch.Tensor:
+        """Mean squared distance of the condition from some tokens, 1 on average between the tokens and their mean.
+
+        With whitening, a tenth of the plain distance holds what lies outside the components.
+        """
+        error = condition_BLC.float() - tokens_BLC.to(condition_BLC.device)
+        plain = error.square().mean() / self.variance
+        if self.whitening == 0:
+            return plain
+        along = error.flatten(1) @ self.components.T.to(error.device)
+        whitened = (along.square() * self._weights.to(error.device)).sum(dim=1).mean()
+        return (whitened + 0.1 * plain) / 1.1
