@@ -44,6 +44,7 @@ def write_cards(out: Path, gates: list[dict[str, Any]]) -> None:
             for gate in gates
             if gate["gate"].startswith(prefix) or (part.startswith("clip") and "top 1 of" in gate["gate"])
         ]
+        command = f"`mindvideo foundation train OUT --part {part} --recipe {made['recipe']} --seed {made['seed']}`"
         rows = [
             f"| {g['gate']} | {g['found']:.3f} | {g['wanted']} | {'yes' if g['passed'] else 'no'} |" for g in figures
         ]
@@ -57,7 +58,7 @@ def write_cards(out: Path, gates: list[dict[str, Any]]) -> None:
             "combinations left out. "
             f"**Settings** (recipe `{made['recipe']}`): {settings}. Stored in half precision.",
             "",
-            f"**Made with** `mindvideo foundation train OUT --part {part} --recipe {made['recipe']} --seed {made['seed']}`.",
+            f"**Made with** {made.get('made_with', command)}.",
             *([f"**Note:** {made['note']}"] if made.get("note") else []),
             "",
             *table,
