@@ -1,8 +1,10 @@
-"""One training step of a stage, or one sampling forward, at the paper's size with random weights: does it fit?
+"""One training step of a stage, or one clip sampled, at the paper's size with random weights: does it fit?
 
 ``python benchmarks/full_size.py --stage cotrain --batch 1 --checkpointing`` prints the peak resident memory of this
 process and the CPU seconds of the step. The whole step is real: forward, backward, clipping and AdamW in bfloat16
-autocast over float32 weights, as the training loop has it; only data and weights are random.
+autocast over float32 weights, as the training loop has it; only data and weights are random. ``--stage reconstruct`` is the
+whole pipeline: encoder, guided steps of DPM-Solver++, decoder. ``--count`` only says how much ``mindvideo check`` counts
+for the step, and the largest batch of that stage that it counts within ``--room`` GiB.
 """
 
 from __future__ import annotations
@@ -10,32 +12,61 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from collections.abc import Callable
+from pathlib import Path
 
+import psutil
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
-from mindvideo.generate.sampling import Plan, denoise
+from mindvideo.check import PROGRAM_BYTES
+from mindvideo.config import load_recipe
+from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.video_unet import VideoUNet
+from mindvideo.sizing import HCP_VOXELS, PUBLISHED, PUBLISHED_VOXELS, Networks, StudySizes
 from mindvideo.train.animate import TUNED, Diffusion
 from mindvideo.train.loop import named_trainable
-from sampling import make_unet
+from sampling import SD15
 
-PAPER_BATCH = {"pretrain": 500, "adapt": 20, "align": 20, "animate": 14, "cotrain": 9, "reconstruct": 1}
+PAPER_BATCH = {"pretrain": 500, "adapt": 100, "align": 20, "animate": 14, "cotrain": 9, "reconstruct": 1}
+"""The paper's batches; ``adapt`` has that of our recipe, because the paper does not say."""
 FRAMES, SIDE = 6, 32
+
+
+def randomly(build: Callable[[], nn.Module]) -> nn.Module:
+    """A network of small uniform weights and fresh norms, without the time and memory of its usual start."""
+    with torch.device("meta"):
+        network = build()
+    network.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.is_floating_point():
+                tensor.uniform_(-0.02, 0.02)
+    for module in network.modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            module.reset_parameters()
+    return network
+
+
+def networks_of(stage: str) -> list[nn.Module]:
+    """What the stage trains, or samples with."""
+    models: list[nn.Module] = []
+    if stage in ("pretrain", "adapt"):
+        models.append(randomly(lambda: MaskedBrainModel(HCP_VOXELS if stage == "pretrain" else PUBLISHED_VOXELS)))
+    if stage in ("align", "cotrain", "reconstruct"):
+        models.append(randomly(lambda: FmriEncoder(PUBLISHED_VOXELS)))
+    if stage in ("animate", "cotrain", "reconstruct"):
+        models.append(randomly(lambda: VideoUNet(**SD15)))
+    return models
 
 
 def train_step(stage: str, batch: int, has_checkpointing: bool) -> float:
     """CPU seconds of one step."""
-    models: list[nn.Module] = []
-    if stage in ("pretrain", "adapt"):
-        models.append(MaskedBrainModel(4192 if stage == "pretrain" else 6016))
-    if stage in ("align", "cotrain"):
-        models.append(FmriEncoder(6016))
-    if stage in ("animate", "cotrain"):
-        models.append(make_unet("sd15")[0].train())
+    models = [model.train() for model in networks_of(stage)]
     if has_checkpointing:
         for model in models:
             model.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -45,6 +76,10 @@ def train_step(stage: str, batch: int, has_checkpointing: bool) -> float:
         for parameter in named_trainable(model, TUNED if isinstance(model, VideoUNet) else None).values()
     ]
     optimiser = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+    for parameter in parameters:  # Adam's moments are there in every step but the first
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
     start = time.process_time()
     with torch.autocast("cpu", torch.bfloat16):
         loss = _loss(stage, models, batch)
@@ -58,7 +93,8 @@ def _loss(stage: str, models: list[nn.Module], batch: int) -> torch.Tensor:
     first = models[0]
     if isinstance(first, MaskedBrainModel):
         return first(torch.randn(batch, first.config.num_voxels)).loss
-    condition = first(torch.randn(batch, 2, 6016)).float() if stage != "animate" else torch.randn(batch, 77, 768)
+    window = torch.randn(batch, 2, PUBLISHED_VOXELS)
+    condition = first(window).float() if stage != "animate" else torch.randn(batch, 77, 768)
     if stage == "align":
         return condition.square().mean()
     latents = torch.randn(batch, 4, FRAMES, SIDE, SIDE)
@@ -68,27 +104,59 @@ def _loss(stage: str, models: list[nn.Module], batch: int) -> torch.Tensor:
 
 
 def sample(batch: int, steps: int) -> float:
-    """CPU seconds of ``steps`` guided steps."""
-    unet = make_unet("sd15")[0].to(memory_format=torch.channels_last)
+    """CPU seconds of the whole pipeline."""
+    encoder, unet = networks_of("reconstruct")
+    vae = randomly(lambda: AutoencoderKL(**PUBLISHED["vae"].config))
+    for network in (encoder, unet, vae):
+        network.eval()
+    for network in (unet, vae):
+        network.to(memory_format=torch.channels_last)
+    mean = torch.randn(2, PUBLISHED_VOXELS)
+    pipeline = MindVideoPipeline(encoder, unet, vae, make_scheduler({}, "dpm++"), train_mean=mean)
     start = time.process_time()
-    positive, negative = torch.randn(batch, 77, 768), torch.randn(1, 77, 768)
-    plan = Plan(steps, 12.5, is_bf16=True)
-    scheduler = make_scheduler({}, "dpm++")
-    denoise(unet, scheduler, torch.randn(batch, 4, FRAMES, SIDE, SIDE), positive, negative, plan)
+    clips = pipeline(
+        torch.randn(batch, 2, PUBLISHED_VOXELS), FRAMES, num_inference_steps=steps, precision="bf16"
+    ).frames
+    assert clips.shape == (batch, FRAMES, SIDE * 8, SIDE * 8, 3)
     return time.process_time() - start
 
 
+def counted(stage: str, batch: int) -> tuple[float, float]:
+    """GiB that ``mindvideo check`` counts for a step without its data, and for each further sample of the batch."""
+    recipe = load_recipe("wen2018")
+    networks, sizes = Networks(recipe), StudySizes.of(recipe, Path("nowhere"))
+    base = psutil.Process().memory_info().rss + PROGRAM_BYTES
+    if stage == "reconstruct":
+        sampler = networks.sampler(sizes.size, sizes.num_frames)
+        weights = networks.unet(sizes).parameters + networks.encoder(sizes.n_voxels).parameters
+        held, each = base + 4.0 * weights + networks.part_bytes("vae"), 2 * sampler.per_item.peak_bytes
+        return (held + 2 * sampler.fixed.peak_bytes + batch * each) / 2**30, each / 2**30
+    network = networks.of_stage(stage, sizes)
+    work = network.fixed.scaled(network.per_item, batch)
+    return (base + 4.0 * network.parameters + 8.0 * network.trainable + work.peak_bytes) / 2**30, (
+        network.per_item.peak_bytes / 2**30
+    )
+
+
 def main() -> None:
-    """Run one stage once."""
+    """Run one stage once, or count it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", choices=tuple(PAPER_BATCH), required=True)
     parser.add_argument("--batch", type=int, help="the paper's where not given")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
-    parser.add_argument("--steps", type=int, default=1, help="denoising steps of reconstruct")
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps of reconstruct")
+    parser.add_argument("--count", action="store_true", help="say what 'mindvideo check' counts, run nothing")
+    parser.add_argument("--room", type=float, default=24.0, help="with --count: GiB")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     batch = arguments.batch or PAPER_BATCH[arguments.stage]
+    if arguments.count:
+        whole, each = counted(arguments.stage, batch)
+        largest = batch + int((arguments.room - whole) // each)
+        print(f"{arguments.stage}, batch {batch}: {whole:.1f} GiB counted without checkpointing, {each:.2f} a sample; "
+              f"in {arguments.room:g} GiB a batch of {max(largest, 0)}")  # fmt: skip
+        return
     if arguments.stage == "reconstruct":
         seconds = sample(batch, arguments.steps)
     else:

@@ -2,37 +2,24 @@
 
 ``python benchmarks/sampling.py`` measures a guided forward pass at the kit's size, ``--size sd15`` at that of Stable
 Diffusion 1.5 (random weights), and says what a clip would take at the number of steps each way needs.
-``--run RUN --windows 24`` samples test windows of a finished run folder with each setting that changes the output, and
-prints what that costs in scores, beside the control "another scene's fMRI".
+``--run RUN --windows 24`` samples test windows of a finished run folder in each way that changes the output, and prints
+what that costs in scores, beside the control "another scene's fMRI"; see ``sampled_scores.py``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
-from mindvideo.config import parse_recipe
-from mindvideo.data.store import Store
-from mindvideo.data.windows import Windows
-from mindvideo.evaluate.pixel import ssim_rgb
-from mindvideo.evaluate.semantic import n_way_top_k, top_classes
-from mindvideo.generate.clips import ClipMaker
-from mindvideo.generate.pipeline import MindVideoPipeline
-from mindvideo.generate.reconstruct import choose_windows
-from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models import video_unet
-from mindvideo.models.foundation import Foundation
 from mindvideo.models.video_unet import VideoUNet
 
 PAPER_STEPS = 200
@@ -45,16 +32,6 @@ KIT = dict(
     norm_num_groups=16, down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
 )  # fmt: skip
-SETTINGS: dict[str, dict[str, Any]] = {
-    "DDIM 50": dict(scheduler="ddim", steps=50),
-    "DPM-Solver++ 25": dict(scheduler="dpm++", steps=25),
-    "UniPC 10": dict(scheduler="unipc", steps=10),
-    "DPM-Solver++ 10": dict(scheduler="dpm++", steps=10),
-    "DPM-Solver++ 10, guided at noise times 0 to .8": dict(scheduler="dpm++", steps=10, guidance_interval=(0.0, 0.8)),
-    "DPM-Solver++ 10, guided at noise times .3 to 1": dict(scheduler="dpm++", steps=10, guidance_interval=(0.3, 1.0)),
-    "DPM-Solver++ 10, deep features every 2nd step": dict(scheduler="dpm++", steps=10, reuse=2),
-    "DPM-Solver++ 20, deep features every 2nd step": dict(scheduler="dpm++", steps=20, reuse=2),
-}
 
 
 def explicit_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -123,48 +100,6 @@ def measure_forward(size: str, n_clips: int, rounds: int, is_short: bool) -> flo
     return ratio
 
 
-def scores_of(clips: np.ndarray, truth: np.ndarray, classes: np.ndarray, foundation: Foundation) -> dict[str, float]:
-    """Frame SSIM, and 2- and 50-way top-1 of the middle frame, means over the windows."""
-    middle = clips.shape[1] // 2
-    probabilities = foundation.classify_images(clips[:, middle])
-    found = {"SSIM": float(ssim_rgb(clips, truth).mean())}
-    for n_way in (2, min(50, probabilities.shape[1] - 3)):
-        found[f"{n_way}-way"] = float(n_way_top_k(probabilities, classes, n_way).mean())
-    return found
-
-
-def measure_scores(run_dir: Path, n_windows: int, has_plain: bool, only: str = "") -> None:
-    """Print CPU seconds a clip and the scores of each setting on some test windows of a run."""
-    import yaml
-
-    recipe = parse_recipe(yaml.safe_load((run_dir / "recipe.yaml").read_text()))
-    store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), Foundation(recipe.foundation)
-    pipeline = MindVideoPipeline.from_pretrained(run_dir / "model")
-    windows = Windows(store, "test", pipeline.fmri_encoder.config.window)
-    chosen = choose_windows(windows.blocks(1), n_windows)
-    positions, truth, classes = np.arange(len(chosen)), None, None
-    settings = dict(SETTINGS)
-    if has_plain:
-        settings = {f"DDIM {PAPER_STEPS}": dict(scheduler="ddim", steps=PAPER_STEPS)} | settings
-    for name, change in settings.items():
-        if only not in name:
-            continue
-        sampled = recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update=change)})
-        config = dict(foundation.scheduler_config)
-        pipeline.scheduler = make_scheduler(config, change["scheduler"])
-        maker = ClipMaker(sampled, store, windows, chosen, pipeline, foundation)
-        if truth is None:
-            truth = maker.make("truth", positions)
-            classes = top_classes(foundation.classify_images(truth[:, truth.shape[1] // 2]), 3)
-        row: dict[str, Any] = {}
-        for clips in ("reconstruction", "shuffled"):
-            start = time.process_time()
-            made = np.concatenate([maker.make(clips, part) for part in np.array_split(positions, -(-len(chosen) // 8))])
-            row[f"{clips} s/clip"] = round((time.process_time() - start) / len(chosen), 3)
-            row[clips] = {key: round(value, 3) for key, value in scores_of(made, truth, classes, foundation).items()}
-        print(f"{name:50s} {json.dumps(row)}", flush=True)
-
-
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -174,12 +109,15 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="only the plain way and all together")
     parser.add_argument("--run", type=Path, help="a finished run folder to sample and score")
     parser.add_argument("--windows", type=int, default=24)
-    parser.add_argument("--only", default="", help="with --run: settings whose name contains this")
-    parser.add_argument("--plain", action="store_true", help="with --run: also DDIM 200")
+    parser.add_argument("--only", default="", help="with --run: ways whose name contains this")
+    parser.add_argument("--batches", type=int, help="with --run: only so many batches of those windows")
+    parser.add_argument("--keep", type=Path, help="with --run: keeps clips and seconds, so that a stopped run goes on")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.run is not None:
-        measure_scores(arguments.run, arguments.windows, arguments.plain, arguments.only)
+        from sampled_scores import measure_scores
+
+        measure_scores(arguments.run, arguments.windows, arguments.batches, arguments.only, arguments.keep)
         return
     ratio = measure_forward(arguments.size, arguments.clips, arguments.rounds, arguments.short)
     for steps in (25, 10):

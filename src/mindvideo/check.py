@@ -124,9 +124,9 @@ def _estimate(recipe: Recipe, sizes: StudySizes, networks: Networks, machine: Ma
     yield Need("prepare", base + 12.0 * sizes.n_volumes * sizes.n_grayordinates + networks.part_bytes("captioner", recipe),
                prepared, read_s + captions, f"{sizes.n_frames} frames of {sizes.size} x {sizes.size} pixels")  # fmt: skip
     if recipe.pretrain.enabled and recipe.pretrain.weights is None:
-        yield _training("pretrain", recipe.pretrain, base, networks.masked_brain(sizes.n_hcp_voxels), machine, 0.0)
+        yield _training("pretrain", recipe.pretrain, base, networks.of_stage("pretrain", sizes), machine, 0.0)
     if recipe.adapt.enabled:
-        yield _training("adapt", recipe.adapt, base, networks.masked_brain(sizes.n_voxels), machine, 2 * scans)
+        yield _training("adapt", recipe.adapt, base, networks.of_stage("adapt", sizes), machine, 2 * scans)
     features = networks.features(sizes)
     encoder, unet = networks.encoder(sizes.n_voxels), networks.unet(sizes)
     align = _training("align", recipe.align, base, encoder, machine, scans + features.align_bytes)

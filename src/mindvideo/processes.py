@@ -61,6 +61,11 @@ def count() -> int:
     return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
+def splits_weights() -> bool:
+    """Whether the launcher asks several processes to split weights among them (``accelerate launch --use_fsdp``)."""
+    return count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def rank() -> int:
     """Number of this process, 0 for the first."""
     return dist.get_rank() if dist.is_initialized() else 0

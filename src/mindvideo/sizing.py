@@ -228,13 +228,14 @@ class Networks:
     def of_stage(self, stage: str, sizes: StudySizes) -> Network:
         """What a stage trains."""
         if stage in ("pretrain", "adapt"):
-            return self.masked_brain(sizes.n_hcp_voxels if stage == "pretrain" else sizes.n_voxels)
+            batch = self.recipe.pretrain.batch_size if stage == "pretrain" else self.recipe.adapt.batch_size
+            return self.masked_brain(sizes.n_hcp_voxels if stage == "pretrain" else sizes.n_voxels, batch)
         if stage == "align":
             return self.encoder(sizes.n_voxels)
         return self.unet(sizes) if stage == "animate" else self.encoder(sizes.n_voxels).beside(self.unet(sizes))
 
-    def masked_brain(self, n_voxels: int) -> Network:
-        """The masked autoencoder."""
+    def masked_brain(self, n_voxels: int, batch_size: int) -> Network:
+        """The masked autoencoder, counted near a batch."""
 
         def build() -> nn.Module:
             return MaskedBrainModel(n_voxels, **self.recipe.encoder.model_dump())
@@ -243,10 +244,11 @@ class Networks:
             model, fmri = build().train(), torch.randn(batch, n_voxels)
             return lambda: _step(lambda: model(fmri).loss, self.recipe.pretrain.precision)
 
-        return self._keep(("brain", n_voxels), lambda: Network(*count_parameters(build), *count_per_item(prepare)))
+        key = ("brain", n_voxels, batch_size)
+        return self._keep(key, lambda: Network(*count_parameters(build), *count_per_item(prepare, batch_size)))
 
     def encoder(self, n_voxels: int) -> Network:
-        """The fMRI encoder, the paper's or the recipe's own."""
+        """The fMRI encoder, the paper's or the recipe's own, counted near ``align``'s batch."""
         text, settings = self.config("text_encoder"), self.recipe.align
         sizes = {"window": settings.window, "condition_length": text.get("max_position_embeddings", 77)}
         sizes["condition_width"] = text.get("hidden_size", 512)
@@ -261,7 +263,8 @@ class Networks:
             model, fmri = build().train(), torch.randn(batch, settings.window, n_voxels)
             return lambda: _step(lambda: model(fmri).float().square().mean(), settings.precision)
 
-        return self._keep(("encoder", n_voxels), lambda: Network(*count_parameters(build), *count_per_item(prepare)))
+        key, batch = ("encoder", n_voxels), settings.batch_size
+        return self._keep(key, lambda: Network(*count_parameters(build), *count_per_item(prepare, batch)))
 
     def _build_unet(self) -> VideoUNet:
         known = VideoUNet._get_init_keys(VideoUNet)
@@ -283,15 +286,17 @@ class Networks:
         return latents, torch.zeros(batch, dtype=torch.long), condition
 
     def unet(self, sizes: StudySizes) -> Network:
-        """The video UNet in training: its attention is tuned."""
+        """The video UNet in training, counted near ``animate``'s batch: its attention is tuned."""
 
         def prepare(batch: int) -> Any:
             unet = self._build_unet().train()
             given = self._unet_input(unet, batch, sizes.size, sizes.num_frames)
             return lambda: _step(lambda: unet(*given).sample.float().square().mean(), self.recipe.animate.precision)
 
-        key = ("unet", sizes.size, sizes.num_frames)
-        return self._keep(key, lambda: Network(*count_parameters(self._build_unet), *count_per_item(prepare)))
+        key, batch = ("unet", sizes.size, sizes.num_frames), self.recipe.animate.batch_size
+        return self._keep(
+            key, lambda: Network(*count_parameters(self._build_unet), *count_per_item(prepare, batch))
+        )
 
     def sampler(self, pixels: int, frames: int) -> Network:
         """The video UNet in sampling: one pass over one clip."""

@@ -288,6 +288,8 @@ class Study:
         if processes.is_first():
             self._begin_stage(name)
         processes.wait()
+        if processes.splits_weights() and name in ("align", "animate", "cotrain"):
+            say(f"{name}: weights are whole in every process; --use_fsdp splits those of pretrain and adapt")
         if processes.is_first() and name not in _SHARED:
             with processes.alone():
                 self._carry_out(name, progress, say)

@@ -10,10 +10,11 @@ import torch
 from transformers import BlipForConditionalGeneration, CLIPVisionModelWithProjection, ViTForImageClassification
 
 from mindvideo.foundation import kit
+from mindvideo.foundation.generator_tasks import MotionTask
 from mindvideo.foundation.pool import Pool
 from mindvideo.foundation.tasks import (
-    MotionTask,
     dense_loss,
+    move,
     patch_cover,
     start_blip_from_images,
     start_clip_from_images,
@@ -100,3 +101,18 @@ def test_motion_weights_have_mean_one_and_favour_the_thing() -> None:
     assert float(weight.mean()) == pytest.approx(1.0)
     assert float(weight[1, 0, 1, 0, 0] / weight[0, 0, 0, 0, 0]) == pytest.approx(3.0)
     assert float(weight[1, 0, 1, 1, 0] / weight[0, 0, 0, 0, 0]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 0), (1, -1), (-1, 1), (2, 0)])
+def test_pictures_and_their_cover_move_together(down: int, right: int) -> None:
+    pixels, cover = randn(2, 3, 12, 12), torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(2)) + 0.1
+    moved, moved_cover = move(pixels, cover, down, right)
+    for y in range(12):
+        for x in range(12):
+            source = pixels[..., min(max(y - 3 * down, 0), 11), min(max(x - 3 * right, 0), 11)]
+            assert torch.equal(moved[..., y, x], source)
+    for y in range(4):
+        for x in range(4):
+            is_inside = 0 <= y - down < 4 and 0 <= x - right < 4
+            expected = cover[:, y - down, x - right] if is_inside else torch.zeros(2)
+            assert torch.equal(moved_cover[:, y, x], expected)

@@ -26,7 +26,7 @@ def test_every_part_trains_and_the_folder_stays_a_foundation(tmp_path: Path, mon
     before = {path: load_file(path) for path in out.rglob("*.safetensors")}
     for part in train.PARTS:
         train.train_part(out, part, "quick", seed=3)
-        assert json.loads((out / "work" / part / "made.json").read_text())["settings"]["steps"] == 2
+        assert json.loads((out / "work" / part / "made.json").read_text())["rounds"][0]["settings"]["steps"] == 2
     for path, weights in before.items():
         after = load_file(path)
         assert after.keys() == weights.keys()

@@ -43,6 +43,26 @@ def test_peak_is_what_is_alive_at_once():
     assert work.operations == 6 and work.moved_bytes == 6 * 8000
 
 
+def test_the_peak_is_counted_near_the_batch_asked_about():
+    """First 90 values whatever the batch, then 7 for each item: the peak bends at a batch of 13."""
+
+    def prepare(batch):
+        given = torch.randn(batch, 7)
+
+        def call():
+            gradients = torch.ones(90)
+            del gradients
+            return given + 1.0
+
+        return call
+
+    for batch in (2, 4, 24, 61):
+        once, each = count_per_item(prepare, batch)
+        assert once.scaled(each, batch).peak_bytes == 4 * max(90, 7 * batch)
+    once, each = count_per_item(prepare, 30)
+    assert each.peak_bytes == 28 and once.scaled(each, 200).peak_bytes == 4 * 7 * 200
+
+
 def test_nothing_large_is_allocated():
     total, trained = count_parameters(lambda: nn.Linear(300_000, 300_000))  # 360 GB
     assert total == trained == 300_000**2 + 300_000

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from mindvideo.cli.shared import console, progress_bars, say
+from mindvideo.errors import SettingError
 
 foundation_app = typer.Typer(no_args_is_help=True, help="The frozen parts a study stands on.")
 
@@ -17,19 +18,37 @@ foundation_app = typer.Typer(no_args_is_help=True, help="The frozen parts a stud
 @foundation_app.command("train")
 def foundation_train(
     out: Path,
-    recipe: Annotated[str, typer.Option(help="'night' (2 cores) or 'gpu'")] = "night",
+    recipe: Annotated[
+        str | None, typer.Option(help="'night' (2 cores, the default) or 'gpu'; a later round takes the first's")
+    ] = None,
     part: Annotated[list[str] | None, typer.Option(help="only these parts, in this order")] = None,
-    seed: int = 0,
+    seed: Annotated[int | None, typer.Option(help="0 by default; a later round takes the first's")] = None,
+    round_: Annotated[
+        int, typer.Option("--round", min=1, help="of one --part: 2 goes on from the weights of round 1, and so forth")
+    ] = 1,
+    steps: Annotated[int | None, typer.Option(help="of one --part, in place of the recipe's")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="of one --part, in place of the recipe's")] = None,
+    lr: Annotated[float | None, typer.Option(help="of one --part: learning rate in place of the recipe's")] = None,
 ) -> None:
-    """Train the embedded kit on procedural films; a killed run goes on."""
+    """Train the embedded kit on procedural films; a killed run goes on.
+
+    Every round of a part is a schedule of its own: warm-up, decay, new random numbers. A round that ended stays as it is.
+    """
     from mindvideo.foundation.card import write_cards
     from mindvideo.foundation.check import check_kit
     from mindvideo.foundation.train import PARTS, train_part
 
+    given = {"steps": steps, "batch_size": batch_size, "lr": lr}
+    changed = {name: value for name, value in given.items() if value is not None}
+    if (changed or round_ > 1) and len(part or ()) != 1:
+        raise SettingError(
+            f"expected one --part with --round, --steps, --batch-size and --lr, found {len(part or ()) or 'none'}; "
+            "name the part they are for"
+        )
     for name in part or PARTS:
         with progress_bars() as bar:
-            train_part(out, name, recipe, seed, bar(name))
-        say(f"{name}: trained, in {out}")
+            train_part(out, name, recipe, seed, bar(name), number=round_, changed=changed)
+        say(f"{name}: {f'round {round_} ' if round_ > 1 else ''}trained, in {out}")
     if set(PARTS) <= {folder.parent.name for folder in (out / "work").glob("*/made.json")}:
         write_cards(out, check_kit(out))
 

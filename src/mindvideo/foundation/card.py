@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from mindvideo.foundation.rounds import read_rounds
 
 _WHAT = {
     "vae": ("AutoencoderKL, frames of 64 x 64 to latents of 4 x 16 x 16", "vae"),
@@ -15,12 +16,38 @@ _WHAT = {
     ),
     "image_classifier": ("ViT over thing x colour", "image classifier"),
     "video_classifier": ("VideoMAE over thing x motion", "video classifier"),
+    "clip_text": ("CLIP's text tower, further trained on captions and films, so that its tokens hold motion", "text"),
     "captioner": ("BLIP, a sentence for a frame", "captioner"),
     "unet": ("UNet2DConditionModel, text to one frame's latent, v-prediction", "unet"),
     "motion": ("Temporal attention of the inflated generator; the 2-D generator went on with it", "motion"),
     "vae_decoder": ("The autoencoder's decoder, further trained on fixed latents", "vae"),
 }
-_FOLDER = {"clip": "text_encoder", "clip_image": "image_encoder"}
+_FOLDER = {"clip": "text_encoder", "clip_image": "image_encoder", "clip_text": "text_encoder"}
+_NAME = {"vae_decoder": "card_decoder.md", "clip_text": "card_films.md"}
+
+
+def _command(part: str, number: int, made: dict[str, Any]) -> str:
+    changed = {"round": number} if number > 1 else {}
+    changed |= {name.replace("_", "-"): value for name, value in made.get("changed", {}).items()}
+    options = "".join(f" --{name} {value}" for name, value in changed.items())
+    return f"`mindvideo foundation train OUT --part {part} --recipe {made['recipe']} --seed {made['seed']}{options}`"
+
+
+def _describe_rounds(part: str, rounds: list[dict[str, Any]]) -> str:
+    """Settings, command and note of each round, in paragraphs."""
+    paragraphs = []
+    if len(rounds) > 1:
+        paragraphs.append(f"{len(rounds)} rounds, each from the weights of the one before. Stored in half precision.")
+    for number, made in enumerate(rounds, start=1):
+        settings = ", ".join(f"{name} {value}" for name, value in made["settings"].items())
+        if len(rounds) > 1:
+            paragraphs.append(f"**Settings of round {number}** (recipe `{made['recipe']}`): {settings}.")
+        else:
+            paragraphs.append(f"**Settings** (recipe `{made['recipe']}`): {settings}. Stored in half precision.")
+        paragraphs.append(f"**Made with** {made.get('made_with', _command(part, number, made))}.")
+        if made.get("note"):
+            paragraphs[-1] += f"\n**Note:** {made['note']}"
+    return "\n\n".join(paragraphs)
 
 
 def write_cards(out: Path, gates: list[dict[str, Any]]) -> None:
@@ -34,17 +61,14 @@ def write_cards(out: Path, gates: list[dict[str, Any]]) -> None:
         What `mindvideo.foundation.check.check_kit` returned.
     """
     for part, (what, prefix) in _WHAT.items():
-        path = out / "work" / part / "made.json"
-        if not path.is_file():
+        rounds = read_rounds(out / "work" / part)
+        if not rounds:
             continue
-        made = json.loads(path.read_text())
-        settings = ", ".join(f"{name} {value}" for name, value in made["settings"].items())
         figures = [
             gate
             for gate in gates
             if gate["gate"].startswith(prefix) or (part.startswith("clip") and "top 1 of" in gate["gate"])
         ]
-        command = f"`mindvideo foundation train OUT --part {part} --recipe {made['recipe']} --seed {made['seed']}`"
         rows = [
             f"| {g['gate']} | {g['found']:.3f} | {g['wanted']} | {'yes' if g['passed'] else 'no'} |" for g in figures
         ]
@@ -54,16 +78,11 @@ def write_cards(out: Path, gates: list[dict[str, Any]]) -> None:
             "",
             f"{what}. Part of the embedded kit; random initial weights, no pre-trained ones.",
             "",
-            f"**Data:** {made['clips']} procedural clips of the picture-book world (seed {made['seed']}), held-out "
-            "combinations left out. "
-            f"**Settings** (recipe `{made['recipe']}`): {settings}. Stored in half precision.",
-            "",
-            f"**Made with** {made.get('made_with', command)}.",
-            *([f"**Note:** {made['note']}"] if made.get("note") else []),
+            f"**Data:** {rounds[0]['clips']} procedural clips of the picture-book world (seed {rounds[0]['seed']}), "
+            f"held-out combinations left out. {_describe_rounds(part, rounds)}",
             "",
             *table,
         ]
         folder = out / _FOLDER.get(part, part)
         folder = folder if folder.is_dir() else out / part.partition("_")[0]
-        name = "card.md" if part != "vae_decoder" else "card_decoder.md"
-        (folder / name).write_text("\n".join(text).rstrip() + "\n")
+        (folder / _NAME.get(part, "card.md")).write_text("\n".join(text).rstrip() + "\n")

@@ -1,14 +1,13 @@
-"""The losses of the kit's parts: one small task each for the training loop."""
+"""The losses of the kit's autoencoder and of the parts that see and speak: one small task each for the training loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch import nn
 from transformers import (
     BlipForConditionalGeneration,
@@ -20,7 +19,6 @@ from transformers import (
 
 from mindvideo.config import Optimise
 from mindvideo.foundation.pool import VISIBLE, Pool
-from mindvideo.models.video_unet import VideoUNet
 from mindvideo.simulate.scenes import MOTIONS, Scene
 from mindvideo.train.loop import named_trainable
 
@@ -65,6 +63,23 @@ def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
     return Scene(**{**vars(scene), name: str(rng.choice(others))})
 
 
+def contrast(logits: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Symmetric cross-entropy of B pictures or films and (1 + K) B captions, and the share of pictures told right.
+
+    Parameters
+    ----------
+    logits : Tensor, (B, (1 + K) B)
+        Of the B captions, then of K near misses of the first, K of the second, …; a near miss counts for its own only.
+    """
+    count = len(logits)
+    misses = logits.shape[1] // count - 1
+    own = torch.arange(count)
+    belongs = own[:, None] == torch.arange(count * misses)[None] // max(1, misses)
+    to_text = torch.cat([logits[:, :count], logits[:, count:].masked_fill(~belongs, -1e4)], 1)
+    loss = (F.cross_entropy(to_text, own) + F.cross_entropy(logits[:, :count].T, own)) / 2
+    return loss, float((to_text.argmax(1) == own).float().mean())
+
+
 class ClipTask:
     """Contrastive image and text towers; every image also meets captions that differ from its own in one word.
 
@@ -100,17 +115,6 @@ class ClipTask:
             "scale": self.scale,
         }
 
-    def _contrast(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Symmetric cross-entropy; ``texts`` are the B captions, then two near misses of each."""
-        count = len(images)
-        logits = self.scale.exp().clamp(max=100.0) * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
-        own_miss = torch.full((count, 2 * count), -1e4)
-        own = torch.arange(count)
-        own_miss[own, 2 * own], own_miss[own, 2 * own + 1] = 0.0, 0.0
-        to_text = torch.cat([logits[:, :count], logits[:, count:] + own_miss], 1)
-        loss = (F.cross_entropy(to_text, own) + F.cross_entropy(logits[:, :count].T, own)) / 2
-        return loss, float((to_text.argmax(1) == own).float().mean())
-
     def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Contrastive loss with two near misses an image, and attributes from the image embedding and its patches."""
         index = rng.integers(len(self.pool.scenes), size=self.settings.batch_size)
@@ -121,7 +125,8 @@ class ClipTask:
         output = self.image(pixels)
         images = output.image_embeds.float()
         texts = self.text(tokenize(self.tokenizer, captions + wrong, "longest")).text_embeds.float()
-        contrastive, accuracy = self._contrast(images, texts)
+        scale = self.scale.exp().clamp(max=100.0)
+        contrastive, accuracy = contrast(scale * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T)
         target = {name: torch.from_numpy(self.pool.labels[name][index]) for name in self.heads}
         each = [F.cross_entropy(head(images).float(), target[name]) for name, head in self.heads.items()]
         extra = torch.stack(each).sum()
@@ -166,8 +171,28 @@ def patch_cover(cover: torch.Tensor, grid: int) -> torch.Tensor:
     return F.adaptive_avg_pool2d(cover.unsqueeze(1), grid).flatten(1)
 
 
+def move(pixels: torch.Tensor, cover: torch.Tensor, down: int, right: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures or clips (..., H, W), and what things cover of them (..., h, w), moved by whole cells of the cover.
+
+    What comes in from outside the picture repeats its edge and is covered by nothing.
+    """
+    cell = pixels.shape[-1] // cover.shape[-1]
+    for axis, cells in ((-2, down), (-1, right)):
+        pixels = pixels.index_select(
+            axis, (torch.arange(pixels.shape[axis]) - cell * cells).clamp(0, pixels.shape[axis] - 1)
+        )
+        cover = cover.roll(cells, axis)
+        came_in = slice(0, cells) if cells > 0 else slice(cover.shape[axis] + cells, None)
+        if cells:
+            cover.movedim(axis, 0)[came_in] = 0
+    return pixels, cover
+
+
 class ClassifierTask:
-    """Image or video classifier over pairs of attributes: cross-entropy of the pair, of each attribute, of every patch."""
+    """Image or video classifier over pairs of attributes: cross-entropy of the pair, of each attribute, of every patch.
+
+    Batches are mirrored and moved by chance.
+    """
 
     def __init__(self, model: Any, pool: Pool, first: str, second: str, settings: Optimise, is_video: bool) -> None:
         self.model = model
@@ -185,21 +210,27 @@ class ClassifierTask:
         """The model and the heads of its patches, which are thrown away."""
         return named_trainable(nn.ModuleDict({"model": self.model, "heads": self.heads}))
 
+    def _see(self, index: np.ndarray, flip: bool, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures (B, 3, H, W) or clips (B, F, 3, H, W) and their cover (B, 16, 16) or (B, F, 16, 16)."""
+        if self.is_video:
+            pixels, cover = self.pool.clip_batch(index), torch.from_numpy(self.pool.cover[index]).float() / 255
+        else:
+            pixels, cover = self.pool.image_batch_with_cover(index, rng)
+        if flip:
+            pixels, cover = pixels.flip(-1), cover.flip(-1)
+        down, right = rng.integers(-1, 2, size=2)
+        return move(pixels, cover, int(down), int(right))
+
     def _forward(
         self, index: np.ndarray, flip: bool, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits (B, classes), patch tokens (B, P, D) and their cover (B, P), of mirrored pictures where asked for."""
         grid = self.model.config.image_size // self.model.config.patch_size
+        pixels, cover = self._see(index, flip, rng)
         if not self.is_video:
-            pixels, cover = self.pool.image_batch_with_cover(index, rng)
-            if flip:
-                pixels, cover = pixels.flip(-1), cover.flip(-1)
             tokens = self.model.vit(pixels).last_hidden_state
             return self.model.classifier(tokens[:, 0]), tokens[:, 1:], patch_cover(cover, grid)
-        clips, cover = self.pool.clip_batch(index), torch.from_numpy(self.pool.cover[index]).float() / 255
-        if flip:
-            clips, cover = clips.flip(-1), cover.flip(-1)
-        tokens = self.model.videomae(clips).last_hidden_state
+        tokens = self.model.videomae(pixels).last_hidden_state
         pairs = cover.unflatten(1, (-1, self.model.config.tubelet_size)).mean(2)
         covers = patch_cover(pairs.flatten(0, 1), grid).unflatten(0, pairs.shape[:2]).flatten(1)
         return self.model.classifier(self.model.fc_norm(tokens.mean(1))), tokens, covers
@@ -328,72 +359,3 @@ def caption_tokens(tokenizer: Any, captions: list[str]) -> dict[str, torch.Tenso
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
-
-
-class UnetTask:
-    """Text-conditioned denoising of single frames; one caption in ten is empty."""
-
-    def __init__(self, unet: UNet2DConditionModel, scheduler: Any, latents: torch.Tensor, clip_of: np.ndarray,
-                 encode: Callable[[list[str]], torch.Tensor], pool: Pool, settings: Optimise) -> None:  # fmt: skip
-        self.unet, self.scheduler, self.latents, self.clip_of = unet, scheduler, latents, clip_of
-        self.encode, self.pool, self.settings = encode, pool, settings
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """All parameters."""
-        return named_trainable(self.unet)
-
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """Squared error of v."""
-        index = rng.integers(len(self.latents), size=self.settings.batch_size)
-        clean = self.latents[index].float()
-        captions = ["" if rng.random() < 0.1 else self.pool.scenes[self.clip_of[i]].caption(rng) for i in index]
-        condition = self.encode(captions)
-        noise = torch.randn_like(clean)
-        timestep = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(index),))
-        noisy = self.scheduler.add_noise(clean, noise, timestep)
-        target = self.scheduler.get_velocity(clean, noise, timestep)
-        output = self.unet(noisy, timestep, condition).sample.float()
-        return F.mse_loss(output, target), {}
-
-
-class MotionTask:
-    """Text-conditioned denoising of clips by the inflated generator; every fourth batch holds single frames.
-
-    All of its weights learn, so that what it shares with the 2-D generator serves pictures and films alike (joint
-    image and video training, Ho et al. 2022). Cells that the scene's thing covers weigh ``1 + THING_WEIGHT`` times.
-    """
-
-    THING_WEIGHT = 2.0
-
-    def __init__(self, unet: VideoUNet, scheduler: Any, latents: torch.Tensor, encode: Callable[[list[str]], torch.Tensor],
-                 pool: Pool, settings: Optimise) -> None:  # fmt: skip
-        """``latents`` are (N, F, c, h, w) of the pool's first N clips."""
-        self.unet, self.scheduler, self.latents = unet, scheduler, latents
-        self.encode, self.pool, self.settings = encode, pool, settings
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """All parameters."""
-        return named_trainable(self.unet)
-
-    def weight(self, index: np.ndarray, moments: np.ndarray) -> torch.Tensor:
-        """(B, 1, F, h, w) weights with mean 1."""
-        cover = torch.from_numpy(self.pool.cover[index[:, None], moments]).float() / 255
-        cover = F.interpolate(cover, size=tuple(self.latents.shape[-2:]), mode="area")
-        weight = 1 + self.THING_WEIGHT * cover.unsqueeze(1)
-        return weight / weight.mean()
-
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """Weighted squared error of v."""
-        clips, frames = self.settings.batch_size, self.latents.shape[1]
-        is_single = step % 4 == 3
-        index = rng.integers(len(self.latents), size=clips * frames if is_single else clips)
-        moments = rng.integers(frames, size=(len(index), 1)) if is_single else np.tile(np.arange(frames), (clips, 1))
-        clean = self.latents[index[:, None], moments].float().transpose(1, 2).contiguous()
-        captions = ["" if rng.random() < 0.1 else self.pool.scenes[i].caption(rng) for i in index]
-        noise = torch.randn_like(clean)
-        timestep = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(index),))
-        noisy = self.scheduler.add_noise(clean, noise, timestep)
-        target = self.scheduler.get_velocity(clean, noise, timestep)
-        output = self.unet(noisy, timestep, self.encode(captions)).sample.float()
-        loss = (self.weight(index, moments) * (output - target) ** 2).mean()
-        return loss, {"single" if is_single else "clip": float(loss.detach())}

@@ -1,4 +1,4 @@
-"""Train the embedded kit on procedural films, part by part, restartable.
+"""Train the embedded kit on procedural films, part by part and round by round, restartable.
 
 Every part is a small task for the one training loop. Films are drawn from their own seed and never show a held-out
 combination.
@@ -6,15 +6,28 @@ combination.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mindvideo.config import Optimise
 from mindvideo.errors import ModelError
 from mindvideo.foundation import kit
 from mindvideo.foundation.parts import BUILDERS
-from mindvideo.foundation.pool import Pool, Progress, check_note
+from mindvideo.foundation.pool import Pool, Progress
+from mindvideo.foundation.rounds import (
+    check_begun,
+    check_ended,
+    check_like_first,
+    check_turn,
+    note_begun,
+    read_rounds,
+    round_folder,
+    round_seed,
+    round_settings,
+    write_rounds,
+)
 from mindvideo.train.loop import train
 
 PARTS = tuple(BUILDERS)
@@ -35,6 +48,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "image_classifier": _part(8000, 64, 1e-3),
         "clip_image": _part(900, 96, 7e-4),
         "video_classifier": _part(7500, 24, 7e-4),
+        "clip_text": _part(2000, 64, 8e-4),
         "captioner": _part(1000, 48, 1e-3),
         "unet": _part(3800, 64, 1e-3, weight_decay=0.0, checkpoint_every=100),
         "vae_decoder": _part(1200, 32, 1e-3, weight_decay=0.0),
@@ -47,6 +61,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "image_classifier": _part(12_000, 256, 1e-3),
         "clip_image": _part(6000, 512, 7e-4),
         "video_classifier": _part(12_000, 128, 1e-3),
+        "clip_text": _part(6000, 256, 8e-4),
         "captioner": _part(12_000, 256, 1e-3),
         "unet": _part(60_000, 256, 5e-4, weight_decay=0.0, ema_decay=0.9995),
         "vae_decoder": _part(10_000, 128, 5e-4, weight_decay=0.0),
@@ -55,8 +70,17 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def train_part(out: Path, part: str, recipe: str = "night", seed: int = 0, progress: Progress | None = None) -> None:
-    """Train one part of the kit in ``out``, going on where a killed run stopped.
+def train_part(
+    out: Path,
+    part: str,
+    recipe: str | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+    *,
+    number: int = 1,
+    changed: dict[str, Any] | None = None,
+) -> None:
+    """Train one part of the kit in ``out``, going on where a killed run stopped; a round that ended stays as it is.
 
     Parameters
     ----------
@@ -64,40 +88,51 @@ def train_part(out: Path, part: str, recipe: str = "night", seed: int = 0, progr
         The kit; made untrained first where it is missing. ``out/work`` keeps clips, states and curves.
     part : str
         One of ``PARTS``; a part needs the parts before it in that list that it starts from.
-    recipe : {"night", "gpu"}
-        Sizes of the training.
+    recipe : {"night", "gpu"}, optional
+        Sizes of the training; ``night``, or what the first round had.
+    seed : int, optional
+        0, or what the first round had.
+    number : int
+        Round 1 starts from the untrained part, or from the parts that it begins with. Every other starts a new schedule
+        from the weights that the round before saved, with random numbers of its own.
+    changed : dict, optional
+        Settings in place of the recipe's, such as ``steps``, ``batch_size`` and ``lr``.
 
     Raises
     ------
     ModelError
-        For an unknown part or recipe, or films or a part begun with another recipe, seed or settings.
+        For an unknown part or recipe; films, a part or a round begun with another recipe, seed or settings; a round
+        before which another has to come.
+    SettingError
+        For a value in ``changed`` that cannot be.
     """
-    if part not in PARTS or recipe not in RECIPES:
-        raise ModelError(f"expected a part of {PARTS} and a recipe of {tuple(RECIPES)}, found '{part}' and '{recipe}'")
+    work, changed = out / "work", changed or {}
+    if part not in PARTS:
+        raise ModelError(f"expected a part of {PARTS}, found '{part}'")
+    rounds = read_rounds(work / part)
+    check_turn(work / part, rounds, number)
+    first: dict[str, Any] = rounds[0] if number > 1 else {"recipe": "night", "seed": 0}
+    recipe = str(recipe or first["recipe"])
+    seed = int(first["seed"] if seed is None else seed)
+    if recipe not in RECIPES:
+        raise ModelError(f"expected a recipe of {tuple(RECIPES)}, found '{recipe}'")
+    if number > 1:
+        check_like_first(work / part, first, recipe, seed)
+    chosen, folder = RECIPES[recipe], round_folder(work / part, number)
+    settings = round_settings(chosen[part], changed, f"round {number} of {part}")
+    begun: dict[str, Any] = {"recipe": recipe, "seed": seed, "settings": settings.model_dump(mode="json")}
+    if number < len(rounds) or number == len(rounds) > 1:
+        check_ended(work / part, number, rounds, begun)
+        return
+    check_begun(folder, begun, rounds[0] if rounds and number == 1 else None)
     if not (out / "unet" / "config.json").is_file():
         kit.build_kit(out, "kit", seed)
-    chosen = RECIPES[recipe]
-    settings: Optimise = chosen[part]
-    work = out / "work"
-    begun: dict[str, Any] = {"recipe": recipe, "seed": seed, "settings": settings.model_dump(mode="json")}
-    _begin(work / part, begun)
+    note_begun(folder, begun)
     pool = Pool.open(work / "pool", chosen["clips"], seed, progress)
-    task, save = BUILDERS[part](out, pool, settings, progress)
-    train(task, settings, work / part, seed=seed * 1000 + PARTS.index(part), progress=progress)
+    own_seed = round_seed(seed, PARTS.index(part), number)
+    torch.manual_seed(own_seed)  # heads and whatever else starts at random: alike in every process
+    task, save = BUILDERS[part](out, pool, settings, progress, go_on=number > 1)
+    train(task, settings, folder, seed=own_seed, progress=progress)
     save()
-    made = {"part": part, **begun, "clips": chosen["clips"]}
-    (work / part / "made.json").write_text(json.dumps(made, indent=2))
-
-
-def _flat(note: dict[str, Any]) -> dict[str, Any]:
-    return {"recipe": note["recipe"], "seed": note["seed"], **note["settings"]}
-
-
-def _begin(folder: Path, begun: dict[str, Any]) -> None:
-    """Note what a part is trained with beside its state, or refuse a state that was begun otherwise."""
-    note = folder / "begun.json"
-    if (folder / "state").is_dir() or (folder / "state.old").is_dir():
-        known = next((path for path in (note, folder / "made.json") if path.is_file()), None)
-        check_note(folder, _flat(begun), None if known is None else _flat(json.loads(known.read_text())))
-    folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(begun))
+    made = {**begun, "clips": chosen["clips"], **({"changed": changed} if changed else {})}
+    write_rounds(work / part, [*rounds[: number - 1], made])

@@ -25,6 +25,7 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.generate.clips import ClipMaker, mean_fmri, split_batches
+from mindvideo.generate.compiled import check_compiling, compile_generator
 from mindvideo.generate.guidance import is_transductive
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.recording import write_recorded
@@ -56,14 +57,19 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
         When a part is missing, does not fit, or was made for another subject's voxels.
     DataError
         When no permutation can give every window another scene's fMRI.
+    SettingError
+        When the generator is to be compiled and cannot be.
     """
     store = Store.open(run_dir / "prepare" / "store.zarr")
     device = processes.device()
+    check_compiling(recipe.reconstruct, device)
     foundation = Foundation(recipe.foundation, device)
     if processes.is_first():
         save_pipeline(assemble_pipeline(recipe, run_dir, store, foundation), run_dir / "model", store)
     processes.wait()
     pipeline = MindVideoPipeline.from_pretrained(run_dir / "model").to(device)
+    if recipe.reconstruct.compile:
+        compile_generator(pipeline.unet)
     windows = Windows(store, "test", pipeline.fmri_encoder.config.window)
     blocks = windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
     chosen = choose_windows(blocks, recipe.reconstruct.max_windows)

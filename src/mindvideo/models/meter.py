@@ -114,11 +114,17 @@ def count_work(prepare: Callable[[], Callable[[], Any]]) -> Work:
     return Work(meter.flops, meter.moved, meter.operations, meter.peak)
 
 
-def count_per_item(prepare: Callable[[int], Callable[[], Any]]) -> tuple[Work, Work]:
-    """Costs that come once, and those of each further item of a batch, from batches of two and four."""
-    two, four = (count_work(lambda batch=batch: prepare(batch)) for batch in (2, 4))  # type: ignore[misc]
-    slope = Work(*((getattr(four, n) - getattr(two, n)) / 2 for n in Work.__dataclass_fields__))
-    return two.scaled(slope, -2), slope
+def count_per_item(prepare: Callable[[int], Callable[[], Any]], batch: int = 4) -> tuple[Work, Work]:
+    """Costs that come once, and those of each further item of a batch, from batches of ``batch`` and half as many.
+
+    Operations grow in a line; the peak does not: below some batch gradients fill it, above it activations. Take the batch
+    that is asked about (two at least).
+    """
+    large = max(2, batch)
+    small = large // 2
+    more, fewer = (count_work(lambda count=count: prepare(count)) for count in (large, small))  # type: ignore[misc]
+    slope = Work(*((getattr(more, n) - getattr(fewer, n)) / (large - small) for n in Work.__dataclass_fields__))
+    return more.scaled(slope, -large), slope
 
 
 def count_parameters(build: Callable[[], torch.nn.Module]) -> tuple[int, int]:

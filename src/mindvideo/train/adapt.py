@@ -14,6 +14,7 @@ from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.train.features import Progress
 from mindvideo.train.loop import train
 from mindvideo.train.pretrain import MaskedBrainTask, new_masked_brain
+from mindvideo.train.sharding import whole_model
 from mindvideo.train.stage import note_disabled, save_memory, save_model, stage_seed, training_device
 
 STAGE = "adapt"
@@ -74,4 +75,4 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
         validate_every=settings.checkpoint_every,
         device=device,
     )
-    save_model(model, folder / "model")
+    save_model(whole_model(model), folder / "model")

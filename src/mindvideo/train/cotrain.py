@@ -47,7 +47,8 @@ class CotrainTask:
         Of N training windows.
     latents : Tensor, (N, F, c, h, w)
     target : TokenTarget, optional
-        Regressed with ``settings.token_weight``.
+        Regressed with ``settings.token_weight``; its captions condition ``settings.caption_share`` of the windows, so
+        that the generator does not forget how to read what the encoder is to say. Needed where either is above 0.
     """
 
     def __init__(
@@ -77,6 +78,13 @@ class CotrainTask:
             return self.settings.encoder_lr
         return self.settings.lr
 
+    def _read(self, condition: torch.Tensor, index: np.ndarray, is_caption: torch.Tensor) -> torch.Tensor:
+        """What the generator reads, (B, L, C) float32: the encoder's tokens, or the caption's where ``is_caption``."""
+        if self.target is None or not is_caption.any():
+            return condition.float()
+        tokens = self.target.tokens(index).to(self.device)
+        return torch.where(is_caption[:, None, None].to(self.device), tokens, condition.float())
+
     def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, Figures]:
         """Diffusion loss of one batch, with the token regression where the recipe asks for it."""
         self.encoder.train()
@@ -85,12 +93,13 @@ class CotrainTask:
         fmri = torch.from_numpy(self.windows.fmri(index))
         fmri = augment_fmri(fmri, self.settings.sparsify, self.settings.input_noise, rng)
         own, weight = processes.rows(len(index)), processes.weight(len(index))
+        is_caption = torch.from_numpy(rng.random(len(index)) < self.settings.caption_share)[own]
         condition = self.encoder(fmri[own].to(self.device))
         clean = clip_latents(self.latents, index[own], self.device)
-        losses = self.diffusion.random_losses(self.unet, clean, condition.float())
+        losses = self.diffusion.random_losses(self.unet, clean, self._read(condition, index[own], is_caption))
         self.sample_values = index[own], losses.detach()
         diffusion = losses.mean() * weight
-        if self.target is None:
+        if self.target is None or self.settings.token_weight == 0:
             return diffusion, {"diffusion_loss": diffusion.detach()}
         token = self.target.loss(condition, index[own]) * weight
         total = diffusion + self.settings.token_weight * token
@@ -154,7 +163,7 @@ def _train(
     latents = latent_features(run_dir, store, foundation, "train", progress=progress)
     held_out_latents = latent_features(run_dir, store, foundation, "validation", progress=progress)
     target = None
-    if settings.token_weight > 0:
+    if settings.token_weight > 0 or settings.caption_share > 0:
         text = text_features(run_dir, store, foundation, seed=stage_seed(recipe.seed, "features"), progress=progress)
         target = TokenTarget(text, list(windows.captions), recipe.align.token_whitening)
     device, diffusion = training_device(), Diffusion(foundation.scheduler_config)

@@ -23,6 +23,7 @@ from mindvideo import processes
 from mindvideo.config import Optimise
 from mindvideo.errors import SettingError, TrainingError
 from mindvideo.train.checkpoint import load_checkpoint, save_checkpoint
+from mindvideo.train.sharding import gather, is_split, part_like, whole
 
 Figures = Mapping[str, float | torch.Tensor]
 
@@ -77,13 +78,14 @@ def parameter_groups(
 def _flat_state(
     parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, average: dict[str, torch.Tensor] | None
 ) -> dict[str, torch.Tensor]:
+    """Everything a checkpoint holds, under flat names; whole, and in the first process only."""
     tensors = {f"parameter/{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser/{key}/{name}"] = torch.as_tensor(value)
     for name, tensor in (average or {}).items():
         tensors[f"average/{name}"] = tensor
-    return tensors
+    return gather(tensors)
 
 
 def _restore(
@@ -94,16 +96,17 @@ def _restore(
 ) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"parameter/{name}"])
+            parameter.copy_(part_like(tensors[f"parameter/{name}"], parameter))
             moments = {
-                key: tensors[f"optimiser/{key}/{name}"].to(parameter.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
+                key: part_like(tensors[f"optimiser/{key}/{name}"], parameter)
+                for key in ("exp_avg", "exp_avg_sq")
                 if f"optimiser/{key}/{name}" in tensors
             }
             if moments:
-                optimiser.state[parameter] = moments
+                taken = tensors[f"optimiser/step/{name}"].to(parameter.device)
+                optimiser.state[parameter] = {"step": taken, **moments}
             if average is not None:
-                average[name].copy_(tensors[f"average/{name}"])
+                average[name].copy_(part_like(tensors[f"average/{name}"], parameter))
 
 
 def _append(path: Path, row: dict[str, float]) -> None:
@@ -160,7 +163,7 @@ def train(
     -------
     dict of str to Tensor
         The final weights by parameter name: averaged where ``settings.ema_decay`` is set. They are also in the task's
-        parameters when this returns.
+        parameters when this returns. Of weights split over the processes, this process's part.
 
     Raises
     ------
@@ -216,8 +219,10 @@ def train(
             _append(log, row)
         if progress is not None and is_first:
             progress(done, settings.steps, figures)
-        if (done % settings.checkpoint_every == 0 or is_last) and is_first:
-            save_checkpoint(folder / "state", _flat_state(parameters, optimiser, average), {"step": done})
+        if done % settings.checkpoint_every == 0 or is_last:
+            state = _flat_state(parameters, optimiser, average)
+            if is_first:
+                save_checkpoint(folder / "state", state, {"step": done})
         _kill_for_test(folder.name, done)
     if average is not None:
         _exchange(parameters, average)
@@ -254,9 +259,9 @@ def _gather_gradients(
         values.append(torch.stack([figure.double() for figure in figures]))
         seen.append(getattr(task, "sample_values", None))
     together = processes.add_up(torch.stack(values))
-    processes.add_up_gradients(parameters.values())
+    processes.add_up_gradients(parameter for parameter in parameters.values() if not is_split(parameter))
     most = math.inf if settings.clip_grad is None else settings.clip_grad
-    norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), most)
+    norm = whole(torch.nn.utils.clip_grad_norm_(list(parameters.values()), most))
     *numbers, found_norm = torch.cat([together.flatten(), norm.reshape(1).to(together)]).tolist()
     rows = [numbers[start : start + len(names)] for start in range(0, len(numbers), len(names))]
     for micro, row in enumerate(rows):

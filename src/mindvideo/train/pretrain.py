@@ -17,6 +17,7 @@ from mindvideo.errors import DataError
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.train.features import Progress
 from mindvideo.train.loop import Figures, train
+from mindvideo.train.sharding import split_weights, whole_model
 from mindvideo.train.stage import note_disabled, save_memory, save_model, stage_seed, trainable, training_device
 
 STAGE = "pretrain"
@@ -52,8 +53,9 @@ class MaskedBrainTask:
         seed: int,
         device: torch.device,
     ) -> None:
-        """Move the model to the device and take the training mean."""
+        """Move the model to the device, split it where the launcher asks for it, and take the training mean."""
         self.model = model.to(device)
+        split_weights(self.model)
         self.take, self.rows, self.held_out = take, rows, held_out
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.mean_V = self._training_mean()
@@ -163,4 +165,4 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
         validate_every=settings.checkpoint_every,
         device=device,
     )
-    save_model(model, folder / "model")
+    save_model(whole_model(model), folder / "model")

@@ -1,0 +1,206 @@
+"""What each way of sampling costs in scores, and what it saves: ``python benchmarks/sampling.py --run RUN --windows 24``.
+
+Every way samples the same test windows from the same noise, batch by batch in alternation, encoder and decoder included.
+A score's difference to the reference is taken window by window; its 95 % interval is a bootstrap of whole blocks. The
+reference is the paper's sampler in float32 with what leaves the output alone (fused attention, channels-last, condition
+projected once). The plain way itself is timed on the first windows; how far its clips are from the reference's is printed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import yaml
+
+from mindvideo.config import Evaluate, parse_recipe
+from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
+from mindvideo.evaluate.catalogue import n_way_name
+from mindvideo.evaluate.measure import Features, extract_features, measure_features, measure_pixels
+from mindvideo.evaluate.statistics import block_bootstrap_interval
+from mindvideo.generate.clips import ClipMaker
+from mindvideo.generate.pipeline import MindVideoPipeline
+from mindvideo.generate.reconstruct import choose_windows
+from mindvideo.generate.scheduler import make_scheduler
+from mindvideo.models import video_unet
+from mindvideo.models.foundation import Foundation
+from mindvideo.models.video_unet import VideoUNet
+from sampling import PAPER_STEPS, explicit_attention
+
+PLAIN = "plain: fp32, DDIM 200, explicit attention"
+REFERENCE = "fp32, DDIM 200, fused attention"
+EVERYTHING = "all: bf16, DPM-Solver++ 10, guided .3 to 1, deep features every 2nd step"
+BATCH = 4
+
+
+def _way(scheduler: str, steps: int, **other: Any) -> dict[str, Any]:
+    return dict(scheduler=scheduler, steps=steps, precision="bf16", guidance_interval=(0.0, 1.0), reuse=1) | other
+
+
+LATE, EARLY = (0.0, 0.8), (0.3, 1.0)
+WAYS: dict[str, dict[str, Any]] = {
+    PLAIN: _way("ddim", PAPER_STEPS, precision="fp32"),
+    REFERENCE: _way("ddim", PAPER_STEPS, precision="fp32"),
+    "fp32, DPM-Solver++ 10": _way("dpm++", 10, precision="fp32"),
+    "bf16, DPM-Solver++ 25": _way("dpm++", 25),
+    "bf16, DPM-Solver++ 15": _way("dpm++", 15),
+    "bf16, UniPC 15": _way("unipc", 15),
+    "bf16, DPM-Solver++ 10": _way("dpm++", 10),
+    "bf16, DPM-Solver++ 10, guided at noise times 0 to .8": _way("dpm++", 10, guidance_interval=LATE),
+    "bf16, DPM-Solver++ 10, guided at noise times .3 to 1": _way("dpm++", 10, guidance_interval=EARLY),
+    "bf16, DPM-Solver++ 15, deep features every 2nd step": _way("dpm++", 15, reuse=2),
+    "bf16, DPM-Solver++ 10, deep features every 2nd step": _way("dpm++", 10, reuse=2),
+    EVERYTHING: _way("dpm++", 10, guidance_interval=EARLY, reuse=2),
+    "bf16, DPM-Solver++ 6": _way("dpm++", 6),
+}
+CONTROLLED = ("bf16, DPM-Solver++ 25", "bf16, DPM-Solver++ 10", EVERYTHING)
+"""Ways sampled from another scene's fMRI as well."""
+
+
+@contextmanager
+def plainly(unet: VideoUNet) -> Iterator[None]:
+    """Explicit attention, plain memory layout, and the condition projected at every step, within."""
+    unet.to(memory_format=torch.contiguous_format)
+    with (
+        mock.patch.object(video_unet, "attend", explicit_attention),
+        mock.patch.object(VideoUNet, "constant_condition", lambda _: nullcontext()),
+    ):
+        yield
+    unet.to(memory_format=torch.channels_last)
+
+
+@dataclass
+class Sampled:
+    """Clips of some of the chosen windows and the CPU seconds of each batch of them."""
+
+    clips: list[np.ndarray] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+class Sampler:
+    """Samples batches of test windows of a finished run in any way.
+
+    Parameters
+    ----------
+    keep : Path, optional
+        Clips and seconds are kept here and read from here, so that a stopped run goes on.
+    """
+
+    def __init__(self, run_dir: Path, n_windows: int, keep: Path | None) -> None:
+        self.recipe = parse_recipe(yaml.safe_load((run_dir / "recipe.yaml").read_text()))
+        self.store = Store.open(run_dir / "prepare" / "store.zarr")
+        self.foundation = Foundation(self.recipe.foundation)
+        self.pipeline = MindVideoPipeline.from_pretrained(run_dir / "model")
+        self.windows = Windows(self.store, "test", self.pipeline.fmri_encoder.config.window)
+        self.chosen = choose_windows(self.windows.blocks(1), n_windows)
+        per_block = max(1, round(self.recipe.evaluate.block_s / self.store.tr_s))
+        self.block = self.windows.blocks(per_block)[self.chosen]
+        self.keep = keep
+
+    def maker(self, way: str) -> ClipMaker:
+        """What makes clips in this way."""
+        settings = self.recipe.reconstruct.model_copy(update=WAYS[way])
+        self.pipeline.scheduler = make_scheduler(dict(self.foundation.scheduler_config), settings.scheduler)
+        recipe = self.recipe.model_copy(update={"reconstruct": settings})
+        return ClipMaker(recipe, self.store, self.windows, self.chosen, self.pipeline, self.foundation)
+
+    def sample(self, way: str, kind: str, positions: np.ndarray) -> tuple[np.ndarray, float]:
+        """Clips uint8 (B, F, H, W, 3) of ``reconstruction`` or ``shuffled``, and CPU seconds."""
+        name = f"{way} {kind} {len(self.chosen)} {positions[0]}".replace(" ", "_").replace(":", "")
+        path = None if self.keep is None else self.keep / f"{name}.npz"
+        if path is not None and path.is_file():
+            with np.load(path) as kept:
+                return kept["clips"], float(kept["seconds"])
+        maker = self.maker(way)
+        with ExitStack() as stack:
+            if way == PLAIN:
+                stack.enter_context(plainly(self.pipeline.unet))
+            start = time.process_time()
+            clips = maker.make(kind, positions)
+            seconds = time.process_time() - start
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, clips=clips, seconds=seconds)
+        return clips, seconds
+
+
+def window_scores(
+    clips: np.ndarray, truth: np.ndarray, features: Features, own: Features, settings: Evaluate
+) -> dict[str, np.ndarray]:
+    """The scores shown, float64 (n,) each, by the package's own definitions."""
+    values = measure_pixels(clips, truth) | measure_features(own, features, settings)
+    names = {
+        "SSIM": "ssim_rgb",
+        "pixel correlation": "pixel_correlation",
+        **{f"{n}-way": n_way_name("image", n, settings.top_k) for n in settings.n_ways},
+        "CLIP similarity": "clip_similarity",
+    }
+    return {label: values[name] for label, name in names.items()}
+
+
+def measure_scores(
+    run_dir: Path, n_windows: int, n_batches: int | None, only: str = "", keep: Path | None = None
+) -> None:
+    """Print a row for each way: CPU seconds a clip, times the plain speed, every score's difference, and its control.
+
+    Parameters
+    ----------
+    n_batches : int, optional
+        Sample only so many batches of `BATCH` windows; each is spread over the film.
+    only : str
+        Ways whose name contains this, besides the plain one and the reference.
+    """
+    sampler = Sampler(run_dir, n_windows, keep)
+    ways = [name for name in WAYS if only in name or name in (PLAIN, REFERENCE)]
+    made: dict[tuple[str, str], Sampled] = {}
+    count = -(-len(sampler.chosen) // BATCH)
+    batches = [np.arange(start, len(sampler.chosen), count) for start in range(count)][:n_batches]
+    for number, positions in enumerate(batches):
+        for way in ways:
+            if way == PLAIN and number:  # the plain way takes too long for more than one batch
+                continue
+            for kind in ("reconstruction", "shuffled") if way in CONTROLLED else ("reconstruction",):
+                clips, seconds = sampler.sample(way, kind, positions)
+                entry = made.setdefault((way, kind), Sampled())
+                entry.clips.append(clips)
+                entry.seconds.append(seconds)
+            print(f"batch {number + 1} of {len(batches)}: {way}: {seconds / len(positions):.2f} s a clip", flush=True)
+    _print_table(sampler, np.concatenate(batches), ways, made)
+
+
+def _print_table(sampler: Sampler, sampled: np.ndarray, ways: list[str], made: dict[tuple[str, str], Sampled]) -> None:
+    settings, foundation, block = sampler.recipe.evaluate, sampler.foundation, sampler.block[sampled]
+    truth = sampler.maker(REFERENCE).make("truth", sampled)
+    features = extract_features(truth, foundation)
+
+    def scores_of(way: str, kind: str) -> dict[str, np.ndarray]:
+        clips = np.concatenate(made[way, kind].clips)
+        return window_scores(clips, truth, features, extract_features(clips, foundation), settings)
+
+    plain, exact = (made[way, "reconstruction"] for way in (PLAIN, REFERENCE))
+    distance = np.abs(plain.clips[0].astype(int) - exact.clips[0])
+    print(f"plain against reference, {len(distance)} clips: grey levels differ by {distance.mean():.4f} on average, "
+          f"{distance.max()} at most; plain {plain.seconds[0] / len(distance):.2f} s a clip")  # fmt: skip
+    reference = scores_of(REFERENCE, "reconstruction")
+    print(f"{len(sampled)} windows in {len(np.unique(block))} blocks; {REFERENCE}: "
+          + ", ".join(f"{label} {value.mean():.3f}" for label, value in reference.items()))  # fmt: skip
+    print(f"| way | s a clip | times plain, first batch | {' | '.join(reference)} |")
+    for way in ways[1:]:
+        taken = made[way, "reconstruction"]
+        cells = [way, f"{sum(taken.seconds) / len(sampled):.2f}", f"{plain.seconds[0] / taken.seconds[0]:.1f}"]
+        for label, value in scores_of(way, "reconstruction").items():
+            difference, rng = value - reference[label], np.random.default_rng(0)
+            low, high = block_bootstrap_interval(difference, block, settings.bootstraps, rng)
+            cells.append(f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
+        print(f"| {' | '.join(cells)} |", flush=True)
+        if (way, "shuffled") in made:
+            control = [f"{value.mean():.3f}" for value in scores_of(way, "shuffled").values()]
+            print(f"| its control, another scene's fMRI | | | {' | '.join(control)} |", flush=True)

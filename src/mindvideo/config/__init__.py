@@ -1,0 +1,70 @@
+"""Strict, frozen settings of a study: one recipe, one section a stage, YAML in and out.
+
+A misspelt key or a value of another type is refused with the nearest valid name. The shipped recipes in
+``mindvideo/recipes`` are plain YAML; a user's own file may start with ``base: demo`` and state what differs.
+
+``section`` is what all settings are made of, ``stages`` and ``rivals`` are the settings, ``recipe`` holds them all, and
+``reading`` turns YAML and ``--set`` into a recipe and back.
+"""
+
+from mindvideo.config.reading import (
+    load_recipe,
+    parse_recipe,
+    read_recipe,
+    read_yaml,
+    save_recipe,
+    shipped_recipes,
+    with_settings,
+)
+from mindvideo.config.recipe import Recipe, nearest_setting, setting_names
+from mindvideo.config.rivals import Baseline, GanRival, LinearRival, MindVisRival, RidgeRival, SeparableRival
+from mindvideo.config.section import Optimise, Section
+from mindvideo.config.stages import (
+    Adapt,
+    Align,
+    Animate,
+    Cotrain,
+    Data,
+    Evaluate,
+    Explain,
+    Fmriprep,
+    MaskedBrain,
+    Pretrain,
+    Published,
+    Reconstruct,
+    Simulate,
+)
+
+__all__ = [
+    "Adapt",
+    "Align",
+    "Animate",
+    "Baseline",
+    "Cotrain",
+    "Data",
+    "Evaluate",
+    "Explain",
+    "Fmriprep",
+    "GanRival",
+    "LinearRival",
+    "MaskedBrain",
+    "MindVisRival",
+    "Optimise",
+    "Pretrain",
+    "Published",
+    "Recipe",
+    "Reconstruct",
+    "RidgeRival",
+    "Section",
+    "SeparableRival",
+    "Simulate",
+    "load_recipe",
+    "nearest_setting",
+    "parse_recipe",
+    "read_recipe",
+    "read_yaml",
+    "save_recipe",
+    "setting_names",
+    "shipped_recipes",
+    "with_settings",
+]

@@ -1,0 +1,91 @@
+"""The whole recipe, the dotted names of its settings, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from mindvideo.config.rivals import Baseline
+from mindvideo.config.section import Section
+from mindvideo.config.stages import (
+    Adapt,
+    Align,
+    Animate,
+    Cotrain,
+    Data,
+    Evaluate,
+    Explain,
+    MaskedBrain,
+    Pretrain,
+    Reconstruct,
+    Simulate,
+)
+from mindvideo.errors import SettingError
+
+
+class Recipe(Section):
+    """Every number of a study."""
+
+    name: str = "study"
+    seed: int = Field(0, ge=0)
+    foundation: str = Field("embedded", description="'embedded' (the shipped kit) or a folder in Hugging Face layout")
+    simulate: Simulate | None = None
+    data: Data = Data()
+    encoder: MaskedBrain = MaskedBrain()
+    pretrain: Pretrain = Pretrain()
+    adapt: Adapt = Adapt()
+    align: Align = Align()
+    animate: Animate = Animate()
+    cotrain: Cotrain = Cotrain()
+    reconstruct: Reconstruct = Reconstruct()
+    evaluate: Evaluate = Evaluate()
+    explain: Explain = Explain()
+    baselines: tuple[Literal["ridge", "linear", "gan", "separable", "mindvis"], ...] = Field(
+        (), description="rival methods to run after evaluate"
+    )
+    baseline: Baseline = Baseline()
+
+
+def _sections(annotation: Any) -> type[Section] | None:
+    """The Section class behind an annotation such as ``Simulate | None``."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    for option in options:
+        if isinstance(option, type) and issubclass(option, Section):
+            return option
+    return None
+
+
+def setting_names(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted setting name, e.g. ``align.lr``."""
+    names: list[str] = []
+    for name, field in section.model_fields.items():
+        inner = _sections(field.annotation)
+        if inner is None:
+            names.append(prefix + name)
+        else:
+            names += setting_names(inner, f"{prefix}{name}.")
+    return names
+
+
+def nearest_setting(name: str) -> str:
+    """The valid dotted name most like ``name``; ``learning_rate`` finds ``lr`` by its initials."""
+    section, _, leaf = name.rpartition(".")
+    initials = "".join(word[:1] for word in leaf.split("_"))
+    names = [*setting_names(), *Recipe.model_fields]
+    if len(initials) > 1 and f"{section}.{initials}".lstrip(".") in names:
+        return f"{section}.{initials}".lstrip(".")
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+
+
+def explain(error: ValidationError, where: str) -> SettingError:
+    """What is wrong with the first setting that pydantic refuses, and the nearest valid name."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return SettingError(f"unknown setting '{name}' in {where}; the nearest valid name is '{nearest_setting(name)}'")
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return SettingError(f"setting '{name}' in {where}: {message}, found {first['input']!r}")

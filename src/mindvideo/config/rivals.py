@@ -1,0 +1,89 @@
+"""Settings of the rival methods (METHOD section 11)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from mindvideo.config.section import BatchSize, Optimise, Rate, Section, Steps
+
+
+class RidgeRival(Section):
+    """Banded ridge regression to the condition tokens, with the main method's generator."""
+
+    alphas: tuple[float, ...] = Field(
+        (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0), description="penalties to choose from, on validation"
+    )
+    components: int = Field(256, ge=1, description="principal components of the caption tokens that are predicted")
+    generator: Literal["cotrain", "animate"] = "cotrain"
+
+
+class LinearRival(Section):
+    """Linear maps to early feature maps and semantic features of an image network (Wen et al. 2018)."""
+
+    alphas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    components: int = Field(512, ge=1, description="principal components of the early feature maps of a frame")
+
+
+class GanRival(Optimise):
+    """A video GAN on a linear fMRI embedding (Wang et al. 2022)."""
+
+    alphas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    components: int = Field(128, ge=1, description="width of the linear fMRI embedding")
+    noise_width: int = Field(16, ge=1)
+    width: int = Field(64, ge=8, description="channels of the generator at its coarsest size; a multiple of 8")
+    reconstruction_weight: float = Field(10.0, ge=0)
+    image_weight: float = Field(0.1, ge=0, description="weight of the image discriminator's loss")
+    sequence_weight: float = Field(0.1, ge=0, description="weight of the sequence discriminator's loss")
+    steps: Steps = 20000
+    batch_size: BatchSize = 16
+    lr: Rate = 2e-4
+    weight_decay: float = 0.0
+    schedule: Literal["cosine", "constant"] = "constant"
+    betas: tuple[float, float] = (0.5, 0.99)
+    clip_grad: float | None = None
+    ema_decay: float | None = 0.999
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class SeparableRival(Optimise):
+    """Separable encoder and decoder, supervised and then self-supervised (Kupershmidt et al. 2022)."""
+
+    encoder_steps: int = Field(5000, ge=1, description="steps of the encoder, frames to fMRI, before the decoder's")
+    width: int = Field(64, ge=4, description="channels")
+    films: Path | None = Field(None, description="folder of unlabelled films; empty: training films half a TR later")
+    self_supervised_weight: float = Field(0.5, ge=0)
+    perceptual_weight: float = Field(0.3, ge=0)
+    perceptual_layer: int = Field(2, ge=0, description="layer of the image classifier whose tokens are compared")
+    steps: Steps = 20000
+    batch_size: BatchSize = 16
+    lr: Rate = 1e-3
+    weight_decay: float = 1e-2
+    clip_grad: float | None = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class MindVisRival(Optimise):
+    """A masked-modelling encoder that conditions the image diffusion model twice (Chen et al. 2023)."""
+
+    steps: Steps = 20000
+    batch_size: BatchSize = 5
+    lr: Rate = 5.3e-5
+    dropout: float = Field(0.0, ge=0, lt=1)
+    token_bias: bool = False
+    token_weight: float = Field(0.0, ge=0, description="weight of the regression of the caption's text tokens")
+    sparsify: float = Field(0.0, ge=0, lt=1)
+    input_noise: float = Field(0.0, ge=0)
+    guidance_scale: float = Field(1.0, ge=0)
+
+
+class Baseline(Section):
+    """Settings of each rival method (METHOD section 11)."""
+
+    ridge: RidgeRival = RidgeRival()
+    linear: LinearRival = LinearRival()
+    gan: GanRival = GanRival()
+    separable: SeparableRival = SeparableRival()
+    mindvis: MindVisRival = MindVisRival()
