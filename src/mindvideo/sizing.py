@@ -294,9 +294,7 @@ class Networks:
             return lambda: _step(lambda: unet(*given).sample.float().square().mean(), self.recipe.animate.precision)
 
         key, batch = ("unet", sizes.size, sizes.num_frames), self.recipe.animate.batch_size
-        return self._keep(
-            key, lambda: Network(*count_parameters(self._build_unet), *count_per_item(prepare, batch))
-        )
+        return self._keep(key, lambda: Network(*count_parameters(self._build_unet), *count_per_item(prepare, batch)))
 
     def sampler(self, pixels: int, frames: int) -> Network:
         """The video UNet in sampling: one pass over one clip."""

@@ -109,8 +109,12 @@ def test_first_loss_of_the_captioner_by_hand(copy: Path) -> None:
     blip = BlipForConditionalGeneration.from_pretrained(copy / "captioner").float().train()
     rng = _first_draws("captioner")
     index = rng.integers(CLIPS, size=BATCH)
+    down, right = 4 * rng.integers(-1, 2, size=2)  # a sixteenth of the picture
     moment = rng.integers(pool.frames.shape[1], size=BATCH)
-    pixels = np.stack([pool.frames[i, j] for i, j in zip(index, moment, strict=True)]).transpose(0, 3, 1, 2) / 127.5 - 1
+    frames = np.stack([pool.frames[i, j] for i, j in zip(index, moment, strict=True)])
+    side = frames.shape[1]
+    framed = np.pad(frames, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="edge")[:, 4 - down :, 4 - right :][:, :side, :side]
+    pixels = framed.transpose(0, 3, 1, 2) / 127.5 - 1
     rows = [["[DEC]", *words.tokenize(pool.scenes[i].caption()), "[SEP]"] for i in index]
     longest = max(len(row) for row in rows)
     ids = torch.tensor([words.convert_tokens_to_ids(row + ["[PAD]"] * (longest - len(row))) for row in rows])

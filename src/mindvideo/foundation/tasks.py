@@ -333,7 +333,7 @@ def start_blip_from_images(blip: BlipForConditionalGeneration, image: ViTForImag
 
 
 class CaptionerTask:
-    """BLIP's language-modelling loss on one frame and its caption."""
+    """BLIP's language-modelling loss on one frame, moved by chance, and its caption."""
 
     def __init__(self, model: BlipForConditionalGeneration, tokenizer: Any, pool: Pool, settings: Optimise) -> None:
         self.model, self.tokenizer, self.pool, self.settings = model, tokenizer, pool, settings
@@ -346,7 +346,9 @@ class CaptionerTask:
         """Cross-entropy of the next word."""
         index = rng.integers(len(self.pool.scenes), size=self.settings.batch_size)
         tokens = caption_tokens(self.tokenizer, [self.pool.scenes[i].caption() for i in index])
-        output = self.model(pixel_values=self.pool.image_batch(index, rng), input_ids=tokens["input_ids"],
+        down, right = rng.integers(-1, 2, size=2)
+        pixels, _ = move(*self.pool.image_batch_with_cover(index, rng), int(down), int(right))
+        output = self.model(pixel_values=pixels, input_ids=tokens["input_ids"],
                             attention_mask=tokens["attention_mask"], labels=tokens["labels"])  # fmt: skip
         return output.loss.float(), {}
 
