@@ -1,7 +1,7 @@
 """The rounds in which a part was trained: each with a schedule of its own, from the weights that the last one saved.
 
-``work/PART/made.json`` says which rounds there were. The first keeps its state and curves in ``work/PART``, round 2 in
-``work/PART/round2``, and so on.
+A part's ``made.json`` says which rounds ended. The first keeps its state and curves beside it, round 2 in ``round2``, and
+so on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
     Parameters
     ----------
     folder : Path
-        ``OUT/work/PART``.
+        Where the part keeps its states and curves.
 
     Returns
     -------
@@ -38,9 +38,8 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     made: dict[str, Any] = json.loads(path.read_text())
-    part = made.pop("part", None)
-    # Files of before there were rounds hold what is now the entry of one.
-    return made["rounds"] if part is not None and "rounds" in made else [made]
+    made.pop("part", None)
+    return made.get("rounds", [made])  # files of before there were rounds hold what is now the entry of one
 
 
 def write_rounds(folder: Path, rounds: list[dict[str, Any]]) -> None:
@@ -101,22 +100,11 @@ def check_ended(folder: Path, number: int, rounds: list[dict[str, Any]], begun: 
         )
 
 
-def check_begun(folder: Path, begun: dict[str, Any], ended: dict[str, Any] | None = None) -> None:
-    """Refuse a round whose state was begun with another recipe, seed or settings.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the round.
-    begun : dict
-        ``recipe``, ``seed`` and ``settings`` that are asked for now.
-    ended : dict, optional
-        The round's entry in `read_rounds`, which speaks where there is no ``begun.json``.
-    """
+def check_begun(folder: Path, begun: dict[str, Any]) -> None:
+    """Refuse a round whose state in ``folder`` was begun with another recipe, seed or settings than those in ``begun``."""
     if (folder / "state").is_dir() or (folder / "state.old").is_dir():
         note = folder / "begun.json"
-        known = json.loads(note.read_text()) if note.is_file() else ended
-        check_note(folder, _flat(begun), None if known is None else _flat(known))
+        check_note(folder, _flat(begun), _flat(json.loads(note.read_text())) if note.is_file() else None)
 
 
 def note_begun(folder: Path, begun: dict[str, Any]) -> None:

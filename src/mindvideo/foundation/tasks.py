@@ -171,21 +171,23 @@ def patch_cover(cover: torch.Tensor, grid: int) -> torch.Tensor:
     return F.adaptive_avg_pool2d(cover.unsqueeze(1), grid).flatten(1)
 
 
+def _shift(tensor: torch.Tensor, axis: int, by: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tensor moved along an axis, its edge repeated, and which places (n,) hold what was inside before."""
+    source = torch.arange(tensor.shape[axis]) - by
+    inside = source.clamp(0, tensor.shape[axis] - 1)
+    return tensor.index_select(axis, inside), source == inside
+
+
 def move(pixels: torch.Tensor, cover: torch.Tensor, down: int, right: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures or clips (..., H, W), and what things cover of them (..., h, w), moved by whole cells of the cover.
 
     What comes in from outside the picture repeats its edge and is covered by nothing.
     """
     cell = pixels.shape[-1] // cover.shape[-1]
-    for axis, cells in ((-2, down), (-1, right)):
-        pixels = pixels.index_select(
-            axis, (torch.arange(pixels.shape[axis]) - cell * cells).clamp(0, pixels.shape[axis] - 1)
-        )
-        cover = cover.roll(cells, axis)
-        came_in = slice(0, cells) if cells > 0 else slice(cover.shape[axis] + cells, None)
-        if cells:
-            cover.movedim(axis, 0)[came_in] = 0
-    return pixels, cover
+    pixels = _shift(_shift(pixels, -2, cell * down)[0], -1, cell * right)[0]
+    cover, is_row = _shift(cover, -2, down)
+    cover, is_column = _shift(cover, -1, right)
+    return pixels, cover * is_row[:, None] * is_column
 
 
 class ClassifierTask:

@@ -121,10 +121,10 @@ def train_part(
     chosen, folder = RECIPES[recipe], round_folder(work / part, number)
     settings = round_settings(chosen[part], changed, f"round {number} of {part}")
     begun: dict[str, Any] = {"recipe": recipe, "seed": seed, "settings": settings.model_dump(mode="json")}
-    if number < len(rounds) or number == len(rounds) > 1:
+    if number <= len(rounds):  # to save it again would undo what later rounds, and other parts, made of its weights
         check_ended(work / part, number, rounds, begun)
         return
-    check_begun(folder, begun, rounds[0] if rounds and number == 1 else None)
+    check_begun(folder, begun)
     if not (out / "unet" / "config.json").is_file():
         kit.build_kit(out, "kit", seed)
     note_begun(folder, begun)
@@ -135,4 +135,4 @@ def train_part(
     train(task, settings, folder, seed=own_seed, progress=progress)
     save()
     made = {**begun, "clips": chosen["clips"], **({"changed": changed} if changed else {})}
-    write_rounds(work / part, [*rounds[: number - 1], made])
+    write_rounds(work / part, [*rounds, made])
