@@ -4,6 +4,7 @@ Every way samples the same test windows from the same noise, batch by batch in a
 A score's difference to the reference is taken window by window; its 95 % interval is a bootstrap of whole blocks. The
 reference is the paper's sampler in float32 with what leaves the output alone (fused attention, channels-last, condition
 projected once). The plain way itself is timed on the first windows; how far its clips are from the reference's is printed.
+Of a run with a student (``distill`` in its recipe) the student is a further way.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from unittest import mock
 
 import numpy as np
 import torch
-import yaml
 
-from mindvideo.config import Evaluate, parse_recipe
+from mindvideo.config import Evaluate, Recipe, read_recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.evaluate.catalogue import n_way_name
@@ -28,7 +28,7 @@ from mindvideo.evaluate.measure import Features, extract_features, measure_featu
 from mindvideo.evaluate.statistics import block_bootstrap_interval
 from mindvideo.generate.clips import ClipMaker
 from mindvideo.generate.pipeline import MindVideoPipeline
-from mindvideo.generate.reconstruct import choose_windows
+from mindvideo.generate.reconstruct import as_sampled, assemble_pipeline, choose_windows
 from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models import video_unet
 from mindvideo.models.foundation import Foundation
@@ -37,6 +37,7 @@ from sampling import PAPER_STEPS, explicit_attention
 
 PLAIN = "plain: fp32, DDIM 200, explicit attention"
 REFERENCE = "fp32, DDIM 200, fused attention"
+STUDENT = "bf16, distilled student"
 EVERYTHING = "all: bf16, DPM-Solver++ 10, guided .3 to 1, deep features every 2nd step"
 BATCH = 4
 
@@ -60,8 +61,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "bf16, DPM-Solver++ 10, deep features every 2nd step": _way("dpm++", 10, reuse=2),
     EVERYTHING: _way("dpm++", 10, guidance_interval=EARLY, reuse=2),
     "bf16, DPM-Solver++ 6": _way("dpm++", 6),
+    "bf16, DPM-Solver++ 4": _way("dpm++", 4),
+    STUDENT: {"precision": "bf16"},
 }
-CONTROLLED = ("bf16, DPM-Solver++ 25", "bf16, DPM-Solver++ 10", EVERYTHING)
+CONTROLLED = ("bf16, DPM-Solver++ 25", "bf16, DPM-Solver++ 10", EVERYTHING, STUDENT)
 """Ways sampled from another scene's fMRI as well."""
 
 
@@ -95,10 +98,18 @@ class Sampler:
     """
 
     def __init__(self, run_dir: Path, n_windows: int, keep: Path | None) -> None:
-        self.recipe = parse_recipe(yaml.safe_load((run_dir / "recipe.yaml").read_text()))
+        own = read_recipe(run_dir / "recipe.yaml")
+        self.recipe, student = own.model_copy(update={"distill": None}), as_sampled(own)
         self.store = Store.open(run_dir / "prepare" / "store.zarr")
         self.foundation = Foundation(self.recipe.foundation)
-        self.pipeline = MindVideoPipeline.from_pretrained(run_dir / "model")
+
+        def assemble(recipe: Recipe) -> MindVideoPipeline:
+            pipeline = assemble_pipeline(recipe, run_dir, self.store, self.foundation)
+            pipeline.unet.to(memory_format=torch.channels_last)
+            return pipeline
+
+        self.pipeline = assemble(self.recipe)
+        self.student = None if student.distill is None else (assemble(student), student)
         self.windows = Windows(self.store, "test", self.pipeline.fmri_encoder.config.window)
         self.chosen = choose_windows(self.windows.blocks(1), n_windows)
         per_block = max(1, round(self.recipe.evaluate.block_s / self.store.tr_s))
@@ -107,6 +118,12 @@ class Sampler:
 
     def maker(self, way: str) -> ClipMaker:
         """What makes clips in this way."""
+        if way == STUDENT:
+            assert self.student is not None
+            pipeline, recipe = self.student
+            settings = recipe.reconstruct.model_copy(update=WAYS[way])
+            recipe = recipe.model_copy(update={"reconstruct": settings})
+            return ClipMaker(recipe, self.store, self.windows, self.chosen, pipeline, self.foundation)
         settings = self.recipe.reconstruct.model_copy(update=WAYS[way])
         self.pipeline.scheduler = make_scheduler(dict(self.foundation.scheduler_config), settings.scheduler)
         recipe = self.recipe.model_copy(update={"reconstruct": settings})
@@ -160,6 +177,8 @@ def measure_scores(
     """
     sampler = Sampler(run_dir, n_windows, keep)
     ways = [name for name in WAYS if only in name or name in (PLAIN, REFERENCE)]
+    if sampler.student is None:
+        ways = [name for name in ways if name != STUDENT]
     made: dict[tuple[str, str], Sampled] = {}
     count = -(-len(sampler.chosen) // BATCH)
     batches = [np.arange(start, len(sampler.chosen), count) for start in range(count)][:n_batches]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mindvideo.data import fmriprep, wen2018
 from mindvideo.data.hcp import find_sources
 from mindvideo.data.published import find_published
 from mindvideo.errors import MindVideoError
+from mindvideo.generate.reconstruct import as_sampled
 from mindvideo.models.meter import Machine, Work, measure_machine
 from mindvideo.sizing import PUBLISHED, Networks, StudySizes
 from mindvideo.study import attempt, find_missing, required_parts
@@ -145,7 +146,9 @@ def _estimate(recipe: Recipe, sizes: StudySizes, networks: Networks, machine: Ma
         both = encoder.beside(unet)
         held = scans + features.latent_bytes + features.token_bytes
         yield _training("cotrain", recipe.cotrain, base, both, machine, held)
-    yield from _after_training(recipe, sizes, networks, machine, base)
+    if recipe.distill is not None:
+        yield _distill(recipe, sizes, networks, machine, base + scans + features.latent_bytes + features.token_bytes)
+    yield from _after_training(as_sampled(recipe), sizes, networks, machine, base)
 
 
 def _training(stage: str, settings: Optimise, base: float, network: Any, machine: Machine, data_bytes: float) -> Need:
@@ -161,6 +164,20 @@ def _training(stage: str, settings: Optimise, base: float, network: Any, machine
         f"{network.trainable / 1e6:,.1f} of {network.parameters / 1e6:,.1f} million weights train"
     )
     return Need(stage, memory, disk, step * settings.steps, what)
+
+
+def _distill(recipe: Recipe, sizes: StudySizes, networks: Networks, machine: Machine, base: float) -> Need:
+    """The student's training, beside which the frozen teacher takes its guided steps."""
+    settings, sampling = recipe.distill, recipe.reconstruct
+    assert settings is not None
+    need = _training("distill", settings, base, networks.of_stage("distill", sizes), machine, 0.0)
+    teacher = networks.sampler(sizes.size, sizes.num_frames)
+    is_guided = sampling.negative != "none" and sampling.guidance_scale != 1
+    walk = teacher.fixed.scaled(teacher.per_item, settings.batch_size * (1 + is_guided))
+    passes = settings.steps * settings.accumulate * settings.teacher_steps
+    frozen = 4.0 * (networks.unet(sizes).parameters + networks.encoder(sizes.n_voxels).parameters)
+    return replace(need, memory_bytes=need.memory_bytes + frozen,
+                   seconds=need.seconds + passes * machine.seconds(walk, settings.precision))  # fmt: skip
 
 
 def _after_training(

@@ -232,6 +232,8 @@ class Networks:
             return self.masked_brain(sizes.n_hcp_voxels if stage == "pretrain" else sizes.n_voxels, batch)
         if stage == "align":
             return self.encoder(sizes.n_voxels)
+        if stage == "distill":
+            return self.unet(sizes, is_whole=True)
         return self.unet(sizes) if stage == "animate" else self.encoder(sizes.n_voxels).beside(self.unet(sizes))
 
     def masked_brain(self, n_voxels: int, batch_size: int) -> Network:
@@ -266,12 +268,12 @@ class Networks:
         key, batch = ("encoder", n_voxels), settings.batch_size
         return self._keep(key, lambda: Network(*count_parameters(build), *count_per_item(prepare, batch)))
 
-    def _build_unet(self) -> VideoUNet:
+    def _build_unet(self, is_whole: bool = False) -> VideoUNet:
         known = VideoUNet._get_init_keys(VideoUNet)
         unet = VideoUNet(**{name: value for name, value in self.config("unet").items() if name in known})
         tuned = (*VideoUNet.trainable_names(), "norm_temp")
         for name, parameter in unet.named_parameters():
-            parameter.requires_grad_(any(part in name for part in tuned))
+            parameter.requires_grad_(is_whole or any(part in name for part in tuned))
         return unet
 
     @cached_property
@@ -285,16 +287,20 @@ class Networks:
         condition = torch.randn(batch, text.get("max_position_embeddings", 77), unet.config.cross_attention_dim)
         return latents, torch.zeros(batch, dtype=torch.long), condition
 
-    def unet(self, sizes: StudySizes) -> Network:
-        """The video UNet in training, counted near ``animate``'s batch: its attention is tuned."""
+    def unet(self, sizes: StudySizes, is_whole: bool = False) -> Network:
+        """The video UNet in training: its attention, counted near ``animate``'s batch, or all of it, near ``distill``'s."""
+
+        def build() -> VideoUNet:
+            return self._build_unet(is_whole)
 
         def prepare(batch: int) -> Any:
-            unet = self._build_unet().train()
+            unet = build().train()
             given = self._unet_input(unet, batch, sizes.size, sizes.num_frames)
             return lambda: _step(lambda: unet(*given).sample.float().square().mean(), self.recipe.animate.precision)
 
-        key, batch = ("unet", sizes.size, sizes.num_frames), self.recipe.animate.batch_size
-        return self._keep(key, lambda: Network(*count_parameters(self._build_unet), *count_per_item(prepare, batch)))
+        settings = self.recipe.distill if is_whole and self.recipe.distill is not None else self.recipe.animate
+        key, batch = ("unet", sizes.size, sizes.num_frames, is_whole), settings.batch_size
+        return self._keep(key, lambda: Network(*count_parameters(build), *count_per_item(prepare, batch)))
 
     def sampler(self, pixels: int, frames: int) -> Network:
         """The video UNet in sampling: one pass over one clip."""

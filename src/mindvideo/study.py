@@ -51,7 +51,10 @@ STAGES: dict[str, Stage] = {
         Stage("align", ("encoder", "align", "seed"), ("adapt",), "contrastive alignment with CLIP"),
         Stage("animate", ("animate", "seed"), ("prepare",), "text-conditioned video tuning of the generator"),
         Stage("cotrain", ("cotrain", "align", "seed"), ("align", "animate"), "encoder and generator tuned together"),
-        Stage("reconstruct", ("reconstruct", "evaluate.block_s", "seed"), ("cotrain",), "test windows to video, with controls"),
+        Stage("distill", ("distill", "reconstruct.guidance_scale", "reconstruct.guidance_interval", "reconstruct.negative", "seed"),
+              ("cotrain",), "a student of the guided generator that samples in few steps"),
+        Stage("reconstruct", ("reconstruct", "evaluate.block_s", "seed"), ("cotrain", "distill"),
+              "test windows to video, with controls"),
         Stage("evaluate", ("evaluate", "seed"), ("reconstruct",), "scores beside their controls"),
         Stage("explain", ("explain", "seed"), ("cotrain", "adapt", "align"), "attention and occlusion on the cortex"),
         Stage("report", ("baselines", "baseline"), ("evaluate", "explain"), "a page to read"),
@@ -60,11 +63,13 @@ STAGES: dict[str, Stage] = {
 
 _FOUNDATION = {
     "align": "condition_identity",
-    **dict.fromkeys(("animate", "cotrain", "reconstruct", "explain"), "generation_identity"),
+    **dict.fromkeys(("animate", "cotrain", "distill", "reconstruct", "explain"), "generation_identity"),
     "evaluate": "identity",
 }
 """What of the foundation a stage follows from: new classifiers leave all but ``evaluate`` up to date."""
-_SHARED = ("pretrain", "adapt", "align", "animate", "cotrain", "reconstruct")
+OPTIONAL = ("simulate", "distill")
+"""Stages of a study only where its recipe has a section of their name."""
+_SHARED = ("pretrain", "adapt", "align", "animate", "cotrain", "distill", "reconstruct")
 """Stages that several processes carry out together (``accelerate launch``)."""
 MODEL_PARTS = ("vae", "unet", "text_encoder", "image_encoder", "captioner", "image_classifier", "video_classifier")
 OTHER_PARTS = ("scheduler", "tokenizer")
@@ -78,6 +83,7 @@ _MODULES = {
     "align": "mindvideo.train.align",
     "animate": "mindvideo.train.animate",
     "cotrain": "mindvideo.train.cotrain",
+    "distill": "mindvideo.train.distill",
     "reconstruct": "mindvideo.generate.reconstruct",
     "evaluate": "mindvideo.evaluate.scores",
     "explain": "mindvideo.explain.maps",
@@ -122,8 +128,11 @@ class Study:
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages of this study in order; ``simulate`` only where the recipe has a simulated subject."""
-        return [stage for stage in STAGES.values() if stage.name != "simulate" or self.recipe.simulate is not None]
+        """The stages of this study in order; ``simulate`` and ``distill`` only where the recipe has such a section."""
+        return [stage for stage in STAGES.values() if self._has(stage.name)]
+
+    def _has(self, name: str) -> bool:
+        return name not in OPTIONAL or getattr(self.recipe, name) is not None
 
     @property
     def raw(self) -> Path:
@@ -139,8 +148,7 @@ class Study:
         if name not in self._hashes:
             stage = STAGES[name]
             parts: dict[str, Any] = {"stage": name, "code": version("mindvideo"), "settings": self._settings(name)}
-            needs = [need for need in stage.needs if need != "simulate" or self.recipe.simulate is not None]
-            parts["needs"] = [self.stage_hash(need) for need in needs]
+            parts["needs"] = [self.stage_hash(need) for need in stage.needs if self._has(need)]
             if name in _FOUNDATION:
                 parts["foundation"] = self._foundation_identity(_FOUNDATION[name])
             elif name == "prepare" and self.recipe.data.captions == "blip":
@@ -288,7 +296,7 @@ class Study:
         if processes.is_first():
             self._begin_stage(name)
         processes.wait()
-        if processes.splits_weights() and name in ("align", "animate", "cotrain"):
+        if processes.splits_weights() and name in ("align", "animate", "cotrain", "distill"):
             say(f"{name}: weights are whole in every process; --use_fsdp splits those of pretrain and adapt")
         if processes.is_first() and name not in _SHARED:
             with processes.alone():
@@ -329,7 +337,11 @@ class Study:
         done = {
             "stage": name,
             "hash": self.stage_hash(name),
-            "inputs": {need: self.stage_hash(need) for need in STAGES[name].needs if (self.run_dir / need).is_dir()},
+            "inputs": {
+                need: self.stage_hash(need)
+                for need in STAGES[name].needs
+                if self._has(need) and (self.run_dir / need).is_dir()
+            },
             "settings": self._settings(name),
             "code": version("mindvideo"),
             "seconds": seconds,

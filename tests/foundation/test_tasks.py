@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from skimage.metrics import peak_signal_noise_ratio
 from transformers import BlipForConditionalGeneration, CLIPVisionModelWithProjection, ViTForImageClassification
 
 from mindvideo.foundation import kit
 from mindvideo.foundation.generator_tasks import MotionTask
 from mindvideo.foundation.pool import Pool
 from mindvideo.foundation.tasks import (
+    ClassifierTask,
+    VaeDecoderTask,
     dense_loss,
     move,
     patch_cover,
@@ -116,3 +119,55 @@ def test_pictures_and_their_cover_move_together(down: int, right: int) -> None:
             is_inside = 0 <= y - down < 4 and 0 <= x - right < 4
             expected = cover[:, y - down, x - right] if is_inside else torch.zeros(2)
             assert torch.equal(moved_cover[:, y, x], expected)
+
+
+def random_pool(clips: int, frames: int, size: int) -> Pool:
+    rng = np.random.default_rng(5)
+    scenes = [plan_clip(np.random.default_rng(seed), frames).scene for seed in range(clips)]
+    cover = rng.integers(0, 256, (clips, frames, 16, 16), dtype=np.uint8)
+    return Pool(rng.integers(0, 256, (clips, frames, size, size, 3), dtype=np.uint8), scenes, cover)
+
+
+def test_decoder_learns_the_ratio_that_the_gate_measures() -> None:
+    """The logged ratio is scikit-image's, averaged over pictures; the loss is its negative in natural logarithms."""
+    torch.manual_seed(0)
+    vae, pool, moments = kit.build_vae(kit.TEST).eval(), random_pool(3, 5, kit.TEST.size), (0, 3)
+    side = kit.TEST.size // 2 ** (len(vae.config.block_out_channels) - 1)
+    latents = randn(6, vae.config.latent_channels, side, side)
+    task = VaeDecoderTask(vae, latents, moments, pool, Optimise(steps=1, batch_size=4))
+    assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in task.parameters())
+    loss, figures = task.loss(0, 0, np.random.default_rng(8))
+    drawn = np.sort(np.random.default_rng(8).integers(6, size=4))
+    with torch.no_grad():
+        decoded = vae.decode(latents[drawn] / vae.config.scaling_factor).sample.permute(0, 2, 3, 1).numpy()
+    ratios = []
+    for row, number in enumerate(drawn):
+        truth = pool.frames[number // 2, moments[number % 2]].astype(np.float64)
+        ratios.append(peak_signal_noise_ratio(truth, (decoded[row].astype(np.float64) + 1) * 127.5, data_range=255))
+    assert figures["psnr"] == pytest.approx(np.mean(ratios), rel=1e-4)
+    assert float(loss) == pytest.approx(np.log(4) - np.log(10) / 10 * np.mean(ratios), rel=1e-4)
+
+
+@pytest.mark.parametrize("is_video", [False, True])
+def test_classifiers_see_pictures_that_light_and_noise_changed_a_little(is_video: bool) -> None:
+    torch.manual_seed(0)
+    pool = random_pool(4, 3, 48)
+    pool.frames[:] = 128 + (pool.frames.astype(int) - 128) // 8  # bright enough for no clipping, one grey level a cell
+    pool.frames[:] = pool.frames[:, :, :1, :1]
+    model = torch.nn.Linear(1, 1)
+    model.config = type("Config", (), {"hidden_size": 4})()  # type: ignore[assignment]
+    second = "motion" if is_video else "colour"
+    task = ClassifierTask(model, pool, "thing", second, Optimise(steps=1, batch_size=2), is_video)
+    index = np.array([0, 2, 3])
+    seen, cover = task._see(index, flip=False, rng=np.random.default_rng(1))
+    assert seen.shape == ((3, 3, 3, 48, 48) if is_video else (3, 3, 48, 48))
+    assert cover.shape == ((3, 3, 16, 16) if is_video else (3, 16, 16))
+    rng = np.random.default_rng(1)
+    moments = None if is_video else rng.integers(3, size=3)
+    for row, clip in enumerate(index):
+        shown = pool.frames[clip] if moments is None else pool.frames[clip, moments[row]][None]
+        grey = torch.from_numpy(shown[:, 0, 0].astype(np.float32)) / 127.5  # brightness above black, (F, 3)
+        found = seen[row].reshape(-1, 3, 48 * 48).mean(-1) + 1
+        gain = found / grey
+        assert float(gain.std()) < 0.01 and 0.85 < float(gain.mean()) < 1.15  # one gain a clip
+        assert float(seen[row].reshape(-1, 3, 48 * 48).std(-1).mean()) == pytest.approx(0.05, rel=0.1)

@@ -18,7 +18,7 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, ModelError
 from mindvideo.foundation.kit import Sizes, build_kit
-from mindvideo.generate.clips import ClipMaker, derange_scenes, mean_fmri, pick_frames, window_noise
+from mindvideo.generate.clips import ClipMaker, derange_scenes, pick_frames, window_noise
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.reconstruct import choose_windows, run, write_preview
 from mindvideo.models.fmri_encoder import FmriEncoder
@@ -199,7 +199,7 @@ def test_fewer_windows_one_frame_and_a_transductive_negative(finished, fresh) ->
     np.testing.assert_array_equal(clips_of(fresh)["truth"], clips_of(finished)["truth"][[2, 3, 7, 8], 1:2])
     store = Store.open(fresh / "prepare" / "store.zarr")
     pipe, windows = MindVideoPipeline.from_pretrained(fresh / "model"), Windows(store, "test", 2)
-    mean = mean_fmri(windows)
+    mean = windows.mean_fmri()
     alone = pipe(
         windows.fmri(np.array([7])), num_frames=1, height=SIZE, width=SIZE, negative="test_mean", test_mean=mean,
         latents=window_noise(3, 7, (4, 1, 4, 4))[None],

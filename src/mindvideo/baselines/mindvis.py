@@ -31,7 +31,7 @@ from mindvideo.config import Align, MindVisRival
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
-from mindvideo.generate.clips import mean_fmri, window_noise
+from mindvideo.generate.clips import window_noise
 from mindvideo.generate.guidance import negative_condition
 from mindvideo.generate.sampling import Plan, autocast, denoise
 from mindvideo.generate.scheduler import make_scheduler
@@ -163,7 +163,7 @@ class MindVis:
             latent_features(bench.run_dir, store, foundation, split, progress=bench.progress)
             for split in ("train", "validation")
         )
-        self.mean = torch.from_numpy(mean_fmri(training))
+        self.mean = torch.from_numpy(training.mean_fmri())
         target = None
         if settings.token_weight > 0:
             text = caption_table(bench.folder, "text", foundation, training.captions, progress=bench.progress)

@@ -59,8 +59,12 @@ class Ridge:
         self.pipeline = self._open_pipeline(store)
 
     def _open_pipeline(self, store: Store) -> MindVideoPipeline:
-        """The study's parts as ``reconstruct`` puts them together, from the folders that the rival's hash digests."""
-        pipeline = assemble_pipeline(self.bench.recipe, self.bench.run_dir, store, self.bench.foundation)
+        """The study's parts as ``reconstruct`` puts them together, from the folders that the rival's hash digests.
+
+        The generator itself samples, not a student, which has only seen the study's own conditions.
+        """
+        recipe = self.bench.recipe.model_copy(update={"distill": None})
+        pipeline = assemble_pipeline(recipe, self.bench.run_dir, store, self.bench.foundation)
         if self.settings.generator == "animate":
             unet = VideoUNet.from_pretrained(self.bench.run_dir / "animate" / "model").eval()
             pipeline.register_modules(unet=unet)

@@ -16,7 +16,7 @@ from mindvideo.config import Recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
-from mindvideo.generate.clips import Shown, mean_fmri
+from mindvideo.generate.clips import Shown
 from mindvideo.generate.reconstruct import choose_windows
 
 
@@ -73,4 +73,4 @@ class Trial(Shown):
 
     @cached_property
     def _mean_fmri(self) -> np.ndarray:
-        return mean_fmri(self.train)
+        return self.train.mean_fmri()

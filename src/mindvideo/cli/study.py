@@ -67,6 +67,7 @@ for _name, _does in (
     ("align", "contrastive alignment with CLIP"),
     ("animate", "text-conditioned video tuning of the generator"),
     ("cotrain", "encoder and generator tuned together"),
+    ("distill", "a student of the generator that samples in few steps"),
     ("explain", "attention and occlusion on the cortex"),
 ):
     _stage_command(_name, _does)

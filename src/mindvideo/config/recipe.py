@@ -17,6 +17,7 @@ from mindvideo.config.stages import (
     Animate,
     Cotrain,
     Data,
+    Distill,
     Evaluate,
     Explain,
     MaskedBrain,
@@ -41,6 +42,7 @@ class Recipe(Section):
     align: Align = Align()
     animate: Animate = Animate()
     cotrain: Cotrain = Cotrain()
+    distill: Distill | None = Field(None, description="train a student that samples in few steps; empty: no student")
     reconstruct: Reconstruct = Reconstruct()
     evaluate: Evaluate = Evaluate()
     explain: Explain = Explain()

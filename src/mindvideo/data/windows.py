@@ -15,6 +15,8 @@ from mindvideo.errors import DataError, SettingError
 _THUMBNAIL = 8
 _FLAT = 1.0
 _FRAMES_PER_SCAN = 6
+_READ = 32
+"""Windows read at once where all of them are averaged."""
 
 
 def pad_voxels(fmri: np.ndarray, patch_size: int) -> np.ndarray:
@@ -108,6 +110,12 @@ class Windows:
         index = self._checked(index)
         rows = np.minimum(index[:, None] + np.arange(self.window), self._end[index][:, None])
         return self._fmri[rows]
+
+    def mean_fmri(self) -> np.ndarray:
+        """Mean window (W, V) float32."""
+        every = np.arange(len(self))
+        parts = [self.fmri(every[at : at + _READ]).sum(axis=0, dtype=np.float64) for at in every[::_READ]]
+        return (np.sum(parts, axis=0) / len(self)).astype(np.float32)
 
     def frames(self, index: np.ndarray) -> np.ndarray:
         """Frames shown during the first scan of the given windows, uint8 (B, F, H, W, 3)."""

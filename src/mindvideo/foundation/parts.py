@@ -32,6 +32,7 @@ from mindvideo.foundation.tasks import (
     CaptionerTask,
     ClassifierTask,
     ClipTask,
+    VaeDecoderTask,
     VaeTask,
     start_blip_from_images,
     start_clip_from_images,
@@ -87,7 +88,8 @@ def build_vae_decoder(
 ) -> Built:
     """The autoencoder's decoder goes on; latents stay as they are."""
     vae = _load(AutoencoderKL, out / "vae")
-    return VaeTask(vae, pool, settings, decoder_only=True), lambda: _save(vae, out / "vae")
+    latents = encode_pool(vae, pool, UNET_MOMENTS, out / "work" / "latents.npy", progress)
+    return VaeDecoderTask(vae, latents, UNET_MOMENTS, pool, settings), lambda: _save(vae, out / "vae")
 
 
 def _clip_towers(out: Path) -> tuple[Any, Any, CLIPTokenizer]:

@@ -18,20 +18,20 @@ from transformers import (
 )
 
 from mindvideo.config import Optimise
-from mindvideo.foundation.pool import VISIBLE, Pool
+from mindvideo.foundation.pool import VISIBLE, Pool, to_pixels
 from mindvideo.simulate.scenes import MOTIONS, Scene
 from mindvideo.train.loop import named_trainable
 
 
 class VaeTask:
-    """Autoencoder on 32 x 32 crops, whole frames in the last part of the steps; or its decoder alone."""
+    """Autoencoder on 32 x 32 crops, whole frames in the last part of the steps."""
 
-    def __init__(self, vae: AutoencoderKL, pool: Pool, settings: Optimise, decoder_only: bool = False) -> None:
-        self.vae, self.pool, self.settings, self.decoder_only = vae, pool, settings, decoder_only
+    def __init__(self, vae: AutoencoderKL, pool: Pool, settings: Optimise) -> None:
+        self.vae, self.pool, self.settings = vae, pool, settings
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All parameters, or the decoder's: then latents, and whatever was trained on them, stay as they are."""
-        return named_trainable(self.vae, ("decoder", "post_quant_conv") if self.decoder_only else None)
+        """All parameters."""
+        return named_trainable(self.vae)
 
     def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Squared and absolute error with a slight pull of the latents to a standard normal."""
@@ -45,8 +45,31 @@ class VaeTask:
         output = self.vae.decode(posterior.sample()).sample.float()
         squared = F.mse_loss(output, pixels)
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        loss = squared if self.decoder_only else squared + 0.1 * F.l1_loss(output, pixels) + 1e-4 * kl
+        loss = squared + 0.1 * F.l1_loss(output, pixels) + 1e-4 * kl
         return loss, {"psnr": float(10 * torch.log10(4 / squared.detach()))}
+
+
+class VaeDecoderTask:
+    """The autoencoder's decoder alone, from latents made once: they, and whatever was trained on them, stay as they are."""
+
+    def __init__(self, vae: AutoencoderKL, latents: torch.Tensor, moments: tuple[int, ...], pool: Pool,
+                 settings: Optimise) -> None:  # fmt: skip
+        """``latents`` (clips * moments, c, h, w) are scaled, the moments of a clip next to one another."""
+        self.vae, self.latents, self.moments = vae, latents, moments
+        self.pool, self.settings = pool, settings
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The decoder's."""
+        return named_trainable(self.vae, ("decoder", "post_quant_conv"))
+
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        """Minus the pictures' mean peak signal-to-noise ratio, in units of 4.3 dB: busy pictures do not drown the rest."""
+        index = np.sort(rng.integers(len(self.latents), size=self.settings.batch_size))
+        frames = [self.pool.frames[i // len(self.moments), self.moments[i % len(self.moments)]] for i in index]
+        latents = self.latents[index].float() / self.vae.config.scaling_factor
+        output = self.vae.decode(latents).sample.float()
+        error = (output - to_pixels(np.stack(frames))).square().flatten(1).mean(1).log()
+        return error.mean(), {"psnr": float((10 / np.log(10)) * (np.log(4) - error.detach().mean()))}
 
 
 def tokenize(tokenizer: Any, captions: list[str], padding: str = "max_length") -> torch.Tensor:
@@ -193,8 +216,10 @@ def move(pixels: torch.Tensor, cover: torch.Tensor, down: int, right: int) -> tu
 class ClassifierTask:
     """Image or video classifier over pairs of attributes: cross-entropy of the pair, of each attribute, of every patch.
 
-    Batches are mirrored and moved by chance.
+    Batches are mirrored, moved, brightened or darkened and made noisy by chance.
     """
+
+    FARTHEST, LIGHT, NOISE = 2, 0.15, 0.05
 
     def __init__(self, model: Any, pool: Pool, first: str, second: str, settings: Optimise, is_video: bool) -> None:
         self.model = model
@@ -220,8 +245,10 @@ class ClassifierTask:
             pixels, cover = self.pool.image_batch_with_cover(index, rng)
         if flip:
             pixels, cover = pixels.flip(-1), cover.flip(-1)
-        down, right = rng.integers(-1, 2, size=2)
-        return move(pixels, cover, int(down), int(right))
+        down, right = rng.integers(-self.FARTHEST, self.FARTHEST + 1, size=2)
+        pixels, cover = move(pixels, cover, int(down), int(right))
+        gain = 1 + self.LIGHT * (2 * torch.rand(len(pixels), *[1] * (pixels.ndim - 1)) - 1)
+        return ((pixels + 1) * gain - 1).clamp(-1, 1) + self.NOISE * torch.randn_like(pixels), cover
 
     def _forward(
         self, index: np.ndarray, flip: bool, rng: np.random.Generator

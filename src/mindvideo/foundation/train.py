@@ -51,7 +51,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "clip_text": _part(2000, 64, 8e-4),
         "captioner": _part(1000, 48, 1e-3),
         "unet": _part(3800, 64, 1e-3, weight_decay=0.0, checkpoint_every=100),
-        "vae_decoder": _part(1200, 32, 1e-3, weight_decay=0.0),
+        "vae_decoder": _part(9000, 8, 1e-3, weight_decay=0.0),
         "motion": _part(6000, 8, 6e-4, weight_decay=0.0, checkpoint_every=100),
     },
     "gpu": {
@@ -64,7 +64,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "clip_text": _part(6000, 256, 8e-4),
         "captioner": _part(12_000, 256, 1e-3),
         "unet": _part(60_000, 256, 5e-4, weight_decay=0.0, ema_decay=0.9995),
-        "vae_decoder": _part(10_000, 128, 5e-4, weight_decay=0.0),
+        "vae_decoder": _part(30_000, 64, 1e-3, weight_decay=0.0),
         "motion": _part(30_000, 64, 4e-4, weight_decay=0.0, ema_decay=0.9995),
     },
 }

@@ -37,12 +37,6 @@ _READ = 32
 """Windows read at once where a whole split is averaged."""
 
 
-def mean_fmri(windows: Windows) -> np.ndarray:
-    """Mean window (W, V) float32 of a split."""
-    parts = [windows.fmri(rows).sum(axis=0, dtype=np.float64) for rows in split_batches(len(windows), _READ)]
-    return (np.sum(parts, axis=0) / len(windows)).astype(np.float32)
-
-
 def mean_frame(windows: Windows) -> np.ndarray:
     """Mean frame (H, W, 3) uint8 of a split."""
     parts = [windows.frames(rows).mean(axis=1).sum(axis=0) for rows in split_batches(len(windows), _READ)]
@@ -218,7 +212,7 @@ class ClipMaker(Shown):
     @cached_property
     def test_mean(self) -> np.ndarray | None:
         """Mean of all test windows (W, V), where the recipe asks for it; the paper's, transductive negative."""
-        return mean_fmri(self.windows) if is_transductive(self.recipe.reconstruct.negative) else None
+        return self.windows.mean_fmri() if is_transductive(self.recipe.reconstruct.negative) else None
 
     def make(self, name: str, positions: np.ndarray) -> np.ndarray:
         """Clips of the windows at ``positions`` under ``name``."""

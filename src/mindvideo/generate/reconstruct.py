@@ -24,7 +24,7 @@ from mindvideo.data.disk import beside, beside_folder, disk_errors, write_text
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
-from mindvideo.generate.clips import ClipMaker, mean_fmri, split_batches
+from mindvideo.generate.clips import ClipMaker, split_batches
 from mindvideo.generate.compiled import check_compiling, compile_generator
 from mindvideo.generate.guidance import is_transductive
 from mindvideo.generate.pipeline import MindVideoPipeline
@@ -47,7 +47,7 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     recipe : Recipe
         ``reconstruct`` (sampler, guidance, controls), ``evaluate.block_s``, ``seed`` and ``foundation`` are used.
     run_dir : Path
-        Holds ``prepare/store.zarr``, ``cotrain/fmri_encoder`` and ``cotrain/unet``.
+        Holds ``prepare/store.zarr``, ``cotrain/fmri_encoder`` and ``cotrain/unet``; with a student ``distill/unet``.
     progress : callable, optional
         Called with (batches done, batches, {"clips": name}).
 
@@ -60,6 +60,7 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     SettingError
         When the generator is to be compiled and cannot be.
     """
+    recipe = as_sampled(recipe)
     store = Store.open(run_dir / "prepare" / "store.zarr")
     device = processes.device()
     check_compiling(recipe.reconstruct, device)
@@ -89,8 +90,24 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
             write_preview(folder / "preview.png", clips["truth"], clips["reconstruction"])
 
 
+def as_sampled(recipe: Recipe) -> Recipe:
+    """The recipe with the sampler that is used: where there is a student, its few DDIM steps of one pass each."""
+    if recipe.distill is None:
+        return recipe
+    student: dict[str, Any] = {
+        "scheduler": "ddim", "steps": recipe.distill.sampler_steps, "guidance_scale": 1.0, "guidance_interval": (0.0, 1.0),
+        "reuse": 1,
+    }  # fmt: skip
+    return recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update=student)})
+
+
 def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation) -> MindVideoPipeline:
-    """Put the study's encoder and UNet and the foundation's VAE and noise schedule together.
+    """Put the study's encoder and UNet, or its student, and the foundation's VAE and noise schedule together.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        As `as_sampled` gives it.
 
     Raises
     ------
@@ -100,14 +117,16 @@ def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: F
     encoder = load_encoder(_require_part(run_dir / "cotrain" / "fmri_encoder"))
     check_voxels(encoder, store)
     window = encoder.config.window
+    unet = run_dir / ("cotrain" if recipe.distill is None else "distill") / "unet"
+    spacing = None if recipe.distill is None else "trailing"
     return MindVideoPipeline(
         fmri_encoder=encoder.eval(),
-        unet=VideoUNet.from_pretrained(_require_part(run_dir / "cotrain" / "unet")).eval(),
+        unet=VideoUNet.from_pretrained(_require_part(unet)).eval(),
         vae=foundation.vae,
-        scheduler=make_scheduler(dict(foundation.scheduler_config), recipe.reconstruct.scheduler),
+        scheduler=make_scheduler(dict(foundation.scheduler_config), recipe.reconstruct.scheduler, spacing),
         num_inference_steps=recipe.reconstruct.steps,
         guidance_scale=recipe.reconstruct.guidance_scale,
-        train_mean=torch.from_numpy(mean_fmri(Windows(store, "train", window))),
+        train_mean=torch.from_numpy(Windows(store, "train", window).mean_fmri()),
     )
 
 
@@ -166,7 +185,8 @@ def _fingerprint(recipe: Recipe, run_dir: Path, store: Store, foundation: Founda
     block_s = recipe.evaluate.block_s if recipe.reconstruct.max_windows is not None else None  # chooses windows
     for part in (recipe.seed, block_s, store.voxel_id, stored, foundation.identity):
         digest.update(f"{part}\n".encode())
-    for path in sorted((run_dir / "cotrain").glob("*/*")):
+    folders = ["cotrain"] if recipe.distill is None else ["cotrain", "distill"]
+    for path in sorted(path for folder in folders for path in (run_dir / folder).glob("*/*")):
         if path.suffix in (".json", ".safetensors"):
             with path.open("rb") as handle:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())

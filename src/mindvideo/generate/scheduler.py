@@ -30,7 +30,9 @@ CONVENTIONS = {
 SHARED_KEYS = ("num_train_timesteps", "trained_betas", "prediction_type", "rescale_betas_zero_snr", *CONVENTIONS)
 
 
-def make_scheduler(config: dict[str, Any], name: Literal["ddim", "dpm++", "unipc"]) -> SchedulerMixin:
+def make_scheduler(
+    config: dict[str, Any], name: Literal["ddim", "dpm++", "unipc"], spacing: str | None = None
+) -> SchedulerMixin:
     """Build a sampler for the noise schedule of ``config``.
 
     Parameters
@@ -41,6 +43,8 @@ def make_scheduler(config: dict[str, Any], name: Literal["ddim", "dpm++", "unipc
         ``set_alpha_to_one`` false, ``steps_offset`` 1, leading spacing (METHOD section 7).
     name : {"ddim", "dpm++", "unipc"}
         The solver: DDIM, second-order multistep DPM-Solver++, or UniPC.
+    spacing : str, optional
+        Another time grid, as diffusers names it, such as ``trailing``, which a student is trained for.
 
     Raises
     ------
@@ -50,7 +54,9 @@ def make_scheduler(config: dict[str, Any], name: Literal["ddim", "dpm++", "unipc
     if name not in SCHEDULERS:
         raise SettingError(f"expected scheduler to be one of {', '.join(SCHEDULERS)}, found '{name}'")
     shared = CONVENTIONS | {key: config[key] for key in SHARED_KEYS if config.get(key) is not None}
-    if name != "ddim":  # few-step solvers must start from pure noise, where leading spacing leaves out the last times
+    if spacing is not None:
+        shared["timestep_spacing"] = spacing
+    elif name != "ddim":  # few-step solvers must start from pure noise, where leading spacing leaves out the last times
         shared["timestep_spacing"] = "trailing"
     scheduler = SCHEDULERS[name]
     known = scheduler._get_init_keys(scheduler)

@@ -16,8 +16,19 @@ from numpy.typing import NDArray
 
 from mindvideo.errors import DataError
 
-STAGES = ("prepare", "pretrain", "adapt", "align", "animate", "cotrain", "reconstruct", "evaluate", "explain")
-TRAINING_STAGES = ("pretrain", "adapt", "align", "animate", "cotrain")
+STAGES = (
+    "prepare",
+    "pretrain",
+    "adapt",
+    "align",
+    "animate",
+    "cotrain",
+    "distill",
+    "reconstruct",
+    "evaluate",
+    "explain",
+)
+TRAINING_STAGES = ("pretrain", "adapt", "align", "animate", "cotrain", "distill")
 
 STAGE_PURPOSES = {
     "simulate": "a simulated subject",
@@ -27,6 +38,7 @@ STAGE_PURPOSES = {
     "align": "the encoder against frozen CLIP",
     "animate": "the video generator on captions",
     "cotrain": "encoder and generator together",
+    "distill": "a student that samples in few steps",
     "reconstruct": "clips of the test windows and their controls",
     "evaluate": "scores, intervals and permutations",
     "explain": "which brain areas the encoder uses",
@@ -155,7 +167,8 @@ def read_run(path: Path) -> Run:
     if not isinstance(recipe, dict):
         raise DataError(f"expected a mapping of settings in {recipe_path}, found {type(recipe).__name__}")
     problems: list[str] = []
-    names = ("simulate", *STAGES) if recipe.get("simulate") is not None else STAGES
+    optional = [name for name in ("simulate", "distill") if recipe.get(name) is None]
+    names = [name for name in ("simulate", *STAGES) if name not in optional]
     stages = {name: _stage_state(path, name, recipe, problems) for name in names}
     run = Run(path, path.resolve().name, recipe, text, stages, problems)
     _read_scores(run)

@@ -1,0 +1,308 @@
+"""Stage ``distill``: a student of the generator that samples in a few steps of one pass each (not in the paper).
+
+The teacher is the co-trained generator under guidance. From a noised clip it takes several guided steps; the student
+learns to get to the same place in one step, guidance included (Salimans and Ho, Progressive distillation, 2022; Meng et
+al., On distillation of guided diffusion models, 2023). Steps are those of DDIM on a trailing grid of times.
+
+Shapes: B batch, F frames, c h w latents, L condition tokens, C condition width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mindvideo import processes
+from mindvideo.config import Distill, Recipe, Reconstruct
+from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
+from mindvideo.errors import SettingError
+from mindvideo.models.own_encoder import AnyEncoder, load_encoder
+from mindvideo.models.video_unet import VideoUNet
+from mindvideo.train.animate import VALIDATION_BATCH, VALIDATION_CLIPS, Diffusion, clip_latents
+from mindvideo.train.augmentation import augment_fmri
+from mindvideo.train.features import Progress, TextFeatures, latent_features, text_features
+from mindvideo.train.loop import Figures, named_trainable, train
+from mindvideo.train.stage import open_foundation, save_memory, save_model, stage_seed, training_device
+
+STAGE = "distill"
+
+
+class Ddim:
+    """Deterministic DDIM between any two times of a noise schedule (Song et al. 2021, Eq. 12 with sigma 0).
+
+    A time below 0 is the end of sampling: the schedule's least noise, or none with ``set_alpha_to_one``.
+    """
+
+    def __init__(self, diffusion: Diffusion) -> None:
+        config = diffusion.scheduler.config
+        self.prediction, self.n_timesteps = diffusion.prediction, diffusion.n_timesteps
+        self.kept = diffusion.scheduler.alphas_cumprod
+        self.last = torch.ones(()) if config.get("set_alpha_to_one", False) else self.kept[0]
+
+    def grid(self, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Times of a sampler of so many steps, int64 (steps,), pure noise first, and where each of its steps leads."""
+        times = np.round(np.arange(self.n_timesteps, 0, -self.n_timesteps / steps)).astype(np.int64) - 1
+        start = torch.from_numpy(times)
+        return start, start - self.n_timesteps // steps
+
+    def levels(self, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shares of clip and noise at times (B,), each (B, 1, 1, 1, 1)."""
+        kept = self.kept.to(time.device)
+        share = torch.where(time < 0, self.last.to(kept), kept[time.clamp(min=0)]).view(-1, 1, 1, 1, 1)
+        return share.sqrt(), (1 - share).sqrt()
+
+    def clean(self, noisy: torch.Tensor, predicted: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """The clip that a prediction amounts to."""
+        signal, noise = self.levels(time)
+        if self.prediction == "epsilon":
+            return (noisy - noise * predicted) / signal
+        return signal * noisy - noise * predicted if self.prediction == "v_prediction" else predicted
+
+    def step(self, noisy: torch.Tensor, clean: torch.Tensor, time: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """From one time to another, towards a clip."""
+        (signal, noise), (next_signal, next_noise) = self.levels(time), self.levels(after)
+        return next_signal * clean + next_noise * (noisy - signal * clean) / noise
+
+    def aim(self, noisy: torch.Tensor, arrived: torch.Tensor, time: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """The clip towards which one step would have led where several have arrived: `step` solved for it."""
+        (signal, noise), (next_signal, next_noise) = self.levels(time), self.levels(after)
+        ratio = next_noise / noise
+        return (arrived - ratio * noisy) / (next_signal - ratio * signal)
+
+
+@dataclass
+class Teacher:
+    """The guided generator and how it walks from one time to another.
+
+    Attributes
+    ----------
+    settings : Reconstruct
+        Guidance scale and interval; a scale of 1 or the negative ``none`` needs no second pass.
+    steps : int
+        Guided steps for one of the student's.
+    """
+
+    unet: VideoUNet
+    ddim: Ddim
+    settings: Reconstruct
+    steps: int
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether there is a negative."""
+        return self.settings.negative != "none" and self.settings.guidance_scale != 1
+
+    def _predict(
+        self, noisy: torch.Tensor, time: torch.Tensor, condition: torch.Tensor, negative: torch.Tensor
+    ) -> torch.Tensor:
+        if not self.is_guided:
+            return self.unet(noisy, time, condition).sample.float()
+        both = self.unet(noisy.repeat(2, 1, 1, 1, 1), time.repeat(2), torch.cat([negative, condition])).sample.float()
+        unwanted, wanted = both.chunk(2)
+        low, high = self.settings.guidance_interval
+        noise_time = time / max(1, self.ddim.n_timesteps - 1)
+        applies = ((noise_time >= low) & (noise_time <= high)).view(-1, 1, 1, 1, 1)
+        return torch.where(applies, unwanted + self.settings.guidance_scale * (wanted - unwanted), wanted)
+
+    @torch.no_grad()
+    def walk(
+        self, noisy: torch.Tensor, time: torch.Tensor, after: torch.Tensor, condition: torch.Tensor,
+        negative: torch.Tensor, steps: int | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """The clip towards which one step from ``time`` to ``after`` would lead where the teacher arrives.
+
+        Parameters
+        ----------
+        noisy : Tensor, (B, c, F, h, w) float32
+        time, after : Tensor, (B,) int64
+        condition, negative : Tensor, (B, L, C) float32
+        steps : int, optional
+            The teacher's own number where not given.
+        """
+        steps, at, here = steps or self.steps, noisy, time
+        for number in range(1, steps + 1):
+            there = time - ((time - after) * number / steps).round().long()
+            at = self.ddim.step(
+                at, self.ddim.clean(at, self._predict(at, here, condition, negative), here), here, there
+            )
+            here = there
+        return self.ddim.aim(noisy, at, time, after)
+
+
+class DistillTask:
+    """Random training windows at the student's own times, conditioned on their fMRI or, sometimes, on their caption.
+
+    Parameters
+    ----------
+    student : VideoUNet
+        All of it is trained; it starts as the teacher.
+    encoder : FmriEncoder or OwnEncoder
+        Frozen.
+    windows : Windows
+        N training windows; their mean, or zero tokens, is the negative, as the teacher's settings say.
+    latents : Tensor, (N, F, c, h, w)
+    text : TextFeatures
+        Captions' tokens, whose negative is the empty caption's.
+    """
+
+    def __init__(
+        self,
+        student: VideoUNet,
+        teacher: Teacher,
+        encoder: AnyEncoder,
+        windows: Windows,
+        latents: torch.Tensor,
+        text: TextFeatures,
+        settings: Distill,
+        device: torch.device,
+    ) -> None:
+        """Move all networks to the device and freeze all but the student."""
+        self.student, self.teacher, self.device = student.to(device), teacher, device
+        self.teacher.unet.to(device).eval().requires_grad_(False)
+        self.encoder = encoder.to(device).eval().requires_grad_(False)
+        self.windows, self.latents, self.text, self.settings = windows, latents, text, settings
+        self.row = text.rows(list(windows.captions))
+        self.times, self.after = teacher.ddim.grid(settings.sampler_steps)
+        with torch.no_grad():
+            mean = self.encoder(torch.from_numpy(windows.mean_fmri())[None].to(device)).float()
+        self.negative = torch.zeros_like(mean) if teacher.settings.negative == "zero" else mean
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The student's."""
+        return named_trainable(self.student)
+
+    def conditions(
+        self, fmri: torch.Tensor, row: torch.Tensor, is_caption: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is wanted and what is not, (B, L, C) float32 each, of scans (B, W, V) or of captions by their rows (B,)."""
+        is_caption = is_caption[:, None, None].to(self.device)
+        with torch.no_grad():
+            read = self.encoder(fmri.to(self.device)).float()
+        captions, empty = (self.text.tokens[at].float().to(self.device) for at in (row, [self.text.row[""]]))
+        return torch.where(is_caption, captions, read), torch.where(is_caption, empty, self.negative)
+
+    def errors(
+        self, noisy: torch.Tensor, node: torch.Tensor, condition: torch.Tensor, target: torch.Tensor,
+        clean: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Mean squared distance from the teacher in units of v, one per clip (B,): of the student, or of ``clean``."""
+        ddim, time = self.teacher.ddim, self.times[node].to(self.device)
+        if clean is None:
+            clean = ddim.clean(noisy, self.student(noisy, time, condition).sample.float(), time)
+        return ((clean - target) / ddim.levels(time)[1]).square().flatten(1).mean(1)
+
+    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, Figures]:
+        """How far the student's step is from the teacher's steps, over one batch."""
+        self.student.train()
+        n, settings = self.settings.batch_size, self.settings
+        index = rng.integers(len(self.latents), size=n)
+        fmri = augment_fmri(torch.from_numpy(self.windows.fmri(index)), 0.0, settings.input_noise, rng)
+        is_caption = torch.from_numpy(rng.random(n) < settings.caption_share)
+        node = torch.from_numpy(rng.integers(len(self.times), size=n))
+        own = processes.rows(n)
+        clean = clip_latents(self.latents, index[own], self.device)
+        noise = torch.randn(n, *clean.shape[1:])[own].to(self.device)
+        signal, spread = self.teacher.ddim.levels(self.times[node[own]].to(self.device))
+        noisy = signal * clean + spread * noise
+        condition, negative = self.conditions(fmri[own], self.row[index[own]], is_caption[own])
+        times = (self.times[node[own]].to(self.device), self.after[node[own]].to(self.device))
+        target = self.teacher.walk(noisy, *times, condition, negative)
+        losses = self.errors(noisy, node[own], condition, target)
+        self.sample_values = index[own], losses.detach()
+        return losses.mean() * processes.weight(n), {}
+
+
+class DistillValidation:
+    """The student's distance from the teacher on validation windows, at fixed noise, evenly over the student's times."""
+
+    def __init__(self, task: DistillTask, windows: Windows, latents: torch.Tensor, seed: int) -> None:
+        count = min(len(latents), VALIDATION_CLIPS)
+        self.task, self.windows, self.latents = task, windows, latents
+        self.index = np.linspace(0, len(latents) - 1, count).astype(int)
+        self.node = torch.arange(count) % len(task.times)
+        frames, channels, *size = latents.shape[1:]
+        self.noise = torch.randn(count, channels, frames, *size, generator=torch.Generator().manual_seed(seed))
+        self.row = task.text.rows([windows.captions[i] for i in self.index])
+        self._one_step: float | None = None
+
+    @torch.no_grad()
+    def __call__(self, step: int) -> dict[str, float]:
+        """``validation_loss``, and ``validation_loss_teacher``: that of the teacher taking the student's long steps."""
+        task, total = self.task, torch.zeros(2)
+        task.student.eval()
+        for start in range(0, len(self.index), VALIDATION_BATCH):
+            part = slice(start, start + VALIDATION_BATCH)
+            clean = clip_latents(self.latents, self.index[part], task.device)
+            node = self.node[part]
+            time, after = task.times[node].to(task.device), task.after[node].to(task.device)
+            signal, spread = task.teacher.ddim.levels(time)
+            noisy = signal * clean + spread * self.noise[part].to(task.device)
+            fmri = torch.from_numpy(self.windows.fmri(self.index[part]))
+            condition, negative = task.conditions(fmri, self.row[part], torch.zeros(len(node), dtype=torch.bool))
+            target = task.teacher.walk(noisy, time, after, condition, negative)
+            total[0] += float(task.errors(noisy, node, condition, target).sum())
+            if self._one_step is None:
+                long_step = task.teacher.walk(noisy, time, after, condition, negative, steps=1)
+                total[1] += float(task.errors(noisy, node, condition, target, long_step).sum())
+        if self._one_step is None:
+            self._one_step = float(total[1]) / len(self.index)
+        return {"validation_loss": float(total[0]) / len(self.index), "validation_loss_teacher": self._one_step}
+
+
+def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+    """Train the student of ``RUN/cotrain/unet`` and write ``RUN/distill/unet``.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        ``distill``; of ``reconstruct`` the guidance that the student takes over.
+    run_dir : Path
+    progress : callable, optional
+        Called with (steps done, steps, figures).
+
+    Raises
+    ------
+    SettingError
+        For a recipe without the section, for a negative that is made of test scans, for more steps than times.
+    """
+    settings, sampling = recipe.distill, recipe.reconstruct
+    if settings is None:
+        raise SettingError("expected a 'distill' section in the recipe, found none; set distill.sampler_steps=4")
+    if sampling.negative == "test_mean":
+        raise SettingError(
+            "expected a negative that needs no test scans to train a student with, found reconstruct.negative=test_mean; "
+            "set it to train_mean, or leave the section 'distill' out"
+        )
+    folder, seed = run_dir / STAGE, stage_seed(recipe.seed, STAGE)
+    store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), open_foundation(recipe)
+    ddim = Ddim(Diffusion(foundation.scheduler_config))
+    if settings.sampler_steps * settings.teacher_steps > ddim.n_timesteps:
+        raise SettingError(
+            f"expected distill.sampler_steps times distill.teacher_steps to be at most {ddim.n_timesteps}, found "
+            f"{settings.sampler_steps} and {settings.teacher_steps}; lower one of them"
+        )
+    encoder = load_encoder(run_dir / "cotrain" / "fmri_encoder")
+    student, unet = (VideoUNet.from_pretrained(run_dir / "cotrain" / "unet") for _ in range(2))
+    windows, held_out = (Windows(store, split, encoder.config.window) for split in ("train", "validation"))
+    text = text_features(run_dir, store, foundation, seed=stage_seed(recipe.seed, "features"), progress=progress)
+    latents = latent_features(run_dir, store, foundation, "train", progress=progress)
+    held_out_latents = latent_features(run_dir, store, foundation, "validation", progress=progress)
+    device = training_device()
+    save_memory(settings, student)
+    teacher = Teacher(unet, ddim, sampling, settings.teacher_steps)
+    task = DistillTask(student, teacher, encoder, windows, latents, text, settings, device)
+    train(
+        task,
+        settings,
+        folder,
+        seed=seed,
+        progress=progress,
+        validate=DistillValidation(task, held_out, held_out_latents, seed),
+        validate_every=settings.checkpoint_every,
+        device=device,
+    )
+    save_model(student, folder / "unet")
