@@ -11,13 +11,14 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from mindvideo import processes
-from mindvideo.config import Align, Optimise
+from mindvideo.config import Align, Distill, Optimise, Reconstruct
 from mindvideo.errors import TrainingError
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.video_unet import VideoUNet
 from mindvideo.train.align import AlignData, AlignTask
 from mindvideo.train.animate import AnimateTask, Diffusion
+from mindvideo.train.distill import Ddim, DistillTask, Teacher
 from mindvideo.train.features import TextFeatures
 from mindvideo.train.loop import train
 from mindvideo.train.pretrain import MaskedBrainTask
@@ -39,12 +40,16 @@ class FakeWindows:
     def __init__(self, broken: int | None = None) -> None:
         self.scans = np.random.default_rng(3).standard_normal((11, 2, 22)).astype(np.float32)
         self.broken, self.n_batches = broken, 0
+        self.captions = ["", *WORDS[1:]]
 
     def __len__(self) -> int:
         return len(self.scans)
 
     def fmri(self, index: np.ndarray) -> np.ndarray:
         return self.scans[index]
+
+    def mean_fmri(self) -> np.ndarray:
+        return self.scans.mean(0)
 
     def sample_batch(self, rng: np.random.Generator, size: int) -> np.ndarray:
         self.n_batches += 1
@@ -53,10 +58,14 @@ class FakeWindows:
         return rng.choice(len(self), size, replace=False)
 
 
+def make_encoder() -> FmriEncoder:
+    return FmriEncoder(22, patch_size=4, embed_dim=8, depth=1, num_heads=2, condition_length=5, condition_width=12,
+                       dropout=0.3)  # fmt: skip
+
+
 def align_task(broken: int | None = None) -> AlignTask:
     torch.manual_seed(1)
-    encoder = FmriEncoder(22, patch_size=4, embed_dim=8, depth=1, num_heads=2, condition_length=5, condition_width=12,
-                          dropout=0.3)  # fmt: skip
+    encoder = make_encoder()
     data = AlignData(FakeWindows(broken), TokenTarget(text(), ["", *WORDS[1:]]), None)
     settings = Align(batch_size=5, token_weight=0.5, loss="text", word_swap=False, sparsify=0.2, input_noise=0.1)
     return AlignTask(encoder, data, data, settings, {}, CPU)
@@ -70,20 +79,35 @@ def masked_task() -> MaskedBrainTask:
     return MaskedBrainTask(model, lambda index: scans[index], np.arange(10), np.arange(10, 13), 5, 0, CPU)
 
 
-def animate_task() -> AnimateTask:
-    torch.manual_seed(3)
+def make_unet() -> VideoUNet:
     unet = UNet2DConditionModel(
         sample_size=4, in_channels=3, out_channels=3, block_out_channels=(4, 8), layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=12, attention_head_dim=2, norm_num_groups=2,
     )  # fmt: skip
+    return VideoUNet.from_unet2d(unet)
+
+
+def animate_task() -> AnimateTask:
+    torch.manual_seed(3)
+    unet, latents, row = make_unet(), torch.randn(11, 2, 3, 4, 4), torch.arange(11)
+    return AnimateTask(unet, Diffusion({}), latents, text(), row, batch_size=5, caption_dropout=0.2, device=CPU)
+
+
+def distill_task() -> DistillTask:
+    torch.manual_seed(4)
+    settings = Distill(batch_size=5, sampler_steps=3, teacher_steps=2, caption_share=0.4, input_noise=0.2)
+    teacher = Teacher(
+        make_unet(),
+        Ddim(Diffusion({"prediction_type": "v_prediction"})),
+        Reconstruct(guidance_scale=2.0),
+        settings.teacher_steps,
+    )
     latents = torch.randn(11, 2, 3, 4, 4)
-    row = torch.arange(11)
-    return AnimateTask(VideoUNet.from_unet2d(unet), Diffusion({}), latents, text(), row, batch_size=5,
-                       caption_dropout=0.2, device=CPU)  # fmt: skip
+    return DistillTask(make_unet(), teacher, make_encoder(), FakeWindows(), latents, text(), settings, CPU)
 
 
-TASKS = {"align": align_task, "masked": masked_task, "animate": animate_task}
+TASKS = {"align": align_task, "masked": masked_task, "animate": animate_task, "distill": distill_task}
 
 
 def optimise(**changes: object) -> Optimise:
@@ -95,7 +119,8 @@ def optimise(**changes: object) -> Optimise:
 def train_all(folder: Path) -> None:
     for name, task in TASKS.items():
         clip_grad = 0.8 if name == "masked" else None  # clipped gradients would hide a wrong scale
-        train(task(), optimise(clip_grad=clip_grad), folder / name, seed=6)
+        lr = 1e-3 if name == "distill" else 1e-2  # the whole generator learns: rounding in its smallest gradients shows
+        train(task(), optimise(clip_grad=clip_grad, lr=lr), folder / name, seed=6)
 
 
 def losses(folder: Path) -> list[float]:

@@ -100,7 +100,7 @@ def test_one_process_where_several_were_asked_for_is_refused(monkeypatch: pytest
 def test_gradient_checkpointing_is_a_setting_that_changes_no_loss(tmp_path: Path) -> None:
     for name, make in TASKS.items():
         plain, saving = make(), make()
-        model = getattr(saving, {"align": "encoder", "masked": "model", "animate": "unet"}[name])
+        model = getattr(saving, {"align": "encoder", "masked": "model", "animate": "unet", "distill": "student"}[name])
         save_memory(optimise(gradient_checkpointing=True), model)
         assert model.is_gradient_checkpointing
         train(plain, optimise(), tmp_path / f"{name}_plain", seed=6)
