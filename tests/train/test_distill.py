@@ -15,6 +15,7 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 from torch import nn
 
+from mindvideo.check import check_recipe
 from mindvideo.config import Recipe, Reconstruct, load_recipe
 from mindvideo.errors import SettingError
 from mindvideo.generate.pipeline import MindVideoPipeline
@@ -103,8 +104,8 @@ def student_run(student_recipe: Recipe, tiny_run: Path, tmp_path_factory: pytest
     """The tiny study with a student, on top of the one without."""
     run_dir = tmp_path_factory.mktemp("student") / "tiny"
     shutil.copytree(tiny_run, run_dir)
-    ran = Study(student_recipe, run_dir).run(until="evaluate", say=lambda line: None)
-    assert ran == ["distill", "reconstruct", "evaluate"]
+    ran = Study(student_recipe, run_dir).run(say=lambda line: None)
+    assert ran == ["distill", "reconstruct", "evaluate", "report"]
     return run_dir
 
 
@@ -142,6 +143,25 @@ def test_scores_have_the_same_controls(student_run: Path, tiny_run: Path) -> Non
     assert with_student.keys() == without.keys()
     for name, entry in with_student.items():
         assert entry["controls"].keys() == without[name]["controls"].keys() != set()
+
+
+def test_report_says_that_a_student_sampled(student_run: Path, tiny_run: Path) -> None:
+    pages = [(run / "report" / "index.html").read_text() for run in (student_run, tiny_run)]
+    assert ["A student of the guided generator samples the clips in 3 passes" in page for page in pages] == [
+        True,
+        False,
+    ]
+
+
+def test_memory_and_time_are_counted(student_recipe: Recipe, tmp_path: Path) -> None:
+    needs = {need.stage: need for need in check_recipe(student_recipe, tmp_path).needs}
+    assert list(needs)[-5:] == ["distill", "reconstruct", "evaluate", "explain", "report"]
+    assert needs["distill"].memory_bytes > 0 and "3 steps" in needs["reconstruct"].what
+    more = student_recipe.distill.model_copy(update={"teacher_steps": 20})  # type: ignore[union-attr]
+    longer = {
+        need.stage: need for need in check_recipe(student_recipe.model_copy(update={"distill": more}), tmp_path).needs
+    }
+    assert longer["distill"].seconds > 2 * needs["distill"].seconds
 
 
 def test_killed_student_goes_on_to_the_same_bits(
