@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from itertools import product
 from pathlib import Path
 
@@ -137,7 +138,8 @@ def test_folders_are_compared_from_the_command_line(tmp_path, cli):
     full = write_scores(tmp_path / "full" / "evaluate", values.tolist()).parent
     less = write_scores(tmp_path / "less", (values - 1 + 0.1 * rng.normal(size=30)).tolist())
     code, text = cli("compare", full, less, "--out", tmp_path / "table")
-    assert code == 0 and "p<0.01" in text and "no corrected P can be below 0.002" in text
+    assert re.search(r"│ a +│ +-?\d\.\d{3} │ +-?\d\.\d{3} p<0.01 │", text)  # a score a line
+    assert code == 0 and "no corrected P can be below 0.002" in text
     written = json.loads((tmp_path / "table" / "comparison.json").read_text())
     assert written["runs"]["less"]["a"]["p"] == pytest.approx(2 / 2**10)
     assert r"\toprule" in (tmp_path / "table" / "comparison.tex").read_text()

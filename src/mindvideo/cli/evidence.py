@@ -90,8 +90,8 @@ def compare(
     from mindvideo.evaluate.comparison import compare_folders
 
     chosen = [name.strip() for name in scores.split(",")] if scores else None
-    header, *rows = compare_folders(sources, out, chosen)
-    _print_table(header, rows)
+    names, *columns = zip(*compare_folders(sources, out, chosen), strict=True)  # a score a line: runs are few
+    _print_table(["score", *names[1:]], [list(column) for column in columns])
     say("classes of P after Holm's correction over scores; every number is in comparison.json")
     smallest = json.loads((out / "comparison.json").read_text())["smallest_p_holm"]
     if smallest is not None:
