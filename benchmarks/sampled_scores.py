@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from mindvideo.config import Evaluate, Recipe, read_recipe
+from mindvideo.config import Evaluate, Recipe, as_sampled, read_recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.evaluate.catalogue import n_way_name
@@ -28,7 +28,7 @@ from mindvideo.evaluate.measure import Features, extract_features, measure_featu
 from mindvideo.evaluate.statistics import block_bootstrap_interval
 from mindvideo.generate.clips import ClipMaker
 from mindvideo.generate.pipeline import MindVideoPipeline
-from mindvideo.generate.reconstruct import as_sampled, assemble_pipeline, choose_windows
+from mindvideo.generate.reconstruct import assemble_pipeline, choose_windows
 from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models import video_unet
 from mindvideo.models.foundation import Foundation

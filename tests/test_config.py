@@ -97,7 +97,7 @@ def test_setting_names_cover_every_leaf() -> None:
             found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key}
         return found
 
-    content = parse_recipe({"simulate": {}}).model_dump()
+    content = parse_recipe({"simulate": {}, "distill": {}}).model_dump()
     assert leaves(content) == set(setting_names())
     assert isinstance(Recipe().align.lr, float)
 

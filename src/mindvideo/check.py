@@ -15,12 +15,11 @@ from typing import Any
 import psutil
 import torch
 
-from mindvideo.config import Optimise, Recipe
+from mindvideo.config import Optimise, Recipe, as_sampled
 from mindvideo.data import fmriprep, wen2018
 from mindvideo.data.hcp import find_sources
 from mindvideo.data.published import find_published
 from mindvideo.errors import MindVideoError
-from mindvideo.generate.reconstruct import as_sampled
 from mindvideo.models.meter import Machine, Work, measure_machine
 from mindvideo.sizing import PUBLISHED, Networks, StudySizes
 from mindvideo.study import attempt, find_missing, required_parts

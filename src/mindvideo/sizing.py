@@ -293,12 +293,13 @@ class Networks:
         def build() -> VideoUNet:
             return self._build_unet(is_whole)
 
+        settings = self.recipe.distill if is_whole and self.recipe.distill is not None else self.recipe.animate
+
         def prepare(batch: int) -> Any:
             unet = build().train()
             given = self._unet_input(unet, batch, sizes.size, sizes.num_frames)
-            return lambda: _step(lambda: unet(*given).sample.float().square().mean(), self.recipe.animate.precision)
+            return lambda: _step(lambda: unet(*given).sample.float().square().mean(), settings.precision)
 
-        settings = self.recipe.distill if is_whole and self.recipe.distill is not None else self.recipe.animate
         key, batch = ("unet", sizes.size, sizes.num_frames, is_whole), settings.batch_size
         return self._keep(key, lambda: Network(*count_parameters(build), *count_per_item(prepare, batch)))
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from mindvideo.config import Recipe, read_recipe, save_recipe
+from mindvideo.config import Recipe, as_sampled, read_recipe, save_recipe
 from mindvideo.cost import measure_cost
 from mindvideo.data.disk import list_files, only_one, write_text
 from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
@@ -166,7 +166,8 @@ class Study:
 
     def _settings(self, name: str) -> dict[str, Any]:
         """Settings a stage reads; the length of blocks is one of ``reconstruct`` only where it chooses windows."""
-        content = self.recipe.model_dump(mode="json")
+        recipe = as_sampled(self.recipe) if name == "reconstruct" else self.recipe
+        content = recipe.model_dump(mode="json")
         keys = [
             key
             for key in STAGES[name].settings
@@ -239,6 +240,9 @@ class Study:
         """
         names = [stage.name for stage in self.stages]
         for name in (until, only):
+            if name in OPTIONAL and name not in names:
+                example = "distill.sampler_steps=4" if name == "distill" else "simulate.segment_s=240"
+                raise SettingError(f"expected a '{name}' section in the recipe, found none; give --set {example}")
             if name is not None and name not in names:
                 raise SettingError(f"expected a stage, one of {', '.join(names)}, found '{name}'")
         from mindvideo import processes
@@ -255,7 +259,7 @@ class Study:
                 missing = [need for need in STAGES[only].needs if need in names and not self.is_done(need)]
                 if missing:
                     raise DataError(
-                        f"expected the stages {', '.join(STAGES[only].needs)} up to date before '{only}', found "
+                        f"expected the stages {', '.join(need for need in STAGES[only].needs if need in names)} up to date before '{only}', found "
                         f"{', '.join(missing)} not; run 'mindvideo run' with --until {missing[-1]} first"
                     )
                 chosen = [only]
@@ -397,6 +401,7 @@ def find_missing(recipe: Recipe) -> Iterator[MindVideoError]:
     """What a study stops for, one error each: parts of the foundation, weights, recordings, captions that are not there."""
     from mindvideo.models.foundation import Foundation
     from mindvideo.models.own_encoder import import_encoder
+    from mindvideo.train.distill import check_student
 
     try:
         foundation = Foundation(recipe.foundation)
@@ -417,6 +422,7 @@ def find_missing(recipe: Recipe) -> Iterator[MindVideoError]:
         )
     if recipe.align.encoder is not None:
         yield from attempt(import_encoder, recipe.align.encoder)
+    yield from attempt(check_student, recipe)
     if recipe.simulate is not None:
         return
     if data.raw is None:

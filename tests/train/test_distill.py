@@ -15,11 +15,13 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 from torch import nn
 
+from mindvideo.baselines.table import _study_cost
 from mindvideo.check import check_recipe
-from mindvideo.config import Recipe, Reconstruct, load_recipe
+from mindvideo.config import Recipe, Reconstruct, load_recipe, with_settings
 from mindvideo.errors import SettingError
 from mindvideo.generate.pipeline import MindVideoPipeline
-from mindvideo.study import Study
+from mindvideo.report.read import read_run
+from mindvideo.study import Study, find_missing
 from mindvideo.train import distill
 from mindvideo.train.animate import Diffusion
 from mindvideo.train.distill import Ddim, Teacher
@@ -189,15 +191,58 @@ def test_killed_student_goes_on_to_the_same_bits(
 
 def test_what_cannot_be(cli: Callable[..., tuple[int, str]], tiny_run: Path, student_recipe: Recipe) -> None:
     code, said = cli("distill", tiny_run)
-    assert code == 1 and "'distill'" in said
+    assert code == 1 and "expected a 'distill' section" in said and "--set distill.sampler_steps=4" in said
     with pytest.raises(SettingError, match=r"distill\.sampler_steps=4"):
         distill.run(student_recipe.model_copy(update={"distill": None}), tiny_run)
     transductive = student_recipe.reconstruct.model_copy(update={"negative": "test_mean"})
     with pytest.raises(SettingError, match="test_mean"):
         distill.run(student_recipe.model_copy(update={"reconstruct": transductive}), tiny_run)
-    many = student_recipe.distill.model_copy(update={"sampler_steps": 600})  # type: ignore[union-attr]
-    with pytest.raises(SettingError, match="at most 1000"):
-        distill.run(student_recipe.model_copy(update={"distill": many}), tiny_run)
+    upside_down = student_recipe.reconstruct.model_copy(update={"guidance_interval": (0.8, 0.2)})
+    for sampling, said in ((transductive, "test_mean"), (upside_down, "guidance_interval")):  # before anything runs
+        errors = list(find_missing(student_recipe.model_copy(update={"reconstruct": sampling})))
+        assert len(errors) == 1 and said in str(errors[0])
+    with pytest.raises(SettingError, match=r"distill\.sampler_steps.*less than or equal to 50"):
+        with_settings(student_recipe, ["distill.sampler_steps=61"])
+
+
+def test_every_allowed_grid_is_that_of_diffusers() -> None:
+    ddim, reference = make_ddim("v_prediction")
+    for steps in range(1, 51):
+        reference.set_timesteps(steps)
+        start, after = ddim.grid(steps)
+        assert start.tolist() == reference.timesteps.tolist() and len(start) == steps and bool((start > after).all())
+
+
+def test_options_that_a_student_cannot_follow(
+    cli: Callable[..., tuple[int, str]], student_run: Path, tmp_path: Path
+) -> None:
+    code, said = cli("reconstruct", student_run, "--steps", 9)
+    assert code == 1 and "--steps" in said and "distill=null" in said
+    for option in ("--steps", "--guidance-scale"):
+        code, said = cli("reconstruct", student_run, "test1", "--out", tmp_path / "film.mp4", option, 2)
+        assert code == 1 and option in said
+    assert Study.open(student_run).is_done("reconstruct")
+
+
+def test_a_student_that_is_taken_out_leaves_no_trace(tiny_recipe: Recipe, student_run: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "tiny"
+    shutil.copytree(student_run, run_dir)
+    page = run_dir / "report" / "index.html"
+    sentence = "A student of the guided generator samples"
+    study = Study(tiny_recipe, run_dir)
+    assert study.run(until="reconstruct", say=lambda line: None) == ["reconstruct"]
+    assert study.run(say=lambda line: None) == ["evaluate", "report"]
+    assert sentence not in page.read_text() and "distill" not in read_run(run_dir).metrics
+    settings = json.loads((student_run / "reconstruct" / "done.json").read_text())["settings"]["reconstruct"]
+    assert (settings["steps"], settings["guidance_scale"], settings["scheduler"]) == (3, 1.0, "ddim")
+
+
+def test_cost_counts_the_students_training(student_run: Path, tiny_run: Path) -> None:
+    for run_dir in (student_run, tiny_run):
+        stages = ["pretrain", "adapt", "align", "animate", "cotrain", "reconstruct"]
+        stages += ["distill"] if run_dir == student_run else []
+        seconds = [json.loads((run_dir / stage / "done.json").read_text())["seconds"] for stage in stages]
+        assert _study_cost(run_dir)["seconds"] == pytest.approx(sum(seconds))
 
 
 def test_without_a_student_nothing_is_run_again(tiny_recipe: Recipe, tiny_run: Path) -> None:

@@ -177,7 +177,7 @@ def run_rival(
         say(f"{name}: up to date")
         return False
     was_begun = _begin(folder, key)
-    save_recipe(recipe, folder / "recipe.yaml")
+    save_recipe(recipe.model_copy(update={"distill": None}), folder / "recipe.yaml")  # no student made its clips
     trial = Trial(recipe, store)
     trial.require_same(run_dir / "reconstruct" / "windows.json")
     bench = Bench(recipe, run_dir, folder, foundation, device, stage_seed(recipe.seed, f"baseline {name}"), progress)
@@ -235,7 +235,7 @@ def add_folder(
         return False
     found = read_folder(clips_dir, trial.description, trial.truth.shape[1:])
     was_begun = _begin(folder, key)
-    save_recipe(recipe, folder / "recipe.yaml")
+    save_recipe(recipe.model_copy(update={"distill": None}), folder / "recipe.yaml")  # no student made its clips
     makers: dict[str, Make] = {
         "reconstruction": lambda _, positions: found[positions],
         "shuffled": lambda _, positions: found[trial.other[positions]],

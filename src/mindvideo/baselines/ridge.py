@@ -1,7 +1,8 @@
 """``ridge``: banded ridge regression to the condition tokens, with the main method's generator.
 
-The comparison that isolates the encoder: everything after the condition is the study's own. It follows no paper's
-system; the regression is himalaya's (la Tour et al. 2022) and the generator that of *Cinematic Mindscapes*, section 3.4.
+The comparison that isolates the encoder: everything after the condition is the study's own, except that of a study with a
+student its guided generator samples all the same. It follows no paper's system; the regression is himalaya's (la Tour et
+al. 2022) and the generator that of *Cinematic Mindscapes*, section 3.4.
 
 Choices: the caption's tokens are predicted through their leading principal components on the training windows; scans of
 the window are bands with weights of their own; the negative of the guidance is what the mean fMRI predicts, the mean

@@ -74,8 +74,14 @@ def _short(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _study_cost(run_dir: Path) -> dict[str, Any]:
-    """Seconds of the main method's stages from pretrain to reconstruct, and the largest memory of any."""
-    stages = ("pretrain", "adapt", "align", "animate", "cotrain", "reconstruct")
+    """Seconds of the main method's stages from pretrain to reconstruct, and the largest memory of any.
+
+    The student's training counts where a student made the clips.
+    """
+    stages = ["pretrain", "adapt", "align", "animate", "cotrain", "reconstruct"]
+    made = run_dir / "reconstruct" / "done.json"
+    if made.is_file() and "distill" in json.loads(made.read_text()).get("inputs", {}):
+        stages.append("distill")
     done = [run_dir / stage / "done.json" for stage in stages]
     costs = [json.loads(path.read_text()) for path in done if path.is_file()]
     if len(costs) < len(stages):

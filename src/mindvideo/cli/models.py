@@ -94,6 +94,8 @@ def reconstruct(
             )
         if fps is not None:
             asked["num_frames"] = _frames_of_run(model, fps, num_frames)
+        if steps is not None and _has_student(model):
+            raise SettingError(_TRAINED_STEPS.format("--steps"))
         given = [f"reconstruct.{name}={value}" for name, value in asked.items() if value is not None]
         run_stage("reconstruct", model, given + (settings or []))
         return
@@ -102,6 +104,17 @@ def reconstruct(
     if settings:
         raise SettingError("expected no --set with a recording, found some; use the options")
     _film(model, recording, out, asked, fps=fps, seed=seed or 0, first_volume=first_volume, scans=scans, store=store)
+
+
+_TRAINED_STEPS = (
+    "expected no {} with a run whose student samples in the steps that it was trained for, found it; leave it out, or take "
+    "the section 'distill' out of the recipe (--set distill=null)"
+)
+
+
+def _has_student(run_dir: Path) -> bool:
+    recipe = _recipe_of(run_dir)
+    return recipe is not None and recipe.distill is not None
 
 
 def _frames_of_run(run_dir: Path, fps: float, num_frames: int | None) -> int:
@@ -132,6 +145,10 @@ def _film(
     from mindvideo.generate.recording import read_recorded, read_scans
 
     recipe = _recipe_of(model)
+    if recipe is not None and recipe.distill is not None:
+        for name in ("steps", "guidance_scale"):
+            if asked[name] is not None:
+                raise SettingError(_TRAINED_STEPS.format(f"--{name.replace('_', '-')}"))
     folder = model if recipe is None else model / "model"
     store = store or folder.parent / "prepare" / "store.zarr"
     pipeline = MindVideoPipeline.from_pretrained(folder)

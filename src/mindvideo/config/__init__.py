@@ -16,7 +16,7 @@ from mindvideo.config.reading import (
     shipped_recipes,
     with_settings,
 )
-from mindvideo.config.recipe import Recipe, nearest_setting, setting_names
+from mindvideo.config.recipe import Recipe, as_sampled, nearest_setting, setting_names
 from mindvideo.config.rivals import Baseline, GanRival, LinearRival, MindVisRival, RidgeRival, SeparableRival
 from mindvideo.config.section import Optimise, Section
 from mindvideo.config.stages import (
@@ -60,6 +60,7 @@ __all__ = [
     "Section",
     "SeparableRival",
     "Simulate",
+    "as_sampled",
     "load_recipe",
     "nearest_setting",
     "parse_recipe",

@@ -189,8 +189,10 @@ class Cotrain(Optimise):
 class Distill(Optimise):
     """A student of the guided generator that samples in a few steps of one pass each (not in the paper)."""
 
-    sampler_steps: int = Field(4, ge=1, description="steps in which the student samples")
-    teacher_steps: int = Field(3, ge=1, description="guided steps of the teacher that one of the student's replaces")
+    sampler_steps: int = Field(4, ge=1, le=50, description="steps in which the student samples")
+    teacher_steps: int = Field(
+        3, ge=1, le=20, description="guided steps of the teacher that one of the student's replaces"
+    )
     caption_share: float = Field(0.25, ge=0, le=1, description="share of windows conditioned on their caption")
     input_noise: float = Field(0.0, ge=0, description="standard deviation of noise added to the scans")
     batch_size: BatchSize = 8

@@ -19,7 +19,7 @@ import zarr
 from safetensors import SafetensorError
 
 from mindvideo import processes
-from mindvideo.config import Recipe
+from mindvideo.config import Recipe, as_sampled
 from mindvideo.data.disk import beside, beside_folder, disk_errors, write_text
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
@@ -90,24 +90,13 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
             write_preview(folder / "preview.png", clips["truth"], clips["reconstruction"])
 
 
-def as_sampled(recipe: Recipe) -> Recipe:
-    """The recipe with the sampler that is used: where there is a student, its few DDIM steps of one pass each."""
-    if recipe.distill is None:
-        return recipe
-    student: dict[str, Any] = {
-        "scheduler": "ddim", "steps": recipe.distill.sampler_steps, "guidance_scale": 1.0, "guidance_interval": (0.0, 1.0),
-        "reuse": 1,
-    }  # fmt: skip
-    return recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update=student)})
-
-
 def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation) -> MindVideoPipeline:
     """Put the study's encoder and UNet, or its student, and the foundation's VAE and noise schedule together.
 
     Parameters
     ----------
     recipe : Recipe
-        As `as_sampled` gives it.
+        As `mindvideo.config.as_sampled` gives it.
 
     Raises
     ------

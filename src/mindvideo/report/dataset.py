@@ -142,8 +142,9 @@ def _negative(run: Run) -> dict[str, Any]:
         "none": "none, guidance is off",
     }
     text = f"The negative condition is {words.get(str(negative), str(negative))} (reconstruct.negative = {negative})."
-    if run.recipe.get("distill"):
-        steps = run.setting("distill.sampler_steps")
+    made = run.stages["reconstruct"].done
+    if "distill" in made.get("inputs", {}):  # by what made the clips: the recipe may have changed since
+        steps = made["settings"]["reconstruct"]["steps"]
         text += f" A student of the guided generator samples the clips in {steps} passes (stage distill)."
     return _choice("Guidance", text, "inductive")
 

@@ -174,7 +174,7 @@ def read_run(path: Path) -> Run:
     _read_scores(run)
     _read_clips(run)
     _read_window_scores(run)
-    for stage in TRAINING_STAGES:
+    for stage in (name for name in TRAINING_STAGES if name in stages):
         rows = _read_metrics(path / stage / "metrics.jsonl", problems)
         if rows:
             run.metrics[stage] = rows

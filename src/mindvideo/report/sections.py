@@ -113,7 +113,8 @@ def _split_key(key: str) -> tuple[str, str]:
     if key.startswith("ridge_"):
         return key.removeprefix("ridge_"), "ridge regression"
     bare = key.removeprefix("validation_")
-    for end, line in (("_shuffled", "another clip's condition"), ("_chance", "chance")):
+    for end, line in (("_shuffled", "another clip's condition"), ("_chance", "chance"),
+                      ("_teacher", "the teacher in as few steps")):  # fmt: skip
         if bare.endswith(end):
             return bare.removesuffix(end), line
     return bare, "validation" if bare != key else "training"

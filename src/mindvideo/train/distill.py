@@ -4,7 +4,7 @@ The teacher is the co-trained generator under guidance. From a noised clip it ta
 learns to get to the same place in one step, guidance included (Salimans and Ho, Progressive distillation, 2022; Meng et
 al., On distillation of guided diffusion models, 2023). Steps are those of DDIM on a trailing grid of times.
 
-Shapes: B batch, F frames, c h w latents, L condition tokens, C condition width.
+Shapes: N windows, B batch, W scans per window, V voxels, F frames, c h w latents, L condition tokens, C condition width.
 """
 
 from __future__ import annotations
@@ -80,6 +80,10 @@ class Teacher:
 
     Attributes
     ----------
+    unet : VideoUNet
+        Frozen.
+    ddim : Ddim
+        Its noise schedule and steps.
     settings : Reconstruct
         Guidance scale and interval; a scale of 1 or the negative ``none`` needs no second pass.
     steps : int
@@ -253,6 +257,29 @@ class DistillValidation:
         return {"validation_loss": float(total[0]) / len(self.index), "validation_loss_teacher": self._one_step}
 
 
+def check_student(recipe: Recipe) -> None:
+    """Refuse guidance that a student cannot take over; a recipe without a student passes.
+
+    Raises
+    ------
+    SettingError
+        For a negative that is made of test scans, or an interval upside down or outside 0 to 1.
+    """
+    sampling = recipe.reconstruct
+    if recipe.distill is None:
+        return
+    if sampling.negative == "test_mean":
+        raise SettingError(
+            "expected a negative that needs no test scans to train a student with, found reconstruct.negative=test_mean; "
+            "set it to train_mean, or leave the section 'distill' out"
+        )
+    low, high = sampling.guidance_interval
+    if not 0 <= low <= high <= 1:
+        raise SettingError(
+            f"expected reconstruct.guidance_interval to be two noise times, 0 <= low <= high <= 1, found {low} and {high}"
+        )
+
+
 def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
     """Train the student of ``RUN/cotrain/unet`` and write ``RUN/distill/unet``.
 
@@ -267,16 +294,12 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     Raises
     ------
     SettingError
-        For a recipe without the section, for a negative that is made of test scans, for more steps than times.
+        For a recipe without the section, for what `check_student` refuses, for more steps than times.
     """
     settings, sampling = recipe.distill, recipe.reconstruct
     if settings is None:
         raise SettingError("expected a 'distill' section in the recipe, found none; set distill.sampler_steps=4")
-    if sampling.negative == "test_mean":
-        raise SettingError(
-            "expected a negative that needs no test scans to train a student with, found reconstruct.negative=test_mean; "
-            "set it to train_mean, or leave the section 'distill' out"
-        )
+    check_student(recipe)
     folder, seed = run_dir / STAGE, stage_seed(recipe.seed, STAGE)
     store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), open_foundation(recipe)
     ddim = Ddim(Diffusion(foundation.scheduler_config))
