@@ -258,8 +258,9 @@ class Study:
             if only is not None:
                 missing = [need for need in STAGES[only].needs if need in names and not self.is_done(need)]
                 if missing:
+                    needs = ", ".join(need for need in STAGES[only].needs if need in names)
                     raise DataError(
-                        f"expected the stages {', '.join(need for need in STAGES[only].needs if need in names)} up to date before '{only}', found "
+                        f"expected the stages {needs} up to date before '{only}', found "
                         f"{', '.join(missing)} not; run 'mindvideo run' with --until {missing[-1]} first"
                     )
                 chosen = [only]

@@ -222,6 +222,11 @@ def test_options_that_a_student_cannot_follow(
         code, said = cli("reconstruct", student_run, "test1", "--out", tmp_path / "film.mp4", option, 2)
         assert code == 1 and option in said
     assert Study.open(student_run).is_done("reconstruct")
+    shutil.copytree(student_run, tmp_path / "tiny")
+    code, said = cli("reconstruct", tmp_path / "tiny", "--steps", 3, "--set", "distill=null")  # as the message says
+    assert code == 0, said
+    made = json.loads((tmp_path / "tiny" / "reconstruct" / "done.json").read_text())
+    assert made["settings"]["reconstruct"]["steps"] == 3 and "distill" not in made["inputs"]
 
 
 def test_a_student_that_is_taken_out_leaves_no_trace(tiny_recipe: Recipe, student_run: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from mindvideo.cli.shared import Set, app, console, progress_bars, run_stage, say
-from mindvideo.config import load_recipe, read_yaml
+from mindvideo.config import load_recipe, read_yaml, with_settings
 from mindvideo.errors import SettingError
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def reconstruct(
             )
         if fps is not None:
             asked["num_frames"] = _frames_of_run(model, fps, num_frames)
-        if steps is not None and _has_student(model):
-            raise SettingError(_TRAINED_STEPS.format("--steps"))
+        if steps is not None:
+            _refuse_for_student(model, {"steps": steps}, settings or [])
         given = [f"reconstruct.{name}={value}" for name, value in asked.items() if value is not None]
         run_stage("reconstruct", model, given + (settings or []))
         return
@@ -112,9 +112,14 @@ _TRAINED_STEPS = (
 )
 
 
-def _has_student(run_dir: Path) -> bool:
-    recipe = _recipe_of(run_dir)
-    return recipe is not None and recipe.distill is not None
+def _refuse_for_student(model: Path, asked: dict[str, Any], settings: list[str]) -> None:
+    """Refuse what would leave the steps, or guide once more, of a run that has a student under these settings."""
+    recipe = _recipe_of(model)
+    if recipe is None or with_settings(recipe, settings).distill is None:
+        return
+    for name in ("steps", "guidance_scale"):
+        if asked.get(name) is not None:
+            raise SettingError(_TRAINED_STEPS.format(f"--{name.replace('_', '-')}"))
 
 
 def _frames_of_run(run_dir: Path, fps: float, num_frames: int | None) -> int:
@@ -144,11 +149,8 @@ def _film(
     from mindvideo.generate.pipeline import MindVideoPipeline
     from mindvideo.generate.recording import read_recorded, read_scans
 
+    _refuse_for_student(model, asked, [])
     recipe = _recipe_of(model)
-    if recipe is not None and recipe.distill is not None:
-        for name in ("steps", "guidance_scale"):
-            if asked[name] is not None:
-                raise SettingError(_TRAINED_STEPS.format(f"--{name.replace('_', '-')}"))
     folder = model if recipe is None else model / "model"
     store = store or folder.parent / "prepare" / "store.zarr"
     pipeline = MindVideoPipeline.from_pretrained(folder)
