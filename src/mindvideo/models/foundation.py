@@ -52,6 +52,9 @@ CONDITION = ("tokenizer", "text_encoder", "image_encoder")
 """What the encoder is aligned with."""
 GENERATION = ("vae", "unet", "scheduler", MOTION, *CONDITION)
 """What the generator's training and the sampling follow from."""
+VIDEO_FRAMES = 6
+"""Frames of a clip that the video classifier is shown. The published evaluation loads VideoMAE so, although its
+configuration says 16; its positions are sinusoids without weights, so nothing is lost."""
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -142,12 +145,12 @@ class Foundation:
             model = model.float().eval().requires_grad_(False).to(self.device)
         return model
 
-    def _load_transformer(self, part: str, kind: Any, folder_name: str | None = None) -> Any:
+    def _load_transformer(self, part: str, kind: Any, folder_name: str | None = None, **settings: Any) -> Any:
         """Load a transformers model and insist that no weight of it was missing in the file."""
 
         def load(folder: Path) -> Any:
             model, report = kind.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **settings
             )
             missing = sorted(report["missing_keys"])
             if missing:
@@ -282,8 +285,14 @@ class Foundation:
 
     @cached_property
     def video_classifier(self) -> VideoMAEForVideoClassification:
-        """VideoMAE over clips."""
-        return self._load_transformer("video_classifier", VideoMAEForVideoClassification)
+        """VideoMAE over clips of `VIDEO_FRAMES` frames, whatever number its configuration gives."""
+        model = self._load_transformer("video_classifier", VideoMAEForVideoClassification, num_frames=VIDEO_FRAMES)
+        if VIDEO_FRAMES % (tubelet := int(model.config.tubelet_size)):
+            raise ModelError(
+                f"expected a video classifier whose tubelet_size divides {VIDEO_FRAMES} frames, found {tubelet} in "
+                f"{self.folder / 'video_classifier'}; use one like MCG-NJU/videomae-base-finetuned-kinetics (2)"
+            )
+        return model
 
     @cached_property
     def _processors(self) -> dict[str, Any]:
@@ -378,19 +387,22 @@ class Foundation:
         return np.concatenate(self._in_batches(frames, batch, run))
 
     def classify_videos(self, clips: np.ndarray, batch: int = 16) -> np.ndarray:
-        """Probabilities (N, classes) float32 of clips (N, F, H, W, 3) uint8; frames are spread to the classifier's count."""
+        """Probabilities (N, classes) float32 of clips (N, F, H, W, 3) uint8, see `describe_videos`."""
         return self.describe_videos(clips, batch)[0]
 
     def describe_videos(self, clips: np.ndarray, batch: int = 16) -> tuple[np.ndarray, np.ndarray]:
-        """`classify_videos`, and the features (N, D) float32 the last layer decides by, in one pass."""
+        """`classify_videos`, and the features (N, D) float32 the last layer decides by, in one pass.
+
+        The classifier sees `VIDEO_FRAMES` frames of each clip, evenly spaced from the first to the last, the nearest
+        one each; a clip with fewer shows some of them more than once.
+        """
         model = self.video_classifier
-        wanted = int(model.config.num_frames)
-        moment = np.round(np.linspace(0, clips.shape[1] - 1, wanted)).astype(int)
+        moment = np.round(np.linspace(0, clips.shape[1] - 1, VIDEO_FRAMES)).astype(int)
 
         def run(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             frames = part[:, moment]
             pixels = self._pixels("video_classifier", frames.reshape(-1, *frames.shape[2:]))
-            tokens = model.videomae(pixels.reshape(len(part), wanted, *pixels.shape[1:])).last_hidden_state
+            tokens = model.videomae(pixels.reshape(len(part), VIDEO_FRAMES, *pixels.shape[1:])).last_hidden_state
             features = tokens[:, 0] if model.fc_norm is None else model.fc_norm(tokens.mean(1))
             probabilities = F.softmax(model.classifier(features).float(), -1)
             return probabilities.cpu().numpy(), features.float().cpu().numpy()
