@@ -25,8 +25,9 @@ from safetensors import SafetensorError
 
 from mindvideo.config import Recipe, as_sampled, read_recipe, save_recipe
 from mindvideo.cost import measure_cost
-from mindvideo.data.disk import list_files, only_one, write_text
+from mindvideo.data.disk import only_one, write_text
 from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
+from mindvideo.files import list_files
 
 Progress = Callable[[int, int, dict[str, float]], None]
 

@@ -83,7 +83,7 @@ def expected_run(root, name, run, later=0):
 
 def expected_p(root):
     z = []
-    for name in TRAIN:
+    for name in TRAIN[:-1]:  # the last one validates
         a, b = expected_run(root, name, 1), expected_run(root, name, 2)
         z.append([np.arctanh(np.corrcoef(x, y)[0, 1]) for x, y in zip(a.T, b.T, strict=True)])
     return np.array(z), stats.ttest_1samp(z, 0, axis=0, alternative="greater").pvalue

@@ -184,7 +184,7 @@ def test_fmri_equals_plain_computation(made, store):
 
 def test_selection_equals_plain_computation(made, store):
     z = []
-    for name in "abcd":
+    for name in "abc":  # d validates
         runs = _expected(made, name)
         pairs = [(i, j) for i in range(len(runs)) for j in range(i)]
         r = [[np.corrcoef(runs[i, :, v], runs[j, :, v])[0, 1] for v in range(len(VERTEX))] for i, j in pairs]
@@ -247,7 +247,7 @@ def test_a_missing_first_confound_brings_no_test_data_in(root, tmp_path):
         lines[1 + volume] = "\t".join(values)
     _rewrite(_confounds(root, MIXED), "\n".join(lines) + "\n")
     after = prepare(root / "derivatives", tmp_path / "after", settings)
-    for name in "abcd":
+    for name in "abc":  # d validates
         np.testing.assert_array_equal(before.repeats(f"clips_{name}"), after.repeats(f"clips_{name}"))
     assert not np.array_equal(before.repeats("clips_t"), after.repeats("clips_t"))
 
@@ -259,7 +259,7 @@ def test_films_of_two_scans_choose_no_voxels(root, tmp_path):
     store = prepare(root / "derivatives", tmp_path / "store", _settings(root, areas="V1"))
     assert store.repeats("clips_c").shape[:2] == (2, 2)
     steps = {step["step"]: step["parameters"] for step in store.attrs["provenance"]}
-    assert steps["reproducibility"]["segments"] == ["clips_a", "clips_b", "clips_d"]
+    assert steps["reproducibility"]["segments"] == ["clips_a", "clips_b"]
 
 
 @pytest.mark.parametrize("how", ["linear", "nearest", "mean"])

@@ -91,7 +91,9 @@ def test_store_equals_twenty_lines(folder, is_full_width):
     assert nibabel.load(paths["246 big"]).shape == (246, 91282 if is_full_width else len(tested) + 77)
     _lay_out(folder / "raw", paths, runs)
     how = {"selection": "top_k", "k": 4000} if is_full_width else {"selection": "paper"}
-    settings = Data(size=16, areas="visual", captions=str(folder / "raw" / "captions.csv"), **how)
+    settings = Data(
+        size=16, areas="visual", captions=str(folder / "raw" / "captions.csv"), validation_segments=0, **how
+    )
     store = prepare(folder / "raw", folder / "store.zarr", settings)
 
     # METHOD section 2, written out

@@ -3,8 +3,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_store import HEADER, SPLITS, fill, make_parts, make_vertex
+from small_wen import FPS_SOURCE, N_SCANS, SIZE, make_raw, marker
 
+from mindvideo.config import Data
 from mindvideo.data.store import Store
+from mindvideo.data.wen2018 import prepare
 from mindvideo.data.windows import Windows, near_duplicates, pad_voxels
 from mindvideo.errors import DataError, SettingError
 
@@ -35,6 +38,37 @@ def test_windows_equal_a_plain_loop(store, parts, split, window):
     for outside in (-1, len(windows)):
         with pytest.raises(IndexError):
             windows.fmri(np.array([outside]))
+
+
+def test_frames_at_another_rate_come_from_the_films(tmp_path):
+    (tmp_path / "run").mkdir()
+    raw = make_raw(tmp_path / "run")
+    settings = Data(captions=str(raw / "captions.csv"), size=SIZE, alpha=0.2, exclude=())
+    prepare(raw, raw / "store.zarr", settings)
+    (tmp_path / "run").rename(tmp_path / "moved")  # a run folder that moved with its films
+    windows = Windows(Store.open(tmp_path / "moved" / "store.zarr"), "test", 2)
+    index = np.array([N_SCANS + 3, 2, 5])  # of test2, test1, test1
+    frames = windows.frames_at_rate(index, 10)  # 5 frames a second of a film at 15: every third one
+    assert frames.shape == (3, 10, SIZE, SIZE, 3) and frames.dtype == np.uint8
+    corner = frames[:, :, 2:6, 2:6].mean(axis=(2, 3, 4))
+    wanted = [[marker(scan * 2 * FPS_SOURCE + 3 * j) for j in range(10)] for scan in (3, 2, 5)]
+    assert np.abs(corner - wanted).max() < 3
+    assert windows.frames_at_rate(index, 4, size=48).shape == (3, 4, 48, 48, 3)
+    np.testing.assert_array_equal(windows.frames_at_rate(index, 6), windows.frames(index))
+    with pytest.raises(SettingError, match="at least 1 frame a scan, found 0"):
+        windows.frames_at_rate(index, 0)
+    film = tmp_path / "moved" / "stimuli" / "test2.mp4"
+    film.write_bytes(film.read_bytes() + b"0")
+    with pytest.raises(DataError, match=r"the film of test2 .* as it was prepared, found another"):
+        windows.frames_at_rate(index, 10)
+    film.unlink()
+    with pytest.raises(DataError, match=r"the film of test2 .*no such file"):
+        windows.frames_at_rate(index, 10)
+
+
+def test_arrays_have_no_films_to_read_again(store):
+    with pytest.raises(DataError, match=r"place of the film of test1 .*prepared from arrays"):
+        Windows(store, "test", 1).frames_at_rate(np.array([0]), 5)
 
 
 def test_bad_windows_are_refused(store, tmp_path, parts):

@@ -30,10 +30,10 @@ from mindvideo.baselines.folder import digest_folder, read_folder
 from mindvideo.baselines.trial import Trial
 from mindvideo.config import Recipe, save_recipe
 from mindvideo.cost import measure_cost
-from mindvideo.data.disk import list_files
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate.scores import evaluate_clips, write_evaluation, write_text
+from mindvideo.files import list_files
 from mindvideo.generate.reconstruct import fill_clips, open_clips, write_preview
 from mindvideo.models.foundation import Foundation
 from mindvideo.train.features import store_identity

@@ -74,7 +74,9 @@ class Data(Section):
     k: int | None = Field(None, ge=16)
     repeats: Literal["average", "separate"] = "average"
     exclude: tuple[str, ...] = Field(("subject3:test2_9",), description="runs left out, as subjectN:SEGMENT_RUN")
-    validation_segments: int = Field(1, ge=1, description="the last training segments are held out for choices")
+    validation_segments: int = Field(
+        1, ge=0, description="the last training segments are held out for choices; 0: none"
+    )
     expect: Literal["wen2018"] | None = Field(None, description="insist on 18 + 5 segments with 2 and 10 runs")
     captions: str = Field("blip", description="'blip' (foundation captioner) or a csv/json file of captions")
     cut_threshold: float = Field(27.0, gt=0, description="threshold of the content detector for shot changes")

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from mindvideo.errors import DataError
 
@@ -164,11 +163,3 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text so that a reader never sees half a file."""
     with beside(path) as place:
         place.write_text(text, encoding="utf-8")
-
-
-def list_files(place: Path | None) -> list[list[Any]]:
-    """Name, size and time of a file, or of each file of a folder: what changes when a user's files change."""
-    if place is None or not place.exists():
-        return []
-    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
-    return [[str(path.relative_to(place)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]

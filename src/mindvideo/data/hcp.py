@@ -17,8 +17,8 @@ from mindvideo.atlas import hierarchy_order, parse_areas
 from mindvideo.data.disk import StoreLock, disk_errors, flush_folder
 from mindvideo.data.hcp_windows import read_cifti_windows, stream_npz_windows
 from mindvideo.data.intact import as_damage, refuse_damaged_segments
-from mindvideo.data.series import hash_file
 from mindvideo.errors import DataError
+from mindvideo.files import hash_file
 
 FORMAT = "mindvideo-hcp"
 VERSION = 1

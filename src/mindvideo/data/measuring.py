@@ -18,7 +18,7 @@ import numpy as np
 
 from mindvideo.config import Data
 from mindvideo.data.detrending import detrended_products, polynomial_basis, refuse_trends
-from mindvideo.data.series import SeriesFile, hash_file
+from mindvideo.data.series import SeriesFile
 from mindvideo.data.video import Film, read_film, read_frames
 from mindvideo.data.voxels import (
     check_run,
@@ -28,6 +28,7 @@ from mindvideo.data.voxels import (
     repeat_correlation,
 )
 from mindvideo.errors import DataError
+from mindvideo.files import hash_file
 
 if TYPE_CHECKING:
     from mindvideo.data.preparation import Run, Segment
@@ -73,8 +74,8 @@ class RunTask:
 
 
 def is_measured(segment: Segment) -> bool:
-    """Whether voxels are chosen on a segment's runs: not in the test, with a repeat, and not too short to correlate."""
-    return segment.split != "test" and len(segment.runs) >= 2 and segment.n_scans >= MIN_MEASURED_SCANS
+    """Whether voxels are chosen on a segment's runs: a training film with a repeat, and not too short to correlate."""
+    return segment.split == "train" and len(segment.runs) >= 2 and segment.n_scans >= MIN_MEASURED_SCANS
 
 
 def measure_segment(task: SegmentTask) -> SegmentMeasure:

@@ -34,12 +34,12 @@ from mindvideo.data.measuring import (
     take_film,
 )
 from mindvideo.data.pool import Pool, open_pool
-from mindvideo.data.series import hash_file as hash_source
 from mindvideo.data.store import Store, identify_voxels, open_group
 from mindvideo.data.video import MIN_SCENE_S, TIME_TOLERANCE_S
 from mindvideo.data.voxels import average_runs, reproducibility_t_test, select_voxels
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, SettingError
+from mindvideo.files import hash_file
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 FRAME_BYTES = 3 * 2**30
@@ -178,7 +178,7 @@ def prepare_segments(
     captions = _read_given_captions(source, data, captioner)
     voxels, sources = None, {}
     if _is_begun(out):
-        sources = _hash_sources(source, data, tick, pool)
+        sources = _hash_files(source, data, tick, pool)
         voxels = _unfinished_voxels(out, _fingerprint(source, data, sources, captioner_name))
         tick.skip(sum(len(segment.runs) + 1 for segment in source.segments))
     if voxels is None:
@@ -197,6 +197,8 @@ def prepare_segments(
         writer.add_sources(sources)
         for step, parameters in _provenance(source, data, voxels, captioner_name).items():
             writer.add_step(step, **parameters)
+        for segment in source.segments:
+            writer.add_film(segment.name, segment.film, 0.0, data.fit, sources[source.name_file(segment.film)])
         describe = _Captions(captioner, captioner_name, caption_cache or default_cache(out))
         _write_segments(writer, source, data, captions, describe, tick, pool)
         return writer.finish()
@@ -342,7 +344,7 @@ def _read_given_captions(source: Source, data: Data, captioner: Captioner | None
     return None
 
 
-def _hash_sources(source: Source, data: Data, tick: _Steps, pool: Pool) -> dict[str, str]:
+def _hash_files(source: Source, data: Data, tick: _Steps, pool: Pool) -> dict[str, str]:
     """SHA-256 of every file used, by its name in the store."""
     files = [run.path for segment in source.segments for run in segment.runs]
     files += [segment.film for segment in source.segments]
@@ -357,10 +359,10 @@ def _name_hashes(source: Source, data: Data, known: dict[Path, str], pool: Pool)
     files = [run.path for segment in source.segments for run in segment.runs]
     files = list(dict.fromkeys([*files, *(segment.film for segment in source.segments), *source.files]))
     rest = [path for path in files if path not in known]
-    known = known | dict(zip(rest, pool.map(hash_source, rest), strict=True))
+    known = known | dict(zip(rest, pool.map(hash_file, rest), strict=True))
     hashes = {source.name_file(path): known[path] for path in files}
     if data.captions != "blip":
-        hashes[f"captions:{Path(data.captions).name}"] = hash_source(Path(data.captions))
+        hashes[f"captions:{Path(data.captions).name}"] = hash_file(Path(data.captions))
     return hashes
 
 

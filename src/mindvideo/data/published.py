@@ -24,7 +24,6 @@ from mindvideo.data.preparation import (
     Progress,
     default_cache,
     frame_times,
-    hash_source,
     number_scenes,
     refuse_complete,
 )
@@ -33,6 +32,7 @@ from mindvideo.data.video import MIN_SCENE_S, find_cuts
 from mindvideo.data.windows import near_duplicates
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, SettingError
+from mindvideo.files import hash_file
 
 NEAR_DUPLICATE = 0.98
 _LAYOUTS: tuple[type[PublishedFolder], ...] = (MindVideoFolder, NeuroClipsFolder)
@@ -106,7 +106,7 @@ def prepare(
     order = names["train"] + names["test"]
     given = _given_captions(order, times, data, captioner)
     _check_values(source, names, data)
-    hashed = map(hash_source, source.files) if pool is None else pool.map(hash_source, source.files)
+    hashed = map(hash_file, source.files) if pool is None else pool.map(hash_file, source.files)
     sources = {path.relative_to(folder).as_posix(): sha256 for path, sha256 in zip(source.files, hashed, strict=True)}
     vertex = _place_voxels(source.n_voxels, sources, data)
     fingerprint = _fingerprint(data, sources, captioner_name)
@@ -159,7 +159,8 @@ def _split(names: dict[str, list[str]], source: PublishedFolder, data: Data) -> 
             f"expected more than {held} training segments in {source.files[0].parent} (the last {held} validate), found "
             f"{len(names['train'])}; lower data.validation_segments or published.segment_scans"
         )
-    return {"train": names["train"][:-held], "validation": names["train"][-held:], "test": names["test"]}
+    first_held = len(names["train"]) - held
+    return {"train": names["train"][:first_held], "validation": names["train"][first_held:], "test": names["test"]}
 
 
 def _check_values(source: PublishedFolder, names: dict[str, list[str]], data: Data) -> None:
@@ -237,7 +238,7 @@ def _fingerprint(data: Data, sources: dict[str, str], captioner_name: str) -> st
     settings = data.model_dump(mode="json", exclude={"raw": True, "hcp": True, "expect": True, "captions": True,
                                                      "published": {"vertex"}})  # fmt: skip
     captions = captioner_name if data.captions == "blip" else data.captions
-    vertex = hash_source(data.published.vertex) if data.published.vertex is not None else None
+    vertex = hash_file(data.published.vertex) if data.published.vertex is not None else None
     content = {"settings": settings, "sources": sources, "captions": captions, "vertex": vertex}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from mindvideo.data.cifti import CortexHeader, open_recording, read_cortex
 from mindvideo.errors import DataError
+from mindvideo.files import hash_file
 
 BLOCK_ROWS = 1024
 """Rows read at once: about 1 MB at 245 volumes."""
@@ -124,15 +125,6 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"expected a readable file at {path}, found: {error.strerror or error}") from error
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 (hex) of a file, read in pieces."""
-    digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
-    with _reading(path), path.open("rb", buffering=0) as file:
-        while count := file.readinto(piece):
-            digest.update(piece[:count])
-    return digest.hexdigest()
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:

@@ -166,7 +166,7 @@ def split_films(showings: Showings, names: dict[Path, str], data: Data) -> dict[
             f"validate) besides the {len(test)} test stimuli, found {len(training)} of {listing}; name fewer test stimuli "
             "or lower data.validation_segments"
         )
-    validation = set(training[-data.validation_segments :])
+    validation = set(training[len(training) - data.validation_segments :])
     return {film: "test" if film in test else "validation" if film in validation else "train" for film in ordered}
 
 
@@ -180,7 +180,7 @@ def check_repeats(showings: Showings, splits: dict[Path, str], lengths: dict[Pat
     """
     if data.selection == "all":
         return
-    repeated = [film for film, shown in showings.items() if splits[film] != "test" and len(shown) >= 2]
+    repeated = [film for film, shown in showings.items() if splits[film] == "train" and len(shown) >= 2]
     if len(repeated) < 2:
         raise DataError(
             f"expected at least 2 training stimuli shown at least twice for selection {data.selection}, found "

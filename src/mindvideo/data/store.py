@@ -31,6 +31,7 @@ from mindvideo.atlas import area_names
 from mindvideo.data.disk import disk_errors
 from mindvideo.data.intact import as_damage, refuse_damaged_store
 from mindvideo.errors import DataError
+from mindvideo.files import describe_absence, hash_file
 
 if TYPE_CHECKING:
     from mindvideo.data.writing import StoreWriter
@@ -135,6 +136,30 @@ class Store:
         """Frames of the given scans in the given order, uint8 (len(scan), F, H, W, 3); reads each chunk once."""
         wanted, inverse = np.unique(np.asarray(scan), return_inverse=True)
         return np.asarray(self._array(f"frames/{segment}").oindex[wanted])[inverse]
+
+    def film(self, segment: str) -> dict[str, Any]:
+        """A segment's film: ``path``, the movie time of its first scan ``start_s``, how it was made square ``fit``.
+
+        Raises
+        ------
+        DataError
+            If the store was not made from films, or the film lies no more where it was.
+        """
+        film = self.attrs.get("films", {}).get(segment)
+        if film is None:
+            raise DataError(
+                f"expected the place of the film of {segment} in {self.path}, found none: it was prepared from arrays, "
+                "or by an older version; prepare it again from films"
+            )
+        places = [Path(os.path.normpath(self.path.resolve() / film["beside"])), Path(film["path"])]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise DataError(f"expected the film of {segment} at {film['path']}, {describe_absence(Path(film['path']))}")
+        if hash_file(path) != film["sha256"]:
+            raise DataError(
+                f"expected the film of {segment} at {path} as it was prepared, found another; prepare it again"
+            )
+        return {"path": path, "start_s": float(film["start_s"]), "fit": str(film["fit"])}
 
     def scene(self, segment: str) -> np.ndarray:
         """Scene number of each frame, unique over the whole store, int32 (n, F)."""

@@ -316,7 +316,7 @@ def _split(raw: Path, data: Data, names: list[str]) -> dict[str, str]:
             f"{data.validation_segments} validate) and a test segment (test*) in {raw}, found {len(training)} and "
             f"{len(names) - len(training)}; add films and recordings or lower data.validation_segments"
         )
-    validation = set(training[-data.validation_segments :])
+    validation = set(training[len(training) - data.validation_segments :])
     return {
         name: "validation" if name in validation else "train" if name.startswith("seg") else "test" for name in names
     }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindvideo.data.store import Store
+from mindvideo.data.video import read_frames
 from mindvideo.errors import DataError, SettingError
 
 _THUMBNAIL = 8
@@ -127,6 +128,41 @@ class Windows:
             chosen = np.flatnonzero(numbers == number)
             name = str(self.segment[index[chosen[0]]])
             frames[chosen] = self.store.frames_at(name, self.scan[index[chosen]])
+        return frames
+
+    def frames_at_rate(self, index: np.ndarray, num_frames: int, size: int | None = None) -> np.ndarray:
+        """`frames` with another number of frames a scan, read from the films again: uint8 (B, num_frames, H, W, 3).
+
+        Frame j of a window shows the film at scan · TR + j · TR / num_frames, as a clip of that rate should.
+
+        Parameters
+        ----------
+        index : ndarray, int (B,)
+        num_frames : int
+            Frames of a TR.
+        size : int, optional
+            Height and width; left out: the store's.
+
+        Raises
+        ------
+        DataError
+            If the store was made from arrays, or its films lie no more where they were or are others by now.
+        SettingError
+            For fewer than one frame.
+        """
+        if num_frames < 1:
+            raise SettingError(f"expected at least 1 frame a scan, found {num_frames}")
+        index = self._checked(index)
+        size = size or self.store.size
+        frames = np.empty((len(index), num_frames, size, size, 3), dtype=np.uint8)
+        names = self.segment[index]
+        for name in dict.fromkeys(names.tolist()):
+            chosen = np.flatnonzero(names == name)
+            film = self.store.film(name)
+            moment = np.arange(num_frames) / num_frames
+            times = film["start_s"] + (self.scan[index[chosen], None] + moment) * self.store.tr_s
+            found = read_frames(film["path"], times.ravel(), size, film["fit"])
+            frames[chosen] = found.reshape(len(chosen), *frames.shape[1:])
         return frames
 
     def sample_batch(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:

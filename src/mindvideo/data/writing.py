@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ class StoreWriter:
             state = "a complete store" if found.get("complete") else "an unfinished store with other settings"
             raise DataError(f"expected a new folder for the store, found {state} at {self.path}; remove it first")
         attributes = {"format": FORMAT, "version": VERSION, "complete": False, **header}
-        attributes |= {"provenance": [], "sources": {}, "written": {}}
+        attributes |= {"provenance": [], "sources": {}, "films": {}, "written": {}}
         return zarr.create_group(self.path, attributes=attributes)
 
     def has(self, segment: str, part: str | None = None) -> bool:
@@ -226,6 +227,16 @@ class StoreWriter:
         """Record source files: relative path to SHA-256 (hex)."""
         with disk_errors(self.path, "provenance"):
             self._group.attrs["sources"] = {**self._group.attrs["sources"], **sources}
+
+    def add_film(self, segment: str, path: Path, start_s: float, fit: str, sha256: str) -> None:
+        """Record where a segment's film lies and the movie time of its first scan, for reading it again.
+
+        The place is kept as seen from the store and from the root, so that a run folder may move with its films.
+        """
+        place = {"path": str(path.resolve()), "beside": os.path.relpath(path.resolve(), self.path.resolve())}
+        film = {**place, "start_s": float(start_s), "fit": fit, "sha256": sha256}
+        with disk_errors(self.path, "provenance"):
+            self._group.attrs["films"] = {**self._group.attrs["films"], segment: film}
 
     def finish(self) -> Store:
         """Check that every segment is whole, flush to disk, mark complete and open the store.

@@ -1,0 +1,83 @@
+"""Finding files as people have them: links are followed, hidden files passed over, content that is missing is named."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mindvideo.errors import DataError
+
+_PIECE = 2**20
+_POINTER_BYTES = 1024
+_POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "datalad get"}
+
+
+def walk_files(folder: Path, hidden: bool = False) -> Iterator[Path]:
+    """Every file at any depth below a folder, in order of its path; links to folders are followed, loops are not.
+
+    Parameters
+    ----------
+    folder : Path
+    hidden : bool
+        Also files and folders whose name begins with a point (``._copy.nii`` of macOS, ``.git``, ``.DS_Store``).
+    """
+    yield from _walk(folder, hidden, frozenset())
+
+
+def _walk(folder: Path, hidden: bool, above: frozenset[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above or not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if hidden or not path.name.startswith("."):
+            if path.is_dir():
+                yield from _walk(path, hidden, above | {real})
+            elif path.is_file():
+                yield path
+
+
+def list_files(place: Path | None) -> list[list[Any]]:
+    """Name, size and time of a file, or of each file of a folder: what changes when a user's files change."""
+    if place is None or not place.exists():
+        return []
+    files = [place] if place.is_file() else list(walk_files(place))
+    return [[str(path.relative_to(place)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file, or a link that promises one, is there; `describe_absence` then says what it lacks."""
+    return path.is_file() or path.is_symlink()
+
+
+def describe_absence(path: Path) -> str:
+    """What is found in a file's place, and what to do, for the end of an error; empty for a file with content.
+
+    git-annex keeps a link, or a short text, in the place of a file whose content was not fetched; git-lfs a short text.
+    """
+    if path.is_symlink() and not path.exists():
+        if "annex" in os.readlink(path):
+            return f"found a link whose content was not fetched; run: datalad get '{path}' (or: git annex get)"
+        return f"found a link to {os.readlink(path)}, which is not there; restore what it points to"
+    if not path.is_file():
+        return "found no such file; add it"
+    if path.stat().st_size <= _POINTER_BYTES:
+        content = path.read_bytes()
+        for mark, command in _POINTERS.items():
+            if content.startswith(mark):
+                return f"found a pointer to content that was not fetched; run: {command} ('{path}')"
+    return ""
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in pieces; DataError where it cannot be read."""
+    digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(piece):
+                digest.update(piece[:count])
+    except OSError as error:
+        raise DataError(f"expected a readable file at {path}, found: {error.strerror or error}") from error
+    return digest.hexdigest()

@@ -1,0 +1,41 @@
+"""Finding files: links are followed, loops end, hidden files are passed over, and what is not there is named."""
+
+import hashlib
+
+from mindvideo.files import describe_absence, hash_file, list_files, walk_files
+
+
+def test_links_are_followed_and_loops_end(tmp_path):
+    (tmp_path / "set" / "b").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    for name in ("set/a.txt", "set/b/c.txt", "set/._a.txt", "set/.DS_Store", "elsewhere/deep/d.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "set" / "linked").symlink_to("../elsewhere")
+    (tmp_path / "elsewhere" / "up").symlink_to("../set")
+    found = [path.relative_to(tmp_path).as_posix() for path in walk_files(tmp_path / "set")]
+    assert found == ["set/a.txt", "set/b/c.txt", "set/linked/deep/d.txt"]
+    assert sum(path.name.startswith(".") for path in walk_files(tmp_path / "set", hidden=True)) == 2
+    before = list_files(tmp_path / "set")
+    assert [row[:2] for row in before] == [["a.txt", 9], ["b/c.txt", 11], ["linked/deep/d.txt", 20]]
+    (tmp_path / "elsewhere" / "deep" / "d.txt").write_text("another length")
+    assert list_files(tmp_path / "set") != before  # what lies behind a link counts
+    assert list_files(tmp_path / "none") == list_files(None) == []
+
+
+def test_what_is_missing_is_named(tmp_path):
+    annex, plain, whole = tmp_path / "a.mp4", tmp_path / "b.mp4", tmp_path / "c.mp4"
+    annex.symlink_to(".git/annex/objects/aB/Cd/MD5E-s12--01.mp4")
+    plain.symlink_to("gone.mp4")
+    whole.write_bytes(b"content")
+    assert "datalad get" in describe_absence(annex) and str(annex) in describe_absence(annex)
+    assert "a link to gone.mp4, which is not there" in describe_absence(plain)
+    assert describe_absence(whole) == "" and "no such file" in describe_absence(tmp_path / "d.mp4")
+    whole.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    assert "git lfs pull" in describe_absence(whole)
+    whole.write_text("/annex/objects/MD5E-s12--01.mp4\n")
+    assert "datalad get" in describe_absence(whole)
+
+
+def test_hash(tmp_path):
+    (tmp_path / "f").write_bytes(b"x" * 1_500_001)
+    assert hash_file(tmp_path / "f") == hashlib.sha256(b"x" * 1_500_001).hexdigest()
