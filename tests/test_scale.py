@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from mindvideo import MindVideoPipeline
-from mindvideo.check import _advice, _unreadable, check_recipe
+from mindvideo.check import _advice, check_recipe
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.data.store import Store
 from mindvideo.errors import ModelError, SettingError
@@ -24,8 +24,9 @@ from mindvideo.explain.occlusion import MEANING
 from mindvideo.foundation.kit import TEST, build_kit
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.own_encoder import OwnEncoder, import_encoder, load_encoder
+from mindvideo.preflight import refusals
 from mindvideo.sizing import Networks, StudySizes
-from mindvideo.study import STAGES, Study, find_missing
+from mindvideo.study import STAGES, Study
 from mindvideo.train import adapt, pretrain
 
 Cli = Callable[..., tuple[int, str]]
@@ -165,7 +166,7 @@ def test_check_looks_into_every_kind_of_recordings(tiny_run: Path, tiny_recipe: 
     def missing(*settings: str) -> str:
         own = ["simulate=null", "pretrain.enabled=false", *settings]
         recipe = load_recipe(str(tmp_path / "recipe.yaml"), own)
-        return " ".join(str(error) for error in (*find_missing(recipe), *_unreadable(recipe)))
+        return " ".join(str(error) for error in refusals(recipe))
 
     assert missing(f"data.raw={tiny_run / 'simulate'}", "data.captions=truth") == ""
     assert "found no file" in missing(f"data.raw={tmp_path / 'empty'}", "data.captions=truth")

@@ -16,13 +16,9 @@ import psutil
 import torch
 
 from mindvideo.config import Optimise, Recipe, as_sampled
-from mindvideo.data import fmriprep, wen2018
-from mindvideo.data.hcp import find_sources
-from mindvideo.data.published import find_published
-from mindvideo.errors import MindVideoError
 from mindvideo.models.meter import Machine, Work, measure_machine
+from mindvideo.preflight import refusals, required_parts
 from mindvideo.sizing import PUBLISHED, Networks, StudySizes
-from mindvideo.study import attempt, find_missing, required_parts
 
 # What a stage's process takes beyond networks and arrays: libraries, the allocator's reserve; seen with the demo.
 PROGRAM_BYTES = 6e8
@@ -66,7 +62,7 @@ def check_recipe(recipe: Recipe, out: Path) -> Found:
         The run folder, or the folder it will lie in; what is prepared there already is used for the sizes.
     """
     found = Found()
-    found.missing = [str(error) for error in (*find_missing(recipe), *_unreadable(recipe))]
+    found.missing = [str(error) for error in refusals(recipe)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes, networks = StudySizes.of(recipe, out), Networks(recipe)
     machine = measure_machine(device)
@@ -80,18 +76,6 @@ def check_recipe(recipe: Recipe, out: Path) -> Found:
         f"else running ({rates}, {machine.moved_bytes / 1e9:.1f} GB/s); times come out two to three times too short, see docs/scale.md"
     )
     return found
-
-
-def _unreadable(recipe: Recipe) -> Iterator[MindVideoError]:
-    """What readers say about recordings that are there, from their headers and tables."""
-    data = recipe.data
-    if recipe.simulate is not None:
-        return
-    if data.raw is not None and data.raw.is_dir():
-        find = {"wen2018": wen2018.find_source, "fmriprep": fmriprep.find_source, "published": find_published}
-        yield from attempt(find[data.source], data.raw, data)
-    if recipe.pretrain.enabled and recipe.pretrain.weights is None and data.hcp is not None:
-        yield from attempt(find_sources, data.hcp)
 
 
 def _downloads(recipe: Recipe) -> list[str]:

@@ -26,8 +26,9 @@ from safetensors import SafetensorError
 from mindvideo.config import Recipe, as_sampled, read_recipe, save_recipe
 from mindvideo.cost import measure_cost
 from mindvideo.data.disk import only_one, write_text
-from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
+from mindvideo.errors import DataError, SettingError
 from mindvideo.files import list_files
+from mindvideo.preflight import CAPTION_SOURCES, TRUE_CAPTIONS, refusals
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -72,12 +73,6 @@ OPTIONAL = ("simulate", "distill")
 """Stages of a study only where its recipe has a section of their name."""
 _SHARED = ("pretrain", "adapt", "align", "animate", "cotrain", "distill", "reconstruct")
 """Stages that several processes carry out together (``accelerate launch``)."""
-MODEL_PARTS = ("vae", "unet", "text_encoder", "image_encoder", "captioner", "image_classifier", "video_classifier")
-OTHER_PARTS = ("scheduler", "tokenizer")
-WEIGHT_FILES = ("*.safetensors", "*.bin")
-CAPTION_SOURCES = ("blip", "truth", "published")
-"""What ``data.captions`` may be besides a file."""
-TRUE_CAPTIONS = Path("truth") / "captions.json"
 _MODULES = {
     "pretrain": "mindvideo.train.pretrain",
     "adapt": "mindvideo.train.adapt",
@@ -205,8 +200,8 @@ class Study:
             return False
 
     def check(self) -> None:
-        """Refuse, before anything runs, what is missing; see `find_missing`."""
-        for error in find_missing(self.recipe):
+        """Refuse, before anything runs, what `mindvideo.preflight.refusals` finds."""
+        for error in refusals(self.recipe, reads_recordings=not self.is_done("prepare")):
             raise error
 
     def run(
@@ -397,64 +392,6 @@ class Study:
             return
         with only_one(self.run_dir, "study"):
             yield
-
-
-def find_missing(recipe: Recipe) -> Iterator[MindVideoError]:
-    """What a study stops for, one error each: parts of the foundation, weights, recordings, captions that are not there."""
-    from mindvideo.models.foundation import Foundation
-    from mindvideo.models.own_encoder import import_encoder
-    from mindvideo.train.distill import check_student
-
-    try:
-        foundation = Foundation(recipe.foundation)
-    except MindVideoError as error:
-        yield error
-    else:
-        for part in required_parts(recipe):
-            yield from attempt(foundation.require, part)
-            folder = foundation.folder / part
-            if part in MODEL_PARTS and folder.is_dir() and not any(any(folder.glob(name)) for name in WEIGHT_FILES):
-                yield ModelError(
-                    f"expected weights (safetensors) in {folder}, found none; fetch the part '{part}' again"
-                )
-    weights, data = recipe.pretrain.weights, recipe.data
-    if weights is not None and not (weights / "config.json").is_file():
-        yield ModelError(
-            f"expected a converted MaskedBrainModel at {weights}, found none; run mindvideo convert, or change pretrain.weights"
-        )
-    if recipe.align.encoder is not None:
-        yield from attempt(import_encoder, recipe.align.encoder)
-    yield from attempt(check_student, recipe)
-    if recipe.simulate is not None:
-        return
-    if data.raw is None:
-        yield SettingError("expected the folder of the recordings, found none; give --set data.raw=FOLDER")
-    elif not data.raw.is_dir():
-        yield DataError(f"expected recordings at {data.raw}, found no such folder; give --set data.raw=FOLDER")
-    elif data.captions != "blip" and (data.captions, data.source) != ("published", "published"):
-        captions = data.raw / TRUE_CAPTIONS if data.captions == "truth" else Path(data.captions)
-        if not captions.is_file():
-            yield DataError(
-                f"expected captions at {captions}, found no file; set data.captions to a csv or json file, or to blip"
-            )
-    if recipe.pretrain.enabled and weights is None and data.hcp is None:
-        yield SettingError(
-            "expected HCP recordings, found none; give --set data.hcp=FOLDER to pre-train on, or "
-            "--set pretrain.enabled=false to train the masked model on the subject alone"
-        )
-
-
-def required_parts(recipe: Recipe) -> tuple[str, ...]:
-    """Parts of the foundation a recipe uses; the captioner only where it captions."""
-    return tuple(part for part in (*MODEL_PARTS, *OTHER_PARTS) if part != "captioner" or recipe.data.captions == "blip")
-
-
-def attempt(call: Callable[..., Any], *arguments: Any) -> Iterator[MindVideoError]:
-    """The error of a call, if there is one."""
-    try:
-        call(*arguments)
-    except MindVideoError as error:
-        yield error
 
 
 def _is_full_disk(error: Exception) -> bool:

@@ -20,8 +20,9 @@ from mindvideo.check import check_recipe
 from mindvideo.config import Recipe, Reconstruct, load_recipe, with_settings
 from mindvideo.errors import SettingError
 from mindvideo.generate.pipeline import MindVideoPipeline
+from mindvideo.preflight import refusals
 from mindvideo.report.read import read_run
-from mindvideo.study import Study, find_missing
+from mindvideo.study import Study
 from mindvideo.train import distill
 from mindvideo.train.animate import Diffusion
 from mindvideo.train.distill import Ddim, Teacher
@@ -199,7 +200,7 @@ def test_what_cannot_be(cli: Callable[..., tuple[int, str]], tiny_run: Path, stu
         distill.run(student_recipe.model_copy(update={"reconstruct": transductive}), tiny_run)
     upside_down = student_recipe.reconstruct.model_copy(update={"guidance_interval": (0.8, 0.2)})
     for sampling, said in ((transductive, "test_mean"), (upside_down, "guidance_interval")):  # before anything runs
-        errors = list(find_missing(student_recipe.model_copy(update={"reconstruct": sampling})))
+        errors = list(refusals(student_recipe.model_copy(update={"reconstruct": sampling})))
         assert len(errors) == 1 and said in str(errors[0])
     with pytest.raises(SettingError, match=r"distill\.sampler_steps.*less than or equal to 50"):
         with_settings(student_recipe, ["distill.sampler_steps=61"])

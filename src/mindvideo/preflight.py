@@ -1,0 +1,151 @@
+"""What a study is refused for before anything runs: one list, which ``mindvideo check`` prints and ``run`` stops at.
+
+To add a refusal, write a function that yields an error for each thing that is wrong with a recipe, and name it in `CHECKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mindvideo.config import Recipe
+from mindvideo.data import fmriprep, wen2018
+from mindvideo.data.hcp import find_sources
+from mindvideo.data.published import find_published
+from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
+from mindvideo.models.foundation import Foundation
+from mindvideo.models.own_encoder import import_encoder
+from mindvideo.train.distill import check_student
+
+MODEL_PARTS = ("vae", "unet", "text_encoder", "image_encoder", "captioner", "image_classifier", "video_classifier")
+OTHER_PARTS = ("scheduler", "tokenizer")
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+CAPTION_SOURCES = ("blip", "truth", "published")
+"""What ``data.captions`` may be besides a file."""
+TRUE_CAPTIONS = Path("truth") / "captions.json"
+
+
+def refusals(recipe: Recipe, *, reads_recordings: bool = True) -> list[MindVideoError]:
+    """Everything that a study is refused for, one sentence each; empty where it may start.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    reads_recordings : bool
+        Also read the headers and tables of all recordings; needless once they are prepared.
+    """
+    checks = [*CHECKS, unreadable_recordings] if reads_recordings else CHECKS
+    return [error for check in checks for error in check(recipe)]
+
+
+def required_parts(recipe: Recipe) -> tuple[str, ...]:
+    """Parts of the foundation a recipe uses; the captioner only where it captions."""
+    return tuple(part for part in (*MODEL_PARTS, *OTHER_PARTS) if part != "captioner" or recipe.data.captions == "blip")
+
+
+def attempt(call: Callable[..., Any], *arguments: Any) -> Iterator[MindVideoError]:
+    """The error of a call, if there is one."""
+    try:
+        call(*arguments)
+    except MindVideoError as error:
+        yield error
+
+
+def incomplete_foundation(recipe: Recipe) -> Iterator[MindVideoError]:
+    """Parts of the foundation that are not there, or that do not belong together."""
+    try:
+        foundation = Foundation(recipe.foundation)
+    except MindVideoError as error:
+        yield error
+        return
+    for part in required_parts(recipe):
+        yield from attempt(foundation.require, part)
+        folder = foundation.folder / part
+        if part in MODEL_PARTS and folder.is_dir() and not any(any(folder.glob(name)) for name in WEIGHT_FILES):
+            yield ModelError(f"expected weights (safetensors) in {folder}, found none; fetch the part '{part}' again")
+
+
+def undivided_sizes(recipe: Recipe) -> Iterator[MindVideoError]:
+    """Frame sizes that the foundation's VAE cannot halve as often as it does."""
+    try:
+        factor = Foundation(recipe.foundation).latent_factor
+    except MindVideoError:
+        return  # a part is missing, which `incomplete_foundation` says
+    for name, size in (("data.size", recipe.data.size), ("reconstruct.size", recipe.reconstruct.size)):
+        if size is not None and size % factor:
+            near = max(1, round(size / factor)) * factor
+            yield SettingError(
+                f"expected {name} to be a multiple of {factor} pixels, which one latent of this foundation's VAE covers, "
+                f"found {size}; give --set {name}={near}"
+            )
+
+
+def impossible_start(recipe: Recipe) -> Iterator[MindVideoError]:
+    """What ``align`` shall start from, where that is switched off, missing, or not for its encoder."""
+    settings, weights = recipe.align, recipe.pretrain.weights
+    if weights is not None and not (weights / "config.json").is_file():
+        yield ModelError(
+            f"expected a converted MaskedBrainModel at {weights}, found none; run mindvideo convert, or change pretrain.weights"
+        )
+    if settings.encoder is not None:
+        yield from attempt(import_encoder, settings.encoder)
+        if settings.start_from != "scratch":
+            yield SettingError(
+                f"expected align.start_from=scratch with align.encoder={settings.encoder}, found "
+                f"'{settings.start_from}': another encoder cannot start from the masked brain model; "
+                "give --set align.start_from=scratch"
+            )
+    elif settings.start_from == "adapt" and not (recipe.pretrain.enabled or recipe.adapt.enabled):
+        yield SettingError(
+            "expected pretrain or adapt to be enabled with align.start_from=adapt, found both disabled; "
+            "give --set align.start_from=scratch"
+        )
+
+
+def impossible_student(recipe: Recipe) -> Iterator[MindVideoError]:
+    """Guidance that a student cannot take over."""
+    yield from attempt(check_student, recipe)
+
+
+def missing_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
+    """Folders and caption files that are not given, or not there."""
+    data = recipe.data
+    if recipe.simulate is not None:
+        return
+    if data.raw is None:
+        yield SettingError("expected the folder of the recordings, found none; give --set data.raw=FOLDER")
+    elif not data.raw.is_dir():
+        yield DataError(f"expected recordings at {data.raw}, found no such folder; give --set data.raw=FOLDER")
+    elif data.captions != "blip" and (data.captions, data.source) != ("published", "published"):
+        captions = data.raw / TRUE_CAPTIONS if data.captions == "truth" else Path(data.captions)
+        if not captions.is_file():
+            yield DataError(
+                f"expected captions at {captions}, found no file; set data.captions to a csv or json file, or to blip"
+            )
+    if recipe.pretrain.enabled and recipe.pretrain.weights is None and data.hcp is None:
+        yield SettingError(
+            "expected HCP recordings, found none; give --set data.hcp=FOLDER to pre-train on, or "
+            "--set pretrain.enabled=false to train the masked model on the subject alone"
+        )
+
+
+def unreadable_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
+    """What the readers say about recordings that are there, from their headers and tables."""
+    data = recipe.data
+    if recipe.simulate is not None:
+        return
+    if data.raw is not None and data.raw.is_dir():
+        find = {"wen2018": wen2018.find_source, "fmriprep": fmriprep.find_source, "published": find_published}
+        yield from attempt(find[data.source], data.raw, data)
+    if recipe.pretrain.enabled and recipe.pretrain.weights is None and data.hcp is not None:
+        yield from attempt(find_sources, data.hcp)
+
+
+CHECKS: tuple[Callable[[Recipe], Iterator[MindVideoError]], ...] = (
+    incomplete_foundation,
+    undivided_sizes,
+    impossible_start,
+    impossible_student,
+    missing_recordings,
+)
