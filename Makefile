@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine with Python 3.11 and make: `make demo` and `make test`.
+# Two commands do everything on a fresh machine with Python 3.11 to 3.13 and make: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,25 +7,30 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/.installed
 
+# pip resolves; the lock gives the versions that were tested. Where torch is installed already (README: without CUDA), it stays.
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[cluster,dev]'
 	touch $@
 
 demo: install
 	$(BIN)/mindvideo run demo --out runs/demo
 
 lint: install
+	$(BIN)/python -m pip check
 	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The report is tested in a real browser: Debian's chromium, or the one MINDVIDEO_CHROMIUM names.
+# The report is tested in a real browser: chromium or Chrome from PATH, or the one MINDVIDEO_CHROMIUM names.
 browser:
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
-	|| test -n "$$MINDVIDEO_CHROMIUM" || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+	@test -n "$$MINDVIDEO_CHROMIUM" || command -v chromium >/dev/null || command -v chromium-browser >/dev/null \
+	|| command -v google-chrome >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && echo "the report's tests need a Chromium browser: installing the system package 'chromium' with apt-get (some 300 MB);" \
+	    "to use another, stop now and set MINDVIDEO_CHROMIUM=/path/to/browser" \
+	  && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
 	|| { echo "expected a Chromium browser for the report's tests, found none; install 'chromium' or set MINDVIDEO_CHROMIUM" >&2; exit 1; }
 
 test: install browser lint

@@ -65,9 +65,9 @@ def _print_plan(ablation: Any) -> None:
     for run in ablation.runs:
         changes = ", ".join(f"{key}={value}" for key, value in run.variant.changes.items())
         what = f"same as {run.same_as}" if run.same_as else describe_steps(plan[run.name])
-        console.print(f"{run.name} ({changes or 'the recipe itself'}): {what}", highlight=False, soft_wrap=True)
+        console.print(f"{run.name} ({changes or 'the recipe itself'}): {what}", soft_wrap=True)
     stages = sum(step.what == "run" for steps in plan.values() for step in steps)
-    console.print(f"{len(plan)} runs, {stages} stages to run", highlight=False)
+    console.print(f"{len(plan)} runs, {stages} stages to run")
 
 
 def _style(p_class: str | None) -> str:
@@ -102,5 +102,5 @@ def _print_table(folder: Path) -> None:
         key.append(f"{stars} {words}".strip(), style=_style(name)).append("  ")
     console.print(key)
     if content["smallest_p"] is not None:
-        console.print(f"with these blocks no corrected P can be below {content['smallest_p']:.2g}", highlight=False)
-    console.print(f"{folder / 'ablation.json'}, .csv, .tex", highlight=False, soft_wrap=True)
+        console.print(f"with these blocks no corrected P can be below {content['smallest_p']:.2g}")
+    console.print(f"{folder / 'ablation.json'}, .csv, .tex", soft_wrap=True)

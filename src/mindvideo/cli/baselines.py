@@ -57,10 +57,9 @@ def _print_table(run_dir: Path, every: bool) -> None:
     console.print(table)
     console.print(
         "below each value its shuffled control; * P < .05, ** P < .01 against it; intervals: baselines/table.csv",
-        highlight=False,
     )
     if note := cost_note(rows):
-        console.print(note, highlight=False)
+        console.print(note)
 
 
 def _rival_command(name: str, does: str) -> None:

@@ -68,7 +68,7 @@ def _print_scores(folder: Path) -> None:
         say(f"{name}: {words}")
     for name, reason in about.get("left_out", {}).items():
         say(f"left out: {name} ({reason})")
-    console.print(f"scores: {folder / 'scores.json'}, .csv, .tex", highlight=False, soft_wrap=True)
+    console.print(f"scores: {folder / 'scores.json'}, .csv, .tex", soft_wrap=True)
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
@@ -96,7 +96,7 @@ def compare(
     smallest = json.loads((out / "comparison.json").read_text())["smallest_p_holm"]
     if smallest is not None:
         say(f"with these blocks no corrected P can be below {smallest:.2g}")
-    console.print(f"comparison: {out / 'comparison.json'}, .csv, .tex", highlight=False, soft_wrap=True)
+    console.print(f"comparison: {out / 'comparison.json'}, .csv, .tex", soft_wrap=True)
 
 
 @app.command()
@@ -118,4 +118,4 @@ def report(
         raise SettingError(f"expected --out with {len(runs)} runs, found none; give a folder for their common page")
     folder = out or runs[0] / "report"
     build_report(list(runs), folder)
-    console.print(f"report: {folder / 'index.html'}", highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / 'index.html'}", soft_wrap=True)

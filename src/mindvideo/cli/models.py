@@ -54,9 +54,9 @@ def check(
         table.add_row(need.stage, memory, f"{need.disk_bytes / 2**30:.2f}", need.time, need.what)
     console.print(table)
     for line in found.lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     for line in found.missing:
-        console.print(f"missing: {line}", highlight=False, soft_wrap=True)
+        console.print(f"missing: {line}", soft_wrap=True)
     if found.missing:
         raise typer.Exit(1)
 

@@ -131,11 +131,11 @@ def inspect(
     opened = Store.open(store)
     sections = describe_store(opened)
     for title, rows in sections.items():
-        console.print(f"[bold]{title}[/bold]", highlight=False)
+        console.print(title, style="bold")
         for key, value in rows.items():
-            console.print(f"  {key}: {value}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"  {key}: {value}", soft_wrap=True)
     page = write_page(opened, sections, out or store.resolve().with_name(f"{store.resolve().stem}_inspect"))
-    console.print(f"page: {page}", highlight=False, soft_wrap=True)
+    console.print(f"page: {page}", soft_wrap=True)
 
 
 @app.command()

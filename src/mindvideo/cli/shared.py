@@ -16,7 +16,8 @@ from mindvideo.config import with_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Reconstruct the video a person was watching from their fMRI.")  # fmt: skip
-console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one speaks
+# Of several processes one speaks; brackets and colons of paths and names are no markup.
+console = Console(quiet=os.environ.get("RANK", "0") != "0", markup=False, emoji=False, highlight=False)
 terminal = {"quiet": False}
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="a setting as key=value; may be repeated")]
@@ -26,7 +27,7 @@ Out = Annotated[Path, typer.Option("--out", help="where the result goes")]
 def say(line: str) -> None:
     """Print a line unless ``--quiet``."""
     if not terminal["quiet"]:
-        console.print(line, highlight=False)
+        console.print(line, soft_wrap=True)
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int, dict[str, fl
     if not console.is_terminal or terminal["quiet"]:
         yield lambda name: lambda done, total, figures: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bars:
 

@@ -50,7 +50,7 @@ def run(
         say("everything is up to date")
     report = out / "report" / "index.html"
     if report.is_file() and until in (None, "report"):
-        console.print(f"report: {report}", highlight=False, soft_wrap=True)
+        console.print(f"report: {report}", soft_wrap=True)
 
 
 def _stage_command(name: str, does: str) -> None:

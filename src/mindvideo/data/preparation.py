@@ -413,7 +413,7 @@ def _unfinished_voxels(out: Path, fingerprint: str) -> Voxels | None:
 def _provenance(source: Source, data: Data, voxels: Voxels, captioner_name: str) -> dict[str, dict[str, Any]]:
     """Every step with its parameters."""
     measured = [item.name for item in source.segments if is_measured(item)]
-    versions = {name: metadata.version(name) for name in ("numpy", "scipy", "nibabel", "av", "scenedetect")}
+    versions = {name: metadata.version(name) for name in ("numpy", "scipy", "nibabel", "av", "scenedetect-headless")}
     given = "file" if data.captions != "blip" else captioner_name
     steps: dict[str, dict[str, Any]] = {
         "trim": {
