@@ -17,6 +17,7 @@ import torch
 
 from mindvideo.config import Optimise, Recipe, as_sampled
 from mindvideo.models.meter import Machine, Work, measure_machine
+from mindvideo.precision import resolve_precisions
 from mindvideo.preflight import refusals, required_parts
 from mindvideo.sizing import PUBLISHED, Networks, StudySizes
 
@@ -64,6 +65,7 @@ def check_recipe(recipe: Recipe, out: Path) -> Found:
     found = Found()
     found.missing = [str(error) for error in refusals(recipe)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = resolve_precisions(recipe, device)
     sizes, networks = StudySizes.of(recipe, out), Networks(recipe)
     machine = measure_machine(device)
     found.lines += [*sizes.notes, *networks.notes]

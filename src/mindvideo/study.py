@@ -334,6 +334,8 @@ class Study:
                     "free some space and run the same command again, it goes on where it stopped"
                 ) from None
             raise
+        from mindvideo.precision import settled_precision
+
         seconds, peak = cost["seconds"], int(cost["peak_memory_bytes"])
         done = {
             "stage": name,
@@ -347,6 +349,7 @@ class Study:
             "code": version("mindvideo"),
             "seconds": seconds,
             "peak_memory_bytes": peak,
+            "precision": settled_precision(folder),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_text(folder / "done.json", json.dumps(done, indent=2))

@@ -36,6 +36,7 @@ from mindvideo.evaluate.scores import evaluate_clips, write_evaluation, write_te
 from mindvideo.files import list_files
 from mindvideo.generate.reconstruct import fill_clips, open_clips, write_preview
 from mindvideo.models.foundation import Foundation
+from mindvideo.precision import resolve_precision, sampling_in, settled_precision
 from mindvideo.train.features import store_identity
 from mindvideo.train.stage import stage_seed, training_device
 
@@ -180,7 +181,17 @@ def run_rival(
     save_recipe(recipe.model_copy(update={"distill": None}), folder / "recipe.yaml")  # no student made its clips
     trial = Trial(recipe, store)
     trial.require_same(run_dir / "reconstruct" / "windows.json")
-    bench = Bench(recipe, run_dir, folder, foundation, device, stage_seed(recipe.seed, f"baseline {name}"), progress)
+    asked = recipe.reconstruct.precision
+    precision = settled_precision(run_dir / "reconstruct") or resolve_precision(asked, device)
+    bench = Bench(
+        sampling_in(recipe, precision),
+        run_dir,
+        folder,
+        foundation,
+        device,
+        stage_seed(recipe.seed, f"baseline {name}"),
+        progress,
+    )
     if method is None:
         module, class_name = RIVALS[name]
         rival: Method = getattr(importlib.import_module(module), class_name)(bench)

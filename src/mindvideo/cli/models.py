@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -75,7 +75,7 @@ def reconstruct(
     steps: Annotated[int | None, typer.Option(min=1, help="denoising steps")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0)] = None,
     negative: Annotated[str | None, typer.Option(help="train_mean, zero or none")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="clips at once")] = None,
     seed: Annotated[int | None, typer.Option(help="of a film's noise; 0 by default")] = None,
     first_volume: Annotated[int, typer.Option(min=0, help="volumes of a recording left out at its start")] = 0,
@@ -148,6 +148,7 @@ def _film(
     from mindvideo.generate.film import Film, FilmSettings, check_recorded, frames_per_scan, write_film
     from mindvideo.generate.pipeline import MindVideoPipeline
     from mindvideo.generate.recording import read_recorded, read_scans
+    from mindvideo.precision import resolve_precision
 
     _refuse_for_student(model, asked, [])
     recipe = _recipe_of(model)
@@ -167,15 +168,14 @@ def _film(
     )
     if recipe is not None and recipe.reconstruct.reuse > 1:
         say("reconstruct.reuse does not apply to a film: the whole generator runs at every step")
-    precision: Literal["fp32", "bf16"] = "fp32" if recipe is None else recipe.reconstruct.precision
+    precision = asked.pop("precision") or ("auto" if recipe is None else recipe.reconstruct.precision)
     count = frames_per_scan(recorded.tr_s, fps, asked.pop("num_frames"), recorded.fps)
     given = {name: value for name, value in asked.items() if value is not None}
-    if given.get("precision", precision) not in ("fp32", "bf16"):
-        raise SettingError(f"expected --precision fp32 or bf16, found '{given['precision']}'")
+    if precision not in ("auto", "fp32", "bf16"):
+        raise SettingError(f"expected --precision auto, fp32 or bf16, found '{precision}'")
+    defaults["precision"] = resolve_precision(precision, pipeline.device)
     with progress_bars() as bar:
-        film = Film(
-            pipeline, fmri, FilmSettings(count, **({"precision": precision} | defaults | given), seed=seed), bar("film")
-        )
+        film = Film(pipeline, fmri, FilmSettings(count, **(defaults | given), seed=seed), bar("film"))
         write_film(film, out, recorded.tr_s)
     say(
         f"film of {len(fmri)} scans in {out}: {film.n_frames} frames at {count / recorded.tr_s:g} a second; its second 0 "

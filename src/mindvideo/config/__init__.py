@@ -18,7 +18,7 @@ from mindvideo.config.reading import (
 )
 from mindvideo.config.recipe import Recipe, as_sampled, nearest_setting, setting_names
 from mindvideo.config.rivals import Baseline, GanRival, LinearRival, MindVisRival, RidgeRival, SeparableRival
-from mindvideo.config.section import Optimise, Section
+from mindvideo.config.section import Optimise, Precision, Section
 from mindvideo.config.stages import (
     Adapt,
     Align,
@@ -52,6 +52,7 @@ __all__ = [
     "MaskedBrain",
     "MindVisRival",
     "Optimise",
+    "Precision",
     "Pretrain",
     "Published",
     "Recipe",

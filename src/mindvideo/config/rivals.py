@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mindvideo.config.section import BatchSize, Optimise, Rate, Section, Steps
+from mindvideo.config.section import BatchSize, Optimise, Precision, Rate, Section, Steps
 
 
 class RidgeRival(Section):
@@ -45,7 +45,7 @@ class GanRival(Optimise):
     betas: tuple[float, float] = (0.5, 0.99)
     clip_grad: float | None = None
     ema_decay: float | None = 0.999
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = Field("fp32", description="bf16 is too coarse for its spectral norms")
 
 
 class SeparableRival(Optimise):
@@ -62,7 +62,6 @@ class SeparableRival(Optimise):
     lr: Rate = 1e-3
     weight_decay: float = 1e-2
     clip_grad: float | None = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 class MindVisRival(Optimise):

@@ -24,6 +24,8 @@ class Section(BaseModel):
 Steps = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(ge=2)]
 Rate = Annotated[float, Field(gt=0)]
+Precision = Literal["auto", "fp32", "bf16"]
+PRECISION = "auto: bf16 where the hardware computes in it, else fp32"
 
 
 class Optimise(Section):
@@ -44,6 +46,6 @@ class Optimise(Section):
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory"
     )
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = Field("auto", description=PRECISION)
     checkpoint_every: int = Field(200, ge=1)
     log_every: int = Field(20, ge=1)

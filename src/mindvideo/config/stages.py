@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mindvideo.config.section import BatchSize, Optimise, Rate, Section, Steps
+from mindvideo.config.section import PRECISION, BatchSize, Optimise, Precision, Rate, Section, Steps
 
 
 class Simulate(Section):
@@ -223,8 +223,7 @@ class Reconstruct(Section):
     max_windows: int | None = Field(
         None, ge=1, description="only this many test windows, evenly spread in whole blocks"
     )
-    precision: Literal["fp32", "bf16"] = "bf16"
-
+    precision: Precision = Field("auto", description=PRECISION)
     guidance_interval: tuple[float, float] = Field(
         (0.0, 1.0),
         description="guide only at these noise times, 0 clean to 1 pure noise; elsewhere one pass instead of two",

@@ -242,7 +242,7 @@ class ClipMaker(Shown):
 
     def _mean(self, positions: np.ndarray) -> np.ndarray:
         mean: Any = self.pipeline.train_mean if self.test_mean is None else self.test_mean
-        tokens = self.pipeline.encode(mean[None], self.recipe.reconstruct.precision)
+        tokens = self.pipeline.encode(mean[None], sampling_arguments(self.recipe.reconstruct)["precision"])
         # Where the negative is this very mean, guidance changes nothing and the pipeline takes one pass.
         is_negative = self.recipe.reconstruct.negative.endswith("mean")
         unwanted = {"negative_tokens": tokens} if is_negative else {}

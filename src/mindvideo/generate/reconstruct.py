@@ -33,6 +33,7 @@ from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.own_encoder import AnyEncoder, load_encoder
 from mindvideo.models.video_unet import VideoUNet
+from mindvideo.precision import sampling_in, settle_precision
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 
@@ -60,9 +61,10 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     SettingError
         When the generator is to be compiled and cannot be.
     """
-    recipe = as_sampled(recipe)
+    folder, device = run_dir / "reconstruct", processes.device()
+    precision = settle_precision(folder, recipe.reconstruct.precision, device)
+    recipe = sampling_in(as_sampled(recipe), precision)
     store = Store.open(run_dir / "prepare" / "store.zarr")
-    device = processes.device()
     check_compiling(recipe.reconstruct, device)
     foundation = Foundation(recipe.foundation, device)
     if processes.is_first():
@@ -75,7 +77,6 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     blocks = windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
     chosen = choose_windows(blocks, recipe.reconstruct.max_windows)
     makers = ClipMaker(recipe, store, windows, chosen, pipeline, foundation)
-    folder = run_dir / "reconstruct"
     fingerprint = _fingerprint(recipe, run_dir, store, foundation)
     with disk_errors(folder, "clips", makers.n_bytes):
         folder.mkdir(parents=True, exist_ok=True)

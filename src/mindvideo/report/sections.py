@@ -194,6 +194,7 @@ def list_stages(run: Run) -> list[dict[str, Any]]:
                 "state": state.state,
                 "time": cite(seconds, Source(f"{state.name}/done.json", ("seconds",)), "seconds"),
                 "memory": cite(memory, Source(f"{state.name}/done.json", ("peak_memory_bytes",)), "bytes"),
+                "precision": str(state.done.get("precision") or "–"),
                 "finished": str(state.done.get("finished") or "–"),
                 "seconds": seconds,
             }

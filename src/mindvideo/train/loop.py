@@ -22,6 +22,7 @@ from torch import nn
 from mindvideo import processes
 from mindvideo.config import Optimise
 from mindvideo.errors import SettingError, TrainingError
+from mindvideo.precision import settle_precision
 from mindvideo.train.checkpoint import load_checkpoint, save_checkpoint
 from mindvideo.train.sharding import gather, is_split, part_like, whole
 
@@ -177,7 +178,8 @@ def train(
             f"expected a batch_size of at least {processes.count()}, one row a process, found {settings.batch_size} in "
             f"{folder.name}; raise it, or start fewer processes"
         )
-    is_first = processes.is_first()
+    is_first, device = processes.is_first(), torch.device(device)
+    is_bf16 = settle_precision(folder, settings.precision, device) == "bf16"
     parameters = task.parameters()
     groups = parameter_groups(parameters, settings, lr_of)
     # One fused kernel for all parameters: the optimiser is what weighs most in a small batch's step.
@@ -202,7 +204,7 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
         optimiser.zero_grad(set_to_none=True)
-        figures = _gather_gradients(task, settings, seed, step, parameters, folder.name, torch.device(device).type)
+        figures = _gather_gradients(task, settings, seed, step, parameters, folder.name, device.type, is_bf16)
         optimiser.step()
         done = step + 1
         if average is not None:
@@ -238,6 +240,7 @@ def _gather_gradients(
     parameters: dict[str, nn.Parameter],
     stage: str,
     device_type: str,
+    is_bf16: bool,
 ) -> dict[str, float]:
     """Gradients of one step in the parameters, and its figures; the step's one wait for the device is at the end.
 
@@ -251,7 +254,7 @@ def _gather_gradients(
         micro_seed = step_seed(seed, step, micro)
         torch.manual_seed(micro_seed)
         with processes.global_batch(settings.batch_size):
-            with torch.autocast(device_type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            with torch.autocast(device_type, torch.bfloat16, enabled=is_bf16):
                 loss, logged = task.loss(step, micro, np.random.default_rng(micro_seed))
             (loss / settings.accumulate).backward()
         names = ["loss", *logged]
