@@ -10,6 +10,7 @@ from mindvideo.config import (
     load_recipe,
     parse_recipe,
     read_recipe,
+    read_yaml,
     save_recipe,
     setting_names,
     shipped_recipes,
@@ -102,13 +103,52 @@ def test_setting_names_cover_every_leaf() -> None:
     assert isinstance(Recipe().align.lr, float)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("010", "010"), ("on", "on"), ("no", "no"), ("y", "y"), ("1_000", "1_000"), ("12:30", "12:30"), ("1e3", 1000.0),
+     ("-.5", -0.5), ("007e1", "007e1"), ("true", True), ("10", 10), ("0", 0), ("~", None), ("''", ""), ("<<", "<<"),
+     ("2001-01-02", "2001-01-02"), ("[no, 08]", ["no", "08"])],
+)  # fmt: skip
+def test_values_mean_what_people_type(text: str, value: object) -> None:
+    found = read_yaml(text, "here")
+    assert found == value and type(found) is type(value)
+
+
+def test_people_and_films_keep_their_labels(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: fmriprep\ndata: {fmriprep: {participant: 010, task: on, test: [no, '1e4']}}\n")
+    for recipe in (load_recipe(str(path)), load_recipe(str(path), ["data.fmriprep.participant=010"])):
+        assert recipe.data.fmriprep.participant == "010"
+        assert recipe.data.fmriprep.task == "on" and recipe.data.fmriprep.test == ("no", "1e4")
+        save_recipe(recipe, tmp_path / "saved.yaml")
+        assert read_recipe(tmp_path / "saved.yaml") == recipe
+
+
+def test_bases_and_paths_count_from_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine" / "common").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "mine" / "a.yaml").write_text("base: common/b.yaml\nname: mine\ndata: {raw: films, captions: c.csv}\n")
+    (tmp_path / "mine" / "common" / "b.yaml").write_text("base: demo\nfoundation: ~/kit\nalign: {lr: 7e-4}\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = load_recipe("../mine/a.yaml", ["data.hcp=people", "pretrain.weights=/w"])
+    assert (recipe.name, recipe.align.lr, recipe.foundation) == ("mine", 7e-4, "/home/me/kit")
+    assert recipe.data.raw == tmp_path / "mine" / "films" and recipe.data.captions == f"{tmp_path}/mine/c.csv"
+    assert recipe.data.hcp == tmp_path / "elsewhere" / "people" and str(recipe.pretrain.weights) == "/w"
+    assert load_recipe("demo", ["data.captions=blip"]).foundation == "embedded"
+    (tmp_path / "mine" / "common" / "b.yaml").write_text("base: ../common/../a.yaml\n")
+    with pytest.raises(SettingError, match=r"its own base, by way of ../mine/a.yaml, common/b.yaml"):
+        load_recipe("../mine/a.yaml")
+
+
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     for content, words in (
         (b"base: %s" % bytes(path), "its own base"),
         (b"name: \xff\xfe", "not valid YAML"),
         (b"name: [", "not valid YAML"),
-        (b"name: 2001-99-99", "not valid YAML"),
+        (b"align: {lr: 1e-4}\nalign: {steps: 5}\n", "the key 'align' is there twice"),
+        (b"align: {lr: 1e-4, lr: 1e-5}\n", "the key 'lr' is there twice"),
         (b"- 1", "must be a mapping"),
     ):
         path.write_bytes(content)
@@ -124,11 +164,11 @@ def test_saving_a_recipe_leaves_the_old_one_where_it_fails(tmp_path: Path, monke
     save_recipe(load_recipe("demo"), path)
     before = path.read_bytes()
 
-    def break_off(content: object, handle: IO[str], **options: object) -> None:
+    def break_off(content: object, handle: IO[str], *rest: object, **options: object) -> None:
         handle.write("name: ha")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("yaml.safe_dump", break_off)
+    monkeypatch.setattr("yaml.dump", break_off)
     with pytest.raises(KeyboardInterrupt):
         save_recipe(load_recipe("demo", ["seed=5"]), path)
     assert path.read_bytes() == before

@@ -1,9 +1,16 @@
-"""Recipes as YAML: the shipped ones and a user's own, ``base:``, ``--set key=value``, in and out."""
+"""Recipes as YAML: the shipped ones and a user's own, ``base:``, ``--set key=value``, in and out.
+
+One reading for files and ``--set``: numbers, truth values and null as in YAML 1.2 (``1e-4`` is a number; ``on``, ``no``
+and ``010`` are text), and no key twice in a mapping. A path counts from the folder of the recipe that states it, or
+from the working folder with ``--set``; ``~`` is the user's home.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
+import typing
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,8 +18,44 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mindvideo.config.recipe import Recipe, explain, nearest_setting, setting_names
+from mindvideo.config.recipe import Recipe, explain, nearest_setting, section_behind, setting_names
+from mindvideo.config.section import Section
 from mindvideo.errors import SettingError
+
+_INT, _FLOAT = r"[-+]?(?:0|[1-9][0-9]*)", r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+_MEANINGS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (_INT, "-+0123456789"),
+    "float": (_FLOAT, "-+.0123456789"),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+}
+"""YAML 1.2's core schema, less octal and hexadecimal numbers; whatever matches nothing here is text."""
+_PATH_OR_WORD = {"foundation": ("embedded",), "data.captions": ("blip", "truth", "published")}
+"""Settings that hold a path unless they are one of these words."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 with unique keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in names:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key '{key.value}' is there twice; keep one", problem_mark=key.start_mark
+                )
+            names.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that would be read as a number, too."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _kind, (_pattern, _first) in _MEANINGS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), list(_first))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"{_FLOAT}$"), list("-+.0123456789"))
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -29,27 +72,49 @@ def shipped_recipes() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
-def _read_recipe(name: str, derived: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of a recipe and of its base; ``derived`` are the recipes that build on it, and itself."""
-    path = Path(name)
+def _read_recipe(name: str, folder: Path, derived: dict[str, str]) -> dict[str, Any]:
+    """The settings of a recipe and of its base.
+
+    ``name`` counts from ``folder``; ``derived`` are the recipes that build on it, by what they are, as they were named.
+    """
+    path = folder / Path(name).expanduser()
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise SettingError(
                 f"expected a recipe file at {path}, found none; shipped recipes: {', '.join(shipped_recipes())}"
             )
-        text = path.read_bytes()
+        text, identity = path.read_bytes(), str(path.resolve())
     elif name in shipped_recipes():
-        text = (resources.files("mindvideo") / "recipes" / f"{name}.yaml").read_bytes()
+        text, identity = (resources.files("mindvideo") / "recipes" / f"{name}.yaml").read_bytes(), name
     else:
         near = difflib.get_close_matches(name, shipped_recipes(), n=1, cutoff=0.0)
         raise SettingError(f"unknown recipe '{name}'; the nearest shipped one is '{near[0]}', or give a .yaml file")
+    if identity in derived:
+        raise SettingError(f"recipe {name} is its own base, by way of {', '.join(derived.values())}; name another base")
     content = _as_mapping(read_yaml(text, f"recipe {name}"), f"recipe {name}")
     base = content.pop("base", None)
+    content = _place_paths(content, path.parent)
     if base is None:
         return content
-    if str(base) in derived:
-        raise SettingError(f"recipe {name} is its own base, by way of {', '.join(derived)}; name another base")
-    return _merge(_read_recipe(str(base), (*derived, str(base))), content)
+    return _merge(_read_recipe(str(base), path.parent, {**derived, identity: name}), content)
+
+
+def _place_paths(
+    content: dict[str, Any], folder: Path, section: type[Section] = Recipe, prefix: str = ""
+) -> dict[str, Any]:
+    """The settings with every path made absolute, as seen from a folder."""
+    placed = dict(content)
+    for name, value in content.items():
+        if name not in section.model_fields:
+            continue
+        annotation = section.model_fields[name].annotation
+        inner, words = section_behind(annotation), _PATH_OR_WORD.get(prefix + name)
+        is_path = annotation is Path or Path in typing.get_args(annotation) or (words and value not in words)
+        if inner is not None and isinstance(value, dict):
+            placed[name] = _place_paths(value, folder, inner, f"{prefix}{name}.")
+        elif is_path and isinstance(value, str) and value:
+            placed[name] = os.path.abspath(folder / Path(value).expanduser())
+    return placed
 
 
 def _as_mapping(content: Any, where: str) -> dict[str, Any]:
@@ -59,9 +124,9 @@ def _as_mapping(content: Any, where: str) -> dict[str, Any]:
 
 
 def read_yaml(text: str | bytes, where: str) -> Any:
-    """What YAML text, or the bytes of a UTF-8 file, means; SettingError with ``where`` for anything else."""
+    """What YAML text, or the bytes of a file, means; SettingError with ``where`` for anything else."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SettingError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -86,7 +151,7 @@ def load_recipe(name: str, settings: list[str] | tuple[str, ...] = ()) -> Recipe
     SettingError
         For an unknown recipe, a misspelt or ill-typed setting; names the nearest valid one.
     """
-    content = _apply_settings(_read_recipe(name, (name,)), settings)
+    content = _apply_settings(_read_recipe(name, Path(), {}), settings)
     return parse_recipe(content, f"recipe {name}" if not settings else f"recipe {name} with --set")
 
 
@@ -102,21 +167,11 @@ def _apply_settings(content: dict[str, Any], settings: list[str] | tuple[str, ..
             raise SettingError(f"expected --set key=value, found '{setting}'")
         if key not in setting_names() and key not in Recipe.model_fields:
             raise SettingError(f"unknown setting '{key}' in --set; the nearest valid name is '{nearest_setting(key)}'")
-        change: Any = _number(read_yaml(value, f"--set {setting}"))
+        change: Any = read_yaml(value, f"--set {setting}")
         for part in reversed(key.split(".")):
             change = {part: change}
-        content = _merge(content, change)
+        content = _merge(content, _place_paths(change, Path()))
     return content
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads ``1e-4`` as a string; a person means the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -131,7 +186,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, every number of it, as YAML; never half of it."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open("w", encoding="utf-8") as handle:
-        yaml.safe_dump(recipe.model_dump(mode="json"), handle, sort_keys=False)
+        yaml.dump(recipe.model_dump(mode="json"), handle, _Dumper, sort_keys=False, allow_unicode=True)
         handle.flush()
         os.fsync(handle.fileno())
     beside.replace(path)

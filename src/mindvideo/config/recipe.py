@@ -63,7 +63,7 @@ def as_sampled(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update=student)})
 
 
-def _sections(annotation: Any) -> type[Section] | None:
+def section_behind(annotation: Any) -> type[Section] | None:
     """The Section class behind an annotation such as ``Simulate | None``."""
     options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     for option in options:
@@ -76,7 +76,7 @@ def setting_names(section: type[Section] = Recipe, prefix: str = "") -> list[str
     """Every dotted setting name, e.g. ``align.lr``."""
     names: list[str] = []
     for name, field in section.model_fields.items():
-        inner = _sections(field.annotation)
+        inner = section_behind(field.annotation)
         if inner is None:
             names.append(prefix + name)
         else:
