@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from mindvideo.cli import app
 from mindvideo.config import load_recipe, shipped_recipes
-from mindvideo.study import OPTIONAL, STAGES
+from mindvideo.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -28,7 +28,7 @@ def test_python_block_runs_on_a_finished_run(tiny_run: Path) -> None:
 
 def test_stages_are_the_ones_that_run() -> None:
     (chain,) = re.findall(r"`(prepare → .*? → report)`", README)
-    assert chain.split(" → ") == [name for name in STAGES if name not in OPTIONAL]
+    assert chain.split(" → ") == [stage.name for stage in STAGES.values() if not stage.optional]
 
 
 def test_links_and_pictures_exist() -> None:

@@ -184,7 +184,7 @@ def test_the_length_of_blocks_is_reconstructs_only_where_it_chooses_windows(
 ) -> None:
     whole = ("reconstruct.max_windows=null",)
     hashes = [
-        Study(_changed(tiny_recipe, tmp_path, *settings), tiny_run).stage_hash("reconstruct")
+        Study(_changed(tiny_recipe, tmp_path, *settings), tiny_run).key("reconstruct").digest
         for settings in (whole, (*whole, "evaluate.block_s=12"))
     ]
     assert hashes[0] == hashes[1]
@@ -210,7 +210,7 @@ def test_a_file_named_by_a_setting_makes_its_stage_stale(
     for text in ("one", "three", "three"):
         if not hashes or text != file.read_text():
             file.write_text(text)
-        hashes.append(Study(recipe, tmp_path / "run").stage_hash(stage))
+        hashes.append(Study(recipe, tmp_path / "run").key(stage).digest)
     assert hashes[0] != hashes[1] == hashes[2]
 
 

@@ -16,14 +16,12 @@ from mindvideo.data.published import find_published
 from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.own_encoder import import_encoder
+from mindvideo.preparing import TRUE_CAPTIONS
 from mindvideo.train.distill import check_student
 
 MODEL_PARTS = ("vae", "unet", "text_encoder", "image_encoder", "captioner", "image_classifier", "video_classifier")
 OTHER_PARTS = ("scheduler", "tokenizer")
 WEIGHT_FILES = ("*.safetensors", "*.bin")
-CAPTION_SOURCES = ("blip", "truth", "published")
-"""What ``data.captions`` may be besides a file."""
-TRUE_CAPTIONS = Path("truth") / "captions.json"
 
 
 def refusals(recipe: Recipe, *, reads_recordings: bool = True) -> list[MindVideoError]:

@@ -11,10 +11,12 @@ from typing import Any, Literal
 from mindvideo.ablation import table
 from mindvideo.ablation.sharing import find_results, link_features, link_folder
 from mindvideo.ablation.variants import FULL, Variant, change_recipe, effective_recipe
+from mindvideo.artefacts import require_intact
 from mindvideo.config import Recipe
 from mindvideo.data.disk import only_one
 from mindvideo.errors import DataError
-from mindvideo.study import STAGES, Progress, Study
+from mindvideo.stages import STAGES, Progress
+from mindvideo.study import Study
 
 LAST = "evaluate"
 """The table needs no stage after this one."""
@@ -102,7 +104,7 @@ class Ablation:
         runs = []
         for variant in variants:
             recipe = change_recipe(self.recipe, variant.changes | {"seed": seed})
-            key = Study(effective_recipe(recipe), self.folder).stage_hash(LAST)
+            key = Study(effective_recipe(recipe), self.folder).key(LAST).digest
             same_as = first.get(key)
             first.setdefault(key, variant.name)
             name = variant.name if seed == self.recipe.seed else f"{variant.name}-seed{seed}"
@@ -123,7 +125,7 @@ class Ablation:
                 continue
             steps = []
             for stage in run.stages:
-                stage_hash = run.study.stage_hash(stage)
+                stage_hash = run.study.key(stage).digest
                 if run.is_done or run.study.is_done(stage):
                     steps.append(Step(stage, "there"))
                 elif stage_hash in sources:
@@ -188,7 +190,8 @@ class Ablation:
         shared = json.loads(note.read_text()) if note.is_file() else {}
         for step in steps:
             if step.what == "shared":
-                source = results[run.study.stage_hash(step.stage)]
+                source = results[run.study.key(step.stage).digest]
+                require_intact(source.parent, step.stage)
                 link_folder(source, run_dir / step.stage)
                 if step.stage == "reconstruct" and (source.parent / "model").is_dir():
                     link_folder(source.parent / "model", run_dir / "model")
@@ -227,7 +230,7 @@ class Ablation:
 def _changed_stages(full: VariantRun, run: VariantRun) -> tuple[str, ...]:
     """Stages whose result is not the full method's own."""
     return tuple(
-        stage for stage in run.stages if stage in STAGES and run.study.stage_hash(stage) != full.study.stage_hash(stage)
+        stage for stage in run.stages if stage in STAGES and run.study.key(stage).digest != full.study.key(stage).digest
     )
 
 

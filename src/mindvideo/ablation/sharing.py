@@ -7,13 +7,14 @@ writes into them, except for its log, which is copied.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from mindvideo.study import STAGES
+from mindvideo.artefacts import read_note
+from mindvideo.stages import STAGES
+from mindvideo.train.features import FILES
 
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
 
@@ -23,11 +24,9 @@ def find_results(run_dirs: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for run_dir in run_dirs:
         for stage in STAGES:
-            path = run_dir / stage / "done.json"
-            try:
-                found.setdefault(json.loads(path.read_text())["hash"], path.parent)
-            except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
-                continue  # not finished
+            key = read_note(run_dir / stage / "done.json").get("hash")
+            if key is not None:
+                found.setdefault(key, run_dir / stage)
     return found
 
 
@@ -67,14 +66,5 @@ def link_features(donors: Iterable[Path], run_dir: Path) -> None:
             if source.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _link(str(source), str(target))
-            elif _is_finished_table(source):
+            elif (source / FILES).is_file():  # every row is there
                 link_folder(source, target)
-
-
-def _is_finished_table(path: Path) -> bool:
-    """Whether every row of a table of features is there."""
-    arrays = list(path.glob("*/zarr.json"))
-    if not arrays or not (path / "zarr.json").is_file():
-        return False
-    done = json.loads((path / "zarr.json").read_text()).get("attributes", {}).get("done")
-    return all(json.loads(array.read_text())["shape"][0] == done for array in arrays)

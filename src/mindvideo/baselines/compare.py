@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import zarr
 
+from mindvideo.artefacts import require_intact
 from mindvideo.baselines.base import Bench, Method, Progress, StoreWithoutTest
 from mindvideo.baselines.categories import judge_categories
 from mindvideo.baselines.folder import digest_folder, read_folder
@@ -177,6 +178,8 @@ def run_rival(
     if is_done(folder, key):
         say(f"{name}: up to date")
         return False
+    for stage in ("prepare", *BUILDS_ON.get(name, ())):
+        require_intact(run_dir, stage)
     was_begun = _begin(folder, key)
     save_recipe(recipe.model_copy(update={"distill": None}), folder / "recipe.yaml")  # no student made its clips
     trial = Trial(recipe, store)

@@ -144,6 +144,7 @@ def _film(
 ) -> None:
     import torch
 
+    from mindvideo.artefacts import require_intact
     from mindvideo.data.store import Store
     from mindvideo.generate.film import Film, FilmSettings, check_recorded, frames_per_scan, write_film
     from mindvideo.generate.pipeline import MindVideoPipeline
@@ -153,6 +154,8 @@ def _film(
     _refuse_for_student(model, asked, [])
     recipe = _recipe_of(model)
     folder = model if recipe is None else model / "model"
+    if recipe is not None:
+        require_intact(model, "reconstruct", below="model/")
     store = store or folder.parent / "prepare" / "store.zarr"
     pipeline = MindVideoPipeline.from_pretrained(folder)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")

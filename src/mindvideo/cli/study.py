@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from mindvideo.cli.shared import Out, Set, app, console, progress_bars, run_stage, say
-from mindvideo.config import load_recipe, shipped_recipes
+from mindvideo.config import load_recipe, shipped_recipes, with_settings
 from mindvideo.errors import SettingError
+from mindvideo.stages import STAGES, Stage
 
 
 @app.command()
@@ -53,21 +54,29 @@ def run(
         console.print(f"report: {report}", soft_wrap=True)
 
 
-def _stage_command(name: str, does: str) -> None:
+@app.command()
+def status(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN")],
+    recipe: Annotated[str | None, typer.Option("--recipe", help="another recipe than RUN/recipe.yaml")] = None,
+    settings: Set = None,
+) -> None:
+    """Say of every stage of RUN whether it is up to date, and if not, which setting, file or class changed."""
+    from mindvideo.study import Study
+
+    given = settings or []
+    chosen = load_recipe(recipe, given) if recipe else with_settings(Study.open(run_dir).recipe, given)
+    for name, sentence in Study(chosen, run_dir).status().items():
+        console.print(f"{name}: {sentence}", soft_wrap=True)
+
+
+def _stage_command(stage: Stage) -> None:
     def command(run_dir: Annotated[Path, typer.Argument(metavar="RUN")], settings: Set = None) -> None:
-        run_stage(name, run_dir, settings)
+        run_stage(stage.name, run_dir, settings)
 
-    command.__doc__ = f"Run the stage {name} of the study in RUN: {does}."
-    app.command(name)(command)
+    command.__doc__ = f"Run the stage {stage.name} of the study in RUN: {stage.summary}."
+    app.command(stage.name)(command)
 
 
-for _name, _does in (
-    ("pretrain", "masked brain modelling on many people"),
-    ("adapt", "masked brain modelling on the subject"),
-    ("align", "contrastive alignment with CLIP"),
-    ("animate", "text-conditioned video tuning of the generator"),
-    ("cotrain", "encoder and generator tuned together"),
-    ("distill", "a student of the generator that samples in few steps"),
-    ("explain", "attention and occlusion on the cortex"),
-):
-    _stage_command(_name, _does)
+for _stage in STAGES.values():
+    if _stage.trains or _stage.name == "explain":  # the others' commands take more than a run folder
+        _stage_command(_stage)

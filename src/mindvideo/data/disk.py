@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mindvideo.errors import DataError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit on the size of files
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
@@ -91,6 +91,13 @@ def disk_errors(path: Path, what: str, needed_bytes: int | None = None) -> Itera
         if error.errno in _REFUSED:
             raise DataError(f"expected a folder that can be written at {path}, found: {error.strerror}") from error
         raise
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error means a full disk or a quota; safetensors reports it in words only."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return any(os.strerror(number) in str(error) for number in _FULL)
 
 
 @contextmanager

@@ -204,6 +204,10 @@ class Foundation:
         """`identity` of the captioner alone."""
         return self._hash(("captioner",))
 
+    def part_identity(self, part: str) -> str:
+        """`identity` of one part alone."""
+        return self._hash((part,))
+
     def _hash(self, parts: tuple[str, ...]) -> str:
         digest = hashlib.sha256()
         for path in sorted(self.folder.rglob("*")):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mindvideo import atlas
-from mindvideo.config import Simulate
+from mindvideo.config import Recipe, Simulate
 from mindvideo.data.captions import caption_windows
 from mindvideo.data.cifti import SUBCORTEX, write_cortex
 from mindvideo.data.disk import disk_errors, write_text
@@ -343,6 +343,17 @@ def simulate_people(settings: Simulate, out: Path, seed: int, progress: Progress
                 paths[person].parent.mkdir(parents=True, exist_ok=True)
                 write_cortex(paths[person], data, vertex, PERSON_TR_S)
                 tick.add()
+
+
+def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+    """Stage ``simulate``: the subject and the people of a recipe into ``RUN/simulate``."""
+    settings, out = recipe.simulate, run_dir / "simulate"
+    if settings is None:
+        raise SettingError("expected a 'simulate' section in the recipe, found none")
+    is_long = (settings.train_segments + settings.test_segments) * settings.segment_s > 1800
+    workers = min(4, os.cpu_count() or 1) if is_long else 1  # the same bytes however many
+    simulate(settings, out, recipe.seed, progress=progress, workers=workers)
+    simulate_people(settings, out, recipe.seed, progress=progress)
 
 
 def _person_path(out: Path, person: int, run: int) -> Path:

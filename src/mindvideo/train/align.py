@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mindvideo import processes
+from mindvideo.artefacts import is_intact, read_note, record_files
 from mindvideo.config import Align, Recipe
+from mindvideo.data.disk import write_text
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, SettingError, TrainingError
@@ -301,10 +303,9 @@ def linear_reference(
     """Ridge regression on the training windows, and its token R² on the validation windows; kept with the features."""
     path = run_dir / "features" / "ridge.json"
     kept_decoder = path.with_suffix(".safetensors")
-    if path.is_file() and kept_decoder.is_file():
-        kept = json.loads(path.read_text())
-        if kept["key"] == key:
-            return LinearDecoder.open(kept_decoder), {"ridge_token_r2": kept["ridge_token_r2"]}
+    kept = read_note(path)
+    if kept.get("key") == key and is_intact(path.parent, kept.get("files")):
+        return LinearDecoder.open(kept_decoder), {"ridge_token_r2": kept["ridge_token_r2"]}
     (inputs, targets), (unseen, truth) = (
         (
             data.fmri(np.arange(len(data))).flatten(1).numpy(),
@@ -316,9 +317,8 @@ def linear_reference(
     score = token_r2(decoder.predict(unseen), truth, decoder.mean)
     path.unlink(missing_ok=True)
     decoder.save(kept_decoder)
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps({"key": key, "ridge_token_r2": score}))
-    beside.replace(path)
+    files = record_files(path.parent, [kept_decoder])
+    write_text(path, json.dumps({"key": key, "ridge_token_r2": score, "files": files}))
     return decoder, {"ridge_token_r2": score}
 
 

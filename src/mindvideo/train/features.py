@@ -1,7 +1,8 @@
 """Frozen features, computed once per store and foundation and kept under ``RUN/features``.
 
 Each table is a zarr group of row-chunked arrays with a key. Rows are written batch by batch and the number of finished
-rows is noted after each, so a killed computation goes on where it stopped; another key starts it anew.
+rows is noted after each, so a killed computation goes on where it stopped; another key starts it anew, and so does a
+finished table that is not as it was written.
 
 Shapes: N windows or captions, F frames, K augmented variants, L condition tokens, C condition width, c h w latents.
 """
@@ -22,6 +23,8 @@ import torch
 import zarr
 
 from mindvideo import processes
+from mindvideo.artefacts import is_intact, read_note, record_files
+from mindvideo.data.disk import write_text
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, ModelError
@@ -33,6 +36,8 @@ VARIANTS = 4
 """Augmented versions of a caption, beside the caption itself."""
 CROPS = 1
 """Random crops of each frame, beside the whole frame; a window's frames together give half a dozen."""
+FILES = "files.json"
+"""Size and digest of every file of a finished table, beside its arrays."""
 CROP_SIDE = 0.8
 """Side of a crop relative to the frame's."""
 
@@ -120,11 +125,7 @@ def _compute_table(
     progress: Progress | None,
 ) -> zarr.Group:
     digest = _digest({**key, "rows": n_rows, "batch": batch})
-    group: zarr.Group | None = None
-    if (path / "zarr.json").is_file():
-        group = zarr.open_group(path, mode="r+")
-        if group.attrs.get("key") != digest:
-            group = None
+    group = _open_table(path, digest)
     if group is None:
         shutil.rmtree(path, ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +146,22 @@ def _compute_table(
         group.attrs["done"] = stop
         if progress is not None:
             progress(stop, n_rows, {})
+    if not (path / FILES).is_file():
+        write_text(path / FILES, json.dumps(record_files(path, [path])))
     return group
+
+
+def _open_table(path: Path, digest: str) -> zarr.Group | None:
+    """The table of this key at ``path``, finished or not; None where there is none, or where a finished one is damaged."""
+    if not (path / "zarr.json").is_file():
+        return None
+    if (path / FILES).exists() and not is_intact(path, read_note(path / FILES)):
+        return None
+    try:
+        group = zarr.open_group(path, mode="r+")
+        return group if group.attrs.get("key") == digest else None
+    except Exception:  # damaged metadata make zarr raise nearly any exception
+        return None
 
 
 def read_array(group: zarr.Group, name: str) -> torch.Tensor:

@@ -1,0 +1,184 @@
+"""The stages of a study: what each reads, builds on and opens. Runner, command line, ``check``, report and ablation go by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""What a stage calls with (done, total, figures) while it works."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a study.
+
+    Attributes
+    ----------
+    name : str
+        Of its folder in the run, its section of the recipe and its command.
+    module : str
+        Where its ``run`` is.
+    summary : str
+        What it does, in one line.
+    reads : tuple of str
+        Dotted settings its result follows from.
+    needs : tuple of str
+        Stages its result follows from.
+    opens : tuple of str
+        Stages whose files it reads; they are compared with what was recorded when they were written.
+    foundation : str
+        Which parts of the foundation its result follows from: ``condition``, ``generation``, ``whole`` or none.
+    writes : tuple of str
+        Folders of the run that it writes besides its own.
+    parallel : bool
+        Several processes carry it out together (``accelerate launch``).
+    trains : bool
+        It trains a model and keeps a log of it.
+    example : str
+        A setting that adds the stage, where a study has it only if its recipe has a section of its name.
+    version : int
+        Raised when its code gives another result for the same settings: its old results are then out of date.
+    """
+
+    name: str
+    module: str
+    summary: str
+    reads: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    opens: tuple[str, ...] = ()
+    foundation: str = ""
+    writes: tuple[str, ...] = ()
+    parallel: bool = False
+    trains: bool = False
+    example: str = ""
+    version: int = 1
+
+    @property
+    def optional(self) -> bool:
+        """Whether a study has it only where its recipe has a section of its name."""
+        return bool(self.example)
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "simulate",
+            module="mindvideo.simulate.recordings",
+            summary="simulate films, a subject and people for pre-training",
+            reads=("simulate", "seed"),
+            example="simulate.segment_s=240",
+        ),
+        Stage(
+            "prepare",
+            module="mindvideo.preparing",
+            summary="recordings and stimuli to one prepared store",
+            reads=("data", "pretrain.window_s"),
+            needs=("simulate",),
+            opens=("simulate",),
+        ),
+        Stage(
+            "pretrain",
+            module="mindvideo.train.pretrain",
+            summary="masked brain modelling on many people",
+            reads=("encoder", "pretrain", "seed"),
+            needs=("prepare",),
+            opens=("prepare",),
+            parallel=True,
+            trains=True,
+        ),
+        Stage(
+            "adapt",
+            module="mindvideo.train.adapt",
+            summary="masked brain modelling on the subject",
+            reads=("encoder", "adapt", "seed"),
+            needs=("pretrain",),
+            opens=("prepare", "pretrain"),
+            parallel=True,
+            trains=True,
+        ),
+        Stage(
+            "align",
+            module="mindvideo.train.align",
+            summary="contrastive alignment with CLIP",
+            reads=("encoder", "align", "seed"),
+            needs=("adapt",),
+            opens=("prepare", "pretrain", "adapt"),
+            foundation="condition",
+            parallel=True,
+            trains=True,
+        ),
+        Stage(
+            "animate",
+            module="mindvideo.train.animate",
+            summary="text-conditioned video tuning of the generator",
+            reads=("animate", "seed"),
+            needs=("prepare",),
+            opens=("prepare",),
+            foundation="generation",
+            parallel=True,
+            trains=True,
+        ),
+        Stage(
+            "cotrain",
+            module="mindvideo.train.cotrain",
+            summary="encoder and generator tuned together",
+            reads=("cotrain", "align", "seed"),
+            needs=("align", "animate"),
+            opens=("prepare", "align", "animate"),
+            foundation="generation",
+            parallel=True,
+            trains=True,
+        ),
+        Stage(
+            "distill",
+            module="mindvideo.train.distill",
+            summary="a student of the guided generator that samples in few steps",
+            reads=("distill", "reconstruct.guidance_scale", "reconstruct.guidance_interval", "reconstruct.negative", "seed"),
+            needs=("cotrain",),
+            opens=("prepare", "cotrain"),
+            foundation="generation",
+            parallel=True,
+            trains=True,
+            example="distill.sampler_steps=4",
+        ),
+        Stage(
+            "reconstruct",
+            module="mindvideo.generate.reconstruct",
+            summary="test windows to video, with controls",
+            reads=("reconstruct", "evaluate.block_s", "seed"),
+            needs=("cotrain", "distill"),
+            opens=("prepare", "cotrain", "distill"),
+            foundation="generation",
+            writes=("model",),
+            parallel=True,
+        ),
+        Stage(
+            "evaluate",
+            module="mindvideo.evaluate.scores",
+            summary="scores beside their controls",
+            reads=("evaluate", "seed"),
+            needs=("reconstruct",),
+            opens=("simulate", "prepare", "reconstruct"),
+            foundation="whole",
+        ),
+        Stage(
+            "explain",
+            module="mindvideo.explain.maps",
+            summary="attention and occlusion on the cortex",
+            reads=("explain", "seed"),
+            needs=("cotrain", "adapt", "align"),
+            opens=("simulate", "prepare", "adapt", "align", "cotrain"),
+            foundation="generation",
+        ),
+        Stage(
+            "report",
+            module="mindvideo.report.build",
+            summary="a page to read",
+            reads=("baselines", "baseline"),
+            needs=("evaluate", "explain"),
+            opens=("prepare", "reconstruct", "evaluate", "explain"),
+        ),
+    )
+}  # fmt: skip
