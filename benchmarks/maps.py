@@ -21,6 +21,7 @@ from mindvideo.data.store import is_complete
 from mindvideo.data.wen2018 import prepare
 from mindvideo.explain import maps
 from mindvideo.simulate.recordings import simulate
+from mindvideo.stages import StageContext
 from mindvideo.train import align
 
 SETTINGS = [
@@ -72,7 +73,7 @@ def make_run(out: Path, simulated: Path | None) -> Recipe:
         prepare(raw, out / "prepare" / "store.zarr", data, captioner=None, captioner_name="")
     if not (out / "align" / "model").is_dir():
         start = time.process_time()
-        align.run(recipe, out)
+        align.run(StageContext.of(recipe, out, "align"))
         print(f"trained in {time.process_time() - start:.0f} CPU-seconds")
     return recipe
 
@@ -84,7 +85,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = make_run(arguments.out, arguments.simulated)
     start = time.process_time()
-    maps.run(recipe, arguments.out)
+    maps.run(StageContext.of(recipe, arguments.out, "explain"))
     print(f"explained in {time.process_time() - start:.0f} CPU-seconds")
     truth = json.loads((arguments.out / "explain" / "truth.json").read_text())
     intact = json.loads((arguments.out / "explain" / "occlusion.json").read_text())["intact"]

@@ -15,7 +15,13 @@ import zarr
 
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.data.cifti import read_cortex, write_cortex
+from mindvideo.data.store import Store
+from mindvideo.errors import ModelError
 from mindvideo.foundation.kit import build_kit
+from mindvideo.generate.reconstruct import check_voxels
+from mindvideo.models.foundation import Foundation
+from mindvideo.models.own_encoder import load_encoder
+from mindvideo.train.features import latent_features
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -202,16 +208,50 @@ def test_full_disk_in_training_goes_on_afterwards(cli: Cli, tiny_run: Path, tmp_
     assert code == 0, text
 
 
-def test_voxels_of_another_subject(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+def test_voxels_of_another_subject(tiny_run: Path, tmp_path: Path) -> None:
+    store = Store.open(shutil.copytree(tiny_run / "prepare" / "store.zarr", tmp_path / "store.zarr"))
+    check_voxels(encoder := load_encoder(tiny_run / "cotrain" / "fmri_encoder"), store)
+    group = zarr.open_group(store.path, mode="r+")
+    group["vertex"][0] += 1
+    with pytest.raises(ModelError, match="voxels of another subject"):
+        check_voxels(encoder, Store.open(store.path))
+
+
+@pytest.mark.parametrize(
+    ("file", "stage", "setting"),
+    [
+        ("reconstruct/clips.zarr/reconstruction/c/3/0/0/0/0", "reconstruct", "evaluate.permutations=100"),
+        ("prepare/store.zarr/frames/seg1/zarr.json", "prepare", "explain.max_windows=11"),
+        ("align/model/config.json", "align", "cotrain.steps=5"),
+    ],
+)
+def test_a_damaged_run_folder(cli: Cli, tiny_run: Path, tmp_path: Path, file: str, stage: str, setting: str) -> None:
     run_dir = shutil.copytree(tiny_run, tmp_path / "copy")
-    store = zarr.open_group(run_dir / "prepare" / "store.zarr", mode="r+")
-    vertex = store["vertex"][:]
-    vertex[0] += 1
-    store["vertex"][:] = vertex
-    code, text = cli("reconstruct", run_dir)
+    (run_dir / file).unlink()
+    code, text = cli("run", run_dir / "recipe.yaml", "--out", run_dir, "--set", setting)
     assert code == 1
     _expect_one_sentence(text)
-    assert "subject" in text
+    assert str(run_dir / file) in text and f"'{stage}' is then made anew" in text
+
+
+@pytest.mark.parametrize("damage", ["gone", "flipped", "metadata"])
+def test_damaged_features_are_made_anew(tiny_run: Path, tiny_recipe: Recipe, tmp_path: Path, damage: str) -> None:
+    run_dir = shutil.copytree(tiny_run, tmp_path / "copy")
+    table = run_dir / "features" / "latents_train"
+    whole = zarr.open_array(table / "latents", mode="r")[...]
+    chunk = next(path for path in sorted((table / "latents" / "c").rglob("*")) if path.is_file())
+    content = bytearray(chunk.read_bytes())
+    if damage == "gone":
+        chunk.unlink()
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 16
+        chunk.write_bytes(bytes(content))
+    else:
+        (table / "zarr.json").write_text("{")
+    found = latent_features(
+        run_dir, Store.open(run_dir / "prepare" / "store.zarr"), Foundation(tiny_recipe.foundation), "train"
+    )
+    np.testing.assert_array_equal(found.numpy(), whole)
 
 
 def test_misspelt_setting(cli: Cli, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.own_encoder import OwnEncoder, import_encoder, load_encoder
 from mindvideo.preflight import refusals
 from mindvideo.sizing import Networks, StudySizes
+from mindvideo.stages import StageContext
 from mindvideo.study import STAGES, Study
 from mindvideo.train import adapt, pretrain
 
@@ -137,7 +138,7 @@ def test_converted_weights_take_the_place_of_pretraining(tiny_recipe: Recipe, tm
     released.save_pretrained(tmp_path / "released")
     save_recipe(tiny_recipe, tmp_path / "recipe.yaml")
     recipe = load_recipe(str(tmp_path / "recipe.yaml"), [f"pretrain.weights={tmp_path / 'released'}"])
-    pretrain.run(recipe, tmp_path)
+    pretrain.run(StageContext.of(recipe, tmp_path, "pretrain"))
     model = adapt.starting_model(recipe, tmp_path, 4 * 21)
     assert torch.equal(model.patch_embed.proj.weight, released.patch_embed.proj.weight)
     assert all(torch.equal(model.pos_embed[0, 1 + p], released.pos_embed[0, 1 + int(p * 13 / 21)]) for p in range(21))

@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 
 from mindvideo import MindVideoPipeline
 from mindvideo.config import Recipe, load_recipe, save_recipe
+from mindvideo.data.disk import only_one
 from mindvideo.data.store import Store, is_complete
 from mindvideo.errors import DataError, ModelError, SettingError
 from mindvideo.models.foundation import Foundation
-from mindvideo.study import STAGES, Study
+from mindvideo.stages import STAGES
+from mindvideo.study import Study
 
 Cli = Callable[..., tuple[int, str]]
 WEIGHTS = ("align/model", "animate/model", "cotrain/fmri_encoder", "cotrain/unet")
@@ -141,8 +143,7 @@ def test_scores_have_the_promised_form(tiny_run: Path) -> None:
 
 
 def test_two_at_once_in_one_folder_are_refused(tiny_run: Path, tiny_recipe: Recipe) -> None:
-    study = Study(tiny_recipe, tiny_run)
-    with study._lock(), pytest.raises(DataError, match="another process"):
+    with only_one(tiny_run, "study"), pytest.raises(DataError, match="another process"):
         Study(tiny_recipe, tiny_run).run(say=_silent)
 
 
@@ -169,8 +170,9 @@ def test_an_interrupted_prepare_goes_on_with_what_is_missing(
     for stage in ("simulate", "prepare"):
         shutil.copytree(tiny_run / stage, run_dir / stage)
     (run_dir / "prepare" / "done.json").unlink()
-    shutil.rmtree(run_dir / "prepare" / "hcp.zarr")
-    written = (run_dir / "prepare" / "store.zarr" / "zarr.json").stat().st_mtime_ns
+    (run_dir / "prepare").rename(run_dir / "prepare.new")
+    shutil.rmtree(run_dir / "prepare.new" / "hcp.zarr")
+    written = (run_dir / "prepare.new" / "store.zarr" / "zarr.json").stat().st_mtime_ns
     # people are prepared whether or not pre-training is on: the stage stays up to date when it is turned on
     recipe = _changed(tiny_recipe, tmp_path, "pretrain.enabled=false")
     assert Study(recipe, run_dir).run(until="prepare", say=_silent) == ["prepare"]

@@ -12,7 +12,7 @@ from mindvideo.data.pool import local_workers, open_pool
 from mindvideo.data.store import is_complete
 from mindvideo.errors import SettingError
 from mindvideo.models.foundation import Foundation
-from mindvideo.stages import Progress
+from mindvideo.stages import StageContext
 
 CAPTION_SOURCES = ("blip", "truth", "published")
 """What ``data.captions`` may be besides a file."""
@@ -28,8 +28,9 @@ def recordings_of(recipe: Recipe, run_dir: Path) -> Path:
     return recipe.data.raw
 
 
-def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+def run(context: StageContext) -> None:
     """Write ``store.zarr``, and ``hcp.zarr`` where there are people to pre-train on; what is complete stays."""
+    recipe, run_dir, folder, progress = context
     data, raw = recipe.data, recordings_of(recipe, run_dir)
     given: dict[str, Any] = {"progress": progress}
     if data.captions == "blip":
@@ -38,7 +39,7 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
         given["caption_cache"] = run_dir / "captions.jsonl"  # outlives the store: other voxels, the same frames
     elif data.captions == "truth":
         data = data.model_copy(update={"captions": str(raw / TRUE_CAPTIONS)})
-    store, segments = run_dir / "prepare" / "store.zarr", run_dir / "prepare" / "hcp.zarr"
+    store, segments = folder / "store.zarr", folder / "hcp.zarr"
     if not is_complete(store):
         with open_pool(local_workers()) as pool:
             import_module(f"mindvideo.data.{data.source}").prepare(raw, store, data, pool=pool, **given)

@@ -4,9 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-Progress = Callable[[int, int, dict[str, float]], None]
+from mindvideo.config import Recipe
+
+Progress = Callable[[int, int, dict[str, Any]], None]
 """What a stage calls with (done, total, figures) while it works."""
+
+
+class StageContext(NamedTuple):
+    """What a stage's ``run`` is given.
+
+    Attributes
+    ----------
+    recipe : Recipe
+    run_dir : Path
+        Where the stages before it left their results, ``RUN/STAGE``.
+    folder : Path
+        Where it writes its own, and finds what an interrupted run of the same key left; ``RUN/STAGE`` when complete.
+    progress : callable, optional
+    """
+
+    recipe: Recipe
+    run_dir: Path
+    folder: Path
+    progress: Progress | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, run_dir: Path, stage: str, progress: Progress | None = None) -> StageContext:
+        """Of a stage called by itself, which writes to ``RUN/STAGE`` at once."""
+        return cls(recipe, run_dir, run_dir / stage, progress)
 
 
 @dataclass(frozen=True)
@@ -30,7 +58,7 @@ class Stage:
     foundation : str
         Which parts of the foundation its result follows from: ``condition``, ``generation``, ``whole`` or none.
     writes : tuple of str
-        Folders of the run that it writes besides its own.
+        Folders that it writes into its own and that lie beside it, ``RUN/model``, when it is complete.
     parallel : bool
         Several processes carry it out together (``accelerate launch``).
     trains : bool

@@ -22,14 +22,14 @@ from safetensors import SafetensorError
 from mindvideo.artefacts import find_damage, read_note, record_files, require_intact
 from mindvideo.config import Recipe, as_sampled, read_recipe, save_recipe
 from mindvideo.cost import measure_cost
-from mindvideo.data.disk import is_full, only_one, write_text
+from mindvideo.data.disk import is_full, only_one, replace_folder, write_text
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import list_files
 from mindvideo.keys import Key, as_digest, digest_source
 from mindvideo.precision import settled_precision
 from mindvideo.preflight import refusals
 from mindvideo.preparing import CAPTION_SOURCES, recordings_of
-from mindvideo.stages import STAGES, Progress, Stage
+from mindvideo.stages import STAGES, Progress, Stage, StageContext
 
 _DIFFERENCES = 6
 """Reasons that `Study.status` gives for one stage before it counts the others."""
@@ -145,18 +145,23 @@ class Study:
         return {stage.name: self._status(stage.name) for stage in self.stages}
 
     def _status(self, name: str) -> str:
-        done, started = (read_note(self.run_dir / name / note) for note in ("done.json", "started.json"))
-        key = self.key(name)
+        done, key = read_note(self.run_dir / name / "done.json"), self.key(name)
         if self.is_done(name):
             damage = find_damage(self.run_dir, done["files"], whole=False)
             return "up to date" if damage is None else f"damaged – {damage[0]}: {damage[1]}"
+        begun = read_note(self._unfinished(name) / "started.json").get("hash") == key.digest
+        goes_on = "; the new one goes on where it stopped" if begun else ""
         if isinstance(done.get("parts"), dict):
             found = key.differences(done["parts"])
             more = f"; and {len(found) - _DIFFERENCES} more" if len(found) > _DIFFERENCES else ""
-            return f"stale – {'; '.join(found[:_DIFFERENCES])}{more}"
+            return f"stale – {'; '.join(found[:_DIFFERENCES])}{more}{goes_on}"
         if done:
-            return "stale – made by another version, which did not record what it follows from"
-        return "unfinished – goes on where it stopped" if started.get("hash") == key.digest else "not run"
+            return f"stale – made by another version, which did not record what it follows from{goes_on}"
+        return "unfinished – goes on where it stopped" if begun else "not run"
+
+    def _unfinished(self, name: str) -> Path:
+        """Where a stage works; what it makes takes the old result's place when it is complete."""
+        return self.run_dir / f"{name}.new"
 
     def check(self) -> None:
         """Refuse, before anything runs, what `mindvideo.preflight.refusals` finds."""
@@ -219,8 +224,11 @@ class Study:
                 if name == "report" and only is None and processes.is_first():
                     with processes.alone():
                         ran += self._run_baselines(progress, say)
-                if processes.tell(self.is_done(name) and only is None):
+                # Asked for by name, a report is written again: rivals that ran since are not in its key.
+                if processes.tell(self.is_done(name) and only != "report"):
                     say(f"{name}: up to date")
+                    if processes.is_first():
+                        shutil.rmtree(self._unfinished(name), ignore_errors=True)
                     continue
                 self._run_stage(STAGES[name], progress(name) if progress else None, say)
                 ran.append(name)
@@ -265,30 +273,30 @@ class Study:
             with nullcontext() if stage.parallel else processes.alone():
                 self._carry_out(stage, progress, say)
         elif stage.parallel:
-            import_module(stage.module).run(self.recipe, self.run_dir, None)
+            import_module(stage.module).run(self._context(stage, None))
         processes.wait()
 
+    def _context(self, stage: Stage, progress: Progress | None) -> StageContext:
+        return StageContext(self.recipe, self.run_dir, self._unfinished(stage.name), progress)
+
     def _begin(self, stage: Stage) -> None:
-        """See that what the stage reads is whole, clear what an earlier recipe left, and note what is to be made."""
+        """See that what the stage reads is whole, clear what another recipe left unfinished, and note what is to be made."""
         for name in stage.opens:
             if name not in self._intact and self._has(name):
                 require_intact(self.run_dir, name)
                 self._intact.add(name)
-        folder = self.run_dir / stage.name
-        if read_note(folder / "started.json").get("hash") == self.key(stage.name).digest:
-            (folder / "done.json").unlink(missing_ok=True)
-        else:
+        folder, digest = self._unfinished(stage.name), self.key(stage.name).digest
+        if read_note(folder / "started.json").get("hash") != digest:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        note = {"stage": stage.name, "hash": self.key(stage.name).digest}
-        write_text(folder / "started.json", json.dumps(note, indent=2))
+        write_text(folder / "started.json", json.dumps({"stage": stage.name, "hash": digest}, indent=2))
 
     def _carry_out(self, stage: Stage, progress: Progress | None, say: Callable[[str], None]) -> None:
-        name, folder = stage.name, self.run_dir / stage.name
+        name, folder = stage.name, self._unfinished(stage.name)
         say(f"{name}: {stage.summary} …")
         try:
             with measure_cost() as cost:
-                import_module(stage.module).run(self.recipe, self.run_dir, progress)
+                import_module(stage.module).run(self._context(stage, progress))
         except (OSError, SafetensorError) as error:
             if not is_full(error):
                 raise
@@ -313,9 +321,15 @@ class Study:
             "peak_memory_bytes": peak,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "parts": self.key(name).parts,
-            "files": record_files(self.run_dir, [folder, *(self.run_dir / other for other in stage.writes)]),
+            "files": {
+                file if file.split("/")[0] in stage.writes else f"{name}/{file}": entry
+                for file, entry in record_files(folder, [folder]).items()
+            },
         }
         write_text(folder / "done.json", json.dumps(done, indent=2))
+        for other in stage.writes:
+            replace_folder(folder / other, self.run_dir / other)
+        replace_folder(folder, self.run_dir / name)
         self._intact.add(name)
         say(f"{name}: done in {seconds:.0f} s, peak memory {peak / 2**30:.1f} GiB")
 

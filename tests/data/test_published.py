@@ -17,6 +17,7 @@ from mindvideo.errors import DataError, SettingError
 from mindvideo.explain import maps
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
+from mindvideo.stages import StageContext
 
 N_TRAIN, N_TEST, N_SCANS, N_FRAMES, N_VOXELS, N_REPEATS, SIZE = 4, 2, 5, 6, 37, 3, 16
 
@@ -251,7 +252,8 @@ def test_explain_says_what_can_be_said_without_places(neuroclips, random_kit, tm
         condition_width=width, voxel_id=store.voxel_id,
     )  # fmt: skip
     encoder.save_pretrained(tmp_path / "run" / "cotrain" / "fmri_encoder")
-    maps.run(load_recipe("demo", [f"foundation={random_kit}"]), tmp_path / "run")
+    recipe = load_recipe("demo", [f"foundation={random_kit}"])
+    maps.run(StageContext.of(recipe, tmp_path / "run", "explain"))
     assert [path.name for path in (tmp_path / "run" / "explain").iterdir()] == ["temporal.json"]
     weights = json.loads((tmp_path / "run" / "explain" / "temporal.json").read_text())["cotrain"]
     for layer in weights.values():

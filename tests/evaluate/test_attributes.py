@@ -24,6 +24,7 @@ from mindvideo.evaluate.attributes import (
 )
 from mindvideo.evaluate.measure import Features
 from mindvideo.generate.clips import pick_frames
+from mindvideo.stages import StageContext
 
 IMAGES = ["red dog", "blue dog", "green dog", "red sea lion", "blue sea lion", "green sea lion"]
 VIDEOS = ["dog left", "dog up", "sea lion left", "sea lion up"]
@@ -176,7 +177,7 @@ def test_scenes_that_are_gone_stop_the_evaluation(tiny_run, tiny_recipe, tmp_pat
     run_dir = shutil.copytree(tiny_run, tmp_path / "run")
     (run_dir / "simulate" / "truth" / "scenes.json").unlink()
     with pytest.raises(DataError, match="scenes"):
-        scores.run(tiny_recipe, run_dir)
+        scores.run(StageContext.of(tiny_recipe, run_dir, "evaluate"))
 
 
 def test_a_run_of_single_frames_is_scored(tiny_run, tiny_recipe, tmp_path):
@@ -187,6 +188,6 @@ def test_a_run_of_single_frames_is_scored(tiny_run, tiny_recipe, tmp_path):
     group = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="w", attributes={"complete": True})
     for name, values in clips.items():
         group.create_array(name, data=values)
-    scores.run(tiny_recipe, run_dir)
+    scores.run(StageContext.of(tiny_recipe, run_dir, "evaluate"))
     content = json.loads((run_dir / "evaluate" / "attributes.json").read_text())
     assert set(content["attributes"]) == {"thing", "colour", "place"} and "frame_change_uncut" not in content

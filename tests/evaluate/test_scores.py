@@ -20,6 +20,7 @@ from mindvideo.evaluate.controls import noise_ceiling
 from mindvideo.evaluate.semantic import n_way_top_k, top_classes
 from mindvideo.evaluate.statistics import p_class
 from mindvideo.evaluate.tables import brief_rows, detail_rows, latex_table
+from mindvideo.stages import StageContext
 
 N, F, H, W = 24, 3, 20, 18
 SETTINGS = Evaluate.model_validate({"n_ways": [2, 30], "permutations": 499, "bootstraps": 199})
@@ -316,7 +317,7 @@ def test_stage_writes_its_files_and_keeps_features(tmp_path, clips, monkeypatch)
     run_dir = make_run(tmp_path, clips, repeats=3)
     recipe = parse_recipe({"evaluate": {"n_ways": [2, 30], "permutations": 199, "bootstraps": 99, "block_s": 6.0}})
     steps = []
-    stage.run(recipe, run_dir, lambda done, total, figures: steps.append((done, total, figures["set"])))
+    stage.run(StageContext.of(recipe, run_dir, "evaluate", lambda *told: steps.append(told)))
     assert steps[-1][:2] == (N * 5, N * 5)
     folder = run_dir / "evaluate"
     written = json.loads((folder / "scores.json").read_text())
@@ -339,12 +340,12 @@ def test_stage_writes_its_files_and_keeps_features(tmp_path, clips, monkeypatch)
     assert not list(folder.rglob("*.tmp"))
     before = (folder / "scores.json").read_text()
     classifier.calls = 0
-    stage.run(recipe, run_dir)
+    stage.run(StageContext.of(recipe, run_dir, "evaluate"))
     assert classifier.calls == 0
     assert (folder / "scores.json").read_text() == before
     group = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="r+")
     group["shuffled"][:] = clips[0]
-    stage.run(recipe, run_dir)
+    stage.run(StageContext.of(recipe, run_dir, "evaluate"))
     assert classifier.calls > 0
     assert json.loads((folder / "scores.json").read_text())["ssim_rgb"]["controls"]["shuffled"] == pytest.approx(1.0)
 
@@ -353,15 +354,15 @@ def test_stage_says_what_is_missing(tmp_path, clips, monkeypatch):
     monkeypatch.setattr(stage, "Foundation", lambda folder, device="cpu": ColourClassifier())
     recipe = parse_recipe({})
     with pytest.raises(DataError, match="run reconstruct first"):
-        stage.run(recipe, tmp_path)
+        stage.run(StageContext.of(recipe, tmp_path, "evaluate"))
     run_dir = make_run(tmp_path, clips, repeats=2)
     (run_dir / "reconstruct" / "windows.json").write_text("[]")
     with pytest.raises(DataError, match=f"expected {N} windows"):
-        stage.run(recipe, run_dir)
+        stage.run(StageContext.of(recipe, run_dir, "evaluate"))
     group = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="r+")
     group.attrs["complete"] = False
     with pytest.raises(DataError, match="not finished"):
-        stage.run(recipe, run_dir)
+        stage.run(StageContext.of(recipe, run_dir, "evaluate"))
 
 
 def test_blocks_stay_inside_segments():

@@ -14,6 +14,7 @@ from mindvideo.errors import DataError, ModelError
 from mindvideo.explain import maps, occlusion, truth
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.stages import StageContext
 
 VOXELS, PATCH, LENGTH, WIDTH, N_TEST = 45, 6, 5, 8, 30
 
@@ -123,7 +124,7 @@ def explained(run_dir):
     patch.setattr(maps, "draw_inflated", lambda values, path, *rest: path.write_bytes(b"png"))
     patch.setattr(maps, "draw_flat_map", lambda values, path, *rest: path.write_bytes(b"png"))
     steps = []
-    maps.run(parse_recipe({}), run_dir, lambda done, total, figures: steps.append((done, total)))
+    maps.run(StageContext.of(parse_recipe({}), run_dir, "explain", lambda *told: steps.append(told[:2])))
     patch.undo()
     return run_dir / "explain", steps
 

@@ -22,6 +22,7 @@ from mindvideo.errors import SettingError
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.preflight import refusals
 from mindvideo.report.read import read_run
+from mindvideo.stages import StageContext
 from mindvideo.study import Study
 from mindvideo.train import distill
 from mindvideo.train.animate import Diffusion
@@ -183,9 +184,9 @@ def test_killed_student_goes_on_to_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr("mindvideo.train.loop._kill_for_test", stop)
         with pytest.raises(KilledError):
-            distill.run(student_recipe, run_dir)
+            distill.run(StageContext.of(student_recipe, run_dir, "distill"))
     assert not (run_dir / "distill" / "unet").exists()
-    distill.run(student_recipe, run_dir)
+    distill.run(StageContext.of(student_recipe, run_dir, "distill"))
     name = Path("distill") / "unet" / "diffusion_pytorch_model.safetensors"
     assert (run_dir / name).read_bytes() == (student_run / name).read_bytes()
 
@@ -194,10 +195,12 @@ def test_what_cannot_be(cli: Callable[..., tuple[int, str]], tiny_run: Path, stu
     code, said = cli("distill", tiny_run)
     assert code == 1 and "expected a 'distill' section" in said and "--set distill.sampler_steps=4" in said
     with pytest.raises(SettingError, match=r"distill\.sampler_steps=4"):
-        distill.run(student_recipe.model_copy(update={"distill": None}), tiny_run)
+        distill.run(StageContext.of(student_recipe.model_copy(update={"distill": None}), tiny_run, "distill"))
     transductive = student_recipe.reconstruct.model_copy(update={"negative": "test_mean"})
     with pytest.raises(SettingError, match="test_mean"):
-        distill.run(student_recipe.model_copy(update={"reconstruct": transductive}), tiny_run)
+        distill.run(
+            StageContext.of(student_recipe.model_copy(update={"reconstruct": transductive}), tiny_run, "distill")
+        )
     upside_down = student_recipe.reconstruct.model_copy(update={"guidance_interval": (0.8, 0.2)})
     for sampling, said in ((transductive, "test_mean"), (upside_down, "guidance_interval")):  # before anything runs
         errors = list(refusals(student_recipe.model_copy(update={"reconstruct": sampling})))

@@ -23,6 +23,7 @@ from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.video_unet import VideoUNet
+from mindvideo.stages import StageContext
 from mindvideo.train import adapt, align, animate, cotrain, pretrain
 from mindvideo.train.animate import Diffusion
 from mindvideo.train.features import image_features, latent_features, text_features
@@ -113,7 +114,7 @@ def finished(prepared, kit, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     shutil.copytree(prepared, folder)
     for module in STAGES.values():
-        module.run(make_recipe(kit), folder)
+        module.run(StageContext.of(make_recipe(kit), folder, module.STAGE))
     return folder
 
 
@@ -199,7 +200,7 @@ def test_no_stage_looks_at_the_test_windows(kit, finished, tmp_path):
     shutil.copytree(group / "frames" / "seg3", group / "frames" / "test1", dirs_exist_ok=True)
     shutil.copytree(group / "captions" / "seg3", group / "captions" / "test1", dirs_exist_ok=True)
     for module in (adapt, align, cotrain):
-        module.run(make_recipe(kit), tmp_path / "run")
+        module.run(StageContext.of(make_recipe(kit), tmp_path / "run", module.STAGE))
     assert same_bits(tmp_path / "run" / "cotrain" / "fmri_encoder", finished / "cotrain" / "fmri_encoder")
     assert same_bits(tmp_path / "run" / "cotrain" / "unet", finished / "cotrain" / "unet")
     assert [row["loss"] for row in read_log(tmp_path / "run" / "align")] == [
@@ -214,6 +215,7 @@ def test_a_killed_stage_goes_on_to_the_same_bits(finished, kit, tmp_path):
         from pathlib import Path
         import torch
         from mindvideo.config import load_recipe
+        from mindvideo.stages import StageContext
         from mindvideo.train import align, cotrain
         torch.set_num_threads(1)
         folder = Path(sys.argv[1])
@@ -221,7 +223,8 @@ def test_a_killed_stage_goes_on_to_the_same_bits(finished, kit, tmp_path):
             os.environ["MINDVIDEO_TEST_KILL"] = f"{module.STAGE}:{step}"
             child = os.fork()
             if child == 0:
-                module.run(load_recipe(str(folder / "recipe.yaml")), folder / module.STAGE)
+                recipe = load_recipe(str(folder / "recipe.yaml"))
+                module.run(StageContext.of(recipe, folder / module.STAGE, module.STAGE))
                 os._exit(0)
             print(os.waitpid(child, 0)[1], flush=True)
     """
@@ -235,7 +238,7 @@ def test_a_killed_stage_goes_on_to_the_same_bits(finished, kit, tmp_path):
     for stage, models in (("align", ["model"]), ("cotrain", ["fmri_encoder", "unet"])):
         folder = tmp_path / stage / stage
         assert (folder / "state").is_dir() and not any((folder / model).exists() for model in models)
-        STAGES[stage].run(make_recipe(kit), tmp_path / stage)
+        STAGES[stage].run(StageContext.of(make_recipe(kit), tmp_path / stage, stage))
         assert all(same_bits(folder / model, finished / stage / model) for model in models)
         assert [row["loss"] for row in read_log(folder)] == [row["loss"] for row in read_log(finished / stage)]
 
@@ -245,12 +248,12 @@ def test_stages_can_be_switched_off(prepared, kit, tmp_path):
     off = {f"{stage}__enabled": False for stage in ("pretrain", "adapt", "animate", "cotrain")}
     recipe = make_recipe(kit, **off, align__loss="none", align__token_weight=0.0)
     for module in (pretrain, adapt):
-        module.run(recipe, tmp_path / "run")
+        module.run(StageContext.of(recipe, tmp_path / "run", module.STAGE))
     with pytest.raises(SettingError, match="start_from=scratch"):
-        align.run(recipe, tmp_path / "run")
+        align.run(StageContext.of(recipe, tmp_path / "run", "align"))
     recipe = make_recipe(kit, **off, align__loss="none", align__token_weight=0.0, align__start_from="scratch")
     for module in (align, animate, cotrain):
-        module.run(recipe, tmp_path / "run")
+        module.run(StageContext.of(recipe, tmp_path / "run", module.STAGE))
     assert read_log(tmp_path / "run" / "pretrain") == [{"step": 0, "enabled": False}]
     assert not (tmp_path / "run" / "pretrain" / "model").exists()
     assert same_bits(tmp_path / "run" / "align" / "model", tmp_path / "run" / "cotrain" / "fmri_encoder")
@@ -263,7 +266,7 @@ def test_an_encoder_of_other_voxels_is_refused(finished, kit, tmp_path):
     config = tmp_path / "run" / "align" / "model" / "config.json"
     config.write_text(config.read_text().replace(Store.open(finished / "prepare" / "store.zarr").voxel_id, "0" * 64))
     with pytest.raises(ModelError, match="voxels of subject"):
-        cotrain.run(make_recipe(kit), tmp_path / "run")
+        cotrain.run(StageContext.of(make_recipe(kit), tmp_path / "run", "cotrain"))
 
 
 def test_animate_pairs_every_runs_windows_with_their_own_captions(prepared, kit, tmp_path, monkeypatch):
@@ -271,7 +274,7 @@ def test_animate_pairs_every_runs_windows_with_their_own_captions(prepared, kit,
     monkeypatch.setattr(Store, "keeps_repeats_apart", True)
     seen = []
     monkeypatch.setattr(animate, "train", lambda task, *_, **__: seen.append(task))
-    animate.run(make_recipe(kit), tmp_path / "run")
+    animate.run(StageContext.of(make_recipe(kit), tmp_path / "run", "animate"))
     task, store = seen[0], Store.open(tmp_path / "run" / "prepare" / "store.zarr")
     captions = [caption for segment in ("seg1", "seg1", "seg2", "seg2") for caption in store.captions(segment)]
     assert len(task.latents) == len(captions) == 4 * SCANS

@@ -150,19 +150,25 @@ def beside_folder(folder: Path) -> Iterator[Path]:
 
     A kill leaves the old folder or the new one, the old one perhaps as ``NAME.old``.
     """
-    place, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+    place = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     try:
         yield place
         flush_folder(place)
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        place.rename(folder)
+        replace_folder(place, folder)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put ``new`` in ``folder``'s place; a kill leaves the old one, perhaps as ``NAME.old``, or the new one."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

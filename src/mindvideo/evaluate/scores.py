@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import zarr
 
-from mindvideo.config import Evaluate, Recipe
+from mindvideo.config import Evaluate
 from mindvideo.data.disk import disk_errors, write_text
 from mindvideo.data.store import Store
 from mindvideo.data.windows import block_numbers
@@ -27,6 +27,7 @@ from mindvideo.evaluate.controls import DEFINITIONS, role_of
 from mindvideo.evaluate.pixel import frame_change
 from mindvideo.evaluate.tables import table_rows, write_evaluation
 from mindvideo.models.foundation import Foundation
+from mindvideo.stages import StageContext
 
 __all__ = ["Evaluation", "audit_store", "evaluate_clips", "run", "table_rows", "write_evaluation", "write_text"]
 
@@ -332,7 +333,7 @@ def _read_windows(path: Path, n: int) -> list[dict[str, Any]]:
     return windows
 
 
-def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, Any]], None] | None = None) -> None:
+def run(context: StageContext) -> None:
     """Score ``RUN/reconstruct/clips.zarr`` and write ``RUN/evaluate``.
 
     Blocks are made anew from ``evaluate.block_s``, so that another block length needs no new reconstructions.
@@ -342,6 +343,7 @@ def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, A
     DataError
         When there are no reconstructions, or their list of windows does not fit them.
     """
+    recipe, run_dir, folder, progress = context
     source = run_dir / "reconstruct"
     if not (source / "clips.zarr").is_dir():
         raise DataError(f"expected reconstructions at {source / 'clips.zarr'}, found none; run reconstruct first")
@@ -359,7 +361,6 @@ def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, A
     block_scans = max(1, round(recipe.evaluate.block_s / recipe.data.tr_s))
     segment = np.array([window["segment"] for window in windows])
     block = block_numbers(segment, np.array([window["scan"] for window in windows]), block_scans)
-    folder = run_dir / "evaluate"
     store = Store.open(run_dir / "prepare" / "store.zarr")
     foundation = Foundation(recipe.foundation, "cuda" if torch.cuda.is_available() else "cpu")
     captioner, left_out = choose_captioner(foundation, recipe.evaluate)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from mindvideo.atlas import yeo17_labels, yeo17_names
-from mindvideo.config import Recipe
 from mindvideo.data.disk import beside, disk_errors, write_text
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
@@ -30,6 +29,7 @@ from mindvideo.explain.truth import (
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.stages import StageContext
 
 MAP_WINDOWS = 64
 _FINAL_STAGES = ("cotrain", "align")
@@ -162,7 +162,7 @@ def _explain_without_places(encoders: dict[str, FmriEncoder], fmri: np.ndarray, 
         write_json(folder / "temporal.json", temporal)
 
 
-def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, Any]], None] | None = None) -> None:
+def run(context: StageContext) -> None:
     """Write ``RUN/explain``.
 
     - ``attention.json`` {stage: {layer: {network: share}}} and ``networks.json`` {network: {voxels, share}};
@@ -179,10 +179,11 @@ def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, A
     ModelError
         When no trained encoder is there, or it was made for other voxels or another condition.
     """
+    recipe, run_dir, folder, progress = context
     if recipe.align.encoder is not None:
         from mindvideo.explain.own import explain_own
 
-        explain_own(recipe, run_dir, progress)
+        explain_own(context)
         return
     store = Store.open(run_dir / "prepare" / "store.zarr")
     foundation = Foundation(recipe.foundation)
@@ -198,7 +199,7 @@ def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, A
     index = choose_evenly(len(windows), recipe.explain.max_windows)
     fmri = windows.fmri(index)
     if not store.has_positions:
-        _explain_without_places(encoders, fmri, store, run_dir / "explain")
+        _explain_without_places(encoders, fmri, store, folder)
         return
     truth_path = run_dir / "simulate" / "truth" / "vertices.npz"
     areas = occlusion.group_by_area(store.area)
@@ -243,7 +244,6 @@ def run(recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, A
         truth["ablation"] = ablate_truth(encoder, fmri, targets, is_informative, rng)
         truth["areas"] = ablate_areas(drops, areas, is_informative)
     cortex = {name: attention.map_to_cortex(values, store.vertex) for name, values in voxel_maps.items()}
-    folder = run_dir / "explain"
     with disk_errors(folder, "the maps"):
         folder.mkdir(parents=True, exist_ok=True)
         with beside(folder / "maps.npz") as place, place.open("wb") as handle:

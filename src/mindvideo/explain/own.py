@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import torch
 
-from mindvideo.config import Recipe
 from mindvideo.data.disk import disk_errors
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.explain import maps, occlusion
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.own_encoder import load_encoder
+from mindvideo.stages import StageContext
 
 
-def explain_own(
-    recipe: Recipe, run_dir: Path, progress: Callable[[int, int, dict[str, Any]], None] | None = None
-) -> None:
+def explain_own(context: StageContext) -> None:
     """Write ``RUN/explain/occlusion.json``: the drop in alignment when each area is silenced.
 
     There are no attention maps: what an encoder attends to inside is its own affair. Where the voxels' places are not
     known there are no areas either, and only the intact alignment is written.
     """
+    recipe, run_dir, folder, progress = context
     store = Store.open(run_dir / "prepare" / "store.zarr")
     foundation = Foundation(recipe.foundation)
     encoder = load_encoder(run_dir / "cotrain" / "fmri_encoder").eval()
@@ -42,7 +37,6 @@ def explain_own(
 
     targets = maps.make_targets(foundation, windows, index)
     intact, drops = occlusion.measure_drops(encoder, windows.fmri(index), areas, targets, advance)
-    folder = run_dir / "explain"
     with disk_errors(folder, "the occlusion of areas"):
         folder.mkdir(parents=True, exist_ok=True)
         maps.write_occlusion(folder / "occlusion.json", "cotrain", len(index), intact, drops, areas)

@@ -34,23 +34,15 @@ from mindvideo.models.foundation import Foundation
 from mindvideo.models.own_encoder import AnyEncoder, load_encoder
 from mindvideo.models.video_unet import VideoUNet
 from mindvideo.precision import sampling_in, settle_precision
+from mindvideo.stages import StageContext
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 
 
-def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+def run(context: StageContext) -> None:
     """Write ``RUN/model`` and ``RUN/reconstruct/{clips.zarr, windows.json, preview.png}``.
 
     Clips are written batch by batch; a killed run goes on after its last finished batch, to the same bits.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        ``reconstruct`` (sampler, guidance, controls), ``evaluate.block_s``, ``seed`` and ``foundation`` are used.
-    run_dir : Path
-        Holds ``prepare/store.zarr``, ``cotrain/fmri_encoder`` and ``cotrain/unet``; with a student ``distill/unet``.
-    progress : callable, optional
-        Called with (batches done, batches, {"clips": name}).
 
     Raises
     ------
@@ -61,16 +53,17 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     SettingError
         When the generator is to be compiled and cannot be.
     """
-    folder, device = run_dir / "reconstruct", processes.device()
+    recipe, run_dir, folder, progress = context
+    device = processes.device()
     precision = settle_precision(folder, recipe.reconstruct.precision, device)
     recipe = sampling_in(as_sampled(recipe), precision)
     store = Store.open(run_dir / "prepare" / "store.zarr")
     check_compiling(recipe.reconstruct, device)
     foundation = Foundation(recipe.foundation, device)
     if processes.is_first():
-        save_pipeline(assemble_pipeline(recipe, run_dir, store, foundation), run_dir / "model", store)
+        save_pipeline(assemble_pipeline(recipe, run_dir, store, foundation), folder / "model", store)
     processes.wait()
-    pipeline = MindVideoPipeline.from_pretrained(run_dir / "model").to(device)
+    pipeline = MindVideoPipeline.from_pretrained(folder / "model").to(device)
     if recipe.reconstruct.compile:
         compile_generator(pipeline.unet)
     windows = Windows(store, "test", pipeline.fmri_encoder.config.window)

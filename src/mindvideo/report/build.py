@@ -11,7 +11,6 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from mindvideo.config import Recipe
 from mindvideo.data.disk import beside, write_text
 from mindvideo.errors import DataError
 from mindvideo.evaluate.controls import DEFINITIONS
@@ -35,13 +34,14 @@ from mindvideo.report.verdict import (
     write_verdict,
 )
 from mindvideo.report.wording import HEADLINE_ORDER, is_ceiling, name_clip, name_score
+from mindvideo.stages import StageContext
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 
 
-def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+def run(context: StageContext) -> None:
     """Stage ``report``: write ``RUN/report/index.html`` from the files of ``run_dir``."""
-    build_report([run_dir], run_dir / "report", progress)
+    build_report([context.run_dir], context.folder, context.progress)
 
 
 def build_report(run_dirs: Sequence[Path], out: Path, progress: Progress | None = None) -> Path:

@@ -194,7 +194,8 @@ def _stage_state(path: Path, name: str, recipe: dict[str, Any], problems: list[s
     section = recipe.get(name)
     if isinstance(section, dict) and section.get("enabled") is False:
         return StageState(name, "off")
-    return StageState(name, "unfinished" if (path / name).is_dir() else "missing")
+    begun = (path / name).is_dir() or (path / f"{name}.new").is_dir()
+    return StageState(name, "unfinished" if begun else "missing")
 
 
 def _read_json(path: Path, kind: type, problems: list[str]) -> Any:

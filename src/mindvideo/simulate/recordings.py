@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mindvideo import atlas
-from mindvideo.config import Recipe, Simulate
+from mindvideo.config import Simulate
 from mindvideo.data.captions import caption_windows
 from mindvideo.data.cifti import SUBCORTEX, write_cortex
 from mindvideo.data.disk import disk_errors, write_text
@@ -30,6 +30,7 @@ from mindvideo.simulate.features import film_features
 from mindvideo.simulate.scenes import Shot, draw_scene, is_held_out, make_film, render_film, scene_at
 from mindvideo.simulate.subject import SimulatedSubject
 from mindvideo.simulate.tuning import AREA_TUNING, areas_of
+from mindvideo.stages import StageContext
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -345,15 +346,16 @@ def simulate_people(settings: Simulate, out: Path, seed: int, progress: Progress
                 tick.add()
 
 
-def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+def run(context: StageContext) -> None:
     """Stage ``simulate``: the subject and the people of a recipe into ``RUN/simulate``."""
-    settings, out = recipe.simulate, run_dir / "simulate"
+    recipe, _, folder, progress = context
+    settings = recipe.simulate
     if settings is None:
         raise SettingError("expected a 'simulate' section in the recipe, found none")
     is_long = (settings.train_segments + settings.test_segments) * settings.segment_s > 1800
     workers = min(4, os.cpu_count() or 1) if is_long else 1  # the same bytes however many
-    simulate(settings, out, recipe.seed, progress=progress, workers=workers)
-    simulate_people(settings, out, recipe.seed, progress=progress)
+    simulate(settings, folder, recipe.seed, progress=progress, workers=workers)
+    simulate_people(settings, folder, recipe.seed, progress=progress)
 
 
 def _person_path(out: Path, person: int, run: int) -> Path:

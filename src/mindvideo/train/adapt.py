@@ -11,7 +11,7 @@ import torch
 from mindvideo.config import Recipe
 from mindvideo.data.store import Store
 from mindvideo.models.masked_brain import MaskedBrainModel
-from mindvideo.train.features import Progress
+from mindvideo.stages import StageContext
 from mindvideo.train.loop import train
 from mindvideo.train.pretrain import MaskedBrainTask, new_masked_brain
 from mindvideo.train.sharding import whole_model
@@ -43,9 +43,10 @@ def pretrained_model(recipe: Recipe, run_dir: Path, num_voxels: int) -> MaskedBr
     return MaskedBrainModel.from_other_voxels(pretrained, num_voxels, positions)
 
 
-def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+def run(context: StageContext) -> None:
     """Adapt the pre-trained model to the subject and write ``RUN/adapt/model``; validation segments only validate."""
-    folder, settings = run_dir / STAGE, recipe.adapt
+    recipe, run_dir, folder, progress = context
+    settings = recipe.adapt
     if not settings.enabled:
         note_disabled(folder)
         return

@@ -26,6 +26,7 @@ from mindvideo.models.fmri_encoder import FmriEncoder, LowRankHead
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.own_encoder import AnyEncoder, OwnEncoder, token_offset
+from mindvideo.stages import StageContext
 from mindvideo.train.adapt import pretrained_model
 from mindvideo.train.augmentation import Mixture, augment_fmri
 from mindvideo.train.features import CROPS, Progress, TextFeatures, image_features, store_identity, text_features
@@ -322,20 +323,13 @@ def linear_reference(
     return decoder, {"ridge_token_r2": score}
 
 
-def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+def run(context: StageContext) -> None:
     """Align the encoder with the frozen embeddings and write ``RUN/align/model``.
 
     With ``align.loss=none`` and no token regression (the paper's ablation) the encoder is written as it starts.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    run_dir : Path
-        Holds ``prepare/store.zarr`` and, unless ``align.start_from`` is scratch, ``adapt/model``.
-    progress : callable, optional
-        Called with (steps done, steps, figures), and before with (rows done, rows, {}) for each table of features.
     """
-    folder, settings = run_dir / STAGE, recipe.align
+    recipe, run_dir, folder, progress = context
+    settings = recipe.align
     folder.mkdir(parents=True, exist_ok=True)
     store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), open_foundation(recipe)
     text = text_features(run_dir, store, foundation, seed=stage_seed(recipe.seed, "features"), progress=progress)

@@ -6,7 +6,6 @@ Shapes: N windows, B batch, F frames, c h w latents, L condition tokens, C condi
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,13 +14,13 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from mindvideo import processes
-from mindvideo.config import Recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.video_unet import VideoUNet
-from mindvideo.train.features import Progress, TextFeatures, latent_features, text_features
+from mindvideo.stages import StageContext
+from mindvideo.train.features import TextFeatures, latent_features, text_features
 from mindvideo.train.loop import Figures, named_trainable, train
 from mindvideo.train.stage import note_disabled, open_foundation, save_memory, save_model, stage_seed, training_device
 
@@ -203,17 +202,10 @@ def start_motion(unet: VideoUNet, foundation: Foundation) -> None:
     unet.load_state_dict(own | weights)
 
 
-def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
-    """Inflate the foundation's generator, tune it on captioned training clips and write ``RUN/animate/model``.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    run_dir : Path
-    progress : callable, optional
-        Called with (steps done, steps, figures), and before with (rows done, rows, {}) for each table of features.
-    """
-    folder, settings = run_dir / STAGE, recipe.animate
+def run(context: StageContext) -> None:
+    """Inflate the foundation's generator, tune it on captioned training clips and write ``RUN/animate/model``."""
+    recipe, run_dir, folder, progress = context
+    settings = recipe.animate
     seed = stage_seed(recipe.seed, STAGE)
     foundation = open_foundation(recipe)
     torch.manual_seed(seed)

@@ -9,16 +9,17 @@ import torch
 from torch import nn
 
 from mindvideo import processes
-from mindvideo.config import Cotrain, Recipe
+from mindvideo.config import Cotrain
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.own_encoder import AnyEncoder, load_encoder
 from mindvideo.models.video_unet import VideoUNet
+from mindvideo.stages import StageContext
 from mindvideo.train.animate import TUNED, ClipValidation, Diffusion, clip_latents
 from mindvideo.train.augmentation import augment_fmri
-from mindvideo.train.features import Progress, latent_features, require_width, text_features
+from mindvideo.train.features import latent_features, require_width, text_features
 from mindvideo.train.loop import Figures, named_trainable, train
 from mindvideo.train.stage import (
     note_disabled,
@@ -115,24 +116,18 @@ def require_voxels(encoder: AnyEncoder, store: Store, where: Path) -> None:
         )
 
 
-def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+def run(context: StageContext) -> None:
     """Tune encoder and generator together; write ``RUN/cotrain/fmri_encoder`` and ``RUN/cotrain/unet``.
 
     With ``cotrain.enabled=false`` both are written as ``align`` and ``animate`` left them.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    run_dir : Path
-    progress : callable, optional
-        Called with (steps done, steps, figures).
 
     Raises
     ------
     ModelError
         When the encoder was made for other voxels or another condition.
     """
-    folder, settings = run_dir / STAGE, recipe.cotrain
+    recipe, run_dir, folder, _ = context
+    settings = recipe.cotrain
     seed = stage_seed(recipe.seed, STAGE)
     store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), open_foundation(recipe)
     encoder = load_encoder(run_dir / "align" / "model")
@@ -143,21 +138,20 @@ def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None
     if not settings.enabled:
         note_disabled(folder)
     else:
-        _train(recipe, run_dir, store, foundation, encoder, unet, seed, progress)
+        _train(context, store, foundation, encoder, unet, seed)
     save_model(encoder, folder / "fmri_encoder")
     save_model(unet, folder / "unet")
 
 
 def _train(
-    recipe: Recipe,
-    run_dir: Path,
+    context: StageContext,
     store: Store,
     foundation: Foundation,
     encoder: AnyEncoder,
     unet: VideoUNet,
     seed: int,
-    progress: Progress | None,
 ) -> None:
+    recipe, run_dir, folder, progress = context
     settings = recipe.cotrain
     windows, held_out = (Windows(store, split, encoder.config.window) for split in ("train", "validation"))
     latents = latent_features(run_dir, store, foundation, "train", progress=progress)
@@ -178,7 +172,7 @@ def _train(
     train(
         task,
         settings,
-        run_dir / STAGE,
+        folder,
         seed=seed,
         lr_of=task.lr_of,
         progress=progress,

@@ -10,7 +10,6 @@ Shapes: N windows, B batch, W scans per window, V voxels, F frames, c h w latent
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,9 +21,10 @@ from mindvideo.data.windows import Windows
 from mindvideo.errors import SettingError
 from mindvideo.models.own_encoder import AnyEncoder, load_encoder
 from mindvideo.models.video_unet import VideoUNet
+from mindvideo.stages import StageContext
 from mindvideo.train.animate import VALIDATION_BATCH, VALIDATION_CLIPS, Diffusion, clip_latents
 from mindvideo.train.augmentation import augment_fmri
-from mindvideo.train.features import Progress, TextFeatures, latent_features, text_features
+from mindvideo.train.features import TextFeatures, latent_features, text_features
 from mindvideo.train.loop import Figures, named_trainable, train
 from mindvideo.train.stage import open_foundation, save_memory, save_model, stage_seed, training_device
 
@@ -280,27 +280,20 @@ def check_student(recipe: Recipe) -> None:
         )
 
 
-def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+def run(context: StageContext) -> None:
     """Train the student of ``RUN/cotrain/unet`` and write ``RUN/distill/unet``.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        ``distill``; of ``reconstruct`` the guidance that the student takes over.
-    run_dir : Path
-    progress : callable, optional
-        Called with (steps done, steps, figures).
 
     Raises
     ------
     SettingError
         For a recipe without the section, for what `check_student` refuses, for more steps than times.
     """
+    recipe, run_dir, folder, progress = context
     settings, sampling = recipe.distill, recipe.reconstruct
     if settings is None:
         raise SettingError("expected a 'distill' section in the recipe, found none; set distill.sampler_steps=4")
     check_student(recipe)
-    folder, seed = run_dir / STAGE, stage_seed(recipe.seed, STAGE)
+    seed = stage_seed(recipe.seed, STAGE)
     store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), open_foundation(recipe)
     ddim = Ddim(Diffusion(foundation.scheduler_config))
     if settings.sampler_steps * settings.teacher_steps > ddim.n_timesteps:

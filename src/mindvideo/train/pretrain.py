@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from mindvideo import processes
-from mindvideo.config import MaskedBrain, Recipe
+from mindvideo.config import MaskedBrain
 from mindvideo.data.hcp import BrainSegments
 from mindvideo.data.windows import pad_voxels
 from mindvideo.errors import DataError
 from mindvideo.models.masked_brain import MaskedBrainModel
-from mindvideo.train.features import Progress
+from mindvideo.stages import StageContext
 from mindvideo.train.loop import Figures, train
 from mindvideo.train.sharding import split_weights, whole_model
 from mindvideo.train.stage import note_disabled, save_memory, save_model, stage_seed, trainable, training_device
@@ -129,17 +128,10 @@ def new_masked_brain(encoder: MaskedBrain, num_voxels: int, mask_ratio: float, s
     return MaskedBrainModel(num_voxels=num_voxels, mask_ratio=mask_ratio, **encoder.model_dump())
 
 
-def run(recipe: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
-    """Pre-train on ``RUN/prepare/hcp.zarr``, or take ``pretrain.weights``, and write ``RUN/pretrain/model``.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    run_dir : Path
-    progress : callable, optional
-        Called with (steps done, steps, figures).
-    """
-    folder, settings = run_dir / STAGE, recipe.pretrain
+def run(context: StageContext) -> None:
+    """Pre-train on ``RUN/prepare/hcp.zarr``, or take ``pretrain.weights``, and write ``RUN/pretrain/model``."""
+    recipe, run_dir, folder, progress = context
+    settings = recipe.pretrain
     if not settings.enabled:
         note_disabled(folder)
         return
