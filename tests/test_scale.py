@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from mindvideo import MindVideoPipeline
-from mindvideo.check import _advice, check_recipe
+from mindvideo.check import Needs, _advice, check_recipe
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.data.store import Store
 from mindvideo.errors import ModelError, SettingError
@@ -25,9 +25,8 @@ from mindvideo.foundation.kit import TEST, build_kit
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.own_encoder import OwnEncoder, import_encoder, load_encoder
 from mindvideo.preflight import refusals
-from mindvideo.sizing import Networks, StudySizes
-from mindvideo.stages import StageContext
-from mindvideo.study import STAGES, Study
+from mindvideo.stages import STAGES, StageContext
+from mindvideo.study import Study
 from mindvideo.train import adapt, pretrain
 
 Cli = Callable[..., tuple[int, str]]
@@ -198,10 +197,10 @@ def test_check_counts_what_a_stage_holds(tiny_run: Path, tiny_recipe: Recipe, mo
     # the model; its checkpoint: weights, two moments, their average
     assert needs["animate"].disk_bytes == 4 * sum(sizes.values()) + 4 * 4 * tuned + latents
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1e6})())
-    networks, sizes = Networks(tiny_recipe), StudySizes.of(tiny_recipe, tiny_run)
-    lines = list(_advice(tiny_recipe, [needs["align"]], networks, sizes, tiny_run, torch.device("cpu")))
+    needed = Needs(tiny_recipe, tiny_run)
+    lines = list(_advice(needed, [needs["align"]], tiny_run, torch.device("cpu")))
     assert lines[-1].startswith("align does not fit: ") and "weights and optimiser alone" in lines[-1]
-    room = needs["align"].memory_bytes - 2.5 * networks.encoder(400).per_item.peak_bytes  # for three samples of six
+    room = needs["align"].memory_bytes - 2.5 * needed.networks.encoder(400).item_bytes  # for three samples of six
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": room})())
-    lines = list(_advice(tiny_recipe, [needs["align"]], networks, sizes, tiny_run, torch.device("cpu")))
+    lines = list(_advice(needed, [needs["align"]], tiny_run, torch.device("cpu")))
     assert "--set align.batch_size=3 --set align.accumulate=2" in lines[-1]

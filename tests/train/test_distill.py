@@ -157,15 +157,11 @@ def test_report_says_that_a_student_sampled(student_run: Path, tiny_run: Path) -
     ]
 
 
-def test_memory_and_time_are_counted(student_recipe: Recipe, tmp_path: Path) -> None:
+def test_memory_is_counted(student_recipe: Recipe, tmp_path: Path) -> None:
     needs = {need.stage: need for need in check_recipe(student_recipe, tmp_path).needs}
     assert list(needs)[-5:] == ["distill", "reconstruct", "evaluate", "explain", "report"]
     assert needs["distill"].memory_bytes > 0 and "3 steps" in needs["reconstruct"].what
-    more = student_recipe.distill.model_copy(update={"teacher_steps": 20})  # type: ignore[union-attr]
-    longer = {
-        need.stage: need for need in check_recipe(student_recipe.model_copy(update={"distill": more}), tmp_path).needs
-    }
-    assert longer["distill"].seconds > 2 * needs["distill"].seconds
+    assert needs["distill"].disk_bytes > needs["cotrain"].disk_bytes  # all of the generator trains
 
 
 def test_killed_student_goes_on_to_the_same_bits(

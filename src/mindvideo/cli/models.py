@@ -48,10 +48,10 @@ def check(
     from mindvideo.check import check_recipe
 
     found = check_recipe(load_recipe(recipe, settings or []), out)
-    table = Table("stage", "memory GiB", "disk GiB", "time", "what counts")
+    table = Table("stage", "memory GiB", "disk GiB", "what counts")
     for need in found.needs:
         memory = f"{need.memory_bytes / 2**30:.1f}"
-        table.add_row(need.stage, memory, f"{need.disk_bytes / 2**30:.2f}", need.time, need.what)
+        table.add_row(need.stage, memory, f"{need.disk_bytes / 2**30:.2f}", need.what)
     console.print(table)
     for line in found.lines:
         console.print(line, soft_wrap=True)
