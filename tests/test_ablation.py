@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shutil
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from mindvideo.ablation.variants import Variant, change_recipe
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate.comparison import WindowScores
-from mindvideo.evaluate.statistics import block_bootstrap_interval, holm
+from mindvideo.evaluate.score import ScoreResult
+from mindvideo.evaluate.statistics import holm
 from mindvideo.report.ablation import ablation_section
 
 Cli = Callable[..., tuple[int, str]]
@@ -230,6 +230,7 @@ def _made_up(folder: Path, ssim: np.ndarray, truth: str) -> Path:
     entry = {
         "value": float(ssim.mean()), "interval": [0.0, 1.0], "n": len(ssim), "definition": "similarity",
         "chance": None, "higher_is_better": True, "controls": {}, "control_intervals": {}, "roles": {},
+        "is_main": True,
     }  # fmt: skip
     (folder / "evaluate" / "scores.json").write_text(json.dumps({"ssim_rgb": entry}))
     (folder / "evaluate" / "evaluation.json").write_text(json.dumps({"truth": truth, "networks": "made up"}))
@@ -267,21 +268,9 @@ def test_several_seeds(tmp_path: Path, truths: tuple[str, str, str]) -> None:
     assert content["rows"][1]["seconds"] == 21.0
 
 
-def test_intervals_of_the_films_follow_the_recipe(tmp_path: Path) -> None:
-    ssim = np.random.default_rng(6).random(12)
-    row = RowRuns(Variant("full", "full", {}), (), {5: _made_up(tmp_path / "full", ssim, "a")}, ())
-    recipe = load_recipe("demo", ["seed=5", "evaluate.bootstraps=100"])
-    content = TableWriter(recipe, tmp_path).write([row])
-    rng = np.random.default_rng([5, zlib.crc32(b"full|ssim_rgb|test2")])
-    expected = block_bootstrap_interval(ssim[6:], np.repeat([3, 4, 5], 2), 100, rng)
-    assert content["films"][1]["film"] == "test2" and content["films"][1]["interval"] == list(expected)
-
-
 def test_pooling_keeps_blocks_of_other_films_apart() -> None:
     def scores(truth: str, values: list[float], block: list[int]) -> WindowScores:
-        return WindowScores(
-            "full", truth, "n", np.array(block), {"s": np.array(values)}, {"s": "definition"}, {"s": True}
-        )
+        return WindowScores("full", truth, "n", np.array(block), {"s": np.array(values)}, {"s": ScoreResult("s", None)})
 
     same = pool_seeds([scores("a", [1.0, 2.0, 4.0], [0, 0, 1]), scores("a", [3.0, 2.0, 8.0], [0, 0, 1])])
     np.testing.assert_array_equal(same.values["s"], [2.0, 2.0, 6.0])

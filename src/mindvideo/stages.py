@@ -184,7 +184,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "evaluate",
-            module="mindvideo.evaluate.scores",
+            module="mindvideo.evaluate.evaluation",
             summary="scores beside their controls",
             reads=("evaluate", "seed"),
             needs=("reconstruct",),

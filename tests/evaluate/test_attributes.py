@@ -11,13 +11,11 @@ import torch
 import zarr
 
 from mindvideo.errors import DataError
-from mindvideo.evaluate import scores
+from mindvideo.evaluate import evaluation
 from mindvideo.evaluate.attributes import (
     NoPairsError,
-    closed_form_chance,
-    decode_attributes,
-    measure_attributes,
-    pairwise_attributes,
+    decode_attribute,
+    list_scores,
     read_world,
     split_labels,
     uncut_frame_change,
@@ -134,19 +132,20 @@ def test_scores_by_hand(world):
     embeddings = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     nothing = np.empty((3, 0))
     features = Features(images, videos, embeddings, nothing, nothing, [])
-    found = measure_attributes(features, world)
+    scores = {score.name: score for score in list_scores(world)}
+    found = {name: score.per_window(features, None) for name, score in scores.items()}
     assert found["attribute_thing"].tolist() == [1.0, 0.5, 1.0]
     assert found["attribute_colour"].tolist() == [0.0, 0.5, 1.0]
     assert found["attribute_place"].tolist() == [1.0, 1.0, 0.75]
     np.testing.assert_array_equal(found["attribute_motion"], [1.0, np.nan, 0.0])
     np.testing.assert_array_equal(found["attribute_cut"], [np.nan, 1.0, np.nan])
-    assert decode_attributes(features, world)["motion"].tolist() == [1, 0, 1]
-    things = pairwise_attributes("attribute_thing", features, world)
+    assert decode_attribute("motion", features, world).tolist() == [1, 0, 1]
+    things = scores["attribute_thing"].pairwise(features, None)
     assert things.tolist() == [[1, 0.5, 0], [1, 0.5, 0], [0, 0.5, 1]]
-    motion = pairwise_attributes("attribute_motion", features, world)
+    motion = scores["attribute_motion"].pairwise(features, None)
     np.testing.assert_array_equal(motion, [[1, np.nan, 0], [np.nan] * 3, [1, np.nan, 0]])
-    assert pairwise_attributes("attribute_cut", features, world) is None
-    assert closed_form_chance("attribute_colour", world) == pytest.approx(1 / 3)
+    assert scores["attribute_cut"].pairwise is None
+    assert scores["attribute_colour"].chance == pytest.approx(1 / 3)
 
 
 def test_other_classifiers_are_refused(tmp_path):
@@ -177,7 +176,7 @@ def test_scenes_that_are_gone_stop_the_evaluation(tiny_run, tiny_recipe, tmp_pat
     run_dir = shutil.copytree(tiny_run, tmp_path / "run")
     (run_dir / "simulate" / "truth" / "scenes.json").unlink()
     with pytest.raises(DataError, match="scenes"):
-        scores.run(StageContext.of(tiny_recipe, run_dir, "evaluate"))
+    evaluation.run(StageContext.of(tiny_recipe, run_dir, "evaluate"))
 
 
 def test_a_run_of_single_frames_is_scored(tiny_run, tiny_recipe, tmp_path):
@@ -188,6 +187,6 @@ def test_a_run_of_single_frames_is_scored(tiny_run, tiny_recipe, tmp_path):
     group = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="w", attributes={"complete": True})
     for name, values in clips.items():
         group.create_array(name, data=values)
-    scores.run(StageContext.of(tiny_recipe, run_dir, "evaluate"))
+    evaluation.run(StageContext.of(tiny_recipe, run_dir, "evaluate"))
     content = json.loads((run_dir / "evaluate" / "attributes.json").read_text())
     assert set(content["attributes"]) == {"thing", "colour", "place"} and "frame_change_uncut" not in content

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from scipy.stats import ttest_ind
 
 from mindvideo.errors import DataError
 from mindvideo.evaluate.comparison import WindowScores, compare_folders, compare_runs, comparison_rows
+from mindvideo.evaluate.score import ScoreResult
 from mindvideo.evaluate.statistics import fraction_of_way, holm, two_sample_bootstrap_interval
 
 
@@ -23,9 +25,12 @@ def load_calibration():
     return module
 
 
-def window_scores(name, values, block, truth="films", networks="kit", better=True):
-    words = {key: f"definition of {key}" for key in values}
-    return WindowScores(name, truth, networks, block, values, words, dict.fromkeys(values, better))
+def window_scores(name, values, block, truth="films", networks="kit", better=True, needs="images"):
+    scores = {
+        key: ScoreResult(key, None, definition=f"definition of {key}", needs=needs, higher_is_better=better)
+        for key in values
+    }
+    return WindowScores(name, truth, networks, block, values, scores)
 
 
 def test_random_training_clips_give_uniform_p_values_where_the_t_test_does_not():
@@ -114,10 +119,12 @@ def test_runs_that_do_not_compare_are_refused():
     first = window_scores("x", values, block)
     with pytest.raises(DataError, match="same networks"):
         compare_runs(first, window_scores("y", values, block, networks="other"))
+    pixels = window_scores("y", values, block, networks="none", needs="frames")
+    assert compare_runs(window_scores("x", values, block, needs="frames"), pixels)["a"]["difference"] == 0.0
     with pytest.raises(DataError, match="found none for c"):
         compare_runs(first, window_scores("y", values, block), ["c"])
     other = window_scores("y", values, block)
-    other.definitions["a"] = "retrieval among another number"
+    other.scores["a"] = replace(other.scores["a"], definition="retrieval among another number")
     with pytest.raises(DataError, match="one definition"):
         compare_runs(first, other)
 
@@ -127,7 +134,9 @@ def write_scores(folder, values, truth="films"):
     rows = ["window,segment,scan,scene,block,caption,a,a:shuffled"]
     rows += [f"{i},test1,{i},0,{i // 3},,{value!r},0.0" for i, value in enumerate(values)]
     (folder / "windows.csv").write_text("\n".join(rows) + "\n")
-    (folder / "scores.json").write_text(json.dumps({"a": {"definition": "a score", "higher_is_better": True}}))
+    (folder / "scores.json").write_text(
+        json.dumps({"a": {"value": 1.0, "definition": "a score", "higher_is_better": True}})
+    )
     (folder / "evaluation.json").write_text(json.dumps({"truth": truth, "networks": "kit"}))
     return folder
 

@@ -9,9 +9,9 @@ from skimage.color import rgb2gray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from mindvideo.errors import DataError
+from mindvideo.evaluate.motion import frame_change
 from mindvideo.evaluate.pixel import (
     colour_agreement,
-    frame_change,
     hue_pcc,
     pixel_correlation,
     psnr,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from skimage.metrics import structural_similarity
 from mindvideo.data.video import write_video
 from mindvideo.errors import DataError
 from mindvideo.evaluate.others import Reordered, deal_to_other_blocks
-from mindvideo.evaluate.results import ClipSet, align_clips, pair_clips, read_clips, read_gif, split_side_by_side
+from mindvideo.evaluate.results import Clips, align_clips, pair_clips, read_clips, read_gif, split_side_by_side
 from mindvideo.evaluate.seam import find_layout
+from mindvideo.foundation.kit import IMAGE_CLASSES
 
 N, F, H, W = 12, 3, 40, 48
 
@@ -109,7 +111,7 @@ def test_every_kind_of_folder_reads_alike_in_natural_order(tmp_path, halves):
 
 def test_pairs_by_name_then_by_number_and_names_what_is_missing():
     def clip_set(*names):
-        return ClipSet(list(names), [np.full((1, 1, 1, 3), i, np.uint8) for i in range(len(names))])
+        return Clips(list(names), [np.full((1, 1, 1, 3), i, np.uint8) for i in range(len(names))])
 
     _, truth = pair_clips(clip_set("a", "b"), clip_set("b", "a"))
     assert truth.names == ["a", "b"] and truth.clips[0].max() == 1
@@ -122,8 +124,8 @@ def test_pairs_by_name_then_by_number_and_names_what_is_missing():
 
 
 def test_frames_and_sizes_are_brought_together_and_said(halves):
-    truth = ClipSet(["a", "b"], [halves[0][0][[0, 0, 1, 1, 2, 2]], halves[0][1][[0, 0, 1, 1, 2, 2]]])
-    clips = ClipSet(["a", "b"], [np.kron(halves[1][i], np.ones((1, 2, 2, 1), np.uint8)) for i in (0, 1)])
+    truth = Clips(["a", "b"], [halves[0][0][[0, 0, 1, 1, 2, 2]], halves[0][1][[0, 0, 1, 1, 2, 2]]])
+    clips = Clips(["a", "b"], [np.kron(halves[1][i], np.ones((1, 2, 2, 1), np.uint8)) for i in (0, 1)])
     ours, theirs, notes = align_clips(clips, truth)
     np.testing.assert_array_equal(theirs, halves[0][:2])
     np.testing.assert_array_equal(ours, halves[1][:2])
@@ -154,8 +156,10 @@ def test_published_gifs_from_the_command_line(tmp_path, halves, random_kit, cli)
     folder.mkdir()
     for i in range(N):
         write_gif(folder / f"test{i + 1}.gif", side_by_side(halves[0][i], halves[1][i], 2, 2))
-    code, text = cli("evaluate", folder, "--block", 2, "--set", f"foundation={random_kit}", *FEW)
+    code, text = cli("evaluate", folder, "--block", 2, "--foundation", random_kit, *FEW)
     assert code == 0, text
+    names = f"ViTForImageClassification of {len(IMAGE_CLASSES)} classes, part image_classifier of kit: image_2way, image_30way"
+    assert names in " ".join(text.split())
     assert "2 columns between the halves" in text and "mean_truth_frame" in text and "grey" in text
     out = tmp_path / "gifs_scores"
     scores = json.loads((out / "scores.json").read_text())
@@ -174,6 +178,41 @@ def test_published_gifs_from_the_command_line(tmp_path, halves, random_kit, cli)
         "evaluation.json", "scores.csv", "scores.json", "scores.tex", "windows.csv",
     ]  # fmt: skip
     assert len(list(folder.iterdir())) == N
+
+
+def test_networks_judge_only_what_they_are_given_for(tmp_path, halves, random_kit, cli):
+    mine, truth, judges = tmp_path / "mine", tmp_path / "truth", tmp_path / "judges"
+    for place, half in ((mine, halves[1]), (truth, halves[0])):
+        place.mkdir()
+        for i in range(N):
+            np.save(place / f"clip{i}.npy", half[i])
+    code, text = cli("evaluate", mine, "--reference", truth, "--block", 2, *FEW)
+    assert code == 0, text
+    content = json.loads((tmp_path / "mine_scores" / "scores.json").read_text())
+    assert set(content) & {"image_2way", "video_2way", "clip_similarity", "caption_f1"} == set()
+    assert {"ssim_rgb", "epe"} <= set(content) and all(entry["network"] == "" for entry in content.values())
+    about = json.loads((tmp_path / "mine_scores" / "evaluation.json").read_text())
+    assert about["networks"] == "none" and "--foundation FOLDER" in about["left_out"]["image_2way"]
+    assert "left out: video_2way, video_30way, image_2way" in text and "--foundation FOLDER" in text
+    shutil.copytree(random_kit / "video_classifier", judges / "video_classifier")
+    code, text = cli("evaluate", mine, "--reference", truth, "--block", 2, "--foundation", judges, *FEW)
+    assert code == 0, text
+    content = json.loads((tmp_path / "mine_scores" / "scores.json").read_text())
+    assert content["video_2way"]["network"].startswith("VideoMAEForVideoClassification of ")
+    assert "part video_classifier of judges" in content["video_2way"]["network"] and "image_2way" not in content
+    assert "the foundation judges has no part 'image_classifier'" in " ".join(text.split())
+    code, text = cli("evaluate", mine, "--reference", truth, "--foundation", tmp_path / "gone", *FEW)
+    assert code == 1 and "gone" in text and "Traceback" not in text
+
+
+def test_the_shipped_kit_says_what_it_does_not_know(tmp_path, halves, cli):
+    np.save(tmp_path / "mine.npy", halves[1][:4])
+    np.save(tmp_path / "truth.npy", halves[0][:4])
+    code, text = cli("evaluate", tmp_path / "mine.npy", "--reference", tmp_path / "truth.npy", "--foundation", "embedded",
+                     "--block", 1, *FEW)  # fmt: skip
+    assert code == 0 and "drawn scenes only" in text
+    content = json.loads((tmp_path / "mine_scores" / "scores.json").read_text())
+    assert "part image_classifier of the shipped kit" in content["image_2way"]["network"]
 
 
 def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path, halves, cli):

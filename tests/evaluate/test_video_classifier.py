@@ -20,8 +20,6 @@ def with_config(kit: Path, target: Path, **changes: int) -> Path:
     part = shutil.copytree(kit / "video_classifier", target / "video_classifier")
     config = json.loads((part / "config.json").read_text())
     (part / "config.json").write_text(json.dumps(config | changes))
-    shutil.copytree(kit / "unet", target / "unet")
-    shutil.copytree(kit / "text_encoder", target / "text_encoder")
     return target
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import zarr
 from PIL import Image
 
 from mindvideo.data.writing import StoreWriter
+from mindvideo.evaluate.controls import clip_set
 
 N, F, H, W = 26, 6, 32, 32
 KINDS = ("truth", "reconstruction", "shuffled", "mean", "random_train", "constant", "caption", "vae")
@@ -61,15 +63,29 @@ def write_scores(folder: Path, rng: np.random.Generator) -> dict[str, np.ndarray
     """scores.json and windows.csv; returns each score's value per window."""
     folder.mkdir()
     levels = {"ssim_rgb": 0.31, "image_2way": 0.83, "image_50way": 0.21, "video_50way": 0.24, "epe": 1.9}
+    words = {
+        "ssim_rgb": ("SSIM RGB", "layout"), "image_2way": ("image 2-way", "content"),
+        "image_50way": ("image 50-way", "content"), "video_50way": ("video 50-way", "content"),
+        "epe": ("flow end-point error", "motion"),
+    }  # fmt: skip
     values = {name: np.clip(rng.normal(level, 0.2 * level, N), 0, None) for name, level in levels.items()}
     scores: dict[str, Any] = {}
     for name, value in values.items():
         mean = float(value.mean())
-        controls = {"shuffled": mean * 0.5, "mean": mean * 0.6, "random_train": mean * 0.45, "constant": mean * 1.02}
+        constant = mean * (1.02 if name == "ssim_rgb" else 0.7)
+        controls = {"shuffled": mean * 0.5, "mean": mean * 0.6, "random_train": mean * 0.45, "constant": constant}
+        films = {
+            film: {"value": mean * share, "interval": [mean * share * 0.8, mean * share * 1.2], "n": N // 2,
+                   "controls": {key: other * share for key, other in controls.items()}}
+            for film, share in (("test1", 0.9), ("test2", 1.1))
+        }  # fmt: skip
         scores[name] = {
             "value": mean, "interval": [mean * 0.9, mean * 1.1], "n": N, "chance": mean * 0.4,
+            "label": words[name][0], "family": words[name][1],
+            "needs": {"layout": "frames", "content": "images", "motion": "flow"}[words[name][1]], "films": films,
             "controls": controls | {"caption": mean * 1.3, "vae": mean * 1.5},
             "p": {"shuffled": 0.0002, "mean": 0.004, "random_train": 0.03, "constant": 0.62},
+            "p_holm": {"shuffled": 0.001, "mean": 0.02, "random_train": 0.15, "constant": 1.0},
             "roles": ROLES,
             "definition": f"what {name} means", "higher_is_better": name != "epe",
         }  # fmt: skip
@@ -83,7 +99,10 @@ def write_scores(folder: Path, rng: np.random.Generator) -> dict[str, np.ndarray
     }
     scores["consistency"]["higher_is_better"] = None
     (folder / "scores.json").write_text(json.dumps(scores))
-    about = {"truth": "films", "networks": "kit", "sets": {}, "left_out": {"captions": "no captioner"}}
+    about = {
+        "truth": "films", "networks": "kit", "left_out": {"caption_f1": "no captioner", "epe_farneback": "no captioner"},
+        "sets": {name: asdict(clip_set(name, "train_mean")) for name in ROLES}, "smallest_p": 0.000763,
+    }  # fmt: skip
     (folder / "evaluation.json").write_text(json.dumps(about))
     columns = [f"{name}{end}" for name in values for end in ("", ":shuffled")]
     with (folder / "windows.csv").open("w", newline="") as handle:
@@ -214,7 +233,8 @@ def write_ablation(folder: Path) -> None:
     }  # fmt: skip
     row = {"also": [], "changes": {}, "seconds": 75.5, "runs": {}}
     columns = [
-        {"score": name, "definition": "what it is", "higher_is_better": True, "chance": 0.0678} for name in scores
+        {"score": name, "label": name, "definition": "what it is", "higher_is_better": True, "chance": 0.0678}
+        for name in scores
     ]
     content = {
         "format": "mindvideo-ablation", "version": 1, "recipe": "made-up", "is_simulated": True, "seeds": [0, 1],
@@ -262,6 +282,7 @@ def make_run(path: Path, seed: int = 3, **recipe: Any) -> dict[str, np.ndarray]:
             "peak_memory_bytes": 1.25e9,
             "finished": "2025-01-02 03:04",
             "code": "0.1.0+abc",
+            "precision": "bf16" if stage == "pretrain" else None,
         }
         (path / stage / "done.json").write_text(json.dumps(done))
     return values

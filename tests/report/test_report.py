@@ -93,7 +93,7 @@ def test_page_opens_from_disk_without_errors_or_network(
     text = seen.page.inner_text("body")
     for words in (
         "Simulated",
-        "Layout and content came from the simulated brain",
+        "Content came from the simulated brain, layout (better still: mean training frame) in part",
         "for motion there is no evidence",
         "V1",
         "subject1",

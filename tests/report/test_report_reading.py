@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from mindvideo.errors import DataError
+from mindvideo.evaluate.score import ScoreResult
 from mindvideo.report import surface
 from mindvideo.report.attributes import list_attributes
 from mindvideo.report.brain import list_brain, split_pictures
@@ -18,7 +19,7 @@ from mindvideo.report.build import build_report, find_ablations
 from mindvideo.report.comparison import list_rivals, measure_differences, tabulate
 from mindvideo.report.dataset import list_choices
 from mindvideo.report.plots import Curve, Dot, draw_bars, draw_curves, draw_dots, thin_out
-from mindvideo.report.read import Score, read_run
+from mindvideo.report.read import read_run
 from mindvideo.report.sections import list_curves
 from mindvideo.report.sprites import draw_sprite
 from mindvideo.report.verdict import list_aspects, write_verdict
@@ -79,39 +80,54 @@ def test_sprite_puts_every_frame_in_its_place() -> None:
     assert small[128:, 192:288].min() == 255 and small.sum() == 255 * 128 * 96 * 3
 
 
-def make_score(name: str, value: float, p: float | None, holm: float | None = None) -> Score:
-    tested = {} if p is None else {"shuffled": p}
-    corrected = {} if holm is None else {"shuffled": holm}
-    return Score(name, value, None, 9, 0.05, {"shuffled": 0.2}, tested, {}, True, "", corrected)
+def make_score(name: str, family: str, holm: float | None, value: float = 0.3, constant: float = 0.1) -> ScoreResult:
+    return ScoreResult(
+        name, value, label=name.replace("_", " "), family=family, n=9, controls={"shuffled": 0.2, "constant": constant},
+        roles={"shuffled": "control", "constant": "baseline"}, p={"shuffled": 0.001},
+        p_holm={} if holm is None else {"shuffled": holm}, higher_is_better=True,
+    )  # fmt: skip
 
 
 def test_verdict_is_as_honest_as_the_numbers(run_dir: Path) -> None:
     run = read_run(run_dir)
     title, text = write_verdict(run)
-    assert title == "Layout and content came from the simulated brain; for motion there is no evidence."
+    assert title == (
+        "Content came from the simulated brain, layout (better still: mean training frame) in part; for motion there is "
+        "no evidence."
+    )
     text = text.striptags()
-    assert "4 of 5 scores are better than with the brain activity of another moment at P < .05, not corrected" in text
-    assert "not shown to be better than: mean training frame (P = .62)" in text
+    assert "4 of 5 scores are better than with the brain activity of another moment at P < .05 after Holm" in text
+    assert "by SSIM RGB the mean training frame, which needs no brain, is better still" in text
     assert "Not shown for: flow end-point error" in text  # lower is better and shuffled is lower
-    states = {aspect.name: (aspect.state, len(aspect.beaten), len(aspect.tested)) for aspect in list_aspects(run)}
-    assert states == {"layout": ("yes", 1, 1), "content": ("yes", 3, 3), "motion": ("no", 0, 1)}
+    assert "1 more in the table are not tested" in text and "no corrected P can be below 7.6 × 10⁻⁴." in text
+    aspects = list_aspects(run)
+    states = {aspect.name: (aspect.state, len(aspect.beaten), len(aspect.tested)) for aspect in aspects}
+    assert states == {"layout": ("part", 1, 1), "content": ("yes", 3, 3), "motion": ("no", 0, 1)}
+    assert sum(len(aspect.tested) for aspect in aspects) + 1 == len(run.scores)  # tiles, sentence and table agree
 
-    def title_of(*scores: Score) -> str:
+    def title_of(*scores: ScoreResult) -> str:
         run.scores = {score.name: score for score in scores}
         return write_verdict(run)[0]
 
     none = "No evidence that content came from the simulated brain."
-    assert title_of(make_score("video_50way", 0.3, 0.2)) == none
-    assert title_of(make_score("video_50way", 0.1, 0.001)) == none  # different, but worse
-    assert title_of(make_score("video_50way", 0.3, 0.001)) == "Content came from the simulated brain."
-    assert title_of(make_score("video_50way", 0.3, 0.001, holm=0.06)) == none  # only the corrected P counts
-    both = (make_score("video_50way", 0.3, 0.2), make_score("retrieval_top1", 0.3, 0.001))
+    assert title_of(make_score("video_50way", "content", 0.2)) == none
+    assert title_of(make_score("video_50way", "content", 0.001, value=0.1)) == none  # different, but worse
+    assert title_of(make_score("video_50way", "content", 0.001)) == "Content came from the simulated brain."
+    both = (make_score("video_50way", "content", 0.2), make_score("retrieval_top1", "content", 0.001))
     assert title_of(*both) == "Content came from the simulated brain in part."
-    rest = (make_score("psnr", 0.3, 0.001), make_score("colour", 0.3, 0.001), make_score("attribute_motion", 0.3, 0.5))
+    rest = (
+        make_score("psnr", "layout", 0.001), make_score("colour", "colour", 0.001),
+        make_score("attribute_motion", "motion", 0.5),
+    )  # fmt: skip
     assert title_of(*both, *rest) == (
         "Layout and colour came from the simulated brain, content in part; for motion there is no evidence."
     )
-    assert "not known" in title_of(make_score("video_50way", 0.3, None))
+    assert title_of(make_score("psnr", "layout", 0.001, constant=0.4)) == (
+        "Layout (better still: mean training frame) came from the simulated brain in part."
+    )
+    assert "not known" in title_of(make_score("video_50way", "content", None))
+    run.scores, run.smallest_p = {"a": make_score("a", "content", 0.06)}, 0.06
+    assert "nothing can be shown" in write_verdict(run)[1]
 
 
 def test_choices_are_flagged(run_dir: Path) -> None:
@@ -125,7 +141,7 @@ def test_choices_are_flagged(run_dir: Path) -> None:
     choices = {choice["name"]: choice for choice in list_choices(read_run(run_dir))}
     assert choices["Guidance"]["kind"] == "transductive" and choices["Guidance"]["is_warning"]
     assert "Only 40" in choices["Test windows"]["text"] and "not audited" in choices["Near-duplicates"]["text"]
-    assert choices["Left out"]["text"] == "captions: no captioner."
+    assert choices["Left out"]["text"] == "caption_f1, epe_farneback: no captioner."
 
 
 @pytest.mark.parametrize(
@@ -167,10 +183,11 @@ def test_methods_of_other_networks_are_shown_but_not_compared(run_dir: Path) -> 
     about.write_text(json.dumps({"truth": "films", "networks": "others"}))
     entrants = list_rivals(read_run(run_dir))
     found = measure_differences(entrants)
-    assert found["others"] == {} and "same networks" in found["untested"]["ridge"]
+    assert set(found["others"]["ridge"]) == {"ssim_rgb", "epe"}  # what needs no network
     table = tabulate(entrants, found, "differences.json")
-    assert table and table["labels"] == ["this study", "ridge"] and table["designs"] == []
-    assert all(cell["difference"] == "" for row in table["rows"] for cell in row["cells"])
+    assert table and table["labels"] == ["this study", "ridge"]
+    shown = {row["name"]: row["cells"][1]["difference"] != "" for row in table["rows"]}
+    assert shown == {name: name in ("SSIM RGB", "flow end-point error") for name in shown} and len(shown) == 6
 
 
 def test_coarse_surface_keeps_places_and_means() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from mindvideo.data.store import Store
-from mindvideo.report.verdict import ASPECTS
 
 COLLECT = """() => {
   document.querySelectorAll('details').forEach((item) => { item.open = true; });
@@ -80,13 +79,25 @@ def derive(run_dir: Path, file: str, how: str) -> str:
         return f"{sum(values) / len(values):.3f}".removeprefix("0")
     if how == "seeds":
         return str(len(look_up(run_dir, run_dir, file, "seeds")))
-    pattern, what = re.fullmatch(r"scores (?:of (\w+) )?(tested|better than shuffled)", how).groups()  # type: ignore[union-attr]
-    chosen = []
-    for name, entry in json.loads((run_dir / file).read_text()).items():
-        if "shuffled" in entry["p"] and re.match(ASPECTS[pattern] if pattern else "", name):
-            gain = (entry["value"] - entry["controls"]["shuffled"]) * (1 if entry["higher_is_better"] else -1)
-            chosen.append(entry.get("p_holm", entry["p"])["shuffled"] < 0.05 and gain > 0)
-    return str(len(chosen) if what == "tested" else sum(chosen))
+    scores = json.loads((run_dir / file).read_text()).values()
+    found = re.fullmatch(
+        r"scores (?:of (\w+) )?(tested|not tested|better than shuffled|by which (\w+) is better still)", how
+    )
+    assert found, how
+    family, what, baseline = found.groups()
+    tested = [entry for entry in scores if "shuffled" in entry.get("p_holm", {})]
+    if what == "not tested":
+        return str(len(scores) - len(tested))
+    chosen = [entry for entry in tested if family in (None, entry["family"])]
+    if what != "tested":
+        chosen = [e for e in chosen if e["p_holm"]["shuffled"] < 0.05 and is_better(e, "shuffled")]
+    if baseline:
+        chosen = [e for e in chosen if not is_better(e, baseline) and e["value"] != e["controls"][baseline]]
+    return str(len(chosen))
+
+
+def is_better(entry: dict[str, Any], control: str) -> bool:
+    return bool((entry["value"] - entry["controls"][control]) * (1 if entry["higher_is_better"] else -1) > 0)
 
 
 @cache

@@ -7,10 +7,8 @@ score.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from mindvideo.ablation.variants import FULL, Variant
-from mindvideo.config import Evaluate, Recipe
+from mindvideo.config import Recipe
 from mindvideo.data.disk import write_text
 from mindvideo.evaluate import statistics
-from mindvideo.evaluate.catalogue import n_way_name
 from mindvideo.evaluate.comparison import WindowScores, compare_runs, enough_permutations, read_window_scores
-from mindvideo.evaluate.tables import csv_table
+from mindvideo.evaluate.score import ScoreResult
+from mindvideo.evaluate.tables import csv_table, read_scores
 from mindvideo.report.wording import CLASSES
 
 REFERENCES = ("shuffled", "mean", "random_train", "constant", "caption", "vae")
@@ -41,13 +39,6 @@ class RowRuns:
     also: tuple[Variant, ...]
     run_dirs: dict[int, Path]
     changed: tuple[str, ...]
-
-
-def shown_scores(settings: Evaluate, available: Sequence[str]) -> list[str]:
-    """Columns in the paper's order: N-way of clips, N-way of frames, SSIM; then the scores of single attributes."""
-    names = [n_way_name(kind, n, settings.top_k) for kind in ("video", "image") for n in settings.n_ways]
-    names += [PIXEL, *(name for name in available if name.startswith("attribute"))]
-    return [name for name in names if name in available]
 
 
 def pool_seeds(runs: Sequence[WindowScores]) -> WindowScores:
@@ -69,7 +60,7 @@ def pool_seeds(runs: Sequence[WindowScores]) -> WindowScores:
             blocks.append(run.block - run.block.min() + offset)
             offset = int(blocks[-1].max()) + 1
         block = np.concatenate(blocks)
-    return WindowScores(first.name, truth, first.networks, block, values, first.definitions, first.higher_is_better)
+    return WindowScores(first.name, truth, first.networks, block, values, first.scores)
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -91,17 +82,8 @@ def _over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-def read_films(run_dir: Path, column: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """One score of every window by test film, with the windows' blocks; empty where ``windows.csv`` has no such column."""
-    with (run_dir / "evaluate" / "windows.csv").open(newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    if not rows or column not in rows[0]:
-        return {}
-    films: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for film in sorted({row["segment"] for row in rows}):
-        mine = [row for row in rows if row["segment"] == film and row[column]]
-        films[film] = np.array([float(row[column]) for row in mine]), np.array([int(row["block"]) for row in mine])
-    return films
+def _read_scores(run_dir: Path) -> dict[str, ScoreResult]:
+    return read_scores(run_dir / "evaluate" / "scores.json")
 
 
 class TableWriter:
@@ -129,8 +111,8 @@ class TableWriter:
 
     def _content(self, rows: Sequence[RowRuns]) -> dict[str, Any]:
         full = next(row for row in rows if row.variant.name == FULL)
-        scores = json.loads((full.run_dirs[min(full.run_dirs)] / "evaluate" / "scores.json").read_text())
-        shown = shown_scores(self.recipe.evaluate, list(scores))
+        scores = _read_scores(full.run_dirs[min(full.run_dirs)])
+        shown = [name for name, entry in scores.items() if entry.is_main]
         permutations = enough_permutations(len(rows) - 1)
         entries = [self._entry(row, full, shown, permutations) for row in rows]
         _adjust(entries, shown)
@@ -144,14 +126,13 @@ class TableWriter:
             "permutations": permutations,
             "smallest_p": smallest_p(full, len(rows) - 1, permutations),
             "columns": [
-                {key: scores[name][key] for key in ("definition", "higher_is_better", "chance")} | {"score": name}
+                {key: getattr(scores[name], key) for key in ("label", "definition", "higher_is_better", "chance")}
+                | {"score": name}
                 for name in shown
             ],
             "rows": entries,
             "references": _references(full, shown),
-            "films": _films(
-                [row for row in rows if row.variant.name == FULL or "data.subject" in row.variant.changes], self.recipe
-            ),
+            "films": _films([row for row in rows if row.variant.name == FULL or "data.subject" in row.variant.changes]),
         }
 
     def _entry(self, row: RowRuns, full: RowRuns, shown: list[str], permutations: int) -> dict[str, Any]:
@@ -183,9 +164,7 @@ class TableWriter:
     def _interval(self, row: RowRuns, seeds: list[int], pooled: WindowScores, name: str) -> list[float | None]:
         """The run's own interval; over several seeds a block bootstrap of all their windows."""
         if len(seeds) == 1:
-            scores = json.loads((row.run_dirs[seeds[0]] / "evaluate" / "scores.json").read_text())
-            interval: list[float | None] = scores[name]["interval"]
-            return interval
+            return list(_read_scores(row.run_dirs[seeds[0]])[name].interval)
         known = np.isfinite(pooled.values[name])
         if not known.any():
             return [None, None]
@@ -230,42 +209,32 @@ def _adjust(entries: Sequence[dict[str, Any]], shown: Sequence[str]) -> None:
 
 def _references(full: RowRuns, shown: Sequence[str]) -> list[dict[str, Any]]:
     """The full method's controls and ceilings, as its ``scores.json`` has them."""
-    every = [json.loads((path / "evaluate" / "scores.json").read_text()) for _, path in sorted(full.run_dirs.items())]
+    every = [_read_scores(path) for _, path in sorted(full.run_dirs.items())]
     found = []
     for name in REFERENCES:
-        if all(name in scores[column]["controls"] for scores in every for column in shown):
+        if all(name in scores[column].controls for scores in every for column in shown):
             cells = {
-                column: _over_seeds([scores[column]["controls"][name] for scores in every])
-                | {"interval": every[0][column]["control_intervals"][name] if len(every) == 1 else [None, None]}
+                column: _over_seeds([scores[column].controls[name] for scores in every])
+                | {"interval": every[0][column].control_intervals[name] if len(every) == 1 else [None, None]}
                 for column in shown
             }
-            found.append({"name": name, "role": every[0][shown[0]]["roles"][name], "scores": cells})
+            found.append({"name": name, "role": every[0][shown[0]].roles[name], "scores": cells})
     return found
 
 
-def _films(rows: Sequence[RowRuns], recipe: Recipe) -> list[dict[str, Any]]:
+def _films(rows: Sequence[RowRuns]) -> list[dict[str, Any]]:
     """SSIM of every subject on each test film (the paper's Fig. 6), beside what needs no brain; of the first seed."""
     found: list[dict[str, Any]] = []
     for row in rows:
-        run_dir = row.run_dirs[min(row.run_dirs)]
-        for reference in ("", "shuffled", "constant") if row.variant.name == FULL else ("",):
-            column = PIXEL + (f":{reference}" if reference else "")
-            for film, (values, block) in read_films(run_dir, column).items():
-                if not len(values):
-                    continue
-                rng = np.random.default_rng([recipe.seed, zlib.crc32(f"{row.variant.name}|{column}|{film}".encode())])
-                interval = statistics.block_bootstrap_interval(values, block, recipe.evaluate.bootstraps, rng)
-                found.append(
-                    {
-                        "film": film,
-                        "name": reference or row.variant.name,
-                        "label": reference or row.variant.label,
-                        "value": float(values.mean()),
-                        "interval": _finite(interval),
-                        "n": len(values),
-                    }
-                )
-    return sorted(found, key=lambda entry: entry["film"])
+        score = _read_scores(row.run_dirs[min(row.run_dirs)]).get(PIXEL)
+        for film, entry in score.films.items() if score is not None else ():
+            own = {"film": film, "name": row.variant.name, "label": row.variant.label}
+            found.append(own | {key: entry[key] for key in ("value", "interval", "n")})
+            for name in ("shuffled", "constant") if row.variant.name == FULL else ():
+                value = entry["controls"].get(name)
+                found.append({"film": film, "name": name, "label": name, "value": value, "interval": [None, None],
+                              "n": entry["n"]})  # fmt: skip
+    return sorted((entry for entry in found if entry["value"] is not None), key=lambda entry: entry["film"])
 
 
 def _seconds(row: RowRuns) -> float:

@@ -31,9 +31,11 @@ from mindvideo.baselines.folder import digest_folder, read_folder
 from mindvideo.baselines.trial import Trial
 from mindvideo.config import Recipe, save_recipe
 from mindvideo.cost import measure_cost
+from mindvideo.data.disk import write_text
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError, SettingError
-from mindvideo.evaluate.scores import evaluate_clips, write_evaluation, write_text
+from mindvideo.evaluate.evaluation import evaluate_clips, list_missing
+from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.files import list_files
 from mindvideo.generate.reconstruct import fill_clips, open_clips, write_preview
 from mindvideo.models.foundation import Foundation
@@ -334,6 +336,8 @@ def _finish(
             settings=recipe.evaluate,
             seed=recipe.seed,
             scene=trial.scene,
+            film=np.array([window["segment"] for window in trial.description]),
+            without=list_missing(foundation, recipe.evaluate, ["captions"]),
             cache_dir=folder / "evaluate" / "features",
             progress=progress,
         )

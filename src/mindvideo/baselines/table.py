@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mindvideo.data.disk import write_text
 from mindvideo.errors import DataError
-from mindvideo.evaluate.scores import write_text
 
 MAIN = "mindvideo"
 HEADLINES = ("ssim_rgb", "image_2way", "image_50way", "video_2way", "video_50way", "clip_similarity", "retrieval_top1")

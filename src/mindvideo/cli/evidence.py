@@ -29,13 +29,19 @@ def evaluate(
     ] = None,
     size: Annotated[int | None, typer.Option("--size", help="height and width CLIPS are scored at")] = None,
     fit: Annotated[str | None, typer.Option("--fit", help="crop or stretch where shapes differ")] = None,
+    foundation: Annotated[
+        str | None,
+        typer.Option(
+            "--foundation", help="folder of the networks that judge CLIPS; without it pixel and flow scores only"
+        ),
+    ] = None,
     settings: Set = None,
 ) -> None:
     """Score the reconstructions of a run, or anyone's clips, beside their controls, and print the table."""
     if (source / "recipe.yaml").is_file():
-        if any(option is not None for option in (reference, out, block, size, fit)):
+        if any(option is not None for option in (reference, out, block, size, fit, foundation)):
             raise SettingError(
-                "expected --reference, --out, --block, --size and --fit for clips only, found a run folder at "
+                "expected --reference, --out, --block, --size, --fit and --foundation for clips only, found a run folder at "
                 f"{source}; its settings are given with --set"
             )
         run_stage("evaluate", source, settings)
@@ -50,24 +56,30 @@ def evaluate(
     place = source.resolve()
     folder = out or place.with_name(place.name.removesuffix(".npy") + "_scores")
     recipe = with_settings(Recipe(), settings or [])
+    if foundation is None and any(setting.startswith("foundation=") for setting in settings or []):
+        foundation = str(recipe.foundation)
     with progress_bars() as bar:
-        evaluate_results(source, reference, folder, recipe, block_clips=10 if block is None else block, size=size,
+        evaluate_results(source, reference, folder, recipe, foundation, block_clips=10 if block is None else block, size=size,
                          fit=cast(Literal["crop", "stretch"] | None, fit), say=say, progress=bar("evaluate"))  # fmt: skip
     _print_scores(folder)
 
 
 def _print_scores(folder: Path) -> None:
-    from mindvideo.evaluate.tables import brief_rows
+    from mindvideo.evaluate.score import ClipSet
+    from mindvideo.evaluate.tables import brief_rows, group_reasons, read_scores
 
-    scores = json.loads((folder / "scores.json").read_text())
-    header, *rows = brief_rows(scores)
+    scores = read_scores(folder / "scores.json")
+    about = json.loads((folder / "evaluation.json").read_text())
+    header, *rows = brief_rows(scores, {name: ClipSet(**each) for name, each in about["sets"].items()})
     _print_table(header, rows)
-    path = folder / "evaluation.json"
-    about = json.loads(path.read_text()) if path.is_file() else {}
-    for name, words in about.get("sets", {}).items():
-        say(f"{name}: {words}")
-    for name, reason in about.get("left_out", {}).items():
-        say(f"left out: {name} ({reason})")
+    for name, words in about["sets"].items():
+        say(f"{name}: {words['definition']}")
+    for network in dict.fromkeys(entry.network for entry in scores.values() if entry.network):
+        say(f"measured by {network}: {', '.join(name for name, entry in scores.items() if entry.network == network)}")
+    for reason, names in group_reasons(about["left_out"]).items():
+        say(f"left out: {', '.join(names)} ({reason})")
+    if about["smallest_p"] is not None:
+        say(f"with these blocks and permutations no corrected P can be below {about['smallest_p']:.2g}")
     console.print(f"scores: {folder / 'scores.json'}, .csv, .tex", soft_wrap=True)
 
 

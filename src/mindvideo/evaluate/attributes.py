@@ -19,43 +19,10 @@ import numpy as np
 
 from mindvideo.errors import DataError
 from mindvideo.evaluate import retrieval
-from mindvideo.evaluate.catalogue import ScoreInfo
 from mindvideo.evaluate.measure import Features, as_array
+from mindvideo.evaluate.score import Needs, Score, ScoreResult
 
-ATTRIBUTES = {
-    "attribute_thing": ScoreInfo(
-        "the scene's thing is the image classifier's most probable thing (summed over colours), share of frames",
-        0.0,
-        1.0,
-        True,
-    ),
-    "attribute_colour": ScoreInfo(
-        "the thing's colour is the image classifier's most probable colour (summed over things), share of frames",
-        0.0,
-        1.0,
-        True,
-    ),
-    "attribute_place": ScoreInfo(
-        "the scene's place is the one whose training captions' mean CLIP text embedding is nearest to the frame's CLIP "
-        "image embedding, share of frames",
-        0.0,
-        1.0,
-        True,
-    ),
-    "attribute_motion": ScoreInfo(
-        "the scene's motion is the video classifier's most probable motion (summed over things), windows without a cut",
-        0.0,
-        1.0,
-        True,
-    ),
-    "attribute_cut": ScoreInfo(
-        "area under the ROC curve of windows with a cut against those without, by the greatest CLIP distance between "
-        "adjacent frames; windows with a cut are counted",
-        0.0,
-        1.0,
-        True,
-    ),
-}
+PREFIX = "attribute_"
 _KINDS = ("thing", "colour", "place", "motion")
 
 
@@ -238,34 +205,76 @@ def _sum_over(probabilities: np.ndarray, part: np.ndarray) -> np.ndarray:
     return np.stack([probabilities[..., part == number].sum(axis=-1) for number in range(part.max() + 1)], axis=-1)
 
 
-def decode_attributes(features: Features, world: World) -> dict[str, np.ndarray]:
-    """Most probable name of each kind, as numbers: ``thing``, ``colour``, ``place`` int (n, F), ``motion`` int (n,)."""
-    found = {
-        "thing": _sum_over(features.images, world.image_pairs[:, 0]).argmax(axis=-1),
-        "colour": _sum_over(features.images, world.image_pairs[:, 1]).argmax(axis=-1),
-        "place": (retrieval.normalise(features.embeddings) @ world.places.T).argmax(axis=-1),
-    }
-    if features.videos.shape[1]:
-        found["motion"] = _sum_over(features.videos, world.video_pairs[:, 1]).argmax(axis=-1)
-    return found
+def decode_attribute(kind: str, features: Features, world: World) -> np.ndarray:
+    """Number of the most probable name: ``thing``, ``colour``, ``place`` int (n, F), ``motion`` int (n,)."""
+    if kind == "place":
+        return (retrieval.normalise(features.embeddings) @ world.places.T).argmax(axis=-1)
+    if kind == "motion":
+        return _sum_over(features.videos, world.video_pairs[:, 1]).argmax(axis=-1)
+    return _sum_over(features.images, world.image_pairs[:, ("thing", "colour").index(kind)]).argmax(axis=-1)
 
 
-def measure_attributes(features: Features, world: World) -> dict[str, np.ndarray]:
-    """Scores of every window, float64 (n,), by the names of `ATTRIBUTES`.
+_WORDS: dict[str, tuple[Needs, str]] = {
+    "thing": (
+        "images",
+        "the scene's thing is the image classifier's most probable thing (summed over colours), share of frames",
+    ),
+    "colour": (
+        "images",
+        "the thing's colour is the image classifier's most probable colour (summed over things), share of frames",
+    ),
+    "place": (
+        "embeddings",
+        "the scene's place is the one whose training captions' mean CLIP text embedding is nearest to the frame's CLIP "
+        "image embedding, share of frames",
+    ),
+    "motion": (
+        "clips",
+        "the scene's motion is the video classifier's most probable motion (summed over things), windows without a cut",
+    ),
+    "cut": (
+        "embeddings",
+        "area under the ROC curve of windows with a cut against those without, by the greatest CLIP distance between "
+        "adjacent frames; windows with a cut are counted",
+    ),
+}
 
-    Range 0…1, higher is better. Chance for equally frequent names is 1 / number of names, .5 for ``attribute_cut``; the
-    test set's own is the mean off the diagonal of `pairwise_attributes`. NaN for motion in windows with a cut and for
-    ``attribute_cut`` in windows without: its value in a window with one is the share of windows without a cut whose
-    greatest change is smaller, ties half, so that the mean is the area under the ROC curve.
+
+def list_scores(world: World) -> list[Score]:
+    """One score an attribute, ``attribute_thing`` and so on.
+
+    Range 0…1, higher is better. Chance for equally frequent names is 1 / number of names, .5 for cuts; the test set's
+    own is the mean off the diagonal of `pairwise_attribute`. NaN for motion in windows with a cut, and for cuts in
+    windows without: the value in a window with one is the share of windows without a cut whose greatest change is
+    smaller, ties half, so that the mean is the area under the ROC curve.
     """
-    found = decode_attributes(features, world)
-    values = {
-        f"attribute_{kind}": (found[kind] == world.true[kind]).mean(axis=1) for kind in ("thing", "colour", "place")
-    }
-    if "motion" in found:
-        values["attribute_motion"] = np.where(world.is_cut, np.nan, found["motion"] == world.true["motion"][:, 0])
-        values["attribute_cut"] = _cut_ranks(features.embeddings, world.is_cut)
-    return values
+
+    def score(kind: str, needs: Needs, definition: str) -> Score:
+        return Score(
+            PREFIX + kind,
+            f"attribute {kind}",
+            definition,
+            {"colour": "colour", "motion": "motion", "cut": "motion"}.get(kind, "content"),  # type: ignore[arg-type]
+            needs,
+            lambda made, _: measure_attribute(kind, made, world),
+            None if kind == "cut" else lambda made, _: pairwise_attribute(kind, made, world),
+            chance=0.5 if kind == "cut" else 1.0 / len(world.names[kind]),
+            over_time=kind == "cut",
+            has_truth=True,
+            is_main=True,
+        )
+
+    return [score(kind, needs, definition) for kind, (needs, definition) in _WORDS.items()]
+
+
+def measure_attribute(kind: str, features: Features, world: World) -> np.ndarray:
+    """The score of one attribute for every window, float64 (n,), see `list_scores`."""
+    if kind == "cut":
+        return _cut_ranks(features.embeddings, world.is_cut)
+    found = decode_attribute(kind, features, world)
+    if kind == "motion":
+        return np.where(world.is_cut, np.nan, found == world.true["motion"][:, 0])
+    return (found == world.true[kind]).mean(axis=1)
 
 
 def _cut_ranks(embeddings: np.ndarray, is_cut: np.ndarray) -> np.ndarray:
@@ -279,13 +288,9 @@ def _cut_ranks(embeddings: np.ndarray, is_cut: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def pairwise_attributes(name: str, features: Features, world: World) -> np.ndarray | None:
-    """The score ``name`` of every prediction (row) against every window's truth (column), (n, n); None for cuts."""
-    kind = name.removeprefix("attribute_")
-    found = decode_attributes(features, world).get(kind)
-    if found is None:
-        return None
-    true = world.true[kind]
+def pairwise_attribute(kind: str, features: Features, world: World) -> np.ndarray:
+    """The score of every prediction (row) against every window's truth (column), (n, n)."""
+    found, true = decode_attribute(kind, features, world), world.true[kind]
     if kind == "motion":
         pairs = (found[:, None] == true[None, :, 0]).astype(np.float64)
         pairs[world.is_cut], pairs[:, world.is_cut] = np.nan, np.nan
@@ -293,36 +298,18 @@ def pairwise_attributes(name: str, features: Features, world: World) -> np.ndarr
     return np.mean([found[:, f, None] == true[None, :, f] for f in range(true.shape[1])], axis=0)
 
 
-def closed_form_chance(name: str, world: World) -> float:
-    """Chance where all names are equally frequent and guessed at random."""
-    return 0.5 if name == "attribute_cut" else 1.0 / len(world.names[name.removeprefix("attribute_")])
-
-
-def summarise_attributes(scores: Mapping[str, Mapping[str, Any]], world: World) -> dict[str, Any]:
+def summarise_attributes(scores: Mapping[str, ScoreResult], world: World) -> dict[str, Any]:
     """The content of ``attributes.json``: for each attribute every set's value beside the classifiers' own on the truth.
 
-    ``of_truth`` is a set's value as a share of the value on true clips; ``way_to_caption`` how far the reconstruction
-    comes on the way from ``shuffled`` (0) to ``caption`` (1).
+    ``of_truth`` is a set's value as a share of the value on true clips.
     """
     table = {}
-    for name in (name for name in ATTRIBUTES if name in scores):
-        entry = scores[name]
-        sets = {"reconstruction": entry["value"], **entry["controls"], "truth": entry["truth"]}
-        truth = entry["truth"]
-        table[name.removeprefix("attribute_")] = {
-            "sets": sets,
-            "of_truth": {key: value / truth if value is not None and truth else None for key, value in sets.items()},
-            "interval": entry["interval"],
-            "n": entry["n"],
-            "chance": entry["chance"],
-            "chance_closed_form": entry["chance_closed_form"],
-            "p": entry["p"],
-            "p_holm": entry["p_holm"],
-            "p_chance": entry["p_chance"],
-            "way_to_caption": entry["way_to_caption"],
-            "way_to_caption_interval": entry["way_to_caption_interval"],
-            "definition": entry["definition"],
-        }
+    for name, entry in scores.items():
+        if name.startswith(PREFIX):
+            sets = {"reconstruction": entry.value, **entry.controls, "truth": entry.truth}
+            share = {key: value / entry.truth if value is not None and entry.truth else None
+                     for key, value in sets.items()}  # fmt: skip
+            table[name.removeprefix(PREFIX)] = {"sets": sets, "of_truth": share, **entry.to_json()}
     return {"attributes": table, "names": world.names, "windows_with_a_cut": int(world.is_cut.sum())}
 
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mindvideo.errors import DataError
+from mindvideo.evaluate.retrieval import feature_similarity, video_similarity
+from mindvideo.evaluate.score import Score
 
 
 def split_words(caption: str) -> list[str]:
@@ -68,3 +70,23 @@ def caption_f1(prediction: Sequence[str], truth: Sequence[str]) -> np.ndarray:
         raise DataError(f"expected as many captions as true ones, found {len(prediction)} and {len(truth)}")
     rows = [pairwise_caption_f1([p], [t])[0, 0] for p, t in zip(prediction, truth, strict=True)]
     return np.array(rows, dtype=np.float64)
+
+
+SCORES = [
+    Score(
+        "caption_similarity", "caption similarity",
+        "cosine of the CLIP text embeddings of a frozen captioner's sentences for the middle frames of reconstruction "
+        "and truth",
+        "content", "captions",
+        lambda made, truth: feature_similarity(made.caption_embeddings, truth.caption_embeddings),
+        lambda made, truth: video_similarity(made.caption_embeddings, truth.caption_embeddings), low=-1.0,
+    ),
+    Score(
+        "caption_f1", "caption F1",
+        "harmonic mean of the shares of words that a frozen captioner's sentences for the middle frames of "
+        "reconstruction and truth have in common (ROUGE-1 F)",
+        "content", "captions", lambda made, truth: caption_f1(made.captions, truth.captions),
+        lambda made, truth: pairwise_caption_f1(made.captions, truth.captions),
+    ),
+]  # fmt: skip
+"""The scores of captions."""

@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,8 @@ from scipy.stats import ttest_ind
 from mindvideo.data.disk import write_text
 from mindvideo.errors import DataError
 from mindvideo.evaluate import statistics
-from mindvideo.evaluate.tables import csv_table, latex_table
+from mindvideo.evaluate.score import NETWORKS, ScoreResult
+from mindvideo.evaluate.tables import csv_table, latex_table, read_scores
 
 PLACE_COLUMNS = ("window", "segment", "scan", "scene", "block", "caption")
 PERMUTATIONS = 20_000
@@ -44,8 +45,8 @@ class WindowScores:
     block : ndarray, int (n,)
     values : dict of str to ndarray, float64 (n,)
         NaN where a score is undefined for a window.
-    definitions : dict of str to str
-    higher_is_better : dict of str to bool or None
+    scores : dict of str to ScoreResult
+        What each of ``values`` is.
     """
 
     name: str
@@ -53,18 +54,17 @@ class WindowScores:
     networks: str
     block: np.ndarray
     values: dict[str, np.ndarray]
-    definitions: dict[str, str]
-    higher_is_better: dict[str, bool | None]
+    scores: dict[str, ScoreResult]
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, read: Callable[[Path], Any] = lambda path: json.loads(path.read_text())) -> Any:
     if not path.is_file():
         raise DataError(
             f"expected {path.name} of a finished evaluation at {path}, found none; run 'mindvideo evaluate'"
         )
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError:
+        return read(path)
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         raise DataError(f"expected JSON in {path}, found something else; run 'mindvideo evaluate' again") from None
 
 
@@ -84,7 +84,7 @@ def read_window_scores(folder: Path, name: str | None = None) -> WindowScores:
         Where a file is missing or damaged, naming it.
     """
     place = folder / "evaluate" if (folder / "evaluate").is_dir() else folder
-    scores, about = _read_json(place / "scores.json"), _read_json(place / "evaluation.json")
+    scores, about = _read_json(place / "scores.json", read_scores), _read_json(place / "evaluation.json")
     path = place / "windows.csv"
     if not path.is_file():
         raise DataError(f"expected the scores of every window at {path}, found none; run 'mindvideo evaluate' again")
@@ -94,11 +94,8 @@ def read_window_scores(folder: Path, name: str | None = None) -> WindowScores:
         columns = [key for key in rows[0] if key not in PLACE_COLUMNS and ":" not in key]
         values = {key: np.array([float(row[key] or "nan") for row in rows]) for key in columns}
         block = np.array([int(row["block"]) for row in rows])
-        definitions = {key: str(scores[key]["definition"]) for key in columns}
-        better = {key: scores[key]["higher_is_better"] for key in columns}
-        return WindowScores(
-            name or folder.resolve().name, about["truth"], about["networks"], block, values, definitions, better
-        )
+        known = {key: scores[key] for key in columns}
+        return WindowScores(name or folder.resolve().name, about["truth"], about["networks"], block, values, known)
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise DataError(
             f"expected {path} and scores.json of one evaluation, found files that do not fit ({error}); "
@@ -109,6 +106,13 @@ def read_window_scores(folder: Path, name: str | None = None) -> WindowScores:
 def is_paired(first: WindowScores, second: WindowScores) -> bool:
     """Whether both reconstruct the same windows of the same films, so that they can be compared window by window."""
     return first.truth == second.truth and len(first.block) == len(second.block)
+
+
+def _is_same_score(key: str, first: WindowScores, second: WindowScores) -> bool:
+    """Whether both have the score by one definition and, where it needs a network, by the same networks."""
+    needs_network = first.scores[key].needs in NETWORKS
+    is_same_network = first.networks == second.networks or not needs_network
+    return first.scores[key].definition == second.scores[key].definition and is_same_network
 
 
 def enough_permutations(n_tests: int) -> int:
@@ -153,19 +157,17 @@ def compare_runs(
     Raises
     ------
     DataError
-        When other networks measured the two runs, or a named score is missing or defined differently.
+        When a named score is missing, defined differently or measured by other networks, or no score is comparable.
     """
-    if first.networks != second.networks:
-        raise DataError(
-            f"expected '{first.name}' and '{second.name}' measured by the same networks, found {first.networks[:12]} and "
-            f"{second.networks[:12]}; evaluate both with one foundation"
-        )
-    common = [key for key in first.values if second.definitions.get(key) == first.definitions[key]]
+    common = [key for key in first.values if key in second.values and _is_same_score(key, first, second)]
     missing = [key for key in scores or () if key not in common]
     if missing or not common:
+        differ = ""
+        if first.networks != second.networks:
+            differ = f"; they were not measured by the same networks ({first.networks[:12]} and {second.networks[:12]})"
         raise DataError(
             f"expected scores of one definition in '{first.name}' and '{second.name}', found none for "
-            f"{', '.join(missing) or 'any'}; evaluate both with the same settings"
+            f"{', '.join(missing) or 'any'}{differ}; evaluate both with the same settings and one foundation"
         )
     names = list(scores) if scores is not None else common
     if permutations is None:
@@ -203,7 +205,7 @@ def _compare(
         p = statistics.two_sample_block_p(b, block_b, a, block_a, permutations, rng)
         interval = statistics.two_sample_bootstrap_interval(b, block_b, a, block_a, bootstraps, rng)
         smallest = statistics.smallest_p(len(np.unique(block_b)), len(np.unique(block_a)), permutations)
-    higher = first.higher_is_better[key]
+    higher = first.scores[key].higher_is_better
     if higher is not None and entry["difference"] != 0:
         entry["better"] = "second" if (entry["difference"] > 0) == higher else "first"
     t_test = float(ttest_ind(b, a).pvalue) if min(len(a), len(b)) > 1 and (np.ptp(a) > 0 or np.ptp(b) > 0) else math.nan

@@ -13,13 +13,19 @@ import numpy as np
 from mindvideo.config import Recipe
 from mindvideo.data.disk import disk_errors
 from mindvideo.errors import DataError, SettingError
-from mindvideo.evaluate.controls import DEFINITIONS
-from mindvideo.evaluate.results import ClipSet, align_clips, pair_clips, read_clips, split_side_by_side
-from mindvideo.evaluate.scores import MAIN, Evaluation, choose_captioner, evaluate_clips
+from mindvideo.evaluate.evaluation import MAIN, Evaluation, evaluate_clips, is_shipped, list_missing
+from mindvideo.evaluate.results import Clips, align_clips, pair_clips, read_clips, split_side_by_side
+from mindvideo.evaluate.score import NETWORKS
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.models.foundation import Foundation
 
 GREY = 128
+HOW_TO_GET_NETWORKS = (
+    "it needs a frozen network; give --foundation FOLDER with Hugging Face folders image_classifier "
+    "(google/vit-base-patch16-224), video_classifier (MCG-NJU/videomae-base-finetuned-kinetics), image_encoder, "
+    "text_encoder and tokenizer (openai/clip-vit-large-patch14), captioner (Salesforce/blip-image-captioning-base)"
+)
+SHIPPED_KIT = "the shipped kit's networks know drawn scenes only: of films of anything else their scores mean nothing"
 
 
 @dataclass(frozen=True)
@@ -28,21 +34,13 @@ class Reordered:
 
     clips: np.ndarray
     order: np.ndarray
+    ndim = 5
+    dtype = np.dtype(np.uint8)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(n, F, H, W, 3)."""
         return self.clips.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """uint8."""
-        return self.clips.dtype
-
-    @property
-    def ndim(self) -> int:
-        """5."""
-        return self.clips.ndim
 
     def __getitem__(self, index: Any) -> np.ndarray:
         """The clips at these places of the order."""
@@ -77,7 +75,7 @@ def deal_to_other_blocks(block: np.ndarray, rng: np.random.Generator) -> np.ndar
 
 
 def make_controls(clips: np.ndarray, truth: np.ndarray, block: np.ndarray, seed: int) -> dict[str, Any]:
-    """Controls that need no fMRI, by the names of `controls.DEFINITIONS`.
+    """Controls that need no fMRI, by the names of `controls.CLIP_SETS`.
 
     ``shuffled_pairing`` is left out where there are too few blocks to deal every clip to another one.
     """
@@ -94,6 +92,7 @@ def evaluate_results(
     reference: Path | None,
     out: Path,
     recipe: Recipe,
+    foundation: Path | str | None = None,
     *,
     block_clips: int = 10,
     size: int | None = None,
@@ -111,7 +110,10 @@ def evaluate_results(
         Receives ``scores.json``, ``scores.csv``, ``scores.tex``, ``windows.csv`` and ``evaluation.json``; a folder that
         does not exist yet, is empty, or holds an evaluation, which is replaced.
     recipe : Recipe
-        ``foundation`` (the frozen networks), ``evaluate`` and ``seed`` are used.
+        ``evaluate`` and ``seed`` are used.
+    foundation : Path or str, optional
+        Folder with the frozen networks that judge, or ``embedded`` for the shipped kit's, which know drawn scenes only.
+        Scores whose network is not there are left out.
     block_clips : int
         Clips in natural order that are permuted and resampled together: 10 clips of 2 s are 20 s.
     size, fit
@@ -137,15 +139,21 @@ def evaluate_results(
         say(note)
     block = np.arange(len(truth)) // block_clips
     controls = make_controls(predicted, truth, block, recipe.seed)
-    foundation = Foundation(recipe.foundation, _device())
-    captioner, left_out = choose_captioner(foundation, recipe.evaluate)
+    networks = None if foundation is None else Foundation(foundation, _device())
+    without = dict.fromkeys(NETWORKS, HOW_TO_GET_NETWORKS)
+    if networks is not None:
+        without = list_missing(networks, recipe.evaluate, list(NETWORKS))
+        if is_shipped(networks):
+            say(SHIPPED_KIT)
+            notes.append(SHIPPED_KIT)
+    left_out = {}
     if "shuffled_pairing" not in controls:
         left_out["shuffled_pairing"] = (
             f"{len(truth)} clips are fewer than two blocks of {block_clips}; make blocks smaller"
         )
     evaluation = evaluate_clips(
-        {MAIN: predicted, **controls}, truth, foundation, block=block, settings=recipe.evaluate, seed=recipe.seed,
-        scene=block if len(np.unique(block)) > 1 else None, captioner=captioner, cache_dir=out / "features",
+        {MAIN: predicted, **controls}, truth, networks, block=block, settings=recipe.evaluate, seed=recipe.seed,
+        scene=block if len(np.unique(block)) > 1 else None, without=without, cache_dir=out / "features",
         progress=progress,
     )  # fmt: skip
     about = {
@@ -156,7 +164,6 @@ def evaluate_results(
         "block_clips": block_clips,
         "settings": recipe.evaluate.model_dump(mode="json", exclude={"block_s"}),
         "seed": recipe.seed,
-        "sets": {name: DEFINITIONS[name] for name in (MAIN, *controls)},
         "left_out": left_out,
     }
     windows = [{"segment": name, "scan": i, "scene": int(block[i])} for i, name in enumerate(ours.names)]
@@ -172,7 +179,7 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _read_pair(clips: Path, reference: Path | None) -> tuple[ClipSet, ClipSet]:
+def _read_pair(clips: Path, reference: Path | None) -> tuple[Clips, Clips]:
     ours = read_clips(clips)
     if reference is not None:
         return ours, read_clips(reference)

@@ -9,11 +9,13 @@ Shapes: frames are uint8 (..., H, W, 3); leading axes are kept.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
 
 from mindvideo.errors import DataError
+from mindvideo.evaluate.score import Score
 
 PairScore = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -270,24 +272,52 @@ def hue_pcc(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return _per_frame(_hue_pcc, prediction, truth)
 
 
-def frame_change(clips: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of adjacent frames in grey levels, averaged over pixels, channels and frame pairs.
+def mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis without NaN; NaN where nothing else is there."""
+    known = np.isfinite(values)
+    total = np.where(known, values, 0.0).sum(axis=-1)
+    return np.divide(total, known.sum(axis=-1), out=np.full(total.shape, np.nan), where=known.any(axis=-1))
 
-    Range 0…255; neither end is good: a frozen clip has 0 and flicker a lot, the value to reach is the truth's own.
 
-    Parameters
-    ----------
-    clips : ndarray, uint8 (n, F, H, W, 3)
+def _over_frames(function: PairScore) -> Callable[[Any, Any], np.ndarray]:
+    return lambda made, truth: mean_of_known(function(made.clips, truth.clips))
 
-    Returns
-    -------
-    ndarray, float64 (n,)
-        NaN for clips of one frame.
-    """
-    clips = np.asarray(clips)
-    if clips.shape[1] < 2:
-        return np.full(len(clips), np.nan)
-    change = np.empty(len(clips))
-    for i, clip in enumerate(clips.astype(np.int16)):
-        change[i] = np.abs(np.diff(clip, axis=0)).mean()
-    return change
+
+SCORES = [
+    Score(
+        "ssim_rgb", "SSIM RGB",
+        "structural similarity of RGB frames (uniform 7 x 7 window, data range 255), averaged over a clip's frames",
+        "layout", "frames", _over_frames(ssim_rgb), low=-1.0, is_main=True,
+        used_by="Chen, Qing & Zhou 2023 (MinD-Video), NeuroClips 2024, Mind-Animator 2025",
+    ),
+    Score(
+        "ssim_grey", "SSIM grey",
+        "structural similarity of grey frames (Gaussian 11 x 11 window, sigma 1.5), averaged over a clip's frames",
+        "layout", "frames", _over_frames(ssim_grey), low=-1.0,
+        used_by="Wang et al. 2004; image reconstruction: Brain-Diffuser 2023, MindEye 2023 (on 425 x 425 pixels)",
+    ),
+    Score(
+        "psnr", "PSNR",
+        "peak signal-to-noise ratio of RGB frames, averaged over the frames of a clip; identical frames count 100",
+        "layout", "frames", _over_frames(psnr), high=MAX_PSNR_DB, unit="dB",
+        used_by="NeuroClips 2024, Mind-Animator 2025",
+    ),
+    Score(
+        "pixel_correlation", "pixel correlation",
+        "Pearson correlation over the pixels and channels of a frame, averaged over the frames of a clip",
+        "layout", "frames", _over_frames(pixel_correlation), low=-1.0,
+        used_by="PixCorr of image-reconstruction papers",
+    ),
+    Score(
+        "colour", "colour",
+        "mean cosine of the hue difference of pixels, weighted by both frames' chroma, averaged over frames",
+        "colour", "frames", _over_frames(colour_agreement), low=-1.0,
+    ),
+    Score(
+        "hue_pcc", "hue pcc",
+        "cosine of OpenCV's hue channels of RGB frames read as BGR, as the published script; see 'colour' instead",
+        "colour", "frames", _over_frames(hue_pcc),
+        used_by="Hue-pcc of Mind-Animator 2025 and NeuroClips 2024",
+    ),
+]  # fmt: skip
+"""The scores of frames. A constant picture does well on all of them."""

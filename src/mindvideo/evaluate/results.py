@@ -28,7 +28,7 @@ ASPECT_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class ClipSet:
+class Clips:
     """Clips in natural order of their names.
 
     Attributes
@@ -77,7 +77,7 @@ def _entries(folder: Path) -> tuple[Kind, list[Path]]:
     return kind, sorted(paths, key=lambda path: natural_key(path.name))
 
 
-def read_clips(source: Path) -> ClipSet:
+def read_clips(source: Path) -> Clips:
     """Read every clip of a folder, or of one ``.npy`` file with all of them.
 
     Parameters
@@ -94,7 +94,7 @@ def read_clips(source: Path) -> ClipSet:
     """
     if source.is_file() and source.suffix.lower() == ".npy":
         array, said = _as_frames(_load_array(source), source, (5,))
-        return ClipSet([str(number) for number in range(len(array))], list(array), said)
+        return Clips([str(number) for number in range(len(array))], list(array), said)
     if not source.is_dir():
         raise DataError(f"expected a folder of clips or one .npy file at {source}, found none")
     kind, paths = _entries(source)
@@ -118,7 +118,7 @@ def read_clips(source: Path) -> ClipSet:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(f"expected every clip of {source} once, found more than one named {', '.join(repeated[:5])}")
-    return ClipSet(names, clips, list(dict.fromkeys(notes)))
+    return Clips(names, clips, list(dict.fromkeys(notes)))
 
 
 def _load_array(path: Path) -> np.ndarray:
@@ -199,17 +199,17 @@ def read_gif(path: Path) -> np.ndarray:
     return np.repeat(np.stack([picture for picture, _ in pictures]), times, axis=0)
 
 
-def split_side_by_side(films: ClipSet) -> tuple[ClipSet, ClipSet]:
+def split_side_by_side(films: Clips) -> tuple[Clips, Clips]:
     """Truth (left) and reconstruction (right) of side-by-side films; their notes say what was cut."""
     layout = find_layout(films.clips)
     halves = [layout.split(film) for film in films.clips]
     notes = [*films.notes, f"side by side: {layout.note}"]
-    return ClipSet(films.names, [half[0] for half in halves], notes), ClipSet(
+    return Clips(films.names, [half[0] for half in halves], notes), Clips(
         films.names, [half[1] for half in halves], notes
     )
 
 
-def pair_clips(clips: ClipSet, reference: ClipSet) -> tuple[ClipSet, ClipSet]:
+def pair_clips(clips: Clips, reference: Clips) -> tuple[Clips, Clips]:
     """Both sets in one order: by equal names, else by the last number in their names.
 
     Raises
@@ -227,7 +227,7 @@ def pair_clips(clips: ClipSet, reference: ClipSet) -> tuple[ClipSet, ClipSet]:
         if len(place) == len(keys[1]) and len(set(keys[0])) == len(keys[0]) and set(keys[0]) == set(place):
             chosen = [place[key] for key in keys[0]]
             names = [reference.names[i] for i in chosen]
-            return clips, ClipSet(names, [reference.clips[i] for i in chosen], reference.notes)
+            return clips, Clips(names, [reference.clips[i] for i in chosen], reference.notes)
     ours, theirs = dict(zip(keys[0], clips.names, strict=True)), dict(zip(keys[1], reference.names, strict=True))
     lonely = [name for key, name in ours.items() if key not in theirs]
     missing = [name for key, name in theirs.items() if key not in ours]
@@ -242,7 +242,7 @@ def _list_names(names: Sequence[str]) -> str:
 
 
 def align_clips(
-    clips: ClipSet, truth: ClipSet, size: int | None = None, fit: Literal["stretch", "crop"] | None = None
+    clips: Clips, truth: Clips, size: int | None = None, fit: Literal["stretch", "crop"] | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Both sets with one number and size of frames.
 
@@ -252,7 +252,7 @@ def align_clips(
 
     Parameters
     ----------
-    clips, truth : ClipSet
+    clips, truth : Clips
         Of equal length, in one order.
     size : int, optional
         Height and width of the result.

@@ -5,9 +5,13 @@ Shapes: n clips, F frames, D features (for example CLIP image embeddings).
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import numpy as np
 
+from mindvideo.config import Evaluate
 from mindvideo.errors import DataError
+from mindvideo.evaluate.score import Score
 from mindvideo.evaluate.semantic import success_table
 
 
@@ -153,3 +157,69 @@ def pairwise_retrieval(similarity: np.ndarray, top_k: int = 1, n_candidates: int
     n = len(similarity)
     table = success_table(n - 1, n if n_candidates is None else n_candidates, top_k).astype(np.float32)
     return np.stack([table[n - 1 - np.searchsorted(np.sort(row), row, side="left")] for row in similarity])
+
+
+def retrieval_name(kind: Literal["image", "video"], top_k: int, candidates: int | None = None) -> str:
+    """``retrieval_top1``, ``retrieval_video_top5``, or ``retrieval_top1_of50`` among fewer than all clips."""
+    middle = "video_" if kind == "video" else ""
+    return f"retrieval_{middle}top{top_k}" + (f"_of{candidates}" if candidates is not None else "")
+
+
+def _retrieval_score(kind: Literal["image", "video"], top_k: int, candidates: int | None, n_windows: int) -> Score:
+    def similarity(made: Any, truth: Any) -> np.ndarray:
+        if kind == "video":
+            return video_similarity(made.video_embeddings, truth.video_embeddings)
+        return clip_features(made.embeddings) @ clip_features(truth.embeddings).T
+
+    n_candidates = candidates or n_windows
+    features = "video-classifier features are" if kind == "video" else "CLIP image embedding (mean over frames) is"
+    among = f"{candidates} test clips drawn at random (exact expectation)" if candidates else "all test clips"
+    name = retrieval_name(kind, top_k, candidates)
+    return Score(
+        name,
+        f"retrieval{' by video features' if kind == 'video' else ''}, top-{top_k} of {n_candidates}",
+        f"the true clip is among the {top_k} of K = {n_candidates} candidates, {among}, whose {features} most similar, "
+        "ties against the truth",
+        "content",
+        "clips" if kind == "video" else "embeddings",
+        lambda made, truth: retrieval_top_k(similarity(made, truth), n_candidates, top_k),
+        lambda made, truth: pairwise_retrieval(similarity(made, truth), top_k, n_candidates),
+        chance=top_k / n_candidates,
+    )
+
+
+def list_scores(settings: Evaluate, n_windows: int) -> list[Score]:
+    """Similarity, retrieval among all ``n_windows`` clips and among as many as the settings name, and consistency."""
+    choices: list[tuple[int, int | None]] = [(k, None) for k in (1, 5) if k < n_windows]
+    choices += [(k, n) for n in settings.candidates for k in (1, 5) if k < n <= n_windows]
+    retrieval = [_retrieval_score(kind, k, among, n_windows) for kind in _KINDS for k, among in choices]
+    return [SIMILARITY, *retrieval, *CONSISTENCY]
+
+
+def _mean_similarity(made: Any, truth: Any) -> np.ndarray:
+    return feature_similarity(made.embeddings, truth.embeddings).mean(axis=1)
+
+
+_KINDS: tuple[Literal["image", "video"], ...] = ("image", "video")
+SIMILARITY = Score(
+    "clip_similarity", "CLIP similarity",
+    "cosine of the CLIP image embeddings of reconstructed and true frame at the same time, averaged over frames",
+    "content", "embeddings", _mean_similarity,
+    lambda made, truth: pairwise_similarity(made.embeddings, truth.embeddings), low=-1.0,
+)  # fmt: skip
+CONSISTENCY = [
+    Score(
+        "consistency", "consistency",
+        "cosine of the CLIP image embeddings of adjacent frames; a frozen frame scores 1, the aim is the truth's value",
+        "motion", "embeddings", lambda made, truth: adjacent_consistency(made.embeddings), low=-1.0,
+        higher_is_better=None, over_time=True, has_truth=True, used_by="frame consistency of Tune-A-Video 2023",
+    ),
+    Score(
+        "consistency_gated", "consistency, gated",
+        "'consistency', but 0 for clips whose CLIP image similarity to the truth is .6 or less",
+        "content", "embeddings",
+        lambda made, truth: gated_consistency(made.embeddings, _mean_similarity(made, truth)), low=-1.0,
+        over_time=True, has_truth=True,
+        used_by="CLIP-pcc of Mind-Animator 2025 and NeuroClips 2024 is gated so, by VIFI-CLIP similarity",
+    ),
+]  # fmt: skip

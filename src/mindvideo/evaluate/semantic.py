@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 
+from mindvideo.config import Evaluate
 from mindvideo.errors import DataError, SettingError
+from mindvideo.evaluate.score import Score
 
 
 @cache
@@ -171,3 +174,56 @@ def chance_n_way(n_way: int, top_k: int = 1, n_truth: int = 3) -> float:
     for k in range(min(top_k, n_way)):
         failure *= (n_way - 1 - k) / (n_way - 1 + n_truth - k)
     return 1.0 - failure
+
+
+def n_way_name(kind: str, n_way: int, top_k: int) -> str:
+    """``image_50way``, or ``video_50way_top5`` where K is not 1."""
+    return f"{kind}_{n_way}way" + (f"_top{top_k}" if top_k != 1 else "")
+
+
+def list_scores(settings: Evaluate) -> list[Score]:
+    """N-way top-K identification of whole clips and of frames, for every N of the settings."""
+    return [make(n_way, settings.top_k) for make in (_video_score, _image_score) for n_way in settings.n_ways]
+
+
+def _words(kind: str, n_way: int, top_k: int, what: str) -> dict[str, Any]:
+    return {
+        "name": n_way_name(kind, n_way, top_k),
+        "label": f"{kind} {n_way}-way" + (f" top-{top_k}" if top_k != 1 else ""),
+        "definition": (
+            f"exact {n_way}-way top-{top_k} identification by a frozen {kind} classifier: one of the true clip's three "
+            f"top classes against {n_way - 1} random others, ties against the truth, for {what}"
+        ),
+        "family": "content",
+        "chance": chance_n_way(n_way, top_k),
+        "used_by": "Chen et al. 2023 (MinD-Vis), Chen, Qing & Zhou 2023 (MinD-Video), by 100 random draws",
+        "is_main": True,
+    }
+
+
+def _video_score(n_way: int, top_k: int) -> Score:
+    return Score(
+        **_words("video", n_way, top_k, "the whole clip"),
+        needs="clips",
+        per_window=lambda made, truth: n_way_top_k(made.videos, top_classes(truth.videos), n_way, top_k),
+        pairwise=lambda made, truth: pairwise_n_way_top_k(made.videos, top_classes(truth.videos), n_way, top_k),
+    )
+
+
+def _image_score(n_way: int, top_k: int) -> Score:
+    def per_window(made: Any, truth: Any) -> np.ndarray:
+        n, n_frames, n_classes = made.images.shape
+        tops = top_classes(truth.images).reshape(n * n_frames, -1)
+        success = n_way_top_k(made.images.reshape(-1, n_classes), tops, n_way, top_k)
+        return success.reshape(n, n_frames).mean(axis=1)
+
+    def pairwise(made: Any, truth: Any) -> np.ndarray:
+        tops = top_classes(truth.images)
+        n, n_frames = made.images.shape[:2]
+        total = np.zeros((n, n), dtype=np.float64)
+        for f in range(n_frames):
+            total += pairwise_n_way_top_k(made.images[:, f], tops[:, f], n_way, top_k)
+        return total / n_frames
+
+    words = _words("image", n_way, top_k, "each frame, averaged over the frames of a clip")
+    return Score(**words, needs="images", per_window=per_window, pairwise=pairwise)

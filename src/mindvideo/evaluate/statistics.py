@@ -98,8 +98,8 @@ def is_exact(n_blocks: int, permutations: int) -> bool:
     return n_blocks < 60 and 2**n_blocks <= permutations
 
 
-def smallest_p(n_blocks: int, n_second: int | None, permutations: int) -> float:
-    """The smallest two-sided P that a test of so many blocks can give, before any correction.
+def smallest_p(n_blocks: int, n_second: int | None, permutations: int, two_sided: bool = True) -> float:
+    """The smallest P that a test of so many blocks can give, before any correction.
 
     Parameters
     ----------
@@ -108,9 +108,11 @@ def smallest_p(n_blocks: int, n_second: int | None, permutations: int) -> float:
     n_second : int or None
         Blocks of the second set (`two_sample_block_p`), None for `block_permutation_p`.
     permutations : int
+    two_sided : bool
+        One-sided tests exist of paired windows only.
     """
     if n_second is None:
-        return 2.0 ** (1 - n_blocks) if is_exact(n_blocks, permutations) else 1 / (permutations + 1)
+        return 2.0 ** (two_sided - n_blocks) if is_exact(n_blocks, permutations) else 1 / (permutations + 1)
     deals = math.comb(n_blocks + n_second, n_blocks)
     return (1 + (n_blocks == n_second)) / deals if deals <= permutations else 1 / (permutations + 1)
 

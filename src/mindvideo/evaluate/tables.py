@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,79 +14,101 @@ import numpy as np
 
 from mindvideo.data.disk import write_text
 from mindvideo.evaluate import statistics
+from mindvideo.evaluate.controls import clip_set
+from mindvideo.evaluate.score import ClipSet, ScoreResult
 
 if TYPE_CHECKING:
-    from mindvideo.evaluate.scores import Evaluation
+    from mindvideo.evaluate.evaluation import Evaluation
 
+Scores = Mapping[str, ScoreResult]
 _LATEX = {
     "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "↑": r"$\uparrow$",
     "↓": r"$\downarrow$", "–": "--",
 }  # fmt: skip
 DETAILS = (
-    "score", "value", "low", "high", "n", "chance", "chance_closed_form", "p_chance", "set", "role", "set_value",
-    "set_low", "set_high", "p", "p_holm", "p_holm_class", "unit", "higher_is_better", "definition", "used_by",
+    "score", "value", "low", "high", "n", "chance", "chance_closed_form", "p_chance", "from_brain", "set", "role",
+    "set_value", "set_low", "set_high", "p", "p_holm", "p_holm_class", "unit", "higher_is_better", "definition",
+    "used_by", "network",
 )  # fmt: skip
 
 
-def table_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The scores as a table of strings, header first: score, value, interval, n, chance, one column a control, papers.
+def _with_arrow(name: str, score: ScoreResult) -> str:
+    return name + {True: " ↑", False: " ↓", None: ""}[score.higher_is_better]
 
-    A control's cell shows its value and, where tested, the paper's class of the P-value corrected by Holm's method over
-    the scores, as its heading says; ceilings show the value alone. The last column says which papers report a score under this definition or name.
+
+def _own_cells(name: str, score: ScoreResult) -> list[str]:
+    low, high = score.interval
+    return [_with_arrow(name, score), number(score.value), f"{number(low)} – {number(high)}"]
+
+
+def table_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> list[list[str]]:
+    """The scores as a table of strings, header first: score, value, interval, n, chance, one column a set, papers.
+
+    A set's cell shows its value and, where tested, the paper's class of the P-value corrected by Holm's method over
+    the scores, as its heading says; ceilings show the value alone.
     """
-    others = list(dict.fromkeys(other for entry in scores.values() for other in entry["controls"]))
-    roles = {other: entry["roles"][other] for entry in scores.values() for other in entry["controls"]}
-    is_tested = {other for entry in scores.values() for other in entry["p_holm"]}
-    columns = (f"{other} ({roles[other]}){', P by Holm' * (other in is_tested)}" for other in others)
+    roles = {other: entry.roles[other] for entry in scores.values() for other in entry.controls}
+    is_tested = {other for entry in scores.values() for other in entry.p_holm}
+    notes = {other: f", {each.note}" for other, each in (sets or {}).items() if each.note}
+    columns = (
+        f"{other} ({role}{notes.get(other, '')}){', P by Holm' * (other in is_tested)}" for other, role in roles.items()
+    )
     rows = [["score", "value", "95% interval", "n", "chance", *columns, "truth", "used by"]]
     for name, entry in scores.items():
-        arrow = {True: " ↑", False: " ↓", None: ""}[entry["higher_is_better"]]
-        low, high = entry["interval"]
-        row = [name + arrow, number(entry["value"]), f"{number(low)} – {number(high)}", str(entry["n"])]
-        row.append(number(entry["chance"]))
-        for other in others:
-            cell = number(entry["controls"].get(other))
-            p = entry["p_holm"].get(other)
+        row = [*_own_cells(name, entry), str(entry.n), number(entry.chance)]
+        for other in roles:
+            cell, p = number(entry.controls.get(other)), entry.p_holm.get(other)
             row.append(cell if p is None else f"{cell} {statistics.p_class(p)}")
-        rows.append([*row, number(entry["truth"]), entry["used_by"]])
+        rows.append([*row, number(entry.truth), entry.used_by])
     return rows
 
 
-def brief_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """What fits a narrow terminal: score, value, interval, chance, and the two controls that matter most, with P by Holm.
+def brief_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> list[list[str]]:
+    """What fits a narrow terminal: score, value, interval, chance, the two controls that matter most, with P by Holm.
 
-    These are ``shuffled`` and ``mean`` where the scores have them, else the first two controls.
+    These are ``shuffled`` and ``mean`` where the scores have them, else the first two controls. Where shuffled brain
+    activity was tried, the last column says what came from the brain, and which baseline is better still.
     """
     controls = dict.fromkeys(
-        other for entry in scores.values() for other in entry["controls"] if entry["roles"][other] == "control"
+        other for entry in scores.values() for other in entry.controls if entry.roles[other] == "control"
     )
     chosen = [name for name in ("shuffled", "mean") if name in controls] or list(controls)[:2]
-    rows = [["score", "value", "95% interval", "chance", *(part for name in chosen for part in (name, "P by Holm"))]]
+    notes = {name: f"P by Holm, {each.note}" for name, each in (sets or {}).items() if each.note}
+    heads = [part for name in chosen for part in (name, notes.get(name, "P by Holm"))]
+    rows = [["score", "value", "95% interval", "chance", *heads]]
+    has_brain = any(entry.from_brain is not None for entry in scores.values())
+    rows[0] += ["from the brain"] * has_brain
     for name, entry in scores.items():
-        arrow = {True: " ↑", False: " ↓", None: ""}[entry["higher_is_better"]]
-        low, high = entry["interval"]
-        row = [name + arrow, number(entry["value"]), f"{number(low)} – {number(high)}", number(entry["chance"])]
+        row = [*_own_cells(name, entry), number(entry.chance)]
         for other in chosen:
-            p = entry["p_holm"].get(other)
-            row += [number(entry["controls"].get(other)), "–" if p is None else f"{p:.2g}"]
-        rows.append(row)
+            p = entry.p_holm.get(other)
+            row += [number(entry.controls.get(other)), "–" if p is None else f"{p:.2g}"]
+        rows.append(row + [write_origin(entry)] * has_brain)
     return rows
 
 
-def detail_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
-    """Every number at full precision, one row for each pair of score and control, header first; empty where absent."""
+def write_origin(score: ScoreResult) -> str:
+    """``yes``, ``yes; constant is better`` or ``not shown``: the rule of `ScoreResult.from_brain` in a cell."""
+    if not score.from_brain:
+        return "–" if score.from_brain is None else "not shown"
+    better = score.better_baselines
+    return "yes" + (f"; {' and '.join(better)} {'is' if len(better) == 1 else 'are'} better" if better else "")
+
+
+def detail_rows(scores: Scores) -> list[list[Any]]:
+    """Every number at full precision, one row for each pair of score and set, header first; empty where absent."""
     rows: list[list[Any]] = [list(DETAILS)]
     for name, entry in scores.items():
-        own = [name, entry["value"], *entry["interval"], entry["n"], entry["chance"], entry["chance_closed_form"]]
-        own.append(entry["p_chance"])
-        words = [entry["unit"], entry["higher_is_better"], entry["definition"], entry["used_by"]]
-        sets = dict(entry["controls"]) | ({"truth": entry["truth"]} if entry["truth"] is not None else {})
+        own = [name, entry.value, *entry.interval, entry.n, entry.chance, entry.chance_closed_form]
+        own += [entry.p_chance, entry.from_brain]
+        words = [entry.unit, entry.higher_is_better, entry.definition, entry.used_by, entry.network]
+        sets = dict(entry.controls) | ({"truth": entry.truth} if entry.truth is not None else {})
         for other, value in sets.items():
-            corrected = entry["p_holm"].get(other)
-            tested = [entry["p"].get(other), corrected, None if corrected is None else statistics.p_class(corrected)]
-            interval = entry["control_intervals"].get(other, [None, None])
-            rows.append([*own, other, entry["roles"].get(other, "truth"), value, *interval, *tested, *words])
+            corrected = entry.p_holm.get(other)
+            tested = [entry.p.get(other), corrected, None if corrected is None else statistics.p_class(corrected)]
+            interval = entry.control_intervals.get(other, (None, None))
+            rows.append([*own, other, entry.roles.get(other, "truth"), value, *interval, *tested, *words])
         if not sets:
             rows.append([*own, *[None] * 8, *words])
     return [["" if cell is None else cell for cell in row] for row in rows]
@@ -140,12 +163,41 @@ def write_evaluation(
     """Write the files of an evaluation into ``folder``, ``scores.json`` last.
 
     ``windows.csv`` (every window), ``scores.csv`` (every number), ``scores.tex`` (a table for a paper), ``evaluation.json``
-    (which clips, networks, settings and controls) and ``scores.json``.
+    (which clips, networks, settings and sets, and what was left out) and ``scores.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    details = {"truth": evaluation.truth, "networks": evaluation.networks, **(about or {})}
+    about = dict(about or {})
+    names = dict.fromkeys(other for entry in evaluation.scores.values() for other in entry.controls)
+    sets = {name: clip_set(name, about.get("negative", "none")) for name in names}
+    details = {
+        "truth": evaluation.truth,
+        "networks": evaluation.networks,
+        "smallest_p": evaluation.smallest_p,
+        **about,
+        "sets": {name: asdict(each) for name, each in sets.items()},
+        "left_out": {**about.get("left_out", {}), **evaluation.left_out},
+    }
+    entries = {name: entry.to_json() for name, entry in evaluation.scores.items()}
     write_text(folder / "windows.csv", csv_table(window_rows(evaluation, windows, block, main)))
     write_text(folder / "scores.csv", csv_table(detail_rows(evaluation.scores)))
-    write_text(folder / "scores.tex", latex_table(table_rows(evaluation.scores)))
+    write_text(folder / "scores.tex", latex_table(table_rows(evaluation.scores, sets)))
     write_text(folder / "evaluation.json", json.dumps(details, indent=1, allow_nan=False))
-    write_text(folder / "scores.json", json.dumps(evaluation.scores, indent=1, allow_nan=False))
+    write_text(folder / "scores.json", json.dumps(entries, indent=1, allow_nan=False))
+
+
+def read_scores(path: Path) -> dict[str, ScoreResult]:
+    """The entries of a ``scores.json`` that hold a score."""
+    content = json.loads(path.read_text())
+    return {
+        name: ScoreResult.from_json(name, entry)
+        for name, entry in content.items()
+        if isinstance(entry, dict) and "value" in entry
+    }
+
+
+def group_reasons(left_out: Mapping[str, str]) -> dict[str, list[str]]:
+    """What was left out by its reason, so that each reason is said once."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        reasons.setdefault(reason, []).append(name)
+    return reasons

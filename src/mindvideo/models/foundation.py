@@ -100,9 +100,10 @@ class Foundation:
                     f"expected the part '{part}' in foundation folder {self.folder}, found only {', '.join(present) or 'none'}; "
                     f"put a Hugging Face folder of that part at {folder}"
                 )
+        if not {"unet", "image_encoder"} & set(parts) or not (self.folder / "text_encoder").is_dir():
+            return  # parts that judge alone, as scoring anyone's clips needs them
         width = self.condition_width
-        found = self._config("unet").get("cross_attention_dim")
-        if "unet" in parts and found != width:
+        if "unet" in parts and (found := self._config("unet").get("cross_attention_dim")) != width:
             raise ModelError(
                 f"expected a UNet whose cross_attention_dim is the text encoder's width {width}, found {found} in "
                 f"{self.folder / 'unet'}; use a UNet and a text encoder that belong together"

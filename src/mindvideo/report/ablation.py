@@ -15,7 +15,6 @@ from mindvideo.report.trace import Source, cite, cite_interval, count_of
 from mindvideo.report.wording import (
     CLASSES,
     name_clip,
-    name_score,
     write_interval,
     write_number,
     write_p,
@@ -104,7 +103,7 @@ def _introduction(content: Mapping[str, Any], source: Source) -> str:
 def _table(content: Mapping[str, Any], source: Source) -> str:
     columns = content["columns"]
     head = "".join(
-        f'<th scope="col" title="{escape(column["definition"])}">{escape(name_score(column["score"]))}'
+        f'<th scope="col" title="{escape(column["definition"])}">{escape(column["label"])}'
         f"<small>chance {cite(column['chance'], source.at('columns', i, 'chance'))}</small></th>"
         for i, column in enumerate(columns)
     )
@@ -127,8 +126,10 @@ def _row(entry: Mapping[str, Any], columns: list[dict[str, Any]], source: Source
         small += f'<small class="settings">{escape(changes)}</small>'
     if entry.get("seconds"):
         small += f"<small>own stages {cite(entry['seconds'], source.at('seconds'), 'seconds')}</small>"
-    names = [column["score"] for column in columns]
-    cells = "".join(_cell(name, entry["scores"][name], source.at("scores", name)) for name in names)
+    cells = "".join(
+        _cell(column["label"], entry["scores"][column["score"]], source.at("scores", column["score"]))
+        for column in columns
+    )
     return f'<tr class="{kind}"><th scope="row">{escape(entry["label"])}{small}</th>{cells}</tr>'
 
 
@@ -136,7 +137,7 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _cell(score: str, cell: Mapping[str, Any], source: Source) -> str:
+def _cell(label: str, cell: Mapping[str, Any], source: Source) -> str:
     text = cite(cell["value"], source.at("value"))
     if cell["sd"] is not None:
         text += Markup(" ± ") + cite(cell["sd"], source.at("sd"))
@@ -149,9 +150,7 @@ def _cell(score: str, cell: Mapping[str, Any], source: Source) -> str:
         )
         text = Markup(f'<b class="{colour}">{text}{marks}</b>')
     small = f"<small>{cite_interval(_interval(cell['interval']), source.at('interval'))}</small>"
-    return (
-        f'<td data-label="{escape(name_score(score))}" title="{escape(title.strip())}"><span>{text}</span>{small}</td>'
-    )
+    return f'<td data-label="{escape(label)}" title="{escape(title.strip())}"><span>{text}</span>{small}</td>'
 
 
 def _interval(ends: list[float | None]) -> tuple[float, float] | None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mindvideo.report.read import Run, number
+from mindvideo.evaluate.score import finite
+from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, cite_interval
 from mindvideo.report.wording import name_clip
 
@@ -28,10 +29,10 @@ def list_attributes(run: Run) -> dict[str, Any] | None:
         source = Source(FILE, ("attributes", name))
         cells = []
         for column in columns:
-            value = number((entry.get("sets") or {}).get(column))
-            p = number((entry.get("p_holm") or {}).get(column))
+            value = finite((entry.get("sets") or {}).get(column))
+            p = finite((entry.get("p_holm") or {}).get(column))
             interval = entry.get("interval") if column == "reconstruction" else None
-            ends = (number(interval[0]), number(interval[1])) if isinstance(interval, list) else (None, None)
+            ends = (finite(interval[0]), finite(interval[1])) if isinstance(interval, list) else (None, None)
             small: Markup | str = cite(p, source.at("p_holm", column), "p")
             if ends[0] is not None and ends[1] is not None:
                 small = cite_interval((ends[0], ends[1]), source.at("interval"))
@@ -43,7 +44,7 @@ def list_attributes(run: Run) -> dict[str, Any] | None:
                     "is_main": column == "reconstruction",
                 }
             )
-        chance = cite(number(entry.get("chance")), source.at("chance"))
-        n = cite(number(entry.get("n")), source.at("n"), "count")
+        chance = cite(finite(entry.get("chance")), source.at("chance"))
+        n = cite(finite(entry.get("n")), source.at("n"), "count")
         rows.append({"name": name, "cells": cells, "chance": chance, "n": n, "definition": entry.get("definition", "")})
     return {"columns": [name_clip(name) for name in columns], "rows": rows}

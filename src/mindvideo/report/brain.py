@@ -6,8 +6,9 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from mindvideo.evaluate.score import finite
 from mindvideo.report.plots import Dot, draw_bars, draw_dots
-from mindvideo.report.read import Run, number
+from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite
 from mindvideo.report.wording import write_number
 
@@ -44,6 +45,37 @@ def split_pictures(run: Run) -> tuple[list[str], list[str]]:
     return first, [name for name in names if name not in first]
 
 
+MEASURES_OF_MAPS = (
+    ("auc", "area under the ROC curve", 0.5),
+    ("rank_correlation", "rank correlation with the true reliability", 0.0),
+)
+
+
+def judge_maps(run: Run) -> dict[str, Markup]:
+    """A sentence for every map that finds the true voxels no better than the best untrained network's map of its kind."""
+    truth = run.explain.get("truth", {})
+    sentences: dict[str, Markup] = {}
+    for key, words, _ in MEASURES_OF_MAPS:
+        untrained = truth.get(f"{key}_untrained")
+        for name, value in _values(truth.get(key)).items():
+            kind, _, rest = name.partition("_")
+            alike = f"attention_{rest.partition('_')[2]}" if kind == "attention" else name
+            values = untrained.get(alike) if isinstance(untrained, dict) else None
+            known = [found for each in values or () if (found := finite(each)) is not None]
+            if known and value <= max(known):
+                place = Source("explain/truth.json")
+                sentence = Markup("{} {}, an untrained network’s {}").format(
+                    words,
+                    cite(value, place.at(key, name)),
+                    cite(max(known), place.at(f"{key}_untrained", alike, (values or []).index(max(known)))),
+                )
+                before = sentences.get(
+                    name, Markup("Not above untrained networks in finding the voxels that carry signal:")
+                )
+                sentences[name] = before + ("; " if name in sentences else " ") + sentence
+    return {name: sentence + "." for name, sentence in sentences.items()}
+
+
 def _group(title: str, text: str, source: str, panels: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     shown = [panel for panel in panels if panel["plot"]]
     return {"title": title, "text": text, "source": source, "panels": shown, "is_folded": False, "note": ""} | more
@@ -52,7 +84,7 @@ def _group(title: str, text: str, source: str, panels: list[dict[str, Any]], **m
 def _values(content: Any) -> dict[str, float]:
     """The entries of a mapping that are finite numbers."""
     pairs = content.items() if isinstance(content, dict) else ()
-    return {str(key): float(value) for key, value in pairs if number(value) is not None}
+    return {str(key): float(value) for key, value in pairs if finite(value) is not None}
 
 
 def _describe(name: str, values: dict[str, float]) -> str:
@@ -61,7 +93,7 @@ def _describe(name: str, values: dict[str, float]) -> str:
 
 def _attention(run: Run, stage: str, layers: dict[str, Any], final: str) -> dict[str, Any]:
     sizes = run.explain.get("networks", {})
-    expected = {name: number(size.get("share")) for name, size in sizes.items() if isinstance(size, dict)}
+    expected = {name: finite(size.get("share")) for name, size in sizes.items() if isinstance(size, dict)}
     panels = []
     source = Source("explain/attention.json", (stage,))
     for layer, content in layers.items():
@@ -116,7 +148,7 @@ def _occlusion(content: dict[str, Any]) -> dict[str, Any]:
         "hemispheres"
     )
     if "n_windows" in content:
-        shown = cite(number(content["n_windows"]), Source("explain/occlusion.json", ("n_windows",)), "count")
+        shown = cite(finite(content["n_windows"]), Source("explain/occlusion.json", ("n_windows",)), "count")
         text += f", over {shown} test windows"
     text = Markup(text + ".")
     return _group("Occlusion by area", text, "explain/occlusion.json", panels)
@@ -125,10 +157,7 @@ def _occlusion(content: dict[str, Any]) -> dict[str, Any]:
 def _against_truth(content: dict[str, Any], final: str) -> dict[str, Any]:
     source = Source("explain/truth.json")
     panels = []
-    for key, name, chance in (
-        ("auc", "area under the ROC curve", 0.5),
-        ("rank_correlation", "rank correlation with the true reliability", 0.0),
-    ):
+    for key, name, chance in MEASURES_OF_MAPS:
         values = _values(content.get(key))
         dots = [
             Dot(_short(map_name), value, kind=_kind(map_name, final), source=source.at(key, map_name))
@@ -145,7 +174,7 @@ def _against_truth(content: dict[str, Any], final: str) -> dict[str, Any]:
     text = Markup("This subject is simulated, so the voxels that carry signal are known")
     if "n_informative" in content:
         known, total = (
-            cite(number(content.get(key)), source.at(key), "count") for key in ("n_informative", "n_voxels")
+            cite(finite(content.get(key)), source.at(key), "count") for key in ("n_informative", "n_voxels")
         )
         text += Markup(f": {known} of the {total} selected")
     text += (
@@ -159,7 +188,7 @@ def _untrained(content: Any, key: str) -> list[Dot]:
     """Mean and range of each kind of map over the untrained encoders."""
     dots = []
     for name, values in content.items() if isinstance(content, dict) else ():
-        known = [found for value in values if (found := number(value)) is not None]
+        known = [found for value in values if (found := finite(value)) is not None]
         if known:
             source = Source("explain/truth.json", derived=f"mean of {key}_untrained, {name}")
             label = f"untrained {_short(name)}"
@@ -173,11 +202,11 @@ def _ablation(content: dict[str, Any]) -> dict[str, Any]:
     dots = []
     for measure in MEASURES:
         for group, kind in (("informative", "main"), ("other", "floor")):
-            value = number(((content.get("drop") or {}).get(group) or {}).get(measure))
+            value = finite(((content.get("drop") or {}).get(group) or {}).get(measure))
             dots.append(Dot(f"{measure}, {group}", value, kind=kind, source=source.at("drop", group, measure)))
     known = {dot.label: dot.value for dot in dots if dot.value is not None}
     plot = draw_dots(_describe("drop", known), dots, label_width=150.0)
-    silenced = cite(number(content.get("n_silenced")), source.at("n_silenced"), "count")
+    silenced = cite(finite(content.get("n_silenced")), source.at("n_silenced"), "count")
     return {"name": "drop when voxels are silenced", "note": Markup(f"{silenced} of each kind"), "plot": plot}
 
 

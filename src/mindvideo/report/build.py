@@ -8,32 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from mindvideo.data.disk import beside, write_text
 from mindvideo.errors import DataError
-from mindvideo.evaluate.controls import DEFINITIONS
 from mindvideo.report import comparison, sections
 from mindvideo.report.ablation import ablation_section
 from mindvideo.report.assets import Assets
 from mindvideo.report.attributes import list_attributes
-from mindvideo.report.brain import final_stage, list_brain, split_pictures
-from mindvideo.report.dataset import list_choices, summarise_data
+from mindvideo.report.brain import final_stage, judge_maps, list_brain, split_pictures
+from mindvideo.report.dataset import describe_validation, list_choices, summarise_data
 from mindvideo.report.gallery import describe_gallery, describe_shared
 from mindvideo.report.read import Run, read_run
 from mindvideo.report.sprites import encode_picture
 from mindvideo.report.surface import describe_surface, encode_meshes
-from mindvideo.report.trace import Source, cite, cite_interval
+from mindvideo.report.trace import Source, cite, cite_interval, count_of
 from mindvideo.report.verdict import (
     FILE,
+    Aspect,
     headline_score,
-    is_corrected,
     list_aspects,
     source_of_p,
     write_verdict,
 )
-from mindvideo.report.wording import HEADLINE_ORDER, is_ceiling, name_clip, name_score
 from mindvideo.stages import StageContext
 
 Progress = Callable[[int, int, dict[str, Any]], None]
@@ -166,11 +164,12 @@ def _describe_run(
 ) -> dict[str, Any]:
     """Everything the template needs of one run."""
     key = f"run{index}"
-    pictures, earlier = (_pictures(item, names, key, assets) for names in split_pictures(item))
+    judged = judge_maps(item)
+    pictures, earlier = (_pictures(item, names, key, assets, judged) for names in split_pictures(item))
     rivals = comparison.list_rivals(item, index)
     title, verdict = write_verdict(item)
     versions, versions_note = sections.list_versions(item)
-    surface = describe_surface(item, final_stage(item))
+    surface = describe_surface(item, final_stage(item), judged)
     data = summarise_data(item)
     return {
         "key": key,
@@ -181,27 +180,21 @@ def _describe_run(
         "is_embedded": item.setting("foundation", "embedded") == "embedded",
         "title": title,
         "verdict": verdict,
-        "aspects": list_aspects(item),
+        "aspects": [_describe_aspect(item, aspect) for aspect in list_aspects(item)],
         "headline": _headline(item),
-        "headline_order": [name_score(name) for name in HEADLINE_ORDER],
         "missing": [state.sentence for state in item.stages.values() if state.state != "done"],
         "stage_sentence": {name: state.sentence for name, state in item.stages.items()},
         "choices": list_choices(item),
         "gallery": describe_gallery(item, key, assets, progress),
-        "is_corrected": is_corrected(item),
-        "controls": [
-            {
-                "label": name_clip(name),
-                "is_ceiling": _is_any_ceiling(item, name),
-                "meaning": DEFINITIONS.get(name) or item.clip_labels.get(name, ""),
-            }
-            for name in sections.order_controls(item)
-        ],
+        "controls": sections.list_sets(item),
         "scores": sections.list_scores(item),
+        "films": sections.list_films(item),
         "attributes": list_attributes(item),
         "rivals": _compare(rivals, f"differences_{key}.json", tested) if rivals else None,
         "training": sections.list_training(item),
+        "validation": describe_validation(item),
         "brain": list_brain(item),
+        "knows_truth": bool(item.explain.get("truth")),
         "surface": surface,
         "pictures": pictures,
         "earlier_pictures": earlier,
@@ -218,18 +211,31 @@ def _describe_run(
     }
 
 
-def _pictures(item: Run, names: Sequence[str], key: str, assets: Assets) -> list[tuple[str, str]]:
-    """Address and title of pictures of ``explain/``."""
+def _pictures(
+    item: Run, names: Sequence[str], key: str, assets: Assets, judged: dict[str, Markup]
+) -> list[tuple[str, str, Markup | None]]:
+    """Address and title of pictures of ``explain/``, and the sentence over those that show no more than chance."""
     found = []
     for name in names:
         with Image.open(item.path / "explain" / name) as picture:
             content = encode_picture(picture)
-        found.append((assets.add(f"{key}/{Path(name).stem}.webp", content), Path(name).stem.replace("_", " ")))
+        stem = Path(name).stem
+        place = assets.add(f"{key}/{stem}.webp", content)
+        found.append((place, stem.replace("_", " "), judged.get(stem.partition("_")[2])))
     return found
 
 
-def _is_any_ceiling(item: Run, control: str) -> bool:
-    return any(is_ceiling(score, control) for score in item.scores.values() if control in score.controls)
+def _describe_aspect(item: Run, aspect: Aspect) -> dict[str, Any]:
+    """A tile: how many of its scores are from the brain, and which baselines are better still by how many of these."""
+    counts = [
+        count_of(len(scores), FILE, f"scores of {aspect.name} {how}")
+        for scores, how in ((aspect.beaten, "better than shuffled"), (aspect.tested, "tested"))
+    ]
+    text = Markup(f"{counts[0]} of {counts[1]} score{'' if len(aspect.tested) == 1 else 's'}")
+    for name, scores in aspect.better_baselines.items():
+        n = count_of(len(scores), FILE, f"scores of {aspect.name} by which {name} is better still")
+        text += Markup(f"<br>{escape(item.clip_set(name).label)} better still by {n}")
+    return {"name": aspect.name, "state": aspect.state, "text": text}
 
 
 def _headline(item: Run) -> dict[str, Any] | None:
@@ -238,11 +244,12 @@ def _headline(item: Run) -> dict[str, Any] | None:
         return None
     source = Source(FILE, (score.name,))
     return {
-        "name": name_score(score.name),
+        "name": score.label,
+        "from_brain": score.from_brain,
         "value": cite(score.value, source.at("value")),
         "interval": cite_interval(score.interval, source.at("interval")),
         "shuffled": cite(score.controls.get("shuffled"), source.at("controls", "shuffled")),
-        "p": cite(score.tested("shuffled"), source_of_p(score, "shuffled"), "p"),
+        "p": cite(score.p_holm.get("shuffled"), source_of_p(score, "shuffled"), "p"),
         "chance": cite(score.chance, source.at("chance")),
         "n": cite(score.n, source.at("n"), "count"),
     }

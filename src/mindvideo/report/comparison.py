@@ -12,10 +12,10 @@ from markupsafe import Markup
 
 from mindvideo.errors import DataError
 from mindvideo.evaluate.comparison import compare_runs, read_window_scores
+from mindvideo.evaluate.score import ScoreResult, finite
 from mindvideo.report.plots import Dot, draw_dots
-from mindvideo.report.read import Run, Score, number
+from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, cite_interval
-from mindvideo.report.wording import name_score
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Entrant:
     index: int | None = None
     folder: str = ""
 
-    def source(self, score: Score) -> Source:
+    def source(self, score: ScoreResult) -> Source:
         """Where a score of this entrant lies."""
         return Source(f"{self.folder}evaluate/scores.json", (score.name,), run=self.index)
 
@@ -86,8 +86,9 @@ def tabulate(entrants: Sequence[Entrant], found: dict[str, Any], file: str) -> d
                 dots.append(Dot(entrant.label, score.value, score.interval, "main", source.at("value")))
                 place = source.at("controls", "shuffled")
                 dots.append(Dot("· shuffled brain", score.controls.get("shuffled"), kind="floor", source=place))
-        rows.append({"name": name_score(name), "cells": cells})
-        panels.append({"name": name_score(name), "plot": draw_dots(f"{name_score(name)}, side by side", dots)})
+        label = next(entrant.run.scores[name].label for entrant in entrants if name in entrant.run.scores)
+        rows.append({"name": label, "cells": cells})
+        panels.append({"name": label, "plot": draw_dots(f"{label}, side by side", dots)})
     designs = {entry["design"] for scores in found["others"].values() for entry in scores.values()}
     untested = [f"{label}: {why}" for label, why in found["untested"].items()]
     labels = [entrant.label for entrant in entrants]
@@ -115,14 +116,14 @@ def _costs(entrants: Sequence[Entrant]) -> list[dict[str, Any]]:
     return rows
 
 
-def _cell(entrant: Entrant, score: Score | None, found: dict[str, Any], file: str) -> dict[str, Any]:
+def _cell(entrant: Entrant, score: ScoreResult | None, found: dict[str, Any], file: str) -> dict[str, Any]:
     if score is None:
         return {"value": "–", "interval": "", "difference": "", "better": ""}
     source = entrant.source(score)
     tested = found["others"].get(entrant.label, {}).get(score.name)
     difference: Markup | str = ""
     better = ""
-    if tested and number(tested["difference"]) is not None:
+    if tested and finite(tested["difference"]) is not None:
         place = Source(file, ("others", entrant.label, score.name))
         difference = cite(tested["difference"], place.at("difference"), "signed")
         if tested["p_holm"] is not None:

@@ -6,11 +6,15 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from mindvideo.atlas import N_CORTEX
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError
+from mindvideo.evaluate.score import finite
+from mindvideo.evaluate.tables import group_reasons
 from mindvideo.report.plots import draw_bars
-from mindvideo.report.read import Run, number
+from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, count_of
+from mindvideo.report.wording import write_count
 
 STORE = "prepare/store.zarr"
 NEAR = "evaluate/near_duplicates.json"
@@ -83,7 +87,7 @@ def _near_duplicates(run: Run) -> dict[str, Any] | None:
     rows = []
     for i, pair in enumerate(pairs[:MOST_PAIRS]):
         if isinstance(pair, dict) and {"test_segment", "test_scan", "train_segment", "train_scan"} <= pair.keys():
-            r = cite(number(pair.get("correlation")), Source(NEAR, ("pairs", str(i), "correlation")))
+            r = cite(finite(pair.get("correlation")), Source(NEAR, ("pairs", str(i), "correlation")))
             test, train = (f"{pair[f'{side}_segment']} · scan {pair[f'{side}_scan']}" for side in ("test", "train"))
             rows.append({"test": test, "train": train, "r": r})
     return {"rows": rows, "total": len(pairs)}
@@ -111,17 +115,51 @@ def write_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def describe_validation(run: Run) -> str:
+    """How choices were made: on films held out of training, or without any."""
+    if run.setting("data.validation_segments") == 0:
+        return (
+            "No training film was held out (data.validation_segments = 0, as in the paper), so there are no validation "
+            "figures; the rivals chose their penalties by blocked cross-validation on the training films. The test films "
+            "take no part in any choice."
+        )
+    return (
+        "Validation is measured on training films held out of training; choices, the rivals' too, are made there, never "
+        "on the test films."
+    )
+
+
 def list_choices(run: Run) -> list[dict[str, Any]]:
     """Choices that decide what the scores mean: each with what this run did, its kind, and whether it needs a warning.
 
-    ``kind`` is ``transductive`` (test recordings shape a reconstruction), ``inductive`` (from training alone) or
-    ``note``.
+    ``kind`` is ``transductive`` (test recordings shape a reconstruction), ``inductive`` (from training alone),
+    ``limit`` (what the method itself leaves open, as the paper says) or ``note``.
     """
-    choices = [_negative(run), *_windows(run), *_captions(run), *_duplicates(run), *_voxels(run)]
+    choices = [_negative(run), *_windows(run), *_captions(run), *_duplicates(run), *_voxels(run), *_limits(run)]
     if run.scores and not any("shuffled" in score.controls for score in run.scores.values()):
         text = "The shuffled control was not computed: these scores do not show that the brain was used."
         choices.append(_choice("Controls", text, "note", True))
-    return choices + [_choice("Left out", f"{name}: {why}.", "note") for name, why in run.left_out.items()]
+    for reason, names in group_reasons(run.left_out).items():
+        choices.append(_choice("Left out", f"{', '.join(names)}: {reason}.", "note"))
+    return choices
+
+
+def _limits(run: Run) -> list[dict[str, Any]]:
+    """The paper's two limitations, with this run's own share of the cortex."""
+    people = "Trained and tested within one person; whether it carries over to other people is not explored (the paper's limitation)."
+    share: str | Markup = (
+        "Only the chosen voxels are used, in the paper less than a tenth of the cortex; the rest is left unexploited."
+    )
+    try:
+        store = Store.open(run.path / "prepare" / "store.zarr")
+    except DataError:
+        return [_choice("People", people, "limit"), _choice("Cortex", share, "limit")]
+    if store.has_positions:
+        source = Source(STORE)
+        share = Markup(
+            "{} of the {} positions of the cortex are used; what the rest holds is left unexploited (the paper’s limitation)."
+        ).format(cite(store.n_voxels, source.at("voxels"), "count"), write_count(N_CORTEX))
+    return [_choice("People", people, "limit"), _choice("Cortex", share, "limit")]
 
 
 def _choice(name: str, text: str | Markup, kind: str, is_warning: bool = False) -> dict[str, Any]:
@@ -139,6 +177,7 @@ def _negative(run: Run) -> dict[str, Any]:
     words = {
         "train_mean": "the mean of the training scans",
         "zero": "a zero condition",
+        "null": "the empty caption, ordinary classifier-free guidance",
         "none": "none, guidance is off",
     }
     text = f"The negative condition is {words.get(str(negative), str(negative))} (reconstruct.negative = {negative})."
@@ -177,9 +216,9 @@ def _captions(run: Run) -> list[dict[str, Any]]:
 
 def _duplicates(run: Run) -> list[dict[str, Any]]:
     near = run.near_duplicates
-    if number(near.get("count")) is None:
+    if finite(near.get("count")) is None:
         text = "Near-duplicates between training and test films were not audited in this run."
         return [_choice("Near-duplicates", text, "note", True)] if run.scores else []
-    shown, scans = (cite(number(near.get(key)), Source(NEAR, (key,)), "count") for key in ("count", "test_scans"))
+    shown, scans = (cite(finite(near.get(key)), Source(NEAR, (key,)), "count") for key in ("count", "test_scans"))
     text = Markup(f"{shown} of {scans} test scans look like a training scan; they are listed under Data.")
     return [_choice("Near-duplicates", text, "note", bool(near["count"]))]

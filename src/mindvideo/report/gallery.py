@@ -11,7 +11,7 @@ from mindvideo.report.assets import Assets
 from mindvideo.report.read import Run
 from mindvideo.report.sprites import draw_sheets
 from mindvideo.report.verdict import headline_score
-from mindvideo.report.wording import name_clip, name_score
+from mindvideo.report.wording import name_clip
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 WindowScores = dict[str, dict[str, list[float | None]]]
@@ -81,7 +81,7 @@ def _gallery(
         ],
         "scores": {
             name: {
-                "label": name_score(name),
+                "label": run.scores[name].label,
                 "higher": _is_higher_better(run, name),
                 "values": {clip: [_short(value) for value in values] for clip, values in kinds.items()},
             }

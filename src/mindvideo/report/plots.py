@@ -20,9 +20,15 @@ class Dot:
 
     label: str
     value: float | None
-    interval: tuple[float, float] | None = None
+    interval: tuple[float | None, float | None] | None = None
     kind: str = "floor"
     source: Source | None = None
+
+    @property
+    def known_interval(self) -> tuple[float, float] | None:
+        """The interval where both its ends are known."""
+        low, high = self.interval or (None, None)
+        return None if low is None or high is None else (low, high)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def draw_dots(title: str, dots: Sequence[Dot], chance: float | None = None, labe
         Room for the labels, in units of the plot's 340.
     """
     dots = [dot for dot in dots if dot.value is not None]
-    ends = [end for dot in dots for end in (dot.value, *(dot.interval or ()))]
+    ends = [end for dot in dots for end in (dot.value, *(dot.known_interval or ()))]
     ends += [chance] if chance is not None else []
     if not dots:
         return Markup("")
@@ -95,8 +101,8 @@ def draw_dots(title: str, dots: Sequence[Dot], chance: float | None = None, labe
         y = top + row * (i + 0.5)
         value = dot.value or 0.0
         parts.append(_text(left - 10, y + 4, dot.label, f"label {dot.kind}", "end"))
-        if dot.interval:
-            parts.append(_line(place(dot.interval[0]), y, place(dot.interval[1]), y, f"interval {dot.kind}"))
+        if interval := dot.known_interval:
+            parts.append(_line(place(interval[0]), y, place(interval[1]), y, f"interval {dot.kind}"))
         parts.append(f'<circle cx="{place(value):.1f}" cy="{y:.1f}" r="4.5" class="dot {dot.kind}"/>')
         parts.append(_value(y + 4, value, dot.kind, dot.source))
     return _svg(bottom + 22, title, parts)

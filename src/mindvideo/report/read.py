@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import zarr
 from numpy.typing import NDArray
 
 from mindvideo.errors import DataError
+from mindvideo.evaluate.controls import clip_set
+from mindvideo.evaluate.score import ClipSet, ScoreResult, finite
 
 STAGES = (
     "prepare",
@@ -68,35 +69,6 @@ class StageState:
         }[self.state]
 
 
-@dataclass(frozen=True)
-class Score:
-    """One entry of ``evaluate/scores.json``; numbers that are absent or not finite are None.
-
-    ``higher_is_better`` is None where neither end is good and the truth's own value is the one to reach.
-    """
-
-    name: str
-    value: float | None
-    interval: tuple[float, float] | None
-    n: int | None
-    chance: float | None
-    controls: dict[str, float | None]
-    p: dict[str, float | None]
-    roles: dict[str, str]
-    higher_is_better: bool | None
-    definition: str
-    p_holm: dict[str, float | None] = field(default_factory=dict)
-    control_intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
-    truth: float | None = None
-    chance_closed_form: float | None = None
-    used_by: str = ""
-
-    def tested(self, control: str) -> float | None:
-        """P against a control, corrected for the number of scores (Holm) where the file holds that."""
-        corrected = self.p_holm.get(control)
-        return corrected if corrected is not None else self.p.get(control)
-
-
 @dataclass
 class Run:
     """Everything the report shows of one run folder."""
@@ -107,9 +79,11 @@ class Run:
     recipe_text: str
     stages: dict[str, StageState]
     problems: list[str]
-    scores: dict[str, Score] = field(default_factory=dict)
+    scores: dict[str, ScoreResult] = field(default_factory=dict)
     near_duplicates: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    clip_sets: dict[str, ClipSet] = field(default_factory=dict)
+    smallest_p: float | None = None
     windows: list[dict[str, Any]] = field(default_factory=list)
     window_scores: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
     clips: dict[str, Any] = field(default_factory=dict)
@@ -125,6 +99,13 @@ class Run:
     def is_simulated(self) -> bool:
         """Whether the subject of this run does not exist."""
         return self.recipe.get("simulate") is not None or (self.path / "simulate").is_dir()
+
+    def clip_set(self, name: str) -> ClipSet:
+        """What a set of clips is, as this run's evaluation or its reconstructions say."""
+        if name in self.clip_sets:
+            return self.clip_sets[name]
+        known = clip_set(name, str(self.setting("reconstruct.negative", "train_mean")))
+        return replace(known, definition=known.definition or self.clip_labels.get(name, ""))
 
     def setting(self, dotted: str, default: Any = None) -> Any:
         """A setting of the recipe by its dotted name."""
@@ -214,64 +195,29 @@ def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
     return content
 
 
-def number(value: Any) -> float | None:
-    """A finite float, or None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        found = float(value)
-    except ValueError:
-        return None
-    return found if math.isfinite(found) else None
-
-
 def _read_scores(run: Run) -> None:
     content = _read_json(run.path / "evaluate" / "scores.json", dict, run.problems)
     if content is None:
         return
     run.scores = {
-        name: _score(name, entry) for name, entry in content.items() if isinstance(entry, dict) and "value" in entry
+        name: ScoreResult.from_json(name, {"label": name.replace("_", " ")} | entry)
+        for name, entry in content.items()
+        if isinstance(entry, dict) and "value" in entry
     }
     about = _read_json(run.path / "evaluate" / "evaluation.json", dict, run.problems) or {}
     run.left_out = {str(name): str(why) for name, why in (about.get("left_out") or {}).items()}
+    run.smallest_p = finite(about.get("smallest_p"))
+    run.clip_sets = {
+        str(name): ClipSet(**entry)
+        for name, entry in (about.get("sets") or {}).items()
+        if isinstance(entry, dict) and set(entry) == {item.name for item in fields(ClipSet)}
+    }
     ceilings = _read_json(run.path / "evaluate" / "noise_ceiling.json", dict, run.problems) or {}
     for segment, entry in ceilings.items():
-        median = number(entry.get("median")) if isinstance(entry, dict) else None
+        median = finite(entry.get("median")) if isinstance(entry, dict) else None
         if median is not None:
             run.noise_ceiling[str(segment)] = median
     run.near_duplicates = _read_json(run.path / "evaluate" / "near_duplicates.json", dict, run.problems) or {}
-
-
-def _numbers(content: Any) -> dict[str, float | None]:
-    return {key: number(value) for key, value in content.items()} if isinstance(content, dict) else {}
-
-
-def _score(name: str, entry: dict[str, Any]) -> Score:
-    n = number(entry.get("n"))
-    better = entry.get("higher_is_better")
-    roles = entry.get("roles")
-    return Score(
-        name=name,
-        value=number(entry.get("value")),
-        interval=_ends(entry.get("interval")),
-        n=int(n) if n is not None else None,
-        chance=number(entry.get("chance")),
-        controls=_numbers(entry.get("controls")),
-        p=_numbers(entry.get("p")),
-        roles={key: str(value) for key, value in roles.items()} if isinstance(roles, dict) else {},
-        higher_is_better=better if isinstance(better, bool) else None,
-        definition=str(entry.get("definition") or ""),
-        p_holm=_numbers(entry.get("p_holm")),
-        control_intervals={key: _ends(value) for key, value in (entry.get("control_intervals") or {}).items()},
-        truth=number(entry.get("truth")),
-        chance_closed_form=number(entry.get("chance_closed_form")),
-        used_by=str(entry.get("used_by") or ""),
-    )
-
-
-def _ends(ends: Any) -> tuple[float, float] | None:
-    low, high = (number(ends[0]), number(ends[1])) if isinstance(ends, list) and len(ends) == 2 else (None, None)
-    return (low, high) if low is not None and high is not None else None
 
 
 def _read_clips(run: Run) -> None:
@@ -341,7 +287,7 @@ def _read_window_scores(run: Run) -> None:
         name, _, clip = column.partition(":")
         values: list[float | None] = [None] * n_clips
         for place, row in zip(places, rows, strict=True):
-            values[place] = number(row[column])
+            values[place] = finite(row[column])
         if any(value is not None for value in values):
             run.window_scores.setdefault(name, {})[clip or "reconstruction"] = values
 
@@ -370,7 +316,7 @@ def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, float]]:
             if i + 1 < len(lines):
                 problems.append(f"line {i + 1} of {path.parent.name}/metrics.jsonl is not valid JSON and is left out")
             continue
-        row = {key: found for key, value in content.items() if (found := number(value)) is not None}
+        row = {key: found for key, value in content.items() if (found := finite(value)) is not None}
         if len(row) > 1 and "step" in row:
             rows.append(row)
     return rows

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from markupsafe import Markup, escape
 
-from mindvideo.evaluate.controls import ROLES
+from mindvideo.evaluate.controls import CLIP_SETS, clip_set
+from mindvideo.evaluate.score import ScoreResult, finite
 from mindvideo.report.plots import Curve, Dot, draw_curves, draw_dots, thin_out
-from mindvideo.report.read import STAGE_PURPOSES, Run, Score, number
+from mindvideo.report.read import STAGE_PURPOSES, Run
 from mindvideo.report.trace import Source, cite, cite_interval, count_of
 from mindvideo.report.verdict import FILE as SCORES
 from mindvideo.report.verdict import source_of_p
-from mindvideo.report.wording import (
-    is_ceiling,
-    name_clip,
-    name_score,
-    write_number,
-    write_seconds,
-)
+from mindvideo.report.wording import write_number, write_seconds
 
 SHOWN_PACKAGES = (
     "mindvideo",
@@ -34,11 +31,27 @@ SHOWN_PACKAGES = (
 )
 
 
-def order_controls(run: Run) -> list[str]:
-    """Every control of a run's scores: those to beat first, ceilings last."""
-    known = list(ROLES)
-    names = {control for score in run.scores.values() for control in score.controls}
-    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known) - 2, name))
+def order_sets(run: Run) -> list[str]:
+    """Every set of clips beside a run's reconstruction: those to beat first, ceilings last."""
+    return _in_order({name for score in run.scores.values() for name in score.controls})
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    known = list(CLIP_SETS)
+    return sorted(
+        names,
+        key=lambda name: (
+            clip_set(name).role == "ceiling",
+            name not in known,
+            known.index(name) if name in known else 0,
+            name,
+        ),
+    )
+
+
+def list_sets(run: Run) -> list[dict[str, Any]]:
+    """Label, role, note and meaning of every set of clips, in the order of the table's columns."""
+    return [asdict(run.clip_set(name)) for name in order_sets(run)]
 
 
 def list_scores(run: Run) -> list[dict[str, Any]]:
@@ -46,32 +59,49 @@ def list_scores(run: Run) -> list[dict[str, Any]]:
     rows = []
     for score in run.scores.values():
         source = Source(SCORES, (score.name,))
-        cells = []
-        for control in order_controls(run):
-            cells.append(
-                {
-                    "label": name_clip(control),
-                    "value": cite(score.controls.get(control), source.at("controls", control)),
-                    "p": cite(score.tested(control), source_of_p(score, control), "p"),
-                    "is_ceiling": is_ceiling(score, control),
-                }
-            )
+        cells = [
+            {
+                "label": run.clip_set(name).label,
+                "value": cite(score.controls.get(name), source.at("controls", name)),
+                "p": cite(score.p_holm.get(name), source_of_p(score, name), "p"),
+                "is_ceiling": score.roles.get(name) == "ceiling",
+            }
+            for name in order_sets(run)
+        ]
         rows.append(
             {
-                "name": name_score(score.name),
+                "name": score.label,
                 "value": cite(score.value, source.at("value")),
                 "interval": cite_interval(score.interval, source.at("interval")),
-                "n": cite(score.n, source.at("n"), "count") if score.n is not None else "",
+                "n": cite(score.n, source.at("n"), "count") if score.n else "",
                 "chance": cite(score.chance, source.at("chance")),
+                "from_brain": score.from_brain,
                 "controls": cells,
                 "definition": _define(score),
-                "plot": draw_score(score),
+                "plot": draw_score(run, score),
             }
         )
     return rows
 
 
-def _define(score: Score) -> Markup:
+def list_films(run: Run) -> list[dict[str, Any]]:
+    """SSIM of every test film, as the paper gives it: a panel each, the reconstruction beside what needs no brain."""
+    score = run.scores.get("ssim_rgb")
+    panels = []
+    for film, entry in score.films.items() if score is not None else ():
+        source = Source(SCORES, ("ssim_rgb", "films", film))
+        dots = [Dot("reconstruction", entry["value"], entry["interval"], "main", source.at("value"))]
+        for name in _in_order(entry["controls"]):
+            role = clip_set(name).role
+            if role != "ceiling":
+                dots.append(Dot(run.clip_set(name).label, entry["controls"][name], source=source.at("controls", name)))
+        text = ", ".join(f"{dot.label} {write_number(dot.value)}" for dot in dots)
+        n = cite(entry["n"], source.at("n"), "count")
+        panels.append({"name": film, "n": n, "plot": draw_dots(f"SSIM on {film}: {text}", dots)})
+    return panels
+
+
+def _define(score: ScoreResult) -> Markup:
     source = Source(SCORES, (score.name,))
     parts: list[str] = [str(escape(score.definition))]
     if score.higher_is_better is None:
@@ -83,27 +113,25 @@ def _define(score: Score) -> Markup:
             f"chance in theory {cite(score.chance_closed_form, source.at('chance_closed_form'))}, "
             f"on this test set {cite(score.chance, source.at('chance'))}"
         )
+    if score.network:
+        parts.append(f"measured by {escape(score.network)}")
     if score.used_by:
         parts.append(f"reported by {escape(score.used_by)}")
     return Markup("; ".join(part for part in parts if part))
 
 
-def draw_score(score: Score) -> Markup:
+def draw_score(run: Run, score: ScoreResult) -> Markup:
     """The dot plot of one score: the reconstruction with its interval, then controls, then ceilings."""
-    known = list(ROLES)
     source = Source(SCORES, (score.name,))
     dots = [Dot("reconstruction", score.value, score.interval, "main", source.at("value"))]
-    names = sorted(
-        score.controls, key=lambda name: (is_ceiling(score, name), known.index(name) if name in known else 9)
-    )
-    for name in names:
-        kind = "ceiling" if is_ceiling(score, name) else "floor"
-        place = source.at("controls", name)
-        dots.append(Dot(name_clip(name), score.controls[name], score.control_intervals.get(name), kind, place))
+    for name in _in_order(score.controls):
+        kind = "ceiling" if score.roles.get(name) == "ceiling" else "floor"
+        place, interval = source.at("controls", name), score.control_intervals.get(name)
+        dots.append(Dot(run.clip_set(name).label, score.controls[name], interval, kind, place))
     if score.truth is not None:
         dots.append(Dot("the truth itself", score.truth, kind="ceiling", source=source.at("truth")))
     text = ", ".join(f"{dot.label} {write_number(dot.value)}" for dot in dots)
-    return draw_dots(f"{name_score(score.name)}: {text}; chance {write_number(score.chance)}", dots, score.chance)
+    return draw_dots(f"{score.label}: {text}; chance {write_number(score.chance)}", dots, score.chance)
 
 
 def _split_key(key: str) -> tuple[str, str]:
@@ -176,6 +204,7 @@ def list_training(run: Run) -> list[dict[str, Any]]:
                 "steps": count_of(int(steps) + 1, file, "steps logged"),
                 "is_short": isinstance(wanted := run.setting(f"{stage}.steps"), int) and wanted != int(steps) + 1,
                 "wanted": wanted,
+                "precision": str(run.stages[stage].done.get("precision") or ""),
                 "rate": cite(rates[-1], Source(file, ("last", "steps_per_s")), "short") if rates else None,
             }
         )
@@ -186,7 +215,7 @@ def list_stages(run: Run) -> list[dict[str, Any]]:
     """Wall time and peak memory of every stage."""
     rows = []
     for state in run.stages.values():
-        seconds, memory = number(state.done.get("seconds")), number(state.done.get("peak_memory_bytes"))
+        seconds, memory = finite(state.done.get("seconds")), finite(state.done.get("peak_memory_bytes"))
         rows.append(
             {
                 "name": state.name,
@@ -194,8 +223,8 @@ def list_stages(run: Run) -> list[dict[str, Any]]:
                 "state": state.state,
                 "time": cite(seconds, Source(f"{state.name}/done.json", ("seconds",)), "seconds"),
                 "memory": cite(memory, Source(f"{state.name}/done.json", ("peak_memory_bytes",)), "bytes"),
-                "precision": str(state.done.get("precision") or "–"),
                 "finished": str(state.done.get("finished") or "–"),
+                "precision": str(state.done.get("precision") or "–"),
                 "seconds": seconds,
             }
         )
@@ -204,7 +233,7 @@ def list_stages(run: Run) -> list[dict[str, Any]]:
 
 def total_time(run: Run) -> Markup:
     """The sum of the stages' wall times."""
-    known = [found for state in run.stages.values() if (found := number(state.done.get("seconds"))) is not None]
+    known = [found for state in run.stages.values() if (found := finite(state.done.get("seconds"))) is not None]
     source = Source("*/done.json", derived="sum of seconds")
     return cite(sum(known), source, text=write_seconds(sum(known))) if known else Markup("–")
 

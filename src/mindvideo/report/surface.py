@@ -9,6 +9,7 @@ Shapes: N fine vertices of a hemisphere (32,492), n coarse ones, t coarse triang
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -173,7 +174,7 @@ def read_maps(path: Path) -> dict[str, np.ndarray]:
     return {name: values for name, values in maps.items() if values.ndim == 1 and np.isfinite(values).any()}
 
 
-def describe_surface(run: Run, final: str) -> dict[str, Any] | None:
+def describe_surface(run: Run, final: str, judged: Mapping[str, str] | None = None) -> dict[str, Any] | None:
     """What the page's script draws for a run: its maps on the coarse vertices, their limits, units and colours.
 
     Parameters
@@ -181,6 +182,8 @@ def describe_surface(run: Run, final: str) -> dict[str, Any] | None:
     run : Run
     final : str
         The stage whose maps come first.
+    judged : mapping of str to str, optional
+        Sentences to stand over maps, by the map's name.
 
     Returns
     -------
@@ -214,6 +217,7 @@ def describe_surface(run: Run, final: str) -> dict[str, Any] | None:
                 "name": name,
                 "label": _label(name),
                 "unit": unit,
+                "warning": str((judged or {}).get(name, "")),
                 "low": low,
                 "high": high,
                 "colours": "signed" if is_signed else "plain",

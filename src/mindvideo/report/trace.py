@@ -90,9 +90,9 @@ def cite(value: float | None, source: Source, form: str = "number", text: str | 
     return Markup(f"<data{source.attributes(value, form)}>{escape(shown)}</data>")
 
 
-def cite_interval(interval: tuple[float, float] | None, source: Source) -> Markup:
+def cite_interval(interval: tuple[float | None, float | None] | None, source: Source) -> Markup:
     """``[.190, .240]``, each end with its source, or nothing."""
-    if interval is None:
+    if interval is None or None in interval:
         return Markup("")
     ends = [cite(end, source.at(i)) for i, end in enumerate(interval)]
     return Markup(f"[{ends[0]}, {ends[1]}]")

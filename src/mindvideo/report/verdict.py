@@ -1,79 +1,69 @@
 """What a run's scores say, in words: which parts of the picture came from the brain, and for which there is no evidence.
 
-An aspect counts as shown when every score of it is better than with shuffled brain activity, in part when some are;
-nothing is picked by its value.
+The rule is `ScoreResult.from_brain`, here as everywhere; nothing is picked by its value.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from mindvideo.report.read import Run, Score
+from mindvideo.evaluate.score import FAMILIES, LEVEL, ScoreResult
+from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, count_of
-from mindvideo.report.wording import HEADLINE_ORDER, name_clip, name_score
 
-LEVEL = 0.05
 FILE = "evaluate/scores.json"
-
-ASPECTS = {
-    "layout": r"ssim|psnr|pixel",
-    "colour": r"colour|hue|attribute_colour",
-    "content": r"(image|video)_\d+way|clip_|retrieval|caption|attribute_(thing|place)",
-    "motion": r"motion|epe|attribute_(motion|cut)",
-}
-"""What a score is about, by the start of its name; scores of no aspect are in the table only."""
+ABOUT = "evaluate/evaluation.json"
+HEADLINE_ORDER = ("video_50way", "video_2way", "image_50way", "image_2way")
+"""The score below the headline is the first of these that was computed, whatever it says."""
 
 
 @dataclass(frozen=True)
 class Aspect:
-    """One part of the picture: the tested scores of it, and those that beat shuffled brain activity."""
+    """One part of the picture: its tested scores, and those that are better than with shuffled brain activity."""
 
     name: str
-    tested: tuple[str, ...]
-    beaten: tuple[str, ...]
+    tested: tuple[ScoreResult, ...]
+
+    @property
+    def beaten(self) -> tuple[ScoreResult, ...]:
+        """Scores of which may be said that they are from the brain."""
+        return tuple(score for score in self.tested if score.from_brain)
+
+    @property
+    def better_baselines(self) -> dict[str, list[ScoreResult]]:
+        """Baselines that are better still, each with the scores by which they are."""
+        return list_better(self.beaten)
 
     @property
     def state(self) -> str:
-        """``yes``, ``part`` or ``no``."""
-        return "yes" if self.beaten == self.tested else "part" if self.beaten else "no"
+        """``yes`` where every score is from the brain and above the baselines, ``part`` where some are, else ``no``."""
+        is_whole = len(self.beaten) == len(self.tested) and not self.better_baselines
+        return "yes" if is_whole else "part" if self.beaten else "no"
 
 
-def headline_score(run: Run) -> Score | None:
+def list_better(scores: Sequence[ScoreResult]) -> dict[str, list[ScoreResult]]:
+    """Baselines that are better than the reconstruction by some of these scores."""
+    found: dict[str, list[ScoreResult]] = {}
+    for score in scores:
+        for name in score.better_baselines:
+            found.setdefault(name, []).append(score)
+    return found
+
+
+def headline_score(run: Run) -> ScoreResult | None:
     """The score the figures below the headline show, by a fixed order."""
-    identification = [name for name in run.scores if re.match(r"(video|image)_\d+way", name)]
-    for name in (*HEADLINE_ORDER, *identification, *run.scores):
-        if name in run.scores:
-            return run.scores[name]
-    return None
-
-
-def beats_shuffled(score: Score, level: float = LEVEL) -> bool | None:
-    """Whether a score is better than the shuffled control at ``level``; None when that was not tested."""
-    p, control = score.tested("shuffled"), score.controls.get("shuffled")
-    if p is None or control is None or score.value is None or score.higher_is_better is None:
-        return None
-    is_better = score.value > control if score.higher_is_better else score.value < control
-    return p < level and is_better
-
-
-def is_corrected(run: Run) -> bool:
-    """Whether the P-values shown are corrected for the number of scores."""
-    return any(score.p_holm for score in run.scores.values())
+    names = [name for name in (*HEADLINE_ORDER, *run.scores) if name in run.scores]
+    return run.scores[names[0]] if names else None
 
 
 def list_aspects(run: Run) -> list[Aspect]:
     """Aspects with at least one score tested against shuffled brain activity."""
-    aspects = []
-    for name, pattern in ASPECTS.items():
-        found = {key: beats_shuffled(score) for key, score in run.scores.items() if re.match(pattern, key)}
-        tested = tuple(key for key, beats in found.items() if beats is not None)
-        if tested:
-            aspects.append(Aspect(name, tested, tuple(key for key in tested if found[key])))
-    return aspects
+    tested = [score for score in run.scores.values() if score.from_brain is not None]
+    aspects = [Aspect(name, tuple(score for score in tested if score.family == name)) for name in FAMILIES]
+    return [aspect for aspect in aspects if aspect.tested]
 
 
 def join_words(words: Sequence[str]) -> str:
@@ -81,18 +71,29 @@ def join_words(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
-def write_title(aspects: Sequence[Aspect], is_simulated: bool) -> str:
-    """The headline: what came from the brain, what only in part, and for what there is no evidence."""
-    brain = "the simulated brain" if is_simulated else "the brain"
-    shown, part, none = ([a.name for a in aspects if a.state == state] for state in ("yes", "part", "no"))
+def write_title(run: Run, aspects: Sequence[Aspect]) -> str:
+    """The headline: what came from the brain, what only in part, and for what there is no evidence.
+
+    Baselines that are better still are named in the same sentence.
+    """
+    brain = "the simulated brain" if run.is_simulated else "the brain"
+    shown, part, none = ([a for a in aspects if a.state == state] for state in ("yes", "part", "no"))
+    named = join_words([aspect.name for aspect in none])
     if not shown and not part:
-        return f"No evidence that {join_words(none)} came from {brain}." if none else ""
+        return f"No evidence that {named} came from {brain}." if none else ""
+    partly = join_words([aspect.name + _write_limits(run, aspect) for aspect in part])
     if shown:
-        title = f"{join_words(shown)} came from {brain}" + (f", {join_words(part)} in part" if part else "")
+        title = f"{join_words([aspect.name for aspect in shown])} came from {brain}"
+        title += f", {partly} in part" if part else ""
     else:
-        title = f"{join_words(part)} came from {brain} in part"
-    title += f"; for {join_words(none)} there is no evidence." if none else "."
-    return title[0].upper() + title[1:]
+        title = f"{partly} came from {brain} in part"
+    return (title[0].upper() + title[1:]) + (f"; for {named} there is no evidence." if none else ".")
+
+
+def _write_limits(run: Run, aspect: Aspect) -> str:
+    """`` (a mean training frame is better still)``, or nothing."""
+    names = [run.clip_set(name).label for name in aspect.better_baselines]
+    return f" (better still: {join_words(names)})" if names else ""
 
 
 def write_verdict(run: Run) -> tuple[str, Markup]:
@@ -103,42 +104,51 @@ def write_verdict(run: Run) -> tuple[str, Markup]:
     (str, Markup)
         What the evidence says, and over how many scores it says so.
     """
-    score = headline_score(run)
-    if score is None:
+    if not run.scores:
         return "Nothing has been scored yet.", Markup(escape(run.stages["evaluate"].sentence.capitalize() + "."))
-    title = write_title(list_aspects(run), run.is_simulated)
-    title = title or "Whether this follows the brain is not known: the shuffled control is missing."
-    tested = {name: beats for name, item in run.scores.items() if (beats := beats_shuffled(item)) is not None}
-    if not tested:
+    aspects = list_aspects(run)
+    title = write_title(run, aspects)
+    if not aspects:
+        title = "Whether this follows the brain is not known: the shuffled control is missing."
         return title, Markup("No score was tested against shuffled brain activity.")
-    failed = [name_score(name) for name, beats in tested.items() if not beats]
+    tested = [score for aspect in aspects for score in aspect.tested]
+    beaten = [score for score in tested if score.from_brain]
     counts = [
-        count_of(number, FILE, f"scores {how}")
-        for number, how in ((len(tested) - len(failed), "better than shuffled"), (len(tested), "tested"))
+        count_of(len(scores), FILE, f"scores {how}")
+        for scores, how in ((beaten, "better than shuffled"), (tested, "tested"))
     ]
-    corrected = "corrected for the number of scores" if is_corrected(run) else "not corrected for their number"
     text = Markup(
-        f"{counts[0]} of {counts[1]} scores are better than with the brain activity of another moment at P &lt; "
+        f"{counts[0]} of {counts[1]} scores are better than with the brain activity of another moment at P &lt; "
+        '<span class="level">.05</span> after Holm’s correction over the scores'
     )
-    text += Markup(f'<span class="level">.05</span>, {corrected}.')
-    text += f" Not shown for: {', '.join(failed)}." if failed else ""
-    return title, text + _unbeaten(score)
+    for name, scores in list_better(beaten).items():
+        label = escape(run.clip_set(name).label)
+        text += Markup(f"; by {_list_labels(scores)} the {label}, which needs no brain, is better still")
+    failed = [score for score in tested if not score.from_brain]
+    text += Markup(f". Not shown for: {_list_labels(failed)}." if failed else ".")
+    untested = len(run.scores) - len(tested)
+    if untested:
+        text += Markup(
+            f" {count_of(untested, FILE, 'scores not tested')} more in the table are not tested: neither end "
+        )
+        text += "is good, or a value is missing."
+    return title, text + _write_smallest(run)
 
 
-def _unbeaten(score: Score) -> Markup:
-    """A sentence on what needs no brain of this window and is not shown to be worse on the headline's score."""
-    names = []
-    for name in score.controls:
-        p = score.tested(name)
-        if name != "shuffled" and p is not None and p >= LEVEL:
-            names.append(Markup(f"{escape(name_clip(name))} ({cite(p, source_of_p(score, name), 'p')})"))
-    if not names:
+def _list_labels(scores: Sequence[ScoreResult]) -> str:
+    return str(escape(join_words([score.label for score in scores])))
+
+
+def _write_smallest(run: Run) -> Markup:
+    """What P could be at best with so few blocks and permutations."""
+    smallest = run.smallest_p
+    if smallest is None:
         return Markup("")
-    listed = Markup(", ").join(names)
-    return Markup(f" By {escape(name_score(score.name))} it is not shown to be better than: {listed}.")
+    text = Markup(" With these blocks and permutations no corrected P can be below ")
+    text += cite(smallest, Source(ABOUT, ("smallest_p",)), "short")
+    return text + (Markup(": nothing can be shown with so short a test.") if smallest >= LEVEL else Markup("."))
 
 
-def source_of_p(score: Score, control: str, run: int | None = None, file: str = FILE) -> Source:
-    """Where the P-value shown for a control lies: the corrected one where the file holds it."""
-    kind = "p_holm" if score.p_holm.get(control) is not None else "p"
-    return Source(file, (score.name, kind, control), run=run)
+def source_of_p(score: ScoreResult, control: str, run: int | None = None, file: str = FILE) -> Source:
+    """Where the corrected P-value against a control lies."""
+    return Source(file, (score.name, "p_holm", control), run=run)

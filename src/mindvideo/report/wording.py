@@ -5,18 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from mindvideo.report.read import Score
-
-CLIP_NAMES = {
-    "truth": "truth",
-    "reconstruction": "reconstruction",
-    "shuffled": "shuffled brain",
-    "mean": "mean brain",
-    "caption": "true caption",
-    "vae": "truth through VAE",
-    "random_train": "random training clip",
-    "constant": "mean training frame",
-}
+from mindvideo.evaluate.controls import clip_set
 
 CLASSES = {
     "p<0.0001": ("purple", "***", "P < .0001"),
@@ -26,34 +15,10 @@ CLASSES = {
 }
 """Colour of the paper's Table 1, stars that say the same without colour, and words of each class of a P-value."""
 
-HEADLINE_ORDER = ("video_50way", "video_2way", "image_50way", "image_2way")
-"""The headline is the first of these that was computed, whatever it says; it is not chosen by its value."""
-
-_WORDS = {
-    "ssim": "SSIM",
-    "rgb": "RGB",
-    "clip": "CLIP",
-    "videomae": "VideoMAE",
-    "auc": "AUC",
-    "psnr": "PSNR",
-    "epe": "flow end-point error",
-}
-
-
-def name_score(name: str) -> str:
-    """``image_50way`` → ``image 50-way``, ``ssim_rgb`` → ``SSIM RGB``."""
-    words = [_WORDS.get(word, re.sub(r"^(\d+)way$", r"\1-way", word)) for word in name.split("_")]
-    return re.sub(r"\btop(\d+)$", r"top-\1", " ".join(words))
-
 
 def name_clip(name: str) -> str:
-    """The label of a kind of clip."""
-    return CLIP_NAMES.get(name, name.replace("_", " "))
-
-
-def is_ceiling(score: Score, control: str) -> bool:
-    """Whether a control is an upper bound rather than something to beat."""
-    return score.roles.get(control) == "ceiling"
+    """The label of a set of clips."""
+    return clip_set(name).label
 
 
 def write_number(value: float | None, decimals: int = 3) -> str:

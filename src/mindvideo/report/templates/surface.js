@@ -154,6 +154,8 @@
     widget.find(".low").innerHTML = map.ends[0];
     widget.find(".high").innerHTML = map.ends[1];
     widget.find(".unit").textContent = map.unit;
+    widget.find(".warning").innerHTML = map.warning;
+    widget.find(".warning").hidden = !map.warning;
     widget.canvas.setAttribute("aria-label", `${map.label} on the cortex; arrow keys turn it, plus and minus zoom`);
   }
   function read(widget, event) {

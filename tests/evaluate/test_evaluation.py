@@ -14,16 +14,19 @@ from mindvideo.config import Evaluate, parse_recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import block_numbers
 from mindvideo.errors import DataError, SettingError
-from mindvideo.evaluate import scores as stage
+from mindvideo.evaluate import evaluation as stage
 from mindvideo.evaluate.comparison import read_window_scores
 from mindvideo.evaluate.controls import noise_ceiling
 from mindvideo.evaluate.semantic import n_way_top_k, top_classes
 from mindvideo.evaluate.statistics import p_class
-from mindvideo.evaluate.tables import brief_rows, detail_rows, latex_table
+from mindvideo.evaluate.tables import brief_rows, detail_rows, latex_table, table_rows
 from mindvideo.stages import StageContext
 
 N, F, H, W = 24, 3, 20, 18
 SETTINGS = Evaluate.model_validate({"n_ways": [2, 30], "permutations": 499, "bootstraps": 199})
+
+
+NO_CAPTIONS = {"captions": "no captioner here"}
 
 
 class ColourClassifier:
@@ -81,32 +84,24 @@ def clips():
 def evaluation(clips):
     truth, sets = clips
     block = np.arange(N) // 2
-    return stage.evaluate_clips(sets, truth, ColourClassifier(), block=block, settings=SETTINGS, seed=3)
+    return stage.evaluate_clips(
+        sets, truth, ColourClassifier(), without=NO_CAPTIONS, block=block, settings=SETTINGS, seed=3
+    )
 
 
 def test_every_score_has_its_words_and_numbers(evaluation):
-    names = [
-        "ssim_rgb",
-        "ssim_grey",
-        "psnr",
-        "pixel_correlation",
-        "colour",
-        "hue_pcc",
-        "image_2way",
-        "image_30way",
-        "video_2way",
-        "video_30way",
-    ]
+    names = ["video_2way", "video_30way", "image_2way", "image_30way"]
+    names += ["ssim_rgb", "ssim_grey", "psnr", "pixel_correlation", "colour", "hue_pcc"]
     names += ["clip_similarity", "retrieval_top1", "retrieval_top5", "retrieval_video_top1", "retrieval_video_top5"]
     names += ["consistency", "consistency_gated", "frame_change", "motion_direction", "epe", "epe_farneback"]
     assert list(evaluation.scores) == names
     for name, entry in evaluation.scores.items():
-        low, high = entry["interval"]
-        assert low <= entry["value"] <= high, name
-        assert entry["definition"] and set(entry["controls"]) == {"shuffled", "constant", "vae"}
-        assert entry["roles"] == {"shuffled": "control", "constant": "baseline", "vae": "ceiling"}
-        assert set(entry["p"]) == (set() if name in ("consistency", "frame_change") else {"shuffled", "constant"})
-        assert all(entry["p_holm"][other] >= p for other, p in entry["p"].items())
+        low, high = entry.interval
+        assert low <= entry.value <= high, name
+        assert entry.definition and set(entry.controls) == {"shuffled", "constant", "vae"}
+        assert entry.roles == {"shuffled": "control", "constant": "baseline", "vae": "ceiling"}
+        assert set(entry.p) == (set() if name in ("consistency", "frame_change") else {"shuffled", "constant"})
+        assert all(entry.p_holm[other] >= p for other, p in entry.p.items())
 
 
 def test_values_equal_loops_over_windows(evaluation, clips):
@@ -118,10 +113,10 @@ def test_values_equal_loops_over_windows(evaluation, clips):
         ]
     )
     np.testing.assert_allclose(evaluation.windows["ssim_rgb"]["shuffled"], ssim, atol=1e-9)
-    assert evaluation.scores["ssim_rgb"]["controls"]["shuffled"] == pytest.approx(ssim.mean())
+    assert evaluation.scores["ssim_rgb"].controls["shuffled"] == pytest.approx(ssim.mean())
     classifier = ColourClassifier()
     tops = top_classes(classifier.classify_videos(truth))
-    assert evaluation.scores["video_30way"]["value"] == pytest.approx(
+    assert evaluation.scores["video_30way"].value == pytest.approx(
         n_way_top_k(classifier.classify_videos(sets["reconstruction"]), tops, 30).mean()
     )
 
@@ -135,56 +130,68 @@ def test_chance_is_the_mean_over_all_other_clips(evaluation, clips):
             tops = top_classes(classifier.classify_images(np.roll(truth[:, f], shift, axis=0)))
             total.append(n_way_top_k(classifier.classify_images(sets["reconstruction"][:, f]), tops, 30).mean())
     entry = evaluation.scores["image_30way"]
-    assert entry["chance"] == pytest.approx(np.mean(total), abs=1e-6)
-    assert entry["chance_closed_form"] == pytest.approx(3 / 32)
-    assert evaluation.scores["retrieval_top5"]["chance_closed_form"] == pytest.approx(5 / N)
-    assert evaluation.scores["ssim_rgb"]["chance"] < evaluation.scores["ssim_rgb"]["value"]
-    assert evaluation.scores["psnr"]["p_chance"] is None
+    assert entry.chance == pytest.approx(np.mean(total), abs=1e-6)
+    assert entry.chance_closed_form == pytest.approx(3 / 32)
+    assert evaluation.scores["retrieval_top5"].chance_closed_form == pytest.approx(5 / N)
+    assert evaluation.scores["ssim_rgb"].chance < evaluation.scores["ssim_rgb"].value
+    assert evaluation.scores["psnr"].p_chance is None
 
 
 def test_controls_ceilings_and_directions(evaluation):
     entry = evaluation.scores["image_2way"]
-    assert entry["value"] > entry["controls"]["shuffled"]
-    assert entry["p"]["shuffled"] < 0.01
-    assert entry["p_chance"] == pytest.approx(1 / 500)
-    assert evaluation.scores["ssim_rgb"]["controls"]["vae"] == pytest.approx(1.0)
+    assert entry.value > entry.controls["shuffled"]
+    assert entry.p["shuffled"] < 0.01
+    assert entry.p_chance == pytest.approx(1 / 500)
+    assert evaluation.scores["ssim_rgb"].controls["vae"] == pytest.approx(1.0)
     epe = evaluation.scores["epe"]
-    assert epe["controls"]["vae"] == 0.0
-    assert epe["higher_is_better"] is False
+    assert epe.controls["vae"] == 0.0
+    assert epe.higher_is_better is False
     consistency = evaluation.scores["consistency"]
-    assert consistency["truth"] == consistency["controls"]["vae"]
-    assert consistency["controls"]["constant"] == pytest.approx(1.0)
+    assert consistency.truth == consistency.controls["vae"]
+    assert consistency.controls["constant"] == pytest.approx(1.0)
 
 
 def test_scene_leaves_only_other_scenes_for_chance(clips):
     truth, _ = clips
     few = {"reconstruction": truth}
     one = stage.evaluate_clips(
-        few, truth, ColourClassifier(), block=np.arange(N), settings=SETTINGS, scene=np.zeros(N, int)
+        few,
+        truth,
+        ColourClassifier(),
+        block=np.arange(N),
+        settings=SETTINGS,
+        without=NO_CAPTIONS,
+        scene=np.zeros(N, int),
     )
-    assert one.scores["image_2way"]["chance"] is None
-    assert one.scores["ssim_rgb"]["chance"] is None
+    assert one.scores["image_2way"].chance is None
+    assert one.scores["ssim_rgb"].chance is None
     scene = np.arange(N) // 12
-    two = stage.evaluate_clips(few, truth, ColourClassifier(), block=np.arange(N), settings=SETTINGS, scene=scene)
+    two = stage.evaluate_clips(
+        few, truth, ColourClassifier(), block=np.arange(N), settings=SETTINGS, without=NO_CAPTIONS, scene=scene
+    )
     classifier = ColourClassifier()
     probabilities = classifier.classify_videos(truth)
     tops = top_classes(probabilities)
     expected = [
         n_way_top_k(probabilities[[i]], tops[[j]], 2)[0] for i in range(N) for j in range(N) if scene[i] != scene[j]
     ]
-    assert two.scores["video_2way"]["chance"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert two.scores["video_2way"].chance == pytest.approx(np.mean(expected), abs=1e-6)
 
 
 def test_same_seed_same_numbers_and_an_extra_control_changes_none(clips):
     truth, sets = clips
     block = np.arange(N) // 2
     few = {name: sets[name] for name in ("reconstruction", "shuffled")}
-    first = stage.evaluate_clips(few, truth, ColourClassifier(), block=block, settings=SETTINGS, seed=3).scores
-    second = stage.evaluate_clips(sets, truth, ColourClassifier(), block=block, settings=SETTINGS, seed=3).scores
+    first = stage.evaluate_clips(
+        few, truth, ColourClassifier(), without=NO_CAPTIONS, block=block, settings=SETTINGS, seed=3
+    ).scores
+    second = stage.evaluate_clips(
+        sets, truth, ColourClassifier(), without=NO_CAPTIONS, block=block, settings=SETTINGS, seed=3
+    ).scores
     for name in first:
         for key in ("value", "interval", "chance", "p_chance"):
-            assert first[name][key] == second[name][key]
-        assert first[name]["p"].get("shuffled") == second[name]["p"].get("shuffled")
+            assert getattr(first[name], key) == getattr(second[name], key)
+        assert first[name].p.get("shuffled") == second[name].p.get("shuffled")
 
 
 def test_single_frames_leave_out_movement(clips):
@@ -195,8 +202,9 @@ def test_single_frames_leave_out_movement(clips):
         ColourClassifier(),
         block=np.arange(N) // 2,
         settings=SETTINGS,
+        without=NO_CAPTIONS,
     )
-    assert "image_30way" in one.scores
+    assert "image_30way" in one.scores and "do not move" in one.left_out["video_2way"]
     assert not {"epe", "consistency", "video_2way"} & set(one.scores)
 
 
@@ -206,7 +214,7 @@ def test_bad_clips_are_refused(clips):
     def evaluate(**changes):
         arguments = {"sets": sets, "truth": truth, "block": np.zeros(N, int), "settings": SETTINGS} | changes
         chosen, true = arguments.pop("sets"), arguments.pop("truth")
-        stage.evaluate_clips(chosen, true, ColourClassifier(), **arguments)
+        stage.evaluate_clips(chosen, true, ColourClassifier(), without=NO_CAPTIONS, **arguments)
 
     with pytest.raises(DataError, match="named 'mine'"):
         evaluate(main="mine")
@@ -221,20 +229,20 @@ def test_bad_clips_are_refused(clips):
 
 
 def test_table_has_a_row_a_score_and_a_column_a_control(evaluation):
-    rows = stage.table_rows(evaluation.scores)
+    rows = table_rows(evaluation.scores)
     assert rows[0][5:] == [
         "shuffled (control), P by Holm", "constant (baseline), P by Holm", "vae (ceiling)", "truth", "used by",
     ]  # fmt: skip
     assert {len(row) for row in rows} == {10}
-    assert rows[1][0] == "ssim_rgb ↑" and rows[1][7] == "1.000" and "MinD-Video" in rows[1][9]
+    assert rows[5][0] == "ssim_rgb ↑" and rows[5][7] == "1.000" and "MinD-Video" in rows[5][9]
     by_name = {row[0].split()[0]: row for row in rows}
-    assert by_name["consistency"][8] == f"{evaluation.scores['consistency']['truth']:.3f}"
+    assert by_name["consistency"][8] == f"{evaluation.scores['consistency'].truth:.3f}"
     entry = evaluation.scores["image_2way"]
-    assert by_name["image_2way"][5].endswith(p_class(entry["p_holm"]["shuffled"]))
-    assert p_class(entry["p_holm"]["shuffled"]) != p_class(entry["p"]["shuffled"])  # the correction is seen
+    assert by_name["image_2way"][5].endswith(p_class(entry.p_holm["shuffled"]))
+    assert p_class(entry.p_holm["shuffled"]) != p_class(entry.p["shuffled"])  # the correction is seen
     brief = brief_rows(evaluation.scores)
     assert brief[0][4:6] == ["shuffled", "P by Holm"]
-    assert [row[5] for row in brief if row[0] == "image_2way ↑"] == [f"{entry['p_holm']['shuffled']:.2g}"]
+    assert [row[5] for row in brief if row[0] == "image_2way ↑"] == [f"{entry.p_holm['shuffled']:.2g}"]
 
 
 def test_details_hold_every_number_and_latex_has_booktabs_rules(evaluation):
@@ -242,10 +250,10 @@ def test_details_hold_every_number_and_latex_has_booktabs_rules(evaluation):
     found = [dict(zip(header, row, strict=True)) for row in rows]
     row = next(row for row in found if row["score"] == "ssim_rgb" and row["set"] == "shuffled")
     entry = evaluation.scores["ssim_rgb"]
-    assert row["value"] == entry["value"] and row["set_value"] == entry["controls"]["shuffled"]
-    assert row["p"] == entry["p"]["shuffled"] and row["p_holm"] == entry["p_holm"]["shuffled"]
-    assert row["p_holm_class"] == p_class(entry["p_holm"]["shuffled"])
-    assert [row["set_low"], row["set_high"]] == entry["control_intervals"]["shuffled"]
+    assert row["value"] == entry.value and row["set_value"] == entry.controls["shuffled"]
+    assert row["p"] == entry.p["shuffled"] and row["p_holm"] == entry.p_holm["shuffled"]
+    assert row["p_holm_class"] == p_class(entry.p_holm["shuffled"])
+    assert (row["set_low"], row["set_high"]) == entry.control_intervals["shuffled"]
     text = latex_table([["a_b", "c"], ["50 %", "p<0.01"]])
     assert text.splitlines()[2:] == [
         r"\toprule", r"a\_b & c \\", r"\midrule", r"50 \% & p$<$0.01 \\", r"\bottomrule", r"\end{tabular}"
@@ -264,20 +272,18 @@ def test_captions_and_the_way_to_the_ceiling(clips):
 
     named = {"reconstruction": sets["reconstruction"], "shuffled": sets["shuffled"], "caption": truth}
     network = Captioner()
-    found = stage.evaluate_clips(
-        named, truth, network, block=np.arange(N) // 2, settings=SETTINGS, captioner=network
-    ).scores
+    found = stage.evaluate_clips(named, truth, network, block=np.arange(N) // 2, settings=SETTINGS).scores
     words = [
         [Counter(text.split()) for text in network.caption(part[:, F // 2])] for part in (named["shuffled"], truth)
     ]
     f1 = [2 * (a & b).total() / (a.total() + b.total()) for a, b in zip(*words, strict=True)]
-    assert found["caption_f1"]["controls"]["shuffled"] == pytest.approx(np.mean(f1))
-    assert found["caption_similarity"]["controls"]["caption"] == pytest.approx(1.0)
+    assert found["caption_f1"].controls["shuffled"] == pytest.approx(np.mean(f1))
+    assert found["caption_similarity"].controls["caption"] == pytest.approx(1.0)
     entry = found["psnr"]
-    low, high = entry["controls"]["shuffled"], entry["controls"]["caption"]
-    assert entry["way_to_caption"] == pytest.approx((entry["value"] - low) / (high - low))
-    assert entry["way_to_caption_interval"][0] < entry["way_to_caption"] < entry["way_to_caption_interval"][1]
-    assert found["consistency"]["way_to_caption"] is None
+    low, high = entry.controls["shuffled"], entry.controls["caption"]
+    assert entry.way_to_caption == pytest.approx((entry.value - low) / (high - low))
+    assert entry.way_to_caption_interval[0] < entry.way_to_caption < entry.way_to_caption_interval[1]
+    assert found["consistency"].way_to_caption is None
 
 
 def make_run(folder, clips, repeats):
@@ -318,7 +324,7 @@ def test_stage_writes_its_files_and_keeps_features(tmp_path, clips, monkeypatch)
     recipe = parse_recipe({"evaluate": {"n_ways": [2, 30], "permutations": 199, "bootstraps": 99, "block_s": 6.0}})
     steps = []
     stage.run(StageContext.of(recipe, run_dir, "evaluate", lambda *told: steps.append(told)))
-    assert steps[-1][:2] == (N * 5, N * 5)
+    assert steps[-1][:2] == (2 * N * 5, 2 * N * 5)
     folder = run_dir / "evaluate"
     written = json.loads((folder / "scores.json").read_text())
     assert written["image_2way"]["n"] == N
@@ -333,8 +339,8 @@ def test_stage_writes_its_files_and_keeps_features(tmp_path, clips, monkeypatch)
     assert json.loads((folder / "noise_ceiling.json").read_text())["test1"]["runs"] == 3
     assert json.loads((folder / "near_duplicates.json").read_text())["test_scans"] == N
     about = json.loads((folder / "evaluation.json").read_text())
-    assert about["networks"] == "colour" and "another scene" in about["sets"]["shuffled"]
-    assert "captioner" in about["left_out"]["captions"]
+    assert about["networks"] == "colour" and "another scene" in about["sets"]["shuffled"]["definition"]
+    assert "captioner" in about["left_out"]["caption_f1"]
     read = read_window_scores(run_dir)
     assert read.truth == about["truth"] and read.values["image_2way"].tolist() == values
     assert not list(folder.rglob("*.tmp"))
@@ -381,3 +387,55 @@ def test_noise_ceiling_is_the_correlation_of_the_signal_with_the_average():
     assert noise_ceiling(repeats)[2] < 0.15
     with pytest.raises(DataError, match="two or more"):
         noise_ceiling(repeats[:1])
+
+
+def test_every_score_is_given_film_by_film(clips):
+    truth, sets = clips
+    film = np.array(["test2"] * 14 + ["test10"] * (N - 14))
+    found = stage.evaluate_clips(sets, truth, None, block=np.arange(N) // 2, settings=SETTINGS, film=film, seed=3)
+    films = found.scores["ssim_rgb"].films
+    assert list(films) == ["test2", "test10"] and [entry["n"] for entry in films.values()] == [14, N - 14]
+    for name, here in (("test2", slice(0, 14)), ("test10", slice(14, N))):
+        for key, clips_of in (("reconstruction", sets["reconstruction"]), ("shuffled", sets["shuffled"])):
+            ssim = [
+                structural_similarity(t, p, data_range=255, channel_axis=-1)
+                for a, b in zip(truth[here], clips_of[here], strict=True)
+                for t, p in zip(a, b, strict=True)
+            ]
+            value = films[name]["value"] if key == "reconstruction" else films[name]["controls"][key]
+            assert value == pytest.approx(np.mean(ssim))
+        low, high = films[name]["interval"]
+        assert low < films[name]["value"] < high
+
+
+def test_without_networks_the_rest_is_scored_and_the_reason_said(clips):
+    truth, sets = clips
+    found = stage.evaluate_clips(sets, truth, None, block=np.arange(N) // 2, settings=SETTINGS, seed=3)
+    assert set(found.scores) == {
+        "ssim_rgb", "ssim_grey", "psnr", "pixel_correlation", "colour", "hue_pcc", "frame_change", "motion_direction",
+        "epe", "epe_farneback",
+    }  # fmt: skip
+    assert found.networks == "none" and all(entry.network == "" for entry in found.scores.values())
+    assert {"image_2way", "video_30way", "clip_similarity", "retrieval_top1", "caption_f1"} <= set(found.left_out)
+    assert all("network" in reason for reason in found.left_out.values())
+
+
+def test_what_cannot_be_had_leaves_out_the_scores_that_need_it(clips, evaluation):
+    truth, sets = clips
+    found = stage.evaluate_clips(
+        sets, truth, ColourClassifier(), block=np.arange(N) // 2, settings=SETTINGS, seed=3,
+        without=NO_CAPTIONS | {stage.OVER_TIME: "the truth stutters"},
+    )  # fmt: skip
+    gone = {"frame_change", "motion_direction", "epe", "epe_farneback", "consistency", "consistency_gated"}
+    assert {name for name, why in found.left_out.items() if why == "the truth stutters"} == gone
+    assert set(found.scores) == set(evaluation.scores) - gone
+    assert found.scores["psnr"].value == evaluation.scores["psnr"].value
+
+
+def test_the_smallest_p_counts_blocks_permutations_and_scores(clips):
+    truth, sets = clips
+    for n_blocks, single in ((4, 1 / 2**4), (12, 1 / 500)):  # all 16 flips are enumerated, 4,096 are sampled
+        found = stage.evaluate_clips(sets, truth, None, block=np.arange(N) * n_blocks // N, settings=SETTINGS, seed=3)
+        tested = [entry.p_holm["shuffled"] for entry in found.scores.values() if "shuffled" in entry.p_holm]
+        assert len(tested) == 9 and found.smallest_p == pytest.approx(9 * single)
+        assert min(tested) >= found.smallest_p - 1e-12

@@ -1,0 +1,446 @@
+"""The evaluate stage: every score of every window beside its controls, with intervals, chance and P-values."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+
+from mindvideo.config import Evaluate
+from mindvideo.data.disk import disk_errors, write_text
+from mindvideo.data.store import Store
+from mindvideo.data.windows import block_numbers
+from mindvideo.errors import DataError
+from mindvideo.evaluate import attributes, captions, measure, motion, pixel, retrieval, semantic, statistics
+from mindvideo.evaluate.audit import audit_store
+from mindvideo.evaluate.controls import clip_set
+from mindvideo.evaluate.score import NETWORKS, Ends, Score, ScoreResult, finite
+from mindvideo.evaluate.tables import write_evaluation
+from mindvideo.models.foundation import Foundation
+from mindvideo.stages import StageContext
+
+MAIN = "reconstruction"
+TRUTH = "truth"
+OVER_TIME = "over_time"
+"""Stands for `Score.over_time` among what an evaluation goes without."""
+Progress = Callable[[int, int, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one set of clips.
+
+    Attributes
+    ----------
+    scores : dict of str to ScoreResult
+    windows : dict
+        ``windows[score][set]``: value of every window, float64 (n,), NaN where undefined.
+    left_out : dict of str to str
+        Scores that could not be computed, each with the reason.
+    smallest_p : float or None
+        What a P after Holm could be at best with these blocks and permutations; None where nothing was tested.
+    truth, networks : str
+        Fingerprints of the true clips and of the networks that measured.
+    """
+
+    scores: dict[str, ScoreResult]
+    windows: measure.Windows
+    left_out: dict[str, str]
+    smallest_p: float | None
+    truth: str
+    networks: str
+
+
+def list_scores(settings: Evaluate, n_windows: int, world: attributes.World | None = None) -> list[Score]:
+    """Every score there is on a test set of ``n_windows`` windows, in the order they are shown."""
+    found = [*semantic.list_scores(settings), *pixel.SCORES, *retrieval.list_scores(settings, n_windows)]
+    return [*found, *captions.SCORES, *motion.SCORES, *(attributes.list_scores(world) if world is not None else ())]
+
+
+def _rng(seed: int, *words: str) -> np.random.Generator:
+    """A generator of its own for every purpose, so that adding a score changes no other score's numbers."""
+    return np.random.default_rng([seed, zlib.crc32("|".join(words).encode())])
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = np.isfinite(values)
+    return float(values[known].mean()) if known.any() else None
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Turns values by window into results: the blocks, the seed and the settings of one evaluation."""
+
+    block: np.ndarray
+    film: np.ndarray | None
+    settings: Evaluate
+    seed: int
+
+    def interval(self, values: np.ndarray, *words: str) -> Ends:
+        known = np.isfinite(values)
+        if not known.any():
+            return (None, None)
+        rng = _rng(self.seed, *words)
+        ends = statistics.block_bootstrap_interval(values[known], self.block[known], self.settings.bootstraps, rng)
+        return finite(ends[0]), finite(ends[1])
+
+    def judge(self, score: Score, values: Mapping[str, np.ndarray], main: str, network: str) -> ScoreResult:
+        """Value, interval, controls and P-values of one score from its values by window and set."""
+        own, others = values[main], [key for key in values if key not in (main, TRUTH)]
+        sign = -1.0 if score.higher_is_better is False else 1.0
+        p_values: dict[str, float | None] = {}
+        for other in others:
+            difference = (own - values[other]) * sign
+            known = np.isfinite(difference)
+            if score.higher_is_better is not None and clip_set(other).role != "ceiling" and known.any():
+                p_values[other] = statistics.block_permutation_p(
+                    difference[known], self.block[known], self.settings.permutations,
+                    _rng(self.seed, score.name, other, "p"),
+                )  # fmt: skip
+        way = self._way_to_caption(score, values, own, sign)
+        return ScoreResult(
+            name=score.name,
+            value=_mean(own),
+            label=score.label,
+            definition=score.definition,
+            family=score.family,
+            needs=score.needs,
+            unit=score.unit,
+            used_by=score.used_by,
+            network=network,
+            range=(score.low, score.high),
+            higher_is_better=score.higher_is_better,
+            is_main=score.is_main,
+            interval=self.interval(own, score.name, main),
+            n=int(np.isfinite(own).sum()),
+            chance_closed_form=score.chance,
+            controls={other: _mean(values[other]) for other in others},
+            control_intervals={other: self.interval(values[other], score.name, other) for other in others},
+            roles={other: clip_set(other).role for other in others},
+            p=p_values,
+            truth=_mean(values[TRUTH]) if TRUTH in values else None,
+            way_to_caption=way[0],
+            way_to_caption_interval=way[1:],
+            films=self._films(score.name, {key: values[key] for key in (main, *others)}, main),
+        )
+
+    def _way_to_caption(
+        self, score: Score, values: Mapping[str, np.ndarray], own: np.ndarray, sign: float
+    ) -> tuple[float | None, float | None, float | None]:
+        if score.higher_is_better is None or not {"shuffled", "caption"} <= values.keys():
+            return None, None, None
+        way, low, high = statistics.fraction_of_way(
+            sign * own, sign * values["shuffled"], sign * values["caption"], self.block, self.settings.bootstraps,
+            _rng(self.seed, score.name, "way"),
+        )  # fmt: skip
+        return finite(way), finite(low), finite(high)
+
+    def _films(self, name: str, values: Mapping[str, np.ndarray], main: str) -> dict[str, dict[str, Any]]:
+        """The score of every test film on its own: the paper gives SSIM so."""
+        if self.film is None:
+            return {}
+        found = {}
+        for film in dict.fromkeys(self.film.tolist()):
+            here = self.film == film
+            inside = replace(self, block=self.block[here])
+            found[str(film)] = {
+                "value": _mean(values[main][here]),
+                "interval": inside.interval(values[main][here], name, main, str(film)),
+                "n": int(np.isfinite(values[main][here]).sum()),
+                "controls": {key: _mean(value[here]) for key, value in values.items() if key != main},
+            }
+        return found
+
+    def add_chance(
+        self, result: ScoreResult, pairs: np.ndarray | None, sampled: Sequence[np.ndarray], allowed: np.ndarray
+    ) -> ScoreResult:
+        """Chance on this very test set, and P of the pairing, from every prediction against every truth."""
+        if pairs is None:
+            values = np.concatenate(sampled) if len(sampled) else np.empty(0)
+            return replace(result, chance=_mean(values))
+        known = np.isfinite(np.diag(pairs))
+        pairs, others = pairs[np.ix_(known, known)], allowed[np.ix_(known, known)]
+        p = None
+        if known.any():
+            rng = _rng(self.seed, result.name, "pairing")
+            p = statistics.block_pairing_p(pairs, self.block[known], self.settings.permutations, rng)
+        chance = finite(float(pairs[others].mean())) if others.any() else None
+        return replace(result, chance=chance, p_chance=p)
+
+
+def add_holm(scores: Mapping[str, ScoreResult]) -> dict[str, ScoreResult]:
+    """The results with P-values corrected by Holm's method over the scores, for each control on its own."""
+    corrected: dict[str, dict[str, float | None]] = {name: {} for name in scores}
+    for other in sorted({other for entry in scores.values() for other in entry.p}):
+        tested = {name: p for name, entry in scores.items() if (p := entry.p.get(other)) is not None}
+        for name, p in zip(tested, statistics.holm(np.array(list(tested.values()))), strict=True):
+            corrected[name][other] = float(p)
+    return {name: replace(entry, p_holm=corrected[name]) for name, entry in scores.items()}
+
+
+def _check_sets(sets: Mapping[str, Any], truth: Any, block: np.ndarray, main: str) -> None:
+    measure.check_clips(TRUTH, truth)
+    if main not in sets:
+        raise DataError(f"expected a set of clips named '{main}', found {', '.join(sets) or 'none'}")
+    for name, clips in sets.items():
+        if name == TRUTH:
+            raise DataError(f"expected the truth as an argument of its own, found it among the sets as '{TRUTH}'")
+        measure.check_clips(name, clips, truth.shape)
+    if np.shape(block) != (truth.shape[0],):
+        raise DataError(
+            f"expected one block number for each of {truth.shape[0]} windows, found shape {np.shape(block)}"
+        )
+
+
+def _split_scores(
+    scores: Sequence[Score], n_frames: int, without: Mapping[str, str]
+) -> tuple[list[Score], dict[str, str]]:
+    """The scores that can be computed, and the others by name with the reason."""
+    kept, left_out = [], {}
+    for score in scores:
+        reason = without.get(score.needs) or (without.get(OVER_TIME) if score.over_time else None)
+        if n_frames == 1 and (score.over_time or score.needs == "clips"):
+            reason = "clips of one frame do not move"
+        if reason is None:
+            kept.append(score)
+        else:
+            left_out[score.name] = reason
+    return kept, left_out
+
+
+def evaluate_clips(
+    sets: Mapping[str, Any],
+    truth: Any,
+    networks: measure.Networks | None,
+    *,
+    block: np.ndarray,
+    settings: Evaluate | None = None,
+    seed: int = 0,
+    scene: np.ndarray | None = None,
+    film: np.ndarray | None = None,
+    world: attributes.World | None = None,
+    without: Mapping[str, str] | None = None,
+    main: str = MAIN,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score anyone's clips against the truth, beside any number of control sets.
+
+    Parameters
+    ----------
+    sets : mapping of str to array, uint8 (n, F, H, W, 3)
+        The clips to score under the name ``main``, and others under the names of `controls.CLIP_SETS` or names of their
+        own. zarr arrays are read piece by piece.
+    truth : array, uint8 (n, F, H, W, 3)
+    networks : Networks or None
+        Frozen networks, for example a ``Foundation``; None leaves out the scores that need one.
+    block : ndarray, int (n,)
+        Windows that are permuted and resampled together, see `data.windows.block_numbers`.
+    settings : Evaluate, optional
+        N, K, permutations, bootstraps.
+    seed : int
+        Of permutations, bootstraps and chance pairings.
+    scene : ndarray, int (n,), optional
+        Chance compares clips of different scenes only; without it, of different windows.
+    film : ndarray, str (n,), optional
+        Film of each window: every score is given film by film too.
+    world : attributes.World, optional
+        True attributes of a simulated subject's windows; adds the scores of attributes.
+    without : mapping of str to str, optional
+        What cannot be had (a `score.Needs`, or `OVER_TIME`) and why; the scores that need it are left out.
+    main : str
+    cache_dir : Path, optional
+        What the networks say is kept here, one file a set, and used again for the same clips and networks.
+    progress : callable, optional
+        Called with (windows done, windows in all passes over all sets, {"set": name}).
+
+    Raises
+    ------
+    DataError
+        For clips of another type or shape, or a missing main set.
+    SettingError
+        For an N-way test with more ways than the classifier has classes.
+    """
+    settings = settings or Evaluate.model_validate({})
+    block = np.asarray(block)
+    _check_sets(sets, truth, block, main)
+    n, n_frames = truth.shape[:2]
+    truth = np.asarray(truth[:])
+    reasons = dict(without or {})
+    if networks is None:
+        reasons = dict.fromkeys(NETWORKS, "it needs a frozen network and none was given") | reasons
+    chosen, left_out = _split_scores(list_scores(settings, n, world), n_frames, reasons)
+    needs = {score.needs for score in chosen}
+    everything = {TRUTH: truth, main: sets[main], **sets}
+    total, done = n * len(everything) * (1 if networks is None else 2), 0
+
+    def advance(count: int, name: str) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total, {"set": name})
+
+    features: dict[str, Any] = {}
+    for name, clips in everything.items():
+        if networks is None:
+            break
+        cache = cache_dir / f"{name}.safetensors" if cache_dir is not None else None
+        features[name] = measure.extract_features(clips, networks, needs, cache)
+        advance(n, name)
+    allowed = measure.allowed_pairs(scene, n)
+    partners = measure.draw_partners(allowed, _rng(seed, "chance"))
+    by_frames = [score for score in chosen if score.needs in ("frames", "flow")]
+    windows, sampled = measure.measure_frames(
+        by_frames, everything, truth, partners, main, lambda count: advance(count, "frames")
+    )
+    judge = _Judge(block, film, settings, seed)
+    named = name_networks(networks, needs)
+    results: dict[str, ScoreResult] = {}
+    for score in chosen:
+        if score.needs in NETWORKS:
+            true = features[TRUTH]
+            windows[score.name] = {name: score.per_window(features[name], true) for name in everything}
+        if not score.has_truth:
+            del windows[score.name][TRUTH]
+        pairs = None
+        if score.pairwise is not None and score.needs in NETWORKS:
+            pairs = score.pairwise(features[main], features[TRUTH])
+        result = judge.judge(score, windows[score.name], main, named.get(score.needs, ""))
+        results[score.name] = judge.add_chance(result, pairs, sampled.get(score.name, []), allowed)
+    tested = sum("shuffled" in result.p or "shuffled_pairing" in result.p for result in results.values())
+    smallest = statistics.smallest_p(len(np.unique(block)), None, settings.permutations, two_sided=False)
+    return Evaluation(
+        add_holm(results),
+        {score.name: windows[score.name] for score in chosen},
+        left_out,
+        min(1.0, tested * smallest) if tested else None,
+        measure.fingerprint(truth, TRUTH),
+        networks.identity if networks is not None else "none",
+    )
+
+
+def name_networks(networks: Any, needs: Collection[str]) -> dict[str, str]:
+    """What answers each need, in words: class, number of classes, and the part of which folder."""
+    folder = getattr(networks, "folder", None)
+    found = {}
+    for need in sorted(set(needs) & set(NETWORKS)):
+        part = NETWORKS[need][0]
+        path = folder / part / "config.json" if folder is not None else Path()
+        config = json.loads(path.read_text()) if path.is_file() else {}
+        kind = (config.get("architectures") or ["a network"])[0]
+        classes = f" of {len(config['id2label'])} classes" if "classifier" in part and "id2label" in config else ""
+        source = "the shipped kit" if is_shipped(networks) else str(getattr(folder, "name", networks.identity))
+        found[need] = f"{kind}{classes}, part {part} of {source}"
+    return found
+
+
+def is_shipped(networks: Any) -> bool:
+    """Whether these are the kit that comes with the package, which knows drawn scenes only."""
+    folder = getattr(networks, "folder", None)
+    return folder is not None and folder == Foundation("embedded").folder
+
+
+def list_missing(foundation: Foundation, settings: Evaluate, needs: Sequence[str]) -> dict[str, str]:
+    """Which of ``needs`` a foundation folder has no parts for, or the settings do not want, each with the reason."""
+    missing = {}
+    for need in needs:
+        absent = [part for part in NETWORKS[need] if not (foundation.folder / part).is_dir()]
+        if absent:
+            missing[need] = f"the foundation {foundation.folder.name} has no part '{absent[0]}'"
+    if not settings.captions:
+        missing["captions"] = "evaluate.captions is false"
+    return missing
+
+
+def _read_windows(path: Path, n: int) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise DataError(f"expected the list of reconstructed windows at {path}, found none; run reconstruct first")
+    windows = json.loads(path.read_text())
+    if len(windows) != n:
+        raise DataError(f"expected {n} windows in {path}, as many as there are clips, found {len(windows)}")
+    return windows
+
+
+def open_reconstructions(folder: Path) -> tuple[zarr.Group, dict[str, Any], Any]:
+    """``clips.zarr`` of a folder, its sets of clips in order, and the truth; DataError unless they are finished."""
+    if not (folder / "clips.zarr").is_dir():
+        raise DataError(f"expected reconstructions at {folder / 'clips.zarr'}, found none; run reconstruct first")
+    group = zarr.open_group(folder / "clips.zarr", mode="r")
+    if not group.attrs.get("complete", True):
+        raise DataError(
+            f"expected finished reconstructions in {folder / 'clips.zarr'}, found some not finished; run reconstruct again"
+        )
+    names: Any = group.attrs.get("names") or sorted(group.array_keys())
+    sets: dict[str, Any] = {name: group[name] for name in names if name != TRUTH}
+    if TRUTH not in group:
+        raise DataError(f"expected an array '{TRUTH}' in {folder / 'clips.zarr'}, found {sorted(sets)}")
+    return group, sets, group[TRUTH]
+
+
+def run(context: StageContext) -> None:
+    """Score ``RUN/reconstruct/clips.zarr`` and write ``RUN/evaluate``.
+
+    Blocks are made anew from ``evaluate.block_s``, so that another block length needs no new reconstructions.
+
+    Raises
+    ------
+    DataError
+        When there are no reconstructions, or their list of windows does not fit them.
+    """
+    recipe, run_dir, folder, progress = context
+    source = run_dir / "reconstruct"
+    group, sets, truth = open_reconstructions(source)
+    windows = _read_windows(source / "windows.json", truth.shape[0])
+    block_scans = max(1, round(recipe.evaluate.block_s / recipe.data.tr_s))
+    film = np.array([window["segment"] for window in windows])
+    block = block_numbers(film, np.array([window["scan"] for window in windows]), block_scans)
+    store = Store.open(run_dir / "prepare" / "store.zarr")
+    foundation = Foundation(recipe.foundation, "cuda" if torch.cuda.is_available() else "cpu")
+    world, left_out = None, {}
+    if recipe.simulate is not None:
+        try:
+            world = attributes.read_world(
+                run_dir / "simulate" / "truth" / "scenes.json", windows, foundation,
+                train_segments=[*store.segments("train"), *store.segments("validation")], tr_s=store.tr_s, fps=store.fps,
+                stored_frames=store.num_frames, n_frames=truth.shape[1],
+            )  # fmt: skip
+        except attributes.NoPairsError as error:
+            left_out["attributes"] = str(error)
+    evaluation = evaluate_clips(
+        sets,
+        truth,
+        foundation,
+        block=block,
+        settings=recipe.evaluate,
+        seed=recipe.seed,
+        scene=np.array([window["scene"] for window in windows]),
+        film=film,
+        world=world,
+        without=list_missing(foundation, recipe.evaluate, ["captions"]),
+        cache_dir=folder / "features",
+        progress=progress,
+    )
+    audit = audit_store(store, sorted(set(film.tolist())))
+    if world is not None:
+        content = attributes.summarise_attributes(evaluation.scores, world)
+        if "frame_change" in evaluation.windows:
+            content["frame_change_uncut"] = attributes.uncut_frame_change(evaluation.windows["frame_change"], world)
+        audit["attributes.json"] = json.dumps(content, indent=1, allow_nan=False)
+    about = {
+        "settings": recipe.evaluate.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "negative": group.attrs.get("negative", recipe.reconstruct.negative),
+        "left_out": left_out,
+    }
+    with disk_errors(folder, "the scores"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in audit.items():
+            write_text(folder / name, text)
+        write_evaluation(evaluation, folder, windows, block, about)

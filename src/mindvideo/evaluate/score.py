@@ -1,0 +1,235 @@
+"""A score is one object, a set of clips another, and a measured score a third, written and read by the same class.
+
+To add a score, write its function and its `Score` line in its family's file; tables, comparison, ablation and report
+take it from there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+Needs = Literal["frames", "flow", "images", "clips", "embeddings", "captions"]
+"""What a score looks at: frames, optical flow, or what a frozen network says of frames (``images``: their classes,
+``embeddings``: CLIP's), of whole clips (``clips``) or in words (``captions``)."""
+Family = Literal["layout", "colour", "content", "motion"]
+"""Which part of the picture a score is about."""
+FAMILIES: tuple[Family, ...] = get_args(Family)
+NETWORKS: dict[str, tuple[str, ...]] = {
+    "images": ("image_classifier",),
+    "clips": ("video_classifier",),
+    "embeddings": ("image_encoder",),
+    "captions": ("captioner", "tokenizer", "text_encoder"),
+}
+"""The parts of a foundation folder that each need is answered by."""
+Role = Literal["control", "baseline", "ceiling"]
+"""A *control* uses the same generator and seeds without the window's own brain signal, a *baseline* is what one could
+show without any brain, a *ceiling* is given the stimulus itself (METHOD section 9)."""
+LEVEL = 0.05
+"""Corrected P below which a score counts as better."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score: its words, and how it is computed.
+
+    Attributes
+    ----------
+    name, label, definition : str
+        Key in every file, words on every page, and a sentence that lets a reader compute it.
+    family : Family
+    needs : Needs
+        ``frames`` and ``flow`` are computed batch by batch from `measure.Frames`, the others from the `measure.Features`
+        of all windows.
+    per_window : callable
+        (reconstruction, truth) → float64 (n,), NaN where a window has no value.
+    pairwise : callable, optional
+        (reconstruction, truth) → (n, n), prediction i against the truth of window j: chance and P of the pairing follow
+        from it. Without it chance is that of random pairs for frames and flow, and unknown for the rest.
+    chance : float, optional
+        In closed form.
+    low, high : float or None
+        Range; None where unbounded.
+    higher_is_better : bool or None
+        None where neither end is good and the truth's own value is the one to reach.
+    unit : str
+        Empty for a pure number.
+    used_by : str
+        Papers that report a score of this kind; their details may differ.
+    over_time : bool
+        Whether frames of a clip are compared with one another: needs two frames, and a truth at the clips' own rate.
+    has_truth : bool
+        Whether the truth has a value of its own that says something: 'per_window' of the truth with itself.
+    is_main : bool
+        Whether it stands in tables that show few scores: the ablation's and the rivals'.
+    """
+
+    name: str
+    label: str
+    definition: str
+    family: Family
+    needs: Needs
+    per_window: Callable[[Any, Any], np.ndarray]
+    pairwise: Callable[[Any, Any], np.ndarray] | None = None
+    chance: float | None = None
+    low: float | None = 0.0
+    high: float | None = 1.0
+    higher_is_better: bool | None = True
+    unit: str = ""
+    used_by: str = ""
+    over_time: bool = False
+    has_truth: bool = False
+    is_main: bool = False
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """A set of clips: what it is to the scores, what it is in words, and what must stand beside every P against it."""
+
+    name: str
+    role: Role
+    label: str
+    definition: str
+    note: str = ""
+
+
+Ends = tuple[float | None, float | None]
+NO_ENDS: Ends = (None, None)
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """What was measured of one score: an entry of ``scores.json``. What does not exist is None.
+
+    Attributes
+    ----------
+    value, interval, n : float, (float, float), int
+        Mean over windows, its 95 % interval (block bootstrap), and how many windows have a value.
+    chance, chance_closed_form, p_chance : float
+        On this test set, in theory, and P of the pairing with the truth (permuted blocks).
+    controls, control_intervals, roles : dict
+        Of every other set of clips, by name.
+    p, p_holm : dict
+        One-sided P that the reconstruction is better than each set (block sign flips), and the same corrected by Holm
+        over all scores, for each set on its own.
+    truth : float
+        The truth's own value where it has one.
+    way_to_caption, way_to_caption_interval
+        How far the reconstruction comes on the way from ``shuffled`` (0) to ``caption`` (1).
+    films : dict of str to dict
+        By test film: ``value``, ``interval``, ``n`` and ``controls``.
+    network : str
+        Which network measured, for scores that need one.
+    """
+
+    name: str
+    value: float | None
+    label: str = ""
+    definition: str = ""
+    family: str = "content"
+    needs: str = "frames"
+    unit: str = ""
+    used_by: str = ""
+    network: str = ""
+    range: Ends = NO_ENDS
+    higher_is_better: bool | None = None
+    is_main: bool = False
+    interval: Ends = NO_ENDS
+    n: int = 0
+    chance: float | None = None
+    chance_closed_form: float | None = None
+    p_chance: float | None = None
+    controls: dict[str, float | None] = field(default_factory=dict)
+    control_intervals: dict[str, Ends] = field(default_factory=dict)
+    roles: dict[str, str] = field(default_factory=dict)
+    p: dict[str, float | None] = field(default_factory=dict)
+    p_holm: dict[str, float | None] = field(default_factory=dict)
+    truth: float | None = None
+    way_to_caption: float | None = None
+    way_to_caption_interval: Ends = NO_ENDS
+    films: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def is_better_than(self, value: float | None) -> bool:
+        """Whether the reconstruction's value is the better one, in this score's direction."""
+        if self.value is None or value is None or self.higher_is_better is None:
+            return False
+        return self.value > value if self.higher_is_better else self.value < value
+
+    @property
+    def from_brain(self) -> bool | None:
+        """**The** rule for "from the brain": better than ``shuffled`` with P < .05 after Holm over the scores.
+
+        None where that was not tested. `better_baselines` belongs into the same sentence.
+        """
+        p, shuffled = self.p_holm.get("shuffled"), self.controls.get("shuffled")
+        if p is None or shuffled is None or self.value is None or self.higher_is_better is None:
+            return None
+        return p < LEVEL and self.is_better_than(shuffled)
+
+    @property
+    def better_baselines(self) -> list[str]:
+        """Baselines, which need no brain, that have the better value all the same."""
+        if self.value is None or self.higher_is_better is None:
+            return []
+        known = {name: value for name, value in self.controls.items() if self.roles.get(name) == "baseline"}
+        sign = 1 if self.higher_is_better else -1
+        return [name for name, value in known.items() if value is not None and sign * (value - self.value) > 0]
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of ``scores.json``, with the verdict of `from_brain` beside the numbers."""
+        content = {name: value for name, value in asdict(self).items() if name != "name"}
+        return content | {"from_brain": self.from_brain, "better_baselines": self.better_baselines}
+
+    @classmethod
+    def from_json(cls, name: str, content: Mapping[str, Any]) -> ScoreResult:
+        """Read an entry of ``scores.json``, of other versions too; what is absent or no finite number becomes None."""
+        known = {key: content[key] for key in _READERS if key in content}
+        read = {key: _READERS[key](value) for key, value in known.items()}
+        return cls(name, **({"value": None} | read))
+
+
+def finite(value: Any) -> float | None:
+    """A finite float, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str, np.floating)):
+        return None
+    try:
+        found = float(value)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _ends(value: Any) -> Ends:
+    return (finite(value[0]), finite(value[1])) if isinstance(value, list | tuple) and len(value) == 2 else NO_ENDS
+
+
+def _each(read: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
+    return lambda value: {str(key): read(item) for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def _read_film(value: Any) -> dict[str, Any]:
+    return {
+        "value": finite(value.get("value")),
+        "interval": _ends(value.get("interval")),
+        "n": int(finite(value.get("n")) or 0),
+        "controls": _each(finite)(value.get("controls")),
+    }
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    **{item.name: lambda value: str(value or "") for item in fields(ScoreResult) if item.type == "str"},
+    **{item.name: finite for item in fields(ScoreResult) if item.type == "float | None"},
+    **{item.name: _ends for item in fields(ScoreResult) if item.type == "Ends"},
+    **dict.fromkeys(("controls", "p", "p_holm"), _each(finite)),
+    "roles": _each(str),
+    "control_intervals": _each(_ends),
+    "films": _each(_read_film),
+    "n": lambda value: int(finite(value) or 0),
+    "higher_is_better": lambda value: value if isinstance(value, bool) else None,
+    "is_main": bool,
+}
+del _READERS["name"]
