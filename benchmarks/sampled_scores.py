@@ -23,8 +23,9 @@ import torch
 from mindvideo.config import Evaluate, Recipe, as_sampled, read_recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
-from mindvideo.evaluate.catalogue import n_way_name
-from mindvideo.evaluate.measure import Features, extract_features, measure_features, measure_pixels
+from mindvideo.evaluate.evaluation import list_scores
+from mindvideo.evaluate.measure import Features, Frames, extract_features
+from mindvideo.evaluate.semantic import n_way_name
 from mindvideo.evaluate.statistics import block_bootstrap_interval
 from mindvideo.generate.clips import ClipMaker
 from mindvideo.generate.pipeline import MindVideoPipeline
@@ -40,6 +41,7 @@ REFERENCE = "fp32, DDIM 200, fused attention"
 STUDENT = "bf16, distilled student"
 EVERYTHING = "all: bf16, DPM-Solver++ 10, guided .3 to 1, deep features every 2nd step"
 BATCH = 4
+NEEDS = ("images", "embeddings")
 
 
 def _way(scheduler: str, steps: int, **other: Any) -> dict[str, Any]:
@@ -153,14 +155,18 @@ def window_scores(
     clips: np.ndarray, truth: np.ndarray, features: Features, own: Features, settings: Evaluate
 ) -> dict[str, np.ndarray]:
     """The scores shown, float64 (n,) each, by the package's own definitions."""
-    values = measure_pixels(clips, truth) | measure_features(own, features, settings)
+    made, true = Frames(clips), Frames(truth)
+    scores = {score.name: score for score in list_scores(settings, len(truth))}
     names = {
         "SSIM": "ssim_rgb",
         "pixel correlation": "pixel_correlation",
         **{f"{n}-way": n_way_name("image", n, settings.top_k) for n in settings.n_ways},
         "CLIP similarity": "clip_similarity",
     }
-    return {label: values[name] for label, name in names.items()}
+    return {
+        label: scores[name].per_window(*((made, true) if scores[name].needs == "frames" else (own, features)))
+        for label, name in names.items()
+    }
 
 
 def measure_scores(
@@ -198,11 +204,11 @@ def measure_scores(
 def _print_table(sampler: Sampler, sampled: np.ndarray, ways: list[str], made: dict[tuple[str, str], Sampled]) -> None:
     settings, foundation, block = sampler.recipe.evaluate, sampler.foundation, sampler.block[sampled]
     truth = sampler.maker(REFERENCE).make("truth", sampled)
-    features = extract_features(truth, foundation)
+    features = extract_features(truth, foundation, NEEDS)
 
     def scores_of(way: str, kind: str) -> dict[str, np.ndarray]:
         clips = np.concatenate(made[way, kind].clips)
-        return window_scores(clips, truth, features, extract_features(clips, foundation), settings)
+        return window_scores(clips, truth, features, extract_features(clips, foundation, NEEDS), settings)
 
     plain, exact = (made[way, "reconstruction"] for way in (PLAIN, REFERENCE))
     distance = np.abs(plain.clips[0].astype(int) - exact.clips[0])

@@ -190,6 +190,7 @@ STAGES: dict[str, Stage] = {
             needs=("reconstruct",),
             opens=("simulate", "prepare", "reconstruct"),
             foundation="whole",
+            version=2,
         ),
         Stage(
             "explain",

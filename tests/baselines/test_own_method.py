@@ -111,6 +111,15 @@ def test_a_folder_of_clips(cli: Cli, run_dir: Path, rival_recipe: Recipe, rival_
     assert "mean" not in scores["ssim_rgb"]["controls"]
     rows = json.loads((run_dir / "baselines" / "table.json").read_text())
     assert rows[0]["seconds"] is None
+    names = sorted(row["method"] for row in rows)
+    pairs = json.loads((run_dir / "baselines" / "differences.json").read_text())
+    assert len(pairs) == len(names) * (len(names) - 1) // 2
+    for pair, found in pairs.items():
+        second, first = pair.split(" − ")
+        values = {row["method"]: row["scores"] for row in rows}
+        for name, entry in found.items():
+            assert entry["design"] == "paired" and entry["p_holm"] >= entry["p"]
+            assert entry["difference"] == pytest.approx(values[second][name]["value"] - values[first][name]["value"])
     code, text = cli("baseline", "folder", folder, "--name", "gan", "--out", run_dir, "--store", rival_store.path)
     assert code == 1
     assert "another name" in text

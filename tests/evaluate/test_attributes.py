@@ -176,7 +176,7 @@ def test_scenes_that_are_gone_stop_the_evaluation(tiny_run, tiny_recipe, tmp_pat
     run_dir = shutil.copytree(tiny_run, tmp_path / "run")
     (run_dir / "simulate" / "truth" / "scenes.json").unlink()
     with pytest.raises(DataError, match="scenes"):
-    evaluation.run(StageContext.of(tiny_recipe, run_dir, "evaluate"))
+        evaluation.run(StageContext.of(tiny_recipe, run_dir, "evaluate"))
 
 
 def test_a_run_of_single_frames_is_scored(tiny_run, tiny_recipe, tmp_path):

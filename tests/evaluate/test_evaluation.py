@@ -439,3 +439,23 @@ def test_the_smallest_p_counts_blocks_permutations_and_scores(clips):
         tested = [entry.p_holm["shuffled"] for entry in found.scores.values() if "shuffled" in entry.p_holm]
         assert len(tested) == 9 and found.smallest_p == pytest.approx(9 * single)
         assert min(tested) >= found.smallest_p - 1e-12
+
+
+def test_a_run_at_another_rate_needs_the_films_for_scores_of_movement(tmp_path, clips, monkeypatch):
+    monkeypatch.setattr(stage, "Foundation", lambda folder, device="cpu": ColourClassifier())
+    slow = np.repeat(clips[0], 4, axis=1)
+    run_dir = make_run(tmp_path, (slow, {"reconstruction": slow}), 2)
+    recipe = parse_recipe({"evaluate": {"n_ways": [2], "permutations": 99, "bootstraps": 99, "block_s": 6.0}})
+    group = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="r+")
+    for about, kept in (
+        ({"frames_from": "store", "why_not_films": "no film"}, False),
+        ({"frames_from": "films"}, True),
+    ):
+        group.attrs.update(about)
+        stage.run(StageContext.of(recipe, run_dir, "evaluate"))
+        written = json.loads((run_dir / "evaluate" / "scores.json").read_text())
+        left_out = json.loads((run_dir / "evaluate" / "evaluation.json").read_text())["left_out"]
+        assert {"ssim_rgb", "video_2way", "clip_similarity"} <= set(written)
+        for name in ("frame_change", "motion_direction", "epe", "epe_farneback", "consistency"):
+            assert (name in written) == kept and (name in left_out) != kept
+            assert kept or left_out[name].endswith("no film")

@@ -103,6 +103,7 @@ def test_page_opens_from_disk_without_errors_or_network(
     ):
         assert words in text
     picture = "img[alt='flat attention cotrain last']"
+    seen.page.locator(picture).scroll_into_view_if_needed()
     seen.page.wait_for_function(f'() => document.querySelector("{picture}").naturalWidth === 240')
     seen.page.close()
 

@@ -34,7 +34,7 @@ from mindvideo.cost import measure_cost
 from mindvideo.data.disk import write_text
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError, SettingError
-from mindvideo.evaluate.evaluation import evaluate_clips, list_missing
+from mindvideo.evaluate.evaluation import evaluate_clips, list_missing, list_stutter
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.files import list_files
 from mindvideo.generate.reconstruct import fill_clips, open_clips, write_preview
@@ -337,7 +337,8 @@ def _finish(
             seed=recipe.seed,
             scene=trial.scene,
             film=np.array([window["segment"] for window in trial.description]),
-            without=list_missing(foundation, recipe.evaluate, ["captions"]),
+            without=list_missing(foundation, recipe.evaluate, ["captions"])
+            | list_stutter(trial.about_frames, trial.shape[0], trial.store.num_frames),
             cache_dir=folder / "evaluate" / "features",
             progress=progress,
         )

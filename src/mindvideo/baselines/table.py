@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from mindvideo.data.disk import write_text
 from mindvideo.errors import DataError
+from mindvideo.evaluate.comparison import compare_runs, read_window_scores
+from mindvideo.evaluate.score import ScoreResult
+from mindvideo.evaluate.tables import csv_table, read_scores
 
 MAIN = "mindvideo"
-HEADLINES = ("ssim_rgb", "image_2way", "image_50way", "video_2way", "video_50way", "clip_similarity", "retrieval_top1")
 
 NOT_PAID = {
     "ridge": "training the generator (animate, cotrain), which it uses",
@@ -28,6 +30,12 @@ def cost_note(rows: list[dict[str, Any]]) -> str:
     return f"cost: {'; '.join(parts)}" if parts else ""
 
 
+def list_scored(run_dir: Path) -> list[Path]:
+    """Folders of the methods that have scores, the study's own first."""
+    folders = [run_dir, *sorted(path.parent for path in (run_dir / "baselines").glob("*/done.json"))]
+    return [folder for folder in folders if (folder / "evaluate" / "scores.json").is_file()]
+
+
 def collect(run_dir: Path) -> list[dict[str, Any]]:
     """One entry a method that has scores, the main method first.
 
@@ -35,41 +43,37 @@ def collect(run_dir: Path) -> list[dict[str, Any]]:
     -------
     list of dict
         ``method``, ``seconds``, ``peak_memory_bytes`` (None where nothing was run), ``n``, and ``scores``: for each
-        score ``value``, ``interval``, ``shuffled``, ``p_shuffled``, ``mean``, ``p_mean``.
+        score ``value``, ``interval``, ``from_brain``, and for ``shuffled`` and ``mean`` the value, ``p_…`` and ``p_holm_…``,
+        which is corrected over the method's scores.
 
     Raises
     ------
     DataError
         Where no method has been scored.
     """
-    folders = [run_dir, *sorted(path.parent for path in (run_dir / "baselines").glob("*/done.json"))]
     rows = []
-    for folder in folders:
-        path = folder / "evaluate" / "scores.json"
-        if path.is_file():
-            cost = _study_cost(run_dir) if folder == run_dir else json.loads((folder / "done.json").read_text())
-            rows.append(
-                {
-                    "method": MAIN if folder == run_dir else folder.name,
-                    "seconds": cost["seconds"],
-                    "peak_memory_bytes": cost["peak_memory_bytes"],
-                    "scores": {name: _short(entry) for name, entry in json.loads(path.read_text()).items()},
-                }
-            )
+    for folder in list_scored(run_dir):
+        cost = _study_cost(run_dir) if folder == run_dir else json.loads((folder / "done.json").read_text())
+        scores = read_scores(folder / "evaluate" / "scores.json")
+        rows.append(
+            {
+                "method": MAIN if folder == run_dir else folder.name,
+                "seconds": cost["seconds"],
+                "peak_memory_bytes": cost["peak_memory_bytes"],
+                "scores": {name: _short(entry) for name, entry in scores.items()},
+            }
+        )
     if not rows:
         raise DataError(f"expected scores of a method in {run_dir}, found none; run 'mindvideo baseline NAME' first")
     return rows
 
 
-def _short(entry: dict[str, Any]) -> dict[str, Any]:
-    controls, p = entry["controls"], entry["p"]
+def _short(entry: ScoreResult) -> dict[str, Any]:
     return {
-        "value": entry["value"],
-        "interval": entry["interval"],
-        "n": entry["n"],
-        "higher_is_better": entry["higher_is_better"],
-        **{name: controls.get(name) for name in ("shuffled", "mean")},
-        **{f"p_{name}": p.get(name) for name in ("shuffled", "mean")},
+        **{key: getattr(entry, key) for key in ("value", "interval", "n", "higher_is_better", "is_main", "from_brain")},
+        **{name: entry.controls.get(name) for name in ("shuffled", "mean")},
+        **{f"p_{name}": entry.p.get(name) for name in ("shuffled", "mean")},
+        **{f"p_holm_{name}": entry.p_holm.get(name) for name in ("shuffled", "mean")},
     }
 
 
@@ -93,35 +97,22 @@ def _study_cost(run_dir: Path) -> dict[str, Any]:
 
 
 def score_columns(rows: list[dict[str, Any]], every: bool = False) -> list[str]:
-    """Names of the scores that are shown: the headline ones, or every one."""
-    known = list(dict.fromkeys(name for row in rows for name in row["scores"]))
-    return known if every else [name for name in HEADLINES if name in known]
-
-
-def as_text(rows: list[dict[str, Any]], columns: list[str]) -> list[list[str]]:
-    """The table as strings, header first: method, a cell a score, seconds, peak memory.
-
-    A cell reads ``value [low, high] (shuffled s, P p)``.
-    """
-    table = [["method", *columns, "seconds", "peak GB"]]
-    for row in rows:
-        cells = [_cell(row["scores"].get(name)) for name in columns]
-        seconds, memory = row["seconds"], row["peak_memory_bytes"]
-        cost = ["–" if seconds is None else f"{seconds:.0f}", "–" if memory is None else f"{memory / 1e9:.2f}"]
-        table.append([row["method"], *cells, *cost])
-    return table
+    """Names of the scores that are shown: the main ones, or every one."""
+    scores = {name: score for row in rows for name, score in row["scores"].items()}
+    return [name for name, score in scores.items() if every or score["is_main"]]
 
 
 def as_brief_text(rows: list[dict[str, Any]], columns: list[str]) -> list[list[str]]:
-    """The table turned, for a narrow terminal: a line a score, a column a method, then seconds and peak memory.
+    """A line a score, a column a method, then seconds and peak memory, header first.
 
-    A cell reads value, with ``*`` for P < .05 and ``**`` for P < .01 against the method's shuffled control, which stands
-    below it.
+    A cell reads value, with ``*`` where the method took it from the brain (`ScoreResult.from_brain`), and below it the
+    method's shuffled control.
     """
-    cost = as_text(rows, [])
     table = [["score", *(row["method"] for row in rows)]]
     table += [[name, *(_brief_cell(row["scores"].get(name)) for row in rows)] for name in columns]
-    return table + [[title, *(line[place] for line in cost[1:])] for place, title in enumerate(cost[0]) if place > 0]
+    seconds, memory = ([row[key] for row in rows] for key in ("seconds", "peak_memory_bytes"))
+    table.append(["seconds", *("–" if value is None else f"{value:.0f}" for value in seconds)])
+    return [*table, ["peak GB", *("–" if value is None else f"{value / 1e9:.2f}" for value in memory)]]
 
 
 def _brief_cell(score: dict[str, Any] | None) -> str:
@@ -129,36 +120,53 @@ def _brief_cell(score: dict[str, Any] | None) -> str:
         return "–"
     if score["shuffled"] is None:
         return f"{score['value']:.3f}"
-    p = score["p_shuffled"]
-    marks = "" if p is None else "**" if p < 0.01 else "*" if p < 0.05 else ""
-    return f"{score['value']:.3f}{marks}\n{score['shuffled']:.3f}"
+    return f"{score['value']:.3f}{'*' if score['from_brain'] else ''}\n{score['shuffled']:.3f}"
 
 
-def _cell(score: dict[str, Any] | None) -> str:
-    if score is None or score["value"] is None:
-        return "–"
-    low, high = score["interval"]
-    text = f"{score['value']:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
-    if score["shuffled"] is None:
-        return text
-    p = score["p_shuffled"]
-    return f"{text} (shuffled {score['shuffled']:.3f}{'' if p is None else f', P {p:.4f}'})"
+def compare_methods(run_dir: Path, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Every method against every other, window by window, by the scores both have; P by Holm over these scores.
+
+    Returns
+    -------
+    dict
+        ``{"gan − mindvideo": {score: …}}`` as `mindvideo.evaluate.comparison.compare_runs` gives it; a pair that cannot
+        be compared has ``{"untested": why}``.
+    """
+    folders = {MAIN if folder == run_dir else folder.name: folder for folder in list_scored(run_dir)}
+    found: dict[str, dict[str, Any]] = {}
+    for first, second in combinations(folders, 2):
+        pair = f"{second} − {first}"
+        try:
+            one, other = (read_window_scores(folders[name], name) for name in (first, second))
+            found[pair] = compare_runs(
+                one, other, [name for name in columns if name in one.values and name in other.values]
+            )
+        except DataError as error:
+            found[pair] = {"untested": str(error)}
+    return found
 
 
 def write_table(run_dir: Path) -> list[dict[str, Any]]:
-    """Write ``RUN/baselines/table.json`` and ``table.csv`` with every score; what `collect` returns."""
+    """Write ``RUN/baselines/table.json`` and ``table.csv`` with every score, ``differences.json`` with every pair of methods.
+
+    Returns
+    -------
+    list of dict
+        What `collect` returns.
+    """
     rows = collect(run_dir)
     folder = run_dir / "baselines"
     folder.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    fields = ("value", "low", "high", "n", "shuffled", "p_shuffled", "mean", "p_mean")
-    writer.writerow(["method", "score", *fields, "seconds", "peak_memory_bytes"])
+    controls = [f"{part}{name}" for name in ("shuffled", "mean") for part in ("", "p_", "p_holm_")]
+    fields = ("value", "low", "high", "n", "from_brain", *controls)
+    lines: list[list[Any]] = [["method", "score", *fields, "seconds", "peak_memory_bytes"]]
     for row in rows:
         for name, score in row["scores"].items():
             numbers = score | {"low": score["interval"][0], "high": score["interval"][1]}
             cells = ["" if numbers[field] is None else numbers[field] for field in fields]
-            writer.writerow([row["method"], name, *cells, row["seconds"], row["peak_memory_bytes"]])
-    write_text(folder / "table.csv", text.getvalue())
+            lines.append([row["method"], name, *cells, row["seconds"], row["peak_memory_bytes"]])
+    differences = compare_methods(run_dir, score_columns(rows))
+    write_text(folder / "table.csv", csv_table(lines))
+    write_text(folder / "differences.json", json.dumps(differences, indent=1, allow_nan=False))
     write_text(folder / "table.json", json.dumps(rows, indent=1))
     return rows

@@ -56,7 +56,8 @@ def _print_table(run_dir: Path, every: bool) -> None:
         table.add_row(*line)
     console.print(table)
     console.print(
-        "below each value its shuffled control; * P < .05, ** P < .01 against it; intervals: baselines/table.csv",
+        "below each value its shuffled control; * better than it, P < .05 by Holm; intervals: baselines/table.csv; methods "
+        "against one another, window by window: baselines/differences.json",
     )
     if note := cost_note(rows):
         console.print(note)
@@ -118,7 +119,7 @@ def folder(
 @baseline_app.command("table")
 def table(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN")],
-    every: Annotated[bool, typer.Option("--all", help="every score, not the headline ones")] = False,
+    every: Annotated[bool, typer.Option("--all", help="every score, not the main ones")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Print method by score with intervals, P against each method's own shuffled control, seconds and peak memory."""

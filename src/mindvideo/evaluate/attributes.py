@@ -110,6 +110,7 @@ def read_world(
     fps: float,
     stored_frames: int,
     n_frames: int,
+    from_films: bool = False,
 ) -> World:
     """True attributes of the windows of a simulated subject, in the classifiers' names.
 
@@ -127,6 +128,8 @@ def read_world(
     tr_s, fps, stored_frames, n_frames : float, float, int, int
         A clip's frame j of ``n_frames`` is the stored frame at the middle of its part of the scan, shown at
         k · tr_s + floor((j + ½) · stored_frames / n_frames) / fps in scan k.
+    from_films : bool
+        The films were read again at the clips' own rate: frame j was shown at k · tr_s + j · tr_s / n_frames.
 
     Raises
     ------
@@ -148,6 +151,8 @@ def read_world(
             "expected the same things in image and video classes, found others; use classifiers of one kit"
         )
     offset_s = ((np.arange(n_frames) + 0.5) * stored_frames / n_frames).astype(int) / fps
+    if from_films:
+        offset_s = np.arange(n_frames) * tr_s / n_frames
     try:
         train = [scene for segment in train_segments for scene in films[segment]]
         places = tuple(sorted({scene["place"] for scene in train}))

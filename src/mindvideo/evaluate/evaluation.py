@@ -359,6 +359,17 @@ def list_missing(foundation: Foundation, settings: Evaluate, needs: Sequence[str
     return missing
 
 
+def list_stutter(about: Mapping[str, Any], n_frames: int, stored: int) -> dict[str, str]:
+    """Without the films, clips at another rate than the store's have no truth that moves as it did: what to go without.
+
+    A whole fraction of the stored frames is evenly spaced and true; repeated frames halve the truth's own change.
+    """
+    if about.get("frames_from") == "films" or stored % n_frames == 0:
+        return {}
+    reason = about.get("why_not_films") or "the films were not read again; run reconstruct again"
+    return {OVER_TIME: f"the truth's {stored} stored frames a scan do not move like {n_frames}: {reason}"}
+
+
 def _read_windows(path: Path, n: int) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"expected the list of reconstructed windows at {path}, found none; run reconstruct first")
@@ -409,7 +420,7 @@ def run(context: StageContext) -> None:
             world = attributes.read_world(
                 run_dir / "simulate" / "truth" / "scenes.json", windows, foundation,
                 train_segments=[*store.segments("train"), *store.segments("validation")], tr_s=store.tr_s, fps=store.fps,
-                stored_frames=store.num_frames, n_frames=truth.shape[1],
+                stored_frames=store.num_frames, n_frames=truth.shape[1], from_films=group.attrs.get("frames_from") == "films",
             )  # fmt: skip
         except attributes.NoPairsError as error:
             left_out["attributes"] = str(error)
@@ -423,7 +434,8 @@ def run(context: StageContext) -> None:
         scene=np.array([window["scene"] for window in windows]),
         film=film,
         world=world,
-        without=list_missing(foundation, recipe.evaluate, ["captions"]),
+        without=list_missing(foundation, recipe.evaluate, ["captions"])
+        | list_stutter(group.attrs, truth.shape[1], store.num_frames),
         cache_dir=folder / "features",
         progress=progress,
     )

@@ -138,6 +138,28 @@ class Shown:
         return (settings.num_frames or frames, settings.size or height, settings.size or width, 3)
 
     @cached_property
+    def about_frames(self) -> dict[str, str]:
+        """Where true frames come from: ``frames_from`` ``store``, or ``films`` at another rate than the store's.
+
+        ``why_not_films`` says why the films could not be read again; then stored frames are picked or repeated.
+        """
+        if self.shape[0] == self.store.num_frames:
+            return {"frames_from": "store"}
+        try:
+            for segment in {*self.windows.segment[self.chosen].tolist(), *self.train.segment.tolist()}:
+                self.store.film(segment)
+        except DataError as error:
+            return {"frames_from": "store", "why_not_films": str(error)}
+        return {"frames_from": "films"}
+
+    def _shown(self, windows: Windows, index: np.ndarray) -> np.ndarray:
+        """What the films show in these windows, at the number of frames and the size of the reconstructions."""
+        if self.about_frames["frames_from"] == "films":
+            clips = windows.frames_at_rate(index, self.shape[0], self.shape[1])
+            return resize_frames(clips, self.shape[1], self.shape[2])
+        return self.as_asked(windows.frames(index))
+
+    @cached_property
     def train(self) -> Windows:
         """The training windows."""
         return Windows(self.store, "train", self.windows.window)
@@ -160,11 +182,11 @@ class Shown:
     def make(self, name: str, positions: np.ndarray) -> np.ndarray:
         """Clips of the windows at ``positions`` under ``name``: ``truth``, ``random_train`` or ``constant``."""
         if name == "truth":
-            return self.as_asked(self.windows.frames(self.chosen[positions]))
+            return self._shown(self.windows, self.chosen[positions])
         if name == "constant":
             return np.broadcast_to(self.constant_frame, (len(positions), *self.shape))
         draws = [np.random.default_rng([self.recipe.seed, int(window), 1]) for window in self.chosen[positions]]
-        return self.as_asked(self.train.frames(np.array([rng.integers(len(self.train)) for rng in draws])))
+        return self._shown(self.train, np.array([rng.integers(len(self.train)) for rng in draws]))
 
     def as_asked(self, clips: np.ndarray) -> np.ndarray:
         """Stored clips at the number of frames and the size of the reconstructions."""

@@ -77,7 +77,7 @@ def run(context: StageContext) -> None:
             if processes.is_first():
                 write_text(folder / "windows.json", json.dumps(makers.describe(blocks[chosen]), indent=1))
             negative = recipe.reconstruct.negative
-            about = {"negative": negative, "is_transductive": is_transductive(negative)}
+            about = {"negative": negative, "is_transductive": is_transductive(negative), **makers.about_frames}
             clips = open_clips(folder / "clips.zarr", makers.labels, makers.shape, len(chosen), fingerprint, **about)
         fill_clips(clips, makers.make, recipe.reconstruct.batch_size, progress)
         if processes.is_first():
