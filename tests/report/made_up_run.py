@@ -211,12 +211,7 @@ def write_explain(folder: Path, rng: np.random.Generator) -> None:
     }  # fmt: skip
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
-    vertex = np.sort(rng.choice(59412, 40000, replace=False))
-    cortex = {}
-    for name, low in (("attention_cotrain_last", 0.1), ("attention_adapt_last", 0.3), ("occlusion_tokens", -0.004)):
-        cortex[name] = np.full(59412, np.nan, np.float32)
-        cortex[name][vertex] = rng.uniform(low, 0.02, len(vertex)) if low < 0 else rng.uniform(low, 2, len(vertex))
-    np.savez(folder / "maps.npz", **cortex)
+    (folder / "surface_occlusion_tokens.html").write_text("<p>a surface that turns</p>")
     for name in ("flat_attention_adapt_last", "flat_attention_cotrain_last", "inflated_occlusion_tokens"):
         picture = rng.integers(0, 255, (12, 24, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
         Image.fromarray(picture).save(folder / f"{name}.png")

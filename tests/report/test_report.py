@@ -226,7 +226,7 @@ def test_keyboard_reaches_every_control(browser: Browser, made: tuple[Path, dict
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.className || document.activeElement.tagName"))
     controls = {"skip", "play", "seek", "order", "score", "more", "INPUT", "SUMMARY", "A"}
-    assert controls | {"map", "side", "shape", "cortex", "BUTTON"} <= reached
+    assert controls | {"BUTTON"} <= reached
     page.close()
 
 
@@ -331,7 +331,7 @@ def test_every_number_traces_to_a_file_of_the_run(browser: Browser, made: tuple[
         "evaluate/scores.json", "evaluate/windows.csv", "evaluate/attributes.json", "evaluate/near_duplicates.json",
         "evaluate/noise_ceiling.json", "baselines/ridge/evaluate/scores.json", "differences_run0.json",
         "explain/attention.json", "explain/occlusion.json", "explain/temporal.json", "explain/truth.json",
-        "explain/maps.npz", "align/metrics.jsonl", "prepare/store.zarr", "reconstruct/done.json", "*/done.json",
+        "align/metrics.jsonl", "prepare/store.zarr", "reconstruct/done.json", "*/done.json",
     }  # fmt: skip
     assert page.evaluate(UNCITED) == []
     page.close()
@@ -344,57 +344,6 @@ def test_numbers_of_an_ablation_trace_to_its_table(browser: Browser, run_dir: Pa
     files = check_citations(page, [run_dir], run_dir / "report")
     assert f"{run_dir.parent.name}/ablation.json" in files and page.evaluate(UNCITED) == []
     assert "SSIM by test film, first seed" in page.inner_text("#ablation")
-    page.close()
-
-
-PIXELS = """() => {
-  const canvas = document.querySelector('canvas.cortex');
-  const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
-  let shown = 0, coloured = 0, sum = 0;
-  for (let i = 0; i < data.length; i += 4) if (data[i + 3]) {
-    shown += 1; sum = (sum + data[i] * (i % 9973) + data[i + 1] * (i % 7919)) % 1e9;
-    if (Math.max(data[i], data[i + 1], data[i + 2]) - Math.min(data[i], data[i + 1], data[i + 2]) > 25) coloured += 1;
-  }
-  return {shown: shown / (data.length / 4), coloured: coloured / shown, sum};
-}"""
-
-
-def test_surface_renders_and_turns(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
-    seen = Watched(browser, made[0], width=700)
-    page, canvas = seen.page, seen.page.locator("canvas.cortex")
-    canvas.scroll_into_view_if_needed()
-
-    def drawn(words: str) -> dict[str, float]:
-        page.wait_for_selector(f"canvas.cortex[data-drawn='{words}']")
-        page.wait_for_timeout(400)  # it is drawn again, sharper, when it rests
-        return page.evaluate(PIXELS)
-
-    first = drawn("occlusion_tokens both inflated 0 0")
-    assert 0.15 < first["shown"] < 0.7 and 0.2 < first["coloured"] < 1
-    canvas.focus()
-    page.keyboard.press("ArrowRight")
-    turned = drawn("occlusion_tokens both inflated 12 0")
-    assert turned["sum"] != first["sum"]
-    box = canvas.bounding_box()
-    assert box
-    page.mouse.move(box["x"] + 200, box["y"] + 150)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 160, box["y"] + 190)
-    page.mouse.up()
-    assert drawn("occlusion_tokens both inflated 32 20")["sum"] != turned["sum"]
-    page.get_by_role("button", name="top").click()
-    drawn("occlusion_tokens both inflated 0 90")
-    page.select_option(".side", "left")
-    assert drawn("occlusion_tokens left inflated -90 0")["shown"] > 0.2
-    page.select_option(".map", label="attention, cotrain, last layer")
-    assert drawn("attention_cotrain_last left inflated -90 0")["coloured"] > 0.2
-    page.select_option(".shape", "flat")
-    assert drawn("attention_cotrain_last left flat -90 0")["shown"] > 0.15
-    box = canvas.bounding_box()
-    assert box
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    assert re.search(r"\w+: (about|no voxel)", page.locator(".read").inner_text())
-    assert page.locator(".unit").inner_text().startswith("attention") and seen.complaints == []
     page.close()
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from markupsafe import Markup
 
 from mindvideo.errors import DataError
+from mindvideo.evaluate.controls import clip_set
 from mindvideo.evaluate.score import ScoreResult
-from mindvideo.report import surface
 from mindvideo.report.attributes import list_attributes
-from mindvideo.report.brain import list_brain, split_pictures
+from mindvideo.report.brain import judge_maps, list_brain, list_turning, split_pictures
 from mindvideo.report.build import build_report, find_ablations
 from mindvideo.report.comparison import list_rivals, measure_differences, tabulate
-from mindvideo.report.dataset import list_choices
+from mindvideo.report.dataset import describe_validation, list_choices
 from mindvideo.report.plots import Curve, Dot, draw_bars, draw_curves, draw_dots, thin_out
 from mindvideo.report.read import read_run
 from mindvideo.report.sections import list_curves
@@ -99,7 +101,7 @@ def test_verdict_is_as_honest_as_the_numbers(run_dir: Path) -> None:
     assert "4 of 5 scores are better than with the brain activity of another moment at P < .05 after Holm" in text
     assert "by SSIM RGB the mean training frame, which needs no brain, is better still" in text
     assert "Not shown for: flow end-point error" in text  # lower is better and shuffled is lower
-    assert "1 more in the table are not tested" in text and "no corrected P can be below 7.6 × 10⁻⁴." in text
+    assert "1 more in the table is not tested" in text and "no corrected P can be below 7.6 × 10⁻⁴." in text
     aspects = list_aspects(run)
     states = {aspect.name: (aspect.state, len(aspect.beaten), len(aspect.tested)) for aspect in aspects}
     assert states == {"layout": ("part", 1, 1), "content": ("yes", 3, 3), "motion": ("no", 0, 1)}
@@ -190,31 +192,51 @@ def test_methods_of_other_networks_are_shown_but_not_compared(run_dir: Path) -> 
     assert shown == {name: name in ("SSIM RGB", "flow end-point error") for name in shown} and len(shown) == 6
 
 
-def test_coarse_surface_keeps_places_and_means() -> None:
-    rng = np.random.default_rng(0)
-    for side in surface.SIDES:
-        mesh = surface.coarse_mesh(side)
-        n = len(mesh.vertex)
-        edges = {tuple(sorted(pair)) for t in mesh.triangles for pair in ((t[0], t[1]), (t[1], t[2]), (t[0], t[2]))}
-        assert n - len(edges) + len(mesh.triangles) == 2  # a closed surface without holes
-        assert (mesh.nearest[mesh.vertex] == np.arange(n)).all()
-        assert 0.8 < mesh.n_flat / len(mesh.triangles) < 1
-        values = np.where(rng.random(32492) < 0.5, rng.normal(size=32492), np.nan)
-        found = surface.average_coarse(values, mesh)
-        for vertex in (0, 17, n - 1):
-            own = values[mesh.nearest == vertex]
-            own = own[np.isfinite(own)]
-            assert found[vertex] == pytest.approx(own.mean()) if len(own) else np.isnan(found[vertex])
-    levels = surface.quantise(np.array([np.nan, -1.0, 0.0, 1.0, 9.0]), -1.0, 1.0)
-    assert levels.tolist() == [0, 1, 128, 255, 255]
-
-
-def test_broken_maps_are_named(run_dir: Path) -> None:
-    np.savez(run_dir / "explain" / "maps.npz", short=np.ones(7))
+def test_maps_no_better_than_untrained_networks_say_so(run_dir: Path) -> None:
+    path = run_dir / "explain" / "truth.json"
+    content = json.loads(path.read_text())
+    content["auc"] = {"attention_cotrain_last": 0.59, "occlusion_tokens": 0.93, "attention_adapt_last": 0.61}
+    content["auc_untrained"] = {"attention_last": [0.41, 0.6, 0.52], "occlusion_tokens": [0.5, 0.4, 0.7]}
+    content["rank_correlation"] = {"attention_cotrain_last": 0.123, "occlusion_tokens": 0.3}
+    content["rank_correlation_untrained"] = {"attention_last": [0.104, 0.14, 0.1], "occlusion_tokens": [None, 0.4]}
+    path.write_text(json.dumps(content))
     run = read_run(run_dir)
-    assert surface.describe_surface(run, "cotrain") is None and "explain/maps.npz/short" in run.problems[-1]
-    (run_dir / "explain" / "maps.npz").write_bytes(b"nothing")
-    assert surface.describe_surface(run, "cotrain") is None and "cannot be read" in run.problems[-1]
+    judged = {name: text.striptags() for name, text in judge_maps(run).items()}
+    assert judged == {
+        "attention_cotrain_last": "Not above untrained networks in finding the voxels that carry signal: area under the ROC "
+        "curve .590, an untrained network’s .600; rank correlation with the true reliability .123, an untrained "
+        "network’s .140.",
+        "occlusion_tokens": "Not above untrained networks in finding the voxels that carry signal: rank correlation with "
+        "the true reliability .300, an untrained network’s .400.",
+    }
+    (turning,) = list_turning(run, run_dir / "report", judge_maps(run))
+    assert turning["address"] == "../explain/surface_occlusion_tokens.html" and turning["warning"]
+    page = build_report([run_dir], run_dir / "report").read_text()
+    assert page.count("Not above untrained networks") == 3  # two pictures shown and the surface
+
+
+def test_without_held_out_films_the_page_says_how_choices_were_made(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    assert "held out of training" in describe_validation(run)
+    run.recipe["data"]["validation_segments"] = 0
+    text = describe_validation(run)
+    assert "no validation figures" in text and "blocked cross-validation" in text
+
+
+def test_the_mean_control_is_labelled_by_what_it_is(run_dir: Path) -> None:
+    about = run_dir / "evaluate" / "evaluation.json"
+    content = json.loads(about.read_text())
+    content["sets"]["mean"] = asdict(clip_set("mean", "test_mean"))
+    about.write_text(json.dumps(content))
+    page = build_report([run_dir], run_dir / "report").read_text()
+    assert "the mean test fMRI" in page and "the mean training fMRI" not in page
+    assert re.search(r"mean brain <small>never guided</small>", page) and "is never guided: P against it" in page
+
+
+def test_the_papers_limitations_are_on_the_page(run_dir: Path) -> None:
+    limits = {choice["name"]: choice["text"] for choice in list_choices(read_run(run_dir)) if choice["kind"] == "limit"}
+    assert "within one person" in limits["People"]
+    assert "1400 of the 59 412 positions" in " ".join(Markup(limits["Cortex"]).striptags().split())
 
 
 def test_ablation_beside_the_run_is_found(run_dir: Path) -> None:

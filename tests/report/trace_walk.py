@@ -9,8 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mindvideo.data.store import Store
 
 COLLECT = """() => {
@@ -42,12 +40,6 @@ def look_up(run_dir: Path, page_dir: Path, file: str, key: str) -> Any:
         file = "ablation.json"
     if file == "prepare/store.zarr":
         return follow(summarise(folder / file), steps)
-    if file.endswith(".npz"):
-        with np.load(folder / file) as archive:
-            known = archive[steps[0]][np.isfinite(archive[steps[0]])]
-        low, high = np.percentile(known.astype(float), [2, 98])
-        most = max(-low, high)
-        return {"p2": low, "p98": high, "limit": most, "-limit": -most}[steps[1]]
     if file.endswith(".csv"):
         with (folder / file).open() as handle:
             rows = {(row["segment"], int(row["scan"])): row for row in csv.DictReader(handle)}

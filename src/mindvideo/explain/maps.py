@@ -16,7 +16,7 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.explain import attention, occlusion
-from mindvideo.explain.surfaces import draw_flat_map, draw_inflated, draw_networks
+from mindvideo.explain.surfaces import draw_flat_map, draw_inflated, draw_networks, write_turning
 from mindvideo.explain.truth import (
     UNTRAINED,
     Maps,
@@ -136,8 +136,12 @@ def _network_sizes(vertex: np.ndarray) -> dict[str, dict[str, float]]:
     }
 
 
-def _draw(folder: Path, cortex: Mapping[str, np.ndarray], advance: Advance) -> None:
-    """Flat maps and inflated surfaces of every attention map and of the occlusion of tokens."""
+def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, advance: Advance) -> None:
+    """Flat maps and inflated surfaces of every attention map and of the occlusion of tokens.
+
+    The last layer of the ``final`` stage and the occlusion get a page too in which the surface can be turned.
+    """
+    turning = [name for name in cortex if name.startswith(f"attention_{final}_")][-1:] + ["occlusion_tokens"]
     labels = {"attention": "attention, 1 = uniform", "occlusion": "drop in token correlation a voxel"}
     for name, values in cortex.items():
         kind = name.split("_", 1)[0]
@@ -147,6 +151,8 @@ def _draw(folder: Path, cortex: Mapping[str, np.ndarray], advance: Advance) -> N
         if kind == "attention" or name == "occlusion_tokens":
             draw_flat_map(values, folder / f"flat_{name}.png", title, labels[kind])
             draw_inflated(values, folder / f"inflated_{name}.png", title, labels[kind])
+            if name in turning:
+                write_turning(values, folder / f"surface_{name}.html", title)
             advance("maps")
 
 
@@ -169,8 +175,8 @@ def run(context: StageContext) -> None:
     - ``temporal.json`` {stage: {layer: {time after onset: weight}}};
     - ``occlusion.json`` {stage, n_windows, measures {measure: words}, intact {measure: value}, areas {area: {n_voxels,
       measure: drop}}};
-    - ``maps.npz``, cortical maps, float32 (59412,), NaN without a voxel, ``flat_*.png``, ``inflated_*.png``, and the
-      bars of the networks, ``networks.png``;
+    - ``maps.npz``, cortical maps, float32 (59412,), NaN without a voxel, ``flat_*.png``, ``inflated_*.png``,
+      ``surface_*.html`` (to be turned), and the bars of the networks, ``networks.png``;
     - for a simulated subject ``truth.json``: how well each map finds the voxels that truly carry signal, beside the maps
       of untrained encoders and random ones.
 
@@ -248,7 +254,7 @@ def run(context: StageContext) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with beside(folder / "maps.npz") as place, place.open("wb") as handle:
             np.savez_compressed(handle, allow_pickle=False, **cortex)
-        _draw(folder, cortex, advance)
+        _draw(folder, cortex, final, advance)
         sizes = _network_sizes(store.vertex)
         draw_networks(shares, {name: size["share"] for name, size in sizes.items()}, folder / "networks.png")
         write_json(folder / "networks.json", sizes)

@@ -1,83 +1,30 @@
-"""Pictures of cortical maps: both hemispheres cut open and laid flat, and inflated from both sides.
-
-Which triangle each pixel shows is worked out once for every view; a map is then a matter of looking colours up.
-"""
+"""Pictures of cortical maps: both hemispheres cut open and laid flat, and inflated, from both sides or to be turned."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from nilearn.plotting import view_surf
+from nilearn.surface import InMemoryMesh, PolyMesh, SurfaceImage
 
 from mindvideo.atlas import N_CORTEX, N_SURFACE, Hemisphere, area_of, surface, surface_vertex_index
-from mindvideo.data.disk import beside
+from mindvideo.data.disk import beside, write_text
 from mindvideo.errors import DataError
 
 View = Literal["flat", "lateral", "medial"]
 
 _BARE = (0.86, 0.86, 0.86)
-_PIXELS = 1000
-_SUBPIXEL_BITS = 4
 _LABELLED = ("V1", "V3", "V4", "MT", "FFC", "IPS1", "4", "A1", "46")
 _SIDES: tuple[Hemisphere, Hemisphere] = ("left", "right")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One hemisphere seen from one side.
-
-    Attributes
-    ----------
-    triangle : ndarray, int32 (rows, columns)
-        Triangle each pixel shows, −1 beside the brain.
-    shade : ndarray, float64 (n triangles,)
-        Brightness 0…1; what faces away from the viewer is darker.
-    place : ndarray, float64 (32492, 2)
-        Column and row of each vertex.
-    """
-
-    triangle: np.ndarray
-    shade: np.ndarray
-    place: np.ndarray
-
-
-@cache
-def picture_of(side: Hemisphere, view: View) -> Picture:
-    """Which triangle of the flat (``flat``) or inflated (``lateral``, ``medial``) surface each pixel shows."""
-    points, triangles = surface("flat" if view == "flat" else "inflated", side)
-    points = points.astype(np.float64)
-    if view == "flat":
-        across, up = points[:, 0], points[:, 1]
-        order, shade = np.arange(len(triangles)), np.ones(len(triangles))
-    else:
-        towards = (1.0 if side == "right" else -1.0) * (1.0 if view == "lateral" else -1.0)
-        across, up = towards * points[:, 1], points[:, 2]
-        corners = points[triangles]
-        normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        facing = towards * normal[:, 0] / np.maximum(np.linalg.norm(normal, axis=1), 1e-12)
-        front = np.flatnonzero(facing > 0)
-        order = front[np.argsort(towards * corners[front, :, 0].mean(axis=1))]
-        shade = 0.6 + 0.4 * np.clip(facing, 0.0, 1.0)
-    used = np.unique(triangles)
-    left, top = across[used].min(), up[used].max()
-    scale = (_PIXELS - 3) / max(np.ptp(across[used]), np.ptp(up[used]))
-    place = np.stack([(across - left) * scale, (top - up) * scale], axis=1) + 1
-    columns, rows = np.ceil(place[used].max(axis=0)).astype(int) + 2
-    image = np.full((rows, columns), -1, dtype=np.int32)
-    fixed = np.round(place * 2**_SUBPIXEL_BITS).astype(np.int32)
-    for number in order:
-        cv2.fillConvexPoly(image, fixed[triangles[number]], int(number), lineType=cv2.LINE_8, shift=_SUBPIXEL_BITS)
-    return Picture(image, shade, place)
 
 
 def hemisphere_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,21 +71,28 @@ def _colours_of(values: np.ndarray) -> ScalarMappable:
     return ScalarMappable(Normalize(low, high), matplotlib.colormaps["PuOr_r" if is_signed else "viridis"])
 
 
-def _paint(axes: Any, side: Hemisphere, view: View, values: np.ndarray, scale: ScalarMappable) -> Picture:
-    """Draw one hemisphere; vertices without a value are grey."""
-    picture = picture_of(side, view)
-    _, triangles = surface("flat" if view == "flat" else "inflated", side)
+def _paint(axes: Any, side: Hemisphere, view: View, values: np.ndarray, scale: ScalarMappable) -> None:
+    """Draw one hemisphere, from back to front; vertices without a value are grey, what faces away is darker."""
+    points, triangles = surface("flat" if view == "flat" else "inflated", side)
+    corners = points.astype(np.float64)[triangles]
+    across_up, shade = corners[:, :, :2], np.ones(len(triangles))
+    if view != "flat":
+        towards = (1.0 if side == "right" else -1.0) * (1.0 if view == "lateral" else -1.0)
+        normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        facing = towards * normal[:, 0] / np.maximum(np.linalg.norm(normal, axis=1), 1e-12)
+        front = np.flatnonzero(facing > 0)
+        order = front[np.argsort(towards * corners[front, :, 0].mean(axis=1))]
+        across_up = corners[order][:, :, 1:] * np.array([towards, 1.0])
+        triangles, shade = triangles[order], 0.6 + 0.4 * facing[order]
     means = triangle_means(values, triangles)
     colours = scale.to_rgba(np.where(np.isfinite(means), means, 0.0))[:, :3]
     colours[~np.isfinite(means)] = _BARE
-    colours *= picture.shade[:, None]
-    image = np.ones((*picture.triangle.shape, 3))
-    is_brain = picture.triangle >= 0
-    image[is_brain] = colours[picture.triangle[is_brain]]
-    axes.imshow(image, interpolation="antialiased")
+    colours *= shade[:, None]
+    axes.add_collection(PolyCollection(across_up, facecolors=colours, edgecolors=colours, linewidths=0.2))
+    axes.autoscale_view()
+    axes.set_aspect("equal")
     axes.set_axis_off()
     axes.set_title(f"{side} hemisphere" if view == "flat" else f"{side}, {view}", fontsize=9)
-    return picture
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -169,11 +123,12 @@ def draw_flat_map(values: np.ndarray, path: Path, title: str, label: str) -> Non
     axes = figure.subplots(1, 2)
     vertex, _ = surface_vertex_index()
     for side, axis, on_surface in zip(_SIDES, axes, hemisphere_values(values), strict=True):
-        picture = _paint(axis, side, "flat", on_surface, scale)
+        _paint(axis, side, "flat", on_surface, scale)
+        flat = surface("flat", side)[0]
         for name in _LABELLED:
             members = area_of(f"{'L' if side == 'left' else 'R'}_{name}")
-            column, row = np.median(picture.place[vertex[members]], axis=0)
-            axis.text(column, row, name, fontsize=7, ha="center", va="center")
+            across, up = np.median(flat[vertex[members], :2], axis=0)
+            axis.text(across, up, name, fontsize=7, ha="center", va="center")
     figure.suptitle(title, fontsize=11)
     figure.colorbar(scale, ax=axes, shrink=0.7, label=label, extend="both")
     save_figure(figure, path)
@@ -190,6 +145,30 @@ def draw_inflated(values: np.ndarray, path: Path, title: str, label: str) -> Non
     figure.suptitle(title, fontsize=11)
     figure.colorbar(scale, ax=axes, shrink=0.6, label=label, extend="both")
     save_figure(figure, path)
+
+
+def write_turning(values: np.ndarray, path: Path, title: str) -> None:
+    """Write both inflated hemispheres as a page that turns them (nilearn's, by niivue; it needs no network).
+
+    Parameters
+    ----------
+    values : ndarray (59412,)
+        Cortical map; bare where there is no voxel.
+    path : Path
+    title : str
+    """
+    low, high, is_signed = colour_limits(values)
+    sides = hemisphere_values(np.clip(values, low, high))
+    mesh = PolyMesh(**{side: InMemoryMesh(*surface("inflated", side)) for side in _SIDES})
+    shown = {side: np.nan_to_num(part).astype(np.float32) for side, part in zip(_SIDES, sides, strict=True)}
+    colours = matplotlib.colormaps["PuOr_r" if is_signed else "viridis"](np.linspace(0, 1, 256))
+    if not is_signed:  # niivue colours values above zero by a map's second half
+        colours = np.concatenate([colours[::-1], colours])
+    page = view_surf(
+        surf_map=SurfaceImage(mesh, shown), hemi="both", cmap=ListedColormap(colours), vmax=high,
+        threshold=1e-3 * high if is_signed else low, title=title, engine="niivue",
+    )  # fmt: skip
+    write_text(path, page.html)
 
 
 def draw_networks(

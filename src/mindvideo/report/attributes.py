@@ -9,7 +9,6 @@ from markupsafe import Markup
 from mindvideo.evaluate.score import finite
 from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, cite_interval
-from mindvideo.report.wording import name_clip
 
 FILE = "evaluate/attributes.json"
 _ORDER = ("reconstruction", "truth", "caption", "vae", "shuffled", "mean", "random_train", "constant")
@@ -38,7 +37,7 @@ def list_attributes(run: Run) -> dict[str, Any] | None:
                 small = cite_interval((ends[0], ends[1]), source.at("interval"))
             cells.append(
                 {
-                    "label": name_clip(column),
+                    "label": run.clip_set(column).label,
                     "value": cite(value, source.at("sets", column)),
                     "small": small,
                     "is_main": column == "reconstruction",
@@ -46,5 +45,14 @@ def list_attributes(run: Run) -> dict[str, Any] | None:
             )
         chance = cite(finite(entry.get("chance")), source.at("chance"))
         n = cite(finite(entry.get("n")), source.at("n"), "count")
-        rows.append({"name": name, "cells": cells, "chance": chance, "n": n, "definition": entry.get("definition", "")})
-    return {"columns": [name_clip(name) for name in columns], "rows": rows}
+        rows.append(
+            {
+                "name": name,
+                "cells": cells,
+                "chance": chance,
+                "n": n,
+                "definition": entry.get("definition", ""),
+                "from_brain": entry.get("from_brain"),
+            }
+        )
+    return {"columns": [run.clip_set(name) for name in columns], "rows": rows}

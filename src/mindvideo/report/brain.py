@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -35,6 +38,17 @@ def list_brain(run: Run) -> list[dict[str, Any]]:
     groups.append(_temporal(run.explain.get("temporal", {})))
     groups += [_attention(run, stage, layers, final) for stage, layers in attention.items() if stage != final]
     return [group for group in groups if group["panels"] or group["note"]]
+
+
+def list_turning(run: Run, out: Path, judged: Mapping[str, Markup]) -> list[dict[str, Any]]:
+    """Address from the page's folder ``out``, label and warning of the files in which the cortex can be turned."""
+    found = []
+    for path in sorted((run.path / "explain").glob("surface_*.html")):
+        name = path.stem.removeprefix("surface_")
+        address = Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
+        label = name.replace("_", " ").capitalize()
+        found.append({"address": address, "label": label, "file": f"explain/{path.name}", "warning": judged.get(name)})
+    return found
 
 
 def split_pictures(run: Run) -> tuple[list[str], list[str]]:

@@ -17,12 +17,11 @@ from mindvideo.report import comparison, sections
 from mindvideo.report.ablation import ablation_section
 from mindvideo.report.assets import Assets
 from mindvideo.report.attributes import list_attributes
-from mindvideo.report.brain import final_stage, judge_maps, list_brain, split_pictures
+from mindvideo.report.brain import judge_maps, list_brain, list_turning, split_pictures
 from mindvideo.report.dataset import describe_validation, list_choices, summarise_data
 from mindvideo.report.gallery import describe_gallery, describe_shared
 from mindvideo.report.read import Run, read_run
 from mindvideo.report.sprites import encode_picture
-from mindvideo.report.surface import describe_surface, encode_meshes
 from mindvideo.report.trace import Source, cite, cite_interval, count_of
 from mindvideo.report.verdict import (
     FILE,
@@ -112,13 +111,11 @@ def _compose(
         entrants = [comparison.Entrant(item.name, item, i) for i, item in enumerate(_named_apart(runs))]
         side_by_side = _compare(entrants, "differences.json", tested)
         shared = describe_shared(runs, assets)
-    has_surface = any(page["surface"] for page in pages)
     html = _render(
         pages=pages,
         shared=shared,
         comparison=side_by_side,
         ablations=[Markup(ablation_section(path)) for path in ablations],
-        meshes=Markup(json.dumps(encode_meshes())) if has_surface else None,
         n_beside=assets.n_beside,
         title=" and ".join(item.name for item in runs) if len(runs) < 4 else f"{len(runs)} runs",
     )
@@ -154,7 +151,7 @@ def _render(**content: Any) -> str:
     templates = Path(__file__).parent / "templates"
     read = {
         part: Markup((templates / name).read_text(encoding="utf-8"))
-        for part, name in (("style", "report.css"), ("script", "report.js"), ("surface_script", "surface.js"))
+        for part, name in (("style", "report.css"), ("script", "report.js"))
     }
     return environment.get_template("report.html").render(**read, **content)
 
@@ -169,7 +166,6 @@ def _describe_run(
     rivals = comparison.list_rivals(item, index)
     title, verdict = write_verdict(item)
     versions, versions_note = sections.list_versions(item)
-    surface = describe_surface(item, final_stage(item), judged)
     data = summarise_data(item)
     return {
         "key": key,
@@ -195,7 +191,7 @@ def _describe_run(
         "validation": describe_validation(item),
         "brain": list_brain(item),
         "knows_truth": bool(item.explain.get("truth")),
-        "surface": surface,
+        "turning": list_turning(item, assets.out, judged),
         "pictures": pictures,
         "earlier_pictures": earlier,
         "data": data,
@@ -234,7 +230,7 @@ def _describe_aspect(item: Run, aspect: Aspect) -> dict[str, Any]:
     text = Markup(f"{counts[0]} of {counts[1]} score{'' if len(aspect.tested) == 1 else 's'}")
     for name, scores in aspect.better_baselines.items():
         n = count_of(len(scores), FILE, f"scores of {aspect.name} by which {name} is better still")
-        text += Markup(f"<br>{escape(item.clip_set(name).label)} better still by {n}")
+        text += Markup(f"<br>{escape(item.clip_set(name).label)} better still on {n}")
     return {"name": aspect.name, "state": aspect.state, "text": text}
 
 

@@ -5,9 +5,7 @@
 - ``*.json``: keys and list positions;
 - ``*/metrics.jsonl``: ``last|FIELD``, the last row that has the field, or ``max|FIELD``;
 - ``evaluate/windows.csv``: ``ROW|COLUMN``, rows counted as the clips of ``reconstruct/clips.zarr``;
-- ``prepare/store.zarr``: keys of ``Store.summary()``;
-- ``explain/maps.npz``: ``MAP|p2`` and ``MAP|p98``, percentiles of the map's known values, or ``MAP|limit`` and
-  ``MAP|-limit``, the larger of the two without its sign.
+- ``prepare/store.zarr``: keys of ``Store.summary()``.
 
 ``differences*.json`` lies beside the page instead, where the differences between runs were tested; ``FOLDER/ablation.json``
 in the folder of an ablation that stands beside or above the run.

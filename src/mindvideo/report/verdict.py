@@ -128,10 +128,11 @@ def write_verdict(run: Run) -> tuple[str, Markup]:
     text += Markup(f". Not shown for: {_list_labels(failed)}." if failed else ".")
     untested = len(run.scores) - len(tested)
     if untested:
+        count = count_of(untested, FILE, "scores not tested")
         text += Markup(
-            f" {count_of(untested, FILE, 'scores not tested')} more in the table are not tested: neither end "
+            f" {count} more in the table {'is' if untested == 1 else 'are'} not tested: neither end is good, "
         )
-        text += "is good, or a value is missing."
+        text += "or a value is missing."
     return title, text + _write_smallest(run)
 
 
