@@ -36,13 +36,14 @@ from mindvideo.config import Data
 from mindvideo.data.arrays import read_npy, read_pt
 from mindvideo.data.bids import read_events, read_positive, read_sidecar
 from mindvideo.data.captions import caption_frames, read_captions
-from mindvideo.data.cifti import read_cortex, write_cortex
+from mindvideo.data.cifti import write_cortex
 from mindvideo.data.denoising import read_confounds
 from mindvideo.data.hcp import BrainSegments, prepare_hcp
 from mindvideo.data.hcp_windows import stream_npz_windows
 from mindvideo.data.measuring import RunTask, standardise_run
 from mindvideo.data.preparation import Run
 from mindvideo.data.published import _check_values, find_published
+from mindvideo.data.recordings import read_cortex
 from mindvideo.data.store import Store
 from mindvideo.data.video import find_cuts, probe, read_film, write_video
 from mindvideo.data.windows import Windows

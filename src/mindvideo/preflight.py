@@ -115,7 +115,7 @@ def missing_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
         yield SettingError("expected the folder of the recordings, found none; give --set data.raw=FOLDER")
     elif not data.raw.is_dir():
         yield DataError(f"expected recordings at {data.raw}, found no such folder; give --set data.raw=FOLDER")
-    elif data.captions != "blip" and (data.captions, data.source) != ("published", "published"):
+    elif data.captions not in ("blip", "none") and (data.captions, data.source) != ("published", "published"):
         captions = data.raw / TRUE_CAPTIONS if data.captions == "truth" else Path(data.captions)
         if not captions.is_file():
             yield DataError(

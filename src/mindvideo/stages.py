@@ -102,7 +102,7 @@ STAGES: dict[str, Stage] = {
             "prepare",
             module="mindvideo.preparing",
             summary="recordings and stimuli to one prepared store",
-            reads=("data", "pretrain.window_s"),
+            reads=("data", "pretrain.window_s", "kit_on_real_films"),
             needs=("simulate",),
             opens=("simulate",),
         ),

@@ -332,6 +332,8 @@ class Study:
         replace_folder(folder, self.run_dir / name)
         self._intact.add(name)
         say(f"{name}: done in {seconds:.0f} s, peak memory {peak / 2**30:.1f} GiB")
+        for line in read_note(self.run_dir / name / "remarks.json").get("lines", []):
+            say(f"{name}: {line}")
 
 
 __all__ = ["STAGES", "Stage", "Study"]

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from small_wen import CUTS, FPS_SOURCE, N_SCANS, TEST, TRAIN, make_raw
 
+from mindvideo.config import Data
 from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
+from mindvideo.errors import DataError
+from mindvideo.preparing import choose_captioner
 
 SETTINGS = ("--size", 16, "--workers", 1, "--areas", "V1")
 
@@ -83,3 +87,27 @@ def test_the_captioner_sees_every_picture_once(cli, raw, random_kit, tmp_path):
     ]
     assert {b for a, b in pairs if a != b} <= {"from the cache"} and any(b == "from the cache" for _, b in pairs)
     shutil.rmtree(tmp_path / "again.zarr")
+
+
+def test_the_embedded_kit_does_not_caption_films_of_a_real_recording(cli, raw, tmp_path):
+    out = tmp_path / "real.zarr"
+    code, text = cli("prepare", "wen2018", raw, "--out", out, *SETTINGS)
+    said = " ".join(text.split())
+    assert (
+        code == 0
+        and "films without captions, since the embedded kit knows one drawn world only" in said
+        and f"({len(TRAIN + TEST)}): seg1" in said
+    )
+    store = Store.open(out)
+    assert not store.has_captions and store.summary()["captions"] == 0
+    with pytest.raises(DataError, match=r"captions in .*left out.*--captions FILE"):
+        Windows(store, "train", 2).captions  # noqa: B018
+    assert Windows(store, "train", 2).frames(np.array([1])).shape == (1, 6, 16, 16, 3)
+    code, text = cli("inspect", out, "--out", tmp_path / "page")
+    assert code == 0 and "left out" in text, text
+    data = Data(captions="blip")
+    assert choose_captioner(data, "embedded", raw)[0].captions == "none"
+    assert choose_captioner(data, "embedded", raw, on_real_films=True)[0].captions == "blip"
+    (raw / "truth").mkdir()
+    (raw / "truth" / "settings.json").write_text("{}")  # as simulate leaves it
+    assert choose_captioner(data, "embedded", raw)[1] is not None

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from nibabel import cifti2
 
 from mindvideo.atlas import surface_vertex_index
-from mindvideo.data.cifti import LEFT, RIGHT, SUBCORTEX, read_cortex, read_header, write_cortex
-from mindvideo.data.series import SeriesFile
+from mindvideo.data.cifti import LEFT, RIGHT, SUBCORTEX, write_cortex
+from mindvideo.data.recordings import SeriesFile, read_cortex, read_header
 from mindvideo.errors import DataError
 
 N_LEFT = 29696
@@ -121,6 +121,15 @@ def test_any_axis_order_byte_order_and_type(tmp_path_factory, seed, order, endia
     )
 
 
+def test_files_without_the_intent_code_are_read(tmp_path):
+    path, data = tmp_path / "run.dtseries.nii", np.arange(12, dtype=np.float32).reshape(3, 4)
+    write_cortex(path, data, np.array([3, 900, 30000, 59000]), 2.0)
+    content = bytearray(path.read_bytes())
+    content[504:508] = bytes(4)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_cortex(path).data, data)
+
+
 def test_medial_wall_vertices_are_left_out(tmp_path):
     axis = cifti2.BrainModelAxis.from_mask(np.ones(32492, bool), name=LEFT) + cifti2.BrainModelAxis.from_mask(
         np.ones(32492, bool), name=RIGHT
@@ -157,10 +166,17 @@ def test_refuses_other_files(tmp_path):
     hertz = cifti2.SeriesAxis(0, 2.0, 3, unit="HERTZ")
     _refused(_save(tmp_path / "d.dtseries.nii", (hertz, _axis(left, right)), np.ones((3, 9))), "HERTZ")
     nibabel.Nifti1Image(np.ones((3, 3, 3, 4)), np.eye(4)).to_filename(tmp_path / "e.nii")
-    _refused(tmp_path / "e.nii", "Nifti1Image")
+    _refused(tmp_path / "e.nii", "NIfTI-1")
     double = cifti2.BrainModelAxis.from_surface([7, 7], 32492, name=LEFT) + _axis(left, right, order="r")
     _refused(_save(tmp_path / "f.dtseries.nii", (series, double), np.ones((3, 7))), "twice")
-    _refused(tmp_path / "absent.dtseries.nii", "no file")
+    _refused(tmp_path / "absent.dtseries.nii", "no such file")
+    whole = tmp_path / "g.dtseries.nii"
+    write_cortex(whole, np.ones((3, 9)), np.r_[left, right], 2.0)
+    content = whole.read_bytes()
+    whole.write_bytes(content.replace(b'<CIFTI Version="2.0"', b'<CIFTI Version="1.0"'))
+    _refused(whole, "CIFTI-1", "-cifti-version-convert")
+    (tmp_path / "link.dtseries.nii").symlink_to(".git/annex/objects/key")
+    _refused(tmp_path / "link.dtseries.nii", "datalad get")
     (tmp_path / "empty.dtseries.nii").write_bytes(b"")
     _refused(tmp_path / "empty.dtseries.nii")
 

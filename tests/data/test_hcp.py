@@ -91,6 +91,63 @@ def test_of_several_versions_of_a_run_the_clean_one_is_read(raw):
     assert len(sources) == 3 and sources[0].path == clean and {source.kind for source in sources} == {"cifti"}
 
 
+def _sources(out):
+    return [name.split("/")[-2] for name in zarr.open_group(out, mode="r").attrs["sources"]]
+
+
+def test_recordings_that_are_there_twice_count_once(raw, tmp_path):
+    parts = [
+        nibabel.load(raw / NAME.format("100307", run, run, "")).get_fdata() for run in ("rfMRI_REST1_LR", "tfMRI_WM_RL")
+    ]
+    vertex = np.sort(np.concatenate([atlas.area_of("V8"), atlas.area_of("MT"), atlas.area_of("FST")[::5]]))
+    whole = write_run(raw, "100307", "tfMRI_BOTH", 107)
+    drift = np.linspace(0, 30, 107)[:, None]  # processed otherwise, so the bytes and the values differ
+    write_cortex(whole, np.concatenate(parts) + drift, vertex, 0.72)
+    copy = raw / NAME.format("100307", "rfMRI_COPY", "rfMRI_COPY", "")
+    copy.parent.mkdir()
+    copy.write_bytes((raw / NAME.format("100307", "rfMRI_REST1_LR", "rfMRI_REST1_LR", "")).read_bytes())
+    (raw / "linked").symlink_to("990366")
+    (copy.parent / f"._{copy.name}").write_bytes(b"Mac OS X")
+    lines = hcp.prepare_hcp(raw, tmp_path / "hcp.zarr", 8.0, AREAS)
+    assert sorted(_sources(tmp_path / "hcp.zarr")) == ["rfMRI_COPY", "rfMRI_REST1_LR", "tfMRI_WM_RL"]
+    assert len(hcp.BrainSegments.open(tmp_path / "hcp.zarr")) == 5 + 4 + 4
+    text = "\n".join(lines)
+    assert len(lines) == 3 and "the concatenation of" in text and "tfMRI_BOTH" in text
+    assert "its volumes are those of" in text and "the same file as 990366/" in text
+    left_out = zarr.open_group(tmp_path / "hcp.zarr", mode="r").attrs["left_out"]
+    assert {name.split("/")[-2] for name in left_out} == {"tfMRI_BOTH", "rfMRI_REST1_LR"}
+
+
+def test_a_run_inside_a_longer_recording_is_left_out(tmp_path):
+    rng = np.random.default_rng(0)
+    whole, other = rng.standard_normal((2, 5, 90))
+    found = hcp.find_contained({"a": whole, "b": whole[:, 20:55] * 3 + 1, "c": other[:, :40]})
+    assert found == {"b": "its volumes are those of a"}
+
+
+def test_vertices_without_signal_are_no_voxels(raw, tmp_path):
+    vertex = np.sort(np.concatenate([atlas.area_of("V8"), atlas.area_of("MT"), atlas.area_of("FST")[::5]]))
+    path = raw / NAME.format("990366", "rfMRI_REST1_LR", "rfMRI_REST1_LR", "")
+    data = nibabel.load(path).get_fdata()
+    gone = [int(vertex[2]), int(atlas.area_of("MT")[-1])]
+    data[:, np.isin(vertex, gone)] = 0
+    write_cortex(path, data, vertex, 1.0)
+    lines = hcp.prepare_hcp(raw, tmp_path / "hcp.zarr", 8.0, AREAS)
+    assert len(lines) == 1 and lines[0].startswith("vertices left out") and str(gone[0]) in lines[0]
+    segments = hcp.BrainSegments.open(tmp_path / "hcp.zarr")
+    everything = hcp.area_vertices(AREAS)
+    np.testing.assert_array_equal(segments.vertex, everything[~np.isin(everything, gone)])
+    first = raw / NAME.format("100307", "rfMRI_REST1_LR", "rfMRI_REST1_LR", "")
+    np.testing.assert_allclose(
+        segments.take(np.arange(5)), expected_rows(first, 11)[:, ~np.isin(everything, gone)], atol=1e-4
+    )
+    data[:, : len(vertex) // 2] = 0
+    write_cortex(path, data, vertex, 1.0)
+    lines = hcp.prepare_hcp(raw, tmp_path / "rest.zarr", 8.0, AREAS)
+    assert len(lines) == 1 and "vertices have no signal: 990366/" in lines[0]
+    assert hcp.BrainSegments.open(tmp_path / "rest.zarr").n_voxels == len(everything)
+
+
 def test_an_interrupted_preparation_goes_on_to_the_same_rows(raw, tmp_path, monkeypatch):
     hcp.prepare_hcp(raw, tmp_path / "whole.zarr", 8.0, AREAS)
     out = tmp_path / "hcp.zarr"
@@ -109,7 +166,7 @@ def test_an_interrupted_preparation_goes_on_to_the_same_rows(raw, tmp_path, monk
         hcp.prepare_hcp(raw, out, 6.0, AREAS)
     read = []
     real = hcp.read_cifti_windows
-    monkeypatch.setattr(hcp, "read_cifti_windows", lambda path, *rest: read.append(path) or real(path, *rest))
+    monkeypatch.setattr(hcp, "read_cifti_windows", lambda file, *rest: read.append(file) or real(file, *rest))
     hcp.prepare_hcp(raw, out, 8.0, AREAS)
     assert len(read) == 1
     whole, resumed = (hcp.BrainSegments.open(tmp_path / name) for name in ("whole.zarr", "hcp.zarr"))
@@ -159,8 +216,9 @@ def test_published_npz_files(tmp_path, monkeypatch, held_bytes):
         ({"V2": np.zeros((65, 0))}, "expected numbers"),
         ({"V2": np.array([["a"]])}, "expected numbers"),
         ({"V2": np.array([[object()]])}, "expected numbers"),
-        ({"V4": np.full((65, 2), np.nan)}, "2 of 14 vertices with NaN"),
-        ({"V4": np.ones((65, 2))}, "2 of 14 vertices that never change"),
+        ({"V4": np.r_[np.ones((12, 2)), np.full((53, 2), np.nan)]}, "2 of 14 vertices with NaN"),
+        ({"V4": np.full((65, 2), np.nan)}, "2 of 14 vertices have no signal"),
+        ({"V4": np.ones((65, 2))}, "2 of 14 vertices have no signal"),
     ],
 )
 def test_bad_npz_files_are_refused(tmp_path, change, message):

@@ -9,7 +9,8 @@ import pytest
 from small_wen import N_SCANS, RUNS, TEST, TRAIN, VERTEX, cifti_path, expected_p, expected_run, make_raw
 
 from mindvideo.atlas import area_of
-from mindvideo.data.cifti import read_cortex, write_cortex
+from mindvideo.data.cifti import write_cortex
+from mindvideo.data.recordings import read_cortex
 from mindvideo.data.store import Store
 from mindvideo.data.video import write_video
 from mindvideo.data.windows import Windows

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,20 @@ class _Trap:
 
     def __reduce__(self):
         return (Path.touch, (self.place,))
+
+
+def test_captions_that_numpy_1_saved(neuroclips, tmp_path):
+    for split in ("train", "test"):
+        path = neuroclips / f"GT_{split}_caption.pt"
+        torch.save(np.array([row[0] for row in _texts(split).reshape(-1, N_FRAMES).tolist()]), path)
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert any(b"numpy._core.multiarray" in content for content in members.values())
+    found = find_published(neuroclips, _settings(subject=2))
+    assert found.captions("test", 1)[2][0] == _texts("test")[1, 2, 0]
 
 
 def test_nothing_in_a_file_is_executed(mindvideo, neuroclips, tmp_path):

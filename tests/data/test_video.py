@@ -7,7 +7,17 @@ import av
 import numpy as np
 import pytest
 
-from mindvideo.data.video import _Clock, find_cuts, fit_square, probe, read_film, read_frames, write_video
+from mindvideo.data.video import (
+    _Clock,
+    find_cuts,
+    fit_square,
+    is_film,
+    probe,
+    read_film,
+    read_frames,
+    read_whole_film,
+    write_video,
+)
 from mindvideo.errors import DataError
 
 
@@ -158,6 +168,48 @@ def test_rotation_in_the_track_header_means_clockwise(tmp_path):
     assert found[:12].max() < 40 and found[-5:].min() > 200
 
 
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [((-1, 0, 0, 1), "green red white blue"), ((1, 0, 0, -1), "blue white red green"), ((0, 1, 1, 0), "red blue green white"),
+     ((0, -1, -1, 0), "white green blue red"), ((-1, 0, 0, -1), "white blue green red")],
+)  # fmt: skip
+def test_mirrored_films_are_shown_as_their_matrix_says(tmp_path, matrix, shown):
+    """A pixel (p, q) is shown at (a p + c q, b p + d q); mirrored selfies, scanners and projectors write such matrices."""
+    colours = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200), "white": (200, 200, 200)}
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:20, :30], image[:20, 30:], image[20:, :30], image[20:, 30:] = colours.values()
+    path = _encode(tmp_path / "m.mp4", range(5), shape=(40, 60), draw=lambda i: image)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4 + 40
+    a, b, c, d = (0x10000 * number for number in matrix)
+    content[at : at + 36] = b"".join(n.to_bytes(4, "big", signed=True) for n in (a, b, 0, c, d, 0, 0, 0, 0x40000000))
+    path.write_bytes(content)
+    found = read_frames(path, np.array([0.0]), 20, "stretch")[0]
+    for corner, name in zip(found[[4, 4, 15, 15], [4, 15, 4, 15]], shown.split(), strict=True):
+        np.testing.assert_allclose(corner, colours[name], atol=30)
+    assert read_whole_film(path).shape == ((5, 60, 40, 3) if b else (5, 40, 60, 3))
+
+
+def test_a_cover_is_no_film(tmp_path):
+    frame = av.VideoFrame.from_ndarray(np.full((48, 48, 3), 250, np.uint8), format="rgb24")
+    for name, with_film in (("both.mkv", True), ("cover.mkv", False)):
+        with av.open(str(tmp_path / name), "w") as out:
+            streams = [out.add_stream("mjpeg", rate=1)] + ([out.add_stream("libx264", rate=10)] if with_film else [])
+            for stream in streams:
+                stream.width = stream.height = 48
+                stream.pix_fmt = "yuvj420p" if stream is streams[0] else "yuv420p"
+            for stream, n_frames in zip(streams, (1, 30), strict=False):
+                for i in range(n_frames):
+                    frame.pts, frame.time_base = i, Fraction(1, 1) if n_frames == 1 else Fraction(1, 10)
+                    out.mux(stream.encode(frame))
+                out.mux(stream.encode())
+    assert probe(tmp_path / "both.mkv").n_frames == 30
+    (tmp_path / "text.mp4").write_text("no film")
+    (tmp_path / "note.txt").write_text("no film\n" * 99)
+    names = ("both.mkv", "cover.mkv", "text.mp4", "note.txt")
+    assert [is_film(tmp_path / name) for name in names] == [True, False, True, False]  # text.mp4: a damaged film
+
+
 def _area_mean(image, rows, columns):
     return image.reshape(rows, image.shape[0] // rows, columns, -1, 3).mean(axis=(1, 3))
 
@@ -240,7 +292,7 @@ def test_short_and_broken_films_name_the_second(tmp_path):
     for call in (probe, find_cuts, lambda p: read_frames(p, np.zeros(1), 32)):
         with pytest.raises(DataError, match="damaged or unknown"):
             call(path)
-    with pytest.raises(DataError, match="no file"):
+    with pytest.raises(DataError, match="no such file"):
         probe(tmp_path / "absent.mp4")
     with pytest.raises(DataError, match="times"):
         read_frames(path, np.array([-1.0]), 32)

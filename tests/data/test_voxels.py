@@ -34,19 +34,21 @@ def test_standardising_ignores_polynomials_up_to_its_order(order, n_scans, seed)
     np.testing.assert_allclose(a.std(axis=0, ddof=1), 1, atol=1e-6)
 
 
-def test_bad_vertices_are_named():
+def test_vertices_without_signal_and_damage():
     run = np.random.default_rng(1).standard_normal((20, 7)).astype(np.float32)
-    voxels.check_run(run, "ok.nii")
-    run[3, 2], run[4, 5], run[:, 6] = np.nan, np.inf, 12.0
-    with pytest.raises(DataError, match=r"seg1\.nii.*2 of 7 .*NaN.*vertex 102.*1 of 7 .*never change.*vertex 106"):
+    assert not voxels.find_silent(run, "ok.nii").any()
+    run[:, 6], run[:, 1] = 12.0, np.nan
+    assert np.flatnonzero(voxels.find_silent(run, "seg1.nii")).tolist() == [1, 6]
+    with pytest.raises(DataError, match=r"seg1\.nii.*2 that never change \(e\.g\. vertex 101\)"):
         voxels.check_run(run, "seg1.nii", np.arange(100, 107))
-    with pytest.raises(DataError, match="3 without variance"):
-        voxels.detrend_and_standardise(run)
+    run[3, 2], run[4, 5] = np.nan, np.inf
+    with pytest.raises(DataError, match=r"seg1\.nii.*2 of 7 .*NaN.*vertex 102"):
+        voxels.find_silent(run, "seg1.nii", np.arange(100, 107))
     with pytest.raises(DataError, match="at least 7 scans"):
         voxels.detrend_and_standardise(run[:6, :2])
-    ramp = np.linspace(0, 1000, 20)[:, None] * np.ones(2)
-    with pytest.raises(DataError, match="without variance"):
-        voxels.detrend_and_standardise(ramp)
+    ramp = np.stack([np.linspace(0, 1000, 20), np.full(20, 12.0), np.sin(np.arange(20.0))], axis=1)
+    found = voxels.detrend_and_standardise(ramp)
+    assert np.isnan(found[:, :2]).all() and np.isfinite(found[:, 2]).all()
 
 
 def test_reproducibility_equals_scipy(monkeypatch):

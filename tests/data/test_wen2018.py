@@ -26,7 +26,8 @@ from small_wen import (
 
 from mindvideo.atlas import area_labels, area_names, area_of
 from mindvideo.config import Data
-from mindvideo.data.cifti import read_cortex, write_cortex
+from mindvideo.data.cifti import write_cortex
+from mindvideo.data.recordings import read_cortex
 from mindvideo.data.store import Store
 from mindvideo.data.video import write_video
 from mindvideo.data.wen2018 import find_source, first_volume_time, prepare
@@ -250,8 +251,8 @@ def test_bad_values_are_found_before_anything_is_written(raw, run):
 
     _rewrite(path, spoil(np.nan))
     _refused(raw, str(path), "NaN")
-    _rewrite(path, spoil(4.0))
-    _refused(raw, str(path), "never change")
+    _rewrite(path, lambda data: np.where(np.arange(len(VERTEX)) < 9, 4.0, data))
+    _refused(raw, str(path), "9 of 48 that never change", "exclude that run")
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content[:-400])
@@ -270,6 +271,16 @@ def test_wrong_films(raw):
     _refused(raw, str(path), "too short", "second 23.13")
     shutil.copy(raw / "stimuli" / "seg1.mp4", raw / "stimuli" / "seg1.mkv")
     _refused(raw, "several")
+
+
+def test_a_vertex_without_signal_in_one_run_is_no_voxel(raw, store, tmp_path):
+    gone = int(np.searchsorted(VERTEX, store.vertex[0]))
+    _rewrite(cifti_path(raw, "test1", 3), lambda data: np.where(np.arange(len(VERTEX)) == gone, 4.0, data))
+    other = prepare(raw, tmp_path / "store", _settings(raw))
+    assert VERTEX[gone] not in other.vertex and np.isnan(other.p_value[VERTEX[gone]])
+    assert other.remarks == [f"vertices left out, which have no signal in some run (1): {VERTEX[gone]}"]
+    rest = np.delete(VERTEX, gone)
+    np.testing.assert_array_equal(other.p_value[rest], store.p_value[rest])
 
 
 def test_copies_of_one_run(raw):
@@ -321,7 +332,9 @@ def test_exclusions_are_logged(raw, tmp_path):
     for run in range(4, 10):
         for name in TEST:
             folder = raw / "subject3" / "fmri" / name / "cifti"
-            shutil.copy(folder / f"{name}_1_Atlas.dtseries.nii", folder / f"{name}_{run}_Atlas.dtseries.nii")
+            data = np.array(read_cortex(folder / f"{name}_1_Atlas.dtseries.nii").data)
+            data += np.random.default_rng(run).standard_normal(data.shape)
+            write_cortex(folder / f"{name}_{run}_Atlas.dtseries.nii", data, VERTEX, 2.0)
     data = _settings(raw, subject=3, exclude=["subject3:test2_9", "subject3:seg2_1", "subject1:seg1_1"])
     store = prepare(raw, tmp_path / "out", data)
     steps = {step["step"]: step["parameters"] for step in store.attrs["provenance"]}

@@ -10,10 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
-from mindvideo.data.video import SUFFIXES
+from mindvideo.data.video import SUFFIXES, read_whole_film
 from mindvideo.errors import DataError
 from mindvideo.generate.clips import pick_frames, resize_frames
 
@@ -38,11 +37,7 @@ def read_clip(path: Path) -> np.ndarray:
         except ValueError as error:
             raise DataError(f"expected a plain array in {path}, found: {error}") from None
     else:
-        try:
-            with av.open(str(path)) as container:
-                clip = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-        except (av.FFmpegError, IndexError, ValueError) as error:
-            raise DataError(f"expected a film or GIF at {path}, found: {error}") from None
+        clip = read_whole_film(path)
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
         raise DataError(f"expected uint8 frames (F, H, W, 3) in {path}, found {clip.dtype} {clip.shape}")
     return clip

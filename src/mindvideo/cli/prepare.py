@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from mindvideo.cli.shared import Out, Set, app, console, progress_bars, run_stage, say
-from mindvideo.config import Data, parse_recipe
+from mindvideo.config import parse_recipe
 from mindvideo.data.pool import MOST_WORKERS, local_workers, open_pool
+from mindvideo.data.store import Store
 
 Workers = Annotated[
     int | None, typer.Option(min=1, help=f"local threads for runs and films; one a core, at most {MOST_WORKERS}")
@@ -30,15 +31,11 @@ def pool_of(workers: int | None, scheduler: str | None) -> AbstractContextManage
     return open_pool(workers or (1 if scheduler else local_workers()), scheduler)
 
 
-def load_captioner(data: Data, foundation: str) -> tuple[Any, str]:
-    """The foundation's captioner and its name, where the settings ask for it; none otherwise."""
-    if data.captions != "blip":
-        return None, ""
-    from mindvideo.models.foundation import Foundation
-
-    frozen = Foundation(foundation)
-    frozen.require("captioner")
-    return frozen.caption, frozen.captioner_identity
+def say_prepared(store: Store) -> None:
+    """Say where the store is and what was left out of it."""
+    say(f"prepared store in {store.path}")
+    for line in store.remarks:
+        say(line)
 
 
 @prepare_app.command("wen2018")
@@ -81,6 +78,7 @@ def prepare_wen2018(
 ) -> None:
     """Prepare a folder in the layout of Wen 2018 (Purdue's download or a simulated subject)."""
     from mindvideo.data.wen2018 import prepare
+    from mindvideo.preparing import choose_captioner
 
     content: dict[str, Any] = dict(
         subject=subject, alpha=alpha, top_fraction=top_fraction, k=k, repeats=repeats, lag_s=lag_s, fps=fps, size=size,
@@ -90,10 +88,10 @@ def prepare_wen2018(
     if exclude is not None:
         content["exclude"] = [] if exclude == ["none"] else exclude
     data = parse_recipe({"data": content}, "the command line").data
-    captioner, captioner_name = load_captioner(data, foundation)
+    data, captioner, captioner_name = choose_captioner(data, foundation, raw)
     with pool_of(workers, scheduler) as pool, progress_bars() as bar:
-        prepare(raw, out, data, bar("prepare"), captioner, captioner_name, pool)
-    say(f"prepared store in {out}")
+        store = prepare(raw, out, data, bar("prepare"), captioner, captioner_name, pool)
+    say_prepared(store)
 
 
 @prepare_app.command("hcp")
@@ -107,8 +105,10 @@ def prepare_hcp_command(
     from mindvideo.data.hcp import prepare_hcp
 
     with progress_bars() as bar:
-        prepare_hcp(raw, out, window_s=window_s, areas=areas.split(","), progress=bar("hcp"))
+        remarks = prepare_hcp(raw, out, window_s=window_s, areas=areas.split(","), progress=bar("hcp"))
     say(f"prepared segments in {out}")
+    for line in remarks:
+        say(line)
 
 
 @prepare_app.command("run")
@@ -125,7 +125,6 @@ def inspect(
     ] = None,
 ) -> None:
     """Print what a prepared store holds, and write a page with pictures of it."""
-    from mindvideo.data.store import Store
     from mindvideo.report.store_page import describe_store, write_page
 
     opened = Store.open(store)
@@ -143,7 +142,5 @@ def export(
     store: Path, out: Path, frames: Annotated[bool, typer.Option("--frames", help="also the frames")] = False
 ) -> None:
     """Write a prepared store as plain arrays (npz): fmri_train, fmri_test, vertex, and with --frames the frames."""
-    from mindvideo.data.store import Store
-
     Store.open(store).export_npz(out, frames=frames)
     say(f"exported to {out}")

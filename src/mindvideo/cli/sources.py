@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mindvideo.cli.prepare import Repeats, Scheduler, Workers, load_captioner, pool_of, prepare_app
-from mindvideo.cli.shared import Out, progress_bars, say
+from mindvideo.cli.prepare import Repeats, Scheduler, Workers, pool_of, prepare_app, say_prepared
+from mindvideo.cli.shared import Out, progress_bars
 from mindvideo.config import parse_recipe
 
 Foundation = Annotated[str, typer.Option(help="folder with the captioner, or 'embedded'")]
@@ -33,6 +33,7 @@ def prepare_fmriprep(
         list[str] | None, typer.Option(help="a confound column (* and ? allowed), or 'none'; may be repeated")
     ] = None,
     high_pass_hz: Annotated[float, typer.Option(help="cut-off of the high-pass filter; 0: none")] = 0.008,
+    trim_start: Annotated[bool, typer.Option("--trim-start", help="drop scans a run began too late for")] = False,
     trim_end: Annotated[bool, typer.Option("--trim-end", help="drop scans a run was too short for")] = False,
     exclude: Annotated[list[str] | None, typer.Option(help="a run (sub-01_task-movie_run-2) or RUN:STIMULUS")] = None,
     stim_column: Annotated[str, typer.Option(help="column of the events that names the film")] = "stim_file",
@@ -57,10 +58,11 @@ def prepare_fmriprep(
 ) -> None:
     """Prepare one subject of fMRIPrep's CIFTI outputs (fsLR, 91k) with BIDS events."""
     from mindvideo.data.fmriprep import prepare, recording_tr
+    from mindvideo.preparing import choose_captioner
 
     recordings: dict[str, Any] = dict(
         stimuli=stimuli, bids=bids, task=task, participant=subject, test=test or (), stim_column=stim_column,
-        high_pass_hz=high_pass_hz or None, resample=resample, trim_end=trim_end, exclude=exclude or (),
+        high_pass_hz=high_pass_hz or None, resample=resample, trim_start=trim_start, trim_end=trim_end, exclude=exclude or (),
     )  # fmt: skip
     if confounds is not None:
         recordings["confounds"] = [] if confounds == ["none"] else confounds
@@ -72,10 +74,10 @@ def prepare_fmriprep(
     data = parse_recipe({"data": content}, "the command line").data
     tr = recording_tr(derivatives, data) if tr_s is None else tr_s
     data = parse_recipe({"data": {**content, "tr_s": tr}}, "the command line").data
-    captioner, captioner_name = load_captioner(data, foundation)
+    data, captioner, captioner_name = choose_captioner(data, foundation, derivatives)
     with pool_of(workers, scheduler) as pool, progress_bars() as bar:
-        prepare(derivatives, out, data, bar("prepare"), captioner, captioner_name, pool)
-    say(f"prepared store in {out}")
+        store = prepare(derivatives, out, data, bar("prepare"), captioner, captioner_name, pool)
+    say_prepared(store)
 
 
 @prepare_app.command("published")
@@ -96,6 +98,7 @@ def prepare_published(
 ) -> None:
     """Prepare one subject of arrays that others prepared and published."""
     from mindvideo.data.published import find_published, prepare
+    from mindvideo.preparing import choose_captioner
 
     content: dict[str, Any] = dict(
         source="published", subject=subject, repeats=repeats, fps=fps, tr_s=tr_s, lag_s=lag_s, captions=captions,
@@ -104,7 +107,7 @@ def prepare_published(
     data = parse_recipe({"data": content}, "the command line").data
     side = find_published(folder, data).size if size is None else size
     data = parse_recipe({"data": {**content, "size": side}}, "the command line").data
-    captioner, captioner_name = load_captioner(data, foundation)
+    data, captioner, captioner_name = choose_captioner(data, foundation, folder)
     with progress_bars() as bar:
-        prepare(folder, out, data, progress=bar("prepare"), captioner=captioner, captioner_name=captioner_name)
-    say(f"prepared store in {out}")
+        store = prepare(folder, out, data, progress=bar("prepare"), captioner=captioner, captioner_name=captioner_name)
+    say_prepared(store)

@@ -30,7 +30,7 @@ _MEANINGS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 }
 """YAML 1.2's core schema, less octal and hexadecimal numbers; whatever matches nothing here is text."""
-_PATH_OR_WORD = {"foundation": ("embedded",), "data.captions": ("blip", "truth", "published")}
+_PATH_OR_WORD = {"foundation": ("embedded",), "data.captions": ("blip", "truth", "published", "none")}
 """Settings that hold a path unless they are one of these words."""
 
 

@@ -34,6 +34,10 @@ class Recipe(Section):
     name: str = "study"
     seed: int = Field(0, ge=0)
     foundation: str = Field("embedded", description="'embedded' (the shipped kit) or a folder in Hugging Face layout")
+    kit_on_real_films: bool = Field(
+        False,
+        description="let the embedded kit, which knows one drawn world, work on films of a real recording, to try the plumbing",
+    )
     simulate: Simulate | None = None
     data: Data = Data()
     encoder: MaskedBrain = MaskedBrain()

@@ -42,6 +42,7 @@ class Fmriprep(Section):
     )
     high_pass_hz: float | None = Field(0.008, gt=0, description="cut-off of the cosine high-pass filter; empty: none")
     resample: Literal["linear", "nearest", "mean"] = Field("linear", description="how volumes become scans of a film")
+    trim_start: bool = Field(False, description="drop the first scans of a film where a run began too late")
     trim_end: bool = Field(False, description="drop the last scans of a film where a run stopped too early")
     exclude: tuple[str, ...] = Field((), description="runs left out (sub-01_task-movie_run-2), or RUN:STIMULUS")
 
@@ -78,7 +79,9 @@ class Data(Section):
         1, ge=0, description="the last training segments are held out for choices; 0: none"
     )
     expect: Literal["wen2018"] | None = Field(None, description="insist on 18 + 5 segments with 2 and 10 runs")
-    captions: str = Field("blip", description="'blip' (foundation captioner) or a csv/json file of captions")
+    captions: str = Field(
+        "blip", description="'blip' (the foundation's captioner), 'none', or a csv/json file of captions"
+    )
     cut_threshold: float = Field(27.0, gt=0, description="threshold of the content detector for shot changes")
     fmriprep: Fmriprep = Fmriprep()
     published: Published = Published()

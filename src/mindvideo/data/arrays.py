@@ -76,9 +76,10 @@ def read_pt(path: Path) -> Any:
 
 def _plain_types() -> list[Any]:
     """What NumPy arrays and scalars are rebuilt by; torch allows tensors, numbers, strings and lists by itself."""
-    rebuild = [np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
+    rebuild: list[Any] = [np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
+    older = [(function, f"numpy.core.multiarray.{function.__name__}") for function in rebuild]  # NumPy 1's name
     kinds = [type(np.dtype(kind)) for kind in ("U1", "S1", "O", "f2", "f4", "f8", "i4", "i8", "u1")]
-    return [np.ndarray, np.dtype, *rebuild, *kinds]
+    return [np.ndarray, np.dtype, *rebuild, *older, *kinds]
 
 
 class PublishedFolder(ABC):

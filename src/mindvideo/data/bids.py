@@ -1,42 +1,123 @@
 """BIDS files: names, sidecars, tables, and the events that say which film was shown when.
 
 BIDS 1.10 (bids-specification.readthedocs.io): file names are ``key-value`` pairs; a table is tab-separated with one
-header line and ``n/a`` for what is missing; onsets count in seconds from the first volume of the run.
+header line and ``n/a`` for what is missing; onsets count in seconds from the first volume of the run; a file higher up
+holds for all recordings whose names it does not contradict.
 """
 
 from __future__ import annotations
 
+import codecs
+import csv
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mindvideo.errors import DataError
+from mindvideo.files import describe_absence
 
-MISSING = "n/a"
+_INDICES = ("run", "echo", "flip", "inv", "split", "chunk")
+"""Keys whose values are numbers: ``run-01`` and ``run-1`` are one run."""
 _DERIVED = ("space", "den", "res", "desc", "hemi")
 """Keys that say what was made of a recording, not which recording it is."""
+_MISSING = ("", "n/a", "na", "nan")
 
 
 @dataclass(frozen=True)
 class Event:
-    """One showing of a film: onset in seconds from the run's first volume, length (None where not stated), file."""
+    """One row of events: onset in seconds from the run's first volume, length (None where not stated), stimulus."""
 
     onset_s: float
     duration_s: float | None
     stimulus: str
 
 
+def is_missing(text: str) -> bool:
+    """Whether a field of a table holds no value: empty, ``n/a`` or NaN."""
+    return text.strip().lower() in _MISSING
+
+
 def parse_name(name: str) -> dict[str, str]:
-    """The keys and values of a BIDS file name, ``{"sub": "01", "task": "movie", …}``; the suffix is left out."""
+    """The keys and values of a BIDS file name, ``{"sub": "01", "task": "movie", "run": "1"}``, without the suffix.
+
+    Indices stand without leading zeros.
+    """
     pairs = (part.split("-", 1) for part in name.split(".", 1)[0].split("_"))
-    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+    keys = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+    return {key: (value.lstrip("0") or "0") if key in _INDICES else value for key, value in keys.items()}
 
 
 def recording_name(name: str) -> str:
     """Which recording a file of fMRIPrep belongs to: ``sub-01_ses-2_task-movie_run-1``, without space and density."""
-    return "_".join(f"{key}-{value}" for key, value in parse_name(name).items() if key not in _DERIVED)
+    parts = name.split(".", 1)[0].split("_")
+    return "_".join(part for part in parts if "-" in part and part.split("-", 1)[0] not in _DERIVED)
+
+
+def places_of(folder: Path, root: Path) -> list[Path]:
+    """A recording's folder and those above it up to the root of its data set, nearest first."""
+    above = [parent for parent in folder.parents if parent == root or root in parent.parents]
+    return [folder, *above] if folder != root else [folder]
+
+
+def raw_places(name: str, bids: Path) -> list[Path]:
+    """The folders of a raw data set that may hold files of a recording, nearest first."""
+    own = parse_name(name)
+    subject = bids / f"sub-{own.get('sub', '')}"
+    session = subject / f"ses-{own['ses']}" if "ses" in own else subject
+    return list(dict.fromkeys([session / "func", session, subject, bids]))
+
+
+def find_inherited(name: str, suffix: str, places: Sequence[Path]) -> Iterator[Path]:
+    """Files that hold for a recording, nearest first: none of their keys contradicts its name (inheritance principle).
+
+    Parameters
+    ----------
+    name : str
+        The recording's file.
+    suffix : str
+        ``events.tsv``, ``bold.json``.
+    places : sequence of Path
+        Folders to look in, nearest first.
+
+    Raises
+    ------
+    DataError
+        If two in one folder are equally near.
+    """
+    own = parse_name(name)
+    for place in places:
+        fitting: dict[int, list[Path]] = {}
+        for path in sorted(place.glob(f"*{suffix}")):
+            keys = parse_name(path.name)
+            is_kind = path.name == suffix or path.name.endswith(f"_{suffix}")
+            if is_kind and not path.name.startswith(".") and all(own.get(key) == keys[key] for key in keys):
+                fitting.setdefault(len(keys), []).append(path)
+        for n_keys in sorted(fitting, reverse=True):
+            if len(fitting[n_keys]) > 1:
+                names = ", ".join(path.name for path in fitting[n_keys])
+                raise DataError(f"expected one *{suffix} of {name} in {place}, found {names}; keep one of them")
+            yield fitting[n_keys][0]
+
+
+def find_events(name: str, folder: Path, derivatives: Path, bids: Path | None) -> Path:
+    """The events table of a recording: beside it or above it in the derivatives, or in the raw data set.
+
+    Raises
+    ------
+    DataError
+        If there is none, or two that are equally near.
+    """
+    places = places_of(folder, derivatives) + (raw_places(name, bids) if bids is not None else [])
+    for path in find_inherited(name, "events.tsv", places):
+        return path
+    where = f"{folder} or the data set {bids}" if bids is not None else f"{folder}"
+    advice = "add it" if bids is not None else "add it, or name the raw BIDS data set that holds it (--bids FOLDER)"
+    raise DataError(
+        f"expected {recording_name(name)}_events.tsv, which says what was shown when, in {where}, found none; {advice}"
+    )
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
@@ -56,12 +137,23 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_inherited(name: str, places: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Path]]:
+    """A recording's sidecars in one mapping, the nearest winning key by key, and the file that each key is from."""
+    content: dict[str, Any] = {}
+    origin: dict[str, Path] = {}
+    for path in find_inherited(name, "bold.json", places):
+        for key, value in read_sidecar(path).items():
+            if key not in content:
+                content[key], origin[key] = value, path
+    return content, origin
+
+
 def read_positive(sidecar: dict[str, Any], key: str, path: Path) -> float:
-    """A positive number of a sidecar; raises DataError where it is missing or something else."""
+    """A positive number of a sidecar; raises DataError for something else."""
     value = sidecar.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e9:
         found = "none" if value is None else repr(value)
-        raise DataError(f"expected a positive {key} in seconds in {path}, found {found}; add it to the sidecar")
+        raise DataError(f"expected a positive {key} in seconds in {path}, found {found}; write it into the sidecar")
     return float(value)
 
 
@@ -73,73 +165,30 @@ def read_table(path: Path) -> dict[str, list[str]]:
     DataError
         For a missing or damaged file, rows of another length than the header, or a column that is there twice.
     """
-    lines = _read_text(path).splitlines()
-    while lines and not lines[-1].strip():
-        lines.pop()
-    header = [name.strip() for name in lines[0].split("\t")] if lines else []
+    try:  # line by line: a lone quotation mark must not swallow the lines after it
+        rows = [
+            [value.strip() for value in next(csv.reader([line], delimiter="\t"), [])]
+            for line in _read_text(path).splitlines()
+        ]
+    except csv.Error as error:
+        raise DataError(f"expected a tab-separated table in {path}, found damage ({error}); repair it") from error
+    while rows and not any(rows[-1]):
+        rows.pop()
+    header = rows[0] if rows else []
     if not header or len(set(header)) != len(header) or "" in header:
         raise DataError(
             f"expected a tab-separated table whose columns have a name each in {path}, found the header {header}"
         )
-    rows = [[value.strip() for value in line.split("\t")] for line in lines[1:]]
-    for number, row in enumerate(rows, start=2):
+    for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise DataError(
                 f"expected {len(header)} tab-separated values on line {number} of {path}, found {len(row)}; repair it"
             )
-    return {name: [row[column] for row in rows] for column, name in enumerate(header)}
-
-
-def find_events(recording: str, folder: Path, bids: Path | None) -> Path:
-    """The events table of a recording: beside it, or in the raw data set, where a table may hold for many recordings.
-
-    Parameters
-    ----------
-    recording : str
-        See `recording_name`.
-    folder : Path
-        The recording's own folder in the derivatives.
-    bids : Path, optional
-        Root of the raw BIDS data set.
-
-    Returns
-    -------
-    Path
-        The nearest table none of whose keys contradicts the recording (the inheritance principle).
-
-    Raises
-    ------
-    DataError
-        If there is none, or two that are equally near.
-    """
-    own = parse_name(recording)
-    folders = [folder]
-    if bids is not None:
-        subject = bids / f"sub-{own.get('sub', '')}"
-        session = subject / f"ses-{own['ses']}" if "ses" in own else subject
-        folders += dict.fromkeys([session / "func", session, subject, bids])
-    for place in folders:
-        fitting: dict[Path, int] = {}
-        for path in sorted(place.glob("*events.tsv")):
-            keys = parse_name(path.name)
-            if all(own.get(key) == value for key, value in keys.items()):
-                fitting[path] = len(keys)
-        nearest = [path for path, n_keys in fitting.items() if n_keys == max(fitting.values())]
-        if len(nearest) > 1:
-            raise DataError(
-                f"expected one events table of {recording} in {place}, found {', '.join(p.name for p in nearest)}"
-            )
-        if nearest:
-            return nearest[0]
-    where = f"{folder} or the data set {bids}" if bids is not None else f"{folder}"
-    advice = "add it" if bids is not None else "add it, or name the raw BIDS data set that holds it (--bids FOLDER)"
-    raise DataError(
-        f"expected {recording}_events.tsv, which says what was shown when, in {where}, found none; {advice}"
-    )
+    return {name: [row[column] for row in rows[1:]] for column, name in enumerate(header)}
 
 
 def read_events(path: Path, column: str = "stim_file") -> list[Event]:
-    """The showings a table lists, in order of onset; rows without a stimulus file are left out.
+    """The rows of a table that name a stimulus, in order of onset; a duration of 0, an impulse, states no length.
 
     Raises
     ------
@@ -157,32 +206,34 @@ def read_events(path: Path, column: str = "stim_file") -> list[Event]:
     for number, (onset, duration, stimulus) in enumerate(
         zip(table["onset"], table["duration"], table[column], strict=True), start=2
     ):
-        if stimulus in (MISSING, ""):
+        if is_missing(stimulus):
             continue
-        onset_s = _number(onset)
-        duration_s = None if duration == MISSING else _number(duration)
-        if math.isnan(onset_s) or (duration_s is not None and not duration_s > 0):
+        onset_s = read_number(onset)
+        duration_s = 0.0 if is_missing(duration) else read_number(duration)
+        if not math.isfinite(onset_s) or not 0 <= duration_s < math.inf:
             raise DataError(
-                f"expected an onset and a positive duration in seconds on line {number} of {path}, "
-                f"found '{onset}' and '{duration}'"
+                f"expected an onset and a duration in seconds on line {number} of {path}, found '{onset}' and "
+                f"'{duration}'; write n/a for a film shown to its end"
             )
-        events.append(Event(onset_s, duration_s, stimulus))
+        events.append(Event(onset_s, duration_s or None, stimulus))
     return sorted(events, key=lambda event: event.onset_s)
 
 
-def _number(text: str) -> float:
-    """The finite number a text stands for; NaN for anything else."""
+def read_number(text: str) -> float:
+    """The number a field of a table holds; NaN for anything else."""
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
         return math.nan
-    return value if math.isfinite(value) else math.nan
 
 
 def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise DataError(f"expected {path.name} in {path.parent}, found no such file; add it")
+    absent = describe_absence(path)
+    if absent:
+        raise DataError(f"expected {path.name} in {path.parent}, {absent}")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Excel's "Unicode text"
+        return content.decode("utf-16" if is_wide else "utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"expected UTF-8 text in {path}, found something else ({error}); repair it") from error
+        raise DataError(f"expected UTF-8 text in {path}, found something else ({error}); save it as UTF-8") from error

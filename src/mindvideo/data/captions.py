@@ -62,7 +62,12 @@ def _join(captions: Sequence[str], scene: np.ndarray) -> str:
     return ". Then ".join([*(part.rstrip(" .") for part in parts[:-1]), parts[-1]])
 
 
-def read_captions(path: Path, times_s: Mapping[str, np.ndarray]) -> dict[str, list[list[str]]]:
+def read_captions(
+    path: Path,
+    times_s: Mapping[str, np.ndarray],
+    other_names: Mapping[str, Sequence[str]] | None = None,
+    first: Mapping[str, int] | None = None,
+) -> dict[str, list[list[str]]]:
     """Read a user's captions and give one to every frame.
 
     Parameters
@@ -73,6 +78,10 @@ def read_captions(path: Path, times_s: Mapping[str, np.ndarray]) -> dict[str, li
         ``{segment: [caption of scan 0, …]}``, where a scan may also have a list of F captions.
     times_s : mapping of str to ndarray, float (n, F)
         Movie time of each frame of the segments that need captions; other segments in the file are ignored.
+    other_names : mapping of str to sequence of str, optional
+        What else the file may call a segment.
+    first : mapping of str to int, optional
+        Of a segment that is part of a film, the scans before it; the file may have captions of the whole film.
 
     Returns
     -------
@@ -91,14 +100,18 @@ def read_captions(path: Path, times_s: Mapping[str, np.ndarray]) -> dict[str, li
         raise DataError(
             f"expected UTF-8 text in {path}, found other bytes at {error.start}; save it as UTF-8"
         ) from error
+    names = {other: segment for segment, others in (other_names or {}).items() for other in others}
+    names |= {segment: segment for segment in times_s}
     if path.suffix.lower() == ".json":
-        return _from_json(path, text, times_s)
+        return _from_json(path, text, times_s, names, first or {})
     if path.suffix.lower() == ".csv":
-        return _from_csv(path, text, times_s)
+        return _from_csv(path, text, times_s, names, first or {})
     raise DataError(f"expected captions as .csv or .json, found {path}")
 
 
-def _from_json(path: Path, text: str, times_s: Mapping[str, np.ndarray]) -> dict[str, list[list[str]]]:
+def _from_json(
+    path: Path, text: str, times_s: Mapping[str, np.ndarray], names: Mapping[str, str], first: Mapping[str, int]
+) -> dict[str, list[list[str]]]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
@@ -106,9 +119,12 @@ def _from_json(path: Path, text: str, times_s: Mapping[str, np.ndarray]) -> dict
     if not isinstance(content, dict):
         raise DataError(f"expected {{segment: [caption per scan]}} in {path}, found a {type(content).__name__}")
     result: dict[str, list[list[str]]] = {}
+    content = {names[key]: rows for key, rows in content.items() if key in names}
     for segment, times in times_s.items():
         n_scans, n_frames = times.shape
         rows = content.get(segment)
+        if isinstance(rows, list) and segment in first and len(rows) >= first[segment] + n_scans:
+            rows = rows[first[segment] :][:n_scans] if len(rows) > n_scans else rows
         if not isinstance(rows, list) or len(rows) != n_scans:
             found = f"{len(rows)}" if isinstance(rows, list) else "none"
             raise DataError(f"expected {n_scans} captions of {segment} in {path}, found {found}; add the missing ones")
@@ -129,7 +145,9 @@ def _checked(caption: object, path: Path, segment: str, where: str) -> str:
     return caption.strip()
 
 
-def _from_csv(path: Path, text: str, times_s: Mapping[str, np.ndarray]) -> dict[str, list[list[str]]]:
+def _from_csv(
+    path: Path, text: str, times_s: Mapping[str, np.ndarray], names: Mapping[str, str], first: Mapping[str, int]
+) -> dict[str, list[list[str]]]:
     rows: dict[str, dict[float, str]] = {segment: {} for segment in times_s}
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
@@ -146,7 +164,7 @@ def _from_csv(path: Path, text: str, times_s: Mapping[str, np.ndarray]) -> dict[
                     f"expected {len(columns)} values on line {reader.line_num} of {path}, found more; put captions that "
                     'hold a comma in "quotation marks"'
                 )
-            segment = row["segment"] or ""
+            segment = names.get(row["segment"] or "", "")
             if segment in rows:
                 place = _number(row[key], path, reader.line_num, key)
                 if place in rows[segment]:
@@ -154,8 +172,12 @@ def _from_csv(path: Path, text: str, times_s: Mapping[str, np.ndarray]) -> dict[
                 rows[segment][place] = _checked(row["caption"], path, segment, f"{key} {place:g}")
     except csv.Error as error:
         raise DataError(f"{path} is not a valid csv file ({error}); repair it") from error
-    spread = _spread_scans if key == "scan" else _spread_times
-    return {segment: spread(path, segment, rows[segment], times) for segment, times in times_s.items()}
+    if key == "time_s":
+        return {segment: _spread_times(path, segment, rows[segment], times) for segment, times in times_s.items()}
+    return {
+        segment: _spread_scans(path, segment, rows[segment], times, first.get(segment))
+        for segment, times in times_s.items()
+    }
 
 
 def _number(text: str | None, path: Path, line: int, key: str) -> float:
@@ -168,8 +190,12 @@ def _number(text: str | None, path: Path, line: int, key: str) -> float:
     return value
 
 
-def _spread_scans(path: Path, segment: str, rows: dict[float, str], times: np.ndarray) -> list[list[str]]:
+def _spread_scans(
+    path: Path, segment: str, rows: dict[float, str], times: np.ndarray, first: int | None
+) -> list[list[str]]:
     n_scans, n_frames = times.shape
+    if first is not None and len(rows) > n_scans and len(rows) >= first + n_scans:  # captions of the whole film
+        rows = {scan - first: caption for scan, caption in rows.items() if first <= scan < first + n_scans}
     missing = [scan for scan in range(n_scans) if scan not in rows]
     if missing or len(rows) != n_scans:
         named = f"missing scans: {', '.join(map(str, missing[:5]))}" if missing else f"last scan: {max(rows):g}"

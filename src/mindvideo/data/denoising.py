@@ -6,8 +6,8 @@ Shapes: T volumes of a run, V vertices, K confounds, n scans.
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,8 @@ import numpy as np
 from nilearn import signal
 from nilearn.glm.first_level import make_first_level_design_matrix
 
-from mindvideo.data.bids import MISSING, read_table
+from mindvideo.data.bids import is_missing, read_number, read_table
+from mindvideo.data.store import listed
 from mindvideo.data.video import TIME_TOLERANCE_S
 from mindvideo.errors import DataError
 
@@ -24,67 +25,98 @@ _BLOCK = 8192
 _CONSTANT = 1e-7
 
 
-def read_confounds(path: Path, wanted: Sequence[str], n_volumes: int) -> tuple[list[str], np.ndarray]:
+UNSTEADY = "non_steady_state_outlier*"
+"""fMRIPrep's columns for volumes acquired before magnetisation was steady: 1 at the volume, 0 elsewhere."""
+
+
+_SPIKES = ("non_steady_state", "motion_outlier")
+"""Columns for single volumes, of which a run may have none."""
+
+
+@dataclass(frozen=True)
+class Confounds:
+    """What a table of confounds says of a run.
+
+    Attributes
+    ----------
+    names : tuple of str, (K,)
+        The columns that are regressed out.
+    values : ndarray, float64 (T, K)
+        NaN where the first volumes have no value, as derivatives and lagged columns have not.
+    empty : tuple of str
+        Wanted columns without any value.
+    is_steady : ndarray, bool (T,)
+        Not of the volumes that `UNSTEADY` marks.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    empty: tuple[str, ...]
+    is_steady: np.ndarray
+
+    @property
+    def fits_unsteady(self) -> bool:
+        """Whether the unsteady volumes have regressors of their own."""
+        return bool(fnmatch.filter(self.names, UNSTEADY))
+
+
+def read_confounds(path: Path, wanted: Sequence[str], n_volumes: int) -> Confounds:
     """The columns of fMRIPrep's confounds table that the patterns name.
 
     Parameters
     ----------
     path : Path
-        ``…_desc-confounds_timeseries.tsv``.
+        ``…_desc-confounds_timeseries.tsv``; need not be there where no column is wanted.
     wanted : sequence of str
         Column names, in which ``*`` and ``?`` stand for anything; none: no confounds.
     n_volumes : int
         Volumes of the recording.
 
-    Returns
-    -------
-    names : list of str, (K,)
-    values : ndarray, float64 (T, K)
-        NaN for ``n/a`` on the first line, where derivatives have no value.
-
     Raises
     ------
     DataError
-        For a missing column, another number of rows, or a value that is no number after the first line.
+        For a missing column, another number of rows, or a value that is no number after the first volumes.
     """
+    if not wanted and not path.is_file():
+        return Confounds((), np.empty((n_volumes, 0)), (), np.ones(n_volumes, dtype=bool))
     table = read_table(path)
-    names: dict[str, None] = {}
+    n_rows = len(next(iter(table.values())))
+    if n_rows != n_volumes:
+        raise DataError(
+            f"expected a line for each of the {n_volumes} volumes in {path}, found {n_rows}; "
+            "are the two of one run of fMRIPrep?"
+        )
+    found: dict[str, np.ndarray] = {}
     for pattern in wanted:
-        found = fnmatch.filter(table, pattern)
-        if not found:
+        names = fnmatch.filter(table, pattern)
+        if not names and not pattern.startswith(_SPIKES):
             raise DataError(
-                f"expected a column {pattern} in {path}, found {', '.join(list(table)[:12])}"
-                f"{', …' if len(table) > 12 else ''}; choose other confounds"
+                f"expected a column {pattern} in {path}, found {listed(list(table), 12)}; choose other confounds "
+                "(data.fmriprep.confounds, --confounds)"
             )
-        names |= dict.fromkeys(found)
-    values = np.empty((n_volumes, len(names)))
-    for column, name in enumerate(names):
-        texts = table[name]
-        if len(texts) != n_volumes:
-            raise DataError(
-                f"expected a line for each of the {n_volumes} volumes in {path}, found {len(texts)}; "
-                "are the two of one run of fMRIPrep?"
-            )
-        values[:, column] = _numbers(texts, name, path)
-    return list(names), values
+        found |= {name: _numbers(table[name], name, path) for name in names}
+    empty = tuple(name for name, values in found.items() if np.isnan(values).all())
+    kept = {name: values for name, values in found.items() if name not in empty}
+    marks = [_numbers(table[name], name, path) > 0 for name in fnmatch.filter(table, UNSTEADY)]
+    is_steady = ~np.any(marks, axis=0) if marks else np.ones(n_volumes, dtype=bool)
+    values = np.column_stack(list(kept.values())) if kept else np.empty((n_volumes, 0))
+    return Confounds(tuple(kept), values, empty, is_steady)
 
 
 def _numbers(texts: list[str], name: str, path: Path) -> np.ndarray:
-    values = np.array([_number(text) for text in texts])
-    bad = np.flatnonzero(~np.isfinite(values))
-    if texts[0] == MISSING and len(texts) > 1:
-        bad = bad[bad > 0]
+    """The values of a column, float64 (T,); NaN for those missing before the first one."""
+    is_empty = np.array([is_missing(text) for text in texts])
+    values = np.array([read_number(text) for text in texts])
+    first = int(np.argmin(is_empty)) if not is_empty.all() else len(texts)
+    bad = np.flatnonzero(~np.isfinite(values[first:])) + first
     if len(bad):
-        line = int(bad[-1])
-        raise DataError(f"expected numbers in column {name} of {path}, found '{texts[line]}' on line {line + 2}")
+        line = int(bad[0])
+        raise DataError(
+            f"expected numbers in column {name} of {path}, found '{texts[line]}' on line {line + 2}; choose confounds "
+            "without it (data.fmriprep.confounds, --confounds)"
+        )
+    values[:first] = np.nan
     return values
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def clean_run(
@@ -115,11 +147,12 @@ def clean_run(
     Returns
     -------
     ndarray, float32 (kept volumes, V)
+        NaN throughout for a vertex of which nothing but rounding is left.
 
     Raises
     ------
     DataError
-        If there are too few volumes for so many regressors, or a vertex has no variance left.
+        If there are too few volumes for so many regressors.
     """
     n_volumes = len(run)
     kept = np.ones(n_volumes, dtype=bool) if kept is None else kept
@@ -144,12 +177,7 @@ def clean_run(
         )  # fmt: skip
         part -= part.mean(axis=0)
         deviation = part.std(axis=0, ddof=1)
-        is_bad = ~(deviation > _CONSTANT * largest)
-        if is_bad.any():
-            raise DataError(
-                f"expected varying values at every vertex, found {int(is_bad.sum())} without variance after the "
-                f"confounds were removed (e.g. in column {start + int(np.argmax(is_bad))}); leave the run out"
-            )
+        deviation[~(deviation > _CONSTANT * largest)] = np.nan
         cleaned[:, start : start + _BLOCK] = part / deviation
     return cleaned
 

@@ -17,17 +17,6 @@ _CANCELLED = 1e-6
 """Residuals smaller than this part of the signal are computed again, without the differences of large sums."""
 
 
-def refuse_trends(is_trend: np.ndarray, vertex: np.ndarray | None = None) -> None:
-    """Raise where nothing but the polynomial is left of a vertex, bool (V,)."""
-    if is_trend.any():
-        first = int(np.argmax(is_trend))
-        name = first if vertex is None else int(vertex[first])
-        raise DataError(
-            f"expected varying, finite values at every vertex, found {int(is_trend.sum())} without variance after "
-            f"detrending (e.g. vertex {name}); leave these vertices or the run out"
-        )
-
-
 def polynomial_basis(n_scans: int, order: int = 4) -> np.ndarray:
     """Orthonormal polynomials up to a degree over the scans of a run, float64 (n, order + 1).
 
@@ -62,14 +51,15 @@ class DetrendedProducts(NamedTuple):
     ----------
     gram : ndarray, float64 (R, R, v)
         Products of recordings i and j after the polynomial is removed.
-    has_nan, is_constant, is_trend : ndarray, bool (R, v)
-        Vertices that cannot be standardised: not finite, never changing, nothing but the polynomial.
+    is_silent : ndarray, bool (R, v)
+        Vertices without signal: never changing, nothing but the polynomial, or no number at all.
+    is_damaged : ndarray, bool (R, v)
+        Vertices of which some values are not finite.
     """
 
     gram: np.ndarray
-    has_nan: np.ndarray
-    is_constant: np.ndarray
-    is_trend: np.ndarray
+    is_silent: np.ndarray
+    is_damaged: np.ndarray
 
 
 def detrended_products(recordings: Sequence[np.ndarray], basis: np.ndarray) -> DetrendedProducts:
@@ -93,7 +83,7 @@ def detrended_products(recordings: Sequence[np.ndarray], basis: np.ndarray) -> D
     """
     n_runs, n_vertices = len(recordings), len(recordings[0])
     gram = np.empty((n_runs, n_runs, n_vertices))
-    has_nan, is_constant, is_trend, is_small = np.zeros((4, n_runs, n_vertices), dtype=bool)
+    is_silent, is_damaged, is_small = np.zeros((3, n_runs, n_vertices), dtype=bool)
     centred: list[np.ndarray] = []
     weights: list[np.ndarray] = []
     with np.errstate(invalid="ignore", over="ignore"):
@@ -104,20 +94,21 @@ def detrended_products(recordings: Sequence[np.ndarray], basis: np.ndarray) -> D
             weight = part @ basis
             energy = np.einsum("vn,vn->v", part, part)
             left = energy - np.einsum("vd,vd->v", weight, weight)
-            has_nan[i], is_constant[i], gram[i, i] = ~np.isfinite(energy), energy == 0, left
+            is_damaged[i], is_silent[i], gram[i, i] = ~np.isfinite(energy), energy == 0, left
             is_small[i] = ~((left > _CANCELLED * energy) & (left > (_CANCELLED * start) ** 2 * part.shape[1]))
             for j, (other, other_weight) in enumerate(zip(centred, weights, strict=True)):
                 product = np.einsum("vn,vn->v", part, other) - np.einsum("vd,vd->v", weight, other_weight)
                 gram[i, j] = gram[j, i] = product
             centred.append(part)
             weights.append(weight)
-        again = np.flatnonzero((is_small & ~has_nan & ~is_constant).any(axis=0))
+            odd = np.flatnonzero(is_damaged[i])
+            is_silent[i, odd] = np.isnan(recording[odd]).all(axis=1)
+        is_damaged &= ~is_silent
+        again = np.flatnonzero((is_small & ~is_damaged & ~is_silent).any(axis=0))
         if len(again):
             exact = np.stack([remove_polynomial(recording[again], basis) for recording in recordings])
             gram[:, :, again] = np.einsum("ivn,jvn->ijv", exact, exact)
             for i, recording in enumerate(recordings):
                 variance = gram[i, i, again] / (recording.shape[1] - 1)
-                is_trend[i, again] = (
-                    is_rounding(variance, recording[again]) & ~has_nan[i, again] & ~is_constant[i, again]
-                )
-    return DetrendedProducts(gram, has_nan, is_constant, is_trend)
+                is_silent[i, again] |= is_rounding(variance, recording[again]) & ~is_damaged[i, again]
+    return DetrendedProducts(gram, is_silent, is_damaged)

@@ -5,6 +5,7 @@ Shapes: V voxels, n rows (time windows of all runs on top of each other), T volu
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
+from scipy.signal import correlate
 
 from mindvideo.atlas import hierarchy_order, parse_areas
 from mindvideo.data.disk import StoreLock, disk_errors, flush_folder
 from mindvideo.data.hcp_windows import read_cifti_windows, stream_npz_windows
 from mindvideo.data.intact import as_damage, refuse_damaged_segments
+from mindvideo.data.preparation import MOST_SILENT
+from mindvideo.data.recordings import SeriesFile
+from mindvideo.data.store import listed
 from mindvideo.errors import DataError
-from mindvideo.files import hash_file
+from mindvideo.files import hash_file, walk_files
 
 FORMAT = "mindvideo-hcp"
 VERSION = 1
@@ -26,6 +31,10 @@ RUN_PATTERN = "*/MNINonLinear/Results/*/*_Atlas_MSMAll*.dtseries.nii"
 NPZ_NAME = "HCP_visual_voxel.npz"
 
 _CHUNK_ROWS = 16
+_PROBES = 16
+"""Vertices by which recordings are compared with one another."""
+_SAME = 0.95
+"""Mean correlation from which two recordings are one; filters differ between a run and the concatenation it is in."""
 _IN_MEMORY_BYTES = 512 * 1024**2
 
 Progress = Callable[[int, int, dict[str, Any]], None]
@@ -39,7 +48,7 @@ class Source(NamedTuple):
 
 
 def find_sources(raw: Path) -> list[Source]:
-    """Recordings below an HCP folder, sorted by path.
+    """Recordings below an HCP folder, sorted by path; links are followed, hidden files passed over.
 
     One file per run: of several versions in a run's folder the one with the longest name, which is the most processed
     (``_hp2000_clean`` before none). A folder holds either CIFTI runs or published ``HCP_visual_voxel.npz`` files.
@@ -55,10 +64,12 @@ def find_sources(raw: Path) -> list[Source]:
         )
     runs: dict[Path, Path] = {}
     for path in sorted(raw.glob(RUN_PATTERN)):
+        if any(part.startswith(".") for part in path.relative_to(raw).parts):
+            continue
         kept = runs.get(path.parent)
         if kept is None or len(path.name) > len(kept.name):
             runs[path.parent] = path
-    archives = sorted(raw.rglob(NPZ_NAME))
+    archives = [path for path in walk_files(raw) if path.name == NPZ_NAME]
     if runs and archives:
         raise DataError(
             f"expected one kind of recording below {raw}, found {len(runs)} CIFTI runs and {len(archives)} {NPZ_NAME} "
@@ -83,12 +94,13 @@ def prepare_hcp(
     window_s: float = 8.0,
     areas: Sequence[str] = ("V1", "V2", "V3", "V4"),
     progress: Progress | None = None,
-) -> None:
+) -> list[str]:
     """Average, standardise, order and stack the visual cortex of every run below an HCP folder.
 
     Runs are read one at a time and appended, so memory does not grow with their number. An interrupted call goes on
     after the last whole run; a complete folder made from the same files (names and sizes) and settings is left
-    as it is.
+    as it is. A first pass over the chosen vertices alone finds those without signal in some run, which are left out, and
+    recordings that are there twice (see `survey`).
 
     Parameters
     ----------
@@ -103,10 +115,15 @@ def prepare_hcp(
     progress : callable, optional
         Called after every run with (runs done, runs in all, {"rows": n}).
 
+    Returns
+    -------
+    list of str
+        What was left out, a line each.
+
     Raises
     ------
     DataError
-        For missing or damaged recordings, missing vertices, NaN or constant vertices, another writer, a full disk.
+        For missing or damaged recordings, missing vertices, too many without signal, another writer, a full disk.
     SettingError
         For an unknown area or a window shorter than a volume.
 
@@ -123,13 +140,22 @@ def prepare_hcp(
     lock = StoreLock(out)
     try:
         with disk_errors(out, "the pre-training fMRI"):
+            planned, found = dict(zip(names, sources, strict=True)), None
+            if not out.exists():  # a refusal leaves nothing behind
+                found = survey(planned, vertex, areas, window_s)
             group = _start(out, header)
             if group.attrs["complete"]:
-                return
-            if vertex is not None:
-                group.create_array("vertex", data=vertex, overwrite=True)
+                return _remarks(group)
+            if "kept" not in group.attrs:
+                found = found or survey(planned, vertex, areas, window_s)
+                if vertex is not None:
+                    group.create_array("vertex", data=vertex[found.kept], overwrite=True)
+                silent = np.flatnonzero(~found.kept) if vertex is None else vertex[~found.kept]
+                group.attrs.update(
+                    {"silent": silent.tolist(), "left_out": found.left_out, "kept": np.flatnonzero(found.kept).tolist()}
+                )
             for number, (name, source) in enumerate(zip(names, sources, strict=True)):
-                if name not in group.attrs["sources"]:
+                if name not in group.attrs["sources"] and name not in group.attrs["left_out"]:
                     _append_run(group, name, source, vertex, areas, window_s)
                 if progress is not None:
                     progress(number + 1, len(sources), {"rows": group.attrs["rows"]})
@@ -137,8 +163,131 @@ def prepare_hcp(
             step = {"step": "prepare_hcp", "parameters": {key: header[key] for key in ("window_s", "areas", "kind")}}
             group.attrs.update({"complete": True, "provenance": [step]})
             flush_folder(out, recursive=False)
+            return _remarks(group)
     finally:
         lock.release()
+
+
+def _remarks(group: zarr.Group) -> list[str]:
+    """What was left out, a line each."""
+    left_out, silent = group.attrs["left_out"], group.attrs["silent"]
+    lines = [f"recording left out, {reason}: {name}" for name, reason in left_out.items()]
+    if silent:
+        named = listed([str(place) for place in silent])
+        lines.append(f"vertices left out, which have no signal in some run ({len(silent)}): {named}")
+    return lines
+
+
+class Survey(NamedTuple):
+    """Which vertices have a signal in every run that is read, bool (V,), and the runs left out with the reasons."""
+
+    kept: np.ndarray
+    left_out: dict[str, str]
+
+
+def survey(sources: dict[str, Source], vertex: np.ndarray | None, areas: Sequence[str], window_s: float) -> Survey:
+    """Look at the chosen vertices of every recording before any is written.
+
+    A recording is left out that lacks a signal at more than `MOST_SILENT` of the vertices, or whose volumes are in other
+    recordings of the person too: a concatenation of runs beside its runs, a run beside a longer recording that holds
+    it, the same run under two names.
+
+    Raises
+    ------
+    DataError
+        For damaged recordings, or where no recording or too few vertices remain.
+    """
+    left_out: dict[str, str] = {}
+    seen: dict[Path, str] = {}
+    silent: dict[str, np.ndarray] = {}
+    for _, group in itertools.groupby(sources.items(), key=lambda item: _person(item[1])):
+        series: dict[str, np.ndarray] = {}
+        for name, source in group:
+            first = seen.setdefault(source.path.resolve(), name)
+            if first != name:
+                left_out[name] = f"the same file as {first}"
+                continue
+            if vertex is not None:
+                file = SeriesFile(source.path)
+                is_silent = np.isnan(read_cifti_windows(file, vertex, window_s)[0])
+                series[name] = file.take(vertex[:: max(1, len(vertex) // _PROBES)])
+            else:
+                is_silent = np.isnan(next(stream_npz_windows(source.path, areas, window_s))[0])
+            if is_silent.mean() > MOST_SILENT:
+                left_out[name] = f"{int(is_silent.sum())} of {len(is_silent)} vertices have no signal"
+                series.pop(name, None)
+            else:
+                silent[name] = is_silent
+        left_out |= find_contained(series)
+    read = [silent[name] for name in silent if name not in left_out]
+    if not read:
+        raise DataError(
+            f"expected a recording with a signal, found none: {listed([f'{n} ({r})' for n, r in left_out.items()])}"
+        )
+    if len({len(part) for part in read}) > 1:
+        raise DataError(f"expected equally many voxels in all recordings, found {sorted({len(part) for part in read})}")
+    is_silent = np.any(read, axis=0)
+    if is_silent.mean() > MOST_SILENT:
+        worst = max((name for name in silent if name not in left_out), key=lambda name: int(silent[name].sum()))
+        raise DataError(
+            f"expected a signal at nearly every vertex, found {int(is_silent.sum())} of {len(is_silent)} that never change "
+            f"in some run, {int(silent[worst].sum())} of them in {worst}; take such runs out of the folder"
+        )
+    return Survey(~is_silent, left_out)
+
+
+def _person(source: Source) -> Path:
+    """The folder of the person a recording is of."""
+    return source.path.parents[3] if source.kind == "cifti" else source.path.parent
+
+
+def find_contained(series: dict[str, np.ndarray]) -> dict[str, str]:
+    """Recordings of one person whose volumes are in others too, with the reason.
+
+    Parameters
+    ----------
+    series : dict of str to ndarray, float (P, T)
+        The same few vertices of each recording; lengths differ.
+
+    Returns
+    -------
+    dict of str to str
+        A concatenation all of whose volumes are in the others is left out itself; of a longer recording with volumes of
+        its own the parts are.
+    """
+    left_out: dict[str, str] = {}
+    by_length = sorted(series, key=lambda name: series[name].shape[1], reverse=True)
+    for number, whole in enumerate(by_length):
+        others = [name for name in by_length[number + 1 :] if name not in left_out]
+        if whole in left_out:
+            continue
+        parts = [name for name in others if _holds(series[whole], series[name])]
+        n_covered = sum(series[name].shape[1] for name in parts)
+        if len(parts) > 1 and n_covered >= series[whole].shape[1]:
+            left_out[whole] = f"the concatenation of {listed(parts)}"
+        else:
+            left_out |= dict.fromkeys(parts, f"its volumes are those of {whole}")
+    return left_out
+
+
+def _holds(whole: np.ndarray, part: np.ndarray) -> bool:
+    """Whether a recording (P, T) holds another one, (P, n) with n up to T: some stretch of it correlates with all of it."""
+    n_volumes = part.shape[1]
+    best = np.zeros(whole.shape[1] - n_volumes + 1)
+    n_used = 0
+    for a, b in zip(whole.astype(np.float64), part.astype(np.float64), strict=True):
+        a, b = a - a.mean(), b - b.mean()
+        if not (a.std() > 0 and b.std() > 0 and np.isfinite(a).all() and np.isfinite(b).all()):
+            continue
+        sums = np.cumsum(np.stack([a, a * a]), axis=1)
+        sums = np.pad(sums, ((0, 0), (1, 0)))
+        total, squares = sums[:, n_volumes:] - sums[:, :-n_volumes]
+        spread = np.sqrt(np.maximum(squares - total**2 / n_volumes, 1e-12) * (b @ b))
+        best += correlate(a, b, mode="valid") / spread
+        n_used += 1
+        if best.max() < _SAME * n_used - 0.5:
+            return False
+    return n_used > 0 and float(best.max()) > _SAME * n_used
 
 
 def _start(out: Path, header: dict[str, Any]) -> zarr.Group:
@@ -162,15 +311,20 @@ def _append_run(
     window_s: float,
 ) -> None:
     """Read one run and append its windows; the row count in the attributes is what counts after a kill."""
-    rows = int(group.attrs["rows"])
+    sha256 = hash_file(source.path)
+    copied = next((other for other, known in group.attrs["sources"].items() if known == sha256), None)
+    if copied is not None:
+        group.attrs["left_out"] = {**group.attrs["left_out"], name: f"a copy of {copied}"}
+        return
+    rows, kept = int(group.attrs["rows"]), np.asarray(group.attrs["kept"])
     if vertex is not None:
-        blocks = iter([read_cifti_windows(source.path, vertex, window_s)])
+        blocks = iter([read_cifti_windows(SeriesFile(source.path), vertex, window_s)])
     else:
         blocks = stream_npz_windows(source.path, areas, window_s)
     for windows in blocks:
-        _append_rows(group, source.path, windows, rows)
+        _append_rows(group, source.path, windows[:, kept], rows)
         rows += len(windows)
-    group.attrs.update({"rows": rows, "sources": {**group.attrs["sources"], name: hash_file(source.path)}})
+    group.attrs.update({"rows": rows, "sources": {**group.attrs["sources"], name: sha256}})
 
 
 def _append_rows(group: zarr.Group, path: Path, windows: np.ndarray, rows: int) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from mindvideo.data.series import SeriesFile
-from mindvideo.data.voxels import check_run, refuse_bad_vertices
+from mindvideo.data.recordings import SeriesFile
+from mindvideo.data.voxels import find_silent, refuse_damage
 from mindvideo.errors import DataError, SettingError
 
 NPZ_TR_S = 0.72
@@ -47,23 +47,17 @@ def average_windows(run: np.ndarray, volumes: int) -> np.ndarray:
     return run[: n_windows * volumes].reshape(n_windows, volumes, run.shape[1]).mean(axis=1, dtype=np.float64)
 
 
-def standardise_windows(windows: np.ndarray, path: Path | str, vertex: np.ndarray | None = None) -> np.ndarray:
-    """Mean 0 and standard deviation 1 (ddof 1) of each vertex over a run's windows, float32 (n, V)."""
-    check_run(windows, path, vertex)
-    centred = windows - windows.mean(axis=0)
-    return (centred / centred.std(axis=0, ddof=1)).astype(np.float32)
+def read_cifti_windows(file: SeriesFile, vertex: np.ndarray, window_s: float) -> np.ndarray:
+    """Windows of one CIFTI run at the given cortical positions, standardised over the run (ddof 1), float32 (n, V).
 
-
-def read_cifti_windows(path: Path, vertex: np.ndarray, window_s: float) -> np.ndarray:
-    """Windows of one CIFTI run at the given cortical positions, standardised, float32 (n, V).
+    NaN throughout for a vertex without signal.
 
     Raises
     ------
     DataError
-        If the file is damaged, lacks vertices, is too short, or has vertices that are not finite or constant.
+        If the file is damaged, lacks vertices, is too short, or has values that are not finite among others.
     """
-    file = SeriesFile(path)
-    known = file.header.vertex
+    path, known = file.path, file.header.vertex
     is_missing = known[np.minimum(np.searchsorted(known, vertex), len(known) - 1)] != vertex
     if is_missing.any():
         raise DataError(
@@ -71,7 +65,9 @@ def read_cifti_windows(path: Path, vertex: np.ndarray, window_s: float) -> np.nd
             f"(missing e.g. cortical position {int(vertex[is_missing][0])}); leave the run out or choose other areas"
         )
     volumes = volumes_per_window(window_s, file.header.tr_s, file.header.n_volumes, path)
-    return standardise_windows(average_windows(file.take(vertex).T, volumes), path, vertex)
+    windows = average_windows(file.take(vertex).T, volumes)
+    windows[:, find_silent(windows, path, vertex)] = np.nan
+    return ((windows - windows.mean(axis=0)) / windows.std(axis=0, ddof=1)).astype(np.float32)
 
 
 def _npy_header(member: Any) -> tuple[Any, bool, np.dtype]:
@@ -135,12 +131,12 @@ def stream_npz_windows(path: Path, areas: Sequence[str], window_s: float) -> Ite
     """Windows of a published ``HCP_visual_voxel.npz`` in blocks, float32 (rows, V).
 
     V1…V4, each time × voxels at TR 0.72 s, stand side by side in the given order; inside an area the file's own order is
-    kept.
+    kept. NaN throughout for a voxel without signal.
 
     Raises
     ------
     DataError
-        Before the first block, if the file is damaged, lacks a key, or has voxels that are not finite or constant.
+        Before the first block, if the file is damaged, lacks a key, or has values that are not finite among others.
     """
     first, n_windows = None, 0
     held: list[np.ndarray] | None = []
@@ -148,16 +144,18 @@ def stream_npz_windows(path: Path, areas: Sequence[str], window_s: float) -> Ite
         for block in _window_blocks(path, areas, window_s):
             if first is None:
                 first = block[0].copy()
-                total, squares = np.zeros((2, len(first)))
+                total, squares, n_finite = np.zeros((3, len(first)))
             offset = block - first
             total += offset.sum(axis=0)
             squares += np.einsum("nv,nv->v", offset, offset)
+            n_finite += np.isfinite(block).sum(axis=0)
             n_windows += len(block)
             if held is not None:
                 held = [*held, block] if n_windows * block[0].nbytes <= _HELD_BYTES else None
     assert first is not None  # at least two windows
-    refuse_bad_vertices(~np.isfinite(squares), squares == 0, path)
+    refuse_damage((n_finite > 0) & (n_finite < n_windows), path)
     mean = total / n_windows
     deviation = np.sqrt((squares - n_windows * mean**2) / (n_windows - 1))
+    deviation[squares == 0] = np.nan
     for block in _window_blocks(path, areas, window_s) if held is None else held:
         yield ((block - first - mean) / deviation).astype(np.float32)

@@ -124,6 +124,8 @@ def _check_array(path: Path, group: zarr.Group, name: str, dtype: str, shape: tu
 
 
 def _check_captions(path: Path, segment: str, attrs: dict[str, Any], n_scans: int, n_frames: int) -> None:
+    if attrs.get("left_out") is True:
+        return
     scan, frame = attrs.get("scan"), attrs.get("frame")
     if not isinstance(scan, list) or not _is_texts(scan) or len(scan) != n_scans:
         _refuse(path, f"{n_scans} captions of segment {segment}", repr(scan))

@@ -17,16 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mindvideo.config import Data
-from mindvideo.data.detrending import detrended_products, polynomial_basis, refuse_trends
-from mindvideo.data.series import SeriesFile
+from mindvideo.data.detrending import detrended_products, polynomial_basis
+from mindvideo.data.recordings import SeriesFile
 from mindvideo.data.video import Film, read_film, read_frames
-from mindvideo.data.voxels import (
-    check_run,
-    detrend_and_standardise,
-    fisher_z,
-    refuse_bad_vertices,
-    repeat_correlation,
-)
+from mindvideo.data.voxels import detrend_and_standardise, find_silent, fisher_z, refuse_damage, repeat_correlation
 from mindvideo.errors import DataError
 from mindvideo.files import hash_file
 
@@ -54,12 +48,20 @@ class SegmentTask:
 
 @dataclass(frozen=True)
 class SegmentMeasure:
-    """What a segment's runs say: Fisher z of each candidate, float64 (N,), and the hash of each run's file.
+    """What a segment's runs say.
 
-    No hashes where the runs bring their own reader, since several of them may show one file.
+    Attributes
+    ----------
+    z : ndarray, float64 (N,), or None
+        Fisher z of each candidate; NaN where a run has no signal. None where the segment is not measured.
+    silent : ndarray, bool (R, N)
+        Candidates without signal in each run.
+    sha256 : tuple of str
+        Hash of each run's file; none where the runs bring their own reader, since several of them may show one file.
     """
 
     z: np.ndarray | None
+    silent: np.ndarray
     sha256: tuple[str, ...]
 
 
@@ -84,35 +86,34 @@ def measure_segment(task: SegmentTask) -> SegmentMeasure:
     Raises
     ------
     DataError
-        For damaged or changed files, values that are not finite, constant vertices, or copies of one file.
+        For damaged or changed files, values that are not finite, or copies of one file.
     """
     runs = task.segment.runs
     if any(run.read is not None for run in runs):
         return _measure_given(task)
     if task.is_measured:
         groups = [[SeriesFile(run.path) for run in runs]]
-        if any(
-            not file.is_plain or not np.array_equal(file.column, groups[0][0].column) for file in groups[0]
-        ):  # not laid out alike: compare vertex by vertex
-            groups = [[SeriesFile(run.path, is_whole=True) for run in runs]]
+        if any(not np.array_equal(file.column, groups[0][0].column) for file in groups[0]):  # laid out in other orders
+            groups = [[SeriesFile(run.path, by_vertex=True) for run in runs]]
     else:
         groups = [[SeriesFile(run.path)] for run in runs]
     first = [run.first for run in runs]
-    grams = []
+    products = []
     for files in groups:
-        grams.append(_read_products(files, first[: len(files)], task))
+        products.append(_read_products(files, first[: len(files)], task))
         first = first[len(files) :]
+    silent = np.concatenate([is_silent for _, is_silent in products])
     z = None
     if task.is_measured:
-        gram = grams[0]
+        gram = np.where(silent.any(axis=0), np.nan, products[0][0])
         pairs = itertools.combinations(range(len(runs)), 2)
         with _naming(task.segment.name):
             z = np.mean([fisher_z(gram[i, j] / np.sqrt(gram[i, i] * gram[j, j])) for i, j in pairs], axis=0)
-    return SegmentMeasure(z, tuple(file.sha256 for files in groups for file in files))
+    return SegmentMeasure(z, silent, tuple(file.sha256 for files in groups for file in files))
 
 
-def _read_products(files: list[SeriesFile], first: list[int], task: SegmentTask) -> np.ndarray:
-    """Products of the detrended runs at the candidates, float64 (R, R, N); every run is checked on the way."""
+def _read_products(files: list[SeriesFile], first: list[int], task: SegmentTask) -> tuple[np.ndarray, np.ndarray]:
+    """Products of the detrended runs at the candidates, float64 (R, R, N), and where each has no signal, bool (R, N)."""
     for file in files:
         if not np.array_equal(file.header.vertex, task.vertex):
             raise DataError(f"expected the vertices of the other files in {file.path}, found others; was it replaced?")
@@ -122,7 +123,7 @@ def _read_products(files: list[SeriesFile], first: list[int], task: SegmentTask)
     place = np.argsort(row, kind="stable")
     row = row[place]
     gram = np.empty((len(files), len(files), len(candidate)))
-    flags = np.empty((3, len(files), len(candidate)), dtype=bool)
+    silent, damaged = np.empty((2, len(files), len(candidate)), dtype=bool)
     for parts in zip(*(file.blocks() for file in files), strict=True):
         start, n_rows = parts[0][0], len(parts[0][1])
         low, high = np.searchsorted(row, [start, start + n_rows])
@@ -134,19 +135,18 @@ def _read_products(files: list[SeriesFile], first: list[int], task: SegmentTask)
             series = [part[rows, skip : skip + n_scans] for (_, part), skip in zip(parts, first, strict=True)]
             found = detrended_products(series, basis)
             gram[:, :, place[begin:end]] = found.gram
-            flags[:, :, place[begin:end]] = found.has_nan, found.is_constant, found.is_trend
-    for number, file in enumerate(files):
-        refuse_bad_vertices(flags[0, number], flags[1, number], file.path, candidate)
-        with _naming(file.path):
-            refuse_trends(flags[2, number], candidate)
-    return gram
+            silent[:, place[begin:end]], damaged[:, place[begin:end]] = found.is_silent, found.is_damaged
+    for file, is_damaged in zip(files, damaged, strict=True):
+        refuse_damage(is_damaged, file.path, candidate)
+    return gram, silent
 
 
 def _measure_given(task: SegmentTask) -> SegmentMeasure:
     """The same for runs that bring their own reader."""
-    kept = []
+    kept, silent = [], []
     for run in task.segment.runs:
         standardised = standardise_run(RunTask(run, task.segment.n_scans, task.vertex, task.candidate))
+        silent.append(np.isnan(standardised).any(axis=0))
         if task.is_measured:
             kept.append(standardised)
     z = None
@@ -154,11 +154,11 @@ def _measure_given(task: SegmentTask) -> SegmentMeasure:
         with _naming(task.segment.name):
             pairs = itertools.combinations(kept, 2)
             z = np.mean([fisher_z(repeat_correlation(a, b)) for a, b in pairs], axis=0)
-    return SegmentMeasure(z, ())
+    return SegmentMeasure(z, np.array(silent), ())
 
 
 def standardise_run(task: RunTask) -> np.ndarray:
-    """Read, trim, check, detrend and standardise one run at the wanted positions, float32 (n, V)."""
+    """Read, trim, check, detrend and standardise one run at the wanted positions, float32 (n, V); NaN: no signal."""
     run = task.run
     if run.read is not None:
         with _reading:
@@ -167,9 +167,9 @@ def standardise_run(task: RunTask) -> np.ndarray:
     if not np.array_equal(file.header.vertex, task.vertex):
         raise DataError(f"expected the vertices of the other files in {run.path}, found others; was it replaced?")
     kept = file.take(task.wanted)[:, run.first : run.first + task.n_scans].T
-    check_run(kept, run.path, task.wanted)
+    is_silent = find_silent(kept, run.path, task.wanted)
     with _naming(run.path):
-        return detrend_and_standardise(kept, POLYNOMIAL)
+        return detrend_and_standardise(np.where(is_silent, np.float32(0), kept), POLYNOMIAL)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,9 @@ from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file
 
 Progress = Callable[[int, int, dict[str, Any]], None]
+MOST_FPS = 30
+MOST_SILENT = 0.1
+"""Largest share of candidate vertices that may lack a signal in some run: fMRIPrep's own gaps are .01 of the cortex."""
 FRAME_BYTES = 3 * 2**30
 """Frames of films are decoded ahead up to about this; one film is always held whole (2.8 GB at 30 frames/s, 256 pixels)."""
 
@@ -62,13 +65,28 @@ class Run:
 
 @dataclass(frozen=True)
 class Segment:
-    """A film and its recordings; ``split`` is train, validation or test."""
+    """A film and its recordings; ``split`` is train, validation or test.
+
+    Where the segment ``is_part`` of a film, ``first`` is the film's scan that is its first; ``other_names`` are what else
+    a file of captions may call it.
+    """
 
     name: str
     split: str
     film: Path
     n_scans: int
     runs: tuple[Run, ...]
+    first: int = 0
+    is_part: bool = False
+    other_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What was left out of a data set, or taken for granted: in words, and the names of all it concerns."""
+
+    text: str
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +94,7 @@ class Source:
     """A checked source: where it is, who it is of, its segments, the vertices of every file, and notes to keep.
 
     A note replaces the general step of the same name in the provenance. ``files`` are further files the result depends
-    on; ``roots`` are folders beside ``root``, by the name that stands for them in the store.
+    on; ``roots`` are folders beside ``root``, by the name that stands for them in the store. ``remarks`` are kept too.
     """
 
     root: Path
@@ -86,6 +104,7 @@ class Source:
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     roots: dict[str, Path] = field(default_factory=dict)
+    remarks: tuple[Remark, ...] = ()
 
     def name_file(self, path: Path) -> str:
         """The name of a file in the store: its path below the root, or below one of ``roots`` after that one's name."""
@@ -97,28 +116,34 @@ class Source:
 
 @dataclass(frozen=True)
 class Voxels:
-    """The chosen cortical positions in voxel order (V,), and both maps over the cortex, (59412,)."""
+    """The chosen cortical positions in voxel order (V,), both maps over the cortex, (59412,), and what was left out."""
 
     vertex: np.ndarray
     reproducibility: np.ndarray
     p_value: np.ndarray
+    silent: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
-def frame_times(n_scans: int, tr_s: float, fps: int) -> np.ndarray:
-    """Movie time of every kept frame, float64 (n, F): scan k shows k · tr_s + j / fps, j = 0…F−1.
+def frame_times(n_scans: int, tr_s: float, fps: int, first: int = 0) -> np.ndarray:
+    """Movie time of every kept frame, float64 (n, F): scan k shows (first + k) · tr_s + j / fps, j = 0…F−1.
 
     Raises
     ------
     SettingError
         If a TR does not hold a whole number of frames.
     """
-    n_frames = fps * tr_s
-    if abs(n_frames - round(n_frames)) > 1e-6 or round(n_frames) < 1:
+    if not _is_whole(fps * tr_s):
+        rates = [str(rate) for rate in range(1, MOST_FPS + 1) if _is_whole(rate * tr_s)]
+        way_out = f"choose fps {', '.join(rates[:4])} (data.fps, --fps), or " if rates else "no fps up to 30 has one: "
         raise SettingError(
-            f"expected a whole number of frames in each TR, found {fps} frames/s x {tr_s:g} s = {n_frames:g}; "
-            "choose another data.fps"
+            f"expected a whole number of frames in each TR, found {fps} frames/s x {tr_s:g} s = {fps * tr_s:g}; {way_out}"
+            "with fmriprep choose another spacing of the scans, as --tr-s 2 --fps 3 (data.tr_s, data.fps)"
         )
-    return np.arange(n_scans)[:, None] * tr_s + np.arange(round(n_frames))[None, :] / fps
+    return (first + np.arange(n_scans)[:, None]) * tr_s + np.arange(round(fps * tr_s))[None, :] / fps
+
+
+def _is_whole(number: float) -> bool:
+    return abs(number - round(number)) <= 1e-6 and round(number) >= 1
 
 
 def number_scenes(cuts_s: Sequence[float], times_s: np.ndarray, offset: int) -> np.ndarray:
@@ -176,7 +201,7 @@ def prepare_segments(
         raise SettingError("expected the number of voxels k for selection top_k, found none; set data.k (--k)")
     tick = _Steps(progress, source)
     captions = _read_given_captions(source, data, captioner)
-    voxels, sources = None, {}
+    voxels, sources, provenance = None, {}, {}
     if _is_begun(out):
         sources = _hash_files(source, data, tick, pool)
         voxels = _unfinished_voxels(out, _fingerprint(source, data, sources, captioner_name))
@@ -184,6 +209,7 @@ def prepare_segments(
     if voxels is None:
         tick.restart()
         voxels, sources = _check_sources(source, data, tick, pool)
+        provenance = _provenance(source, data, voxels, captioner_name)
     fingerprint = _fingerprint(source, data, sources, captioner_name)
     splits = {
         split: [segment.name for segment in source.segments if segment.split == split]
@@ -192,13 +218,16 @@ def prepare_segments(
     with Store.create(
         out, subject=source.subject, tr_s=data.tr_s, lag_s=data.lag_s, fps=data.fps, size=data.size, splits=splits,
         vertex=voxels.vertex, reproducibility=voxels.reproducibility, p_value=voxels.p_value,
-        order=[segment.name for segment in source.segments], fingerprint=fingerprint,
+        order=[segment.name for segment in source.segments], fingerprint=fingerprint, provenance=provenance,
     ) as writer:  # fmt: skip
         writer.add_sources(sources)
-        for step, parameters in _provenance(source, data, voxels, captioner_name).items():
-            writer.add_step(step, **parameters)
-        for segment in source.segments:
-            writer.add_film(segment.name, segment.film, 0.0, data.fit, sources[source.name_file(segment.film)])
+        writer.add_films(
+            {
+                item.name: (item.film, item.first * data.tr_s, sources[source.name_file(item.film)])
+                for item in source.segments
+            },
+            data.fit,
+        )
         describe = _Captions(captioner, captioner_name, caption_cache or default_cache(out))
         _write_segments(writer, source, data, captions, describe, tick, pool)
         return writer.finish()
@@ -214,7 +243,9 @@ def _write_segments(
     pool: Pool,
 ) -> None:
     """Write what is missing, segment by segment; runs and films come from the pool a little ahead."""
-    times = {segment.name: frame_times(segment.n_scans, data.tr_s, data.fps) for segment in source.segments}
+    times = {
+        segment.name: frame_times(segment.n_scans, data.tr_s, data.fps, segment.first) for segment in source.segments
+    }
     pending = [segment for segment in source.segments if not writer.has(segment.name)]
     runs = pool.map(
         standardise_run,
@@ -235,8 +266,11 @@ def _write_segments(
             writer.write_frames(segment.name, film.frames.reshape(*shape, *film.frames.shape[1:]))
             scene = number_scenes(film.cuts_s, times[segment.name], offset)
             writer.write_scene(segment.name, scene)
-            rows = given[segment.name] if given is not None else describe(film.frames, shape[1])
-            writer.write_captions(segment.name, caption_windows(rows, scene), rows)
+            if data.captions == "none":
+                writer.leave_captions_out(segment.name)
+            else:
+                rows = given[segment.name] if given is not None else describe(film.frames, shape[1])
+                writer.write_captions(segment.name, caption_windows(rows, scene), rows)
             del film  # before the next one is waited for
         offset += times[segment.name].size
         tick(f"wrote {segment.name}")
@@ -264,13 +298,28 @@ def _check_sources(source: Source, data: Data, tick: _Steps, pool: Pool) -> tupl
     hashes: dict[Path, str] = {}
     voxels = measure_voxels(source, data, tick, pool, hashes)
     films = (
-        FilmTask(segment.film, frame_times(segment.n_scans, data.tr_s, data.fps).ravel(), data)
+        FilmTask(segment.film, frame_times(segment.n_scans, data.tr_s, data.fps, segment.first).ravel(), data)
         for segment in source.segments
     )
     for segment, sha256 in zip(source.segments, pool.map(check_film, films), strict=True):
         hashes[segment.film] = sha256
         tick(f"checked {segment.film.name}", 2)
-    return voxels, _name_hashes(source, data, hashes, pool)
+    named = _name_hashes(source, data, hashes, pool)
+    _refuse_copies(source, named)
+    return voxels, named
+
+
+def _refuse_copies(source: Source, hashes: dict[str, str]) -> None:
+    """A copy of a recording is no repeat of it."""
+    for segment in source.segments:
+        owner: dict[str, Path] = {}
+        for path in dict.fromkeys(run.path for run in segment.runs):
+            other = owner.setdefault(hashes[source.name_file(path)], path)
+            if other != path:
+                raise DataError(
+                    f"expected different recordings of {segment.name}, found copies of one file: {other} and {path}; "
+                    "remove one, or list its run under exclude"
+                )
 
 
 def measure_voxels(
@@ -279,26 +328,32 @@ def measure_voxels(
     """Check every run and choose the voxels on the training runs (METHOD section 2, 'Voxel selection').
 
     Per training segment, the Fisher z of the correlation between its runs (the mean over pairs where there are more
-    than two); over segments a one-sided t-test. Test runs are read and checked, nothing is computed from them.
+    than two); over segments a one-sided t-test. Of test runs only this is used: a vertex without signal in any run is no
+    candidate.
     ``hashes`` receives the hash of each file that was read from end to end.
 
     Raises
     ------
     DataError
-        For values that are not finite, constant vertices, copies of one file, or too few voxels.
+        For values that are not finite, too many vertices without signal, copies of one file, or too few voxels.
     """
     candidate = np.intersect1d(source.vertex, parse_areas(data.areas))
     if not len(candidate):
         raise DataError(f"expected vertices of the areas '{data.areas}' in the recordings of {source.root}, found none")
     tasks = (SegmentTask(segment, source.vertex, candidate, is_measured(segment)) for segment in source.segments)
     scores = []
+    silent: dict[str, np.ndarray] = {}
     for segment, measure in zip(source.segments, pool.map(measure_segment, tasks), strict=True):
         if measure.z is not None:
             scores.append(measure.z)
+        silent |= {str(run.path): own for run, own in zip(segment.runs, measure.silent, strict=True)}
         if hashes is not None and measure.sha256:
             hashes |= {run.path: sha256 for run, sha256 in zip(segment.runs, measure.sha256, strict=True)}
         for run in segment.runs:
             tick(f"checked {run.label}", 2)
+    is_silent = _refuse_silence(silent, data)
+    left_out, candidate = candidate[is_silent], candidate[~is_silent]
+    scores = [z[~is_silent] for z in scores]
     p = np.full(len(candidate), np.nan)
     reproducibility, p_value = np.full(N_CORTEX, np.nan), np.full(N_CORTEX, np.nan)
     if scores:
@@ -307,7 +362,20 @@ def measure_voxels(
         p = reproducibility_t_test(np.array(scores))
     p_value[candidate] = p
     chosen = candidate[select_voxels(p, data.selection, data.alpha, data.top_fraction, data.k)]
-    return Voxels(chosen[hierarchy_order(chosen)].astype(np.int32), reproducibility, p_value)
+    return Voxels(chosen[hierarchy_order(chosen)].astype(np.int32), reproducibility, p_value, left_out)
+
+
+def _refuse_silence(silent: dict[str, np.ndarray], data: Data) -> np.ndarray:
+    """Which candidates have no signal in some run, bool (N,), of each run's file; DataError where they are too many."""
+    is_silent = np.any(list(silent.values()), axis=0)
+    if is_silent.mean() > MOST_SILENT:
+        worst = max(silent, key=lambda path: int(silent[path].sum()))
+        raise DataError(
+            f"expected a signal at nearly every vertex of the areas '{data.areas}', found {int(is_silent.sum())} of "
+            f"{len(is_silent)} that never change in some run, {int(silent[worst].sum())} of them in {worst}; exclude that run "
+            "(data.exclude, or data.fmriprep.exclude), or choose areas that all runs cover (data.areas, --areas)"
+        )
+    return is_silent
 
 
 class _Steps:
@@ -333,9 +401,15 @@ class _Steps:
 
 
 def _read_given_captions(source: Source, data: Data, captioner: Captioner | None) -> dict[str, list[list[str]]] | None:
-    times = {segment.name: frame_times(segment.n_scans, data.tr_s, data.fps) for segment in source.segments}
+    times = {
+        segment.name: frame_times(segment.n_scans, data.tr_s, data.fps, segment.first) for segment in source.segments
+    }
+    if data.captions == "none":
+        return None
     if data.captions != "blip":
-        return read_captions(Path(data.captions), times)
+        skipped = {segment.name: segment.first for segment in source.segments if segment.is_part}
+        names = {segment.name: segment.other_names for segment in source.segments}
+        return read_captions(Path(data.captions), times, names, skipped)
     if captioner is None:
         raise DataError(
             "expected a captioner for data.captions=blip, found none; give a foundation folder that has one, "
@@ -361,7 +435,7 @@ def _name_hashes(source: Source, data: Data, known: dict[Path, str], pool: Pool)
     rest = [path for path in files if path not in known]
     known = known | dict(zip(rest, pool.map(hash_file, rest), strict=True))
     hashes = {source.name_file(path): known[path] for path in files}
-    if data.captions != "blip":
+    if data.captions not in ("blip", "none"):
         hashes[f"captions:{Path(data.captions).name}"] = hash_file(Path(data.captions))
     return hashes
 
@@ -373,7 +447,7 @@ def _fingerprint(source: Source, data: Data, sources: dict[str, str], captioner_
             mode="json",
             exclude={"raw": True, "hcp": True, "expect": True, "captions": True, "fmriprep": {"stimuli", "bids"}},
         ),
-        "captioner": captioner_name if data.captions == "blip" else "file",
+        "captioner": {"blip": captioner_name, "none": "none"}.get(data.captions, "file"),
         "segments": [
             [segment.name, segment.split, segment.n_scans, [[run.label, run.first] for run in segment.runs]]
             for segment in source.segments
@@ -414,7 +488,7 @@ def _provenance(source: Source, data: Data, voxels: Voxels, captioner_name: str)
     """Every step with its parameters."""
     measured = [item.name for item in source.segments if is_measured(item)]
     versions = {name: metadata.version(name) for name in ("numpy", "scipy", "nibabel", "av", "scenedetect-headless")}
-    given = "file" if data.captions != "blip" else captioner_name
+    given = {"blip": captioner_name, "none": "none"}.get(data.captions, "file")
     steps: dict[str, dict[str, Any]] = {
         "trim": {
             "lag_s": data.lag_s,
@@ -434,4 +508,16 @@ def _provenance(source: Source, data: Data, voxels: Voxels, captioner_name: str)
         "captions": {"from": given},
         "software": versions,
     }  # fmt: skip
+    remarks = [*source.remarks]
+    if len(voxels.silent):
+        names = tuple(map(str, voxels.silent.tolist()))
+        remarks.append(Remark("vertices left out, which have no signal in some run", names))
+    if data.captions == "none":
+        films = tuple(segment.name for segment in source.segments)
+        remarks.append(
+            Remark(
+                "films without captions, since the embedded kit knows one drawn world only, or none are wanted", films
+            )
+        )
+    steps["remarks"] = {"list": [{"text": remark.text, "names": list(remark.names)} for remark in remarks]}
     return {**source.notes, **{step: values for step, values in steps.items() if step not in source.notes}}

@@ -136,8 +136,11 @@ def prepare(
                     )  # fmt: skip
                     rows = [flat[start : start + times.shape[1]] for start in range(0, times.size, times.shape[1])]
                 else:
-                    rows = source.captions(split, index)
-                writer.write_captions(name, caption_windows(rows, scene), rows)
+                    rows = source.captions(split, index) if data.captions == "published" else []
+                if data.captions == "none":
+                    writer.leave_captions_out(name)
+                else:
+                    writer.write_captions(name, caption_windows(rows, scene), rows)
             if progress is not None:
                 progress(number + 1, len(order) + 1, {"what": f"wrote {name}"})
         pairs = near_duplicates(Store(out, open_group(out)), NEAR_DUPLICATE)
@@ -222,7 +225,7 @@ def _given_captions(
     order: list[str], times: np.ndarray, data: Data, captioner: Captioner | None
 ) -> dict[str, list[list[str]]] | None:
     """Captions of the user's own file; None where the publishers' or a captioner's are to be used."""
-    if data.captions == "published":
+    if data.captions in ("published", "none"):
         return None
     if data.captions != "blip":
         return read_captions(Path(data.captions), dict.fromkeys(order, times))

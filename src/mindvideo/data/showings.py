@@ -4,55 +4,82 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import mimetypes
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from mindvideo.config import Data
 from mindvideo.data.bids import Event
-from mindvideo.data.denoising import recorded_scans, scan_times
+from mindvideo.data.denoising import Confounds, recorded_scans, resampling_weights, scan_times
 from mindvideo.data.measuring import MIN_MEASURED_SCANS
+from mindvideo.data.preparation import Remark, frame_times
 from mindvideo.data.store import listed, natural_key
-from mindvideo.data.video import SUFFIXES, probe
+from mindvideo.data.video import SUFFIXES, is_film, probe
 from mindvideo.errors import DataError, SettingError
+from mindvideo.files import describe_absence
 
 MOST_REPEATED = "most-repeated"
 """Stands under ``test`` for the films that were shown more often than any other."""
-LENGTH_TOLERANCE_S = 0.1
-"""Stated lengths of a film's showings may differ by this much; encoders and stopwatches do."""
+LENGTH_TOLERANCE_S = 0.5
+"""Logged lengths may be off by this much, a few frames and the time a player takes."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One run: its name, its files, the times of its volumes in seconds, float64 (T,), and the events in it.
+    """One run: its name, its files, the times of its volumes in seconds, float64 (T,), confounds and events.
 
-    Onsets count from the first volume; a volume's time is that of its slices after slice-time correction.
+    Onsets count from the first volume; a volume's time is that of its slices after slice-time correction. ``tr_from``
+    says where the TR is stated, if not in the run's own sidecar.
     """
 
     name: str
     path: Path
     tr_s: float
     volume_s: np.ndarray
-    confounds: Path
-    files: tuple[Path, ...]
+    confounds: Confounds
+    events_path: Path
     events: tuple[Event, ...]
+    files: tuple[Path, ...]
+    tr_from: str = ""
 
 
-Showings = dict[Path, list[tuple[int, Event]]]
-"""The showings of each film, by its path below the stimulus folder: number of the recording, and event."""
+@dataclass(frozen=True)
+class Film:
+    """A film that was shown, by its path below the stimulus folder.
+
+    ``shown`` are its showings: number of the recording, and event. ``first`` and ``n_scans`` are the scans that every
+    showing has of the film's ``n_whole``; ``weights`` (n_scans, T) make them of the volumes of each showing's run.
+    """
+
+    path: Path
+    file: Path
+    duration_s: float
+    shown: tuple[tuple[int, Event], ...] = ()
+    name: str = ""
+    split: str = ""
+    first: int = 0
+    n_scans: int = 0
+    n_whole: int = 0
+    weights: tuple[np.ndarray, ...] = field(default=(), repr=False)
 
 
-def match_films(recordings: Sequence[Recording], stimuli: Path, exclude: Sequence[str]) -> Showings:
-    """Find the film of every event.
+def match_films(
+    recordings: Sequence[Recording], stimuli: Path, exclude: Sequence[str]
+) -> tuple[list[Film], list[Remark]]:
+    """The films that were shown, each with its showings, and what of the events was left out or joined.
 
     Parameters
     ----------
     recordings : sequence of Recording
     stimuli : Path
-        The folder of the films. Events that name something else than a film (``.png``, ``.wav``, …) are left out.
+        The folder of the films. Events that name a picture, a sound or a text are left out.
     exclude : sequence of str
         Entries ``RUN:STIMULUS`` are showings that are left out; others are ignored.
 
@@ -63,75 +90,202 @@ def match_films(recordings: Sequence[Recording], stimuli: Path, exclude: Sequenc
     SettingError
         For an exclusion that excludes nothing.
     """
-    single = [pattern.split(":", 1) for pattern in exclude if ":" in pattern]
-    used: set[int] = set()
-    showings: Showings = {}
+    films: dict[Path, Film] = {}
+    located: dict[str, Path | None] = {}
+    no_films: Counter[str] = Counter()
+    lengthless: list[str] = []
+    joined: list[str] = []
+    unused = {pattern for pattern in exclude if ":" in pattern}
+    excluded: list[str] = []
     for index, recording in enumerate(recordings):
-        onsets: set[float] = set()
+        rows: dict[Path, list[Event]] = {}
         for event in recording.events:
-            if Path(event.stimulus).suffix.lower() not in SUFFIXES:
+            if event.stimulus not in located:
+                located[event.stimulus] = locate_film(event.stimulus, stimuli, recording.events_path)
+            path = located[event.stimulus]
+            if path is None:
+                no_films[event.stimulus] += 1
                 continue
-            film = _locate(event.stimulus, stimuli, recording)
-            hits = {
-                number
-                for number, (run, name) in enumerate(single)
-                if fnmatch.fnmatchcase(recording.name, run) and _is_called(film, film.stem, name)
-            }
-            used |= hits
+            hits = {pattern for pattern in exclude if _excludes(pattern, recording.name, path)}
+            unused -= hits
             if hits:
+                excluded.append(f"{recording.name}:{path.as_posix()}")
                 continue
-            if event.onset_s in onsets:
-                raise DataError(
-                    f"expected one film at a time in {recording.files[-1]}, found two with onset {event.onset_s:g} s; "
-                    "repair the table"
-                )
-            onsets.add(event.onset_s)
-            showings.setdefault(film, []).append((index, event))
-    for number, (run, name) in enumerate(single):
-        if number not in used:
-            raise SettingError(f"expected a showing to exclude as RUN:STIMULUS, found none that is '{run}:{name}'")
-    if not showings:
-        tables = listed([recording.files[-1].name for recording in recordings])
+            films.setdefault(path, Film(path, stimuli / path, probe(stimuli / path).duration_s))
+            rows.setdefault(path, []).append(event)
+        for path, events in rows.items():
+            if any(event.duration_s is None for event in events):
+                lengthless.append(f"{recording.name}:{path.as_posix()}")
+            showings = _join_shots(events, films[path], recording)
+            if len(showings) < len(events):
+                joined.append(f"{recording.name}:{path.as_posix()}")
+            shown = tuple((index, event) for event in showings)
+            films[path] = replace(films[path], shown=films[path].shown + shown)
+    for pattern in sorted(unused):
+        raise SettingError(f"expected a showing to exclude as RUN:STIMULUS, found none that is '{pattern}'")
+    if not films:
+        tables = listed([recording.events_path.name for recording in recordings])
+        named = f", only {listed(sorted(no_films))}" if no_films else ""
         raise DataError(
-            f"expected films ({', '.join(SUFFIXES)}) in the events {tables}, found none; "
-            "name the column that holds them (stim_column)"
+            f"expected films in the events {tables}, found none{named}; name the column that holds them (stim_column)"
         )
-    return showings
+    for index, recording in enumerate(recordings):
+        _refuse_overlap(films.values(), index, recording)
+    remarks = [
+        Remark("stimuli left out, which are no films", tuple(f"{name} ({n}x)" for name, n in sorted(no_films.items()))),
+        Remark("showings left out, as told under exclude", tuple(excluded)),
+        Remark("showings without a logged length, taken to last as long as their films", tuple(lengthless)),
+        Remark("films listed shot by shot, joined to one showing each", tuple(joined)),
+    ]
+    return list(films.values()), [remark for remark in remarks if remark.names]
 
 
-def _locate(stimulus: str, stimuli: Path, recording: Recording) -> Path:
-    """Path of an event's film below the stimulus folder; BIDS writes it with or without ``stimuli/``."""
-    stated = PurePosixPath(stimulus.replace("\\", "/"))
-    tried = [stated]
-    if stated.parts[:1] == ("stimuli",):
-        tried.append(PurePosixPath(*stated.parts[1:]))
+def locate_film(stimulus: str, stimuli: Path, table: Path) -> Path | None:
+    """Path of an event's film below the stimulus folder; None where the event names something else than a film.
+
+    BIDS writes it with or without ``stimuli/``; others write ``/stimuli/``, ``./`` or Windows' folders in front.
+    """
+    parts = [part for part in PurePosixPath(stimulus.replace("\\", "/")).parts if part not in ("/", ".")]
+    tried = [parts]
+    for folder in ("stimuli", stimuli.name):
+        if folder in parts[:-1]:
+            tried.append(parts[parts.index(folder) + 1 :])
     for relative in tried:
-        if not relative.is_absolute() and ".." not in relative.parts and (stimuli / relative).is_file():
-            return Path(relative)
+        found = None if ".." in relative else _find_path(stimuli, relative)
+        if found is not None:
+            absent = describe_absence(stimuli / found)
+            if absent:
+                raise DataError(f"expected the film {stimulus} of {table} in {stimuli}, {absent}")
+            return found if is_film(stimuli / found) else None
+    if parts and Path(parts[-1]).suffix.lower() not in SUFFIXES and _is_other_kind(parts[-1]):
+        return None
     raise DataError(
-        f"expected the film {stimulus} of {recording.files[-1]} in {stimuli}, found no such file; "
+        f"expected the film {stimulus} of {table} in {stimuli}, found no such file; "
         "add it or give another folder of stimuli"
     )
 
 
-def name_films(showings: Iterable[Path]) -> dict[Path, str]:
-    """Names of films in the store: letters, digits, points and dashes; each its own."""
+def _is_other_kind(name: str) -> bool:
+    """Whether a file that is not there would be a still, a sound or a text, by its ending."""
+    kind = mimetypes.guess_type(name)[0] or ""
+    return kind.startswith(("image/", "audio/", "text/")) and kind != "image/gif"
+
+
+def _find_path(folder: Path, parts: Sequence[str]) -> Path | None:
+    """The file below a folder, however its name composes accents; a link without content counts as one."""
+    found = Path()
+    for part in parts:
+        here = folder / found
+        if not (here / part).exists() and not (here / part).is_symlink():
+            same = [name.name for name in here.iterdir() if _plain(name.name) == _plain(part)] if here.is_dir() else []
+            if len(same) != 1:
+                return None
+            part = same[0]
+        found /= part
+    return found if (folder / found).is_file() or (folder / found).is_symlink() else None
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _excludes(pattern: str, run: str, film: Path) -> bool:
+    run_pattern, colon, name = pattern.partition(":")
+    return bool(colon) and fnmatch.fnmatchcase(run, run_pattern) and _is_called(film, film.stem, name)
+
+
+def _join_shots(events: list[Event], film: Film, recording: Recording) -> list[Event]:
+    """The showings that a run's rows of one film stand for: rows that follow one another without a gap are its shots.
+
+    Raises
+    ------
+    DataError
+        For rows that are parts of one showing with gaps between them.
+    """
+    showings: list[Event] = []
+    for event in events:
+        if showings and showings[-1].duration_s is not None and event.duration_s is not None:
+            last = showings[-1]
+            end_s = event.onset_s + event.duration_s
+            is_next = abs(last.onset_s + (last.duration_s or 0) - event.onset_s) <= LENGTH_TOLERANCE_S
+            if is_next and end_s - last.onset_s <= film.duration_s + LENGTH_TOLERANCE_S:
+                showings[-1] = Event(last.onset_s, end_s - last.onset_s, event.stimulus)
+                continue
+        showings.append(event)
+    parts = [event.duration_s or film.duration_s for event in showings]
+    is_parted = max(parts) < film.duration_s - LENGTH_TOLERANCE_S and sum(parts) <= film.duration_s + LENGTH_TOLERANCE_S
+    if len(parts) > 1 and is_parted:
+        raise DataError(
+            f"expected a row for each showing of {film.path.as_posix()} in {recording.events_path}, found {len(parts)} rows "
+            f"that fit into its {film.duration_s:.2f} s with gaps between them, as of shots or annotations; give one row "
+            "with onset and duration of the whole showing, or a film of its own for each part"
+        )
+    return showings
+
+
+def _refuse_overlap(films: Iterable[Film], index: int, recording: Recording) -> None:
+    """Raise where two showings of a run overlap: what the person saw then is not known."""
+    shown = [(event, film) for film in films for number, event in film.shown if number == index]
+    shown.sort(key=lambda item: item[0].onset_s)
+    for (first, film), (second, other) in pairwise(shown):
+        end_s = first.onset_s + (first.duration_s or film.duration_s)
+        if end_s > second.onset_s + LENGTH_TOLERANCE_S:
+            raise DataError(
+                f"expected one film at a time in {recording.events_path}, found {film.path.as_posix()} from second "
+                f"{first.onset_s:g} to {end_s:g} and {other.path.as_posix()} from second {second.onset_s:g}; repair the "
+                f"table, or leave one out: exclude {recording.name}:{other.path.as_posix()}"
+            )
+
+
+def name_films(films: Iterable[Path]) -> dict[Path, str]:
+    """A name of its own for every film in the store: letters of any script, digits, points and dashes.
+
+    Films that differ in nothing else keep their endings, or get a number.
+    """
     names: dict[Path, str] = {}
-    owner: dict[str, Path] = {}
-    for film in showings:
-        name = re.sub(r"[^A-Za-z0-9.-]+", "_", film.with_suffix("").as_posix()).strip("._") or "film"
-        if name in owner:
-            raise DataError(f"expected films whose names differ, found {owner[name]} and {film}; rename one of them")
-        names[film], owner[name] = name, film
+    taken: set[str] = set()
+    stems = {film: _plain(film.with_suffix("").as_posix()) for film in films}
+    same = Counter(_store_name(stem).lower() for stem in stems.values())
+    for film in sorted(stems, key=lambda film: (_store_name(stems[film]) != stems[film], film.as_posix())):
+        name = _store_name(stems[film])
+        is_stem_shared = sum(other == stems[film] for other in stems.values()) > 1
+        if same[name.lower()] > 1 and is_stem_shared:
+            name = _store_name(_plain(film.as_posix()))
+        number = 1
+        while (unique := name if number == 1 else f"{name}_{number}").lower() in taken:
+            number += 1
+        names[film] = unique
+        taken.add(unique.lower())
     return names
+
+
+def _store_name(text: str) -> str:
+    """A text with everything but letters, marks, digits, points and dashes as one underscore."""
+    kept = "".join(c if c in ".-" or unicodedata.category(c)[0] in "LMN" else "_" for c in text)
+    return re.sub("_+", "_", kept).strip("._") or "film"
+
+
+def other_names(films: Sequence[Film]) -> dict[str, tuple[str, ...]]:
+    """What else a film may be called in a file of captions: its path, with or without ending; by its name in the store.
+
+    The spelling in plain ASCII is what versions before 0.2 called it.
+    """
+    own = {film.name: film.name for film in films}
+    for film in films:
+        stem = _plain(film.path.with_suffix("").as_posix())
+        for other in (stem, _plain(film.path.as_posix()), re.sub(r"[^A-Za-z0-9.-]+", "_", stem).strip("._")):
+            own[other] = film.name if own.get(other, film.name) == film.name else ""
+    return {film.name: tuple(other for other, name in own.items() if name == film.name) for film in films}
 
 
 def _is_called(film: Path, name: str, pattern: str) -> bool:
     """Whether a pattern means a film: by its path, file name, stem, or name in the store."""
-    return any(fnmatch.fnmatchcase(own, pattern) for own in (film.as_posix(), film.name, film.stem, name))
+    return any(
+        fnmatch.fnmatchcase(_plain(own), _plain(pattern)) for own in (film.as_posix(), film.name, film.stem, name)
+    )
 
 
-def split_films(showings: Showings, names: dict[Path, str], data: Data) -> dict[Path, str]:
+def split_films(films: Sequence[Film], data: Data) -> dict[Path, str]:
     """Split of every film: ``test`` as told, the last of the others by name ``validation``, the rest ``train``.
 
     Raises
@@ -141,36 +295,39 @@ def split_films(showings: Showings, names: dict[Path, str], data: Data) -> dict[
     DataError
         If too few films remain for training.
     """
-    ordered = sorted(showings, key=lambda film: natural_key(names[film]))
-    counts = {film: len(showings[film]) for film in ordered}
-    most = [film for film in ordered if counts[film] == max(counts.values())]
-    listing = listed([f"{names[film]} ({counts[film]}x)" for film in ordered], 20)
+    ordered = sorted(films, key=lambda film: natural_key(film.name))
+    most = max(len(film.shown) for film in ordered)
+    often = [film for film in ordered if len(film.shown) == most]
+    listing = listed([f"{film.name} ({len(film.shown)}x)" for film in ordered], 20)
     patterns = data.fmriprep.test
     if not patterns:
         raise SettingError(
-            f"expected the test stimuli, found none named among {listing}; give them by name (--test {names[most[0]]}), "
+            f"expected the test stimuli, found none named among {listing}; give them by name (--test {often[0].name}), "
             f"or --test {MOST_REPEATED} for those shown most often"
         )
     test: set[Path] = set()
     for pattern in patterns:
-        found = [film for film in ordered if _is_called(film, names[film], pattern)]
+        found = [film.path for film in ordered if _is_called(film.path, film.name, pattern)]
         if pattern == MOST_REPEATED:
-            found = most if len(most) < len(ordered) else []
+            found = [film.path for film in often] if len(often) < len(ordered) else []
         if not found:
             raise SettingError(f"expected a test stimulus '{pattern}' among {listing}, found none; name others")
         test |= set(found)
-    training = [film for film in ordered if film not in test]
-    if len(training) <= data.validation_segments:
+    training = [film.path for film in ordered if film.path not in test]
+    held = data.validation_segments
+    if len(training) <= held:
         raise DataError(
-            f"expected more than {data.validation_segments} training stimuli (the last {data.validation_segments} "
-            f"validate) besides the {len(test)} test stimuli, found {len(training)} of {listing}; name fewer test stimuli "
-            "or lower data.validation_segments"
+            f"expected more than {held} training stimuli (the last {held} validate) besides the {len(test)} test stimuli, "
+            f"found {len(training)} of {listing}; name fewer test stimuli or lower data.validation_segments"
         )
-    validation = set(training[len(training) - data.validation_segments :])
-    return {film: "test" if film in test else "validation" if film in validation else "train" for film in ordered}
+    validation = set(training[len(training) - held :])
+    return {
+        film.path: "test" if film.path in test else "validation" if film.path in validation else "train"
+        for film in ordered
+    }
 
 
-def check_repeats(showings: Showings, splits: dict[Path, str], lengths: dict[Path, int], data: Data) -> None:
+def check_repeats(films: Sequence[Film], data: Data) -> None:
     """A selection by reproducibility needs training films that were shown twice, and that last a few scans.
 
     Raises
@@ -180,76 +337,119 @@ def check_repeats(showings: Showings, splits: dict[Path, str], lengths: dict[Pat
     """
     if data.selection == "all":
         return
-    repeated = [film for film, shown in showings.items() if splits[film] == "train" and len(shown) >= 2]
+    repeated = [film for film in films if film.split == "train" and len(film.shown) >= 2]
     if len(repeated) < 2:
         raise DataError(
             f"expected at least 2 training stimuli shown at least twice for selection {data.selection}, found "
             f"{len(repeated)}; choose voxels by areas instead (selection all, areas visual or V1,V2,…)"
         )
-    short = [film for film in repeated if lengths[film] < MIN_MEASURED_SCANS]
+    short = [film for film in repeated if film.n_scans < MIN_MEASURED_SCANS]
     if short:
         raise DataError(
             f"expected at least {MIN_MEASURED_SCANS} scans of each repeated training stimulus for selection "
-            f"{data.selection}, which correlates repeats, found {lengths[short[0]]} of {short[0]}; choose voxels by "
+            f"{data.selection}, which correlates repeats, found {short[0].n_scans} of {short[0].path}; choose voxels by "
             "areas instead (selection all, areas visual or V1,V2,…)"
         )
 
 
-def count_scans(film: Path, shown: list[tuple[int, Event]], recordings: Sequence[Recording], data: Data) -> int:
-    """How many scans belong to each showing of a film: whole TRs of the store that it lasts and that were recorded.
-
-    Parameters
-    ----------
-    film : Path
-    shown : list of (int, Event)
-        Its showings, see `Showings`.
-    recordings : sequence of Recording
-    data : Data
+def place_scans(film: Film, recordings: Sequence[Recording], data: Data) -> Film:
+    """The scans of a film that every showing has, and the weights that make them of each run's volumes.
 
     Raises
     ------
     DataError
         If the showings last unequally long, or longer than the film, or a run does not cover one of them.
     """
-    film_s = probe(film).duration_s
-    stated = [event.duration_s if event.duration_s is not None else film_s for _, event in shown]
-    if max(stated) - min(stated) > LENGTH_TOLERANCE_S:
+    n_whole = _count_whole(film, data)
+    start, stop, every = 0, n_whole, []
+    for index, event in film.shown:
+        recording = recordings[index]
+        times = scan_times(event.onset_s, data.lag_s, n_whole, data.tr_s)
+        how, steady = data.fmriprep.resample, recording.confounds.is_steady
+        is_there = recorded_scans(times, recording.volume_s, data.tr_s, how)
+        weights = np.zeros((n_whole, len(recording.volume_s)))
+        weights[is_there] = resampling_weights(times[is_there], recording.volume_s, data.tr_s, how)
+        is_there &= ~weights[:, ~steady].any(axis=1)
+        every.append(weights)
+        if is_there.all():
+            continue
+        covered = np.flatnonzero(is_there)
+        found = f"steady volumes from second {recording.volume_s[steady][0]:g} to {recording.volume_s[steady][-1]:g}"
+        shown = f"{film.path.as_posix()} (onset {event.onset_s:g} s, {n_whole} scans, lag_s {data.lag_s:g})"
+        way_out = f"exclude {recording.name}:{film.path.stem}"
+        if not len(covered):
+            raise DataError(f"expected scans of {shown} in the run {recording.path}, found only {found}; {way_out}")
+        if covered[0] > 0 and not data.fmriprep.trim_start:
+            raise DataError(
+                f"expected the first scan of {shown} at second {times[0]:g} of the run {recording.path}, found {found}; "
+                f"drop the scans it lacks (trim_start, --trim-start) or {way_out}"
+            )
+        if covered[-1] < n_whole - 1 and not data.fmriprep.trim_end:
+            raise DataError(
+                f"expected the last scan of {shown} at second {times[-1]:g} of the run {recording.path}, which is too "
+                f"short, found {found}; drop the scans it lacks (trim_end, --trim-end) or {way_out}"
+            )
+        start, stop = max(start, int(covered[0])), min(stop, int(covered[-1]) + 1)
+    if start >= stop:
         raise DataError(
-            f"expected showings of one length of {film}, found {min(stated):g} to {max(stated):g} s in the events; "
-            "exclude those that were broken off"
+            f"expected scans of {film.path.as_posix()} that every showing has, found none; exclude showings that began "
+            "late or broke off (exclude RUN:STIMULUS)"
         )
+    kept = tuple(part[start:stop] for part in every)
+    return replace(film, first=start, n_scans=stop - start, n_whole=n_whole, weights=kept)
+
+
+def _count_whole(film: Film, data: Data) -> int:
+    """How many scans a whole showing of a film fills, according to the events and to the film.
+
+    A logged length within `LENGTH_TOLERANCE_S` of the film's own is the film's own.
+    """
+    film_s = film.duration_s
+    stated = [film_s if event.duration_s is None else event.duration_s for _, event in film.shown]
     if min(stated) > film_s + max(LENGTH_TOLERANCE_S, data.tr_s / 2):
         raise DataError(
-            f"expected a film of {min(stated):g} s, as the events say, at {film}, found {film_s:.2f} s; "
+            f"expected a film of {min(stated):g} s, as the events say, at {film.file}, found {film_s:.2f} s; "
             "supply the film that was shown"
         )
-    n_scans = math.floor((min(*stated, film_s) + LENGTH_TOLERANCE_S) / data.tr_s + 1e-9)
+    shown = [film_s if abs(length - film_s) <= LENGTH_TOLERANCE_S else length for length in stated]
+    if max(shown) - min(shown) > LENGTH_TOLERANCE_S:
+        raise DataError(
+            f"expected showings of one length of {film.file}, found {min(stated):g} to {max(stated):g} s in the events; "
+            "exclude those that were broken off (exclude RUN:STIMULUS)"
+        )
+    n_scans = math.floor((min(*shown, film_s) + min(LENGTH_TOLERANCE_S, data.tr_s / 4)) / data.tr_s + 1e-9)
+    while n_scans and frame_times(n_scans, data.tr_s, data.fps)[-1, -1] >= film_s:
+        n_scans -= 1
     if n_scans < 1:
         raise DataError(
-            f"expected a film of at least one scan ({data.tr_s:g} s) at {film}, found {min(stated):g} s shown; "
+            f"expected a film of at least one scan ({data.tr_s:g} s) at {film.file}, found {min(stated):g} s shown; "
             "exclude it or lower data.tr_s"
         )
-    return min(_count_recorded(film, recordings[index], event, n_scans, data) for index, event in shown)
+    return n_scans
 
 
-def _count_recorded(film: Path, recording: Recording, event: Event, n_scans: int, data: Data) -> int:
-    """Scans of a showing that its run covers; fewer than all only where the settings allow it."""
-    times = scan_times(event.onset_s, data.lag_s, n_scans, data.tr_s)
-    is_there = recorded_scans(times, recording.volume_s, data.tr_s, data.fmriprep.resample)
-    if is_there.all():
-        return n_scans
-    first_s, last_s = float(recording.volume_s[0]), float(recording.volume_s[-1])
-    span = f"volumes from second {first_s:g} to {last_s:g}"
-    if not is_there[0]:
-        raise DataError(
-            f"expected a volume at second {times[0]:g} of {recording.path} for the first scan of {film.name} (onset "
-            f"{event.onset_s:g} s, lag_s {data.lag_s:g}), found {span}; choose another data.lag_s or exclude "
-            f"{recording.name}:{film.stem}"
-        )
-    if not data.fmriprep.trim_end:
-        raise DataError(
-            f"the run {recording.path} is too short: the last scan of {film.name} (onset {event.onset_s:g} s, {n_scans} "
-            f"scans, lag_s {data.lag_s:g}) lies at second {times[-1]:g}, found {span}; drop such scans (trim_end) or "
-            f"exclude {recording.name}:{film.stem}"
-        )
-    return int(np.argmin(is_there))
+def refuse_shared_scans(films: Sequence[Film], recordings: Sequence[Recording]) -> None:
+    """Raise where a volume goes into scans of a test film and of another one.
+
+    Raises
+    ------
+    DataError
+        Naming both films and the run.
+    """
+    for index, recording in enumerate(recordings):
+        used: dict[str, np.ndarray] = {}
+        for film in films:
+            for (number, _), weights in zip(film.shown, film.weights, strict=True):
+                if number == index:
+                    own = used.setdefault(film.path.as_posix(), np.zeros(weights.shape[1], dtype=bool))
+                    own |= weights.any(axis=0)
+        test = {film.path.as_posix() for film in films if film.split == "test"}
+        for name in sorted(test & used.keys()):
+            for other in sorted(used.keys() - test):
+                shared = np.flatnonzero(used[name] & used[other])
+                if len(shared):
+                    raise DataError(
+                        f"expected no volume that test and training share, found {len(shared)} (e.g. at second "
+                        f"{recording.volume_s[shared[0]]:g} of {recording.path}) of the test film {name} and of {other}; "
+                        f"take single volumes (resample nearest, --resample nearest) or exclude {recording.name}:{other}"
+                    )

@@ -7,7 +7,8 @@ Shapes: V voxels, n scans of a segment, R repeats, F frames a scan, H W pixels.
 ``repeats/{segment}``     float32 (R, n, V), the standardised single runs
 ``frames/{segment}``      uint8 (n, F, H, W, 3), F = round(fps · tr_s), H = W = size
 ``scene/{segment}``       int32 (n, F), scene number, unique over the whole store
-``captions/{segment}``    a group whose attributes ``scan`` (n strings) and ``frame`` (n lists of F) hold captions
+``captions/{segment}``    a group whose attributes ``scan`` (n strings) and ``frame`` (n lists of F) hold captions, or
+                          whose ``left_out`` says that there are none
 ``vertex``, ``area``      int32 (V,) cortical position 0…59,411; int16 (V,) HCP-MMP1 label 1…360; where a publisher
                           does not say where voxels lie: negative numbers that name them; label 0
 ``reproducibility``       float32 (59412,) mean between-run correlation, NaN where not recorded; ``p_value`` likewise
@@ -165,13 +166,27 @@ class Store:
         """Scene number of each frame, unique over the whole store, int32 (n, F)."""
         return np.asarray(self._array(f"scene/{segment}")[:])
 
+    @property
+    def has_captions(self) -> bool:
+        """Whether its films were captioned."""
+        return all("scan" in self._group[f"captions/{segment}"].attrs for segment in self.order)
+
     def captions(self, segment: str) -> list[str]:
         """One caption a scan; "A. Then B" across a shot change."""
-        return list(self._group[f"captions/{segment}"].attrs["scan"])
+        return list(self._captions(segment, "scan"))
 
     def frame_captions(self, segment: str) -> list[list[str]]:
         """One caption a frame, n lists of F."""
-        return [list(row) for row in self._group[f"captions/{segment}"].attrs["frame"]]
+        return [list(row) for row in self._captions(segment, "frame")]
+
+    def _captions(self, segment: str, kind: str) -> Any:
+        attrs = self._group[f"captions/{segment}"].attrs
+        if kind not in attrs:
+            raise DataError(
+                f"expected captions in {self.path}, found that they were left out; prepare it again with captions of your "
+                "own (data.captions, --captions FILE) or with a foundation whose captioner knows such films"
+            )
+        return attrs[kind]
 
     def n_scans(self, segment: str) -> int:
         """Number of scans of a segment."""
@@ -217,6 +232,13 @@ class Store:
         """Whether training windows come from single runs (``repeats: separate``) instead of their average."""
         steps = {item["step"]: item["parameters"] for item in self.attrs["provenance"]}
         return bool(steps.get("repeats", {}).get("windows") == "separate")
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was left out of the data set or taken for granted, a line each, with names."""
+        steps = {item["step"]: item["parameters"] for item in self.attrs["provenance"]}
+        found = steps.get("remarks", {}).get("list", [])
+        return [f"{item['text']} ({len(item['names'])}): {listed(item['names'])}" for item in found]
 
     @property
     def subject(self) -> str:
@@ -291,7 +313,10 @@ class Store:
             "repeats": {name: self.n_repeats(name) for name in self.order},
             "windows": {split: sum(scans[name] for name in members) for split, members in self.splits.items()},
             "scenes": scenes,
-            "captions": len({caption for name in self.order for caption in self.captions(name)}),
+            "captions": len({caption for name in self.order for caption in self.captions(name)})
+            if self.has_captions
+            else 0,
+            "remarks": self.remarks,
             "provenance": self.attrs["provenance"],
             "sources": self.attrs["sources"],
         }

@@ -8,6 +8,7 @@ stream's own clock give them. Shapes: T times, H W pixels.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,13 +20,19 @@ from typing import Any, Literal
 import av
 import cv2
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
 from scenedetect import FrameTimecode
 from scenedetect.detectors import ContentDetector
 
 from mindvideo.errors import DataError
+from mindvideo.files import describe_absence
 
 Fit = Literal["crop", "stretch", "letterbox"]
-SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm")
+SUFFIXES = (
+    ".mp4", ".m4v", ".mkv", ".mov", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".ogv", ".3gp"
+)  # fmt: skip
+"""Endings that promise a film; whether a file is one, FFmpeg decides (`is_film`)."""
 TIME_TOLERANCE_S = 1e-3
 MIN_SCENE_S = 0.5
 """Shot changes nearer than this to the one before, or to the start, are taken for flashes."""
@@ -52,6 +59,22 @@ class Film:
 
     frames: np.ndarray
     cuts_s: list[float]
+
+
+def is_film(path: Path) -> bool:
+    """Whether a file is a film, whatever its ending: moving pictures for FFmpeg; no still, sound, cover or text.
+
+    A file that FFmpeg cannot open counts as one where its ending promises a film, so that a damaged one is not passed over.
+    """
+    try:
+        with av.open(str(path)) as container:
+            stream = _picture_stream(container)
+            if stream is None or container.format.name == "tty":  # FFmpeg plays text files as ANSI art
+                return False
+            pictures = (packet for packet in container.demux(stream) if packet.size)
+            return len(list(itertools.islice(pictures, 2))) == 2
+    except (av.FFmpegError, OSError, ValueError):
+        return path.suffix.lower() in SUFFIXES
 
 
 def probe(path: Path) -> VideoInfo:
@@ -273,8 +296,9 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, size: int 
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, Any]]:
-    if not path.is_file():
-        raise DataError(f"expected a film at {path}, found no file")
+    absent = describe_absence(path)
+    if absent:
+        raise DataError(f"expected a film at {path}, {absent}")
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -282,11 +306,20 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
             f"expected a film at {path}, found a damaged or unknown file ({error}); supply it anew"
         ) from error
     with container:
-        if not container.streams.video:
+        stream = _picture_stream(container)
+        if stream is None:
             raise DataError(f"expected a video stream in {path}, found none; supply a film")
-        if container.streams.video[0].codec_context is None:
+        if stream.codec_context is None:
             raise DataError(f"expected a known video codec in {path}, found another or damage; re-encode the film")
-        yield container, container.streams.video[0]
+        yield container, stream
+
+
+def _picture_stream(container: Any) -> Any:
+    """The film's own stream, not a cover beside it; None where there is none."""
+    stream = container.streams.best("video") if container.streams.video else None
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        return None
+    return stream
 
 
 @contextmanager
@@ -326,8 +359,8 @@ def _decode(path: Path) -> Iterator[tuple[float, Any, Fraction]]:
                 )
             if frame.rotation % 90:
                 raise DataError(
-                    f"expected a film turned by a multiple of 90 degrees at {path}, found {frame.rotation}; re-encode it "
-                    "upright"
+                    f"expected a film turned by a multiple of 90 degrees at {path}, found {frame.rotation}; "
+                    "re-encode it upright"
                 )
             yield time_s, frame, aspect
         if shape is None:
@@ -366,11 +399,29 @@ def _small_bgr(frame: Any) -> np.ndarray:
 
 def _square(frame: Any, aspect: Fraction, size: int, fit: Fit) -> np.ndarray:
     """Turn upright, make square, resize: uint8 (size, size, 3)."""
+    image, is_turned = _upright(frame)
+    return fit_square(image, size, fit, float(1 / aspect if is_turned else aspect))
+
+
+def _upright(frame: Any) -> tuple[np.ndarray, bool]:
+    """The picture as it is shown, uint8 (H, W, 3), and whether its sides changed places.
+
+    A display matrix ``a b u c d v x y w`` (16.16 fixed point) shows pixel (p, q) at (a p + c q, b p + d q).
+    """
     image = frame.to_ndarray(format="rgb24", threads=1)
-    turns = int(frame.rotation // 90) % 4
-    image = np.ascontiguousarray(np.rot90(image, turns))
-    pixel_aspect = float(aspect if turns % 2 == 0 else 1 / aspect)
-    return fit_square(image, size, fit, pixel_aspect)
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if matrix is None:
+        return image, False
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5]
+    is_turned = abs(int(b)) > abs(int(a))
+    across, down = (c, b) if is_turned else (a, d)
+    image = image.transpose(1, 0, 2) if is_turned else image
+    return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]), is_turned
+
+
+def read_whole_film(path: Path) -> np.ndarray:
+    """Every frame of a film in order, upright, uint8 (T, H, W, 3); raises as `read_frames`."""
+    return np.stack([_upright(frame)[0] for _, frame, _ in _decode(path)])
 
 
 def fit_square(image: np.ndarray, size: int, fit: Fit = "crop", pixel_aspect: float = 1.0) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from mindvideo.data.detrending import is_rounding, polynomial_basis, refuse_trends, remove_polynomial
+from mindvideo.data.detrending import is_rounding, polynomial_basis, remove_polynomial
 from mindvideo.errors import DataError, SettingError
 
 Selection = Literal["paper", "bonferroni", "top_k", "all"]
@@ -26,31 +26,8 @@ def _blocks(n_columns: int) -> Iterator[slice]:
         yield slice(start, min(start + _BLOCK, n_columns))
 
 
-def bad_vertices(run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which vertices of a run cannot be standardised.
-
-    Parameters
-    ----------
-    run : ndarray, float (n, V)
-
-    Returns
-    -------
-    has_nan : ndarray, bool (V,)
-        At least one value is not finite.
-    is_constant : ndarray, bool (V,)
-        All values are finite and equal.
-    """
-    has_nan = np.empty(run.shape[1], dtype=bool)
-    is_constant = np.empty(run.shape[1], dtype=bool)
-    for block in _blocks(run.shape[1]):
-        part = run[:, block]
-        has_nan[block] = ~np.isfinite(part).all(axis=0)
-        is_constant[block] = (part == part[:1]).all(axis=0)
-    return has_nan, is_constant & ~has_nan
-
-
-def check_run(run: np.ndarray, path: Path | str, vertex: np.ndarray | None = None) -> None:
-    """Refuse a run with vertices that are not finite or never change.
+def find_silent(run: np.ndarray, path: Path | str, vertex: np.ndarray | None = None) -> np.ndarray:
+    """Vertices of a run without signal, bool (V,): all their values are equal, or none is a number.
 
     Parameters
     ----------
@@ -63,25 +40,36 @@ def check_run(run: np.ndarray, path: Path | str, vertex: np.ndarray | None = Non
     Raises
     ------
     DataError
-        Naming the file, how many vertices are bad, one of them, and what to do.
+        If some values of a vertex are not finite and others are, which is damage.
     """
-    refuse_bad_vertices(*bad_vertices(run), path, vertex)
+    is_silent, is_damaged = np.empty((2, run.shape[1]), dtype=bool)
+    for block in _blocks(run.shape[1]):
+        part = run[:, block]
+        is_missing = np.isnan(part).all(axis=0)
+        is_damaged[block] = ~np.isfinite(part).all(axis=0) & ~is_missing
+        is_silent[block] = is_missing | (part == part[:1]).all(axis=0)
+    refuse_damage(is_damaged, path, vertex)
+    return is_silent
 
 
-def refuse_bad_vertices(
-    has_nan: np.ndarray, is_constant: np.ndarray, path: Path | str, vertex: np.ndarray | None = None
-) -> None:
-    """Raise what `check_run` raises where a vertex is not finite or constant, bool (V,) each."""
-    found = []
-    for is_bad, what in ((has_nan, "with NaN or infinite values"), (is_constant, "that never change")):
-        if is_bad.any():
-            first = int(np.argmax(is_bad))
-            name = first if vertex is None else int(vertex[first])
-            found.append(f"{int(is_bad.sum())} of {len(is_bad)} vertices {what} (e.g. vertex {name})")
-    if found:
+def refuse_damage(is_damaged: np.ndarray, path: Path | str, vertex: np.ndarray | None = None) -> None:
+    """Raise where values of a vertex are not finite, bool (V,)."""
+    if is_damaged.any():
+        first = int(np.argmax(is_damaged))
+        name = first if vertex is None else int(vertex[first])
         raise DataError(
-            f"{path}: expected finite, varying values at every vertex, found {' and '.join(found)}; "
-            "repair or download the file again, choose areas without these vertices, or list the run under exclude"
+            f"{path}: expected finite values, found {int(is_damaged.sum())} of {len(is_damaged)} vertices with NaN or "
+            f"infinite values among others (e.g. vertex {name}); repair or download the file again, or leave the run out"
+        )
+
+
+def check_run(run: np.ndarray, path: Path | str, vertex: np.ndarray) -> None:
+    """Refuse a run that does not have a signal at every vertex; raises DataError with the file and their number."""
+    is_silent = find_silent(run, path, vertex)
+    if is_silent.any():
+        raise DataError(
+            f"{path}: expected a signal at each of the {len(vertex)} vertices that are read, found {int(is_silent.sum())} "
+            f"that never change (e.g. vertex {int(vertex[np.argmax(is_silent)])}); supply a recording that covers them"
         )
 
 
@@ -98,12 +86,12 @@ def detrend_and_standardise(run: np.ndarray, order: int = 4) -> np.ndarray:
     Returns
     -------
     ndarray, float32 (n, V)
+        NaN throughout for a vertex of which nothing but rounding is left.
 
     Raises
     ------
     DataError
-        For fewer than ``order + 3`` scans, or for vertices that are not finite or without variance (`check_run` names
-        the file).
+        For fewer than ``order + 3`` scans.
 
     Notes
     -----
@@ -112,16 +100,14 @@ def detrend_and_standardise(run: np.ndarray, order: int = 4) -> np.ndarray:
     n_scans, n_vertices = run.shape
     basis = polynomial_basis(n_scans, order)
     standardised = np.empty((n_scans, n_vertices), dtype=np.float32)
-    is_trend = np.zeros(n_vertices, dtype=bool)
     for block in _blocks(n_vertices):
         series = run[:, block].T
         part = remove_polynomial(series, basis)
         with np.errstate(invalid="ignore", divide="ignore"):
             variance = np.einsum("vn,vn->v", part, part) / (n_scans - 1)
-            is_trend[block] = is_rounding(variance, series)
+            variance[is_rounding(variance, series)] = np.nan
             part *= 1 / np.sqrt(variance)[:, None]
         standardised[:, block] = part.T
-    refuse_trends(is_trend)
     return standardised
 
 

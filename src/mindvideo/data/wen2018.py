@@ -14,10 +14,9 @@ import numpy as np
 
 from mindvideo.config import Data
 from mindvideo.data.captions import Captioner
-from mindvideo.data.cifti import CortexHeader
 from mindvideo.data.pool import Pool
 from mindvideo.data.preparation import Progress, Run, Segment, Source, frame_times, prepare_segments
-from mindvideo.data.series import read_layout
+from mindvideo.data.recordings import CortexHeader, read_layout
 from mindvideo.data.store import Store, listed, natural_key
 from mindvideo.data.video import SUFFIXES, probe
 from mindvideo.errors import DataError, SettingError

@@ -6,6 +6,7 @@ Shapes: N windows of a split, B batch, W scans per window, V voxels, F frames, H
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -61,7 +62,6 @@ class Windows:
         t, counted inside the segment.
     scene : ndarray, int32 (N,)
         Scene of the middle frame of scan t.
-    captions : list of str (N)
 
     Raises
     ------
@@ -95,11 +95,16 @@ class Windows:
         self.scene: np.ndarray = scenes[:, store.num_frames // 2]
         self._last_scene = scenes[:, -1]
         self._scenes = [set(row) for row in scenes.tolist()]
-        self.captions: list[str] = [caption for name in names for caption in store.captions(name)]
+        self._names = names
 
     def __len__(self) -> int:
         """Number of windows N."""
         return len(self.scan)
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """One for each window (N); DataError where the store has none."""
+        return [caption for name in self._names for caption in self.store.captions(name)]
 
     @property
     def n_voxels(self) -> int:

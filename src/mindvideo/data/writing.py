@@ -66,6 +66,8 @@ class StoreWriter:
         All segments as recorded; left out: by name, ``seg2`` before ``seg10``.
     fingerprint : str
         Whatever else must be equal for an interrupted store to go on (hash of settings and sources).
+    provenance : dict, optional
+        Steps by name with their parameters, for a new store; one that goes on keeps its own.
 
     Raises
     ------
@@ -88,6 +90,7 @@ class StoreWriter:
         p_value: np.ndarray | None = None,
         order: Sequence[str] | None = None,
         fingerprint: str = "",
+        provenance: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         """Lock the folder; begin a new store or go on with an equal unfinished one."""
         self.path = path
@@ -111,7 +114,7 @@ class StoreWriter:
         self._lock = StoreLock(path)
         try:
             with disk_errors(path, "the store"):
-                self._group = self._start(header)
+                self._group = self._start(header, provenance or {})
                 maps = {"reproducibility": reproducibility, "p_value": p_value}
                 for name, values in maps.items():
                     filled = np.full(N_CORTEX, np.nan) if values is None else np.asarray(values)
@@ -125,7 +128,7 @@ class StoreWriter:
             self._lock.release()
             raise
 
-    def _start(self, header: dict[str, Any]) -> zarr.Group:
+    def _start(self, header: dict[str, Any], provenance: dict[str, dict[str, Any]]) -> zarr.Group:
         """The group to write into: an equal unfinished one, or a new one."""
         if self.path.exists() and any(self.path.iterdir()):
             group = open_group(self.path)
@@ -136,7 +139,8 @@ class StoreWriter:
             state = "a complete store" if found.get("complete") else "an unfinished store with other settings"
             raise DataError(f"expected a new folder for the store, found {state} at {self.path}; remove it first")
         attributes = {"format": FORMAT, "version": VERSION, "complete": False, **header}
-        attributes |= {"provenance": [], "sources": {}, "films": {}, "written": {}}
+        steps = [{"step": step, "parameters": parameters} for step, parameters in provenance.items()]
+        attributes |= {"provenance": steps, "sources": {}, "films": {}, "written": {}}
         return zarr.create_group(self.path, attributes=attributes)
 
     def has(self, segment: str, part: str | None = None) -> bool:
@@ -217,6 +221,12 @@ class StoreWriter:
             self._group.create_group(f"captions/{segment}", overwrite=True, attributes=attributes)
         self._mark(segment, "captions")
 
+    def leave_captions_out(self, segment: str) -> None:
+        """Mark that a segment has no captions; whoever asks for them is told."""
+        with disk_errors(self.path, f"captions of {segment}"):
+            self._group.create_group(f"captions/{segment}", overwrite=True, attributes={"left_out": True})
+        self._mark(segment, "captions")
+
     def add_step(self, step: str, **parameters: Any) -> None:
         """Record a step of the preparation; a step of the same name is replaced."""
         steps = [item for item in self._group.attrs["provenance"] if item["step"] != step]
@@ -228,15 +238,17 @@ class StoreWriter:
         with disk_errors(self.path, "provenance"):
             self._group.attrs["sources"] = {**self._group.attrs["sources"], **sources}
 
-    def add_film(self, segment: str, path: Path, start_s: float, fit: str, sha256: str) -> None:
-        """Record where a segment's film lies and the movie time of its first scan, for reading it again.
+    def add_films(self, films: dict[str, tuple[Path, float, str]], fit: str) -> None:
+        """Record where each segment's film lies, the movie time of its first scan and its SHA-256, for reading it again.
 
         The place is kept as seen from the store and from the root, so that a run folder may move with its films.
         """
-        place = {"path": str(path.resolve()), "beside": os.path.relpath(path.resolve(), self.path.resolve())}
-        film = {**place, "start_s": float(start_s), "fit": fit, "sha256": sha256}
+        store, described = self.path.resolve(), {}
+        for segment, (film, start_s, sha256) in films.items():
+            place = {"path": str(film.resolve()), "beside": os.path.relpath(film.resolve(), store)}
+            described[segment] = {**place, "start_s": float(start_s), "fit": fit, "sha256": sha256}
         with disk_errors(self.path, "provenance"):
-            self._group.attrs["films"] = {**self._group.attrs["films"], segment: film}
+            self._group.attrs["films"] = described
 
     def finish(self) -> Store:
         """Check that every segment is whole, flush to disk, mark complete and open the store.
@@ -253,7 +265,9 @@ class StoreWriter:
                     f"expected every part of segment {segment} in {self.path}, found no {', '.join(missing)}"
                 )
             lengths = {part: self._group[f"{part}/{segment}"].shape[0] for part in ("fmri", "frames", "scene")}
-            lengths["captions"] = len(self._group[f"captions/{segment}"].attrs["scan"])
+            captions = self._group[f"captions/{segment}"].attrs
+            if not captions.get("left_out"):
+                lengths["captions"] = len(captions["scan"])
             if len(set(lengths.values())) != 1:
                 raise DataError(f"expected equally many scans in every part of segment {segment}, found {lengths}")
         with disk_errors(self.path, "the store"):

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import av
 import cv2
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from mindvideo.data.video import fit_square
+from mindvideo.data.video import fit_square, read_whole_film
 from mindvideo.errors import DataError
 from mindvideo.evaluate.seam import find_layout
 
@@ -166,18 +165,6 @@ def _read_sequence(folder: Path) -> tuple[np.ndarray, list[str]]:
     if len(sizes) != 1:
         raise DataError(f"expected frames of one size in {folder}, found {', '.join(map(str, sizes))}")
     return np.stack(frames), []
-
-
-def read_whole_film(path: Path) -> np.ndarray:
-    """Every frame of a film, uint8 (F, H, W, 3)."""
-    try:
-        with av.open(str(path)) as container:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise DataError(f"expected a film at {path}, found a damaged or unknown file ({error})") from None
-    if not frames:
-        raise DataError(f"expected frames in {path}, found none")
-    return np.stack(frames)
 
 
 def read_gif(path: Path) -> np.ndarray:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from mindvideo.atlas import N_CORTEX
-from mindvideo.data.cifti import read_cortex
 from mindvideo.data.preparation import POLYNOMIAL
+from mindvideo.data.recordings import read_cortex
 from mindvideo.data.store import Store, identify_voxels
 from mindvideo.data.voxels import average_runs, check_run, detrend_and_standardise
 from mindvideo.errors import DataError, ModelError
@@ -131,10 +131,10 @@ def read_scans(
         lost = int((recording.vertex[column] != vertex).sum())
         if lost:
             raise DataError(f"expected all {len(vertex)} voxels of the model in {path}, found {lost} of them missing")
-        last = recording.n_volumes if n_scans is None else first_volume + n_scans
-        if not 0 <= first_volume < last <= recording.n_volumes:
+        last = len(recording.data) if n_scans is None else first_volume + n_scans
+        if not 0 <= first_volume < last <= len(recording.data):
             raise DataError(
-                f"expected volumes {first_volume} to {last - 1} in {path}, found {recording.n_volumes} volumes; "
+                f"expected volumes {first_volume} to {last - 1} in {path}, found {len(recording.data)} volumes; "
                 "lower --first-volume or --scans"
             )
         kept = recording.data[first_volume:last, column]

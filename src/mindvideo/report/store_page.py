@@ -47,7 +47,9 @@ def describe_store(store: Store) -> Sections:
         "Films": {
             "frames": f"{store.num_frames} a scan ({store.fps} a second), {store.size} x {store.size} pixels",
             "captions": f"{summary['captions']} different",
-            "for example": "; ".join(f"“{store.captions(name)[0]}”" for name in store.order[:3]),
+            "for example": "; ".join(f"“{store.captions(name)[0]}”" for name in store.order[:3])
+            if store.has_captions
+            else "left out",
         },
         "Near-duplicates between training and test films": {
             "test scans that look like a training scan": f"{len(near)} of {test_scans}",
@@ -178,7 +180,8 @@ def _draw_examples(store: Store) -> Figure:
             axis.imshow(frame)
             axis.set_axis_off()
             axis.set_title(f"{split}: {name}, scan {scan}", fontsize=7)
-            caption = textwrap.fill(store.captions(name)[scan], 38, max_lines=4, placeholder=" …")
+            words = store.captions(name)[scan] if store.has_captions else "no caption"
+            caption = textwrap.fill(words, 38, max_lines=4, placeholder=" …")
             axis.text(
                 0.5, -0.04, caption, fontsize=6, ha="center", va="top", transform=axis.transAxes, parse_math=False
             )

@@ -14,11 +14,11 @@ from scipy import stats
 from test_cifti import _axis, _save
 
 from mindvideo.atlas import N_CORTEX
-from mindvideo.data import series
+from mindvideo.data import recordings
 from mindvideo.data.cifti import SUBCORTEX, write_cortex
 from mindvideo.data.measuring import RunTask, SegmentTask, measure_segment, standardise_run
 from mindvideo.data.preparation import Run, Segment
-from mindvideo.data.series import SeriesFile, read_layout
+from mindvideo.data.recordings import SeriesFile, read_layout
 from mindvideo.errors import DataError
 
 
@@ -45,10 +45,9 @@ def test_blocks_and_single_vertices_are_what_nibabel_reads(
         content, path = path.read_bytes(), path.with_name("run.dtseries.nii.gz")
         path.write_bytes(gzip.compress(content))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(series, "BLOCK_ROWS", rows)
+        patch.setattr(recordings, "BLOCK_ROWS", rows)
         file = SeriesFile(path)
         read = np.concatenate([block.copy() for _, block in file.blocks()])
-    assert file.is_plain == (dtype == "f4" and not is_gzipped)
     assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     by_vertex = {vertex: truth[:, column] for column, vertex in enumerate(position) if vertex >= 0}
     for vertex, row in zip(file.header.vertex, read[file.column], strict=True):
@@ -64,14 +63,14 @@ def test_headers_are_parsed_once_and_cut_files_are_refused(tmp_path, monkeypatch
     for number, path in enumerate(paths):
         write_cortex(path, np.random.default_rng(number).standard_normal((9, 4)), vertex, 2.0)
     parsed = []
-    real = series.open_recording
-    monkeypatch.setattr(series, "open_recording", lambda path: parsed.append(path) or real(path))
+    real = recordings._parse
+    monkeypatch.setattr(recordings, "_parse", lambda path, content: parsed.append(path) or real(path, content))
     assert read_layout(paths[0]) is read_layout(paths[1])
     assert len(parsed) <= 1
     paths[2].write_bytes(paths[2].read_bytes()[:-3])
     with pytest.raises(DataError, match=r"2\.dtseries.*truncated"):
         read_layout(paths[2])
-    with pytest.raises(DataError, match="found no file"):
+    with pytest.raises(DataError, match="found no such file"):
         read_layout(tmp_path / "absent.dtseries.nii")
 
 
