@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
-from mindvideo.keys import Key, as_digest, digest_source
+from mindvideo.classes import digest_source
+from mindvideo.keys import Key, as_digest
 
 
 class Example:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 _SHOWN = 40
@@ -50,12 +48,6 @@ class Key:
 def as_digest(*content: Any) -> str:
     """A part's value that stands for content which is not shown itself."""
     return "#" + hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def digest_source(found: type) -> str:
-    """A part's value for a class of a user's own: the file it is written in."""
-    source = inspect.getsourcefile(found)
-    return as_digest(found.__qualname__, Path(source).read_text(errors="replace") if source is not None else "")
 
 
 def _flatten(parts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,12 +20,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mindvideo.artefacts import find_damage, read_note, record_files, require_intact
+from mindvideo.classes import digest_source
 from mindvideo.config import Recipe, as_sampled, read_recipe, save_recipe
 from mindvideo.cost import measure_cost
 from mindvideo.data.disk import is_full, only_one, replace_folder, write_text
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import list_files
-from mindvideo.keys import Key, as_digest, digest_source
+from mindvideo.keys import Key, as_digest
 from mindvideo.precision import settled_precision
 from mindvideo.preflight import refusals
 from mindvideo.preparing import CAPTION_SOURCES, recordings_of

@@ -7,13 +7,11 @@ checkpoint, clips after the last batch, to the same bits.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,11 +22,12 @@ import numpy as np
 import torch
 import zarr
 
-from mindvideo.artefacts import require_intact
+from mindvideo.artefacts import read_note, record_files, require_intact
 from mindvideo.baselines.base import Bench, Method, Progress, StoreWithoutTest
 from mindvideo.baselines.categories import judge_categories
 from mindvideo.baselines.folder import digest_folder, read_folder
 from mindvideo.baselines.trial import Trial
+from mindvideo.classes import digest_source, import_class
 from mindvideo.config import Recipe, save_recipe
 from mindvideo.cost import measure_cost
 from mindvideo.data.disk import write_text
@@ -38,7 +37,8 @@ from mindvideo.evaluate.evaluation import evaluate_clips, list_missing, list_stu
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.files import list_files
 from mindvideo.generate.reconstruct import fill_clips, open_clips, write_preview
-from mindvideo.models.foundation import Foundation
+from mindvideo.keys import Key, as_digest
+from mindvideo.models.foundation import MOTION, PARTS, Foundation
 from mindvideo.precision import resolve_precision, sampling_in, settled_precision
 from mindvideo.train.features import store_identity
 from mindvideo.train.stage import stage_seed, training_device
@@ -52,6 +52,8 @@ RIVALS = {
 }
 BUILDS_ON = {"ridge": ("cotrain", "animate"), "mindvis": ("adapt", "pretrain")}
 """Stages of the study whose models a rival uses; when they change, the rival is out of date."""
+VERSION = 1
+"""Raised when the code of the rivals gives other results for the same settings."""
 MADE = ("reconstruction", "shuffled", "mean")
 Make = Callable[[str, np.ndarray], np.ndarray]
 """A set's name and positions of windows to their clips."""
@@ -71,68 +73,40 @@ def rival_folder(run_dir: Path, name: str) -> Path:
     return run_dir / "baselines" / name
 
 
-def rival_hash(name: str, recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation, extra: str = "") -> str:
-    """Hash of everything a rival's result follows from."""
+def rival_key(
+    name: str, recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation, made_by: dict[str, Any]
+) -> Key:
+    """Everything a rival's result follows from; ``made_by`` is the class or the clips of one that is not ours."""
     content = recipe.model_dump(mode="json")
-    parts: dict[str, Any] = {
-        "name": name,
-        "code": version("mindvideo"),
-        "settings": content["baseline"].get(name, extra),
-        "shared": [content[key] for key in ("seed", "reconstruct", "evaluate")] + [content["align"]["window"]],
-        "store": store_identity(store),
-        "foundation": foundation.identity,
-    }
-    if name == "separable" and recipe.baseline.separable.films is not None:
-        parts["films"] = list_files(recipe.baseline.separable.films)
+    parts: dict[str, Any] = {"name": name, "version": VERSION, "store": as_digest(store_identity(store)), **made_by}
+    parts |= {f"baseline.{name}": content["baseline"].get(name), "align.window": content["align"]["window"]}
+    parts |= {section: content[section] for section in ("seed", "reconstruct", "evaluate")}
+    parts |= {f"foundation part {part}": as_digest(foundation.part_identity(part)) for part in (*PARTS, MOTION)}
+    if name == "separable":
+        parts |= {f"file {file}": as_digest(state) for file, *state in list_files(recipe.baseline.separable.films)}
     if name in BUILDS_ON:
         parts["encoder"] = content["encoder"]
-        parts["models"] = [_weights_digest(run_dir / stage) for stage in BUILDS_ON[name]]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _weights_digest(folder: Path) -> list[str]:
-    digests = []
-    for path in sorted(folder.glob("*/*.safetensors")):
-        if path.parent.name != "state":
-            with path.open("rb") as handle:
-                digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
-    return digests
+    for stage in BUILDS_ON.get(name, ()):
+        written = record_files(run_dir / stage, [run_dir / stage])
+        parts[f"stage {stage}"] = as_digest(
+            {file: entry for file, entry in written.items() if file.endswith("tensors")}
+        )
+    return Key(parts)
 
 
 def is_done(folder: Path, key: str) -> bool:
     """Whether a rival's result is there and made from the same things."""
-    path = folder / "done.json"
-    return path.is_file() and json.loads(path.read_text()).get("hash") == key
+    return read_note(folder / "done.json").get("hash") == key
 
 
 def load_class(place: str) -> type:
-    """The class ``module:Class``, looked for in the working directory too; SettingError where there is none."""
-    module, _, name = place.partition(":")
-    if not module or not name:
-        raise SettingError(f"expected --method as module:Class, found '{place}'")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise SettingError(
-            f"expected a module '{module}' to import, found: {error}; run where it can be found"
-        ) from None
-    except AttributeError:
-        raise SettingError(f"expected a class '{name}' in module '{module}', found none") from None
+    """The class ``module:Class`` of a user's own method; SettingError where it is none."""
+    what = "a class with fit(store) and reconstruct(fmri)"
+    found = import_class(place, what)
     missing = [word for word in ("fit", "reconstruct") if not callable(getattr(found, word, None))]
     if missing:
-        raise SettingError(
-            f"expected {place} to have fit(store) and reconstruct(fmri), found no {' and no '.join(missing)}"
-        )
-    return cast(type, found)
-
-
-def _source_digest(place: str) -> str:
-    """The place of a class and a digest of the file it is written in."""
-    source = inspect.getsourcefile(load_class(place))
-    content = Path(source).read_bytes() if source is not None else b""
-    return f"{place} {hashlib.sha256(content).hexdigest()}"
+        raise SettingError(f"expected {place} to be {what}, found no {' and no '.join(missing)}")
+    return found
 
 
 def run_rival(
@@ -176,7 +150,8 @@ def run_rival(
     store = Store.open(store_path or run_dir / "prepare" / "store.zarr")
     device = training_device()
     foundation = Foundation(recipe.foundation, device)
-    key = rival_hash(name, recipe, run_dir, store, foundation, "" if method is None else _source_digest(method))
+    made_by = {} if method is None else {f"class {method}": digest_source(load_class(method))}
+    key = rival_key(name, recipe, run_dir, store, foundation, made_by).digest
     if is_done(folder, key):
         say(f"{name}: up to date")
         return False
@@ -245,7 +220,7 @@ def add_folder(
     foundation = Foundation(recipe.foundation, training_device())
     trial = Trial(recipe, store)
     trial.require_same(run_dir / "reconstruct" / "windows.json")
-    key = rival_hash(name, recipe, run_dir, store, foundation, digest_folder(clips_dir))
+    key = rival_key(name, recipe, run_dir, store, foundation, {"clips": as_digest(digest_folder(clips_dir))}).digest
     if is_done(folder, key):
         say(f"{name}: up to date")
         return False
@@ -264,7 +239,7 @@ def add_folder(
 def _begin(folder: Path, key: str) -> bool:
     """Keep what an interrupted run of the same hash left, or start with an empty folder; whether there was one."""
     started = folder / "started.json"
-    was_begun = started.is_file() and json.loads(started.read_text() or "{}").get("hash") == key
+    was_begun = read_note(started).get("hash") == key
     if was_begun:
         (folder / "done.json").unlink(missing_ok=True)
     else:

@@ -8,11 +8,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from mindvideo.artefacts import read_note
 from mindvideo.data.disk import write_text
 from mindvideo.errors import DataError
 from mindvideo.evaluate.comparison import compare_runs, read_window_scores
 from mindvideo.evaluate.score import ScoreResult
 from mindvideo.evaluate.tables import csv_table, read_scores
+from mindvideo.stages import STAGES
 
 MAIN = "mindvideo"
 
@@ -82,13 +84,10 @@ def _study_cost(run_dir: Path) -> dict[str, Any]:
 
     The student's training counts where a student made the clips.
     """
-    stages = ["pretrain", "adapt", "align", "animate", "cotrain", "reconstruct"]
-    made = run_dir / "reconstruct" / "done.json"
-    if made.is_file() and "distill" in json.loads(made.read_text()).get("inputs", {}):
-        stages.append("distill")
-    done = [run_dir / stage / "done.json" for stage in stages]
-    costs = [json.loads(path.read_text()) for path in done if path.is_file()]
-    if len(costs) < len(stages):
+    inputs = read_note(run_dir / "reconstruct" / "done.json").get("inputs", {})
+    stages = [stage for stage in STAGES.values() if stage.parallel and (not stage.optional or stage.name in inputs)]
+    costs = [read_note(run_dir / stage.name / "done.json") for stage in stages]
+    if not all(costs):
         return {"seconds": None, "peak_memory_bytes": None}
     return {
         "seconds": sum(cost["seconds"] for cost in costs),

@@ -5,7 +5,6 @@ Shapes: B batch, W scans per window, V voxels, L condition tokens, C condition w
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from mindvideo.classes import import_class
 from mindvideo.errors import ModelError, SettingError
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.loading import WholeModel
@@ -23,15 +23,8 @@ from mindvideo.models.transformer import check_fmri
 
 def import_encoder(name: str) -> type[nn.Module]:
     """The class behind ``module:Class``; SettingError where it cannot be imported or is no torch module."""
-    module_name, sign, class_name = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name) if sign and module_name else None
-    except (ImportError, AttributeError) as error:
-        raise SettingError(
-            f"expected an importable encoder class at '{name}', found: {error}; install its package or put its folder "
-            "on PYTHONPATH"
-        ) from None
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    found = import_class(name, "a torch.nn.Module")
+    if not issubclass(found, nn.Module):
         raise SettingError(f"expected module:Class naming a torch.nn.Module, found '{name}'")
     return found
 

@@ -16,34 +16,7 @@ from numpy.typing import NDArray
 from mindvideo.errors import DataError
 from mindvideo.evaluate.controls import clip_set
 from mindvideo.evaluate.score import ClipSet, ScoreResult, finite
-
-STAGES = (
-    "prepare",
-    "pretrain",
-    "adapt",
-    "align",
-    "animate",
-    "cotrain",
-    "distill",
-    "reconstruct",
-    "evaluate",
-    "explain",
-)
-TRAINING_STAGES = ("pretrain", "adapt", "align", "animate", "cotrain", "distill")
-
-STAGE_PURPOSES = {
-    "simulate": "a simulated subject",
-    "prepare": "recordings and films into one store",
-    "pretrain": "masked brain modelling on many people",
-    "adapt": "masked brain modelling on this subject",
-    "align": "the encoder against frozen CLIP",
-    "animate": "the video generator on captions",
-    "cotrain": "encoder and generator together",
-    "distill": "a student that samples in few steps",
-    "reconstruct": "clips of the test windows and their controls",
-    "evaluate": "scores, intervals and permutations",
-    "explain": "which brain areas the encoder uses",
-}
+from mindvideo.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -148,14 +121,17 @@ def read_run(path: Path) -> Run:
     if not isinstance(recipe, dict):
         raise DataError(f"expected a mapping of settings in {recipe_path}, found {type(recipe).__name__}")
     problems: list[str] = []
-    optional = [name for name in ("simulate", "distill") if recipe.get(name) is None]
-    names = [name for name in ("simulate", *STAGES) if name not in optional]
+    names = [
+        stage.name
+        for stage in STAGES.values()
+        if stage.name != "report" and not (stage.optional and recipe.get(stage.name) is None)
+    ]
     stages = {name: _stage_state(path, name, recipe, problems) for name in names}
     run = Run(path, path.resolve().name, recipe, text, stages, problems)
     _read_scores(run)
     _read_clips(run)
     _read_window_scores(run)
-    for stage in (name for name in TRAINING_STAGES if name in stages):
+    for stage in (name for name in stages if STAGES[name].trains):
         rows = _read_metrics(path / stage / "metrics.jsonl", problems)
         if rows:
             run.metrics[stage] = rows

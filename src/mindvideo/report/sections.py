@@ -12,11 +12,12 @@ from markupsafe import Markup, escape
 from mindvideo.evaluate.controls import CLIP_SETS, clip_set
 from mindvideo.evaluate.score import ScoreResult, finite
 from mindvideo.report.plots import Curve, Dot, draw_curves, draw_dots, thin_out
-from mindvideo.report.read import STAGE_PURPOSES, Run
+from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, cite_interval, count_of
 from mindvideo.report.verdict import FILE as SCORES
 from mindvideo.report.verdict import source_of_p
 from mindvideo.report.wording import write_number, write_seconds
+from mindvideo.stages import STAGES
 
 SHOWN_PACKAGES = (
     "mindvideo",
@@ -199,7 +200,7 @@ def list_training(run: Run) -> list[dict[str, Any]]:
         stages.append(
             {
                 "name": stage,
-                "purpose": STAGE_PURPOSES[stage],
+                "purpose": STAGES[stage].summary,
                 "panels": list_curves(rows, file),
                 "steps": count_of(int(steps) + 1, file, "steps logged"),
                 "is_short": isinstance(wanted := run.setting(f"{stage}.steps"), int) and wanted != int(steps) + 1,
@@ -219,7 +220,7 @@ def list_stages(run: Run) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": state.name,
-                "purpose": STAGE_PURPOSES[state.name],
+                "purpose": STAGES[state.name].summary,
                 "state": state.state,
                 "time": cite(seconds, Source(f"{state.name}/done.json", ("seconds",)), "seconds"),
                 "memory": cite(memory, Source(f"{state.name}/done.json", ("peak_memory_bytes",)), "bytes"),
