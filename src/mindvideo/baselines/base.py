@@ -5,7 +5,6 @@ Shapes: N windows, B batch, W scans per window, V voxels, F frames, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +16,8 @@ from mindvideo.config import Optimise, Recipe
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError
 from mindvideo.models.foundation import Foundation
+from mindvideo.stages import Progress
 from mindvideo.train.loop import train
-
-Progress = Callable[[int, int, dict[str, float]], None]
 
 
 class Method(Protocol):

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mindvideo.config import with_settings
+from mindvideo.stages import Progress as StageProgress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Reconstruct the video a person was watching from their fMRI.")  # fmt: skip
@@ -31,7 +32,7 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str], Callable[[int, int, dict[str, float]], None]]]:
+def progress_bars() -> Iterator[Callable[[str], StageProgress]]:
     """Progress bars with time taken and left; nothing where the output is not a terminal."""
     if not console.is_terminal or terminal["quiet"]:
         yield lambda name: lambda done, total, figures: None
@@ -40,7 +41,7 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int, dict[str, fl
                TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bars:
 
-        def start(name: str) -> Callable[[int, int, dict[str, float]], None]:
+        def start(name: str) -> StageProgress:
             task: TaskID = bars.add_task(name, total=None, figures="")
 
             def update(done: int, total: int, figures: dict[str, float]) -> None:

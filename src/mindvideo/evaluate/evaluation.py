@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,12 @@ from mindvideo.evaluate.controls import clip_set
 from mindvideo.evaluate.score import NETWORKS, Ends, Score, ScoreResult, finite
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.models.foundation import Foundation
-from mindvideo.stages import StageContext
+from mindvideo.stages import Progress, StageContext
 
 MAIN = "reconstruction"
 TRUTH = "truth"
 OVER_TIME = "over_time"
 """Stands for `Score.over_time` among what an evaluation goes without."""
-Progress = Callable[[int, int, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)

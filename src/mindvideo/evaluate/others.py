@@ -18,6 +18,7 @@ from mindvideo.evaluate.results import Clips, align_clips, pair_clips, read_clip
 from mindvideo.evaluate.score import NETWORKS
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.models.foundation import Foundation
+from mindvideo.stages import Progress
 
 GREY = 128
 HOW_TO_GET_NETWORKS = (
@@ -98,7 +99,7 @@ def evaluate_results(
     size: int | None = None,
     fit: Literal["stretch", "crop"] | None = None,
     say: Callable[[str], None] = print,
-    progress: Callable[[int, int, dict[str, Any]], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Score a folder of clips against a folder of true ones, or a folder of side-by-side GIFs against themselves.
 

@@ -16,7 +16,7 @@ c latent channels, h w latents, H W pixels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from mindvideo.generate.pipeline import MindVideoPipeline, to_uint8
 from mindvideo.generate.recording import Recorded
 from mindvideo.generate.sampling import Plan
 from mindvideo.generate.scheduler import set_timesteps
+from mindvideo.stages import Progress
 
 
 @dataclass
@@ -112,7 +113,7 @@ class Film:
         pipeline: MindVideoPipeline,
         scans: np.ndarray,
         settings: FilmSettings,
-        progress: Callable[[int, int, dict[str, float]], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         if settings.frames_per_scan < 1 or settings.batch_size < 1:
             raise SettingError("expected at least one frame per scan and a batch of one, found less")

@@ -34,9 +34,7 @@ from mindvideo.models.foundation import Foundation
 from mindvideo.models.own_encoder import AnyEncoder, load_encoder
 from mindvideo.models.video_unet import VideoUNet
 from mindvideo.precision import sampling_in, settle_precision
-from mindvideo.stages import StageContext
-
-Progress = Callable[[int, int, dict[str, Any]], None]
+from mindvideo.stages import Progress, StageContext
 
 
 def run(context: StageContext) -> None:

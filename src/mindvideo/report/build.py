@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,7 @@ from mindvideo.report.verdict import (
     source_of_p,
     write_verdict,
 )
-from mindvideo.stages import StageContext
-
-Progress = Callable[[int, int, dict[str, Any]], None]
+from mindvideo.stages import Progress, StageContext
 
 
 def run(context: StageContext) -> None:

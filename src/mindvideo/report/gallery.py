@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ from mindvideo.report.read import Run
 from mindvideo.report.sprites import draw_sheets
 from mindvideo.report.verdict import headline_score
 from mindvideo.report.wording import name_clip
+from mindvideo.stages import Progress
 
-Progress = Callable[[int, int, dict[str, Any]], None]
 WindowScores = dict[str, dict[str, list[float | None]]]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mindvideo.report.read import take_clips
+from mindvideo.stages import Progress
 
 QUALITY = 84
 LARGEST_FRAME = 128
@@ -45,9 +45,7 @@ def draw_sprite(clips: NDArray[np.uint8]) -> Image.Image:
     return small
 
 
-def draw_sheets(
-    arrays: dict[str, Any], progress: Callable[[int, int, dict[str, Any]], None] | None = None
-) -> tuple[list[bytes], dict[str, int]]:
+def draw_sheets(arrays: dict[str, Any], progress: Progress | None = None) -> tuple[list[bytes], dict[str, int]]:
     """One WebP picture a window.
 
     Parameters

@@ -30,9 +30,7 @@ from mindvideo.simulate.features import film_features
 from mindvideo.simulate.scenes import Shot, draw_scene, is_held_out, make_film, render_film, scene_at
 from mindvideo.simulate.subject import SimulatedSubject
 from mindvideo.simulate.tuning import AREA_TUNING, areas_of
-from mindvideo.stages import StageContext
-
-Progress = Callable[[int, int, dict[str, float]], None]
+from mindvideo.stages import Progress, StageContext
 
 TR_S = 2.0
 PERSON_TR_S = 0.72
