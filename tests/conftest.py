@@ -35,12 +35,29 @@ def tiny_recipe(random_kit: Path) -> Recipe:
     return load_recipe(str(TINY), [f"foundation={random_kit}"])
 
 
+OPENED: list[tuple[str, str]] = []
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of every stage at tiny size. Read it, copy it, never change it."""
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"
-    Study(tiny_recipe, run_dir).run(say=lambda line: None)
+    at_work: list[str] = []
+
+    def note(event: str, arguments: tuple[object, ...]) -> None:
+        if at_work and event == "open" and isinstance(arguments[0], str | Path):
+            OPENED.append((at_work[-1], str(arguments[0])))
+
+    sys.addaudithook(note)
+    Study(tiny_recipe, run_dir).run(say=lambda line: at_work.append(line.partition(":")[0]))
+    at_work.clear()
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def opened(tiny_run: Path) -> list[tuple[str, str]]:
+    """Stage at work and path of each file that Python opened while the tiny study ran."""
+    return OPENED
 
 
 @pytest.fixture

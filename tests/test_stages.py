@@ -41,7 +41,13 @@ class ToyStages:
     @classmethod
     def run(cls, context: StageContext) -> None:
         name = context.folder.name.removesuffix(".new")
-        for folder in (context.folder, *(context.folder / other for other in STAGES[name].writes)):
+        places = {
+            place.partition("/")[2] for stage in STAGES.values() for place in stage.opens if place.startswith(name)
+        }
+        for folder in (context.folder, *(context.folder / other for other in {*places, *STAGES[name].writes})):
+            if folder.suffix == ".jsonl":
+                folder.write_text("{}")
+                continue
             folder.mkdir(exist_ok=True)
             (folder / "begun.txt").write_text("kept" if (folder / "begun.txt").is_file() else "new")
         if name == cls.fails:
@@ -143,14 +149,19 @@ def test_an_edit_to_an_own_encoder_makes_its_stages_stale(
 def test_the_old_result_stays_until_the_new_one_is_complete(
     changed: Callable[..., Study], run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {
-        path: path.read_bytes() for name in ("align", "reconstruct", "model") for path in (run_dir / name).iterdir()
-    }
+    files = [
+        path for name in ("align", "reconstruct", "model") for path in (run_dir / name).rglob("*") if path.is_file()
+    ]
+    before = {path: path.read_bytes() for path in files}
     for fails in ("align", "reconstruct"):
         monkeypatch.setattr(ToyStages, "fails", fails)
         with pytest.raises(DataError, match=f"{fails} fails"):
             changed("align.lr=1e-4").run(say=_silent)
-        kept = {path: content for path, content in before.items() if fails == "align" or path.parent.name != "align"}
+        kept = {
+            path: content
+            for path, content in before.items()
+            if fails == "align" or run_dir / "align" not in path.parents
+        }
         assert kept == {path: path.read_bytes() for path in kept}
         assert changed("align.lr=1e-4").status()[fails].endswith("; the new one goes on where it stopped")
     monkeypatch.setattr(ToyStages, "fails", "")
@@ -175,10 +186,10 @@ def test_going_back_discards_what_was_begun_with_other_settings(
 @pytest.mark.parametrize(
     ("file", "stage", "settings"),
     [
-        ("prepare/result.json", "prepare", "align.lr=1e-4"),
+        ("prepare/store.zarr/begun.txt", "prepare", "align.lr=1e-4"),
         ("reconstruct/result.json", "reconstruct", "evaluate.permutations=111"),
-        ("model/begun.txt", "reconstruct", "evaluate.permutations=111"),
-        ("cotrain/result.json", "cotrain", "reconstruct.steps=2"),
+        ("cotrain/unet/begun.txt", "cotrain", "reconstruct.steps=2"),
+        ("align/metrics.jsonl", "align", "baseline.gan.width=9"),
     ],
 )
 def test_damage_is_told_before_it_is_read_and_the_advice_works(
@@ -202,11 +213,12 @@ def test_what_was_just_written_is_not_read_again(
     changed: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[str] = []
-    monkeypatch.setattr("mindvideo.study.require_intact", lambda folder, stage: compared.append(stage))
+    monkeypatch.setattr("mindvideo.study.require_intact", lambda folder, stage, below: compared.append(below))
     changed().run(say=_silent)
     assert compared == []
     changed("evaluate.permutations=111").run(say=_silent)
-    assert compared == ["simulate", "prepare", "reconstruct", "explain"]
+    logs = [f"{name}/metrics.jsonl" for name in ALL if STAGES[name].trains]
+    assert compared == ["simulate/truth", "prepare/store.zarr", "reconstruct/", "explain/", *logs]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"hash": 3}'])

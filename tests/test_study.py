@@ -52,6 +52,21 @@ def test_every_stage_says_what_it_did(tiny_run: Path) -> None:
     assert json.loads((tiny_run / "cotrain" / "done.json").read_text())["inputs"].keys() == {"align", "animate"}
 
 
+def test_stages_open_what_the_table_says(tiny_run: Path, opened: list[tuple[str, str]]) -> None:
+    seen = set()
+    for name, path in opened:
+        place = path.removeprefix(f"{tiny_run}/")
+        top = place.partition("/")[0]
+        if place == path or top in (f"{name}.new", "features", "model", "recipe.yaml", ".lock"):
+            continue
+        if place.endswith(("done.json", "started.json")) or "/" not in place:
+            continue
+        known = [opens for opens in STAGES[name].opens if place.startswith(opens)]
+        assert known, f"{name} opens {place}"
+        seen |= {(name, opens) for opens in known}
+    assert {("prepare", "simulate/"), ("cotrain", "align/model"), ("evaluate", "reconstruct/")} < seen
+
+
 def test_second_run_does_nothing_but_say_so(tiny_run: Path, tiny_recipe: Recipe) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("done.json")}
     said: list[str] = []

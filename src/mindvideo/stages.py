@@ -54,7 +54,7 @@ class Stage:
     needs : tuple of str
         Stages its result follows from.
     opens : tuple of str
-        Stages whose files it reads; they are compared with what was recorded when they were written.
+        Where in the run it reads what other stages wrote; that is compared with what was recorded when it was written.
     foundation : str
         Which parts of the foundation its result follows from: ``condition``, ``generation``, ``whole`` or none.
     writes : tuple of str
@@ -88,6 +88,8 @@ class Stage:
         return bool(self.example)
 
 
+_LOGS = tuple(f"{name}/metrics.jsonl" for name in ("pretrain", "adapt", "align", "animate", "cotrain", "distill"))
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -104,7 +106,7 @@ STAGES: dict[str, Stage] = {
             summary="recordings and stimuli to one prepared store",
             reads=("data", "pretrain.window_s", "kit_on_real_films"),
             needs=("simulate",),
-            opens=("simulate",),
+            opens=("simulate/",),
         ),
         Stage(
             "pretrain",
@@ -112,7 +114,7 @@ STAGES: dict[str, Stage] = {
             summary="masked brain modelling on many people",
             reads=("encoder", "pretrain", "seed"),
             needs=("prepare",),
-            opens=("prepare",),
+            opens=("prepare/hcp.zarr",),
             parallel=True,
             trains=True,
         ),
@@ -122,7 +124,7 @@ STAGES: dict[str, Stage] = {
             summary="masked brain modelling on the subject",
             reads=("encoder", "adapt", "seed"),
             needs=("pretrain",),
-            opens=("prepare", "pretrain"),
+            opens=("prepare/store.zarr", "pretrain/model"),
             parallel=True,
             trains=True,
         ),
@@ -132,7 +134,7 @@ STAGES: dict[str, Stage] = {
             summary="contrastive alignment with CLIP",
             reads=("encoder", "align", "seed"),
             needs=("adapt",),
-            opens=("prepare", "pretrain", "adapt"),
+            opens=("prepare/store.zarr", "pretrain/model", "adapt/model"),
             foundation="condition",
             parallel=True,
             trains=True,
@@ -143,7 +145,7 @@ STAGES: dict[str, Stage] = {
             summary="text-conditioned video tuning of the generator",
             reads=("animate", "seed"),
             needs=("prepare",),
-            opens=("prepare",),
+            opens=("prepare/store.zarr",),
             foundation="generation",
             parallel=True,
             trains=True,
@@ -154,7 +156,7 @@ STAGES: dict[str, Stage] = {
             summary="encoder and generator tuned together",
             reads=("cotrain", "align", "seed"),
             needs=("align", "animate"),
-            opens=("prepare", "align", "animate"),
+            opens=("prepare/store.zarr", "align/model", "animate/model"),
             foundation="generation",
             parallel=True,
             trains=True,
@@ -165,7 +167,7 @@ STAGES: dict[str, Stage] = {
             summary="a student of the guided generator that samples in few steps",
             reads=("distill", "reconstruct.guidance_scale", "reconstruct.guidance_interval", "reconstruct.negative", "seed"),
             needs=("cotrain",),
-            opens=("prepare", "cotrain"),
+            opens=("prepare/store.zarr", "cotrain/fmri_encoder", "cotrain/unet"),
             foundation="generation",
             parallel=True,
             trains=True,
@@ -177,7 +179,7 @@ STAGES: dict[str, Stage] = {
             summary="test windows to video, with controls",
             reads=("reconstruct", "evaluate.block_s", "seed"),
             needs=("cotrain", "distill"),
-            opens=("prepare", "cotrain", "distill"),
+            opens=("prepare/store.zarr", "cotrain/fmri_encoder", "cotrain/unet", "distill/unet"),
             foundation="generation",
             writes=("model",),
             parallel=True,
@@ -188,7 +190,7 @@ STAGES: dict[str, Stage] = {
             summary="scores beside their controls",
             reads=("evaluate", "seed"),
             needs=("reconstruct",),
-            opens=("simulate", "prepare", "reconstruct"),
+            opens=("simulate/truth", "prepare/store.zarr", "reconstruct/"),
             foundation="whole",
             version=2,
         ),
@@ -198,7 +200,7 @@ STAGES: dict[str, Stage] = {
             summary="attention and occlusion on the cortex",
             reads=("explain", "seed"),
             needs=("cotrain", "adapt", "align"),
-            opens=("simulate", "prepare", "adapt", "align", "cotrain"),
+            opens=("simulate/truth", "prepare/store.zarr", "adapt/model", "align/model", "cotrain/fmri_encoder"),
             foundation="generation",
         ),
         Stage(
@@ -207,7 +209,7 @@ STAGES: dict[str, Stage] = {
             summary="a page to read",
             reads=("baselines", "baseline"),
             needs=("evaluate", "explain"),
-            opens=("prepare", "reconstruct", "evaluate", "explain"),
+            opens=("prepare/store.zarr", "reconstruct/", "evaluate/", "explain/", *_LOGS),
         ),
     )
 }  # fmt: skip

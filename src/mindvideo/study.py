@@ -282,10 +282,11 @@ class Study:
 
     def _begin(self, stage: Stage) -> None:
         """See that what the stage reads is whole, clear what another recipe left unfinished, and note what is to be made."""
-        for name in stage.opens:
-            if name not in self._intact and self._has(name):
-                require_intact(self.run_dir, name)
-                self._intact.add(name)
+        for place in stage.opens:
+            name = place.partition("/")[0]
+            if self._has(name) and not {name, place} & self._intact:
+                require_intact(self.run_dir, name, below=place)
+                self._intact.add(place)
         folder, digest = self._unfinished(stage.name), self.key(stage.name).digest
         if read_note(folder / "started.json").get("hash") != digest:
             shutil.rmtree(folder, ignore_errors=True)
