@@ -36,7 +36,7 @@ OWN = "convolution_encoder:ConvolutionEncoder"
 @pytest.fixture(scope="session")
 def sd2_kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A foundation like Stable Diffusion 2: heads level by level, linear projections, another context, v-prediction."""
-    sizes = replace(TEST, width=48, length=20)
+    sizes = replace(TEST, width=48, length=45)
     folder = build_kit(tmp_path_factory.mktemp("sd2") / "kit", sizes, seed=1)
     torch.manual_seed(1)
     unet = UNet2DConditionModel(

@@ -21,7 +21,6 @@ from mindvideo.train.distill import check_student
 
 MODEL_PARTS = ("vae", "unet", "text_encoder", "image_encoder", "captioner", "image_classifier", "video_classifier")
 OTHER_PARTS = ("scheduler", "tokenizer")
-WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
 def refusals(recipe: Recipe, *, reads_recordings: bool = True) -> list[MindVideoError]:
@@ -51,17 +50,15 @@ def attempt(call: Callable[..., Any], *arguments: Any) -> Iterator[MindVideoErro
 
 
 def incomplete_foundation(recipe: Recipe) -> Iterator[MindVideoError]:
-    """Parts of the foundation that are not there, or that do not belong together."""
+    """Parts of the foundation that are not there, cannot be loaded, or do not belong together."""
     try:
-        foundation = Foundation(recipe.foundation)
+        foundation = Foundation(recipe.foundation, "meta")  # the device that reads headers only
     except MindVideoError as error:
         yield error
         return
     for part in required_parts(recipe):
-        yield from attempt(foundation.require, part)
-        folder = foundation.folder / part
-        if part in MODEL_PARTS and folder.is_dir() and not any(any(folder.glob(name)) for name in WEIGHT_FILES):
-            yield ModelError(f"expected weights (safetensors) in {folder}, found none; fetch the part '{part}' again")
+        refused = [*attempt(foundation.require, part)]
+        yield from refused or attempt(foundation.open, part)
 
 
 def undivided_sizes(recipe: Recipe) -> Iterator[MindVideoError]:

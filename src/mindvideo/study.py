@@ -165,7 +165,9 @@ class Study:
         return self.run_dir / f"{name}.new"
 
     def check(self) -> None:
-        """Refuse, before anything runs, what `mindvideo.preflight.refusals` finds."""
+        """Refuse, before anything runs, what `mindvideo.preflight.refusals` finds; a finished study is not looked over."""
+        if all(self.is_done(stage.name) for stage in self.stages):
+            return
         for error in refusals(self.recipe, reads_recordings=not self.is_done("prepare")):
             raise error
 

@@ -51,7 +51,7 @@ def test_text_and_image_against_the_models_themselves(random_kit: Path) -> None:
     tokens, pooled = foundation.encode_text(captions)
     assert tokens.shape == (3, foundation.condition_length, foundation.condition_width)
     for row, caption in enumerate(captions):
-        ids = foundation.tokenizer([caption], padding="max_length", max_length=24, return_tensors="pt").input_ids
+        ids = foundation.tokenizer([caption], padding="max_length", max_length=52, return_tensors="pt").input_ids
         with torch.no_grad():
             output = foundation.text_encoder(ids)
         torch.testing.assert_close(tokens[row], output.last_hidden_state[0])

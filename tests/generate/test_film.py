@@ -137,7 +137,7 @@ def test_memory_does_not_grow_with_the_recording(pipeline: MindVideoPipeline) ->
 
 
 def test_a_film_is_written_at_the_asked_rate_and_size(pipeline: MindVideoPipeline, tmp_path: Path) -> None:
-    film = Film(pipeline, scans(3), FilmSettings(frames_per_scan(2.0, 5, None, 3), size=16, steps=2, seed=1))
+    film = Film(pipeline, scans(3), FilmSettings(frames_per_scan(2.0, 5, None, 6), size=16, steps=2, seed=1))
     write_film(film, tmp_path / "new" / "film.mp4", 2.0)
     with av.open(str(tmp_path / "new" / "film.mp4")) as container:
         stream = container.streams.video[0]
@@ -146,18 +146,18 @@ def test_a_film_is_written_at_the_asked_rate_and_size(pipeline: MindVideoPipelin
 
 
 def test_rates_counts_and_what_contradicts() -> None:
-    assert frames_per_scan(2.0, None, None, 3) == 6
-    assert frames_per_scan(2.0, 30, None, 3) == 60
-    assert frames_per_scan(1.5, None, 7, 3) == 7
+    assert frames_per_scan(2.0, None, None, 6) == 6
+    assert frames_per_scan(2.0, 30, None, 6) == 60
+    assert frames_per_scan(1.5, None, 7, 6) == 7
     with pytest.raises(SettingError, match=r"whole number of frames in a scan of 1\.5 s, found 4\.5"):
-        frames_per_scan(1.5, 3, None, 3)
+        frames_per_scan(1.5, 3, None, 6)
     with pytest.raises(SettingError, match="expected --num-frames 60"):
-        frames_per_scan(2.0, 30, 6, 3)
+        frames_per_scan(2.0, 30, 6, 6)
 
 
 def recorded(**changes) -> Recorded:
     vertex = tuple(int(v) for v in VERTEX)
-    return Recorded(**({"vertex": vertex, "voxel_id": identify_voxels(VERTEX), "tr_s": 2.0, "lag_s": 4.0, "fps": 3, "size": 64} | changes))  # fmt: skip
+    return Recorded(**({"vertex": vertex, "voxel_id": identify_voxels(VERTEX), "tr_s": 2.0, "lag_s": 4.0} | changes))  # fmt: skip
 
 
 def test_a_recording_is_read_at_the_models_voxels_with_its_own_statistics(tmp_path: Path) -> None:

@@ -32,20 +32,23 @@ def test_negatives() -> None:
     train, test, own = torch.randn(3, 2, 7)
     means = {"train_mean": train, "test_mean": test}
     for name, mean in means.items():
-        found = negative_condition(name, encode, (5, 3), **means)
+        found = negative_condition(name, encode, **means)
         torch.testing.assert_close(found, (mean**2).sum() * torch.arange(15.0).view(1, 5, 3))
-    torch.testing.assert_close(negative_condition(own, encode, (5, 3)), encode(own[None]))
-    assert torch.equal(negative_condition("zero", encode, (5, 3)), torch.zeros(1, 5, 3))
-    assert negative_condition("none", encode, (5, 3)) is None
+    torch.testing.assert_close(negative_condition(own, encode), encode(own[None]))
+    null = torch.randn(5, 3)
+    assert torch.equal(negative_condition("null", encode, null=null), null[None])
+    assert negative_condition("none", encode) is None
 
 
 def test_negatives_that_cannot_be_had() -> None:
     with pytest.raises(ModelError, match=r"mean training fMRI.*set pipe.train_mean"):
-        negative_condition("train_mean", encode, (5, 3))
+        negative_condition("train_mean", encode)
+    with pytest.raises(ModelError, match=r"empty caption's tokens.*--foundation FOLDER"):
+        negative_condition("null", encode)
     with pytest.raises(SettingError, match=r"test_mean.*use negative='train_mean'"):
-        negative_condition("test_mean", encode, (5, 3))
+        negative_condition("test_mean", encode)
     with pytest.raises(SettingError, match="nearest valid name is 'train_mean'"):
-        negative_condition("trainmean", encode, (5, 3))
+        negative_condition("trainmean", encode)
 
 
 def test_only_the_test_mean_is_transductive_and_says_so() -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_pipeline import LENGTH, VOXELS, WIDTH, WINDOW, tiny_encoder, tiny_unet, tiny_vae
 
 from mindvideo.errors import DataError, ModelError, SettingError
+from mindvideo.generate.film import Film, FilmSettings, frames_per_scan
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.scheduler import make_scheduler
 
@@ -135,9 +136,9 @@ def test_negative_variants(pipeline, fmri) -> None:
     assert torch.equal(default, clip(negative=pipeline.train_mean))
     assert torch.equal(default, clip(negative=pipeline.train_mean.numpy()))
     assert torch.equal(default, clip(negative="test_mean", test_mean=pipeline.train_mean))
-    assert torch.equal(clip(negative="zero"), clip(negative_tokens=torch.zeros(1, LENGTH, WIDTH)))
+    assert torch.equal(clip(negative="null"), clip(negative_tokens=pipeline.null_condition[None]))
     assert torch.equal(clip(negative="none"), clip(guidance_scale=1.0))
-    others = [clip(negative="zero"), clip(negative="none"), clip(negative=fmri[1])]
+    others = [clip(negative="null"), clip(negative="none"), clip(negative=fmri[1])]
     assert all((default - other).abs().max() > 1e-3 for other in others)
 
 
@@ -186,17 +187,40 @@ def test_bf16_stays_close(pipeline, fmri) -> None:
 def test_save_and_load(pipeline, fmri, tmp_path) -> None:
     pipeline.save_pretrained(tmp_path)
     parts = {path.name for path in tmp_path.iterdir()}
-    assert parts == {"fmri_encoder", "unet", "vae", "scheduler", "model_index.json", "train_mean.safetensors"}
+    assert parts == {
+        "fmri_encoder", "unet", "vae", "scheduler", "model_index.json", "train_mean.safetensors",
+        "null_condition.safetensors",
+    }  # fmt: skip
     assert not list(tmp_path.rglob("*.bin"))
     loaded = MindVideoPipeline.from_pretrained(tmp_path)
     assert (loaded.config.num_inference_steps, loaded.config.guidance_scale) == (3, 2.5)
     assert torch.equal(loaded.train_mean, pipeline.train_mean)
+    assert torch.equal(loaded.null_condition, pipeline.null_condition)
     given = {"num_frames": 4, "latents": noise()}
     np.testing.assert_array_equal(loaded(fmri, **given).frames, pipeline(fmri, **given).frames)
     loaded.save_pretrained(tmp_path / "again")
     for path in tmp_path.rglob("*.safetensors"):
         if "again" not in path.parts:
             assert path.read_bytes() == (tmp_path / "again" / path.relative_to(tmp_path)).read_bytes()
+    for path in (tmp_path / "again").rglob("*.json"):
+        assert "_name_or_path" not in path.read_text() and str(tmp_path) not in path.read_text(), path
+
+
+def test_a_call_makes_what_the_model_was_trained_on(fmri, tmp_path) -> None:
+    """Not what the UNet's configuration says: Stable Diffusion 1.5's is 512 pixels, the paper's clips have 256."""
+    unet = tiny_unet()  # 4 x 6 latents of 2 pixels
+    pipeline = MindVideoPipeline(
+        tiny_encoder(), unet, tiny_vae(), make_scheduler({}, "ddim"), num_inference_steps=2,
+        train_mean=torch.zeros(WINDOW, VOXELS), num_frames=5, frame_size=14,
+    )  # fmt: skip
+    pipeline.save_pretrained(tmp_path)
+    loaded = MindVideoPipeline.from_pretrained(tmp_path)
+    assert loaded(fmri).frames.shape == (3, 5, 14, 14, 3)
+    assert loaded(fmri, num_frames=2, height=8).frames.shape == (3, 2, 8, 14, 3)
+    film = Film(loaded, np.zeros((2, VOXELS), np.float32), FilmSettings(frames_per_scan(2.0, None, None, 5)))
+    assert film.n_frames == 10 and film.latent_size == (7, 7)
+    unsized = MindVideoPipeline(tiny_encoder(), unet, tiny_vae(), make_scheduler({}, "ddim"))
+    assert unsized.latent_shape(1) == (3, 1, 4, 6)
 
 
 @pytest.mark.parametrize("part", ["fmri_encoder", "unet", "vae", "scheduler", "model_index.json"])
@@ -232,8 +256,10 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         MindVideoPipeline(tiny_encoder(), tiny_unet(width=14), tiny_vae(), scheduler)
     with pytest.raises(ModelError, match="VAE's 5 latent channels, found 3"):
         MindVideoPipeline(tiny_encoder(), tiny_unet(), tiny_vae(channels=5), scheduler)
-    with pytest.raises(ModelError, match=r"\(2, 37\), found \(37,\)"):
+    with pytest.raises(ModelError, match=r"train_mean of shape \(2, 37\) .* found \(37,\)"):
         MindVideoPipeline(tiny_encoder(), tiny_unet(), tiny_vae(), scheduler, train_mean=torch.zeros(37))
+    with pytest.raises(ModelError, match=r"null_condition of shape \(5, 12\) .* found \(4, 12\)"):
+        MindVideoPipeline(tiny_encoder(), tiny_unet(), tiny_vae(), scheduler, null_condition=torch.zeros(4, 12))
 
 
 def test_bad_input_is_refused(pipeline, fmri) -> None:

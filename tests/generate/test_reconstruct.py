@@ -18,16 +18,18 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, ModelError
 from mindvideo.foundation.kit import Sizes, build_kit
+from mindvideo.generate import reconstruct
 from mindvideo.generate.clips import ClipMaker, derange_scenes, pick_frames, window_noise
 from mindvideo.generate.pipeline import MindVideoPipeline
-from mindvideo.generate.reconstruct import choose_windows, run, write_preview
+from mindvideo.generate.reconstruct import choose_windows, write_preview
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.video_unet import VideoUNet
+from mindvideo.stages import Progress, StageContext
 
 VOXELS, FRAMES, SIZE = 37, 3, 16
 SIZES = Sizes(
-    size=SIZE, num_frames=4, length=8, width=20, vae_channels=(8, 8, 16), unet_channels=(8, 16, 24), unet_heads=2,
+    size=SIZE, num_frames=4, length=12, width=20, vae_channels=(8, 8, 16), unet_channels=(8, 16, 24), unet_heads=2,
     text_layers=1, vision_width=16, vision_layers=1, heads=2, video_width=16, norm_groups=8,
 )  # fmt: skip
 SCANS = {"seg1": 6, "seg2": 5, "seg3": 4, "test1": 7, "test2": 4}
@@ -51,6 +53,11 @@ def write_store(path: Path, first_vertex: int = 100) -> Store:
             captions = [f"a dog number {i}" for i in range(n)]
             writer.write_captions(segment, captions, [[caption] * FRAMES for caption in captions])
         return writer.finish()
+
+
+def run(settings: Recipe, run_dir: Path, progress: Progress | None = None) -> None:
+    """The stage by itself, which leaves the pipeline beside its clips."""
+    reconstruct.run(StageContext.of(settings, run_dir, "reconstruct", progress))
 
 
 def recipe(**changes) -> Recipe:
@@ -132,7 +139,7 @@ def test_the_clips_that_need_no_generator(finished) -> None:
 def test_each_generated_clip_can_be_made_alone(finished) -> None:
     """Reconstruction and controls differ in the condition only: same pipeline, same noise, any batch."""
     clips, store = clips_of(finished), Store.open(finished / "prepare" / "store.zarr")
-    pipe, foundation = MindVideoPipeline.from_pretrained(finished / "model"), Foundation(FOLDERS["kit"])
+    pipe, foundation = MindVideoPipeline.from_pretrained(finished / "reconstruct" / "model"), Foundation(FOLDERS["kit"])
     windows, train = Windows(store, "test", 2), Windows(store, "train", 2)
     mean = train.fmri(np.arange(11)).astype(float).mean(axis=0)
     np.testing.assert_allclose(pipe.train_mean, mean, atol=1e-6)
@@ -198,7 +205,7 @@ def test_fewer_windows_one_frame_and_a_transductive_negative(finished, fresh) ->
     assert [item["block"] for item in described] == [1, 1, 4, 4]
     np.testing.assert_array_equal(clips_of(fresh)["truth"], clips_of(finished)["truth"][[2, 3, 7, 8], 1:2])
     store = Store.open(fresh / "prepare" / "store.zarr")
-    pipe, windows = MindVideoPipeline.from_pretrained(fresh / "model"), Windows(store, "test", 2)
+    pipe, windows = MindVideoPipeline.from_pretrained(fresh / "reconstruct" / "model"), Windows(store, "test", 2)
     mean = windows.mean_fmri()
     alone = pipe(
         windows.fmri(np.array([7])), num_frames=1, height=SIZE, width=SIZE, negative="test_mean", test_mean=mean,
@@ -216,7 +223,7 @@ def test_what_cannot_be_reconstructed_is_refused(trained, fresh, tmp_path) -> No
     shutil.copytree(trained / "prepare", fresh / "prepare", dirs_exist_ok=True)
     with pytest.raises(ModelError, match="cotrain/unet, found none; run the stage cotrain first"):
         run(recipe(), fresh)
-    assert not (fresh / "model").exists() and not (fresh / "reconstruct").exists()
+    assert not (fresh / "reconstruct" / "model").exists() and not (fresh / "reconstruct" / "clips.zarr").exists()
 
 
 @given(st.lists(st.integers(0, 6), min_size=2, max_size=40), st.integers(0, 99))

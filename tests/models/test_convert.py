@@ -1,7 +1,9 @@
+import argparse
 import json
 import os
 import sys
 import types
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -231,6 +233,62 @@ def test_nothing_in_a_pickle_is_executed(tmp_path, legacy):
     with pytest.raises(ModelError, match=r"posix.system, which would have to be executed"):
         read_release_file(tmp_path / "trap.pth")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "nest"),
+    [
+        ("module.", "model"),  # DistributedDataParallel
+        ("_orig_mod.", "state_dict"),  # torch.compile
+        ("_orig_mod.module.", "model_state_dict"),
+        ("model.", "state_dict"),  # Lightning
+        ("module._orig_mod.", None),
+    ],
+)
+def test_weights_of_wrapped_models_carry_their_own_names_again(tmp_path, prefix, nest):
+    plain = masked_brain_weights()
+    named = {prefix + name: weight for name, weight in plain.items()}
+    named = {name.replace("blocks.1.", "blocks.1._checkpoint_wrapped_module."): w for name, w in named.items()}
+    settings = argparse.Namespace(num_heads=3, decoder_num_heads=5, output_dir=Path("/somewhere"), best=np.float64(0.5))
+    stored = {nest: named, "args": settings, "epoch": 3, "scaler": {}} if nest else named
+    if nest == "state_dict":
+        stored = {"model": stored}
+    torch.save(stored, tmp_path / "checkpoint.pth")
+    overrides = {} if nest else {"num_heads": 3, "decoder_num_heads": 5}
+    convert_parts(tmp_path / "checkpoint.pth", tmp_path / "out", overrides=overrides)
+    model = MaskedBrainModel.from_pretrained(tmp_path / "out")
+    assert (model.config.num_heads, model.config.decoder_num_heads) == (3, 5)
+    assert all(torch.equal(weight, plain[name]) for name, weight in model.state_dict().items())
+
+
+def test_averaged_half_precision_and_sharded_weights_are_read(tmp_path):
+    plain = masked_brain_weights()
+    averaged = {"n_averaged": torch.tensor(9)} | {f"module.{name}": weight.half() for name, weight in plain.items()}
+    torch.save(averaged, tmp_path / "averaged.pth", _use_new_zipfile_serialization=False)
+    heads = {"num_heads": 3, "decoder_num_heads": 5}
+    convert_parts(tmp_path / "averaged.pth", tmp_path / "out", overrides=heads)
+    weights = MaskedBrainModel.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(weight, plain[name].half().float()) for name, weight in weights.items())
+    folder, names = tmp_path / "shards", sorted(plain)
+    folder.mkdir()
+    place = {name: f"pytorch_model-0000{1 + name.startswith('decoder')}-of-00002.bin" for name in names}
+    for file in set(place.values()):
+        torch.save({name: plain[name] for name in names if place[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": place}))
+    (folder / "config.json").write_text(json.dumps(heads))
+    convert_parts(folder, tmp_path / "whole")
+    whole = MaskedBrainModel.from_pretrained(tmp_path / "whole").state_dict()
+    assert all(torch.equal(whole[name], plain[name]) for name in names)
+    (folder / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(ModelError, match=r"pytorch_model-00002-of-00002\.bin, found no such file"):
+        convert_parts(folder, tmp_path / "no")
+
+
+def test_a_weight_that_is_stored_twice_is_refused(tmp_path):
+    weights = masked_brain_weights()
+    torch.save(weights | {"module.norm.bias": weights["norm.bias"]}, tmp_path / "twice.pth")
+    with pytest.raises(ModelError, match=r"found norm\.bias twice"):
+        convert_parts(tmp_path / "twice.pth", tmp_path / "out")
 
 
 def test_what_is_no_release_is_refused(tmp_path):

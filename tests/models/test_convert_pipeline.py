@@ -1,14 +1,17 @@
 """A whole released folder from the command line to a pipeline that runs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from released_layout import UNET, encoder_weights, save_part, unet_weights
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mindvideo import MindVideoPipeline
+from mindvideo.errors import ModelError
 from mindvideo.models.released import VAE_ATTENTION
 
 VAE = dict(
@@ -55,13 +58,37 @@ def test_a_released_folder_becomes_a_pipeline(release, cli, tmp_path):
     with torch.no_grad():
         expected = vae.decode(latents[0].transpose(0, 1) / 0.18215).sample / 2 + 0.5
     np.testing.assert_allclose(pipe.decode(latents)[0], expected.clamp(0, 1).permute(0, 2, 3, 1), atol=1e-4)
-    fmri = torch.randn(1, 2, 22)
-    frames = pipe(
-        fmri, num_frames=3, num_inference_steps=2, negative="zero", generator=torch.Generator().manual_seed(1)
-    )
-    assert frames.frames.shape == (1, 3, 16, 16, 3)
+    assert pipe.latent_shape(pipe.config.num_frames) == (4, 6, 128, 128)  # the paper's 6 frames of 256 pixels
+    fmri, sizes = torch.randn(1, 2, 22), {"num_frames": 3, "height": 16, "width": 16, "num_inference_steps": 2}
+    frames = pipe(fmri, negative=fmri[0].numpy(), generator=torch.Generator().manual_seed(1), **sizes).frames
+    assert frames.shape == (1, 3, 16, 16, 3)
+    with pytest.raises(
+        ModelError, match=r"empty caption's tokens .* convert the release again with --foundation FOLDER"
+    ):
+        pipe(fmri, negative="null", **sizes)
     code, text = cli("convert", folder, tmp_path / "out")
     assert code == 1 and "expected a new folder" in text
+
+
+def test_the_null_condition_comes_from_the_foundation_that_is_named(release, cli, tmp_path, random_kit):
+    """The advice of the refusal above, followed: the empty caption through a text encoder of the same width."""
+    kit = tmp_path / "kit"
+    shutil.copytree(random_kit / "tokenizer", kit / "tokenizer")
+    shutil.copytree(random_kit / "unet", kit / "unet")
+    words = len(CLIPTokenizer.from_pretrained(kit / "tokenizer"))
+    torch.manual_seed(3)
+    text = CLIPTextModelWithProjection(
+        CLIPTextConfig(vocab_size=words, hidden_size=10, intermediate_size=14, num_hidden_layers=1,
+                       num_attention_heads=2, max_position_embeddings=7, projection_dim=10)
+    ).eval()  # fmt: skip
+    text.save_pretrained(kit / "text_encoder")
+    code, said = cli("convert", release[0], tmp_path / "out", "--foundation", kit)
+    assert code == 0, said
+    pipe = MindVideoPipeline.from_pretrained(tmp_path / "out")
+    start, end = (pipe_tokens := CLIPTokenizer.from_pretrained(kit / "tokenizer"))("").input_ids
+    row = torch.tensor([[start, end, *[pipe_tokens.pad_token_id] * 5]])
+    with torch.no_grad():
+        torch.testing.assert_close(pipe.null_condition, text(row).last_hidden_state[0])
 
 
 def test_a_release_that_is_not_whole_leaves_nothing_behind(release, cli, tmp_path):

@@ -25,6 +25,7 @@ def make_encoder(num_voxels=22, window=2, seed=0, **settings):
 @pytest.mark.parametrize(
     ("window", "settings"),
     [
+        (1, dict(mlp_ratio=4.0, has_temporal_attention=True)),
         (1, dict(mlp_ratio=4.0)),
         (2, dict(patch_weights="per_patch", layer_norm=True)),
         (3, dict(input_mean=0.3, input_scale=2.5)),
@@ -108,6 +109,20 @@ def test_weights_carry_the_released_names():
 
 def test_logit_scale_starts_at_the_temperature_of_clip():
     assert float(FmriEncoder(22, **SIZES).logit_scale.detach()) == pytest.approx(math.log(1 / 0.07))
+
+
+def test_a_window_of_one_scan_is_the_plain_encoder():
+    """Paper section 5: it falls back to a normal MBM encoder, without 24 temporal attentions of 1024 channels."""
+
+    def count(window):
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in FmriEncoder(6016, window=window).parameters())
+
+    patches, attention = 6016 // 16, 4 * 1024**2 + 4 * 1024 + 2 * 1024
+    assert count(2) - count(1) == 24 * attention + 77 * patches
+    encoder = FmriEncoder(22, window=1, **SIZES)
+    assert encoder.config.has_temporal_attention is False and encoder.blocks[0].attn_temp is None
+    assert FmriEncoder(22, window=2, **SIZES).config.has_temporal_attention is True
 
 
 def test_stochastic_depth_drops_whole_windows_and_keeps_the_mean():

@@ -67,7 +67,7 @@ def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list
         Variant("image_only", "contrastive with images only", {"align.loss": "image"}),
         Variant("no_token_regression", "without token regression", untokened),
         Variant("no_guidance", "without guidance", {"reconstruct.negative": "none"}),
-        Variant("null_guidance", "null condition as negative", {"reconstruct.negative": "zero"}),
+        Variant("null_guidance", "null condition as negative", {"reconstruct.negative": "null"}),
         Variant(
             "no_pretrain",
             "without pretrain",

@@ -209,8 +209,8 @@ class MindVis:
                 return self.encoder(scans.to(bench.device)).float()
 
         negative = "train_mean" if settings.negative == "test_mean" else settings.negative
-        condition_shape = foundation.condition_length, foundation.condition_width
-        unwanted = negative_condition(negative, encode, condition_shape, train_mean=self.mean)
+        null = foundation.null_condition() if negative == "null" else None
+        unwanted = negative_condition(negative, encode, null=null, train_mean=self.mean)
         side = self.size // foundation.latent_factor
         shape = (foundation.latent_channels, 1, side, side)
         noise = torch.stack([window_noise(bench.recipe.seed, int(number), shape) for number in window])

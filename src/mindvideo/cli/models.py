@@ -23,6 +23,9 @@ def convert(
     num_voxels: Annotated[int | None, typer.Option(help="another number of voxels; positions are interpolated")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="a setting the release does not state")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="a setting of the release to leave out")] = None,
+    foundation: Annotated[
+        Path | None, typer.Option(help="folder with the release's tokenizer and text_encoder, for negative null")
+    ] = None,
 ) -> None:
     """Turn released weights into a folder that from_pretrained loads, without executing anything in a pickle."""
     from mindvideo.generate.converted import convert as run
@@ -33,7 +36,8 @@ def convert(
         if not sign:
             raise SettingError(f"expected --set key=value, found '{setting}'")
         overrides[key] = read_yaml(value, f"--set {setting}")
-    for note in run(release, out, num_voxels=num_voxels, overrides=overrides, drop=tuple(drop or ())):
+    dropped = tuple(drop or ())
+    for note in run(release, out, num_voxels=num_voxels, overrides=overrides, drop=dropped, foundation=foundation):
         say(note)
     say(f"converted to {out}")
 
@@ -74,7 +78,7 @@ def reconstruct(
     size: Annotated[int | None, typer.Option(help="height and width in pixels; as trained by default")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="denoising steps")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0)] = None,
-    negative: Annotated[str | None, typer.Option(help="train_mean, zero or none")] = None,
+    negative: Annotated[str | None, typer.Option(help="train_mean, null or none")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="clips at once")] = None,
     seed: Annotated[int | None, typer.Option(help="of a film's noise; 0 by default")] = None,
@@ -127,7 +131,7 @@ def _frames_of_run(run_dir: Path, fps: float, num_frames: int | None) -> int:
     from mindvideo.study import Study
 
     data = Study.open(run_dir).recipe.data
-    return frames_per_scan(data.tr_s, fps, num_frames, data.fps)
+    return frames_per_scan(data.tr_s, fps, num_frames, round(data.fps * data.tr_s))
 
 
 def _film(
@@ -172,7 +176,7 @@ def _film(
     if recipe is not None and recipe.reconstruct.reuse > 1:
         say("reconstruct.reuse does not apply to a film: the whole generator runs at every step")
     precision = asked.pop("precision") or ("auto" if recipe is None else recipe.reconstruct.precision)
-    count = frames_per_scan(recorded.tr_s, fps, asked.pop("num_frames"), recorded.fps)
+    count = frames_per_scan(recorded.tr_s, fps, asked.pop("num_frames"), pipeline.config.num_frames)
     given = {name: value for name, value in asked.items() if value is not None}
     if precision not in ("auto", "fp32", "bf16"):
         raise SettingError(f"expected --precision auto, fp32 or bf16, found '{precision}'")

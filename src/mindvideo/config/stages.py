@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mindvideo.config.section import PRECISION, BatchSize, Optimise, Precision, Rate, Section, Steps
 
@@ -211,7 +211,7 @@ class Reconstruct(Section):
     scheduler: Literal["ddim", "dpm++", "unipc"] = "ddim"
     steps: int = Field(200, ge=1)
     guidance_scale: float = Field(12.5, ge=0)
-    negative: Literal["train_mean", "test_mean", "zero", "none"] = "train_mean"
+    negative: Literal["train_mean", "test_mean", "null", "none"] = "train_mean"
     num_frames: int | None = Field(None, ge=1, description="frames per clip; empty: as many as the store has")
     size: int | None = Field(None, ge=16, description="height and width of the clips; empty: the store's")
     batch_size: int = Field(4, ge=1)
@@ -235,6 +235,12 @@ class Reconstruct(Section):
         1, ge=1, description="run the whole generator every n-th step, in between its outermost layers only"
     )
     compile: bool = Field(False, description="run the generator through torch.compile; the first clips take longer")
+
+    @field_validator("negative", mode="before")
+    @classmethod
+    def _name_null(cls, value: Any) -> Any:
+        """YAML reads a bare ``null`` as nothing."""
+        return "null" if value is None else value
 
 
 class Evaluate(Section):

@@ -61,7 +61,7 @@ class Sizes:
 
 KIT = Sizes()
 TEST = Sizes(
-    size=32, length=24, width=32, vae_channels=(8, 16, 16), unet_channels=(16, 24, 32), unet_heads=2, text_layers=1,
+    size=32, length=52, width=32, vae_channels=(8, 16, 16), unet_channels=(16, 24, 32), unet_heads=2, text_layers=1,
     vision_width=32, vision_layers=1, heads=2, video_width=32, norm_groups=8,
 )  # fmt: skip
 

@@ -273,9 +273,8 @@ class ClipMaker(Shown):
     def _caption(self, positions: np.ndarray) -> np.ndarray:
         captions = [self.windows.captions[i] for i in self.chosen[positions]]
         tokens, _ = self.foundation.encode_text(captions)
-        empty, _ = self.foundation.encode_text([""])
         is_guided = self.recipe.reconstruct.negative != "none"
-        return self._sample(positions, condition=tokens, **({"negative_tokens": empty} if is_guided else {}))
+        return self._sample(positions, condition=tokens, negative="null" if is_guided else "none")
 
     def _through_vae(self, positions: np.ndarray) -> np.ndarray:
         truth = self.make("truth", positions)

@@ -9,11 +9,13 @@ from typing import Any
 
 from mindvideo.data.disk import disk_errors, flush_folder
 from mindvideo.errors import ModelError, SettingError
-from mindvideo.generate.pipeline import MindVideoPipeline
+from mindvideo.generate.pipeline import MindVideoPipeline, save_kept
 from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models.convert import PARTS, convert_parts
+from mindvideo.models.foundation import Foundation
 
-STEPS, GUIDANCE_SCALE = 200, 12.5  # the paper's sampling
+STEPS, GUIDANCE_SCALE = 200, 12.5  # the paper's sampling,
+NUM_FRAMES, FRAME_SIZE = 6, 256  # and the clips its generator was trained on (section 4)
 
 
 def convert(
@@ -23,6 +25,7 @@ def convert(
     num_voxels: int | None = None,
     overrides: dict[str, Any] | None = None,
     drop: tuple[str, ...] = (),
+    foundation: Path | None = None,
 ) -> list[str]:
     """Convert a release and check that what was written loads; OUT appears only when whole.
 
@@ -32,6 +35,9 @@ def convert(
         As in `mindvideo.models.convert.convert_parts`.
     out : Path
         A new folder.
+    foundation : Path, optional
+        A foundation folder with the release's tokenizer and text encoder; the empty caption's tokens, which a released
+        pipeline lacks, are made by it.
 
     Returns
     -------
@@ -56,7 +62,7 @@ def convert(
             beside.mkdir(parents=True)
             found = convert_parts(release, beside, num_voxels=num_voxels, overrides=overrides, drop=drop)
             if set(found.parts) == set(PARTS):
-                found.notes += _complete(release, beside)
+                found.notes += _complete(release, beside, foundation)
             elif "" not in found.parts:
                 found.notes.append(f"no whole pipeline: missing {', '.join(sorted(set(PARTS) - set(found.parts)))}")
             flush_folder(beside)
@@ -68,7 +74,7 @@ def convert(
     return found.notes
 
 
-def _complete(release: Path, folder: Path) -> list[str]:
+def _complete(release: Path, folder: Path, foundation: Path | None) -> list[str]:
     """Add scheduler and index, and load the whole once."""
     path = release / "scheduler" / "scheduler_config.json"
     try:
@@ -84,10 +90,18 @@ def _complete(release: Path, folder: Path) -> list[str]:
         "scheduler": ["diffusers", "DDIMScheduler"],
         "num_inference_steps": STEPS,
         "guidance_scale": GUIDANCE_SCALE,
+        "num_frames": NUM_FRAMES,
+        "frame_size": FRAME_SIZE,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    absent = ["the mean training fMRI (set pipe.train_mean, or call with your own scans as negative)"]
+    if foundation is None:
+        absent.append("the empty caption's tokens for negative='null' (convert with --foundation FOLDER)")
+    else:
+        save_kept(folder, "null_condition", Foundation(foundation).null_condition())
     MindVideoPipeline.from_pretrained(folder)
     return [
-        f"a whole MindVideoPipeline: DDIM, {STEPS} steps, guidance {GUIDANCE_SCALE:g}",
-        "known to be absent: the mean training fMRI; set pipe.train_mean, or call with negative='zero' or your own scans",
+        f"a whole MindVideoPipeline: DDIM, {STEPS} steps, guidance {GUIDANCE_SCALE:g}, {NUM_FRAMES} frames of "
+        f"{FRAME_SIZE} x {FRAME_SIZE} pixels",
+        f"known to be absent: {'; '.join(absent)}",
     ]

@@ -55,11 +55,11 @@ class FilmSettings:
     frames_per_scan : int
         Frame rate times TR.
     size : int, optional
-        Height and width in pixels; the size the UNet was trained at by default.
+        Height and width in pixels; those of the clips the model was trained on by default.
     steps, guidance_scale : optional
         The pipeline's own by default.
     negative : str
-        ``train_mean``, ``zero`` or ``none``.
+        ``train_mean``, ``null`` or ``none``.
     seed : int
         Of the noise, block by block.
     batch_size : int
@@ -180,9 +180,8 @@ class Film:
 
     def _negative(self) -> torch.Tensor | None:
         encode = partial(self.pipeline.encode, precision=self.settings.precision)
-        found = negative_condition(
-            self.settings.negative, encode, self.pipeline.condition_shape, train_mean=self.pipeline.train_mean
-        )
+        kept = {"null": self.pipeline.null_condition, "train_mean": self.pipeline.train_mean}
+        found = negative_condition(self.settings.negative, encode, **kept)
         return None if found is None or self._plan.guidance_scale == 1.0 else found.to(self._device)
 
     def _start(self, clip: int) -> None:
@@ -245,17 +244,17 @@ class Film:
         block.total, block.weight = torch.zeros_like(block.total), torch.zeros_like(block.weight)
 
 
-def frames_per_scan(tr_s: float, fps: float | None, num_frames: int | None, trained_fps: int) -> int:
-    """Frames shown during one scan, from a rate or a count; the rate the model was trained at by default.
+def frames_per_scan(tr_s: float, fps: float | None, num_frames: int | None, trained: int) -> int:
+    """Frames shown during one scan, from a rate or a count; as many as the model was trained on by default.
 
     Raises
     ------
     SettingError
         Where a scan does not hold a whole number of frames, or rate and count disagree.
     """
-    if fps is None and num_frames is not None:
-        return num_frames
-    wanted = (trained_fps if fps is None else fps) * tr_s
+    if fps is None:
+        return trained if num_frames is None else num_frames
+    wanted = fps * tr_s
     if abs(wanted - round(wanted)) > 1e-6 or round(wanted) < 1:
         raise SettingError(f"expected a whole number of frames in a scan of {tr_s:g} s, found {wanted:g}; change --fps")
     if num_frames not in (None, round(wanted)):

@@ -15,7 +15,7 @@ from mindvideo.errors import ModelError, SettingError
 LABELS = {
     "train_mean": "negative: mean training fMRI (inductive)",
     "test_mean": "negative: mean test fMRI (transductive: the generator has seen the whole test set)",
-    "zero": "negative: null condition, all tokens zero",
+    "null": "negative: the empty caption (ordinary classifier-free guidance)",
     "none": "no guidance",
 }
 
@@ -70,8 +70,8 @@ def guide(positive: torch.Tensor, negative: torch.Tensor, scale: float) -> torch
 def negative_condition(
     negative: str | torch.Tensor,
     encode: Callable[[torch.Tensor], torch.Tensor],
-    condition_shape: tuple[int, int],
     *,
+    null: torch.Tensor | None = None,
     train_mean: torch.Tensor | None = None,
     test_mean: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
@@ -83,12 +83,12 @@ def negative_condition(
     Parameters
     ----------
     negative : str or Tensor
-        ``train_mean``, ``test_mean``, ``zero`` (all tokens zero, the null condition of Eq. 5), ``none``, or an fMRI
+        ``train_mean``, ``test_mean``, ``null`` (the empty caption, the null condition of Eq. 5), ``none``, or an fMRI
         window (W, V) float32.
     encode : callable
         fMRI (1, W, V) to condition (1, L, C).
-    condition_shape : (int, int)
-        L and C.
+    null : Tensor, optional
+        The empty caption's tokens (L, C), kept with the pipeline. No generator is trained on all-zero tokens.
     train_mean : Tensor, optional
         Mean training window (W, V), kept with the pipeline.
     test_mean : Tensor, optional
@@ -104,15 +104,21 @@ def negative_condition(
     SettingError
         For an unknown name, or ``test_mean`` without the mean.
     ModelError
-        For ``train_mean`` when the pipeline was saved without one.
+        For ``train_mean`` or ``null`` when the pipeline was saved without them.
     """
     if isinstance(negative, torch.Tensor):
         return encode(negative[None])
     name = check_negative(negative)
     if name == "none":
         return None
-    if name == "zero":
-        return torch.zeros(1, *condition_shape)
+    if name == "null":
+        if null is None:
+            raise ModelError(
+                "expected the pipeline to hold the empty caption's tokens (L, C) for negative='null', found none; run the "
+                "study's reconstruct again, or convert the release again with --foundation FOLDER, which has its tokenizer "
+                "and text_encoder, or set pipe.null_condition = Foundation(FOLDER).null_condition()"
+            )
+        return null[None]
     if name == "train_mean":
         if train_mean is None:
             raise ModelError(

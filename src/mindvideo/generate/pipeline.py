@@ -24,10 +24,15 @@ from mindvideo.errors import DataError, ModelError, SettingError
 from mindvideo.generate.guidance import negative_condition
 from mindvideo.generate.sampling import Plan, autocast, denoise
 from mindvideo.generate.scheduler import load_scheduler
+from mindvideo.models.loading import forget_path
 from mindvideo.models.own_encoder import AnyEncoder, load_encoder
 from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.weight_files import load_network
 
-TRAIN_MEAN_FILE = "train_mean.safetensors"
+KEPT = ("train_mean", "null_condition")
+"""Tensors that are no network's weights; each is a file of its name in the pipeline's folder."""
+CALL_SETTINGS = ("num_inference_steps", "guidance_scale", "num_frames", "frame_size")
+"""What a call uses when it does not say, kept in ``model_index.json``."""
 Array = np.ndarray | torch.Tensor
 
 
@@ -66,6 +71,14 @@ class MindVideoPipeline(DiffusionPipeline):
         What a call uses when it does not say; the paper's 200 and 12.5, or the study's. Saved in ``model_index.json``.
     train_mean : Tensor, optional
         Mean training window (W, V) float32, the default negative. Saved as ``train_mean.safetensors`` in the folder.
+    null_condition : Tensor, optional
+        The empty caption's tokens (L, C) float32, the negative ``null``: a pipeline has no text encoder. Saved as
+        ``null_condition.safetensors``.
+    num_frames : int
+        Frames of the clips it was trained on, and of a call that does not say.
+    frame_size : int, optional
+        Height and width in pixels of the clips it was trained on, and of a call that does not say. Without it, the
+        UNet's ``sample_size``, at which a foundation's UNet was trained before.
 
     Raises
     ------
@@ -84,12 +97,16 @@ class MindVideoPipeline(DiffusionPipeline):
         num_inference_steps: int = 200,
         guidance_scale: float = 12.5,
         train_mean: torch.Tensor | None = None,
+        null_condition: torch.Tensor | None = None,
+        num_frames: int = 6,
+        frame_size: int | None = None,
     ) -> None:
         """Take the parts and check that they fit one another."""
         super().__init__()
         self.register_modules(fmri_encoder=fmri_encoder, unet=unet, vae=vae, scheduler=scheduler)
         self.register_to_config(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-        self.train_mean = train_mean
+        self.register_to_config(num_frames=num_frames, frame_size=frame_size)
+        self.train_mean, self.null_condition = train_mean, null_condition
         self.set_progress_bar_config(disable=True)
         _check_fit(self)
 
@@ -104,14 +121,16 @@ class MindVideoPipeline(DiffusionPipeline):
         return self.fmri_encoder.config.condition_length, self.fmri_encoder.config.condition_width
 
     def latent_shape(self, num_frames: int, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
-        """(c, F, h, w) of one clip; height and width in pixels, the UNet's training size when not given."""
-        size = self.unet.config.sample_size
-        sides = (size, size) if isinstance(size, int) else tuple(size)
+        """(c, F, h, w) of one clip; height and width in pixels, as trained when not given."""
+        size, factor = self.config.frame_size, self.latent_factor
+        latent = self.unet.config.sample_size
+        trained = [size, size] if size is not None else [s * factor for s in np.broadcast_to(latent, 2).tolist()]
         latent_sides = []
-        for name, pixels, side in (("height", height, sides[0]), ("width", width, sides[1])):
-            if pixels is not None and (pixels < self.latent_factor or pixels % self.latent_factor):
-                raise SettingError(f"expected {name} to be a multiple of {self.latent_factor} pixels, found {pixels}")
-            latent_sides.append(side if pixels is None else pixels // self.latent_factor)
+        for name, given, side in (("height", height, trained[0]), ("width", width, trained[1])):
+            pixels = side if given is None else given
+            if pixels < factor or pixels % factor:
+                raise SettingError(f"expected {name} to be a multiple of {factor} pixels, found {pixels}")
+            latent_sides.append(pixels // factor)
         if num_frames < 1:
             raise SettingError(f"expected num_frames of at least 1, found {num_frames}")
         return (self.unet.config.in_channels, num_frames, *latent_sides)
@@ -147,7 +166,7 @@ class MindVideoPipeline(DiffusionPipeline):
     def __call__(
         self,
         fmri: Array | None = None,
-        num_frames: int = 6,
+        num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -171,14 +190,12 @@ class MindVideoPipeline(DiffusionPipeline):
         ----------
         fmri : ndarray or Tensor
             (B, W, V) float32, standardised as the training data was.
-        num_frames : int
-            F; one works.
-        height, width : int, optional
-            Pixels; the size the UNet was trained at when not given.
+        num_frames, height, width : int, optional
+            F and pixels; as the model was trained when not given. One frame works.
         num_inference_steps, guidance_scale : optional
             The pipeline's own (saved) values when not given. A scale of 1 needs no negative pass.
         negative : str or ndarray or Tensor
-            ``train_mean``, ``test_mean`` (transductive), ``zero``, ``none``, or an fMRI window (W, V).
+            ``train_mean``, ``test_mean`` (transductive), ``null``, ``none``, or an fMRI window (W, V).
         generator : torch.Generator or list of them, optional
             Source of the initial noise; with one per clip a clip does not depend on the others in its batch.
         latents : Tensor, optional
@@ -213,17 +230,15 @@ class MindVideoPipeline(DiffusionPipeline):
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         positive = self._condition(fmri, condition, precision)
         unwanted = self._negative(negative, negative_tokens, test_mean, scale, precision)
-        shape = (len(positive), *self.latent_shape(num_frames, height, width))
+        frames = self.config.num_frames if num_frames is None else num_frames
+        shape = (len(positive), *self.latent_shape(frames, height, width))
         latents = self._initial_latents(shape, generator, latents)
         plan = Plan(steps, scale, guidance_interval, reuse, is_bf16=precision == "bf16")
         with self.progress_bar(total=steps) as bar:
             latents = denoise(self.unet, self.scheduler, latents, positive, unwanted, plan, bar.update, callback)
-        if output_type != "latent":
-            frames = self.decode(latents, precision)
+        made: Any = latents if output_type == "latent" else self.decode(latents, precision)
         self.maybe_free_model_hooks()
-        if output_type == "latent":
-            return VideoOutput(frames=latents)
-        return VideoOutput(frames=frames if output_type == "float" else to_uint8(frames))
+        return VideoOutput(frames=to_uint8(made) if output_type == "uint8" else made)
 
     def _condition(
         self, fmri: Array | None, condition: torch.Tensor | None, precision: Literal["fp32", "bf16"]
@@ -256,7 +271,8 @@ class MindVideoPipeline(DiffusionPipeline):
             chosen = torch.as_tensor(negative) if isinstance(negative, np.ndarray) else negative
             mean = None if test_mean is None else torch.as_tensor(test_mean)
             encode = partial(self.encode, precision=precision)
-            found = negative_condition(chosen, encode, self.condition_shape, train_mean=self.train_mean, test_mean=mean)
+            kept = {"null": self.null_condition, "train_mean": self.train_mean}
+            found = negative_condition(chosen, encode, **kept, test_mean=mean)
         if found is None or scale == 1.0:
             return None
         return found.to(self._execution_device)
@@ -277,15 +293,17 @@ class MindVideoPipeline(DiffusionPipeline):
         return latents.to(self._execution_device, torch.float32)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write ``fmri_encoder/ unet/ vae/ scheduler/ model_index.json train_mean.safetensors``, safetensors only."""
+        """Write ``fmri_encoder/ unet/ vae/ scheduler/``, ``model_index.json`` and the `KEPT` tensors, safetensors only."""
         if kwargs.pop("safe_serialization", True) is not True:
             raise SettingError("expected safe_serialization to be true; this pipeline is saved as safetensors only")
         for part in (self.unet, self.vae):  # files hold plainly laid out weights
             part.to(memory_format=torch.contiguous_format)
+        for part in (self, self.vae, self.scheduler):
+            forget_path(part)
         super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
-        if self.train_mean is not None:
-            mean = self.train_mean.detach().float().cpu().contiguous()
-            save_file({"train_mean": mean}, Path(save_directory) / TRAIN_MEAN_FILE)
+        for name in KEPT:
+            if (tensor := getattr(self, name)) is not None:
+                save_kept(Path(save_directory), name, tensor)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> MindVideoPipeline:
@@ -311,13 +329,18 @@ class MindVideoPipeline(DiffusionPipeline):
         }
         for name in ("unet", "vae"):
             parts[name].to(memory_format=torch.channels_last)  # what convolutions are fastest on
-        settings = {key: index[key] for key in ("num_inference_steps", "guidance_scale") if key in index}
-        mean_path = folder / TRAIN_MEAN_FILE
-        train_mean = load_file(mean_path)["train_mean"] if mean_path.is_file() else None
-        scheduler = load_scheduler(folder / "scheduler", index)
-        pipeline = cls(**parts, scheduler=scheduler, train_mean=train_mean, **settings)
-        pipeline.register_to_config(_name_or_path=str(folder))
-        return pipeline
+        settings = {name: index[name] for name in CALL_SETTINGS if name in index}
+        kept = {name: load_file(path)[name] for name in KEPT if (path := _kept_path(folder, name)).is_file()}
+        return cls(**parts, scheduler=load_scheduler(folder / "scheduler", index), **kept, **settings)
+
+
+def _kept_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+def save_kept(folder: Path, name: str, tensor: torch.Tensor) -> None:
+    """Write one of the `KEPT` tensors into a pipeline's folder."""
+    save_file({name: tensor.detach().float().cpu().contiguous()}, _kept_path(folder, name))
 
 
 def _check_fit(pipeline: MindVideoPipeline) -> None:
@@ -334,12 +357,11 @@ def _check_fit(pipeline: MindVideoPipeline) -> None:
         raise ModelError(
             f"expected the UNet to take the VAE's {vae.latent_channels} latent channels, found {unet.in_channels}"
         )
-    mean = pipeline.train_mean
-    if mean is not None and tuple(mean.shape) != (encoder.window, encoder.num_voxels):
-        raise ModelError(
-            f"expected a mean training window of shape ({encoder.window}, {encoder.num_voxels}), "
-            f"found {tuple(mean.shape)}"
-        )
+    shapes = {"train_mean": (encoder.window, encoder.num_voxels), "null_condition": pipeline.condition_shape}
+    for name, shape in shapes.items():
+        tensor = getattr(pipeline, name)
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ModelError(f"expected {name} of shape {shape} for this fMRI encoder, found {tuple(tensor.shape)}")
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -359,8 +381,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _load_network(folder: Path, part_class: Any, dtype: torch.dtype) -> Any:
-    """One network from its folder; unlike the library's default, missing or surplus weights are errors."""
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    """One network from its folder, in float32 or another ``dtype``, every weight accounted for."""
+    if not (folder / "config.json").is_file():
         raise ModelError(
             f"expected the part '{folder.name}' (config.json and safetensors weights) in {folder.parent}, found it "
             "missing or incomplete; copy or write that folder again"
@@ -369,14 +391,4 @@ def _load_network(folder: Path, part_class: Any, dtype: torch.dtype) -> Any:
         return load_encoder(folder, torch_dtype=dtype)
     if part_class is not AutoencoderKL:
         return part_class.from_pretrained(folder, torch_dtype=dtype)
-    try:
-        vae, info = AutoencoderKL.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"the part '{folder.name}' in {folder.parent} cannot be loaded: {reason}") from None
-    wrong = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
-    if wrong:
-        raise ModelError(f"expected the weights in {folder} to be those of AutoencoderKL, found {wrong}")
-    return vae
+    return load_network(AutoencoderKL, folder).to(dtype)

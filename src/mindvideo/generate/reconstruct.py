@@ -108,6 +108,9 @@ def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: F
         num_inference_steps=recipe.reconstruct.steps,
         guidance_scale=recipe.reconstruct.guidance_scale,
         train_mean=torch.from_numpy(Windows(store, "train", window).mean_fmri()),
+        null_condition=foundation.null_condition(),
+        num_frames=store.num_frames,
+        frame_size=store.size,
     )
 
 

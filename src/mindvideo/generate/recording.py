@@ -34,22 +34,18 @@ class Recorded:
         Their digest, as in the encoder's configuration.
     tr_s, lag_s : float
         Seconds between scans, and from a film moment to the scan it is paired with.
-    fps, size : int
-        Frame rate and height and width in pixels of the clips the model was trained on.
     """
 
     vertex: tuple[int, ...]
     voxel_id: str
     tr_s: float
     lag_s: float
-    fps: int
-    size: int
 
 
 def describe_store(store: Store) -> Recorded:
     """What a store's scans are; a model trained on it keeps this."""
     vertex = tuple(int(position) for position in store.vertex)
-    return Recorded(vertex, store.voxel_id, store.tr_s, store.lag_s, store.fps, store.size)
+    return Recorded(vertex, store.voxel_id, store.tr_s, store.lag_s)
 
 
 def write_recorded(store: Store, folder: Path) -> None:
@@ -76,7 +72,8 @@ def read_recorded(model: Path, store: Path | None = None) -> Recorded:
     if path.is_file():
         try:
             content = json.loads(path.read_text())
-            found = Recorded(**{**content, "vertex": tuple(int(position) for position in content["vertex"])})
+            vertex = tuple(int(position) for position in content["vertex"])
+            found = Recorded(vertex, content["voxel_id"], content["tr_s"], content["lag_s"])
         except (ValueError, TypeError, KeyError) as error:
             raise ModelError(f"expected vertex, tr_s and lag_s in {path}, found other content ({error})") from None
         if identify_voxels(np.array(found.vertex)) != found.voxel_id:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mindvideo.errors import ModelError, SettingError
+from mindvideo.files import is_there
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.released import (
     CLASSES,
@@ -19,14 +20,15 @@ from mindvideo.models.released import (
     Weights,
     brain_settings,
     classify,
+    plain_names,
     read_release_file,
     rename_vae,
     unet_settings,
 )
 from mindvideo.models.transformer import count_patches
+from mindvideo.models.weight_files import find_weights
 
 PARTS: dict[str, Kind] = {"fmri_encoder": "FmriEncoder", "unet": "VideoUNet", "vae": "AutoencoderKL"}
-FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin", "model.pth")
 PRIVATE = ("_class_name", "_diffusers_version", "_name_or_path")
 
 
@@ -71,25 +73,28 @@ def convert_parts(
         parts = {name: kind for name, kind in PARTS.items() if (release / name).is_dir()}
         if parts:
             for name in parts:
-                file = _weights_file(release / name)
-                found.parts[name] = _convert_file(file, out / name, f"{name}: ", num_voxels, overrides, drop, found)
+                files = _weight_files(release / name)
+                found.parts[name] = _convert_files(files, out / name, f"{name}: ", num_voxels, overrides, drop, found)
                 if found.parts[name] != PARTS[name]:
-                    raise ModelError(f"expected the weights of {PARTS[name]} in {file}, found {found.parts[name]}")
+                    raise ModelError(f"expected the weights of {PARTS[name]} in {files[0]}, found {found.parts[name]}")
             return found
-        release = _weights_file(release)
-    found.parts[""] = _convert_file(release, out, "", num_voxels, overrides, drop, found)
+    files = _weight_files(release) if release.is_dir() else (release,)
+    found.parts[""] = _convert_files(files, out, "", num_voxels, overrides, drop, found)
     return found
 
 
-def _weights_file(folder: Path) -> Path:
-    for name in FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise ModelError(f"expected weights ({', '.join(FILES)}) or the parts {', '.join(PARTS)} in {folder}, found none")
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    own = folder / "model.pth"  # as the fMRI encoder is released
+    if is_there(own):
+        return (own,)
+    try:
+        return find_weights(folder).paths
+    except ModelError as error:
+        raise ModelError(f"{error}, or give a folder with the parts {', '.join(PARTS)}") from None
 
 
-def _convert_file(
-    file: Path,
+def _convert_files(
+    files: tuple[Path, ...],
     out: Path,
     label: str,
     num_voxels: int | None,
@@ -97,7 +102,12 @@ def _convert_file(
     drop: tuple[str, ...],
     found: Conversion,
 ) -> Kind:
-    weights, stated = read_release_file(file)
+    weights: Weights = {}
+    stated: dict[str, Any] = {}
+    for file in files:  # the shards of one model
+        part, beside = read_release_file(file)
+        weights, stated = weights | part, stated | beside
+    file, weights = files[0], plain_names(weights, files[0])
     stated |= _stated_settings(file.parent / "config.json")
     kind = classify(weights, file)
     notes: list[str] = []

@@ -187,8 +187,9 @@ class FmriEncoder(WholeModel):
     token_bias : bool
         Add a learned (L, C) offset to the condition, which `align` starts at the mean text token. The paper's head has
         none and must learn that mean through its weights first.
-    has_temporal_attention : bool
-        Without it the blocks are those of the plain released encoders.
+    has_temporal_attention : bool, optional
+        Without it the blocks are those of a masked brain model. By default a window of one scan has none: the paper's
+        encoder then "falls back to a normal MBM encoder" (section 5).
     head : {"factorised", "low_rank"}
         The paper's head (`ProjectionHead`), or `LowRankHead` of rank ``head_rank``.
     head_rank : int
@@ -224,13 +225,16 @@ class FmriEncoder(WholeModel):
         input_mean: float = 0.0,
         input_scale: float = 1.0,
         voxel_id: str | None = None,
-        has_temporal_attention: bool = True,
+        has_temporal_attention: bool | None = None,
         head: Literal["factorised", "low_rank"] = "factorised",
         head_rank: int = 128,
     ) -> None:
         super().__init__()
         if not input_scale > 0:
             raise ModelError(f"expected a positive input_scale, found {input_scale}; fit it on the training windows")
+        if has_temporal_attention is None:
+            has_temporal_attention = window > 1
+            self.register_to_config(has_temporal_attention=has_temporal_attention)
         self.num_patches = count_patches(num_voxels, patch_size)
         self.gradient_checkpointing = False
         self.patch_embed = PatchEmbed(self.num_patches, patch_size, embed_dim, patch_weights)

@@ -34,6 +34,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from mindvideo.errors import ModelError
+from mindvideo.files import describe_absence, walk_files
+from mindvideo.models.weight_files import add_content, load_network
 
 PARTS = (
     "vae",
@@ -121,10 +123,10 @@ class Foundation:
                 f"expected {path.name} of the part '{part}' at {path}, found none; the folder is incomplete"
             )
         try:
-            content = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise ModelError(f"expected JSON in {path}, found something else; fetch the part '{part}' again") from None
-        return dict(content)
+            return dict(json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            found = describe_absence(path) or f"found something else; fetch the part '{part}' again"
+            raise ModelError(f"expected JSON in {path}, {found}") from None
 
     def _text_config(self) -> dict[str, Any]:
         config = self._config("text_encoder")
@@ -134,31 +136,30 @@ class Foundation:
         return int(self._config("image_encoder").get("projection_dim", 512))
 
     def _load(self, part: str, load: Callable[[Path], Any]) -> Any:
+        """What a library reads from a part's folder; its errors, whatever they are, in one sentence."""
         self.require(part)
+        folder = self.folder / part
         try:
-            model = load(self.folder / part)
+            return load(folder)
+        except ModelError:
+            raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
+            absent = [text for path in walk_files(folder) if (text := describe_absence(path))]
+            reason = absent[0] if absent else f"found: {' '.join(str(error).split())[:300]}; fetch it again"
+            raise ModelError(f"expected the part '{part}' in {folder} to load, {reason}") from error
+
+    def _load_network(self, part: str, kind: Any, **settings: Any) -> Any:
+        return self._load(part, lambda folder: load_network(kind, folder, self.device, **settings))
+
+    def _load_tokenizer(self, part: str, kind: Any, vocabulary: int) -> Any:
+        """A tokenizer with a vocabulary: without its files, transformers makes one that knows no word."""
+        tokenizer = self._load(part, lambda folder: kind.from_pretrained(folder, local_files_only=True))
+        if not vocabulary / 2 < len(tokenizer) <= vocabulary:
             raise ModelError(
-                f"the part '{part}' in {self.folder / part} cannot be loaded: {reason}; fetch it again"
-            ) from error
-        if isinstance(model, torch.nn.Module):
-            model = model.float().eval().requires_grad_(False).to(self.device)
-        return model
-
-    def _load_transformer(self, part: str, kind: Any, folder_name: str | None = None, **settings: Any) -> Any:
-        """Load a transformers model and insist that no weight of it was missing in the file."""
-
-        def load(folder: Path) -> Any:
-            model, report = kind.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **settings
+                f"expected a tokenizer of about {vocabulary} tokens in {self.folder / part}, found {len(tokenizer)}; fetch "
+                "tokenizer.json, or vocab.json and merges.txt (vocab.txt for a captioner), of the same model"
             )
-            missing = sorted(report["missing_keys"])
-            if missing:
-                raise ModelError(f"weights missing: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
-            return model
-
-        return self._load(folder_name or part, load)
+        return tokenizer
 
     @property
     def condition_length(self) -> int:
@@ -182,54 +183,69 @@ class Foundation:
 
     @cached_property
     def identity(self) -> str:
-        """Hash over every file's name, size and first and last bytes, cards aside: another folder, another identity."""
-        return self._hash((*PARTS, MOTION))
+        """Digest of every part's files, cards aside, also behind links: another content, another identity."""
+        return self._hash(*PARTS, MOTION)
 
     @cached_property
     def generation_identity(self) -> str:
         """`identity` of what conditions and generates; classifiers and the captioner, which judge, left out."""
-        return self._hash(GENERATION)
+        return self._hash(*GENERATION)
 
     @cached_property
     def condition_identity(self) -> str:
         """`identity` of CLIP's parts alone: a new generator leaves the aligned encoder up to date."""
-        return self._hash(CONDITION)
+        return self._hash(*CONDITION)
 
     @cached_property
     def latent_identity(self) -> str:
         """`identity` of the autoencoder alone."""
-        return self._hash(("vae",))
+        return self._hash("vae")
 
     @cached_property
     def captioner_identity(self) -> str:
         """`identity` of the captioner alone."""
-        return self._hash(("captioner",))
+        return self._hash("captioner")
 
     def part_identity(self, part: str) -> str:
-        """`identity` of one part alone."""
-        return self._hash((part,))
+        """`identity` of one part alone; a word for one that is not there, as nothing may need it."""
+        return self._hash(part) if (self.folder / part).is_dir() else "absent"
 
-    def _hash(self, parts: tuple[str, ...]) -> str:
+    def _hash(self, *parts: str) -> str:
+        paths = [path for part in sorted(parts) for path in walk_files(self.folder / part) if path.suffix != ".md"]
+        if not paths:
+            raise ModelError(f"expected files of {', '.join(parts)} in foundation folder {self.folder}, found none")
         digest = hashlib.sha256()
-        for path in sorted(self.folder.rglob("*")):
-            if path.is_file() and path.suffix != ".md" and path.relative_to(self.folder).parts[0] in parts:
-                size = path.stat().st_size
-                digest.update(f"{path.relative_to(self.folder)}:{size}".encode())
-                with path.open("rb") as handle:
-                    digest.update(handle.read(65536))
-                    handle.seek(max(0, size - 1_048_576))
-                    digest.update(handle.read())
+        for path in paths:
+            digest.update(f"{path.relative_to(self.folder)}:{path.stat().st_size}".encode())
+            add_content(digest, path)
         return digest.hexdigest()
+
+    def open(self, part: str) -> None:
+        """Load all that a part needs: its network, and the tokenizer or image processor beside it.
+
+        Raises
+        ------
+        ModelError
+            For anything missing, damaged, or of another class.
+        """
+        if part == "scheduler":
+            self._config(part)
+            return
+        getattr(self, part)
+        if part in ("captioner", "image_encoder", "image_classifier", "video_classifier"):
+            self._processor(part)
+        if part == "captioner":
+            self._caption_tokenizer  # noqa: B018
 
     @cached_property
     def vae(self) -> AutoencoderKL:
         """The autoencoder of frames."""
-        return self._load("vae", lambda folder: AutoencoderKL.from_pretrained(folder, local_files_only=True))
+        return self._load_network("vae", AutoencoderKL)
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
         """The 2-D text-conditioned UNet."""
-        return self._load("unet", lambda folder: UNet2DConditionModel.from_pretrained(folder, local_files_only=True))
+        return self._load_network("unet", UNet2DConditionModel)
 
     def motion(self) -> dict[str, torch.Tensor]:
         """Weights of the part ``motion`` by their names in the inflated generator, float32.
@@ -261,37 +277,37 @@ class Foundation:
     @cached_property
     def tokenizer(self) -> Any:
         """CLIP's tokenizer."""
-        return self._load("tokenizer", lambda folder: CLIPTokenizer.from_pretrained(folder, local_files_only=True))
+        return self._load_tokenizer("tokenizer", CLIPTokenizer, int(self._text_config().get("vocab_size", 49408)))
 
     @cached_property
     def text_encoder(self) -> CLIPTextModelWithProjection:
         """CLIP's text tower with projection; the projection may come from a whole CLIP in ``image_encoder``."""
         try:
-            return self._load_transformer("text_encoder", CLIPTextModelWithProjection)
+            return self._load_network("text_encoder", CLIPTextModelWithProjection)
         except ModelError as error:
             if "text_projection" not in str(error):
                 raise
-            return self._load_transformer("text_encoder", CLIPTextModelWithProjection, "image_encoder")
+            return self._load_network("image_encoder", CLIPTextModelWithProjection)
 
     @cached_property
     def image_encoder(self) -> CLIPVisionModelWithProjection:
         """CLIP's image tower with projection."""
-        return self._load_transformer("image_encoder", CLIPVisionModelWithProjection)
+        return self._load_network("image_encoder", CLIPVisionModelWithProjection)
 
     @cached_property
     def captioner(self) -> BlipForConditionalGeneration:
         """BLIP."""
-        return self._load_transformer("captioner", BlipForConditionalGeneration)
+        return self._load_network("captioner", BlipForConditionalGeneration)
 
     @cached_property
     def image_classifier(self) -> ViTForImageClassification:
         """ViT over images."""
-        return self._load_transformer("image_classifier", ViTForImageClassification)
+        return self._load_network("image_classifier", ViTForImageClassification)
 
     @cached_property
     def video_classifier(self) -> VideoMAEForVideoClassification:
         """VideoMAE over clips of `VIDEO_FRAMES` frames, whatever number its configuration gives."""
-        model = self._load_transformer("video_classifier", VideoMAEForVideoClassification, num_frames=VIDEO_FRAMES)
+        model = self._load_network("video_classifier", VideoMAEForVideoClassification, num_frames=VIDEO_FRAMES)
         if VIDEO_FRAMES % (tubelet := int(model.config.tubelet_size)):
             raise ModelError(
                 f"expected a video classifier whose tubelet_size divides {VIDEO_FRAMES} frames, found {tubelet} in "
@@ -303,15 +319,17 @@ class Foundation:
     def _processors(self) -> dict[str, Any]:
         return {}
 
-    def _pixels(self, part: str, frames: np.ndarray) -> torch.Tensor:
-        """Frames (N, H, W, 3) uint8 as the part's own image processor prepares them: (N, 3, h, w)."""
+    def _processor(self, part: str) -> Any:
         if part not in self._processors:
             self._processors[part] = self._load(
                 part, lambda folder: AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
             )
-        pixels = self._processors[part](
-            list(frames), return_tensors="pt", input_data_format="channels_last"
-        ).pixel_values
+        return self._processors[part]
+
+    def _pixels(self, part: str, frames: np.ndarray) -> torch.Tensor:
+        """Frames (N, H, W, 3) uint8 as the part's own image processor prepares them: (N, 3, h, w)."""
+        processor = self._processor(part)
+        pixels = processor(list(frames), return_tensors="pt", input_data_format="channels_last").pixel_values
         if pixels.ndim == 5:
             pixels = pixels.flatten(0, 1)
         return pixels.to(self.device)
@@ -320,22 +338,45 @@ class Foundation:
         with torch.inference_mode():
             return [run(items[start : start + batch]) for start in range(0, len(items), batch)]
 
-    def tokenize(self, captions: list[str]) -> torch.Tensor:
-        """(B, L) token numbers, padded and cut to L."""
-        tokens = self.tokenizer(
-            captions, padding="max_length", truncation=True, max_length=self.condition_length, return_tensors="pt"
-        )
-        return tokens.input_ids.to(self.device)
+    def tokenize(self, captions: list[str], is_cut: bool = False) -> torch.Tensor:
+        """Token numbers (B, L), padded to L.
 
-    def encode_text(self, captions: list[str], batch: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (B, L, C) of the last hidden state and projected CLIP embeddings (B, C), float32."""
+        Parameters
+        ----------
+        captions : list of str
+        is_cut : bool
+            Whether the end of a caption that is too long may be left out.
+
+        Raises
+        ------
+        ModelError
+            For a caption that is longer than the text encoder's L positions.
+        """
+        length = self.condition_length
+        rows = self.tokenizer(captions, padding="max_length", truncation=is_cut, max_length=length).input_ids
+        for caption, row in zip(captions, rows, strict=True):
+            if len(row) > length:
+                raise ModelError(
+                    f"expected captions of at most {length} tokens, the positions of the text encoder in {self.folder}, "
+                    f"found one of {len(row)}: '{caption[:200]}'; shorten it, or use a text encoder with more positions"
+                )
+        return torch.tensor(rows, device=self.device)
+
+    def encode_text(
+        self, captions: list[str], batch: int = 64, is_cut: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (B, L, C) of the last hidden state and projected CLIP embeddings (B, C), float32; see `tokenize`."""
 
         def run(part: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-            output = self.text_encoder(self.tokenize(part))
+            output = self.text_encoder(self.tokenize(part, is_cut))
             return output.last_hidden_state.float(), output.text_embeds.float()
 
         rows = self._in_batches(list(captions), batch, run)
         return torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
+
+    def null_condition(self) -> torch.Tensor:
+        """The empty caption's tokens (L, C), float32: what the generator makes of no condition at all."""
+        return self.encode_text([""])[0][0].cpu()
 
     def encode_image(self, frames: np.ndarray, batch: int = 64) -> torch.Tensor:
         """Projected CLIP image embeddings (N, C) float32 of frames (N, H, W, 3) uint8."""
@@ -366,7 +407,8 @@ class Foundation:
 
     @cached_property
     def _caption_tokenizer(self) -> Any:
-        return self._load("captioner", lambda folder: AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        vocabulary = self._config("captioner").get("text_config", {}).get("vocab_size", 30524)
+        return self._load_tokenizer("captioner", AutoTokenizer, int(vocabulary))
 
     def caption(self, frames: np.ndarray, batch: int = 64, max_new_tokens: int = 30) -> list[str]:
         """A sentence for every frame (N, H, W, 3) uint8, by greedy decoding."""

@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import FrozenDict
 
 from mindvideo.errors import ModelError
+from mindvideo.models.weight_files import find_weights
+
+
+def forget_path(part: Any) -> None:
+    """Take the folder that a model was loaded from out of its configuration: nobody it is given to has that folder."""
+    kept = {name: value for name, value in part.config.items() if name != "_name_or_path"}
+    part._internal_dict = FrozenDict(kept)
 
 
 class WholeModel(ModelMixin, ConfigMixin):
@@ -30,8 +38,9 @@ class WholeModel(ModelMixin, ConfigMixin):
             When the folder or a file in it is missing, a setting is unknown, or a weight is missing, unexpected or of
             another shape.
         """
-        kwargs = {"local_files_only": True, "use_safetensors": True} | kwargs
-        place = f"{folder}/{kwargs['subfolder']}" if kwargs.get("subfolder") else str(folder)
+        place = Path(folder, kwargs.get("subfolder") or "")
+        files = find_weights(place) if (place / "config.json").is_file() else None
+        kwargs = {"local_files_only": True, "use_safetensors": True, "variant": files and files.variant} | kwargs
         hub = {
             name: kwargs[name] for name in ("local_files_only", "subfolder", "cache_dir", "revision") if name in kwargs
         }
@@ -46,7 +55,7 @@ class WholeModel(ModelMixin, ConfigMixin):
             model, found = super().from_pretrained(folder, output_loading_info=True, **kwargs)
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split()).partition(". If you want to instead")[0]  # would not be whole
-            if not Path(place).is_dir():
+            if not place.is_dir():
                 reason = "no such folder"
             raise ModelError(
                 f"expected config.json and safetensors of a {cls.__name__} in {place}, found {reason}; "
@@ -64,3 +73,8 @@ class WholeModel(ModelMixin, ConfigMixin):
         if problems:
             raise ModelError(f"expected every weight of {cls.__name__} in {place}, found {'; '.join(problems)}")
         return model
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write ``config.json``, without the folder this model came from, and safetensors; arguments as diffusers'."""
+        forget_path(self)
+        super().save_pretrained(save_directory, **kwargs)

@@ -21,6 +21,7 @@ from mindvideo.errors import ModelError
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.weight_files import refuse_absent
 
 Weights = dict[str, torch.Tensor]
 Kind = Literal["FmriEncoder", "MaskedBrainModel", "VideoUNet", "AutoencoderKL"]
@@ -38,8 +39,22 @@ STAND_INS = (
     "config.Config_MAE_fMRI",
     "config.Config_MBM_finetune",
     "config.Config_Generative_Model",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "pathlib.PosixPath",
+    "pathlib._local.PosixPath",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
 )
-"""Configuration classes found in released checkpoints; each is read as a bag of plain attributes."""
+"""Classes beside the weights of released checkpoints, such as configurations; each is read as a bag of plain attributes."""
+
+NESTS = ("model", "state_dict", "model_state_dict", "module", "network", "net", "model_ema", "ema")
+"""Keys that checkpoints keep their weights under, in the order they are looked for, also one below another."""
+SETTINGS = ("config", "args", "hyper_parameters")
+"""Keys that checkpoints keep their settings under."""
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What wrapping a model (data parallelism, compiling, sharding, checkpointing) puts into the names of its weights."""
 
 KNOWN_ABSENT: dict[Kind, tuple[str, ...]] = {
     "FmriEncoder": ("cls_token", "mask_token", "logit_scale"),
@@ -66,6 +81,17 @@ VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 class StandIn:
     """Plain attributes of an object whose class is not at hand and not wanted."""
 
+    def __init__(self, *_: Any) -> None:
+        """Take what the class would have been called with, and do nothing."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep the attributes."""
+        self.__dict__.update(state if isinstance(state, dict) else {})
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Keep an item of a dictionary as an attribute."""
+        self.__dict__[name] = value
+
 
 def read_release_file(path: Path) -> tuple[Weights, dict[str, Any]]:
     """Weights by name, and the plain settings stored beside them (empty where there are none).
@@ -73,24 +99,45 @@ def read_release_file(path: Path) -> tuple[Weights, dict[str, Any]]:
     Parameters
     ----------
     path : Path
-        ``.safetensors``, or a ``torch.save`` file: the weights themselves, or a dictionary with them under ``model``.
+        ``.safetensors``, or a ``torch.save`` file: the weights themselves, or a dictionary with them under one of `NESTS`.
 
     Raises
     ------
     ModelError
-        For a damaged file, one that holds other things than tensors and the configurations of `STAND_INS`, or none.
+        For a file that is absent, damaged, holds other things than tensors and `STAND_INS`, or no weights.
     """
-    if not path.is_file():
-        raise ModelError(f"expected released weights at {path}, found no file; give the release's own folder")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    weights = content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else content
+    refuse_absent(path)
+    weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    stated: dict[str, Any] = {}
+    while isinstance(weights, dict) and not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        for value in (weights.get(name) for name in SETTINGS):
+            stated |= value if isinstance(value, dict) else vars(value) if isinstance(value, StandIn) else {}
+        nest = next((name for name in NESTS if isinstance(weights.get(name), dict)), None)
+        if nest is None:
+            break
+        weights = weights[nest]
     if not isinstance(weights, dict) or not weights:
         raise ModelError(f"expected weights by name in {path}, found {type(weights).__name__}; give another file")
     other = sorted(str(name) for name, value in weights.items() if not isinstance(value, torch.Tensor))
     if other:
-        raise ModelError(f"expected only tensors among the weights in {path}, found {', '.join(other[:8])}")
-    stated: Any = content.get("config", {}) if weights is not content else {}
-    return dict(weights), dict(stated if isinstance(stated, dict) else vars(stated))
+        raise ModelError(
+            f"expected only tensors among the weights in {path}, found {', '.join(other[:8])}; save the model's state_dict"
+        )
+    return dict(weights), stated
+
+
+def plain_names(weights: Weights, where: Path) -> Weights:
+    """Weights under the model's own names: without those of `WRAPPERS`, and without a beginning that all names share."""
+    named: Weights = {}
+    for name, weight in weights.items():
+        plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if plain in named:
+            raise ModelError(f"expected each weight once in {where}, found {plain} twice; save the model's state_dict")
+        if name != "n_averaged":  # the counter of torch's AveragedModel
+            named[plain] = weight
+    while len(first := {name.partition(".")[0] for name in named}) == 1 and all("." in name for name in named):
+        named = {name.removeprefix(f"{next(iter(first))}."): weight for name, weight in named.items()}
+    return named
 
 
 def _read_safetensors(path: Path) -> Weights:

@@ -176,7 +176,6 @@ def _negative(run: Run) -> dict[str, Any]:
         return _choice("Guidance", text, "transductive", True)
     words = {
         "train_mean": "the mean of the training scans",
-        "zero": "a zero condition",
         "null": "the empty caption, ordinary classifier-free guidance",
         "none": "none, guidance is off",
     }

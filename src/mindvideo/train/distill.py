@@ -147,7 +147,7 @@ class DistillTask:
     encoder : FmriEncoder or OwnEncoder
         Frozen.
     windows : Windows
-        N training windows; their mean, or zero tokens, is the negative, as the teacher's settings say.
+        N training windows; their mean, or the empty caption, is the negative, as the teacher's settings say.
     latents : Tensor, (N, F, c, h, w)
     text : TextFeatures
         Captions' tokens, whose negative is the empty caption's.
@@ -173,7 +173,8 @@ class DistillTask:
         self.times, self.after = teacher.ddim.grid(settings.sampler_steps)
         with torch.no_grad():
             mean = self.encoder(torch.from_numpy(windows.mean_fmri())[None].to(device)).float()
-        self.negative = torch.zeros_like(mean) if teacher.settings.negative == "zero" else mean
+        null = text.tokens[[text.row[""]]].float().to(device)
+        self.negative = null if teacher.settings.negative == "null" else mean
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The student's."""

@@ -224,7 +224,7 @@ def caption_table(
         columns = [_numpy(pooled, np.float32)]
         for variant in range(variants):
             changed = [augment_caption(text, _caption_rng(seed, variant, text)) for text in chosen]
-            columns.append(_numpy(foundation.encode_text(changed)[1], np.float32))
+            columns.append(_numpy(foundation.encode_text(changed, is_cut=True)[1], np.float32))
         return {"tokens": _numpy(tokens, np.float16), "pooled": np.stack(columns, axis=1)}
 
     table = compute_table(run_dir / "features" / name, key, len(distinct), batch, compute, progress)
