@@ -47,6 +47,11 @@ def list_files(place: Path | None) -> list[list[Any]]:
     return [[str(path.relative_to(place)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file, or a link that promises one, is there; `describe_absence` then says what it lacks."""
+    return path.is_file() or path.is_symlink()
+
+
 def describe_absence(path: Path) -> str:
     """What is found in a file's place, and what to do, for the end of an error; empty for a file with content.
 
