@@ -11,6 +11,8 @@ from mindvideo.config import Recipe
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 """What a stage calls with (done, total, figures) while it works."""
+UNFINISHED = ".new"
+"""What the name of a stage's folder ends in until the stage is complete."""
 
 
 class StageContext(NamedTuple):

@@ -30,7 +30,7 @@ from mindvideo.keys import Key, as_digest
 from mindvideo.precision import settled_precision
 from mindvideo.preflight import refusals
 from mindvideo.preparing import CAPTION_SOURCES, recordings_of
-from mindvideo.stages import STAGES, Progress, Stage, StageContext
+from mindvideo.stages import STAGES, UNFINISHED, Progress, Stage, StageContext
 
 _DIFFERENCES = 6
 """Reasons that `Study.status` gives for one stage before it counts the others."""
@@ -162,7 +162,7 @@ class Study:
 
     def _unfinished(self, name: str) -> Path:
         """Where a stage works; what it makes takes the old result's place when it is complete."""
-        return self.run_dir / f"{name}.new"
+        return self.run_dir / f"{name}{UNFINISHED}"
 
     def check(self) -> None:
         """Refuse, before anything runs, what `mindvideo.preflight.refusals` finds; a finished study is not looked over."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mindvideo.errors import DataError
 from mindvideo.evaluate.controls import clip_set
 from mindvideo.evaluate.score import ClipSet, ScoreResult, finite
-from mindvideo.stages import STAGES
+from mindvideo.stages import STAGES, UNFINISHED
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _stage_state(path: Path, name: str, recipe: dict[str, Any], problems: list[s
     section = recipe.get(name)
     if isinstance(section, dict) and section.get("enabled") is False:
         return StageState(name, "off")
-    begun = (path / name).is_dir() or (path / f"{name}.new").is_dir()
+    begun = (path / name).is_dir() or (path / f"{name}{UNFINISHED}").is_dir()
     return StageState(name, "unfinished" if begun else "missing")
 
 

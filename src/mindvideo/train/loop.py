@@ -23,6 +23,7 @@ from mindvideo import processes
 from mindvideo.config import Optimise
 from mindvideo.errors import SettingError, TrainingError
 from mindvideo.precision import settle_precision
+from mindvideo.stages import UNFINISHED
 from mindvideo.train.checkpoint import load_checkpoint, save_checkpoint
 from mindvideo.train.sharding import gather, is_split, part_like, whole
 
@@ -173,10 +174,11 @@ def train(
     SettingError
         For a batch of fewer rows than there are processes.
     """
+    stage = folder.name.removesuffix(UNFINISHED)
     if settings.batch_size < processes.count():
         raise SettingError(
             f"expected a batch_size of at least {processes.count()}, one row a process, found {settings.batch_size} in "
-            f"{folder.name}; raise it, or start fewer processes"
+            f"{stage}; raise it, or start fewer processes"
         )
     is_first, device = processes.is_first(), torch.device(device)
     is_bf16 = settle_precision(folder, settings.precision, device) == "bf16"
@@ -204,7 +206,7 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
         optimiser.zero_grad(set_to_none=True)
-        figures = _gather_gradients(task, settings, seed, step, parameters, folder.name, device.type, is_bf16)
+        figures = _gather_gradients(task, settings, seed, step, parameters, stage, device.type, is_bf16)
         optimiser.step()
         done = step + 1
         if average is not None:
@@ -225,7 +227,7 @@ def train(
             state = _flat_state(parameters, optimiser, average)
             if is_first:
                 save_checkpoint(folder / "state", state, {"step": done})
-        _kill_for_test(folder.name, done)
+        _kill_for_test(stage, done)
     if average is not None:
         _exchange(parameters, average)
     processes.wait()
