@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from mindvideo.atlas import N_CORTEX, area_of
-from mindvideo.data import hcp
 from mindvideo.data.cifti import SUBCORTEX, write_cortex
 from mindvideo.data.hcp_windows import NPZ_TR_S
+from mindvideo.data.readers import hcp
 
 AREAS = ("V1", "V2", "V3", "V4")
 WINDOWS_A_PERSON = 400

@@ -31,7 +31,7 @@ from scipy import stats
 
 from mindvideo.atlas import N_CORTEX
 from mindvideo.config import Data
-from mindvideo.data import preparation, wen2018
+from mindvideo.data import preparation, readers
 from mindvideo.data.cifti import SUBCORTEX, write_cortex
 from mindvideo.data.pool import open_pool
 from mindvideo.data.store import Store
@@ -119,7 +119,7 @@ def prepare(root: Path, out: Path, workers: int) -> float:
     preparation.take_film, preparation.check_film = timed(preparation.take_film), timed(preparation.check_film)
     data = Data(captions=str(root / "captions.json"), size=PIXELS, exclude=(), selection="top_k", k=N_VOXELS)
     with open_pool(workers) as pool:
-        wen2018.prepare(root, out, data, pool=pool)
+        readers.prepare(root, out, data, pool=pool)
     return spent[0]
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mindvideo.config import Recipe
-from mindvideo.data import fmriprep, wen2018
-from mindvideo.data.hcp import find_sources
-from mindvideo.data.published import find_published
+from mindvideo.data.readers import discover
+from mindvideo.data.readers.hcp import find_sources
 from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.own_encoder import import_encoder
@@ -38,7 +37,8 @@ def refusals(recipe: Recipe, *, reads_recordings: bool = True) -> list[MindVideo
 
 def required_parts(recipe: Recipe) -> tuple[str, ...]:
     """Parts of the foundation a recipe uses; the captioner only where it captions."""
-    return tuple(part for part in (*MODEL_PARTS, *OTHER_PARTS) if part != "captioner" or recipe.data.captions == "blip")
+    captions = recipe.data.captions == "blip" and recipe.data.source != "store"
+    return tuple(part for part in (*MODEL_PARTS, *OTHER_PARTS) if part != "captioner" or captions)
 
 
 def attempt(call: Callable[..., Any], *arguments: Any) -> Iterator[MindVideoError]:
@@ -112,7 +112,11 @@ def missing_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
         yield SettingError("expected the folder of the recordings, found none; give --set data.raw=FOLDER")
     elif not data.raw.is_dir():
         yield DataError(f"expected recordings at {data.raw}, found no such folder; give --set data.raw=FOLDER")
-    elif data.captions not in ("blip", "none") and (data.captions, data.source) != ("published", "published"):
+    elif (
+        data.source != "store"
+        and data.captions not in ("blip", "none")
+        and (data.captions, data.source) != ("published", "published")
+    ):
         captions = data.raw / TRUE_CAPTIONS if data.captions == "truth" else Path(data.captions)
         if not captions.is_file():
             yield DataError(
@@ -131,8 +135,7 @@ def unreadable_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
     if recipe.simulate is not None:
         return
     if data.raw is not None and data.raw.is_dir():
-        find = {"wen2018": wen2018.find_source, "fmriprep": fmriprep.find_source, "published": find_published}
-        yield from attempt(find[data.source], data.raw, data)
+        yield from attempt(discover, data.raw, data)
     if recipe.pretrain.enabled and recipe.pretrain.weights is None and data.hcp is not None:
         yield from attempt(find_sources, data.hcp)
 

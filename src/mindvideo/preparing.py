@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from mindvideo.config import Data, Recipe
 from mindvideo.data.captions import Captioner
 from mindvideo.data.disk import write_text
-from mindvideo.data.hcp import prepare_hcp
 from mindvideo.data.pool import local_workers, open_pool
+from mindvideo.data.readers import prepare
+from mindvideo.data.readers.hcp import prepare_hcp
 from mindvideo.data.store import Store, is_complete
 from mindvideo.errors import SettingError
 from mindvideo.models.foundation import Foundation
@@ -45,7 +45,7 @@ def run(context: StageContext) -> None:
     store, segments = folder / "store.zarr", folder / "hcp.zarr"
     if not is_complete(store):
         with open_pool(local_workers()) as pool:
-            import_module(f"mindvideo.data.{data.source}").prepare(raw, store, data, pool=pool, **given)
+            prepare(raw, store, data, pool=pool, **given)
     hcp = raw / "hcp" if recipe.simulate is not None else data.hcp
     remarks = Store.open(store).remarks
     if hcp is not None and not is_complete(segments):
@@ -61,7 +61,7 @@ def choose_captioner(
     The embedded kit knows one drawn world. Of films of a real recording (not written by ``simulate``) its captions would
     be made up; they are left out, unless the user wants them to try the plumbing.
     """
-    if data.captions != "blip":
+    if data.captions != "blip" or data.source == "store":
         return data, None, ""
     frozen = Foundation(foundation)
     is_kit = frozen.captioner_identity == Foundation("embedded").captioner_identity

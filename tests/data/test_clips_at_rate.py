@@ -4,8 +4,8 @@ import numpy as np
 from small_wen import FPS_SOURCE, N_SCANS, SIZE, make_raw, marker
 
 from mindvideo.config import Data, parse_recipe
+from mindvideo.data.readers import prepare
 from mindvideo.data.store import Store
-from mindvideo.data.wen2018 import prepare
 from mindvideo.data.windows import Windows
 from mindvideo.evaluate.evaluation import OVER_TIME, list_stutter
 from mindvideo.generate.clips import Shown

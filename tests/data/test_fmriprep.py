@@ -14,7 +14,7 @@ from mindvideo.atlas import area_of
 from mindvideo.config import Data, load_recipe
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.denoising import clean_run, recorded_scans, resampling_weights
-from mindvideo.data.fmriprep import find_source, prepare
+from mindvideo.data.readers import discover, prepare
 from mindvideo.data.recordings import read_cortex
 from mindvideo.data.store import Store
 from mindvideo.data.video import write_video
@@ -316,21 +316,21 @@ def _with_sidecar(root, run, content):
 def test_slice_time_another_grid_and_trimming(root, tmp_path):
     for run in RUNS:
         _with_sidecar(root, run, {"RepetitionTime": TR, "SliceTimingCorrected": True, "StartTime": 0.7})
-    source = find_source(root / "derivatives", _settings(root, tr_s=3.0, fps=1, fmriprep={"resample": "mean"}))
+    source = discover(root / "derivatives", _settings(root, tr_s=3.0, fps=1, fmriprep={"resample": "mean"}))
     a = next(item for item in source.segments if item.name == "clips_a")
     assert a.n_scans == 3
     chosen = np.flatnonzero(a.runs[0].read.weights[1])  # onset 3, lag 3: volumes 0.7 + 1.5 k from second 9 to 12
     assert list(chosen * TR + 0.7) == pytest.approx([9.7, 11.2])
     with pytest.raises(DataError, match=r"the last scan of clips/a\.mp4 .*too short"):
-        find_source(root / "derivatives", _settings(root, lag_s=24.0))
-    source = find_source(root / "derivatives", _settings(root, lag_s=24.0, fmriprep={"trim_end": True}))
+        discover(root / "derivatives", _settings(root, lag_s=24.0))
+    source = discover(root / "derivatives", _settings(root, lag_s=24.0, fmriprep={"trim_end": True}))
     lengths = {item.name[-1]: item.n_scans for item in source.segments}
     last_s = {"a": 0.7 + 47 * TR, "t": 0.7 + 35 * TR}  # of the runs in which a begins at second 42, t at second 20.3
     assert lengths == {
         "a": int((last_s["a"] - 66.0) / TR) + 1, "b": 8, "c": 5, "d": 7, "t": int((last_s["t"] - 44.3) / TR) + 1
     }  # fmt: skip
     with pytest.raises(DataError, match=r"scans of clips/a\.mp4 .*onset 42 s.*found only steady volumes"):
-        find_source(root / "derivatives", _settings(root, lag_s=30.0, fmriprep={"trim_end": True}))
+        discover(root / "derivatives", _settings(root, lag_s=30.0, fmriprep={"trim_end": True}))
 
 
 def test_interrupted_preparation_goes_on(root, tmp_path):
@@ -399,7 +399,7 @@ def test_a_subject_without_repeats(root, tmp_path):
     _rewrite(_events(root, kept[0]), text)
     once = {"exclude": exclude, "test": ["d.mp4"]}
     _refused(root, "at least 2 training stimuli shown at least twice", "areas", selection="paper", fmriprep=once)
-    source = find_source(root / "derivatives", _settings(root, areas="visual", fmriprep=once))
+    source = discover(root / "derivatives", _settings(root, areas="visual", fmriprep=once))
     assert [(item.name, item.split) for item in source.segments] == [
         ("clips_a", "train"), ("clips_b", "validation"), ("clips_d", "test")
     ]  # fmt: skip
@@ -421,10 +421,10 @@ def test_missing_pieces(root):
     _refused(root, f"{run}_events.tsv", "found none")
     _refused(root, "--bids", fmriprep={"bids": None})
     (root / "bids" / "task-movie_events.tsv").write_text(events)  # holds for every run without its own
-    assert len(find_source(root / "derivatives", _settings(root)).segments) == 5
+    assert len(discover(root / "derivatives", _settings(root)).segments) == 5
     _confounds(root, run).unlink()
     _refused(root, f"{run}_desc-confounds_timeseries.tsv", "no such file")
-    assert len(find_source(root / "derivatives", _settings(root, fmriprep={"confounds": []})).segments) == 5
+    assert len(discover(root / "derivatives", _settings(root, fmriprep={"confounds": []})).segments) == 5
     _with_sidecar(root, TEST_ONLY, {"RepetitionTime": "1.5"})
     _refused(root, "RepetitionTime", TEST_ONLY, "'1.5'", fmriprep={"confounds": []})
     _with_sidecar(root, TEST_ONLY, {"RepetitionTime": 2.0})
@@ -434,7 +434,7 @@ def test_missing_pieces(root):
 def test_confounds_that_do_not_fit(root):
     path = _confounds(root, MIXED)
     _refused(root, "a column a_comp_cor_00", "trans_x", fmriprep={"confounds": ["a_comp_cor_00"]})
-    names = find_source(root / "derivatives", _settings(root, fmriprep={"confounds": ["trans_x*"]})).notes["denoise"]
+    names = discover(root / "derivatives", _settings(root, fmriprep={"confounds": ["trans_x*"]})).notes["denoise"]
     assert names["confounds"][MIXED] == ["trans_x", "trans_x_derivative1"]
     lines = path.read_text().splitlines()
     _rewrite(path, "\n".join(lines[:-1]))
@@ -492,7 +492,7 @@ def test_folders_subjects_and_settings(root):
     _refused(root, "space-MNI152NLin6Asym (nii.gz)", "--cifti-output 91k", fmriprep={"participant": "02"})
     (other / "sub-02_task-movie_space-fsLR_den-170k_bold.dtseries.nii").write_bytes(b"")
     _refused(root, "space-fsLR_den-170k", fmriprep={"participant": "sub-02"})
-    source = find_source(root / "derivatives", _settings(root, fmriprep={"participant": 1}))  # as YAML reads 01
+    source = discover(root / "derivatives", _settings(root, fmriprep={"participant": 1}))  # as YAML reads 01
     assert source.subject == "sub-01"
 
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindvideo import atlas
-from mindvideo.data import hcp, hcp_windows
+from mindvideo.data import hcp_windows
 from mindvideo.data.cifti import write_cortex
+from mindvideo.data.readers import hcp
 from mindvideo.errors import DataError, SettingError
 
 AREAS = ("V8", "MT")
@@ -89,6 +90,8 @@ def test_of_several_versions_of_a_run_the_clean_one_is_read(raw):
     clean = write_run(raw, "100307", "rfMRI_REST1_LR", 60, suffix="_hp2000_clean")
     sources = hcp.find_sources(raw)
     assert len(sources) == 3 and sources[0].path == clean and {source.kind for source in sources} == {"cifti"}
+    [line] = hcp.prepare_hcp(raw, raw.parent / "hcp.zarr", 8.0, AREAS)
+    assert line.startswith("recording left out, another version of a run: 100307/") and "hp2000" not in line
 
 
 def _sources(out):

@@ -11,7 +11,7 @@ from mindvideo.config import Data
 from mindvideo.data.bids import find_inherited, parse_name, read_events, read_inherited, read_table
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.denoising import read_confounds
-from mindvideo.data.fmriprep import find_source, prepare
+from mindvideo.data.readers import discover, prepare
 from mindvideo.data.showings import locate_film, name_films
 from mindvideo.data.video import write_video
 from mindvideo.data.windows import Windows
@@ -71,7 +71,7 @@ class Folder:
         return Data(**(base | {"selection": "all", "fmriprep": fmriprep} | changes))
 
     def find(self, **changes):
-        return find_source(self.root / "der", self.settings(**changes))
+        return discover(self.root / "der", self.settings(**changes))
 
     def prepare(self, **changes):
         return prepare(self.root / "der", self.root / "store.zarr", self.settings(**changes))
@@ -117,11 +117,20 @@ def test_rows_that_are_shots_are_one_showing(folder):
     folder.write_events(1, [(4, 5, "a.mp4"), (9.02, 6, "a.mp4"), (15, 7, "a.mp4")])
     source = folder.find()
     assert [len(segment.runs) for segment in source.segments] == [1, 1, 1, 1] and source.segments[0].n_scans == SCANS
-    assert _words(source)["films listed shot by shot, joined to one showing each"] == (f"{folder.run(1)}:a.mp4",)
+    assert _words(source)["films with rows for shots or annotations, joined to one showing each"] == (
+        f"{folder.run(1)}:a.mp4",
+    )
+    folder.write_events(1, [(4, 18, "a.mp4"), (5, 2, "a.mp4"), (9, 1, "a.mp4"), (21, 1, "a.mp4")])  # annotated
+    assert [len(run.read.weights) for run in folder.find().segments[0].runs] == [SCANS]
     folder.write_events(1, [(0, 18, "a.mp4"), (18, 18, "a.mp4")])  # twice in a row is twice
     assert len(folder.find().segments[0].runs) == 2
     folder.write_events(1, [(4, 3, "a.mp4"), (9, 2, "a.mp4"), (15, 4, "a.mp4")])
     folder.refused("a row for each showing of a.mp4", "3 rows", "with gaps", "one row")
+
+
+def test_one_row_twice_is_refused(folder):
+    folder.write_events(1, [(4, 18, "a.mp4"), (4, 18, "a.mp4")])
+    folder.refused("one film at a time", "with a row for each showing")
 
 
 def test_films_at_one_time_and_shared_scans_are_refused(folder):

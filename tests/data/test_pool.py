@@ -10,8 +10,8 @@ from small_wen import make_raw
 
 from mindvideo.config import Data
 from mindvideo.data.pool import open_pool
+from mindvideo.data.readers import prepare
 from mindvideo.data.store import Store
-from mindvideo.data.wen2018 import prepare
 from mindvideo.errors import DataError, SettingError
 
 

@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from mindvideo.atlas import area_of
 from mindvideo.config import Data, load_recipe
-from mindvideo.data.published import find_published, prepare, resize_frames
+from mindvideo.data.readers import discover, prepare
+from mindvideo.data.readers.published import resize_frames
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError, SettingError
 from mindvideo.explain import maps
@@ -221,7 +222,7 @@ def test_captions_that_numpy_1_saved(neuroclips, tmp_path):
             for name, content in members.items():
                 archive.writestr(name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     assert any(b"numpy._core.multiarray" in content for content in members.values())
-    found = find_published(neuroclips, _settings(subject=2))
+    found = discover(neuroclips, _settings(subject=2))
     assert found.captions("test", 1)[2][0] == _texts("test")[1, 2, 0]
 
 
@@ -240,7 +241,7 @@ def test_nothing_in_a_file_is_executed(mindvideo, neuroclips, tmp_path):
 def test_tensors_that_do_not_fit(neuroclips):
     captions = neuroclips / "GT_train_caption.pt"
     torch.save(np.array([f"train {i}" for i in range(20)]), captions)
-    source = find_published(neuroclips, _settings(subject=2))
+    source = discover(neuroclips, _settings(subject=2))
     assert source.captions("train", 1)[2] == ["train 7"] * N_FRAMES
     torch.save(["one"] * 19, captions)
     _refused(neuroclips, "20 captions", "found 19", subject=2)

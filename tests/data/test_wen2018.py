@@ -27,10 +27,11 @@ from small_wen import (
 from mindvideo.atlas import area_labels, area_names, area_of
 from mindvideo.config import Data
 from mindvideo.data.cifti import write_cortex
+from mindvideo.data.readers import discover, prepare
+from mindvideo.data.readers.wen2018 import first_volume_time
 from mindvideo.data.recordings import read_cortex
 from mindvideo.data.store import Store
 from mindvideo.data.video import write_video
-from mindvideo.data.wen2018 import find_source, first_volume_time, prepare
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, SettingError
 
@@ -216,12 +217,12 @@ def _pad(data, n_volumes):
 def test_missing_runs_and_films(raw):
     cifti_path(raw, "seg10", 2).unlink()
     _refused(raw, "missing: seg10_2", "subject1:seg10_2 under exclude")
-    assert [run.label for run in find_source(raw, _settings(raw, exclude=["subject1:seg10_2"])).segments[4].runs] == [
+    assert [run.label for run in discover(raw, _settings(raw, exclude=["subject1:seg10_2"])).segments[4].runs] == [
         "seg10_1"
     ]
     cifti_path(raw, "seg10", 1).unlink()
     _refused(raw, "none of seg10", "subject1:seg10 under exclude")
-    names = [item.name for item in find_source(raw, _settings(raw, exclude=["subject1:seg10"])).segments]
+    names = [item.name for item in discover(raw, _settings(raw, exclude=["subject1:seg10"])).segments]
     assert names == [*TRAIN[:4], *TEST]
     (raw / "stimuli" / "test1.mp4").unlink()
     _refused(raw, "found none of test1", "stimuli", "subject1:test1 under exclude", exclude=["subject1:seg10"])
@@ -290,18 +291,18 @@ def test_copies_of_one_run(raw):
 
 
 def test_lag(raw_folder, tmp_path):
-    firsts = {run.label: run.first for item in find_source(raw_folder, _settings(raw_folder, lag_s=6.0)).segments
+    firsts = {run.label: run.first for item in discover(raw_folder, _settings(raw_folder, lag_s=6.0)).segments
               for run in item.runs}  # fmt: skip
     assert firsts["seg1_1"] == 2 and firsts["test2_3"] == 3
     for lag_s in (0.0, 3.0, 14.0):
         with pytest.raises(DataError, match="lag_s of 2 to 12 s in steps of 2 s"):
-            find_source(raw_folder, _settings(raw_folder, lag_s=lag_s))
+            discover(raw_folder, _settings(raw_folder, lag_s=lag_s))
 
 
 def test_folders(raw, tmp_path):
     _refused(raw, "subject2", subject=2)
     with pytest.raises(DataError, match="absent"):
-        find_source(tmp_path / "absent", _settings(raw))
+        discover(tmp_path / "absent", _settings(raw))
     folder = raw / "subject1" / "fmri" / "seg3"
     (folder / "cifti").rename(folder / "mni")
     _refused(raw, f"{folder}/cifti/seg3_1_Atlas.dtseries.nii", "NIfTI")
@@ -321,7 +322,7 @@ def test_expect_wen2018(raw, tmp_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if not path.exists():
                     os.link(cifti_path(raw, "seg1", 1), path)
-    assert len(find_source(raw, _settings(raw, expect="wen2018")).segments) == 23
+    assert len(discover(raw, _settings(raw, expect="wen2018")).segments) == 23
     for number in range(1, 6):
         cifti_path(raw, f"test{number}", 10).unlink()
     _refused(raw, "runs 1 to 10 of test1", expect="wen2018")
@@ -342,6 +343,7 @@ def test_exclusions_are_logged(raw, tmp_path):
         {"run": "subject3:seg2_1", "reason": "listed under data.exclude"},
         {"run": "subject3:test2_9", "reason": "the run starts about 10 s late"},
     ]
+    assert store.remarks[0].startswith("runs and films left out (2): subject3:seg2_1 (listed under data.exclude)")
     assert store.repeats("test2").shape[0] == 8 and store.repeats("test1").shape[0] == 9
     assert store.repeats("seg2").shape[0] == 1
     np.testing.assert_array_equal(store.repeats("seg2")[0], store.fmri("seg2"))
@@ -352,5 +354,5 @@ def test_a_misspelt_exclusion_is_refused(raw):
     for entry in ("subject1:seg2_5", "subject1:seg77", "subject1:seg77_1", "subject1:test1_9"):
         _refused(raw, entry.split(":")[1], "not there", error=SettingError, exclude=[entry])
     cifti_path(raw, "seg2", 2).unlink()  # a run may be listed because it is missing; then nothing was left out
-    source = find_source(raw, _settings(raw, exclude=["subject1:seg2_2", "subject2:seg77"]))
+    source = discover(raw, _settings(raw, exclude=["subject1:seg2_2", "subject2:seg77"]))
     assert source.notes["discover"]["excluded"] == []

@@ -18,8 +18,8 @@ from scipy import stats
 from mindvideo.atlas import HIERARCHY, area_labels, area_names, visual_areas
 from mindvideo.config import Data
 from mindvideo.data.cifti import SUBCORTEX, write_cortex
+from mindvideo.data.readers import prepare
 from mindvideo.data.video import write_video
-from mindvideo.data.wen2018 import prepare
 
 N_CORTEX, N_VOXELS, N_SCANS = 59412, sum(SUBCORTEX.values()), 240
 PAIRS = [(a, b) for a in range(7) for b in range(a)]

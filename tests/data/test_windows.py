@@ -6,8 +6,8 @@ from small_store import HEADER, SPLITS, fill, make_parts, make_vertex
 from small_wen import FPS_SOURCE, N_SCANS, SIZE, make_raw, marker
 
 from mindvideo.config import Data
+from mindvideo.data.readers import prepare
 from mindvideo.data.store import Store
-from mindvideo.data.wen2018 import prepare
 from mindvideo.data.windows import Windows, near_duplicates, pad_voxels
 from mindvideo.errors import DataError, SettingError
 

@@ -12,10 +12,10 @@ import pytest
 
 from mindvideo import atlas
 from mindvideo.config import Data, Simulate
+from mindvideo.data.readers import discover
 from mindvideo.data.recordings import read_cortex, read_header
 from mindvideo.data.video import probe, read_frames
 from mindvideo.data.voxels import detrend_and_standardise, fisher_z, repeat_correlation
-from mindvideo.data.wen2018 import find_source
 from mindvideo.errors import DataError, SettingError
 from mindvideo.simulate.recordings import (
     Segment,
@@ -75,7 +75,7 @@ def test_layout_is_wen_2018(raw: Path) -> None:
 
 
 def test_the_reader_of_wen_2018_takes_it(raw: Path) -> None:
-    source = find_source(raw, Data(raw=raw, size=32))
+    source = discover(raw, Data(raw=raw, size=32))
     assert len(source.segments) == 5
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from mindvideo.config import parse_recipe, save_recipe
-from mindvideo.data.hcp import prepare_hcp
+from mindvideo.data.readers.hcp import prepare_hcp
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError, SettingError

@@ -41,6 +41,7 @@ from mindvideo.data.store import Store
 from mindvideo.data.video import SUFFIXES, probe, read_frames
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
+from mindvideo.files import walk_files
 from mindvideo.train.features import compute_table
 from mindvideo.train.loop import named_trainable
 from mindvideo.train.stage import refuse_checkpointing
@@ -236,7 +237,7 @@ def film_clips(bench: Bench, store: Store) -> tuple[int, Clips]:
     """Consecutive clips of one TR of a folder of films, cut once and kept as uint8 beside the rival."""
     folder = bench.recipe.baseline.separable.films
     assert folder is not None
-    films = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    films = [path for path in walk_files(folder) if path.suffix.lower() in SUFFIXES]
     places = [(path, number) for path in films for number in range(int(probe(path).duration_s // store.tr_s))]
     if not places:
         raise DataError(f"expected films ({', '.join(SUFFIXES)}) of at least one TR in {folder}, found none")

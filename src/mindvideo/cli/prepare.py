@@ -77,7 +77,7 @@ def prepare_wen2018(
     scheduler: Scheduler = None,
 ) -> None:
     """Prepare a folder in the layout of Wen 2018 (Purdue's download or a simulated subject)."""
-    from mindvideo.data.wen2018 import prepare
+    from mindvideo.data.readers import prepare
     from mindvideo.preparing import choose_captioner
 
     content: dict[str, Any] = dict(
@@ -102,7 +102,7 @@ def prepare_hcp_command(
     areas: Annotated[str, typer.Option(help="areas whose vertices are kept, in hierarchy order")] = "V1,V2,V3,V4",
 ) -> None:
     """Prepare HCP recordings, or HCP_visual_voxel.npz files, for pre-training."""
-    from mindvideo.data.hcp import prepare_hcp
+    from mindvideo.data.readers.hcp import prepare_hcp
 
     with progress_bars() as bar:
         remarks = prepare_hcp(raw, out, window_s=window_s, areas=areas.split(","), progress=bar("hcp"))

@@ -57,7 +57,8 @@ def prepare_fmriprep(
     scheduler: Scheduler = None,
 ) -> None:
     """Prepare one subject of fMRIPrep's CIFTI outputs (fsLR, 91k) with BIDS events."""
-    from mindvideo.data.fmriprep import prepare, recording_tr
+    from mindvideo.data.readers import prepare
+    from mindvideo.data.readers.fmriprep import recording_tr
     from mindvideo.preparing import choose_captioner
 
     recordings: dict[str, Any] = dict(
@@ -97,7 +98,7 @@ def prepare_published(
     validation_segments: Validation = 1,
 ) -> None:
     """Prepare one subject of arrays that others prepared and published."""
-    from mindvideo.data.published import find_published, prepare
+    from mindvideo.data.readers import discover, prepare
     from mindvideo.preparing import choose_captioner
 
     content: dict[str, Any] = dict(
@@ -105,7 +106,7 @@ def prepare_published(
         published=dict(segment_scans=segment_scans, vertex=vertex), validation_segments=validation_segments,
     )  # fmt: skip
     data = parse_recipe({"data": content}, "the command line").data
-    side = find_published(folder, data).size if size is None else size
+    side = discover(folder, data).size if size is None else size
     data = parse_recipe({"data": {**content, "size": side}}, "the command line").data
     data, captioner, captioner_name = choose_captioner(data, foundation, folder)
     with progress_bars() as bar:

@@ -57,7 +57,7 @@ class Published(Section):
 class Data(Section):
     """Where recordings come from and how they are prepared (paper section 3.2)."""
 
-    source: Literal["wen2018", "fmriprep", "published"] = "wen2018"
+    source: Literal["wen2018", "fmriprep", "published", "store"] = "wen2018"
     raw: Path | None = Field(None, description="the download; empty where the recipe simulates one")
     hcp: Path | None = Field(None, description="HCP folder for pre-training; empty where the recipe simulates one")
     subject: int = Field(1, ge=1)

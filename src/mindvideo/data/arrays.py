@@ -15,6 +15,7 @@ import numpy as np
 
 from mindvideo.config import Data
 from mindvideo.errors import DataError
+from mindvideo.files import walk_files
 
 _MINDVIDEO_FMRI = re.compile(r"fmri_train_subject(\d+)\.npy")
 _NEUROCLIPS_FMRI = re.compile(r"subj(\d+)_train_fmri\.pt")
@@ -91,6 +92,8 @@ class PublishedFolder(ABC):
         What the layout is called, and the file it is recognised by.
     done : tuple of str
         What its makers did to the recordings.
+    root : Path
+        The folder it was looked for in.
     files : tuple of Path
         Every file that is used.
     n_scans, num_frames, n_voxels, size : int
@@ -101,6 +104,7 @@ class PublishedFolder(ABC):
     pattern: ClassVar[str]
     done: ClassVar[tuple[str, ...]]
     repeats_note: ClassVar[str]
+    root: Path
     files: tuple[Path, ...]
     n_scans: int
     num_frames: int
@@ -348,7 +352,7 @@ class NeuroClipsFolder(PublishedFolder):
 def _numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
     """Files below a folder by the number in their names."""
     found: dict[int, Path] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in walk_files(folder):
         match = pattern.fullmatch(path.name)
         if match:
             if int(match[1]) in found:

@@ -176,3 +176,16 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text so that a reader never sees half a file."""
     with beside(path) as place:
         place.write_text(text, encoding="utf-8")
+
+
+def link_folder(source: Path, folder: Path) -> None:
+    """A folder with the same files, as hard links or, across file systems, as copies; whole or not at all."""
+
+    def link(file: str, place: str) -> None:
+        try:
+            os.link(file, place)
+        except OSError:
+            shutil.copy2(file, place)
+
+    with disk_errors(folder, "the copy"), beside_folder(folder) as place:
+        shutil.copytree(source, place, copy_function=link, dirs_exist_ok=True)

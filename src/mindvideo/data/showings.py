@@ -135,7 +135,7 @@ def match_films(
         Remark("stimuli left out, which are no films", tuple(f"{name} ({n}x)" for name, n in sorted(no_films.items()))),
         Remark("showings left out, as told under exclude", tuple(excluded)),
         Remark("showings without a logged length, taken to last as long as their films", tuple(lengthless)),
-        Remark("films listed shot by shot, joined to one showing each", tuple(joined)),
+        Remark("films with rows for shots or annotations, joined to one showing each", tuple(joined)),
     ]
     return list(films.values()), [remark for remark in remarks if remark.names]
 
@@ -195,7 +195,8 @@ def _excludes(pattern: str, run: str, film: Path) -> bool:
 
 
 def _join_shots(events: list[Event], film: Film, recording: Recording) -> list[Event]:
-    """The showings that a run's rows of one film stand for: rows that follow one another without a gap are its shots.
+    """The showings that a run's rows of one film stand for: rows without a gap between them, or inside another one, are
+    shots and annotations of one showing.
 
     Raises
     ------
@@ -204,12 +205,14 @@ def _join_shots(events: list[Event], film: Film, recording: Recording) -> list[E
     """
     showings: list[Event] = []
     for event in events:
-        if showings and showings[-1].duration_s is not None and event.duration_s is not None:
+        if showings and event.duration_s is not None:
             last = showings[-1]
-            end_s = event.onset_s + event.duration_s
-            is_next = abs(last.onset_s + (last.duration_s or 0) - event.onset_s) <= LENGTH_TOLERANCE_S
-            if is_next and end_s - last.onset_s <= film.duration_s + LENGTH_TOLERANCE_S:
-                showings[-1] = Event(last.onset_s, end_s - last.onset_s, event.stimulus)
+            length_s = film.duration_s if last.duration_s is None else last.duration_s
+            joined_s = max(length_s, event.onset_s + event.duration_s - last.onset_s)
+            is_near = event.onset_s <= last.onset_s + length_s + LENGTH_TOLERANCE_S
+            is_part = min(event.duration_s, length_s) < film.duration_s - LENGTH_TOLERANCE_S
+            if is_near and is_part and joined_s <= film.duration_s + LENGTH_TOLERANCE_S:
+                showings[-1] = Event(last.onset_s, joined_s, event.stimulus)
                 continue
         showings.append(event)
     parts = [event.duration_s or film.duration_s for event in showings]
@@ -230,10 +233,11 @@ def _refuse_overlap(films: Iterable[Film], index: int, recording: Recording) -> 
     for (first, film), (second, other) in pairwise(shown):
         end_s = first.onset_s + (first.duration_s or film.duration_s)
         if end_s > second.onset_s + LENGTH_TOLERANCE_S:
+            way_out = f"or leave one out: exclude {recording.name}:{other.path.as_posix()}"
             raise DataError(
                 f"expected one film at a time in {recording.events_path}, found {film.path.as_posix()} from second "
                 f"{first.onset_s:g} to {end_s:g} and {other.path.as_posix()} from second {second.onset_s:g}; repair the "
-                f"table, or leave one out: exclude {recording.name}:{other.path.as_posix()}"
+                f"table, {'with a row for each showing' if other is film else way_out}"
             )
 
 

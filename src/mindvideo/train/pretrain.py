@@ -10,7 +10,7 @@ from torch import nn
 
 from mindvideo import processes
 from mindvideo.config import MaskedBrain
-from mindvideo.data.hcp import BrainSegments
+from mindvideo.data.readers.hcp import BrainSegments
 from mindvideo.data.windows import pad_voxels
 from mindvideo.errors import DataError
 from mindvideo.models.masked_brain import MaskedBrainModel

@@ -38,7 +38,7 @@ NEAR_DUPLICATE = 0.98
 _LAYOUTS: tuple[type[PublishedFolder], ...] = (MindVideoFolder, NeuroClipsFolder)
 
 
-def find_published(folder: Path, data: Data) -> PublishedFolder:
+def discover(folder: Path, data: Data) -> PublishedFolder:
     """Recognise a folder by what is in it.
 
     Raises
@@ -62,11 +62,13 @@ def find_published(folder: Path, data: Data) -> PublishedFolder:
         raise DataError(
             f"expected fMRI of subject {data.subject} in {folder}, found subjects {known}; give one of them (--subject)"
         )
-    return layout(subjects[layout][data.subject], data)
+    found_folder = layout(subjects[layout][data.subject], data)
+    found_folder.root = folder
+    return found_folder
 
 
-def prepare(
-    folder: Path,
+def write(
+    source: PublishedFolder,
     out: Path,
     data: Data,
     progress: Progress | None = None,
@@ -75,39 +77,27 @@ def prepare(
     pool: Pool | None = None,
     caption_cache: Path | None = None,
 ) -> Store:
-    """Prepare one subject of published arrays as a store.
+    """Write the store of one subject's arrays.
 
-    Parameters
-    ----------
-    folder : Path
-        As published.
-    out : Path
-        The store's folder; a complete store there is refused, an interrupted one of the same settings goes on.
-    data : Data
-        Settings. ``captions`` may be ``published``; selection, areas and runs are the publishers' and are not applied.
-    progress, captioner, captioner_name, pool, caption_cache
-        As in `mindvideo.data.preparation.prepare_segments`; the pool hashes the files, the rest is done here.
-
-    Raises
-    ------
-    DataError, SettingError
-        For missing, contradictory or damaged input; nothing is written then.
+    Arguments as in `mindvideo.data.preparation.prepare_segments`; ``captions`` may be ``published``; selection, areas and
+    runs are the publishers' and are not applied. The pool hashes the files, the rest is done here.
     """
     refuse_complete(out)
-    source = find_published(folder, data)
     names = {split: source.segment_names(split) for split in ("train", "test")}
     splits = _split(names, source, data)
     times = frame_times(source.n_scans, data.tr_s, data.fps)
     if times.shape[1] != source.num_frames:
         raise SettingError(
-            f"expected {source.num_frames} frames a scan, as {folder} holds, found data.fps {data.fps} x data.tr_s "
+            f"expected {source.num_frames} frames a scan, as {source.root} holds, found data.fps {data.fps} x data.tr_s "
             f"{data.tr_s:g} s; set them as the publishers did (3 frames/s, 2 s)"
         )
     order = names["train"] + names["test"]
     given = _given_captions(order, times, data, captioner)
     _check_values(source, names, data)
     hashed = map(hash_file, source.files) if pool is None else pool.map(hash_file, source.files)
-    sources = {path.relative_to(folder).as_posix(): sha256 for path, sha256 in zip(source.files, hashed, strict=True)}
+    sources = {
+        path.relative_to(source.root).as_posix(): sha256 for path, sha256 in zip(source.files, hashed, strict=True)
+    }
     vertex = _place_voxels(source.n_voxels, sources, data)
     fingerprint = _fingerprint(data, sources, captioner_name)
     with Store.create(

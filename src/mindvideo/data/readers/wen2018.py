@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 
 from mindvideo.config import Data
-from mindvideo.data.captions import Captioner
-from mindvideo.data.pool import Pool
-from mindvideo.data.preparation import Progress, Run, Segment, Source, frame_times, prepare_segments
+from mindvideo.data.preparation import Remark, Run, Segment, Source, frame_times
 from mindvideo.data.recordings import CortexHeader, read_layout
-from mindvideo.data.store import Store, listed, natural_key
+from mindvideo.data.store import listed, natural_key
 from mindvideo.data.video import SUFFIXES, probe
 from mindvideo.errors import DataError, SettingError
 
@@ -48,51 +46,7 @@ class _Layout:
     left_out: dict[str, set[int]]
 
 
-def prepare(
-    raw: Path,
-    out: Path,
-    data: Data,
-    progress: Progress | None = None,
-    captioner: Captioner | None = None,
-    captioner_name: str = "captioner",
-    pool: Pool | None = None,
-    caption_cache: Path | None = None,
-) -> Store:
-    """Prepare one subject of a folder in the layout of Wen 2018 as a store.
-
-    Parameters
-    ----------
-    raw : Path
-        The download: holds ``stimuli`` and ``subject{n}``.
-    out : Path
-        The store's folder; a complete store there is refused, an interrupted one of the same settings goes on.
-    data : Data
-        Settings.
-    progress : callable, optional
-        Called with steps done, steps in all, and ``{"what": …}``.
-    captioner : callable, optional
-        Maps frames uint8 (N, H, W, 3) to N captions; needed where ``data.captions`` is ``blip``.
-    captioner_name : str
-        Which captioner this is.
-    pool : Pool, optional
-        Where the work on single runs and films is done (`mindvideo.data.pool.open_pool`); same bytes either way.
-    caption_cache : Path, optional
-        File of what was captioned before; left out: beside the store.
-
-    Returns
-    -------
-    Store
-
-    Raises
-    ------
-    DataError, SettingError
-        For missing, contradictory or damaged input; nothing is written then.
-    """
-    source = find_source(raw, data)
-    return prepare_segments(source, out, data, progress, captioner, captioner_name, pool, caption_cache)
-
-
-def find_source(raw: Path, data: Data) -> Source:
+def discover(raw: Path, data: Data) -> Source:
     """Find, match and check films and recordings of one subject, from headers alone.
 
     Raises
@@ -127,7 +81,9 @@ def find_source(raw: Path, data: Data) -> Source:
         segments.append(Segment(name, splits[name], layout.films[name], n_scans, tuple(runs)))
     assert vertex is not None
     notes = {"discover": _discovered(data, layout)}
-    return Source(raw, f"subject{data.subject}", tuple(segments), vertex, notes)
+    left_out = tuple(f"{item['run']} ({item['reason']})" for item in notes["discover"]["excluded"])
+    remarks = (Remark("runs and films left out", left_out),) if left_out else ()
+    return Source(raw, f"subject{data.subject}", tuple(segments), vertex, notes, remarks=remarks)
 
 
 def first_volume_time(n_volumes: int, n_scans: int, tr_s: float) -> float:

@@ -26,10 +26,8 @@ from mindvideo.data.bids import (
     read_positive,
     recording_name,
 )
-from mindvideo.data.captions import Captioner
 from mindvideo.data.denoising import clean_run, read_confounds, scan_times
-from mindvideo.data.pool import Pool
-from mindvideo.data.preparation import Progress, Remark, Run, Segment, Source, prepare_segments
+from mindvideo.data.preparation import Remark, Run, Segment, Source
 from mindvideo.data.recordings import SeriesFile, read_header
 from mindvideo.data.showings import (
     Film,
@@ -42,7 +40,7 @@ from mindvideo.data.showings import (
     refuse_shared_scans,
     split_films,
 )
-from mindvideo.data.store import Store, listed, natural_key
+from mindvideo.data.store import listed, natural_key
 from mindvideo.data.voxels import find_silent
 from mindvideo.errors import DataError, SettingError
 
@@ -108,45 +106,13 @@ class Showing:
         return (weights[:, used] @ cleaned[used].astype(np.float64)).astype(np.float32)
 
 
-def prepare(
-    derivatives: Path,
-    out: Path,
-    data: Data,
-    progress: Progress | None = None,
-    captioner: Captioner | None = None,
-    captioner_name: str = "captioner",
-    pool: Pool | None = None,
-    caption_cache: Path | None = None,
-) -> Store:
-    """Prepare one subject of fMRIPrep's outputs as a store.
-
-    Parameters
-    ----------
-    derivatives : Path
-        Holds ``sub-*``.
-    out : Path
-        The store's folder; a complete store there is refused, an interrupted one of the same settings goes on.
-    data : Data
-        Settings; ``fmriprep`` says what the recordings answer to, ``tr_s`` is the spacing of the store's scans.
-    progress, captioner, captioner_name, pool, caption_cache
-        As in `mindvideo.data.preparation.prepare_segments`.
-
-    Raises
-    ------
-    DataError, SettingError
-        For missing, contradictory or damaged input; nothing is written then.
-    """
-    source = find_source(derivatives, data)
-    return prepare_segments(source, out, data, progress, captioner, captioner_name, pool, caption_cache)
-
-
 def recording_tr(derivatives: Path, data: Data) -> float:
     """Repetition time of the subject's first recording in seconds."""
     _, paths, _ = _find_files(derivatives, data)
     return _read_timing(paths[0], derivatives, data).tr_s
 
 
-def find_source(derivatives: Path, data: Data) -> Source:
+def discover(derivatives: Path, data: Data) -> Source:
     """Find and match recordings, events and films of one subject, and check them from headers and tables alone.
 
     Raises

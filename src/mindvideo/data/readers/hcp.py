@@ -16,13 +16,13 @@ import zarr
 from scipy.signal import correlate
 
 from mindvideo.atlas import hierarchy_order, parse_areas
-from mindvideo.data.disk import StoreLock, disk_errors, flush_folder
+from mindvideo.data.disk import StoreLock, disk_errors, flush_folder, link_folder
 from mindvideo.data.hcp_windows import read_cifti_windows, stream_npz_windows
 from mindvideo.data.intact import as_damage, refuse_damaged_segments
 from mindvideo.data.preparation import MOST_SILENT
 from mindvideo.data.recordings import SeriesFile
 from mindvideo.data.store import listed
-from mindvideo.errors import DataError
+from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file, walk_files
 
 FORMAT = "mindvideo-hcp"
@@ -58,17 +58,13 @@ def find_sources(raw: Path) -> list[Source]:
     DataError
         If the folder is missing, holds no recording, or holds both kinds.
     """
+    if (raw / "zarr.json").is_file():
+        return [Source(BrainSegments.open(raw).path, "prepared")]
     if not raw.is_dir():
         raise DataError(
             f"expected an HCP folder at {raw}, found none; give the folder that holds one folder per person"
         )
-    runs: dict[Path, Path] = {}
-    for path in sorted(raw.glob(RUN_PATTERN)):
-        if any(part.startswith(".") for part in path.relative_to(raw).parts):
-            continue
-        kept = runs.get(path.parent)
-        if kept is None or len(path.name) > len(kept.name):
-            runs[path.parent] = path
+    runs = [max(versions, key=lambda path: len(path.name)) for versions in _versions(raw)]
     archives = [path for path in walk_files(raw) if path.name == NPZ_NAME]
     if runs and archives:
         raise DataError(
@@ -79,7 +75,17 @@ def find_sources(raw: Path) -> list[Source]:
         raise DataError(
             f"expected recordings like {RUN_PATTERN} or {NPZ_NAME} below {raw}, found none; check the folder"
         )
-    return [Source(path, "cifti") for path in runs.values()] + [Source(path, "npz") for path in archives]
+    return [Source(path, "cifti") for path in runs] + [Source(path, "npz") for path in archives]
+
+
+def _versions(raw: Path) -> list[list[Path]]:
+    """The files of each run's folder, hidden ones passed over."""
+    visible = [
+        path
+        for path in sorted(raw.glob(RUN_PATTERN))
+        if not any(part.startswith(".") for part in path.relative_to(raw).parts)
+    ]
+    return [list(versions) for _, versions in itertools.groupby(visible, key=lambda path: path.parent)]
 
 
 def area_vertices(areas: Sequence[str]) -> np.ndarray:
@@ -105,7 +111,8 @@ def prepare_hcp(
     Parameters
     ----------
     raw : Path
-        One folder per person (``100307/MNINonLinear/Results/…``), or ``HCP_visual_voxel.npz`` files.
+        One folder per person (``100307/MNINonLinear/Results/…``), ``HCP_visual_voxel.npz`` files, or what this function
+        wrote before.
     out : Path
         The zarr folder to write: ``fmri`` float32 (n, V), and for CIFTI ``vertex`` int32 (V,).
     window_s : float
@@ -133,6 +140,8 @@ def prepare_hcp(
     """
     sources = find_sources(raw)
     kind = sources[0].kind
+    if kind == "prepared":
+        return _link_prepared(raw, out, window_s, areas)
     vertex = area_vertices(areas) if kind == "cifti" else None
     names = [str(source.path.relative_to(raw)) for source in sources]
     sizes = {name: source.path.stat().st_size for name, source in zip(names, sources, strict=True)}
@@ -151,6 +160,10 @@ def prepare_hcp(
                 if vertex is not None:
                     group.create_array("vertex", data=vertex[found.kept], overwrite=True)
                 silent = np.flatnonzero(~found.kept) if vertex is None else vertex[~found.kept]
+                read = {source.path for source in sources}
+                for path in itertools.chain(*_versions(raw)):
+                    if path not in read:
+                        found.left_out[str(path.relative_to(raw))] = "another version of a run"
                 group.attrs.update(
                     {"silent": silent.tolist(), "left_out": found.left_out, "kept": np.flatnonzero(found.kept).tolist()}
                 )
@@ -166,6 +179,19 @@ def prepare_hcp(
             return _remarks(group)
     finally:
         lock.release()
+
+
+def _link_prepared(raw: Path, out: Path, window_s: float, areas: Sequence[str]) -> list[str]:
+    """Put a table that `prepare_hcp` wrote at ``out``."""
+    attrs = _open_group(raw).attrs
+    if attrs["window_s"] != window_s or list(attrs["areas"]) != list(areas):
+        raise SettingError(
+            f"expected windows of {window_s:g} s and the areas {','.join(areas)} in {raw}, found "
+            f"{attrs['window_s']:g} s and {','.join(attrs['areas'])}; prepare it again, or give "
+            f"--set pretrain.window_s={attrs['window_s']:g}"
+        )
+    link_folder(raw, out)
+    return _remarks(_open_group(out))
 
 
 def _remarks(group: zarr.Group) -> list[str]:
@@ -362,12 +388,14 @@ class BrainSegments:
 
     Attributes
     ----------
+    path : Path
     vertex : ndarray, int32 (V,), or None
         Cortical positions in voxel order; None for published npz files, which do not say.
     """
 
-    def __init__(self, array: zarr.Array, vertex: np.ndarray | None) -> None:
+    def __init__(self, path: Path, array: zarr.Array, vertex: np.ndarray | None) -> None:
         """Use `BrainSegments.open`."""
+        self.path = path
         self._array = array
         self._in_memory = np.asarray(array[:]) if array.nbytes <= _IN_MEMORY_BYTES else None
         self.vertex = vertex
@@ -396,7 +424,7 @@ class BrainSegments:
                     "where it stopped"
                 )
             refuse_damaged_segments(path, group)
-            return cls(group["fmri"], np.asarray(group["vertex"][:]) if attrs["kind"] == "cifti" else None)
+            return cls(path, group["fmri"], np.asarray(group["vertex"][:]) if attrs["kind"] == "cifti" else None)
 
     def __len__(self) -> int:
         """Number of rows n."""

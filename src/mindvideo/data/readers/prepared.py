@@ -1,0 +1,40 @@
+"""A prepared store as a source like any other: it is checked and linked, or copied where links cannot be made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mindvideo.config import Data
+from mindvideo.data.disk import link_folder
+from mindvideo.data.preparation import refuse_complete
+from mindvideo.data.store import Store
+from mindvideo.errors import SettingError
+
+
+def discover(raw: Path, data: Data) -> Store:
+    """The store, complete and of the frame size, rate and TR that the settings state.
+
+    Raises
+    ------
+    DataError
+        If there is no complete store.
+    SettingError
+        If the settings state another size, rate, TR or lag.
+    """
+    store = Store.open(raw)
+    other = [name for name in ("tr_s", "lag_s", "fps", "size") if getattr(store, name) != getattr(data, name)]
+    if other:
+        found = ", ".join(f"{name} {getattr(data, name):g}" for name in other)
+        change = " ".join(f"--set data.{name}={getattr(store, name):g}" for name in other)
+        raise SettingError(
+            f"expected the settings that the store {raw} was prepared with, found {found}; give {change}"
+        )
+    return store
+
+
+def write(store: Store, out: Path, data: Data, *rest: Any) -> Store:
+    """Put the store at ``out``; nothing in it is computed again."""
+    refuse_complete(out)
+    link_folder(store.path, out)
+    return Store.open(out)
