@@ -15,14 +15,19 @@ from mindvideo.data.readers.hcp import find_sources
 from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.own_encoder import import_encoder
-from mindvideo.preparing import TRUE_CAPTIONS
+from mindvideo.preparing import SIMULATED, TRUE_CAPTIONS
 from mindvideo.train.distill import check_student
 
 MODEL_PARTS = ("vae", "unet", "text_encoder", "image_encoder", "captioner", "image_classifier", "video_classifier")
 OTHER_PARTS = ("scheduler", "tokenizer")
+TRUE_CLASSES = 3
+"""Classes that count as right in an N-way test (METHOD section 8)."""
+
+WITHOUT_FOUNDATION = ("simulate", "prepare", "pretrain", "adapt")
+"""Stages that no part of the foundation generates or is aligned with in."""
 
 
-def refusals(recipe: Recipe, *, reads_recordings: bool = True) -> list[MindVideoError]:
+def refusals(recipe: Recipe, *, reads_recordings: bool = True, last: str | None = None) -> list[MindVideoError]:
     """Everything that a study is refused for, one sentence each; empty where it may start.
 
     Parameters
@@ -30,8 +35,12 @@ def refusals(recipe: Recipe, *, reads_recordings: bool = True) -> list[MindVideo
     recipe : Recipe
     reads_recordings : bool
         Also read the headers and tables of all recordings; needless once they are prepared.
+    last : str, optional
+        The last stage that is to run; what only later ones are refused for is left out.
     """
-    checks = [*CHECKS, unreadable_recordings] if reads_recordings else CHECKS
+    checks = [*CHECKS, unreadable_recordings] if reads_recordings else [*CHECKS]
+    if last not in WITHOUT_FOUNDATION:
+        checks.append(kit_outside_its_world)
     return [error for check in checks for error in check(recipe)]
 
 
@@ -74,6 +83,38 @@ def undivided_sizes(recipe: Recipe) -> Iterator[MindVideoError]:
                 f"expected {name} to be a multiple of {factor} pixels, which one latent of this foundation's VAE covers, "
                 f"found {size}; give --set {name}={near}"
             )
+
+
+def too_many_ways(recipe: Recipe) -> Iterator[MindVideoError]:
+    """N-way scores with more ways than a classifier has classes outside the true clip's three."""
+    for part in ("image_classifier", "video_classifier"):
+        try:
+            n_classes = Foundation(recipe.foundation).class_count(part)
+        except MindVideoError:
+            continue  # a part is missing, which `incomplete_foundation` says
+        if (most := max(recipe.evaluate.n_ways, default=2)) > n_classes - TRUE_CLASSES + 1:
+            yield SettingError(
+                f"expected evaluate.n_ways of at most {n_classes - TRUE_CLASSES + 1}, as {part} has {n_classes} classes and "
+                f"distractors are drawn from all but the true clip's {TRUE_CLASSES}, found {most}; lower it"
+            )
+
+
+def kit_outside_its_world(recipe: Recipe) -> Iterator[MindVideoError]:
+    """The embedded kit, which knows one drawn world, on films of a real recording."""
+    raw = recipe.data.raw
+    if recipe.kit_on_real_films or recipe.simulate is not None or raw is None or (raw / SIMULATED).is_file():
+        return
+    kit = Foundation("embedded")
+    try:
+        is_kit = Foundation(recipe.foundation).part_identity("text_encoder") == kit.part_identity("text_encoder")
+    except MindVideoError:
+        return
+    if is_kit:
+        yield SettingError(
+            "expected a foundation that has seen real films, such as Stable Diffusion 1.5 with its companions, for the "
+            f"recording in {raw}, found the embedded kit, which knows one drawn world; give --set foundation=FOLDER, or, to "
+            "try the plumbing only, --set kit_on_real_films=true"
+        )
 
 
 def impossible_start(recipe: Recipe) -> Iterator[MindVideoError]:
@@ -143,6 +184,7 @@ def unreadable_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
 CHECKS: tuple[Callable[[Recipe], Iterator[MindVideoError]], ...] = (
     incomplete_foundation,
     undivided_sizes,
+    too_many_ways,
     impossible_start,
     impossible_student,
     missing_recordings,

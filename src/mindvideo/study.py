@@ -164,11 +164,11 @@ class Study:
         """Where a stage works; what it makes takes the old result's place when it is complete."""
         return self.run_dir / f"{name}{UNFINISHED}"
 
-    def check(self) -> None:
+    def check(self, last: str | None = None) -> None:
         """Refuse, before anything runs, what `mindvideo.preflight.refusals` finds; a finished study is not looked over."""
         if all(self.is_done(stage.name) for stage in self.stages):
             return
-        for error in refusals(self.recipe, reads_recordings=not self.is_done("prepare")):
+        for error in refusals(self.recipe, reads_recordings=not self.is_done("prepare"), last=last):
             raise error
 
     def run(
@@ -211,7 +211,7 @@ class Study:
                 raise SettingError(f"expected a stage, one of {', '.join(names)}, found '{name}'")
         from mindvideo import processes
 
-        self.check()
+        self.check(only or until)
         processes.join()
         if not processes.is_first():
             progress, say = None, _say_nothing

@@ -171,6 +171,11 @@ class Foundation:
         """C, width of a condition token."""
         return int(self._text_config().get("hidden_size", 512))
 
+    def class_count(self, part: str) -> int:
+        """Classes of a classifier."""
+        config = self._config(part)
+        return len(config.get("id2label") or ()) or int(config.get("num_labels", 2))
+
     @property
     def latent_channels(self) -> int:
         """Channels of a latent."""
