@@ -72,7 +72,7 @@ def test_another_generator_and_another_encoder_run_through(swapped_run: Path) ->
     assert isinstance(pipe.fmri_encoder, OwnEncoder) and pipe.fmri_encoder.config.encoder == OWN
     assert pipe.fmri_encoder.body.body[0].out_channels == 5
     assert pipe.unet.config.use_linear_projection and tuple(pipe.unet.config.attention_head_dim) == (2, 3, 4)
-    assert pipe.condition_shape == (20, 48)
+    assert pipe.condition_shape == (45, 48)
     trained = load_encoder(swapped_run / "cotrain" / "fmri_encoder")
     started = load_encoder(swapped_run / "align" / "model")
     assert not torch.equal(trained.body.body[0].weight, started.body.body[0].weight)
@@ -153,7 +153,7 @@ def test_check_names_what_is_missing(cli: Cli, random_kit: Path, tmp_path: Path)
     )
     text = " ".join(text.split())
     assert code == 1
-    for sentence in ("missing: expected the part 'vae'", "missing: expected weights (safetensors) in", "data.raw=FOLDER",
+    for sentence in ("missing: expected the part 'vae'", "missing: expected weights such as diffusion_pytorch_model", "data.raw=FOLDER",
                      "expected HCP recordings, found none", "downloads: none", "vae: the subfolder of Stable Diffusion 1.5",
                      "assumed: vae of the published sizes"):  # fmt: skip
         assert sentence in text, sentence
