@@ -10,7 +10,7 @@ install: $(VENV)/.installed
 # pip resolves; the lock gives the versions that were tested. Where torch is installed already (README: without CUDA), it stays.
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[cluster,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[cluster,dev,thesaurus]'
 	touch $@
 
 demo: install

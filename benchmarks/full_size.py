@@ -100,7 +100,8 @@ def _loss(stage: str, models: list[nn.Module], batch: int) -> torch.Tensor:
     latents = torch.randn(batch, 4, FRAMES, SIDE, SIDE)
     unet = models[-1]
     assert isinstance(unet, VideoUNet)
-    return Diffusion({}).random_losses(unet, latents, condition).mean()
+    diffusion = Diffusion({})
+    return diffusion.drawn_losses(unet, diffusion.draw(latents), condition).mean()
 
 
 def sample(batch: int, steps: int) -> float:

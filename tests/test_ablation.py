@@ -62,6 +62,22 @@ def test_stages_that_do_not_change_are_shared(ablated: tuple[Path, dict[str, lis
     assert json.loads((folder / "no_cotrain" / "shared.json").read_text())["align"] == "full"
 
 
+def test_every_variant_runs(tiny_recipe: Recipe, tiny_run: Path, tmp_path: Path) -> None:
+    """To the scores, with few windows; none may stop at what the others never try."""
+    recipe = change_recipe(tiny_recipe, {"reconstruct.max_windows": 8})
+    variants = list_variants(recipe)
+    ablation = Ablation(recipe, tmp_path, variants, reuse=[tiny_run])
+    ran = ablation.run(say=lambda line: None)
+    own = [run for run in ablation.runs if run.same_as is None]
+    assert {run.name for run in own} == {variant.name for variant in variants} - {"window_2", "subject_1"}
+    for run in own:
+        scores = json.loads((run.study.run_dir / "evaluate" / "scores.json").read_text())
+        assert run.is_done and 0 <= scores["video_2way"]["value"] <= 1 and scores["video_2way"]["n"] == 8
+        assert "reconstruct" in ran[run.name] and "prepare" not in ran[run.name]
+    rows = json.loads((tmp_path / "ablation.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == [run.name for run in own]
+
+
 def test_removing_a_variant_leaves_the_others_whole(
     ablated: tuple[Path, dict[str, list[str]], list[str]], tiny_recipe: Recipe, tiny_run: Path, tmp_path: Path
 ) -> None:

@@ -23,23 +23,6 @@ def test_shipped_recipes_are_valid(name: str) -> None:
     assert load_recipe(name).name == name
 
 
-def test_paper_values_of_the_full_recipe() -> None:
-    recipe = load_recipe("wen2018")
-    assert (recipe.encoder.embed_dim, recipe.encoder.depth, recipe.encoder.num_heads) == (1024, 24, 16)
-    assert (recipe.pretrain.lr, recipe.pretrain.weight_decay, recipe.pretrain.clip_grad) == (2.5e-4, 0.05, 0.8)
-    assert (recipe.align.lr, recipe.align.steps, recipe.align.batch_size, recipe.align.dropout) == (
-        2e-5,
-        12000,
-        20,
-        0.6,
-    )
-    assert (recipe.animate.lr, recipe.animate.steps, recipe.animate.batch_size) == (2e-5, 800, 14)
-    assert (recipe.cotrain.lr, recipe.cotrain.steps, recipe.cotrain.batch_size) == (3e-5, 15000, 9)
-    assert (recipe.reconstruct.steps, recipe.reconstruct.guidance_scale) == (200, 12.5)
-    assert recipe.pretrain.steps == 500 * 600_000 // 500
-    assert recipe.pretrain.warmup_steps == 40 * 600_000 // 500
-
-
 @pytest.mark.parametrize(
     ("setting", "nearest"),
     [

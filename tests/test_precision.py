@@ -70,11 +70,13 @@ class Twice:
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         return named_trainable(self.model)
 
-    def loss(self, step, micro, rng):
-        x = torch.from_numpy(rng.standard_normal((4, 3)).astype("float32"))
-        found = self.model(x)
+    def sample(self, draw):
+        return {"x": torch.from_numpy(draw.rng.standard_normal((4, 3)).astype("float32"))}
+
+    def losses(self, batch):
+        found = self.model(batch["x"])
         self.seen.append(found.dtype)
-        return (found.float() - 2 * x).square().mean(), {}
+        return (found.float() - 2 * batch["x"]).square().mean(dim=1), {}
 
 
 def test_a_killed_stage_goes_on_in_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

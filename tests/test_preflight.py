@@ -24,6 +24,11 @@ TINY = Path(__file__).parent / "tiny.yaml"
                            "found 35; give --set data.size=36"),
         (["reconstruct.size=33"], "reconstruct.size to be a multiple of 4 pixels"),
         (["pretrain.enabled=false", "adapt.enabled=false"], "found both disabled; give --set align.start_from=scratch"),
+        (["align.batch_size=61"], "align.batch_size of at most 60, the number of training samples, found 61; give --set "
+                                  "align.batch_size=60, or fewer"),
+        (["pretrain.batch_size=17"], "pretrain.batch_size of at most 16, the number of training samples"),
+        (["cotrain.batch_size=90", "data.repeats=separate", "adapt.batch_size=121"], "adapt.batch_size of at most 120"),
+        (["baselines=[mindvis]", "baseline.mindvis.batch_size=61"], "baseline.mindvis.batch_size of at most 60"),
         (["align.encoder=convolution_encoder:ConvolutionEncoder"], "give --set align.start_from=scratch"),
         (["evaluate.n_ways=[2,400]"], "distractors are drawn from all but the true clip's 3, found 400"),
     ],

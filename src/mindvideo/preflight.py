@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mindvideo.config import Recipe
+from mindvideo.config import Optimise, Recipe
 from mindvideo.data.readers import discover
 from mindvideo.data.readers.hcp import find_sources
 from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.own_encoder import import_encoder
 from mindvideo.preparing import SIMULATED, TRUE_CAPTIONS
+from mindvideo.simulate.recordings import PERSON_TR_S
 from mindvideo.train.distill import check_student
+from mindvideo.train.thesaurus import require_wordnet
 
 MODEL_PARTS = ("vae", "unet", "text_encoder", "image_encoder", "captioner", "image_classifier", "video_classifier")
 OTHER_PARTS = ("scheduler", "tokenizer")
@@ -144,6 +146,48 @@ def impossible_student(recipe: Recipe) -> Iterator[MindVideoError]:
     yield from attempt(check_student, recipe)
 
 
+def oversized_batches(recipe: Recipe) -> Iterator[MindVideoError]:
+    """Batches of more samples than will be there, where their number is known beforehand."""
+    n_windows, n_segments = _training_counts(recipe)
+    stages = {name: getattr(recipe, name) for name in ("adapt", "align", "animate", "cotrain", "distill")}
+    rivals = {f"baseline.{name}": getattr(recipe.baseline, name) for name in recipe.baselines}
+    counted = [(name, section, n_windows) for name, section in (stages | rivals).items()]
+    if recipe.pretrain.weights is None:
+        counted.append(("pretrain", recipe.pretrain, n_segments))
+    for name, section, count in counted:
+        if count is None or not isinstance(section, Optimise) or not getattr(section, "enabled", True):
+            continue
+        if section.batch_size > count:
+            yield SettingError(
+                f"expected {name}.batch_size of at most {count}, the number of training samples, found "
+                f"{section.batch_size}; give --set {name}.batch_size={count}, or fewer"
+            )
+
+
+def _training_counts(recipe: Recipe) -> tuple[int | None, int | None]:
+    """Training windows of the subject, and segments of other people to pre-train on; None where only data can tell."""
+    simulate, data, pretrain = recipe.simulate, recipe.data, recipe.pretrain
+    if simulate is not None:
+        films, scans, runs = simulate.train_segments, round(simulate.segment_s / data.tr_s), simulate.train_runs
+        volumes = int(simulate.person_run_s / PERSON_TR_S)
+        segments = simulate.people * simulate.person_runs * (volumes // max(1, round(pretrain.window_s / PERSON_TR_S)))
+        held_out = max(1, round(pretrain.validation_share * segments)) if pretrain.validation_share else 0
+        others: int | None = segments - held_out
+    elif data.expect == "wen2018":
+        films, scans, runs, others = 18, 240, 2, None
+    else:
+        return None, None
+    times = runs if data.repeats == "separate" else 1
+    return (films - data.validation_segments) * scans * times, others
+
+
+def missing_words(recipe: Recipe) -> Iterator[MindVideoError]:
+    """A thesaurus that is not installed."""
+    settings = recipe.align
+    if settings.word_swap and settings.synonyms == "wordnet" and settings.loss in ("text", "text_image"):
+        yield from attempt(require_wordnet)
+
+
 def missing_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
     """Folders and caption files that are not given, or not there."""
     data = recipe.data
@@ -187,5 +231,7 @@ CHECKS: tuple[Callable[[Recipe], Iterator[MindVideoError]], ...] = (
     too_many_ways,
     impossible_start,
     impossible_student,
+    oversized_batches,
+    missing_words,
     missing_recordings,
 )

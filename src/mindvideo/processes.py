@@ -1,33 +1,34 @@
 """Several processes at work on one study, as ``accelerate launch`` starts them; alone where it did not.
 
-Every process draws the same global batch from the same seed and computes its own rows of it, so that one process and
-several see the same batches, noise and dropout, and their losses add up to the same number. Files are written by the
-first process only; several machines need a run folder they all see.
+Files are written by the first process only; several machines need a run folder they all see.
 
-Shapes: N rows of the global batch, B rows of this process's share.
+Shapes: N rows of the batch, B rows of this process's share.
 """
 
 from __future__ import annotations
 
 import atexit
+import gc
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.nn.functional import all_gather
 
 from mindvideo.errors import SettingError
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others; stages that only the first one carries out may take hours."""
-BUCKET = 2**25
-"""Gradient values added up at a time."""
 
-_global_batch: list[int] = []
 _alone: list[bool] = []
+
+# Its successor is not in the oldest torch that is supported.
+warnings.filterwarnings("ignore", message="torch.distributed.nn.functional.all_gather is deprecated")
 
 
 def join() -> None:
@@ -51,9 +52,14 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Take leave of the other processes at the end of a program."""
+    """Take leave of the other processes at the end of a program, while Python still runs.
+
+    The group's threads end with its last reference. If that goes with the interpreter (a wrapped model in a cycle still
+    holds the group), a thread that lets go of a tensor then finds no Python any more, and aborts the process.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()
 
 
 def count() -> int:
@@ -132,21 +138,6 @@ def collect(items: Iterable[Any]) -> list[Any]:
     return [item for part in found for item in part]
 
 
-@contextmanager
-def global_batch(n: int) -> Iterator[None]:
-    """Within, `random_rows` takes this process's share of the numbers drawn for a batch of ``n`` rows."""
-    _global_batch.append(n)
-    try:
-        yield
-    finally:
-        _global_batch.pop()
-
-
-def batch_size(n_own: int) -> int:
-    """Rows of the batch that ``n_own`` rows are this process's share of; inside `global_batch` only more than those."""
-    return _global_batch[-1] if count() > 1 and _global_batch else n_own
-
-
 def rows(n: int) -> slice:
     """Which of ``n`` rows are this process's; all of them where it is alone."""
     if count() == 1:
@@ -154,43 +145,15 @@ def rows(n: int) -> slice:
     return slice(n * rank() // count(), n * (rank() + 1) // count())
 
 
-def weight(n: int) -> float:
-    """This process's share of ``n`` rows: means over its rows, times this, add up to the mean over all."""
-    own = rows(n)
-    return (own.stop - own.start) / n
-
-
-def random_rows(shape: tuple[int, ...], at: torch.device | str = "cpu") -> torch.Tensor:
-    """Uniform numbers of ``shape`` (B, ...): inside `global_batch` those rows of (N, ...) that are this process's."""
-    n = batch_size(shape[0])
-    drawn = torch.rand((n, *shape[1:]), device=at)
-    return drawn[rows(n)] if n != shape[0] else drawn
-
-
-class _AllRows(torch.autograd.Function):
-    """Rows of every process; the gradient of each row is the sum over the processes."""
-
-    @staticmethod
-    def forward(ctx: Any, own: torch.Tensor, n: int) -> torch.Tensor:
-        whole = own.new_zeros((n, *own.shape[1:]))
-        ctx.own = rows(n)
-        whole[ctx.own] = own
-        dist.all_reduce(whole)
-        return whole
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        gradient = gradients[0].contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient[ctx.own], None
-
-
 def all_rows(own: torch.Tensor, n: int) -> torch.Tensor:
-    """The whole batch (N, ...) from every process's rows (B, ...), with gradient.
-
-    What follows is computed in every process alike and must enter the loss divided by `count`.
-    """
-    return own if count() == 1 else cast(torch.Tensor, _AllRows.apply(own, n))
+    """The whole batch (N, ...) from every process's `rows` (B, ...), with gradient."""
+    if count() == 1:
+        return own
+    most = -(-n // count())  # gathered parts are of one size
+    padded = torch.cat([own, own.new_zeros((most - len(own), *own.shape[1:]))])
+    parts = all_gather(padded)
+    sizes = [n * (other + 1) // count() - n * other // count() for other in range(count())]
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 def add_up(tensor: torch.Tensor) -> torch.Tensor:
@@ -198,29 +161,3 @@ def add_up(tensor: torch.Tensor) -> torch.Tensor:
     if count() > 1:
         dist.all_reduce(tensor)
     return tensor
-
-
-def add_up_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace every gradient by its sum over the processes, many at a time."""
-    if count() == 1:
-        return
-    bucket: list[torch.Tensor] = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            continue
-        if bucket and (
-            bucket[0].dtype != parameter.grad.dtype
-            or sum(gradient.numel() for gradient in bucket) + parameter.grad.numel() > BUCKET
-        ):
-            _add_up_bucket(bucket)
-            bucket = []
-        bucket.append(parameter.grad)
-    if bucket:
-        _add_up_bucket(bucket)
-
-
-def _add_up_bucket(gradients: list[torch.Tensor]) -> None:
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat)
-    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))

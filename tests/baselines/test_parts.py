@@ -11,8 +11,8 @@ import torch
 from himalaya.kernel_ridge import WeightedKernelRidge
 from small_study import FRAMES, SCANS, SPLITS
 
-from mindvideo.baselines.banded import BandedRidge, Components, band_weightings
-from mindvideo.baselines.gan import Discriminator, Generator, SpectralConv, frozen, segment_folds
+from mindvideo.baselines.banded import BandedRidge, Components, band_weightings, segment_folds
+from mindvideo.baselines.gan import Discriminator, Generator, SpectralConv, frozen
 from mindvideo.baselines.mindvis import condition_twice
 from mindvideo.baselines.pixels import as_clips, as_tensor, channels_at, halvings
 from mindvideo.baselines.separable import FmriToFrames, FramesToFmri, SeparableConv, later_clips
@@ -28,6 +28,9 @@ def foundation(random_kit: Path) -> Foundation:
     return Foundation(random_kit)
 
 
+FOLD = np.arange(40) // 10
+
+
 def regression_data() -> tuple[np.ndarray, ...]:
     """Training and validation windows (n, 2, 11) whose first scan alone carries 3 of 4 targets."""
     rng = np.random.default_rng(2)
@@ -40,7 +43,7 @@ def regression_data() -> tuple[np.ndarray, ...]:
 
 def test_banded_ridge_against_the_closed_form_in_the_primal() -> None:
     fmri, targets, unseen, validation = regression_data()
-    ridge = BandedRidge([0.01, 0.1, 1.0]).fit(fmri, targets, unseen, validation)
+    ridge = BandedRidge([0.01, 0.1, 1.0]).fit(fmri, targets, FOLD, (unseen, validation))
     centre = fmri.mean(axis=0)
     scale = np.sqrt(np.square(fmri - centre).sum(axis=2).mean(axis=0))
     for target in range(4):
@@ -55,7 +58,7 @@ def test_banded_ridge_against_the_closed_form_in_the_primal() -> None:
 
 def test_banded_ridge_against_himalaya_itself() -> None:
     fmri, targets, unseen, validation = regression_data()
-    ridge = BandedRidge([0.03, 0.3]).fit(fmri, targets, unseen, validation)
+    ridge = BandedRidge([0.03, 0.3]).fit(fmri, targets, FOLD, (unseen, validation))
     centred = [(part - fmri.mean(axis=0)).swapaxes(0, 1).astype(np.float64) for part in (fmri, unseen)]
     centred = [part / ridge.scale_W[:, None, None] for part in centred]
     kernels = np.einsum("wnv,wmv->wnm", centred[0], centred[0])
@@ -72,11 +75,11 @@ def test_banded_ridge_against_himalaya_itself() -> None:
 def test_penalties_and_bands_are_those_of_least_validation_error() -> None:
     fmri, targets, unseen, validation = regression_data()
     alphas = [0.01, 1.0, 30.0]
-    chosen = BandedRidge(alphas).fit(fmri, targets, unseen, validation)
+    chosen = BandedRidge(alphas).fit(fmri, targets, FOLD, (unseen, validation))
     error = np.square(chosen.predict(unseen) - validation).mean(axis=0)
     for weighting in band_weightings(2):
         for alpha in alphas:
-            other = BandedRidge([alpha]).fit(fmri, targets, unseen, validation)
+            other = BandedRidge([alpha]).fit(fmri, targets, FOLD, (unseen, validation))
             other.alpha, other.weighting = np.full(4, alpha), np.repeat(weighting[:, None], 4, axis=1)
             training = (other._centred(fmri) / other.scale_W[:, None, None]).astype(np.float64)
             other.dual_NT = other._solve(training @ training.swapaxes(1, 2), targets - other.mean_T)
@@ -84,13 +87,38 @@ def test_penalties_and_bands_are_those_of_least_validation_error() -> None:
     assert chosen.weighting[0, :3].mean() > 0.6  # the scan that carries the signal
 
 
+def test_without_held_out_films_they_are_those_of_least_error_over_folds_of_training_films() -> None:
+    fmri, targets, _, _ = regression_data()
+    alphas = [0.01, 1.0, 30.0]
+    chosen = BandedRidge(alphas).fit(fmri, targets, FOLD, None)
+    assert chosen.chosen_on == "cross_validation"
+    unexplained = np.square(chosen.out_of_fold - targets).sum() / np.square(targets - targets.mean(0)).sum()
+    assert chosen.r2 == pytest.approx(1 - unexplained)
+    training = (chosen._centred(fmri) / chosen.scale_W[:, None, None]).astype(np.float64)
+    kernels, centred = training @ training.swapaxes(1, 2), targets - targets.mean(axis=0)
+    errors = {}
+    for weighting in band_weightings(2):
+        kernel = np.tensordot(weighting, kernels, axes=1)
+        for alpha in alphas:
+            found = np.empty_like(targets)
+            for number in range(4):
+                inside, outside = number == FOLD, number != FOLD
+                dual = np.linalg.solve(kernel[np.ix_(outside, outside)] + alpha * np.eye(30), centred[outside])
+                found[inside] = kernel[np.ix_(inside, outside)] @ dual
+            errors[weighting[0], alpha] = np.square(found - centred).mean(axis=0)
+    for target in range(4):
+        of_chosen = errors[round(chosen.weighting[0, target], 9), round(chosen.alpha[target], 9)][target]
+        assert of_chosen == pytest.approx(min(error[target] for error in errors.values()), rel=1e-5)
+    assert chosen.weighting[0, :3].mean() > 0.6  # the scan that carries the signal
+
+
 def test_out_of_fold_predictions_come_from_the_other_folds() -> None:
     fmri, targets, unseen, validation = regression_data()
-    fold = np.arange(40) // 10
-    ridge = BandedRidge([0.1, 1.0]).fit(fmri, targets, unseen, validation, fold=fold)
+    fold = FOLD
+    ridge = BandedRidge([0.1, 1.0]).fit(fmri, targets, fold, (unseen, validation), keeps_out_of_fold=True)
     changed = targets.copy()
     changed[fold == 2] += 100
-    again = BandedRidge([0.1, 1.0]).fit(fmri, changed, unseen, validation, fold=fold)
+    again = BandedRidge([0.1, 1.0]).fit(fmri, changed, fold, (unseen, validation), keeps_out_of_fold=True)
     again.alpha, again.weighting = ridge.alpha, ridge.weighting
     training = (again._centred(fmri) / again.scale_W[:, None, None]).astype(np.float64)
     found = again._out_of_fold(training @ training.swapaxes(1, 2), changed, fold)

@@ -122,7 +122,7 @@ def test_mindvis_samples_as_the_recipe_says(changes: dict, mindvis: MindVis, riv
 def mindvis(rival_recipe: Recipe, rival_store: Store, tmp_path_factory: pytest.TempPathFactory) -> MindVis:
     """Trained for a few steps, with activations computed again, on a masked model that was given."""
     run_dir = tmp_path_factory.mktemp("mindvis") / "run"
-    wide = new_masked_brain(rival_recipe.encoder, 60, 0.5, seed=1)
+    wide = new_masked_brain(rival_recipe.encoder, 60, 0.5, seed=1, scale={})
     wide.save_pretrained(run_dir / "pretrain" / "model")
     settings = rival_recipe.baseline.mindvis.model_copy(update={"gradient_checkpointing": True, "guidance_scale": 5.0})
     recipe = rival_recipe.model_copy(

@@ -61,15 +61,17 @@ def test_first_windowed_output_equals_the_single_scan_one(patch_weights):
         decoder_embed_dim=10,
         decoder_depth=1,
         decoder_num_heads=5,
+        input_mean=0.3,
+        input_scale=2.0,
     )
     encoder = FmriEncoder.from_masked_brain(
-        model, window=3, condition_length=7, condition_width=14, dropout=0.5, input_scale=2.0, voxel_id="abc"
+        model, window=3, condition_length=7, condition_width=14, dropout=0.5, voxel_id="abc"
     )
-    assert encoder.config.voxel_id == "abc"
+    assert (encoder.config.voxel_id, encoder.config.input_mean, encoder.config.input_scale) == ("abc", 0.3, 2.0)
     fmri = torch.randn(5, 3, 22)
     tokens = encoder.eval().tokens(fmri)
     for scan in range(3):
-        torch.testing.assert_close(tokens[:, scan], model.encode(fmri[:, scan] / 2.0))
+        torch.testing.assert_close(tokens[:, scan], model.encode(fmri[:, scan]))
     mine, theirs = encoder.state_dict(), model.state_dict()
     shared = set(mine) & set(theirs) - {"mask_token"}
     assert len(shared) == 2 + 1 + 1 + 2 * 12 + 2  # patch embedding, class token, positions, blocks, norm

@@ -50,6 +50,22 @@ def test_loss_and_prediction_agree_with_a_plain_implementation(patch_weights, nu
     assert output.is_masked.sum(1).unique().item() == model.num_patches - int(model.num_patches * (1 - mask_ratio))
 
 
+def test_scans_are_scaled_first_and_the_loss_is_of_scaled_values():
+    plain, scaled = make_model(), make_model(input_mean=1.5, input_scale=4.0)
+    fmri, noise = torch.randn(3, 50), torch.rand(3, 13)
+    expected, found = plain((fmri - 1.5) / 4.0, noise=noise), scaled(fmri, noise=noise)
+    torch.testing.assert_close(found.sample_loss, expected.sample_loss)
+    torch.testing.assert_close(found.prediction, expected.prediction)
+    assert float(found.loss) == pytest.approx(float(found.sample_loss.mean()))
+    torch.testing.assert_close(scaled.encode(fmri), plain.encode((fmri - 1.5) / 4.0))
+    torch.testing.assert_close(scaled.attention_maps(fmri), plain.attention_maps((fmri - 1.5) / 4.0))
+    assert (plain.config.input_mean, plain.config.input_scale) == (0.0, 1.0)  # as released weights are
+    other = MaskedBrainModel.from_other_voxels(scaled, 46, input_mean=-0.5, input_scale=2.0)
+    assert (other.config.input_mean, other.config.input_scale, other.config.num_voxels) == (-0.5, 2.0, 46)
+    with pytest.raises(ModelError, match=r"positive input_scale, found 0\.0"):
+        make_model(input_scale=0.0)
+
+
 @pytest.mark.parametrize("patch_weights", ["shared", "per_patch"])
 def test_encode_sees_all_patches_and_no_class_token(patch_weights):
     model = make_model(patch_weights=patch_weights)

@@ -16,13 +16,14 @@ from mindvideo.errors import TrainingError
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.video_unet import VideoUNet
-from mindvideo.train.align import AlignData, AlignTask
+from mindvideo.train.align import AlignTask
 from mindvideo.train.animate import AnimateTask, Diffusion
 from mindvideo.train.distill import Ddim, DistillTask, Teacher
 from mindvideo.train.features import TextFeatures
 from mindvideo.train.loop import train
 from mindvideo.train.pretrain import MaskedBrainTask
 from mindvideo.train.tokens import TokenTarget
+from mindvideo.train.views import AlignData, FixedViews
 
 CPU = torch.device("cpu")
 WORDS = [str(number) for number in range(11)]
@@ -60,7 +61,7 @@ class FakeWindows:
 
 def make_encoder() -> FmriEncoder:
     return FmriEncoder(22, patch_size=4, embed_dim=8, depth=1, num_heads=2, condition_length=5, condition_width=12,
-                       dropout=0.3)  # fmt: skip
+                       dropout=0.0)  # fmt: skip
 
 
 def align_task(broken: int | None = None) -> AlignTask:
@@ -68,7 +69,7 @@ def align_task(broken: int | None = None) -> AlignTask:
     encoder = make_encoder()
     data = AlignData(FakeWindows(broken), TokenTarget(text(), ["", *WORDS[1:]]), None)
     settings = Align(batch_size=5, token_weight=0.5, loss="text", word_swap=False, sparsify=0.2, input_noise=0.1)
-    return AlignTask(encoder, data, data, settings, {}, CPU)
+    return AlignTask(encoder, data, data, settings, FixedViews(data, settings), {}, CPU)
 
 
 def masked_task() -> MaskedBrainTask:
@@ -76,7 +77,7 @@ def masked_task() -> MaskedBrainTask:
     model = MaskedBrainModel(22, patch_size=4, embed_dim=8, depth=1, num_heads=2, decoder_embed_dim=6, decoder_depth=1,
                              decoder_num_heads=3, mask_ratio=0.5)  # fmt: skip
     scans = np.random.default_rng(5).standard_normal((13, 22)).astype(np.float32)
-    return MaskedBrainTask(model, lambda index: scans[index], np.arange(10), np.arange(10, 13), 5, 0, CPU)
+    return MaskedBrainTask(model, lambda index: scans[index], np.arange(10), np.arange(10, 13), 0, CPU)
 
 
 def make_unet() -> VideoUNet:
@@ -91,7 +92,7 @@ def make_unet() -> VideoUNet:
 def animate_task() -> AnimateTask:
     torch.manual_seed(3)
     unet, latents, row = make_unet(), torch.randn(11, 2, 3, 4, 4), torch.arange(11)
-    return AnimateTask(unet, Diffusion({}), latents, text(), row, batch_size=5, caption_dropout=0.2, device=CPU)
+    return AnimateTask(unet, Diffusion({}), latents, text(), row, 0.2, CPU)
 
 
 def distill_task() -> DistillTask:

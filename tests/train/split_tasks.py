@@ -44,7 +44,7 @@ def task(settings: Optimise, patch_weights: str = "shared", broken: int | None =
         return found
 
     save_memory(settings, model)
-    return MaskedBrainTask(model, take, np.arange(10), np.arange(10, 13), 5, 0, CPU)
+    return MaskedBrainTask(model, take, np.arange(10), np.arange(10, 13), 0, CPU)
 
 
 def fit(name: str, folder: Path, **changes: object) -> None:

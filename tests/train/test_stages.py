@@ -137,19 +137,35 @@ def test_masked_stages_log_their_loss_beside_the_mean_predictors(finished):
         assert last["step"] == 3 and last["validation_loss"] > 0
         assert MaskedBrainModel.from_pretrained(finished / stage / "model").config.num_voxels == voxels
     scans = adapt.subject_scans(Store.open(finished / "prepare" / "store.zarr"), "validation")
-    # noise around the mean: predicting the mean costs about the variance
-    assert read_log(finished / "adapt")[-1]["mean_predictor_loss"] == pytest.approx(float(scans.var()), rel=0.2)
+    # noise around the mean: predicting the mean costs about the variance, which the model's scale makes 1
+    scale = MaskedBrainModel.from_pretrained(finished / "adapt" / "model").config.input_scale
+    assert scale == pytest.approx(2.0, rel=0.1)
+    expected = float(scans.var()) / scale**2
+    assert read_log(finished / "adapt")[-1]["mean_predictor_loss"] == pytest.approx(expected, rel=0.2)
+
+
+def test_the_windowed_encoder_begins_as_the_adapted_model_on_its_own_scans(finished, kit):
+    store = Store.open(finished / "prepare" / "store.zarr")
+    adapted = MaskedBrainModel.from_pretrained(finished / "adapt" / "model").eval()
+    encoder = align.new_encoder(make_recipe(kit), finished, store, Foundation(kit)).eval()
+    window = torch.from_numpy(Windows(store, "train", 2).fmri(np.array([3, 20])))
+    with torch.inference_mode():
+        tokens = encoder.tokens(window)
+        for scan in range(2):
+            torch.testing.assert_close(tokens[:, scan], adapted.encode(window[:, scan]))
+    # and adapt saw scaled values: far from the raw ones, whose spread is 2
+    assert float(adapted.patches(window[:, 0]).std()) == pytest.approx(1.0, abs=0.2)
 
 
 def test_the_aligned_encoder_knows_its_voxels_and_scale(finished):
     store = Store.open(finished / "prepare" / "store.zarr")
     encoder = FmriEncoder.from_pretrained(finished / "align" / "model")
     train_fmri = np.concatenate([store.fmri(segment) for segment in SEGMENTS["train"]])
-    rows = np.concatenate([[*range(SCANS), *range(1, SCANS), SCANS - 1] for _ in SEGMENTS["train"]])
-    rows = rows + np.repeat([0, SCANS], 2 * SCANS)
+    adapted = MaskedBrainModel.from_pretrained(finished / "adapt" / "model")
     assert encoder.config.voxel_id == store.voxel_id
-    assert encoder.config.input_mean == pytest.approx(float(train_fmri[rows].mean()), rel=1e-5)
-    assert encoder.config.input_scale == pytest.approx(float(train_fmri[rows].std()), rel=1e-5)
+    for model in (encoder, adapted):
+        assert model.config.input_mean == pytest.approx(float(train_fmri.mean()), rel=1e-5)
+        assert model.config.input_scale == pytest.approx(float(train_fmri.std()), rel=1e-5)
     last = read_log(finished / "align")[-1]
     assert {
         "validation_token_r2",
@@ -284,7 +300,7 @@ def test_animate_pairs_every_runs_windows_with_their_own_captions(prepared, kit,
 def test_features_equal_the_foundations_own(finished, kit):
     store, foundation = Store.open(finished / "prepare" / "store.zarr"), Foundation(kit)
     seed = align.stage_seed(7, "features")
-    text = text_features(finished, store, foundation, seed=seed)
+    text = text_features(finished, store, foundation, make_recipe(kit))
     assert not any("secret" in caption for caption in text.row)
     captions = store.captions("seg2")
     tokens, pooled = foundation.encode_text(captions)

@@ -2,22 +2,28 @@
 
 The kernel is a weighted sum of the scans' linear kernels (banded ridge regression, Nunez-Elizalde et al. 2019;
 la Tour et al. 2022, the solver used here). Weights of the bands and penalties are chosen for each target on the
-validation windows; the solution is then fitted to the training windows alone.
+validation windows or, where no film is held out, by cross-validation over whole training films; the solution is then
+fitted to the training windows alone.
 
 Shapes: N training windows, M other windows, W scans per window (bands), V voxels, T targets, G weightings.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from himalaya.backend import set_backend
 from himalaya.kernel_ridge import solve_multiple_kernel_ridge_random_search
 from scipy.linalg import solve
 
+from mindvideo.data.windows import Windows
+
 STEPS_BETWEEN_TWO = 4
 SEARCHED = 12
+FOLDS = 5
 
 
 def band_weightings(n_bands: int) -> np.ndarray:
@@ -47,8 +53,9 @@ class BandedRidge:
     alpha : ndarray (T,)
     weighting : ndarray (W, T)
         What was chosen for each target.
-    validation_r2 : float
-        Variance of all validation targets together that is explained beyond the training mean.
+    chosen_on : {"validation", "cross_validation"}
+    r2 : float
+        Variance of all targets of these windows together that is explained beyond the training mean.
     """
 
     def __init__(self, alphas: Sequence[float]) -> None:
@@ -58,18 +65,22 @@ class BandedRidge:
         self,
         fmri_NWV: np.ndarray,
         targets_NT: np.ndarray,
-        validation_fmri_MWV: np.ndarray,
-        validation_targets_MT: np.ndarray,
-        fold: np.ndarray | None = None,
+        fold: np.ndarray,
+        validation: tuple[np.ndarray, np.ndarray] | None,
+        keeps_out_of_fold: bool = False,
     ) -> BandedRidge:
-        """Choose on the validation windows, fit on the training windows.
+        """Choose weightings and penalties, then fit on the training windows.
 
         Parameters
         ----------
-        fmri_NWV, targets_NT, validation_fmri_MWV, validation_targets_MT : ndarray
-        fold : ndarray of int (N,), optional
-            Where given, ``out_of_fold`` (N, T) predicts the training windows of each fold from the others, with the
-            same penalties: what a later stage should learn from, since a fitted window is predicted too well.
+        fmri_NWV, targets_NT : ndarray
+        fold : ndarray of int (N,)
+            Training windows that are left out together.
+        validation : (ndarray (M, W, V), ndarray (M, T)), optional
+            What is chosen on; without it every fold is predicted from the others.
+        keeps_out_of_fold : bool
+            Keep ``out_of_fold`` (N, T), which predicts the training windows of each fold from the others, with the
+            penalties chosen: what a later stage should learn from, since a fitted window is predicted too well.
         """
         set_backend("numpy")
         self.centre_WV = fmri_NWV.mean(axis=0)
@@ -77,16 +88,42 @@ class BandedRidge:
         training = self._centred(fmri_NWV)
         self.scale_W = np.sqrt(np.square(training).sum(axis=2).mean(axis=1, dtype=np.float64))
         training /= self.scale_W[:, None, None]
-        unseen = self._centred(validation_fmri_MWV) / self.scale_W[:, None, None]
         kernels_WNN = _kernels(training, training)
         centred_NT = targets_NT - self.mean_T
-        self._choose(kernels_WNN, centred_NT, _kernels(unseen, training), validation_targets_MT - self.mean_T)
+        if validation is None:
+            splits = [(np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in np.unique(fold)]
+            self._choose(kernels_WNN, centred_NT, splits)
+        else:
+            unseen = self._centred(validation[0]) / self.scale_W[:, None, None]
+            self._choose_on(kernels_WNN, centred_NT, _kernels(unseen, training), validation[1] - self.mean_T)
         self._training = training.astype(np.float32)
         self.dual_NT = self._solve(kernels_WNN, centred_NT)
-        self.validation_r2 = self._explained(validation_fmri_MWV, validation_targets_MT)
-        if fold is not None:
-            self.out_of_fold = self._out_of_fold(kernels_WNN, targets_NT, np.asarray(fold))
+        if keeps_out_of_fold or validation is None:
+            self.out_of_fold = self._out_of_fold(kernels_WNN, targets_NT, fold)
+        if validation is None:
+            self.chosen_on, self.r2 = "cross_validation", self._explained(self.out_of_fold, targets_NT)
+        else:
+            self.chosen_on, self.r2 = "validation", self._explained(self.predict(validation[0]), validation[1])
         return self
+
+    def fit_windows(
+        self,
+        training: Windows,
+        validation: Windows | None,
+        targets: dict[str, np.ndarray],
+        keeps_out_of_fold: bool = False,
+    ) -> BandedRidge:
+        """`fit` on the fMRI of some windows; ``targets`` by split."""
+        fmri = training.fmri(np.arange(len(training)))
+        held_out = None
+        if validation is not None:
+            held_out = validation.fmri(np.arange(len(validation))), targets["validation"]
+        return self.fit(fmri, targets["train"], segment_folds(training.segment), held_out, keeps_out_of_fold)
+
+    def note(self, folder: Path, name: str, **more: float) -> None:
+        """Write what was chosen, and how well that predicts the windows it was chosen on, as ``fit.json``."""
+        found = {f"{self.chosen_on}_{name}": self.r2, **more}
+        (folder / "fit.json").write_text(json.dumps(found, indent=1))
 
     def predict(self, fmri_BWV: np.ndarray) -> np.ndarray:
         """Predicted targets, float32 (B, T)."""
@@ -100,21 +137,24 @@ class BandedRidge:
         """Windows around the training mean, bands first: (W, B, V)."""
         return np.ascontiguousarray((fmri_BWV - self.centre_WV).swapaxes(0, 1))
 
-    def _choose(
+    def _choose_on(
         self, kernels_WNN: np.ndarray, centred_NT: np.ndarray, cross_WMN: np.ndarray, validation_MT: np.ndarray
     ) -> None:
-        """Weighting and penalty of each target by the squared error on the validation windows."""
         n, m = kernels_WNN.shape[1], cross_WMN.shape[1]
         whole = np.zeros((len(kernels_WNN), n + m, n + m))
         whole[:, :n, :n], whole[:, n:, :n], whole[:, :n, n:] = kernels_WNN, cross_WMN, cross_WMN.swapaxes(1, 2)
-        split = [(np.arange(n), np.arange(n, n + m))]  # the block of validation against itself is never read
+        # The block of validation against itself is never read.
+        self._choose(whole, np.concatenate([centred_NT, validation_MT]), [(np.arange(n), np.arange(n, n + m))])
+
+    def _choose(self, kernels: np.ndarray, targets: np.ndarray, splits: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Weighting and penalty of each target by the squared error on the second windows of each split."""
         with np.errstate(divide="ignore"):  # the log of a band's weight 0
             deltas, _, _ = solve_multiple_kernel_ridge_random_search(
-                whole,
-                np.concatenate([centred_NT, validation_MT]),
-                n_iter=band_weightings(len(kernels_WNN)),
+                kernels,
+                targets,
+                n_iter=band_weightings(len(kernels)),
                 alphas=self.alphas,
-                cv=split,
+                cv=splits,
                 progress_bar=False,
             )
         weights = np.exp(deltas)
@@ -148,9 +188,17 @@ class BandedRidge:
             predicted[inside] = total + mean_T
         return predicted
 
-    def _explained(self, fmri_MWV: np.ndarray, targets_MT: np.ndarray) -> float:
-        error = np.square(self.predict(fmri_MWV) - targets_MT, dtype=np.float64).sum()
+    def _explained(self, predicted_MT: np.ndarray, targets_MT: np.ndarray) -> float:
+        error = np.square(predicted_MT - targets_MT, dtype=np.float64).sum()
         return float(1 - error / np.square(targets_MT - self.mean_T, dtype=np.float64).sum())
+
+
+def segment_folds(segment: np.ndarray) -> np.ndarray:
+    """Fold (N,) of each window: whole segments, spread over ``FOLDS``; contiguous fifths of a single segment."""
+    names, number = np.unique(segment, return_inverse=True)
+    if len(names) == 1:
+        return np.arange(len(segment)) * FOLDS // len(segment)
+    return number % min(FOLDS, len(names))
 
 
 def _kernels(rows_WMV: np.ndarray, columns_WNV: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import torch
 
 from mindvideo.config import Optimise, Recipe
 from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress
@@ -130,7 +131,11 @@ class Bench:
         """Scans per window W."""
         return self.recipe.align.window
 
-    def train(self, task: Any, settings: Optimise, part: str = "", seed: int | None = None) -> None:
+    def held_out(self, store: Store, window: int | None = None) -> Windows | None:
+        """Validation windows, where films are held out."""
+        return Windows(store, "validation", window or self.window) if store.segments("validation") else None
+
+    def train(self, task: Any, settings: Optimise, is_validated: bool, part: str = "", seed: int | None = None) -> None:
         """Train a task with the stages' own loop, in ``folder`` or its sub-folder ``part``; validation only watches."""
         train(
             task,
@@ -138,7 +143,7 @@ class Bench:
             self.folder / part,
             seed=self.seed if seed is None else seed,
             progress=self.progress,
-            validate=task.validate,
+            validate=task.validate if is_validated else None,
             validate_every=settings.checkpoint_every,
             device=self.device,
         )

@@ -16,9 +16,9 @@ Shapes: N windows, B batch, F frames, H W pixels, E embedding, Z noise, C channe
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,10 +33,10 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.generate.clips import window_noise
 from mindvideo.train.features import latent_features
+from mindvideo.train.loop import Batch, Draw, Metrics
 from mindvideo.train.stage import refuse_checkpointing
 
 COARSEST = 4
-FOLDS = 5
 
 
 class SpectralConv(nn.Module):
@@ -126,7 +126,7 @@ class GanTask:
         networks: nn.ModuleDict,
         windows: Windows,
         embedding_NE: torch.Tensor,
-        held_out: tuple[Windows, torch.Tensor],
+        held_out: tuple[Windows, torch.Tensor] | None,
         settings: GanRival,
         device: torch.device,
     ) -> None:
@@ -138,17 +138,24 @@ class GanTask:
         """Of the generator and both discriminators."""
         return dict(self.networks.named_parameters())
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """Generator's and discriminators' losses of one batch."""
+    def sample(self, draw: Draw) -> Batch:
+        """Embeddings and clips of some windows, noise, and the frame of each that is judged alone."""
+        index = draw.rows(len(self.windows))
+        return {
+            "index": index, "real": as_tensor(self.windows.frames(index), self.device),
+            "embedding": self.embedding[index].to(self.device),
+            "noise": torch.randn(draw.size, self.settings.noise_width).to(self.device),
+            "frame": np.full(draw.size, draw.rng.integers(self.windows.store.num_frames)),
+        }  # fmt: skip
+
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """Generator's and discriminators' losses of each window."""
         settings, networks = self.settings, self.networks
-        index = rng.integers(len(self.windows), size=settings.batch_size)
-        real, embedding = as_tensor(self.windows.frames(index), self.device), self.embedding[index].to(self.device)
-        noise = torch.randn(len(index), settings.noise_width).to(self.device)
-        fake = networks["generator"](embedding, noise)
-        frame = int(rng.integers(real.shape[2]))
-        pixel = F.l1_loss(fake, real)
+        real, embedding, frame = batch["real"], batch["embedding"], int(batch["frame"][0])
+        fake = networks["generator"](embedding, batch["noise"])
+        pixel = (fake - real).abs().flatten(1).mean(dim=1)
         total = settings.reconstruction_weight * pixel
-        logged = {"pixel_loss": float(pixel.detach())}
+        logged = {"pixel_loss": pixel.detach().mean()}
         judged = (
             ("image", settings.image_weight, slice(frame, frame + 1)),
             ("sequence", settings.sequence_weight, slice(None)),
@@ -156,15 +163,16 @@ class GanTask:
         for name, weight, frames in judged:
             judge = networks[name]
             with frozen(judge):
-                total = total - weight * judge(fake[:, :, frames], embedding).mean()
+                total = total - weight * judge(fake[:, :, frames], embedding)
             on_real, on_fake = judge(real[:, :, frames], embedding), judge(fake[:, :, frames].detach(), embedding)
-            hinge = F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean()
+            hinge = F.relu(1 - on_real) + F.relu(1 + on_fake)
             total = total + hinge
-            logged[f"{name}_hinge_loss"] = float(hinge.detach())
+            logged[f"{name}_hinge_loss"] = hinge.detach().mean()
         return total, logged
 
     def validate(self, step: int) -> dict[str, float]:
         """Pixel loss on the validation windows with their own embeddings and with those of other windows."""
+        assert self.held_out is not None, "validation needs held-out windows"
         windows, embedding = self.held_out
         noise = torch.zeros(1, self.settings.noise_width, device=self.device)
 
@@ -172,14 +180,6 @@ class GanTask:
             return self.networks["generator"](embedding[rows].to(self.device), noise.expand(len(rows), -1))
 
         return held_out_pixel_loss(windows, make, self.device)
-
-
-def segment_folds(segment: np.ndarray) -> np.ndarray:
-    """Fold (N,) of each window: whole segments, spread over ``FOLDS``; contiguous fifths of a single segment."""
-    names, number = np.unique(segment, return_inverse=True)
-    if len(names) == 1:
-        return np.arange(len(segment)) * FOLDS // len(segment)
-    return number % min(FOLDS, len(names))
 
 
 class VideoGan:
@@ -192,8 +192,8 @@ class VideoGan:
         """Fit the embedding, then train the GAN or go on training it."""
         bench, settings = self.bench, self.settings
         refuse_checkpointing(settings, "gan")
-        training, validation = (Windows(store, split, bench.window) for split in ("train", "validation"))
-        embedding, held_out = self._fit_embedding(store, training, validation)
+        training, validation = Windows(store, "train", bench.window), bench.held_out(store)
+        embedding = self._fit_embedding(store, training, validation)
         torch.manual_seed(bench.seed)
         width, size, frames = settings.width, store.size, store.num_frames
         n_embedding = embedding.shape[1]
@@ -204,28 +204,29 @@ class VideoGan:
                 "sequence": Discriminator(n_embedding, width, size, 3 if frames > 1 else 1),
             }
         )
-        task = GanTask(self.networks, training, embedding, (validation, held_out), settings, bench.device)
-        bench.train(task, settings)
+        held_out = None
+        if validation is not None:
+            held_out = validation, self.embed(validation.fmri(np.arange(len(validation))))
+        task = GanTask(self.networks, training, embedding, held_out, settings, bench.device)
+        bench.train(task, settings, validation is not None)
         self.networks.eval()
 
-    def _fit_embedding(self, store: Store, training: Windows, validation: Windows) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings of the training windows, out of fold, and of the validation windows; scaled alike."""
+    def _fit_embedding(self, store: Store, training: Windows, validation: Windows | None) -> torch.Tensor:
+        """Embeddings (N, E) of the training windows, out of fold."""
         bench = self.bench
-        latents = {}
-        for split in ("train", "validation"):
-            table = latent_features(bench.run_dir, store, bench.foundation, split, progress=bench.progress)
-            latents[split] = table.flatten(1).float().numpy()
-        components = Components(latents["train"], self.settings.components)
-        scores = {split: components.scores(rows) for split, rows in latents.items()}
-        fmri = {part.split: part.fmri(np.arange(len(part))) for part in (training, validation)}
-        self.ridge = BandedRidge(self.settings.alphas)
-        fold = segment_folds(training.segment)
-        self.ridge.fit(fmri["train"], scores["train"], fmri["validation"], scores["validation"], fold=fold)
+        targets = {}
+        for part in (training, validation):
+            if part is not None:
+                table = latent_features(
+                    bench.run_dir, store, bench.foundation, cast(Any, part.split), progress=bench.progress
+                )
+                targets[part.split] = table.flatten(1).float().numpy()
+        components = Components(targets["train"], self.settings.components)
+        scores = {split: components.scores(rows) for split, rows in targets.items()}
+        self.ridge = BandedRidge(self.settings.alphas).fit_windows(training, validation, scores, keeps_out_of_fold=True)
         self.scale = float(self.ridge.out_of_fold.std()) or 1.0
-        (bench.folder / "fit.json").write_text(
-            json.dumps({"validation_embedding_r2": self.ridge.validation_r2}, indent=1)
-        )
-        return torch.from_numpy(self.ridge.out_of_fold / self.scale), self.embed(fmri["validation"])
+        self.ridge.note(bench.folder, "embedding_r2")
+        return torch.from_numpy(self.ridge.out_of_fold / self.scale)
 
     def embed(self, fmri: np.ndarray) -> torch.Tensor:
         """Embedding (B, E) float32 of fMRI windows (B, W, V)."""

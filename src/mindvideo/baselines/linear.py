@@ -7,7 +7,7 @@ network's first layer, which de-convolution turns into pictures, and of its last
 Departs: the foundation's image classifier (a ViT) takes AlexNet's place, its patch embedding that of the first
 convolution and its class token that of the last hidden layer; the patch embedding is linear, so the linear map of least
 squared error over training frames undoes it, rather than a trained de-convolution network; the penalty is quadratic for all targets and chosen on
-the validation segments; all scans of the window are read, each scan a band; every one of a window's frames is predicted,
+the validation segments, or by cross-validation; all scans of the window are read, each scan a band; every one of a window's frames is predicted,
 not their average over the TR.
 
 Shapes: N windows, B batch, W scans, V voxels, F frames, H W pixels, P patches, D embedding, Q components.
@@ -39,17 +39,17 @@ class Linear:
         self.network = VisionNetwork(bench.foundation)
 
     def fit(self, store: Store) -> None:
-        """Regress the features of the training windows' frames; penalties from the validation windows."""
+        """Regress the features of the training windows' frames."""
         self.frames, self.size = store.num_frames, store.size
-        windows = {split: Windows(store, split, self.bench.window) for split in ("train", "validation")}
-        self.components = self._early_components(windows["train"])
+        training, validation = Windows(store, "train", self.bench.window), self.bench.held_out(store)
+        self.components = self._early_components(training)
         self.n_early = len(self.components.basis)
-        targets = {split: self._targets(part) for split, part in windows.items()}
-        fmri = {split: part.fmri(np.arange(len(part))) for split, part in windows.items()}
-        self.ridge = BandedRidge(self.settings.alphas)
-        self.ridge.fit(fmri["train"], targets["train"], fmri["validation"], targets["validation"])
-        found = self.ridge.predict(fmri["validation"])
-        self._note(found, targets["validation"])
+        targets = {part.split: self._targets(part) for part in (training, validation) if part is not None}
+        self.ridge = BandedRidge(self.settings.alphas).fit_windows(training, validation, targets)
+        if validation is None:
+            self._note(self.ridge.out_of_fold, targets["train"])
+        else:
+            self._note(self.ridge.predict(validation.fmri(np.arange(len(validation)))), targets["validation"])
 
     def _early_components(self, windows: Windows) -> Components:
         """Principal components of single frames' feature maps, and their de-convolution.
@@ -86,7 +86,7 @@ class Linear:
         for name, part in (("early", slice(None, split)), ("semantic", slice(split, None))):
             error = np.square(found[:, part] - truth[:, part], dtype=np.float64).sum()
             spread = np.square(truth[:, part] - self.ridge.mean_T[part], dtype=np.float64).sum()
-            figures[f"validation_{name}_r2"] = 1 - error / spread
+            figures[f"{self.ridge.chosen_on}_{name}_r2"] = 1 - error / spread
         (self.bench.folder / "fit.json").write_text(json.dumps(figures, indent=1))
 
     def reconstruct(self, fmri: np.ndarray) -> np.ndarray:

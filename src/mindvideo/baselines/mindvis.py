@@ -18,7 +18,7 @@ Shapes: N windows, B batch, V voxels, F frames, c h w latents, L condition token
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from mindvideo.train.align import new_encoder
 from mindvideo.train.animate import ClipValidation, Diffusion
 from mindvideo.train.augmentation import augment_fmri
 from mindvideo.train.features import caption_table, latent_features
-from mindvideo.train.loop import named_trainable
+from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable
 from mindvideo.train.stage import save_memory, trainable
 from mindvideo.train.tokens import TokenTarget
 
@@ -104,7 +104,7 @@ class PictureTask:
         unet: PictureUNet,
         diffusion: Diffusion,
         training: tuple[Windows, torch.Tensor],
-        validation: tuple[Windows, torch.Tensor],
+        validation: tuple[Windows, torch.Tensor] | None,
         target: TokenTarget | None,
         settings: MindVisRival,
         device: torch.device,
@@ -112,8 +112,9 @@ class PictureTask:
         self.encoder, self.unet = encoder.to(device), cast(Any, unet.to(device))
         self.diffusion, self.target, self.settings, self.device = diffusion, target, settings, device
         self.windows, self.latents = training
-        self.held_out, latents = validation
-        self.validation = ClipValidation(diffusion, latents[:, latents.shape[1] // 2][:, None], 0, device)
+        if validation is not None:
+            self.held_out, latents = validation
+            self.validation = ClipValidation(diffusion, latents[:, latents.shape[1] // 2][:, None], 0, device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The whole encoder with its projection, cross-attention, the second condition."""
@@ -121,22 +122,25 @@ class PictureTask:
         encoder = {f"encoder.{name}": parameter for name, parameter in trainable(self.encoder).items()}
         return encoder | {f"unet.{name}": parameter for name, parameter in tuned.items()}
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """Diffusion loss of one batch, with the token regression where it is asked for."""
-        settings = self.settings
+    def sample(self, draw: Draw) -> Batch:
+        """Scans, each with one of its frames."""
+        settings, index, rng = self.settings, draw.rows(len(self.latents)), draw.rng
+        frame = rng.integers(self.latents.shape[1], size=draw.size)
+        fmri = augment_fmri(torch.from_numpy(self.windows.fmri(index)), settings.sparsify, settings.input_noise, rng)
+        clean = self.latents[index, frame].float().unsqueeze(2)
+        return {"index": index, "fmri": fmri, **self.diffusion.draw(clean)}
+
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """Diffusion loss of each scan, with the token regression where it is asked for."""
         self.encoder.train()
         self.unet.train()
-        index = rng.integers(len(self.latents), size=settings.batch_size)
-        frame = rng.integers(self.latents.shape[1], size=settings.batch_size)
-        fmri = augment_fmri(torch.from_numpy(self.windows.fmri(index)), settings.sparsify, settings.input_noise, rng)
-        condition = self.encoder(fmri.to(self.device))
-        clean = self.latents[index, frame].float().unsqueeze(2).to(self.device)
-        loss = self.diffusion.random_losses(self.unet, clean, condition.float()).mean()
-        logged = {"diffusion_loss": float(loss.detach())}
+        condition = self.encoder(batch["fmri"].to(self.device))
+        loss = self.diffusion.drawn_losses(self.unet, batch, condition.float())
+        logged = {"diffusion_loss": loss.detach().mean()}
         if self.target is None:
             return loss, logged
-        token = self.target.loss(condition, index)
-        return loss + settings.token_weight * token, logged | {"token_loss": float(token.detach())}
+        token = self.target.distances(condition, self.target.tokens(batch["index"]))
+        return loss + self.settings.token_weight * token, logged | {"token_loss": token.detach().mean()}
 
     def validate(self, step: int) -> dict[str, float]:
         """Diffusion loss on validation scans at fixed noise, with their own fMRI and with that of other scans."""
@@ -158,11 +162,10 @@ class MindVis:
         """Tune encoder, projections and cross-attention on the training scans, or go on doing so."""
         bench, settings, foundation = self.bench, self.settings, self.bench.foundation
         self.frames, self.size = store.num_frames, store.size
-        training, validation = (Windows(store, split, 1) for split in ("train", "validation"))
-        latents, held_out = (
-            latent_features(bench.run_dir, store, foundation, split, progress=bench.progress)
-            for split in ("train", "validation")
-        )
+        training = Windows(store, "train", 1)
+        latents, validation = self._latents(store, "train"), None
+        if (held_out := bench.held_out(store, window=1)) is not None:
+            validation = held_out, self._latents(store, "validation")
         self.mean = torch.from_numpy(training.mean_fmri())
         target = None
         if settings.token_weight > 0:
@@ -176,14 +179,18 @@ class MindVis:
             self.unet,
             Diffusion(foundation.scheduler_config),
             (training, latents),
-            (validation, held_out),
+            validation,
             target,
             settings,
             bench.device,
         )
-        bench.train(task, settings)
+        bench.train(task, settings, validation is not None)
         self.encoder.eval()
         self.unet.eval()
+
+    def _latents(self, store: Store, split: Literal["train", "validation"]) -> torch.Tensor:
+        bench = self.bench
+        return latent_features(bench.run_dir, store, bench.foundation, split, progress=bench.progress)
 
     def _new_encoder(self, store: Store, training: Windows, target: TokenTarget | None) -> AnyEncoder:
         """The study's masked autoencoder as an encoder of single scans; a new one where masked modelling is off."""
@@ -191,8 +198,7 @@ class MindVis:
         start_from = "adapt" if recipe.adapt.enabled or recipe.pretrain.enabled else "scratch"
         align = Align(window=1, start_from=start_from, dropout=settings.dropout, token_bias=settings.token_bias)
         single = recipe.model_copy(update={"align": align, "seed": bench.seed})
-        fmri = training.fmri(np.arange(len(training)))
-        encoder = new_encoder(single, bench.run_dir, store, bench.foundation, fmri)
+        encoder = new_encoder(single, bench.run_dir, store, bench.foundation)
         if (offset := token_offset(encoder)) is not None and target is not None:
             with torch.no_grad():
                 offset.copy_(target.mean)

@@ -37,26 +37,26 @@ class Ridge:
         self.bench, self.settings = bench, bench.recipe.baseline.ridge
 
     def fit(self, store: Store) -> None:
-        """Regress the tokens of the training windows' captions; weightings and penalties from the validation windows."""
+        """Regress the tokens of the training windows' captions."""
         bench = self.bench
         self.frames, self.size = store.num_frames, store.size
-        windows = {split: Windows(store, split, bench.window) for split in ("train", "validation")}
-        captions = [caption for part in windows.values() for caption in part.captions]
+        training, validation = Windows(store, "train", bench.window), bench.held_out(store)
+        windows = [part for part in (training, validation) if part is not None]
+        captions = [caption for part in windows for caption in part.captions]
         text = caption_table(bench.folder, "text", bench.foundation, captions, progress=bench.progress)
-        fmri, tokens = {}, {}
-        for split, part in windows.items():
-            fmri[split] = part.fmri(np.arange(len(part)))
-            tokens[split] = text.tokens[text.rows(part.captions)].flatten(1).float().numpy()
+        tokens = {part.split: text.tokens[text.rows(part.captions)].flatten(1).float().numpy() for part in windows}
         self.components = Components(tokens["train"], self.settings.components)
         scores = {split: self.components.scores(values) for split, values in tokens.items()}
-        self.ridge = BandedRidge(self.settings.alphas)
-        self.ridge.fit(fmri["train"], scores["train"], fmri["validation"], scores["validation"])
-        predicted = self.components.restore(self.ridge.predict(fmri["validation"]))
-        error = np.square(predicted - tokens["validation"], dtype=np.float64).sum()
-        spread = np.square(self.components.mean - tokens["validation"], dtype=np.float64).sum()
-        (bench.folder / "fit.json").write_text(
-            json.dumps({"validation_token_r2": 1 - error / spread, "components": len(self.components.basis)}, indent=1)
-        )
+        self.ridge = BandedRidge(self.settings.alphas).fit_windows(training, validation, scores)
+        if validation is None:
+            predicted = self.ridge.out_of_fold
+        else:
+            predicted = self.ridge.predict(validation.fmri(np.arange(len(validation))))
+        truth = tokens[windows[-1].split]
+        error = np.square(self.components.restore(predicted) - truth, dtype=np.float64).sum()
+        spread = np.square(self.components.mean - truth, dtype=np.float64).sum()
+        figures = {f"{self.ridge.chosen_on}_token_r2": 1 - error / spread, "components": len(self.components.basis)}
+        (bench.folder / "fit.json").write_text(json.dumps(figures, indent=1))
         self.pipeline = self._open_pipeline(store)
 
     def _open_pipeline(self, store: Store) -> MindVideoPipeline:

@@ -43,7 +43,7 @@ from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
 from mindvideo.files import walk_files
 from mindvideo.train.features import compute_table
-from mindvideo.train.loop import named_trainable
+from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable
 from mindvideo.train.stage import refuse_checkpointing
 
 COARSEST = 8
@@ -129,7 +129,7 @@ class EncoderTask:
         self,
         encoder: FramesToFmri,
         training: Windows,
-        validation: Windows,
+        validation: Windows | None,
         settings: SeparableRival,
         device: torch.device,
     ) -> None:
@@ -140,17 +140,21 @@ class EncoderTask:
         """Everything."""
         return named_trainable(self.encoder)
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """Loss of one batch."""
-        index = rng.integers(len(self.training), size=self.settings.batch_size)
-        fmri = torch.from_numpy(self.training.fmri(index)).to(self.device)
-        predicted = self.encoder(as_tensor(self.training.frames(index), self.device))
-        cosine = F.cosine_similarity(predicted.flatten(1), fmri.flatten(1)).mean()
-        return F.mse_loss(predicted, fmri) + COSINE_WEIGHT * (1 - cosine), {"cosine": float(cosine.detach())}
+    def sample(self, draw: Draw) -> Batch:
+        """Clips and the fMRI they were seen with."""
+        return draw_pairs(self.training, draw, self.device)
+
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """Loss of each pair."""
+        predicted, fmri = self.encoder(batch["clips"]).flatten(1).float(), batch["fmri"].flatten(1)
+        cosine = F.cosine_similarity(predicted, fmri)
+        error = (predicted - fmri).square().mean(dim=1)
+        return error + COSINE_WEIGHT * (1 - cosine), {"cosine": cosine.detach().mean()}
 
     @torch.inference_mode()
     def validate(self, step: int) -> dict[str, float]:
         """Mean over voxels of the correlation between predicted and recorded validation fMRI."""
+        assert self.validation is not None, "validation needs held-out windows"
         found, truth = [], []
         for start in range(0, len(self.validation), VALIDATION_BATCH):
             index = np.arange(start, min(start + VALIDATION_BATCH, len(self.validation)))
@@ -170,7 +174,7 @@ class DecoderTask:
         encoder: FramesToFmri,
         network: VisionNetwork,
         training: Windows,
-        validation: Windows,
+        validation: Windows | None,
         unlabelled: tuple[int, Clips],
         settings: SeparableRival,
         device: torch.device,
@@ -183,39 +187,54 @@ class DecoderTask:
         """The decoder alone."""
         return named_trainable(self.decoder)
 
-    def likeness(self, made: torch.Tensor, real: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Pixel loss, and the distance of one frame's tokens in the vision network."""
-        loss = F.l1_loss(made, real)
+    def likeness(self, made: torch.Tensor, real: torch.Tensor, frame: int) -> torch.Tensor:
+        """Pixel loss of each clip (B,), and the distance of one frame's tokens in the vision network."""
+        loss = (made.float() - real).abs().flatten(1).mean(dim=1)
         if self.settings.perceptual_weight > 0:
-            frame = int(rng.integers(made.shape[2]))
             with torch.no_grad():
                 wanted = self.network.tokens(real[:, :, frame], self.settings.perceptual_layer)
             found = self.network.tokens(made[:, :, frame], self.settings.perceptual_layer)
-            loss = loss + self.settings.perceptual_weight * F.mse_loss(found, wanted) / wanted.var()
+            distance = (found.float() - wanted).square().flatten(1).mean(dim=1)
+            loss = loss + self.settings.perceptual_weight * distance / wanted.var()
         return loss
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """Supervised and self-supervised loss of one batch of each."""
-        settings = self.settings
-        index = rng.integers(len(self.training), size=settings.batch_size)
-        fmri = torch.from_numpy(self.training.fmri(index)).to(self.device)
-        supervised = self.likeness(self.decoder(fmri), as_tensor(self.training.frames(index), self.device), rng)
-        logged = {"supervised_loss": float(supervised.detach())}
-        if settings.self_supervised_weight == 0:
+    def sample(self, draw: Draw) -> Batch:
+        """Pairs, unlabelled clips, and the frame of each of the two that the vision network sees."""
+        batch = draw_pairs(self.training, draw, self.device)
+        if self.settings.self_supervised_weight > 0:
+            count, read = self.unlabelled
+            # With replacement: a folder of films may hold fewer clips than a batch.
+            batch["unlabelled"] = as_tensor(read(draw.rng.integers(count, size=draw.size)), self.device)
+        frames = self.training.store.num_frames
+        return batch | {"frame": np.tile(draw.rng.integers(frames, size=2), (draw.size, 1))}
+
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """Supervised loss of each pair and self-supervised loss of each unlabelled clip."""
+        first, second = batch["frame"][0].tolist()
+        supervised = self.likeness(self.decoder(batch["fmri"]), batch["clips"], first)
+        logged = {"supervised_loss": supervised.detach().mean()}
+        if "unlabelled" not in batch:
             return supervised, logged
-        count, read = self.unlabelled
-        clips = as_tensor(read(rng.integers(count, size=settings.batch_size)), self.device)
         with torch.no_grad():
-            imagined = self.encoder(clips)
-        cycle = self.likeness(self.decoder(imagined), clips, rng)
-        return supervised + settings.self_supervised_weight * cycle, logged | {"cycle_loss": float(cycle.detach())}
+            imagined = self.encoder(batch["unlabelled"])
+        cycle = self.likeness(self.decoder(imagined), batch["unlabelled"], second)
+        logged["cycle_loss"] = cycle.detach().mean()
+        return supervised + self.settings.self_supervised_weight * cycle, logged
 
     def validate(self, step: int) -> dict[str, float]:
         """Pixel loss on the validation windows with their own fMRI and with that of other windows."""
+        assert self.validation is not None, "validation needs held-out windows"
         windows = self.validation
         return held_out_pixel_loss(
             windows, lambda rows: self.decoder(torch.from_numpy(windows.fmri(rows)).to(self.device)), self.device
         )
+
+
+def draw_pairs(windows: Windows, draw: Draw, device: torch.device) -> Batch:
+    """Clips (B, 3, F, H, W) and the fMRI (B, W, V) of some windows."""
+    index = draw.rows(len(windows))
+    fmri = torch.from_numpy(windows.fmri(index)).to(device)
+    return {"index": index, "fmri": fmri, "clips": as_tensor(windows.frames(index), device)}
 
 
 def later_clips(windows: Windows) -> tuple[int, Clips]:
@@ -266,19 +285,19 @@ class Separable:
         """Train the encoder, then the decoder, or go on where a killed run stopped."""
         bench, settings = self.bench, self.settings
         refuse_checkpointing(settings, "separable")
-        training, validation = (Windows(store, split, bench.window) for split in ("train", "validation"))
+        training, validation = Windows(store, "train", bench.window), bench.held_out(store)
         unlabelled = later_clips(training) if settings.films is None else film_clips(bench, store)
         torch.manual_seed(bench.seed)
         shape = (store.num_frames, store.size, settings.width)
         encoder = FramesToFmri(bench.window, store.n_voxels, *shape)
         encoding = EncoderTask(encoder, training, validation, settings, bench.device)
         first = settings.model_copy(update={"steps": settings.encoder_steps})
-        bench.train(encoding, first, "encoder")
+        bench.train(encoding, first, validation is not None, "encoder")
         torch.manual_seed(bench.seed + 1)
         self.decoder = FmriToFrames(encoder, *shape)
         network = VisionNetwork(bench.foundation)
         decoding = DecoderTask(self.decoder, encoder, network, training, validation, unlabelled, settings, bench.device)
-        bench.train(decoding, settings, "decoder", seed=bench.seed + 1)
+        bench.train(decoding, settings, validation is not None, "decoder", seed=bench.seed + 1)
         self.decoder.eval()
 
     @torch.inference_mode()

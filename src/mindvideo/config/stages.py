@@ -108,6 +108,7 @@ class Pretrain(Optimise):
     weights: Path | None = Field(None, description="a converted MaskedBrainModel folder, instead of training one")
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     window_s: float = Field(8.0, gt=0, description="recordings are averaged over this many seconds")
+    validation_share: float = Field(0.1, ge=0, lt=1, description="share of the segments that only validates")
     batch_size: BatchSize = 500
     lr: Rate = 2.5e-4
 
@@ -155,7 +156,13 @@ class Align(Optimise):
     sparsify: float = Field(0.2, ge=0, lt=1, description="fraction of voxels set to zero")
     input_noise: float = Field(0.0, ge=0, description="standard deviation of noise added to the scans")
     crop_probability: float = Field(0.5, ge=0, le=1)
-    word_swap: bool = True
+    word_swap: bool = Field(True, description="captions are reworded: synonyms, and two words swapped")
+    augmentation: Literal["drawn", "fixed"] = Field(
+        "drawn", description="captions and crops anew each time a window is drawn, or a few of each made once"
+    )
+    synonyms: Literal["wordnet", "listed"] = Field(
+        "wordnet", description="where synonyms come from: WordNet (mindvideo[thesaurus]), or a list of fifty groups"
+    )
     steps: Steps = 12000
     val_every: int = Field(200, ge=1, description="validation is looked at this often")
 

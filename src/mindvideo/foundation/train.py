@@ -28,7 +28,7 @@ from mindvideo.foundation.rounds import (
     round_settings,
     write_rounds,
 )
-from mindvideo.train.loop import train
+from mindvideo.train.loop import Batch, Draw, Metrics, train
 
 PARTS = tuple(BUILDERS)
 
@@ -68,6 +68,21 @@ RECIPES: dict[str, dict[str, Any]] = {
         "motion": _part(30_000, 64, 4e-4, weight_decay=0.0, ema_decay=0.9995),
     },
 }
+
+
+class _Whole:
+    """A part's task as the loop wants it: the loss of a whole batch is the only row."""
+
+    def __init__(self, task: Any) -> None:
+        self.task, self.parameters = task, task.parameters
+
+    def sample(self, draw: Draw) -> Batch:
+        return {"draw": draw}
+
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        draw = batch["draw"]
+        loss, metrics = self.task.loss(draw.step, 0, draw.rng)
+        return loss[None], metrics
 
 
 def train_part(
@@ -132,7 +147,7 @@ def train_part(
     own_seed = round_seed(seed, PARTS.index(part), number)
     torch.manual_seed(own_seed)  # heads and whatever else starts at random: alike in every process
     task, save = BUILDERS[part](out, pool, settings, progress, go_on=number > 1)
-    train(task, settings, folder, seed=own_seed, progress=progress)
+    train(_Whole(task), settings, folder, seed=own_seed, progress=progress)
     save()
     made = {**begun, "clips": chosen["clips"], **({"changed": changed} if changed else {})}
     write_rounds(work / part, [*rounds, made])

@@ -52,9 +52,7 @@ def run(context: StageContext) -> None:
         When the generator is to be compiled and cannot be.
     """
     recipe, run_dir, folder, progress = context
-    device = processes.device()
-    precision = settle_precision(folder, recipe.reconstruct.precision, device)
-    recipe = sampling_in(as_sampled(recipe), precision)
+    recipe, device = as_sampled(recipe), processes.device()
     store = Store.open(run_dir / "prepare" / "store.zarr")
     check_compiling(recipe.reconstruct, device)
     foundation = Foundation(recipe.foundation, device)
@@ -62,6 +60,7 @@ def run(context: StageContext) -> None:
         save_pipeline(assemble_pipeline(recipe, run_dir, store, foundation), folder / "model", store)
     processes.wait()
     pipeline = MindVideoPipeline.from_pretrained(folder / "model").to(device)
+    recipe = sampling_in(recipe, settle_precision(folder, recipe.reconstruct.precision, device))
     if recipe.reconstruct.compile:
         compile_generator(pipeline.unet)
     windows = Windows(store, "test", pipeline.fmri_encoder.config.window)

@@ -22,12 +22,12 @@ from mindvideo.models.transformer import (
     PatchEmbed,
     PatchWeights,
     check_fmri,
+    check_scale,
     count_patches,
     initialise,
     position_table,
     split_patches,
 )
-from mindvideo.processes import random_rows
 
 
 class StochasticDepth(nn.Module):
@@ -42,19 +42,8 @@ class StochasticDepth(nn.Module):
         if not self.training or self.rate == 0.0:
             return branch
         shape = (len(branch),) + (1,) * (branch.ndim - 1)
-        is_kept = random_rows(shape, branch.device) >= self.rate
+        is_kept = torch.rand(shape, device=branch.device) >= self.rate
         return branch * (is_kept / (1.0 - self.rate)).to(branch.dtype)
-
-
-class ValueDropout(nn.Dropout):
-    """Dropout whose numbers do not depend on how many processes share a batch."""
-
-    def forward(self, branch: torch.Tensor) -> torch.Tensor:
-        """Branch (B, ...) to (B, ...)."""
-        if not self.training or self.p == 0.0:
-            return branch
-        is_kept = random_rows(tuple(branch.shape), branch.device) >= self.p
-        return branch * (is_kept / (1.0 - self.p)).to(branch.dtype)
 
 
 class WindowBlock(nn.Module):
@@ -115,7 +104,7 @@ class ProjectionHead(nn.Module):
         self.channel_mapper = nn.Linear(num_tokens, length, bias=False)
         self.projection = nn.Linear(embed_dim, width, bias=False)
         self.fc = nn.Linear(width, width, bias=False)
-        self.dropout = ValueDropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.layer_norm = nn.LayerNorm(width, eps=1e-5) if has_layer_norm else None
         self.offset = nn.Parameter(torch.zeros(length, width)) if has_offset else None
 
@@ -151,7 +140,7 @@ class LowRankHead(nn.Module):
         self.shape = (length, width)
         self.gather = nn.Linear(num_tokens * embed_dim, rank, bias=False)
         self.spread = nn.Linear(rank, length * width, bias=False)
-        self.dropout = ValueDropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.layer_norm = nn.LayerNorm(width, eps=1e-5) if has_layer_norm else None
         self.offset = nn.Parameter(torch.zeros(length, width)) if has_offset else None
 
@@ -230,8 +219,7 @@ class FmriEncoder(WholeModel):
         head_rank: int = 128,
     ) -> None:
         super().__init__()
-        if not input_scale > 0:
-            raise ModelError(f"expected a positive input_scale, found {input_scale}; fit it on the training windows")
+        check_scale(input_scale)
         if has_temporal_attention is None:
             has_temporal_attention = window > 1
             self.register_to_config(has_temporal_attention=has_temporal_attention)
@@ -276,15 +264,15 @@ class FmriEncoder(WholeModel):
         window, condition_length, condition_width : int
         **settings
             The other settings of `FmriEncoder` that the masked brain model does not determine: ``dropout``,
-            ``layer_norm``, ``token_bias``, ``input_mean``, ``input_scale``, ``voxel_id``, ``has_temporal_attention``,
-            ``head``, ``head_rank``.
+            ``layer_norm``, ``token_bias``, ``voxel_id``, ``has_temporal_attention``, ``head``, ``head_rank``.
 
         Returns
         -------
         FmriEncoder
-            Its `tokens` of every scan equal ``model.encode`` of the scaled scan.
+            Its `tokens` of every scan equal ``model.encode`` of that scan.
         """
-        shared = ("num_voxels", "patch_size", "patch_weights", "embed_dim", "depth", "num_heads", "mlp_ratio")
+        shared = ("num_voxels", "patch_size", "patch_weights", "embed_dim", "depth", "num_heads", "mlp_ratio",
+                  "input_mean", "input_scale")  # fmt: skip
         encoder = cls(
             window=window,
             condition_length=condition_length,

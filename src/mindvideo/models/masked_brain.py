@@ -23,6 +23,7 @@ from mindvideo.models.transformer import (
     PatchWeights,
     PerPatchLinear,
     check_fmri,
+    check_scale,
     count_patches,
     initialise,
     interpolate_positions,
@@ -38,12 +39,16 @@ class MaskedBrainOutput(BaseOutput):
     Attributes
     ----------
     loss : Tensor, ()
-        Mean squared error of the masked patches' raw values.
+        Mean squared error of the masked patches' scaled values.
+    sample_loss : Tensor, (B,)
+        The same of every scan.
     prediction : Tensor, (B, P, patch)
+        Of scaled values.
     is_masked : Tensor of bool, (B, P)
     """
 
     loss: torch.Tensor
+    sample_loss: torch.Tensor
     prediction: torch.Tensor
     is_masked: torch.Tensor
 
@@ -65,6 +70,13 @@ class MaskedBrainModel(WholeModel):
         The decoder, with the same ``mlp_ratio``.
     mask_ratio : float
         Share of the patches that is masked; ``int(P * (1 - mask_ratio))`` stay visible.
+    input_mean, input_scale : float
+        Scans are taken, masked and predicted as (fmri - input_mean) / input_scale; 0 and 1 for released weights.
+
+    Raises
+    ------
+    ModelError
+        For a scale that is not positive.
 
     Notes
     -----
@@ -92,8 +104,11 @@ class MaskedBrainModel(WholeModel):
         decoder_depth: int = 8,
         decoder_num_heads: int = 16,
         mask_ratio: float = 0.75,
+        input_mean: float = 0.0,
+        input_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        check_scale(input_scale)
         self.num_patches = count_patches(num_voxels, patch_size)
         self.gradient_checkpointing = False
         self.patch_embed = PatchEmbed(self.num_patches, patch_size, embed_dim, patch_weights)
@@ -118,7 +133,11 @@ class MaskedBrainModel(WholeModel):
 
     @classmethod
     def from_other_voxels(
-        cls, model: MaskedBrainModel, num_voxels: int, positions: Literal["recompute", "interpolate"] = "recompute"
+        cls,
+        model: MaskedBrainModel,
+        num_voxels: int,
+        positions: Literal["recompute", "interpolate"] = "recompute",
+        **scale: float,
     ) -> MaskedBrainModel:
         """A copy of ``model`` for another number of voxels.
 
@@ -128,6 +147,8 @@ class MaskedBrainModel(WholeModel):
         num_voxels : int
         positions : {"recompute", "interpolate"}
             Sin-cos positions anew, or the model's own stretched (for released checkpoints).
+        **scale : float
+            ``input_mean`` and ``input_scale`` of the other voxels' scans; the model's own where not given.
 
         Returns
         -------
@@ -135,7 +156,7 @@ class MaskedBrainModel(WholeModel):
             All weights are copied, except that matrices of single patches (``patch_weights="per_patch"``) start anew
             when the number of patches differs: there is no telling which patch of one brain is which of another.
         """
-        other = cls.from_config(model.config, num_voxels=num_voxels)
+        other = cls.from_config(model.config, num_voxels=num_voxels, **scale)
         weights = model.state_dict()
         fresh = other.state_dict()
         for name in ("pos_embed", "decoder_pos_embed"):
@@ -172,7 +193,7 @@ class MaskedBrainModel(WholeModel):
             For another number of voxels, misshapen noise, or a ratio that leaves nothing visible or nothing masked.
         """
         check_fmri(fmri, (None, self.config.num_voxels), "BV", "MaskedBrainModel")
-        patches = split_patches(fmri, self.config.patch_size)
+        patches = self.patches(fmri)
         if noise is None:
             device = generator.device if generator is not None else fmri.device
             noise = torch.rand(patches.shape[:2], generator=generator, device=device)
@@ -180,9 +201,12 @@ class MaskedBrainModel(WholeModel):
         tokens = self._decode(self._encode_visible(patches, kept), restore)
         prediction = self.decoder_pred(tokens).float()
         error = (prediction - patches.float()).square().mean(dim=-1)
-        return MaskedBrainOutput(
-            loss=(error * is_masked).sum() / is_masked.sum(), prediction=prediction, is_masked=is_masked
-        )
+        each = (error * is_masked).sum(dim=1) / is_masked.sum(dim=1)
+        return MaskedBrainOutput(loss=each.mean(), sample_loss=each, prediction=prediction, is_masked=is_masked)
+
+    def patches(self, fmri: torch.Tensor) -> torch.Tensor:
+        """Scaled scans (B, V) in patches (B, P, patch), as they enter and as they are predicted."""
+        return split_patches((fmri - self.config.input_mean) / self.config.input_scale, self.config.patch_size)
 
     def encode(self, fmri: torch.Tensor) -> torch.Tensor:
         """Tokens of whole scans, without class token and mask, as the fMRI encoder computes them.
@@ -220,7 +244,7 @@ class MaskedBrainModel(WholeModel):
     def _embed(self, fmri: torch.Tensor) -> torch.Tensor:
         """All patches with their positions: (B, V) to (B, P, D)."""
         check_fmri(fmri, (None, self.config.num_voxels), "BV", "MaskedBrainModel")
-        return self.patch_embed(split_patches(fmri, self.config.patch_size)) + self.pos_embed[:, 1:]
+        return self.patch_embed(self.patches(fmri)) + self.pos_embed[:, 1:]
 
     def _choose_patches(
         self, noise: torch.Tensor, shape: torch.Size, mask_ratio: float | None

@@ -219,6 +219,12 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def check_scale(input_scale: float) -> None:
+    """Raise ModelError for a scale that scans cannot be divided by."""
+    if not input_scale > 0:
+        raise ModelError(f"expected a positive input_scale, found {input_scale}; fit it on the training windows")
+
+
 def check_fmri(fmri: torch.Tensor, shape: tuple[int | None, ...], axes: str, name: str) -> None:
     """Raise ModelError unless ``fmri`` has the given shape (None: any length)."""
     if fmri.ndim != len(shape) or any(want not in (None, found) for want, found in zip(shape, fmri.shape, strict=True)):

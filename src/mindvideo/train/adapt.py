@@ -12,10 +12,8 @@ from mindvideo.config import Recipe
 from mindvideo.data.store import Store
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.stages import StageContext
-from mindvideo.train.loop import train
-from mindvideo.train.pretrain import MaskedBrainTask, new_masked_brain
-from mindvideo.train.sharding import whole_model
-from mindvideo.train.stage import note_disabled, save_memory, save_model, stage_seed, training_device
+from mindvideo.train.pretrain import fit_scale, new_masked_brain, train_masked_brain
+from mindvideo.train.stage import note_disabled, stage_seed
 
 STAGE = "adapt"
 
@@ -27,20 +25,23 @@ def subject_scans(store: Store, split: str) -> np.ndarray:
     return np.concatenate([store.fmri(segment) for segment in store.segments(split)])
 
 
-def starting_model(recipe: Recipe, run_dir: Path, num_voxels: int) -> MaskedBrainModel:
-    """The pre-trained model on this subject's voxels, or a new one where ``pretrain`` is switched off."""
+def starting_model(recipe: Recipe, run_dir: Path, scans: np.ndarray) -> MaskedBrainModel:
+    """The pre-trained model on the subject's training scans (N, V), or a new one where ``pretrain`` is switched off."""
     seed = stage_seed(recipe.seed, STAGE)
     if not recipe.pretrain.enabled:
-        return new_masked_brain(recipe.encoder, num_voxels, recipe.adapt.mask_ratio, seed)
+        return new_masked_brain(recipe.encoder, scans.shape[1], recipe.adapt.mask_ratio, seed, fit_scale(scans))
     torch.manual_seed(seed)  # matrices of single patches start anew
-    return pretrained_model(recipe, run_dir, num_voxels)
+    return pretrained_model(recipe, run_dir, scans)
 
 
-def pretrained_model(recipe: Recipe, run_dir: Path, num_voxels: int) -> MaskedBrainModel:
-    """The model of ``pretrain`` on this subject's voxels; positions of weights that were given are interpolated."""
+def pretrained_model(recipe: Recipe, run_dir: Path, scans: np.ndarray) -> MaskedBrainModel:
+    """The model of ``pretrain`` on this subject's voxels, with the scale of the subject's training scans (N, V).
+
+    Positions of weights that were given are interpolated.
+    """
     positions: Literal["recompute", "interpolate"] = "recompute" if recipe.pretrain.weights is None else "interpolate"
     pretrained = MaskedBrainModel.from_pretrained(run_dir / "pretrain" / "model")
-    return MaskedBrainModel.from_other_voxels(pretrained, num_voxels, positions)
+    return MaskedBrainModel.from_other_voxels(pretrained, scans.shape[1], positions, **fit_scale(scans))
 
 
 def run(context: StageContext) -> None:
@@ -50,30 +51,10 @@ def run(context: StageContext) -> None:
     if not settings.enabled:
         note_disabled(folder)
         return
-    seed = stage_seed(recipe.seed, STAGE)
     store = Store.open(run_dir / "prepare" / "store.zarr")
-    training, held_out = subject_scans(store, "train"), subject_scans(store, "validation")
-    scans = np.concatenate([training, held_out])
-    model = starting_model(recipe, run_dir, store.n_voxels)
-    device = training_device()
-    save_memory(settings, model)
-    task = MaskedBrainTask(
-        model,
-        lambda index: scans[index],
-        np.arange(len(training)),
-        np.arange(len(training), len(scans)),
-        settings.batch_size,
-        seed,
-        device,
-    )
-    train(
-        task,
-        settings,
-        folder,
-        seed=seed,
-        progress=progress,
-        validate=task.validate,
-        validate_every=settings.checkpoint_every,
-        device=device,
-    )
-    save_model(whole_model(model), folder / "model")
+    training = subject_scans(store, "train")
+    scans = np.concatenate([training, *(store.fmri(name) for name in store.segments("validation"))])
+    rows = np.split(np.arange(len(scans)), [len(training)])
+    model = starting_model(recipe, run_dir, training)
+    seed = stage_seed(recipe.seed, STAGE)
+    train_masked_brain(model, lambda index: scans[index], (rows[0], rows[1]), settings, folder, seed, progress)

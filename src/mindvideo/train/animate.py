@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import nn
 
-from mindvideo import processes
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
@@ -21,7 +20,7 @@ from mindvideo.models.foundation import Foundation
 from mindvideo.models.video_unet import VideoUNet
 from mindvideo.stages import StageContext
 from mindvideo.train.features import TextFeatures, latent_features, text_features
-from mindvideo.train.loop import Figures, named_trainable, train
+from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
 from mindvideo.train.stage import note_disabled, open_foundation, save_memory, save_model, stage_seed, training_device
 
 STAGE = "animate"
@@ -66,18 +65,20 @@ class Diffusion:
         predicted = unet(noisy, timestep_B, condition_BLC).sample
         return F.mse_loss(predicted.float(), target, reduction="none").flatten(1).mean(dim=1)
 
-    def random_losses(self, unet: VideoUNet, clean_BcFhw: torch.Tensor, condition_BLC: torch.Tensor) -> torch.Tensor:
-        """Losses (B,) at random timesteps and noise from torch's generator, drawn for the batch of all processes."""
-        n, device = processes.batch_size(len(clean_BcFhw)), clean_BcFhw.device
-        own = processes.rows(n) if n != len(clean_BcFhw) else slice(None)
-        noise = torch.randn(n, *clean_BcFhw.shape[1:])[own].to(device)
-        timestep = torch.randint(self.n_timesteps, (n,))[own].to(device)
-        return self.losses(unet, clean_BcFhw, condition_BLC, noise, timestep)
+    def draw(self, clean_BcFhw: torch.Tensor) -> Batch:
+        """Clips with random noise and timesteps from torch's generator: ``clean``, ``noise``, ``timestep``."""
+        timestep = torch.randint(self.n_timesteps, (len(clean_BcFhw),))
+        return {"clean": clean_BcFhw, "noise": torch.randn(clean_BcFhw.shape), "timestep": timestep}
+
+    def drawn_losses(self, unet: VideoUNet, batch: Batch, condition_BLC: torch.Tensor) -> torch.Tensor:
+        """Losses (B,) of what `draw` gave."""
+        clean, noise, timestep = (batch[name].to(condition_BLC.device) for name in ("clean", "noise", "timestep"))
+        return self.losses(unet, clean, condition_BLC, noise, timestep)
 
 
-def clip_latents(latents_NFchw: torch.Tensor, index: np.ndarray, device: torch.device) -> torch.Tensor:
+def clip_latents(latents_NFchw: torch.Tensor, index: np.ndarray) -> torch.Tensor:
     """Latents of some windows as the generator takes them: float32 (B, c, F, h, w)."""
-    return latents_NFchw[index].float().permute(0, 2, 1, 3, 4).contiguous().to(device)
+    return latents_NFchw[index].float().permute(0, 2, 1, 3, 4).contiguous()
 
 
 class ClipValidation:
@@ -109,7 +110,7 @@ class ClipValidation:
         with torch.inference_mode():
             for start in range(0, len(self.index), VALIDATION_BATCH):
                 part = slice(start, start + VALIDATION_BATCH)
-                clean = clip_latents(self.latents, self.index[part], self.device)
+                clean = clip_latents(self.latents, self.index[part]).to(self.device)
                 noise, timestep = self.noise[part].to(self.device), self.timestep[part].to(self.device)
                 for name, index in zip(sums, (self.index, self.shuffled), strict=True):
                     losses = self.diffusion.losses(unet, clean, condition(index[part]), noise, timestep)
@@ -129,7 +130,6 @@ class AnimateTask:
         Holds the training and validation captions and the empty one.
     row : Tensor of int64
         Caption row of each window.
-    batch_size : int
     caption_dropout : float
         Probability of the empty caption.
     """
@@ -141,15 +141,13 @@ class AnimateTask:
         latents: torch.Tensor,
         text: TextFeatures,
         row: torch.Tensor,
-        *,
-        batch_size: int,
         caption_dropout: float,
         device: torch.device,
     ) -> None:
         """Move the generator to the device."""
         self.unet = unet.to(device)
         self.diffusion, self.latents, self.text, self.row = diffusion, latents, text, row
-        self.batch_size, self.caption_dropout, self.device = batch_size, caption_dropout, device
+        self.caption_dropout, self.device = caption_dropout, device
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Self-, cross- and temporal attention."""
@@ -159,17 +157,17 @@ class AnimateTask:
         """Caption tokens (B, L, C) float32 on the device."""
         return self.text.tokens[row].float().to(self.device)
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, Figures]:
-        """Diffusion loss of one batch of clips."""
-        self.unet.train()
-        index = rng.integers(len(self.latents), size=self.batch_size)
-        is_dropped = torch.from_numpy(rng.random(self.batch_size) < self.caption_dropout)
+    def sample(self, draw: Draw) -> Batch:
+        """Clips and the rows of their captions."""
+        index = draw.rows(len(self.latents))
+        is_dropped = torch.from_numpy(draw.rng.random(draw.size) < self.caption_dropout)
         row = torch.where(is_dropped, self.text.row[""], self.row[index])
-        own = processes.rows(self.batch_size)
-        clean = clip_latents(self.latents, index[own], self.device)
-        losses = self.diffusion.random_losses(self.unet, clean, self.tokens(row[own]))
-        self.sample_values = index[own], losses.detach()
-        return losses.mean() * processes.weight(self.batch_size), {}
+        return {"index": index, "row": row, **self.diffusion.draw(clip_latents(self.latents, index))}
+
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """Diffusion loss of each clip."""
+        self.unet.train()
+        return self.diffusion.drawn_losses(self.unet, batch, self.tokens(batch["row"])), {}
 
 
 def start_motion(unet: VideoUNet, foundation: Foundation) -> None:
@@ -217,30 +215,28 @@ def run(context: StageContext) -> None:
         save_model(unet, folder / "model")
         return
     store = Store.open(run_dir / "prepare" / "store.zarr")
-    text = text_features(run_dir, store, foundation, seed=stage_seed(recipe.seed, "features"), progress=progress)
+    text = text_features(run_dir, store, foundation, recipe, progress)
     latents = latent_features(run_dir, store, foundation, "train", progress=progress)
-    held_out = latent_features(run_dir, store, foundation, "validation", progress=progress)
-    row, held_out_row = (text.rows(Windows(store, split, 1).captions) for split in ("train", "validation"))
+    row = text.rows(Windows(store, "train", 1).captions)
     device, diffusion = training_device(), Diffusion(foundation.scheduler_config)
     save_memory(settings, unet)
-    task = AnimateTask(
-        unet,
-        diffusion,
-        latents,
-        text,
-        row,
-        batch_size=settings.batch_size,
-        caption_dropout=settings.caption_dropout,
-        device=device,
-    )
-    validation = ClipValidation(diffusion, held_out, seed, device)
+    task = AnimateTask(unet, diffusion, latents, text, row, settings.caption_dropout, device)
+    validate = None
+    if store.segments("validation"):
+        held_out = latent_features(run_dir, store, foundation, "validation", progress=progress)
+        held_out_row = text.rows(Windows(store, "validation", 1).captions)
+        validation = ClipValidation(diffusion, held_out, seed, device)
+
+        def validate(step: int) -> dict[str, float]:
+            return validation(unet, lambda index: task.tokens(held_out_row[index]))
+
     train(
         task,
         settings,
         folder,
         seed=seed,
         progress=progress,
-        validate=lambda step: validation(unet, lambda index: task.tokens(held_out_row[index])),
+        validate=validate,
         validate_every=settings.checkpoint_every,
         device=device,
     )

@@ -1,12 +1,17 @@
-"""Augmented scans: noise, voxels set to zero (paper supplement B), and windows mixed in pairs.
+"""Augmented scans, frames and captions (paper supplement B), and windows mixed in pairs.
 
-Shapes: B windows, W scans per window, V voxels.
+Shapes: B windows, W scans per window, V voxels, H W pixels.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+
+from mindvideo.train.thesaurus import Thesaurus, word_of
+
+CROP_SIDE = 0.8
+"""Side of a crop relative to the frame's; ours, the paper gives none."""
 
 
 def augment_fmri(fmri_BWV: torch.Tensor, sparsify: float, noise: float, rng: np.random.Generator) -> torch.Tensor:
@@ -17,6 +22,28 @@ def augment_fmri(fmri_BWV: torch.Tensor, sparsify: float, noise: float, rng: np.
         keep = rng.random((len(fmri_BWV), 1, fmri_BWV.shape[-1])) >= sparsify
         fmri_BWV = fmri_BWV * torch.from_numpy(keep)
     return fmri_BWV
+
+
+def augment_caption(caption: str, thesaurus: Thesaurus, rng: np.random.Generator) -> str:
+    """Replace each known word by a synonym with probability .5, then swap two random words (supplement B)."""
+    words = caption.split()
+    for position, word in enumerate(words):
+        bare = word_of(word)
+        if bare in thesaurus and rng.random() < 0.5:
+            words[position] = str(rng.choice(thesaurus[bare])) + word[len(bare) :]
+    if len(words) > 1:
+        first, second = rng.choice(len(words), size=2, replace=False)
+        words[first], words[second] = words[second], words[first]
+    return " ".join(words)
+
+
+def random_crops(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One random crop of each frame, uint8 (B, H', W', 3) with H' = CROP_SIDE * H."""
+    n, height, width, _ = frames.shape
+    tall, wide = max(1, round(CROP_SIDE * height)), max(1, round(CROP_SIDE * width))
+    top = rng.integers(0, height - tall + 1, size=n)
+    left = rng.integers(0, width - wide + 1, size=n)
+    return np.stack([frame[y : y + tall, x : x + wide] for frame, y, x in zip(frames, top, left, strict=True)])
 
 
 class Mixture:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from mindvideo import processes
 from mindvideo.config import Cotrain
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.own_encoder import AnyEncoder, load_encoder
+from mindvideo.models.own_encoder import AnyEncoder, OwnEncoder, load_encoder
 from mindvideo.models.video_unet import VideoUNet
 from mindvideo.stages import StageContext
 from mindvideo.train.animate import TUNED, ClipValidation, Diffusion, clip_latents
 from mindvideo.train.augmentation import augment_fmri
 from mindvideo.train.features import latent_features, require_width, text_features
-from mindvideo.train.loop import Figures, named_trainable, train
+from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
 from mindvideo.train.stage import (
     note_disabled,
     open_foundation,
@@ -65,11 +63,13 @@ class CotrainTask:
     ) -> None:
         """Move both to the device."""
         self.encoder, self.unet = encoder.to(device), unet.to(device)
+        self.may_leave_out = isinstance(encoder, OwnEncoder)
         self.diffusion, self.windows, self.latents, self.target = diffusion, windows, latents, target
         self.settings, self.device = settings, device
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The whole encoder and the generator's attention."""
+        """The whole encoder, but for its logits' scale, and the generator's attention."""
+        self.encoder.logit_scale.requires_grad_(False)
         parameters = {f"fmri_encoder.{name}": parameter for name, parameter in trainable(self.encoder).items()}
         return parameters | {f"unet.{name}": parameter for name, parameter in named_trainable(self.unet, TUNED).items()}
 
@@ -79,32 +79,32 @@ class CotrainTask:
             return self.settings.encoder_lr
         return self.settings.lr
 
-    def _read(self, condition: torch.Tensor, index: np.ndarray, is_caption: torch.Tensor) -> torch.Tensor:
-        """What the generator reads, (B, L, C) float32: the encoder's tokens, or the caption's where ``is_caption``."""
-        if self.target is None or not is_caption.any():
-            return condition.float()
-        tokens = self.target.tokens(index).to(self.device)
-        return torch.where(is_caption[:, None, None].to(self.device), tokens, condition.float())
+    def sample(self, draw: Draw) -> Batch:
+        """Scans and clips of some windows, and which of them are conditioned on their caption."""
+        settings, index = self.settings, draw.rows(len(self.latents))
+        fmri = torch.from_numpy(self.windows.fmri(index))
+        fmri = augment_fmri(fmri, settings.sparsify, settings.input_noise, draw.rng)
+        batch = {"index": index, "fmri": fmri, **self.diffusion.draw(clip_latents(self.latents, index))}
+        if self.target is not None:
+            is_caption = torch.from_numpy(draw.rng.random(draw.size) < settings.caption_share)
+            batch |= {"tokens": self.target.tokens(index), "is_caption": is_caption}
+        return batch
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, Figures]:
-        """Diffusion loss of one batch, with the token regression where the recipe asks for it."""
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """Diffusion loss of each clip, with the token regression where the recipe asks for it."""
         self.encoder.train()
         self.unet.train()
-        index = rng.integers(len(self.latents), size=self.settings.batch_size)
-        fmri = torch.from_numpy(self.windows.fmri(index))
-        fmri = augment_fmri(fmri, self.settings.sparsify, self.settings.input_noise, rng)
-        own, weight = processes.rows(len(index)), processes.weight(len(index))
-        is_caption = torch.from_numpy(rng.random(len(index)) < self.settings.caption_share)[own]
-        condition = self.encoder(fmri[own].to(self.device))
-        clean = clip_latents(self.latents, index[own], self.device)
-        losses = self.diffusion.random_losses(self.unet, clean, self._read(condition, index[own], is_caption))
-        self.sample_values = index[own], losses.detach()
-        diffusion = losses.mean() * weight
+        condition = self.encoder(batch["fmri"].to(self.device))
+        read = condition.float()
+        if self.target is not None:
+            tokens, is_caption = batch["tokens"].to(self.device), batch["is_caption"].to(self.device)
+            read = torch.where(is_caption[:, None, None], tokens, read)
+        diffusion = self.diffusion.drawn_losses(self.unet, batch, read)
+        logged = {"diffusion_loss": diffusion.detach().mean()}
         if self.target is None or self.settings.token_weight == 0:
-            return diffusion, {"diffusion_loss": diffusion.detach()}
-        token = self.target.loss(condition, index[own]) * weight
-        total = diffusion + self.settings.token_weight * token
-        return total, {"diffusion_loss": diffusion.detach(), "token_loss": token.detach()}
+            return diffusion, logged
+        token = self.target.distances(condition, tokens)
+        return diffusion + self.settings.token_weight * token, logged | {"token_loss": token.detach().mean()}
 
 
 def require_voxels(encoder: AnyEncoder, store: Store, where: Path) -> None:
@@ -153,21 +153,24 @@ def _train(
 ) -> None:
     recipe, run_dir, folder, progress = context
     settings = recipe.cotrain
-    windows, held_out = (Windows(store, split, encoder.config.window) for split in ("train", "validation"))
+    windows = Windows(store, "train", encoder.config.window)
     latents = latent_features(run_dir, store, foundation, "train", progress=progress)
-    held_out_latents = latent_features(run_dir, store, foundation, "validation", progress=progress)
     target = None
     if settings.token_weight > 0 or settings.caption_share > 0:
-        text = text_features(run_dir, store, foundation, seed=stage_seed(recipe.seed, "features"), progress=progress)
+        text = text_features(run_dir, store, foundation, recipe, progress)
         target = TokenTarget(text, list(windows.captions), recipe.align.token_whitening)
     device, diffusion = training_device(), Diffusion(foundation.scheduler_config)
     save_memory(settings, encoder, unet)
     task = CotrainTask(encoder, unet, diffusion, windows, latents, target, settings, device)
-    validation = ClipValidation(diffusion, held_out_latents, seed, device)
+    validate = None
+    if store.segments("validation"):
+        held_out = Windows(store, "validation", encoder.config.window)
+        held_out_latents = latent_features(run_dir, store, foundation, "validation", progress=progress)
+        validation = ClipValidation(diffusion, held_out_latents, seed, device)
 
-    def validate(step: int) -> dict[str, float]:
-        encoder.eval()
-        return validation(unet, lambda index: encoder(torch.from_numpy(held_out.fmri(index)).to(device)).float())
+        def validate(step: int) -> dict[str, float]:
+            encoder.eval()
+            return validation(unet, lambda index: encoder(torch.from_numpy(held_out.fmri(index)).to(device)).float())
 
     train(
         task,

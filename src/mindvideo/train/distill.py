@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mindvideo import processes
 from mindvideo.config import Distill, Recipe, Reconstruct
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
@@ -25,7 +24,7 @@ from mindvideo.stages import StageContext
 from mindvideo.train.animate import VALIDATION_BATCH, VALIDATION_CLIPS, Diffusion, clip_latents
 from mindvideo.train.augmentation import augment_fmri
 from mindvideo.train.features import TextFeatures, latent_features, text_features
-from mindvideo.train.loop import Figures, named_trainable, train
+from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
 from mindvideo.train.stage import open_foundation, save_memory, save_model, stage_seed, training_device
 
 STAGE = "distill"
@@ -200,25 +199,33 @@ class DistillTask:
             clean = ddim.clean(noisy, self.student(noisy, time, condition).sample.float(), time)
         return ((clean - target) / ddim.levels(time)[1]).square().flatten(1).mean(1)
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, Figures]:
-        """How far the student's step is from the teacher's steps, over one batch."""
+    def sample(self, draw: Draw) -> Batch:
+        """Scans, captions' rows and clips of some windows, with noise and a time of the student's for each."""
+        index, rng = draw.rows(len(self.latents)), draw.rng
+        fmri = augment_fmri(torch.from_numpy(self.windows.fmri(index)), 0.0, self.settings.input_noise, rng)
+        is_caption = torch.from_numpy(rng.random(draw.size) < self.settings.caption_share)
+        node = torch.from_numpy(rng.integers(len(self.times), size=draw.size))
+        clean = clip_latents(self.latents, index)
+        return {
+            "index": index, "fmri": fmri, "row": self.row[index], "is_caption": is_caption, "node": node,
+            "clean": clean, "noise": torch.randn(clean.shape),
+        }  # fmt: skip
+
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """How far the student's step is from the teacher's steps, for each window."""
         self.student.train()
-        n, settings = self.settings.batch_size, self.settings
-        index = rng.integers(len(self.latents), size=n)
-        fmri = augment_fmri(torch.from_numpy(self.windows.fmri(index)), 0.0, settings.input_noise, rng)
-        is_caption = torch.from_numpy(rng.random(n) < settings.caption_share)
-        node = torch.from_numpy(rng.integers(len(self.times), size=n))
-        own = processes.rows(n)
-        clean = clip_latents(self.latents, index[own], self.device)
-        noise = torch.randn(n, *clean.shape[1:])[own].to(self.device)
-        signal, spread = self.teacher.ddim.levels(self.times[node[own]].to(self.device))
-        noisy = signal * clean + spread * noise
-        condition, negative = self.conditions(fmri[own], self.row[index[own]], is_caption[own])
-        times = (self.times[node[own]].to(self.device), self.after[node[own]].to(self.device))
+        noisy, times = self.noised(batch["clean"], batch["noise"], batch["node"])
+        condition, negative = self.conditions(batch["fmri"], batch["row"], batch["is_caption"])
         target = self.teacher.walk(noisy, *times, condition, negative)
-        losses = self.errors(noisy, node[own], condition, target)
-        self.sample_values = index[own], losses.detach()
-        return losses.mean() * processes.weight(n), {}
+        return self.errors(noisy, batch["node"], condition, target), {}
+
+    def noised(
+        self, clean: torch.Tensor, noise: torch.Tensor, node: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """Clips at some of the student's times, those times, and where each of its steps leads."""
+        time, after = self.times[node].to(self.device), self.after[node].to(self.device)
+        signal, spread = self.teacher.ddim.levels(time)
+        return signal * clean.to(self.device) + spread * noise.to(self.device), (time, after)
 
 
 class DistillValidation:
@@ -241,17 +248,14 @@ class DistillValidation:
         task.student.eval()
         for start in range(0, len(self.index), VALIDATION_BATCH):
             part = slice(start, start + VALIDATION_BATCH)
-            clean = clip_latents(self.latents, self.index[part], task.device)
             node = self.node[part]
-            time, after = task.times[node].to(task.device), task.after[node].to(task.device)
-            signal, spread = task.teacher.ddim.levels(time)
-            noisy = signal * clean + spread * self.noise[part].to(task.device)
+            noisy, times = task.noised(clip_latents(self.latents, self.index[part]), self.noise[part], node)
             fmri = torch.from_numpy(self.windows.fmri(self.index[part]))
             condition, negative = task.conditions(fmri, self.row[part], torch.zeros(len(node), dtype=torch.bool))
-            target = task.teacher.walk(noisy, time, after, condition, negative)
+            target = task.teacher.walk(noisy, *times, condition, negative)
             total[0] += float(task.errors(noisy, node, condition, target).sum())
             if self._one_step is None:
-                long_step = task.teacher.walk(noisy, time, after, condition, negative, steps=1)
+                long_step = task.teacher.walk(noisy, *times, condition, negative, steps=1)
                 total[1] += float(task.errors(noisy, node, condition, target, long_step).sum())
         if self._one_step is None:
             self._one_step = float(total[1]) / len(self.index)
@@ -304,21 +308,25 @@ def run(context: StageContext) -> None:
         )
     encoder = load_encoder(run_dir / "cotrain" / "fmri_encoder")
     student, unet = (VideoUNet.from_pretrained(run_dir / "cotrain" / "unet") for _ in range(2))
-    windows, held_out = (Windows(store, split, encoder.config.window) for split in ("train", "validation"))
-    text = text_features(run_dir, store, foundation, seed=stage_seed(recipe.seed, "features"), progress=progress)
+    windows = Windows(store, "train", encoder.config.window)
+    text = text_features(run_dir, store, foundation, recipe, progress)
     latents = latent_features(run_dir, store, foundation, "train", progress=progress)
-    held_out_latents = latent_features(run_dir, store, foundation, "validation", progress=progress)
     device = training_device()
     save_memory(settings, student)
     teacher = Teacher(unet, ddim, sampling, settings.teacher_steps)
     task = DistillTask(student, teacher, encoder, windows, latents, text, settings, device)
+    validate = None
+    if store.segments("validation"):
+        held_out = Windows(store, "validation", encoder.config.window)
+        held_out_latents = latent_features(run_dir, store, foundation, "validation", progress=progress)
+        validate = DistillValidation(task, held_out, held_out_latents, seed)
     train(
         task,
         settings,
         folder,
         seed=seed,
         progress=progress,
-        validate=DistillValidation(task, held_out, held_out_latents, seed),
+        validate=validate,
         validate_every=settings.checkpoint_every,
         device=device,
     )

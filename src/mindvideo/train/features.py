@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,55 +23,24 @@ import zarr
 
 from mindvideo import processes
 from mindvideo.artefacts import is_intact, read_note, record_files
+from mindvideo.config import Recipe
 from mindvideo.data.disk import write_text
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, ModelError
 from mindvideo.models.foundation import Foundation
+from mindvideo.train.augmentation import CROP_SIDE, augment_caption, random_crops
+from mindvideo.train.stage import stage_seed
+from mindvideo.train.thesaurus import Source, open_thesaurus
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
 VARIANTS = 4
-"""Augmented versions of a caption, beside the caption itself."""
+"""Augmented versions of a caption, beside the caption itself, where they are made once."""
 CROPS = 1
-"""Random crops of each frame, beside the whole frame; a window's frames together give half a dozen."""
+"""Random crops of each frame, beside the whole frame, where they are made once; a window's frames give half a dozen."""
 FILES = "files.json"
 """Size and digest of every file of a finished table, beside its arrays."""
-CROP_SIDE = 0.8
-"""Side of a crop relative to the frame's."""
-
-_SYNONYM_GROUPS = (
-    "man guy gentleman", "woman lady", "people persons", "person human", "child kid youngster", "boy lad",
-    "girl lass", "crowd throng", "dog hound", "cat kitty", "bird fowl", "horse steed", "rabbit bunny",
-    "pig hog", "animal creature", "car automobile", "truck lorry", "boat vessel", "ship vessel",
-    "plane airplane aircraft", "bicycle bike", "house home", "building structure", "street road",
-    "forest woods", "sea ocean", "stone rock", "hill mound", "field meadow", "beach shore", "grass lawn",
-    "sky heavens", "picture image", "couch sofa", "tv television", "big large huge", "small little tiny",
-    "fast quick rapid", "slow unhurried", "red crimson", "grey gray", "purple violet", "yellow golden",
-    "beautiful pretty", "old aged", "walking strolling", "walks strolls", "running racing", "runs races",
-    "jumping leaping", "jumps leaps", "flying soaring", "flies soars", "moving going", "moves goes",
-    "driving travelling", "drives travels", "standing waiting", "stands waits", "looking gazing", "looks gazes",
-    "talking speaking", "holding gripping", "sitting resting", "sits rests", "close near", "above over",
-    "below under", "through across",
-)  # fmt: skip
-SYNONYMS: dict[str, tuple[str, ...]] = {
-    word: tuple(other for other in group.split() if other != word)
-    for group in _SYNONYM_GROUPS
-    for word in group.split()
-}
-
-
-def augment_caption(caption: str, rng: np.random.Generator) -> str:
-    """Replace each known word by a synonym with probability .5, then swap two random words (paper supplement B)."""
-    words = caption.split()
-    for position, word in enumerate(words):
-        known = re.fullmatch(r"(\w+)(\W*)", word)
-        if known and known[1].lower() in SYNONYMS and rng.random() < 0.5:
-            words[position] = str(rng.choice(SYNONYMS[known[1].lower()])) + known[2]
-    if len(words) > 1:
-        first, second = rng.choice(len(words), size=2, replace=False)
-        words[first], words[second] = words[second], words[first]
-    return " ".join(words)
 
 
 def store_identity(store: Store) -> str:
@@ -200,6 +168,7 @@ def caption_table(
     captions: list[str],
     *,
     variants: int = 0,
+    synonyms: Source = "listed",
     seed: int = 0,
     batch: int = 64,
     progress: Progress | None = None,
@@ -214,16 +183,20 @@ def caption_table(
         May repeat; sorted and made distinct.
     variants : int
         Augmented versions whose pooled embedding is kept beside the caption's own (column 0).
+    synonyms : {"wordnet", "listed"}
+        Where their synonyms come from.
     """
     distinct = sorted(set(captions))
-    key = {"captions": distinct, "variants": variants, "seed": seed, "foundation": foundation.condition_identity}
+    key: dict[str, Any] = {"captions": distinct, "foundation": foundation.condition_identity}
+    key |= {"variants": variants, "synonyms": synonyms, "seed": seed} if variants else {}
+    thesaurus = open_thesaurus(synonyms, distinct) if variants else {}
 
     def compute(start: int, stop: int) -> dict[str, np.ndarray]:
         chosen = distinct[start:stop]
         tokens, pooled = foundation.encode_text(chosen)
         columns = [_numpy(pooled, np.float32)]
         for variant in range(variants):
-            changed = [augment_caption(text, _caption_rng(seed, variant, text)) for text in chosen]
+            changed = [augment_caption(text, thesaurus, _caption_rng(seed, variant, text)) for text in chosen]
             columns.append(_numpy(foundation.encode_text(changed, is_cut=True)[1], np.float32))
         return {"tokens": _numpy(tokens, np.float16), "pooled": np.stack(columns, axis=1)}
 
@@ -237,14 +210,27 @@ def _caption_rng(seed: int, variant: int, caption: str) -> np.random.Generator:
 
 
 def text_features(
-    run_dir: Path, store: Store, foundation: Foundation, *, seed: int, progress: Progress | None = None
+    run_dir: Path, store: Store, foundation: Foundation, recipe: Recipe, progress: Progress | None = None
 ) -> TextFeatures:
-    """Features of the captions of training and validation windows and of the empty caption, with augmented versions."""
-    captions = [""]
+    """Features of the captions of training and validation windows and of the empty caption.
+
+    With augmented versions of each, where ``align`` takes fixed ones.
+    """
+    settings, captions = recipe.align, [""]
     for split in ("train", "validation"):
         for segment in store.segments(split):
             captions += store.captions(segment)
-    return caption_table(run_dir, "text", foundation, captions, variants=VARIANTS, seed=seed, progress=progress)
+    is_fixed = settings.augmentation == "fixed" and settings.word_swap
+    return caption_table(
+        run_dir,
+        "text",
+        foundation,
+        captions,
+        variants=VARIANTS if is_fixed else 0,
+        synonyms=settings.synonyms,
+        seed=stage_seed(recipe.seed, "features"),
+        progress=progress,
+    )
 
 
 def _window_batches(windows: Windows, start: int, stop: int) -> np.ndarray:
@@ -280,21 +266,12 @@ def image_features(
         n, n_frames, height, width, _ = clips.shape
         frames = clips.reshape(n * n_frames, height, width, 3)
         rng = np.random.default_rng([seed, start])
-        views = [frames] + [_random_crops(frames, rng) for _ in range(crops)]
+        views = [frames] + [random_crops(frames, rng) for _ in range(crops)]
         columns = [_numpy(foundation.encode_image(view), np.float16) for view in views]
         return {"image": np.stack(columns, axis=1).reshape(n, n_frames, 1 + crops, -1)}
 
     table = compute_table(run_dir / "features" / f"image_{split}", key, len(windows), batch, compute, progress)
     return read_array(table, "image")
-
-
-def _random_crops(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One random crop of each frame, uint8 (N, H', W', 3) with H' = CROP_SIDE * H."""
-    n, height, width, _ = frames.shape
-    tall, wide = max(1, round(CROP_SIDE * height)), max(1, round(CROP_SIDE * width))
-    top = rng.integers(0, height - tall + 1, size=n)
-    left = rng.integers(0, width - wide + 1, size=n)
-    return np.stack([frame[y : y + tall, x : x + wide] for frame, y, x in zip(frames, top, left, strict=True)])
 
 
 def latent_features(

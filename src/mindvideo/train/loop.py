@@ -1,8 +1,8 @@
-"""The training loop: one for every stage, and for the foundation kit.
+"""The training loop: one for every stage, every rival and the foundation kit.
 
 Everything random in step *s* follows from (seed, *s*) alone: the batch, the noise, dropout. A checkpoint therefore
-needs parameters, optimiser moments and the step, and a killed run goes on to the same bits. Several processes (``accelerate
-launch``) each compute their rows of the same batch and add their losses and gradients up; see `processes`.
+needs parameters, optimiser moments and the step, and a killed run goes on to the same bits. Several processes draw the
+same batch, and each computes the losses of its own rows; torch's DDP, or FSDP, averages the gradients.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mindvideo import processes
 from mindvideo.config import Optimise
@@ -27,31 +31,78 @@ from mindvideo.stages import UNFINISHED
 from mindvideo.train.checkpoint import load_checkpoint, save_checkpoint
 from mindvideo.train.sharding import gather, is_split, part_like, whole
 
-Figures = Mapping[str, float | torch.Tensor]
+Batch = dict[str, Any]
+"""Tensors, arrays and lists of one length, the rows of a batch; ``index`` holds their indices among the samples."""
+Metrics = Mapping[str, float | torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one micro-batch is drawn from.
+
+    Attributes
+    ----------
+    rng : numpy Generator
+        All randomness that is not torch's, whose generator is seeded alike.
+    size : int
+        Rows of the micro-batch, of all processes together.
+    step, number : int
+        The step, and how many micro-batches were drawn since the beginning.
+    seed : int
+        Of the whole training.
+    """
+
+    rng: np.random.Generator
+    size: int
+    step: int
+    number: int
+    seed: int
+
+    def rows(self, count: int) -> np.ndarray:
+        """``size`` of ``count`` samples, int64: in epochs, each sample at most once an epoch, in a new random order.
+
+        What is left over at an epoch's end makes no batch; other samples are left over in the next.
+
+        Raises
+        ------
+        SettingError
+            For a batch of more samples than there are.
+        """
+        if self.size > count:
+            raise SettingError(
+                f"expected a batch_size of at most {count}, the number of training samples, found {self.size}; lower it"
+            )
+        epoch, place = divmod(self.number, count // self.size)
+        return _epoch_order(self.seed, epoch, count)[place * self.size : (place + 1) * self.size]
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 class Task(Protocol):
     """What a stage brings to the loop.
 
-    A task may keep ``sample_values``: the numbers of its last micro-batch's samples (this process's) and a value of each, (B,),
-    that is finite unless something is wrong with that sample. The loop names the culprits by it.
+    Every parameter takes part in every loss, or the task says ``may_leave_out = True``.
     """
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name."""
         ...
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, Figures]:
-        """Loss of one micro-batch (scalar tensor) and figures to log; all randomness from ``rng`` or torch's.
+    def sample(self, draw: Draw) -> Batch:
+        """One micro-batch, with everything random in it, the same in every process."""
+        ...
 
-        Among several processes: this one's part of them, which adds up to the whole over the processes.
-        """
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """Loss of each row (B,) and metrics to log, means over the rows; ``batch`` holds this process's rows."""
         ...
 
 
-def step_seed(seed: int, step: int, micro: int = 0) -> int:
-    """A 63-bit seed that depends on the study's seed, the step and the micro-batch, and on nothing else."""
-    state = np.random.SeedSequence([seed, step, micro]).generate_state(1, np.uint64)[0]
+def step_seed(seed: int, *numbers: int) -> int:
+    """A 63-bit seed that depends on the study's seed and the numbers (step, micro-batch), and on nothing else."""
+    state = np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0]
     return int(state >> np.uint64(1))
 
 
@@ -77,58 +128,6 @@ def parameter_groups(
     return [{"params": group, "weight_decay": decay, "lr": lr, "base_lr": lr} for (decay, lr), group in groups.items()]
 
 
-def _flat_state(
-    parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, average: dict[str, torch.Tensor] | None
-) -> dict[str, torch.Tensor]:
-    """Everything a checkpoint holds, under flat names; whole, and in the first process only."""
-    tensors = {f"parameter/{name}": parameter.detach() for name, parameter in parameters.items()}
-    for name, parameter in parameters.items():
-        for key, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"optimiser/{key}/{name}"] = torch.as_tensor(value)
-    for name, tensor in (average or {}).items():
-        tensors[f"average/{name}"] = tensor
-    return gather(tensors)
-
-
-def _restore(
-    tensors: dict[str, torch.Tensor],
-    parameters: dict[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-    average: dict[str, torch.Tensor] | None,
-) -> None:
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(part_like(tensors[f"parameter/{name}"], parameter))
-            moments = {
-                key: part_like(tensors[f"optimiser/{key}/{name}"], parameter)
-                for key in ("exp_avg", "exp_avg_sq")
-                if f"optimiser/{key}/{name}" in tensors
-            }
-            if moments:
-                taken = tensors[f"optimiser/step/{name}"].to(parameter.device)
-                optimiser.state[parameter] = {"step": taken, **moments}
-            if average is not None:
-                average[name].copy_(part_like(tensors[f"average/{name}"], parameter))
-
-
-def _append(path: Path, row: dict[str, float]) -> None:
-    with path.open("a") as handle:
-        handle.write(json.dumps(row) + "\n")
-
-
-def _keep_rows_before(path: Path, step: int) -> None:
-    """Drop log rows the killed run wrote after its last checkpoint; they are about to be written again."""
-    if path.is_file():
-        rows = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] < step:
-                    rows.append(line)
-            except (json.JSONDecodeError, KeyError):
-                continue
-        path.write_text("".join(row + "\n" for row in rows))
-
-
 def train(
     task: Task,
     settings: Optimise,
@@ -146,19 +145,19 @@ def train(
     Parameters
     ----------
     task : Task
-        Gives parameters and the loss of a micro-batch.
+        Gives parameters, batches and their losses.
     settings : Optimise
         Steps, learning rate, weight decay, averaging, precision, how often to checkpoint and log.
     folder : Path
-        Receives ``metrics.jsonl`` (one row per ``log_every`` steps) and ``state/``.
+        Receives ``metrics.jsonl`` (one row per ``log_every`` steps), ``precision.txt`` and ``state/``.
     seed : int
-        With the step number it determines all randomness.
+        With the step it determines all randomness.
     progress : callable, optional
-        Called with (steps done, steps, figures).
+        Called with (steps done, steps, metrics).
     lr_of : callable, optional
         Learning rate of a parameter by its name; the settings' own otherwise.
     validate : callable, optional
-        Called with the step every ``validate_every`` steps and at the end; its figures are logged. It sees the averaged
+        Called with the step every ``validate_every`` steps and at the end; its metrics are logged. It sees the averaged
         weights where averaging is on.
 
     Returns
@@ -182,69 +181,147 @@ def train(
         )
     is_first, device = processes.is_first(), torch.device(device)
     is_bf16 = settle_precision(folder, settings.precision, device) == "bf16"
-    parameters = task.parameters()
-    groups = parameter_groups(parameters, settings, lr_of)
-    # One fused kernel for all parameters: the optimiser is what weighs most in a small batch's step.
-    optimiser = torch.optim.AdamW(groups, betas=settings.betas, fused=True)
-    average = None
-    if settings.ema_decay is not None:
-        average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    start = 0
-    saved = load_checkpoint(folder / "state")
-    if saved is not None:
-        tensors, numbers = saved
-        _restore(tensors, parameters, optimiser, average)
-        start = int(numbers["step"])
+    trained = _Trained(task.parameters(), settings, lr_of)
+    start = trained.load(folder / "state")
     log = folder / "metrics.jsonl"
     processes.wait()  # before the first one changes what the others read
     if is_first:
-        folder.mkdir(parents=True, exist_ok=True)
         _keep_rows_before(log, start)
+    losses = _Losses(task, trained.parameters).shared()
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=is_bf16)
     seconds_start = time.perf_counter()
     for step in range(start, settings.steps):
         factor = learning_rate_factor(settings, step)
-        for group in optimiser.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        optimiser.zero_grad(set_to_none=True)
-        figures = _gather_gradients(task, settings, seed, step, parameters, stage, device.type, is_bf16)
-        optimiser.step()
+        trained.begin_step(factor)
+        metrics = _compute_gradients(task, losses, trained.parameters, settings, seed, step, stage, autocast)
+        trained.end_step(step)
         done = step + 1
-        if average is not None:
-            _update_average(average, parameters, settings.ema_decay or 0.0, step)
         is_last = done == settings.steps
         row = None
         if validate is not None and (is_last or (validate_every and done % validate_every == 0)):
-            figures |= _validate_with(validate, done, parameters, average)
-            row = {"step": step, **figures}
+            with trained.averaged():
+                metrics |= validate(done)
+            row = {"step": step, **metrics}
         elif step % settings.log_every == 0 or is_last:
             rate = (done - start) / (time.perf_counter() - seconds_start)
-            row = {"step": step, **figures, "lr": settings.lr * factor, "steps_per_s": rate}
+            row = {"step": step, **metrics, "lr": settings.lr * factor, "steps_per_s": rate}
         if row is not None and is_first:
-            _append(log, row)
+            with log.open("a") as handle:
+                handle.write(json.dumps(row) + "\n")
         if progress is not None and is_first:
-            progress(done, settings.steps, figures)
+            progress(done, settings.steps, metrics)
         if done % settings.checkpoint_every == 0 or is_last:
-            state = _flat_state(parameters, optimiser, average)
-            if is_first:
-                save_checkpoint(folder / "state", state, {"step": done})
+            trained.save(folder / "state", done)
         _kill_for_test(stage, done)
-    if average is not None:
-        _exchange(parameters, average)
+    trained.exchange()
     processes.wait()
-    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    return {name: parameter.detach().clone() for name, parameter in trained.parameters.items()}
 
 
-def _gather_gradients(
+class _Trained:
+    """Parameters, their optimiser and their running average."""
+
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], settings: Optimise, lr_of: Callable[[str], float] | None
+    ) -> None:
+        self.parameters, self.decay = parameters, settings.ema_decay
+        # One fused kernel for all parameters: the optimiser is what weighs most in a small batch's step.
+        groups = parameter_groups(parameters, settings, lr_of)
+        self.optimiser = torch.optim.AdamW(groups, betas=settings.betas, fused=True)
+        self.average: dict[str, torch.Tensor] = {}
+        if self.decay is not None:
+            self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    def begin_step(self, factor: float) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def end_step(self, step: int) -> None:
+        """Change the weights, and their average, whose horizon grows with the step until it reaches the decay."""
+        self.optimiser.step()
+        if self.decay is not None:
+            decay = min(self.decay, (1.0 + step) / (10.0 + step))
+            current = [parameter.detach() for parameter in self.parameters.values()]
+            torch._foreach_lerp_(list(self.average.values()), current, 1.0 - decay)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Parameters and their average change places."""
+        for name, average in self.average.items():
+            kept = self.parameters[name].detach().clone()
+            self.parameters[name].copy_(average)
+            average.copy_(kept)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the parameters are their average."""
+        self.exchange()
+        try:
+            yield
+        finally:
+            self.exchange()
+
+    def save(self, folder: Path, done: int) -> None:
+        """Write a checkpoint: everything under flat names, whole, by the first process."""
+        tensors = {f"parameter/{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"optimiser/{key}/{name}"] = torch.as_tensor(value)
+        tensors |= {f"average/{name}": tensor for name, tensor in self.average.items()}
+        state = gather(tensors)
+        if processes.is_first():
+            save_checkpoint(folder, state, {"step": done})
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> int:
+        """Go on from a checkpoint; the steps done there, 0 without one."""
+        saved = load_checkpoint(folder)
+        if saved is None:
+            return 0
+        tensors, numbers = saved
+        for name, parameter in self.parameters.items():
+            parameter.copy_(part_like(tensors[f"parameter/{name}"], parameter))
+            if f"optimiser/step/{name}" in tensors:
+                state = {
+                    key: part_like(tensors[f"optimiser/{key}/{name}"], parameter) for key in ("exp_avg", "exp_avg_sq")
+                }
+                state["step"] = tensors[f"optimiser/step/{name}"].to(parameter.device)
+                self.optimiser.state[parameter] = state
+            if self.average:
+                self.average[name].copy_(part_like(tensors[f"average/{name}"], parameter))
+        return int(numbers["step"])
+
+
+class _Losses(nn.Module):
+    """A task's losses as a module that owns its parameters, which is what DDP wraps."""
+
+    def __init__(self, task: Task, parameters: dict[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.task, self.trained = task, nn.ParameterList(parameters.values())
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        return self.task.losses(batch)
+
+    def shared(self) -> nn.Module:
+        """Itself where it is alone or its weights are split; else with gradients averaged over the processes."""
+        if processes.count() == 1 or any(is_split(parameter) for parameter in self.trained):
+            return self
+        leaves_out = bool(getattr(self.task, "may_leave_out", False))
+        return DistributedDataParallel(self, find_unused_parameters=leaves_out)
+
+
+def _compute_gradients(
     task: Task,
+    losses: nn.Module,
+    parameters: dict[str, nn.Parameter],
     settings: Optimise,
     seed: int,
     step: int,
-    parameters: dict[str, nn.Parameter],
     stage: str,
-    device_type: str,
-    is_bf16: bool,
+    autocast: torch.autocast,
 ) -> dict[str, float]:
-    """Gradients of one step in the parameters, and its figures; the step's one wait for the device is at the end.
+    """Gradients of one step in the parameters, and its metrics; the step's one wait for the device is at the end.
 
     Raises
     ------
@@ -252,19 +329,29 @@ def _gather_gradients(
         In every process, when a loss or a gradient is not finite in any.
     """
     values, seen, names = [], [], ["loss"]
+    own = processes.rows(settings.batch_size)
     for micro in range(settings.accumulate):
         micro_seed = step_seed(seed, step, micro)
         torch.manual_seed(micro_seed)
-        with processes.global_batch(settings.batch_size):
-            with torch.autocast(device_type, torch.bfloat16, enabled=is_bf16):
-                loss, logged = task.loss(step, micro, np.random.default_rng(micro_seed))
-            (loss / settings.accumulate).backward()
+        rng = np.random.default_rng(micro_seed)
+        batch = task.sample(Draw(rng, settings.batch_size, step, step * settings.accumulate + micro, seed))
+        share = 1.0
+        if processes.count() > 1:
+            batch = {name: rows[own] for name, rows in batch.items()}
+            torch.manual_seed(step_seed(seed, step, micro, processes.rank()))
+            share = (own.stop - own.start) / settings.batch_size
+        is_last = micro == settings.accumulate - 1
+        without_exchange = nullcontext if is_last else getattr(losses, "no_sync", nullcontext)
+        with without_exchange():
+            with autocast:
+                each, logged = losses(batch)
+            # Gradients are averaged over the processes: shares of one batch, and of one size, come out as its mean.
+            (each.mean() * (share * processes.count() / settings.accumulate)).backward()
         names = ["loss", *logged]
-        figures = [torch.as_tensor(value, device=loss.device).detach() for value in (loss, *logged.values())]
-        values.append(torch.stack([figure.double() for figure in figures]))
-        seen.append(getattr(task, "sample_values", None))
+        figures = [torch.as_tensor(value, device=each.device).detach() for value in (each.mean(), *logged.values())]
+        values.append(torch.stack([figure.double() for figure in figures]) * share)
+        seen.append((batch, each.detach()))
     together = processes.add_up(torch.stack(values))
-    processes.add_up_gradients(parameter for parameter in parameters.values() if not is_split(parameter))
     most = math.inf if settings.clip_grad is None else settings.clip_grad
     norm = whole(torch.nn.utils.clip_grad_norm_(list(parameters.values()), most))
     *numbers, found_norm = torch.cat([together.flatten(), norm.reshape(1).to(together)]).tolist()
@@ -273,7 +360,7 @@ def _gather_gradients(
         if not math.isfinite(row[0]):
             raise TrainingError(
                 f"expected a finite loss, found {row[0]} at step {step} (micro-batch {micro}) of {stage}"
-                f"{_name_culprits(seen[micro])}; "
+                f"{_name_culprits(*seen[micro])}; "
                 "the weights are those of the step before; lower the learning rate or look at that batch's data"
             )
     if not math.isfinite(found_norm):
@@ -281,47 +368,32 @@ def _gather_gradients(
     return {name: math.fsum(row[at] for row in rows) / settings.accumulate for at, name in enumerate(names)}
 
 
-def _name_culprits(seen: tuple[np.ndarray, torch.Tensor] | None) -> str:
-    """The samples, of every process, whose own value is not finite, in words."""
-    own = []
-    if seen is not None:
-        own = [int(number) for number, value in zip(seen[0], seen[1].tolist(), strict=True) if not math.isfinite(value)]
-    found = processes.collect(own)
+def _name_culprits(batch: Batch, losses: torch.Tensor) -> str:
+    """The samples, of every process, with values that are not finite; where there are none, with losses that are not."""
+    if "index" not in batch:
+        return ""
+    index = np.asarray(batch["index"])
+    is_broken = np.zeros(len(index), dtype=bool)
+    for rows in batch.values():
+        if isinstance(rows, torch.Tensor) and rows.is_floating_point():
+            is_broken |= ~torch.isfinite(rows.reshape(len(rows), -1)).all(dim=1).cpu().numpy()
+    found = processes.collect(index[is_broken].tolist())
+    if not found:
+        found = processes.collect(index[~torch.isfinite(losses).cpu().numpy()].tolist())
     return f", sample {', '.join(map(str, found))}" if found else ""
 
 
-def _update_average(
-    average: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], decay: float, step: int
-) -> None:
-    """Exponential moving average whose horizon grows with the step until it reaches ``decay``."""
-    decay = min(decay, (1.0 + step) / (10.0 + step))
-    with torch.no_grad():
-        torch._foreach_lerp_(
-            list(average.values()), [parameter.detach() for parameter in parameters.values()], 1.0 - decay
-        )
-
-
-def _exchange(parameters: dict[str, nn.Parameter], average: dict[str, torch.Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            kept = parameter.detach().clone()
-            parameter.copy_(average[name])
-            average[name].copy_(kept)
-
-
-def _validate_with(
-    validate: Callable[[int], dict[str, float]],
-    step: int,
-    parameters: dict[str, nn.Parameter],
-    average: dict[str, torch.Tensor] | None,
-) -> dict[str, float]:
-    if average is None:
-        return validate(step)
-    _exchange(parameters, average)
-    try:
-        return validate(step)
-    finally:
-        _exchange(parameters, average)
+def _keep_rows_before(path: Path, step: int) -> None:
+    """Drop log rows the killed run wrote after its last checkpoint; they are about to be written again."""
+    if path.is_file():
+        rows = []
+        for line in path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] < step:
+                    rows.append(line)
+            except (json.JSONDecodeError, KeyError):
+                continue
+        path.write_text("".join(row + "\n" for row in rows))
 
 
 def _kill_for_test(stage: str, done: int) -> None:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from mindvideo import processes
-from mindvideo.config import MaskedBrain
+from mindvideo.config import Adapt, MaskedBrain, Pretrain
 from mindvideo.data.readers.hcp import BrainSegments
-from mindvideo.data.windows import pad_voxels
 from mindvideo.errors import DataError
 from mindvideo.models.masked_brain import MaskedBrainModel
-from mindvideo.stages import StageContext
-from mindvideo.train.loop import Figures, train
+from mindvideo.stages import Progress, StageContext
+from mindvideo.train.loop import Batch, Draw, Metrics, train
 from mindvideo.train.sharding import split_weights, whole_model
 from mindvideo.train.stage import note_disabled, save_memory, save_model, stage_seed, trainable, training_device
 
 STAGE = "pretrain"
-HELD_OUT = 0.1
 VALIDATION_ROWS = 1024
 VALIDATION_BATCH = 128
 
@@ -37,7 +35,6 @@ class MaskedBrainTask:
         ``index (B,) -> fmri (B, V) float32``.
     rows, held_out : ndarray of int
         Rows to train on and rows to validate on.
-    batch_size : int
     seed : int
         Of the masks used for validation, the same each time.
     """
@@ -48,7 +45,6 @@ class MaskedBrainTask:
         take: Take,
         rows: np.ndarray,
         held_out: np.ndarray,
-        batch_size: int,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -56,76 +52,77 @@ class MaskedBrainTask:
         self.model = model.to(device)
         split_weights(self.model)
         self.take, self.rows, self.held_out = take, rows, held_out
-        self.batch_size, self.seed, self.device = batch_size, seed, device
-        self.mean_V = self._training_mean()
+        self.seed, self.device = seed, device
+        # Of at most a few thousand training rows, evenly spread.
+        self.mean_V = take(spread(rows, 4 * VALIDATION_ROWS)).mean(axis=0, dtype=np.float64).astype(np.float32)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything but the fixed positions."""
         return trainable(self.model)
 
-    def loss(self, step: int, micro: int, rng: np.random.Generator) -> tuple[torch.Tensor, Figures]:
-        """Mean squared error of the masked patches of one random batch."""
+    def sample(self, draw: Draw) -> Batch:
+        """Rows and the noise their masks follow from; the rows are read by the process that needs them."""
+        index = np.sort(self.rows[draw.rows(len(self.rows))])
+        return {"index": index, "noise": torch.rand(len(index), self.model.num_patches)}
+
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """Mean squared error of each row's masked patches."""
         self.model.train()
-        count = len(self.rows)
-        chosen = self.rows[rng.choice(count, size=self.batch_size, replace=self.batch_size > count)]
-        own = np.sort(chosen)[processes.rows(self.batch_size)]
-        fmri = self._fmri(own)
-        output = self.model(fmri, noise=processes.random_rows((len(own), self.model.num_patches), self.device))
-        self.sample_values = own, fmri.sum(dim=1) + output.prediction.detach().flatten(1).sum(dim=1)
-        return output.loss * processes.weight(self.batch_size), {}
+        return self.model(self._fmri(batch["index"]), noise=batch["noise"]).sample_loss, {}
 
     def validate(self, step: int) -> dict[str, float]:
         """Loss on held-out rows beside that of predicting each voxel's training mean, over the same masked patches."""
         self.model.eval()
-        model_error, mean_error, masked = 0.0, 0.0, 0
+        errors, masked = {"validation_loss": 0.0, "mean_predictor_loss": 0.0}, 0
         generator = torch.Generator(self.device).manual_seed(self.seed)
-        patch = self.model.config.patch_size
         with torch.inference_mode():
+            mean = self.model.patches(torch.from_numpy(self.mean_V)[None].to(self.device))
             for start in range(0, len(self.held_out), VALIDATION_BATCH):
                 fmri = self._fmri(self.held_out[start : start + VALIDATION_BATCH])
                 output = self.model(fmri, generator=generator)
-                patches = _patches(fmri.cpu().numpy(), patch)[output.is_masked.cpu().numpy()]
-                mean = np.broadcast_to(_patches(self.mean_V[None], patch), (len(fmri), *output.prediction.shape[1:]))
-                mean_error += float(np.square(patches - mean[output.is_masked.cpu().numpy()]).sum())
-                predicted = output.prediction.float().cpu().numpy()[output.is_masked.cpu().numpy()]
-                model_error += float(np.square(patches - predicted).sum())
-                masked += patches.size
-        return {"validation_loss": model_error / masked, "mean_predictor_loss": mean_error / masked}
+                truth = self.model.patches(fmri)
+                for name, guess in (("validation_loss", output.prediction), ("mean_predictor_loss", mean)):
+                    errors[name] += float((guess - truth)[output.is_masked].double().square().sum())
+                masked += int(output.is_masked.sum()) * truth.shape[-1]
+        return {name: error / masked for name, error in errors.items()}
 
     def _fmri(self, index: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(self.take(index)).to(self.device)
 
-    def _training_mean(self) -> np.ndarray:
-        """Mean of each voxel over at most a few thousand training rows, evenly spread."""
-        return self.take(_spread(self.rows, 4 * VALIDATION_ROWS)).mean(axis=0, dtype=np.float64).astype(np.float32)
 
-
-def _patches(fmri_BV: np.ndarray, patch_size: int) -> np.ndarray:
-    """(B, P, patch), the last patch filled up by wrapping as the model does."""
-    return pad_voxels(fmri_BV, patch_size).reshape(len(fmri_BV), -1, patch_size)
-
-
-def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+def spread(rows: np.ndarray, most: int) -> np.ndarray:
     """At most ``most`` of the rows, evenly spread."""
     if len(rows) <= most:
         return rows
     return rows[np.linspace(0, len(rows) - 1, most).astype(int)]
 
 
-def split_rows(n_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training rows, and the last tenth (at most ``VALIDATION_ROWS`` of it, evenly spread) to validate on."""
-    first = n_rows - max(1, round(HELD_OUT * n_rows))
-    if first < 1:
+def split_rows(n_rows: int, validation_share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows, and a share of the last to validate on (at most ``VALIDATION_ROWS`` of it, evenly spread)."""
+    held_out = max(1, round(validation_share * n_rows)) if validation_share else 0
+    if n_rows - held_out < 1:
         raise DataError(
-            f"expected at least two recorded segments to pre-train on, found {n_rows}; prepare more recordings"
+            f"expected more than {held_out} recorded segments to pre-train on, found {n_rows}; prepare more recordings"
         )
-    return np.arange(first), _spread(np.arange(first, n_rows), VALIDATION_ROWS)
+    return np.arange(n_rows - held_out), spread(np.arange(n_rows - held_out, n_rows), VALIDATION_ROWS)
 
 
-def new_masked_brain(encoder: MaskedBrain, num_voxels: int, mask_ratio: float, seed: int) -> MaskedBrainModel:
+def fit_scale(fmri: np.ndarray) -> dict[str, float]:
+    """``input_mean`` and ``input_scale`` of a model, from training scans (..., V)."""
+    mean, scale = float(fmri.mean(dtype=np.float64)), float(fmri.std(dtype=np.float64))
+    if not scale > 0:
+        raise DataError(
+            "expected training scans that vary, found a single value in all of them; look at the recordings"
+        )
+    return {"input_mean": mean, "input_scale": scale}
+
+
+def new_masked_brain(
+    encoder: MaskedBrain, num_voxels: int, mask_ratio: float, seed: int, scale: dict[str, float]
+) -> MaskedBrainModel:
     """A new masked brain model of the recipe's architecture, its weights drawn from ``seed``."""
     torch.manual_seed(seed)
-    return MaskedBrainModel(num_voxels=num_voxels, mask_ratio=mask_ratio, **encoder.model_dump())
+    return MaskedBrainModel(num_voxels=num_voxels, mask_ratio=mask_ratio, **scale, **encoder.model_dump())
 
 
 def run(context: StageContext) -> None:
@@ -142,18 +139,32 @@ def run(context: StageContext) -> None:
         return
     seed = stage_seed(recipe.seed, STAGE)
     segments = BrainSegments.open(run_dir / "prepare" / "hcp.zarr")
-    rows, held_out = split_rows(len(segments))
-    model = new_masked_brain(recipe.encoder, segments.n_voxels, settings.mask_ratio, seed)
+    rows, held_out = split_rows(len(segments), settings.validation_share)
+    scale = fit_scale(segments.take(spread(rows, 4 * VALIDATION_ROWS)))
+    model = new_masked_brain(recipe.encoder, segments.n_voxels, settings.mask_ratio, seed, scale)
+    train_masked_brain(model, segments.take, (rows, held_out), settings, folder, seed, progress)
+
+
+def train_masked_brain(
+    model: MaskedBrainModel,
+    take: Take,
+    rows: tuple[np.ndarray, np.ndarray],
+    settings: Pretrain | Adapt,
+    folder: Path,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    """Train on the first of ``rows``, validate on the second where there are any, and write ``folder/model``."""
     device = training_device()
     save_memory(settings, model)
-    task = MaskedBrainTask(model, segments.take, rows, held_out, settings.batch_size, seed, device)
+    task = MaskedBrainTask(model, take, *rows, seed, device)
     train(
         task,
         settings,
         folder,
         seed=seed,
         progress=progress,
-        validate=task.validate,
+        validate=task.validate if len(rows[1]) else None,
         validate_every=settings.checkpoint_every,
         device=device,
     )

@@ -21,10 +21,7 @@ from mindvideo.models.transformer import Block
 
 
 def split_weights(model: MaskedBrainModel) -> None:
-    """Leave this process its part of every weight, where the launcher asks for it; before the optimiser is made.
-
-    Gradients are summed over the processes, not averaged: every process's loss is its part of the whole.
-    """
+    """Leave this process its part of every weight, where the launcher asks for it; before the optimiser is made."""
     if not processes.splits_weights():
         return
     mesh = init_device_mesh(model.device.type, (processes.count(),))
@@ -32,7 +29,6 @@ def split_weights(model: MaskedBrainModel) -> None:
     for unit in units:
         # The model's own weights too are let go after its forward pass: validation exchanges them for their average.
         part = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
-        part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
 
 

@@ -76,19 +76,15 @@ class TokenTarget:
         """Tokens (B, L, C) float32 of the windows ``index``."""
         return self.text.tokens[self.row[index]].float()
 
-    def loss(self, condition_BLC: torch.Tensor, index: np.ndarray) -> torch.Tensor:
-        """Mean squared error of the condition against the tokens, 1 for the mean predictor."""
-        return self.distance(condition_BLC, self.tokens(index))
-
-    def distance(self, condition_BLC: torch.Tensor, tokens_BLC: torch.Tensor) -> torch.Tensor:
-        """Mean squared distance of the condition from some tokens, 1 on average between the tokens and their mean.
+    def distances(self, condition_BLC: torch.Tensor, tokens_BLC: torch.Tensor) -> torch.Tensor:
+        """Squared distance of each condition from its tokens (B,), 1 on average between the tokens and their mean.
 
         With whitening, a tenth of the plain distance holds what lies outside the components.
         """
         error = condition_BLC.float() - tokens_BLC.to(condition_BLC.device)
-        plain = error.square().mean() / self.variance
+        plain = error.square().flatten(1).mean(dim=1) / self.variance
         if self.whitening == 0:
             return plain
         along = error.flatten(1) @ self.components.T.to(error.device)
-        whitened = (along.square() * self._weights.to(error.device)).sum(dim=1).mean()
+        whitened = (along.square() * self._weights.to(error.device)).sum(dim=1)
         return (whitened + 0.1 * plain) / 1.1

@@ -1,0 +1,95 @@
+"""What the windows of ``align`` are aligned with: embeddings of their captions and frames, augmented (supplement B).
+
+Shapes: B batch, N windows, F frames, C condition width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from mindvideo.config import Align
+from mindvideo.data.windows import Windows
+from mindvideo.models.foundation import Foundation
+from mindvideo.train.augmentation import augment_caption, random_crops
+from mindvideo.train.features import TextFeatures
+from mindvideo.train.thesaurus import Thesaurus
+from mindvideo.train.tokens import TokenTarget
+
+
+@dataclass
+class AlignData:
+    """One split: its windows, their captions' tokens, and image embeddings (N, F, 1 + crops, C) where they are used."""
+
+    windows: Windows
+    target: TokenTarget
+    images: torch.Tensor | None
+
+    def __len__(self) -> int:
+        """Number of windows N."""
+        return len(self.windows)
+
+    def fmri(self, index: np.ndarray) -> torch.Tensor:
+        """The scans of some windows, float32 (B, W, V)."""
+        return torch.from_numpy(self.windows.fmri(index))
+
+    @property
+    def text(self) -> TextFeatures:
+        """The frozen text features."""
+        return self.target.text
+
+
+class Views(Protocol):
+    """What a window is aligned with each time it is drawn."""
+
+    def __call__(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings (B, C) of some windows' captions and, where images are used, of a frame of each."""
+        ...
+
+
+class FixedViews:
+    """A few versions of each caption and crops of each frame, made once: for CPUs, where the frozen networks weigh most."""
+
+    def __init__(self, data: AlignData, settings: Align) -> None:
+        self.data, self.settings = data, settings
+
+    def __call__(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One of the versions at random."""
+        data, size = self.data, len(index)
+        pooled = data.text.pooled[data.target.row[index]]
+        version = rng.integers(pooled.shape[1], size=size) if self.settings.word_swap else np.zeros(size, int)
+        text = pooled[np.arange(size), version]
+        if data.images is None:
+            return text, None
+        n_frames, n_views = data.images.shape[1:3]
+        frame, view = rng.integers(n_frames, size=size), np.zeros(size, int)
+        if n_views > 1:
+            view = np.where(rng.random(size) < self.settings.crop_probability, rng.integers(1, n_views, size=size), 0)
+        return text, data.images[index, frame, view].float()
+
+
+class DrawnViews:
+    """Captions reworded and frames cropped anew each time, through the frozen networks (the paper's way)."""
+
+    def __init__(self, data: AlignData, settings: Align, foundation: Foundation, thesaurus: Thesaurus) -> None:
+        self.data, self.settings, self.foundation, self.thesaurus = data, settings, foundation, thesaurus
+
+    def __call__(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """New ones."""
+        data = self.data
+        text = data.text.pooled[data.target.row[index], 0]
+        if self.settings.word_swap:
+            captions = [augment_caption(data.windows.captions[i], self.thesaurus, rng) for i in index]
+            text = self.foundation.encode_text(captions, is_cut=True)[1].cpu()
+        if data.images is None:
+            return text, None
+        frame = rng.integers(data.images.shape[1], size=len(index))
+        image = data.images[index, frame, 0].float()
+        is_cropped = np.flatnonzero(rng.random(len(index)) < self.settings.crop_probability)
+        if len(is_cropped):
+            frames = data.windows.frames(index[is_cropped])[np.arange(len(is_cropped)), frame[is_cropped]]
+            image[is_cropped] = self.foundation.encode_image(random_crops(frames, rng)).cpu()
+        return text, image
