@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mindvideo.evaluate.controls import CLIP_SETS, clip_set
+from mindvideo.clip_sets import CLIP_SETS, clip_set
 from mindvideo.evaluate.score import ScoreResult
 from mindvideo.evaluate.tables import write_origin
 

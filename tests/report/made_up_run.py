@@ -13,8 +13,8 @@ import yaml
 import zarr
 from PIL import Image
 
+from mindvideo.clip_sets import clip_set
 from mindvideo.data.writing import StoreWriter
-from mindvideo.evaluate.controls import clip_set
 
 N, F, H, W = 26, 6, 32, 32
 KINDS = ("truth", "reconstruction", "shuffled", "mean", "random_train", "constant", "caption", "vae")
@@ -96,6 +96,7 @@ def write_scores(folder: Path, rng: np.random.Generator) -> dict[str, np.ndarray
         "chance": None,
         "controls": {"shuffled": float("nan")},
         "p": {},
+        "truth": 0.97,
     }
     scores["consistency"]["higher_is_better"] = None
     (folder / "scores.json").write_text(json.dumps(scores))
@@ -112,18 +113,6 @@ def write_scores(folder: Path, rng: np.random.Generator) -> dict[str, np.ndarray
             place = [i, f"test{1 + i // 13}", i % 13, i // 2, i // 5]
             writer.writerow([*place, *(v for value in values.values() for v in (value[i], value[i] / 2))])
     return values
-
-
-def write_attributes(path: Path, rng: np.random.Generator) -> None:
-    table = {}
-    for name in ("thing", "colour", "place", "motion", "cut"):
-        sets = {kind: float(rng.uniform(0.1, 0.9)) for kind in (*KINDS, "truth")}
-        table[name] = {
-            "sets": sets, "interval": [0.12, 0.34], "n": N, "chance": 0.083, "p": {"shuffled": 0.0004, "mean": 0.21},
-            "p_holm": {"shuffled": 0.0024, "mean": 0.63},
-            "definition": f"share of clips whose {name} is read correctly",
-        }  # fmt: skip
-    path.write_text(json.dumps({"attributes": table, "names": {}, "windows_with_a_cut": 3}))
 
 
 def write_rival(path: Path, rng: np.random.Generator) -> None:
@@ -262,7 +251,6 @@ def make_run(path: Path, seed: int = 3, **recipe: Any) -> dict[str, np.ndarray]:
         write_metrics(path / stage, rng, steps)
     write_clips(path / "reconstruct", rng)
     values = write_scores(path / "evaluate", rng)
-    write_attributes(path / "evaluate" / "attributes.json", rng)
     pair = {"test_segment": "test1", "test_scan": 3, "train_segment": "seg2", "train_scan": 5, "correlation": 0.9871}
     near = {"count": 1, "test_scans": 11, "pairs": [pair]}
     (path / "evaluate" / "near_duplicates.json").write_text(json.dumps(near))

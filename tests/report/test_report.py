@@ -328,7 +328,7 @@ def test_every_number_traces_to_a_file_of_the_run(browser: Browser, made: tuple[
     page.wait_for_selector("canvas[data-frame]")
     files = check_citations(page, [made[0].parent.parent], made[0].parent)
     assert files >= {
-        "evaluate/scores.json", "evaluate/windows.csv", "evaluate/attributes.json", "evaluate/near_duplicates.json",
+        "evaluate/scores.json", "evaluate/windows.csv", "evaluate/near_duplicates.json",
         "evaluate/noise_ceiling.json", "baselines/ridge/evaluate/scores.json", "differences_run0.json",
         "explain/attention.json", "explain/occlusion.json", "explain/temporal.json", "explain/truth.json",
         "align/metrics.jsonl", "prepare/store.zarr", "reconstruct/done.json", "*/done.json",

@@ -12,10 +12,9 @@ import pytest
 import yaml
 from markupsafe import Markup
 
+from mindvideo.clip_sets import clip_set
 from mindvideo.errors import DataError
-from mindvideo.evaluate.controls import clip_set
 from mindvideo.evaluate.score import ScoreResult
-from mindvideo.report.attributes import list_attributes
 from mindvideo.report.brain import judge_maps, list_brain, list_turning, split_pictures
 from mindvideo.report.build import build_report, find_ablations
 from mindvideo.report.comparison import list_rivals, measure_differences, tabulate
@@ -161,13 +160,6 @@ def test_choice_of_voxels_is_the_one_that_took_place(
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"data": data}))
     (choice,) = (choice for choice in list_choices(read_run(run_dir)) if choice["name"] == "Voxels")
     assert words in choice["text"] and choice["is_warning"] == is_warning
-
-
-def test_attributes_show_the_corrected_p(run_dir: Path) -> None:
-    table = list_attributes(read_run(run_dir))
-    assert table
-    cells = {cell["label"]: cell["small"] for cell in table["rows"][0]["cells"]}
-    assert cells["shuffled brain"].striptags() == "P = .002" and cells["mean brain"].striptags() == "P = .63"
 
 
 def test_direction_of_a_score_is_read_and_never_guessed(run_dir: Path) -> None:

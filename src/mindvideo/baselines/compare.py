@@ -28,6 +28,7 @@ from mindvideo.baselines.categories import judge_categories
 from mindvideo.baselines.folder import digest_folder, read_folder
 from mindvideo.baselines.trial import Trial
 from mindvideo.classes import digest_source, import_class
+from mindvideo.clip_sets import clip_set
 from mindvideo.config import Recipe, save_recipe
 from mindvideo.cost import measure_cost
 from mindvideo.data.disk import write_text
@@ -57,13 +58,6 @@ VERSION = 1
 MADE = ("reconstruction", "shuffled", "mean")
 Make = Callable[[str, np.ndarray], np.ndarray]
 """A set's name and positions of windows to their clips."""
-LABELS = {
-    "truth": "what was shown",
-    "shuffled": "control: fMRI of another scene's window through the same map",
-    "mean": "control: the mean training fMRI through the same map",
-    "random_train": "control: a random training clip",
-    "constant": "control: the mean training frame",
-}
 
 
 def rival_folder(run_dir: Path, name: str) -> Path:
@@ -253,13 +247,12 @@ def _fill(
     folder: Path, trial: Trial, name: str, key: str, makers: dict[str, Make], progress: Progress | None
 ) -> zarr.Group:
     """The clips that ``makers`` make, beside those that need no method; goes on after the last batch that is there."""
-    labels = LABELS | {"reconstruction": f"reconstruction by {name}"}
     names = ("truth", *makers, "random_train", "constant")
+    labels = {each: clip_set(each, "none").definition for each in names}
+    labels |= {"truth": "what was shown", "reconstruction": f"reconstruction by {name}"}
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "windows.json", json.dumps(trial.description, indent=1))
-    clips = open_clips(
-        folder / "clips.zarr", {each: labels[each] for each in names}, trial.shape, len(trial.chosen), key
-    )
+    clips = open_clips(folder / "clips.zarr", labels, trial.shape, len(trial.chosen), key)
     batch_size = trial.recipe.reconstruct.batch_size
     fill_clips(clips, lambda kind, at: makers.get(kind, trial.make)(kind, at), batch_size, progress)
     return clips

@@ -65,7 +65,7 @@ def evaluate(
 
 
 def _print_scores(folder: Path) -> None:
-    from mindvideo.evaluate.score import ClipSet
+    from mindvideo.clip_sets import ClipSet
     from mindvideo.evaluate.tables import brief_rows, group_reasons, read_scores
 
     scores = read_scores(folder / "scores.json")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,13 @@ from mindvideo.data.windows import block_numbers
 from mindvideo.errors import DataError
 from mindvideo.evaluate import attributes, captions, measure, motion, pixel, retrieval, semantic, statistics
 from mindvideo.evaluate.audit import audit_store
-from mindvideo.evaluate.controls import clip_set
-from mindvideo.evaluate.score import NETWORKS, Ends, Score, ScoreResult, finite
+from mindvideo.evaluate.judge import TRUTH, Judge, add_holm, make_rng
+from mindvideo.evaluate.score import NETWORKS, Score, ScoreResult
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress, StageContext
 
 MAIN = "reconstruction"
-TRUTH = "truth"
 OVER_TIME = "over_time"
 """Stands for `Score.over_time` among what an evaluation goes without."""
 
@@ -61,127 +59,6 @@ def list_scores(settings: Evaluate, n_windows: int, world: attributes.World | No
     """Every score there is on a test set of ``n_windows`` windows, in the order they are shown."""
     found = [*semantic.list_scores(settings), *pixel.SCORES, *retrieval.list_scores(settings, n_windows)]
     return [*found, *captions.SCORES, *motion.SCORES, *(attributes.list_scores(world) if world is not None else ())]
-
-
-def _rng(seed: int, *words: str) -> np.random.Generator:
-    """A generator of its own for every purpose, so that adding a score changes no other score's numbers."""
-    return np.random.default_rng([seed, zlib.crc32("|".join(words).encode())])
-
-
-def _mean(values: np.ndarray) -> float | None:
-    known = np.isfinite(values)
-    return float(values[known].mean()) if known.any() else None
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """Turns values by window into results: the blocks, the seed and the settings of one evaluation."""
-
-    block: np.ndarray
-    film: np.ndarray | None
-    settings: Evaluate
-    seed: int
-
-    def interval(self, values: np.ndarray, *words: str) -> Ends:
-        known = np.isfinite(values)
-        if not known.any():
-            return (None, None)
-        rng = _rng(self.seed, *words)
-        ends = statistics.block_bootstrap_interval(values[known], self.block[known], self.settings.bootstraps, rng)
-        return finite(ends[0]), finite(ends[1])
-
-    def judge(self, score: Score, values: Mapping[str, np.ndarray], main: str, network: str) -> ScoreResult:
-        """Value, interval, controls and P-values of one score from its values by window and set."""
-        own, others = values[main], [key for key in values if key not in (main, TRUTH)]
-        sign = -1.0 if score.higher_is_better is False else 1.0
-        p_values: dict[str, float | None] = {}
-        for other in others:
-            difference = (own - values[other]) * sign
-            known = np.isfinite(difference)
-            if score.higher_is_better is not None and clip_set(other).role != "ceiling" and known.any():
-                p_values[other] = statistics.block_permutation_p(
-                    difference[known], self.block[known], self.settings.permutations,
-                    _rng(self.seed, score.name, other, "p"),
-                )  # fmt: skip
-        way = self._way_to_caption(score, values, own, sign)
-        return ScoreResult(
-            name=score.name,
-            value=_mean(own),
-            label=score.label,
-            definition=score.definition,
-            family=score.family,
-            needs=score.needs,
-            unit=score.unit,
-            used_by=score.used_by,
-            network=network,
-            range=(score.low, score.high),
-            higher_is_better=score.higher_is_better,
-            is_main=score.is_main,
-            interval=self.interval(own, score.name, main),
-            n=int(np.isfinite(own).sum()),
-            chance_closed_form=score.chance,
-            controls={other: _mean(values[other]) for other in others},
-            control_intervals={other: self.interval(values[other], score.name, other) for other in others},
-            roles={other: clip_set(other).role for other in others},
-            p=p_values,
-            truth=_mean(values[TRUTH]) if TRUTH in values else None,
-            way_to_caption=way[0],
-            way_to_caption_interval=way[1:],
-            films=self._films(score.name, {key: values[key] for key in (main, *others)}, main),
-        )
-
-    def _way_to_caption(
-        self, score: Score, values: Mapping[str, np.ndarray], own: np.ndarray, sign: float
-    ) -> tuple[float | None, float | None, float | None]:
-        if score.higher_is_better is None or not {"shuffled", "caption"} <= values.keys():
-            return None, None, None
-        way, low, high = statistics.fraction_of_way(
-            sign * own, sign * values["shuffled"], sign * values["caption"], self.block, self.settings.bootstraps,
-            _rng(self.seed, score.name, "way"),
-        )  # fmt: skip
-        return finite(way), finite(low), finite(high)
-
-    def _films(self, name: str, values: Mapping[str, np.ndarray], main: str) -> dict[str, dict[str, Any]]:
-        """The score of every test film on its own: the paper gives SSIM so."""
-        if self.film is None:
-            return {}
-        found = {}
-        for film in dict.fromkeys(self.film.tolist()):
-            here = self.film == film
-            inside = replace(self, block=self.block[here])
-            found[str(film)] = {
-                "value": _mean(values[main][here]),
-                "interval": inside.interval(values[main][here], name, main, str(film)),
-                "n": int(np.isfinite(values[main][here]).sum()),
-                "controls": {key: _mean(value[here]) for key, value in values.items() if key != main},
-            }
-        return found
-
-    def add_chance(
-        self, result: ScoreResult, pairs: np.ndarray | None, sampled: Sequence[np.ndarray], allowed: np.ndarray
-    ) -> ScoreResult:
-        """Chance on this very test set, and P of the pairing, from every prediction against every truth."""
-        if pairs is None:
-            values = np.concatenate(sampled) if len(sampled) else np.empty(0)
-            return replace(result, chance=_mean(values))
-        known = np.isfinite(np.diag(pairs))
-        pairs, others = pairs[np.ix_(known, known)], allowed[np.ix_(known, known)]
-        p = None
-        if known.any():
-            rng = _rng(self.seed, result.name, "pairing")
-            p = statistics.block_pairing_p(pairs, self.block[known], self.settings.permutations, rng)
-        chance = finite(float(pairs[others].mean())) if others.any() else None
-        return replace(result, chance=chance, p_chance=p)
-
-
-def add_holm(scores: Mapping[str, ScoreResult]) -> dict[str, ScoreResult]:
-    """The results with P-values corrected by Holm's method over the scores, for each control on its own."""
-    corrected: dict[str, dict[str, float | None]] = {name: {} for name in scores}
-    for other in sorted({other for entry in scores.values() for other in entry.p}):
-        tested = {name: p for name, entry in scores.items() if (p := entry.p.get(other)) is not None}
-        for name, p in zip(tested, statistics.holm(np.array(list(tested.values()))), strict=True):
-            corrected[name][other] = float(p)
-    return {name: replace(entry, p_holm=corrected[name]) for name, entry in scores.items()}
 
 
 def _check_sets(sets: Mapping[str, Any], truth: Any, block: np.ndarray, main: str) -> None:
@@ -235,7 +112,7 @@ def evaluate_clips(
     Parameters
     ----------
     sets : mapping of str to array, uint8 (n, F, H, W, 3)
-        The clips to score under the name ``main``, and others under the names of `controls.CLIP_SETS` or names of their
+        The clips to score under the name ``main``, and others under the names of `mindvideo.clip_sets.CLIP_SETS` or names of their
         own. zarr arrays are read piece by piece.
     truth : array, uint8 (n, F, H, W, 3)
     networks : Networks or None
@@ -294,12 +171,12 @@ def evaluate_clips(
         features[name] = measure.extract_features(clips, networks, needs, cache)
         advance(n, name)
     allowed = measure.allowed_pairs(scene, n)
-    partners = measure.draw_partners(allowed, _rng(seed, "chance"))
+    partners = measure.draw_partners(allowed, make_rng(seed, "chance"))
     by_frames = [score for score in chosen if score.needs in ("frames", "flow")]
     windows, sampled = measure.measure_frames(
         by_frames, everything, truth, partners, main, lambda count: advance(count, "frames")
     )
-    judge = _Judge(block, film, settings, seed)
+    judge = Judge(block, film, settings, seed)
     named = name_networks(networks, needs)
     results: dict[str, ScoreResult] = {}
     for score in chosen:

@@ -76,7 +76,7 @@ def deal_to_other_blocks(block: np.ndarray, rng: np.random.Generator) -> np.ndar
 
 
 def make_controls(clips: np.ndarray, truth: np.ndarray, block: np.ndarray, seed: int) -> dict[str, Any]:
-    """Controls that need no fMRI, by the names of `controls.CLIP_SETS`.
+    """Controls that need no fMRI, by the names of `mindvideo.clip_sets.CLIP_SETS`.
 
     ``shuffled_pairing`` is left out where there are too few blocks to deal every clip to another one.
     """

@@ -26,9 +26,6 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "captions": ("captioner", "tokenizer", "text_encoder"),
 }
 """The parts of a foundation folder that each need is answered by."""
-Role = Literal["control", "baseline", "ceiling"]
-"""A *control* uses the same generator and seeds without the window's own brain signal, a *baseline* is what one could
-show without any brain, a *ceiling* is given the stimulus itself (METHOD section 9)."""
 LEVEL = 0.05
 """Corrected P below which a score counts as better."""
 
@@ -84,17 +81,6 @@ class Score:
     over_time: bool = False
     has_truth: bool = False
     is_main: bool = False
-
-
-@dataclass(frozen=True)
-class ClipSet:
-    """A set of clips: what it is to the scores, what it is in words, and what must stand beside every P against it."""
-
-    name: str
-    role: Role
-    label: str
-    definition: str
-    note: str = ""
 
 
 Ends = tuple[float | None, float | None]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mindvideo.clip_sets import ClipSet, clip_set
 from mindvideo.data.disk import write_text
 from mindvideo.evaluate import statistics
-from mindvideo.evaluate.controls import clip_set
-from mindvideo.evaluate.score import ClipSet, ScoreResult
+from mindvideo.evaluate.score import ScoreResult
 
 if TYPE_CHECKING:
     from mindvideo.evaluate.evaluation import Evaluation

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 
+from mindvideo.clip_sets import clip_set
 from mindvideo.config import Recipe, Reconstruct
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
@@ -24,15 +25,6 @@ from mindvideo.generate.guidance import describe_negative, is_transductive
 from mindvideo.generate.pipeline import MindVideoPipeline, to_uint8
 from mindvideo.models.foundation import Foundation
 
-LABELS = {
-    "truth": "what was shown",
-    "shuffled": "control: fMRI of another scene's window, the same noise",
-    "mean": "control: mean fMRI as the condition, the same noise",
-    "random_train": "control: a random training clip",
-    "constant": "control: the mean training frame",
-    "caption": "ceiling: ground-truth caption as the condition, the empty caption as the negative, the same noise",
-    "vae": "ceiling: what was shown, through the VAE",
-}
 _READ = 32
 """Windows read at once where a whole split is averaged."""
 
@@ -222,9 +214,9 @@ class ClipMaker(Shown):
     @property
     def labels(self) -> dict[str, str]:
         """What each name is, for tables and captions."""
-        reconstruction = f"reconstruction; {describe_negative(self.recipe.reconstruct.negative)}"
-        known = LABELS | {"reconstruction": reconstruction}
-        return {name: known[name] for name in self.names}
+        negative = self.recipe.reconstruct.negative
+        known = {"truth": "what was shown", "reconstruction": f"reconstruction; {describe_negative(negative)}"}
+        return {name: known.get(name) or clip_set(name, negative).definition for name in self.names}
 
     @property
     def n_bytes(self) -> int:

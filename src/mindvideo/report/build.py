@@ -16,7 +16,6 @@ from mindvideo.errors import DataError
 from mindvideo.report import comparison, sections
 from mindvideo.report.ablation import ablation_section
 from mindvideo.report.assets import Assets
-from mindvideo.report.attributes import list_attributes
 from mindvideo.report.brain import judge_maps, list_brain, list_turning, split_pictures
 from mindvideo.report.dataset import describe_validation, list_choices, summarise_data
 from mindvideo.report.gallery import describe_gallery, describe_shared
@@ -183,7 +182,7 @@ def _describe_run(
         "controls": sections.list_sets(item),
         "scores": sections.list_scores(item),
         "films": sections.list_films(item),
-        "attributes": list_attributes(item),
+        "has_truth": any(score.truth is not None for score in item.scores.values()),
         "rivals": _compare(rivals, f"differences_{key}.json", tested) if rivals else None,
         "training": sections.list_training(item),
         "validation": describe_validation(item),

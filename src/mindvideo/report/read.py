@@ -13,9 +13,9 @@ import yaml
 import zarr
 from numpy.typing import NDArray
 
+from mindvideo.clip_sets import ClipSet, clip_set
 from mindvideo.errors import DataError
-from mindvideo.evaluate.controls import clip_set
-from mindvideo.evaluate.score import ClipSet, ScoreResult, finite
+from mindvideo.evaluate.score import ScoreResult, finite
 from mindvideo.stages import STAGES, UNFINISHED
 
 
@@ -64,7 +64,6 @@ class Run:
     metrics: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     noise_ceiling: dict[str, float] = field(default_factory=dict)
     explain: dict[str, Any] = field(default_factory=dict)
-    attributes: dict[str, Any] = field(default_factory=dict)
     baselines: list[Run] = field(default_factory=list)
     pictures: list[Path] = field(default_factory=list)
 
@@ -139,7 +138,6 @@ def read_run(path: Path) -> Run:
         if source.name not in ("done.json", "started.json"):
             run.explain[source.stem] = _read_json(source, dict, problems) or {}
     run.pictures = sorted((path / "explain").glob("*.png"))
-    run.attributes = _read_json(path / "evaluate" / "attributes.json", dict, problems) or {}
     run.baselines = [read_run(found.parent) for found in sorted((path / "baselines").glob("*/recipe.yaml"))]
     return run
 

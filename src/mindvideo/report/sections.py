@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from mindvideo.evaluate.controls import CLIP_SETS, clip_set
+from mindvideo.clip_sets import CLIP_SETS, clip_set
 from mindvideo.evaluate.score import ScoreResult, finite
 from mindvideo.report.plots import Curve, Dot, draw_curves, draw_dots, thin_out
 from mindvideo.report.read import Run
@@ -77,6 +77,7 @@ def list_scores(run: Run) -> list[dict[str, Any]]:
                 "n": cite(score.n, source.at("n"), "count") if score.n else "",
                 "chance": cite(score.chance, source.at("chance")),
                 "from_brain": score.from_brain,
+                "truth": cite(score.truth, source.at("truth")),
                 "controls": cells,
                 "definition": _define(score),
                 "plot": draw_score(run, score),

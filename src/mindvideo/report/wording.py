@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from mindvideo.evaluate.controls import clip_set
+from mindvideo.clip_sets import clip_set
 
 CLASSES = {
     "p<0.0001": ("purple", "***", "P < .0001"),

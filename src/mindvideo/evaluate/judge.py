@@ -1,0 +1,139 @@
+"""From values by window to results: means, intervals, P-values, chance, the way to the ceiling, film by film."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mindvideo.clip_sets import clip_set
+from mindvideo.config import Evaluate
+from mindvideo.evaluate import statistics
+from mindvideo.evaluate.score import Ends, Score, ScoreResult, finite
+
+TRUTH = "truth"
+
+
+def make_rng(seed: int, *words: str) -> np.random.Generator:
+    """A generator of its own for every purpose, so that adding a score changes no other score's numbers."""
+    return np.random.default_rng([seed, zlib.crc32("|".join(words).encode())])
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = np.isfinite(values)
+    return float(values[known].mean()) if known.any() else None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Turns values by window into results: the blocks, the seed and the settings of one evaluation."""
+
+    block: np.ndarray
+    film: np.ndarray | None
+    settings: Evaluate
+    seed: int
+
+    def interval(self, values: np.ndarray, *words: str) -> Ends:
+        """Ends of the 95 % interval of the mean, by resampling blocks."""
+        known = np.isfinite(values)
+        if not known.any():
+            return (None, None)
+        rng = make_rng(self.seed, *words)
+        ends = statistics.block_bootstrap_interval(values[known], self.block[known], self.settings.bootstraps, rng)
+        return finite(ends[0]), finite(ends[1])
+
+    def judge(self, score: Score, values: Mapping[str, np.ndarray], main: str, network: str) -> ScoreResult:
+        """Value, interval, controls and P-values of one score from its values by window and set."""
+        own, others = values[main], [key for key in values if key not in (main, TRUTH)]
+        sign = -1.0 if score.higher_is_better is False else 1.0
+        p_values: dict[str, float | None] = {}
+        for other in others:
+            difference = (own - values[other]) * sign
+            known = np.isfinite(difference)
+            if score.higher_is_better is not None and clip_set(other).role != "ceiling" and known.any():
+                p_values[other] = statistics.block_permutation_p(
+                    difference[known], self.block[known], self.settings.permutations,
+                    make_rng(self.seed, score.name, other, "p"),
+                )  # fmt: skip
+        way = self._way_to_caption(score, values, own, sign)
+        return ScoreResult(
+            name=score.name,
+            value=_mean(own),
+            label=score.label,
+            definition=score.definition,
+            family=score.family,
+            needs=score.needs,
+            unit=score.unit,
+            used_by=score.used_by,
+            network=network,
+            range=(score.low, score.high),
+            higher_is_better=score.higher_is_better,
+            is_main=score.is_main,
+            interval=self.interval(own, score.name, main),
+            n=int(np.isfinite(own).sum()),
+            chance_closed_form=score.chance,
+            controls={other: _mean(values[other]) for other in others},
+            control_intervals={other: self.interval(values[other], score.name, other) for other in others},
+            roles={other: clip_set(other).role for other in others},
+            p=p_values,
+            truth=_mean(values[TRUTH]) if TRUTH in values else None,
+            way_to_caption=way[0],
+            way_to_caption_interval=way[1:],
+            films=self._films(score.name, {key: values[key] for key in (main, *others)}, main),
+        )
+
+    def _way_to_caption(
+        self, score: Score, values: Mapping[str, np.ndarray], own: np.ndarray, sign: float
+    ) -> tuple[float | None, float | None, float | None]:
+        if score.higher_is_better is None or not {"shuffled", "caption"} <= values.keys():
+            return None, None, None
+        way, low, high = statistics.fraction_of_way(
+            sign * own, sign * values["shuffled"], sign * values["caption"], self.block, self.settings.bootstraps,
+            make_rng(self.seed, score.name, "way"),
+        )  # fmt: skip
+        return finite(way), finite(low), finite(high)
+
+    def _films(self, name: str, values: Mapping[str, np.ndarray], main: str) -> dict[str, dict[str, Any]]:
+        """The score of every test film on its own: the paper gives SSIM so."""
+        if self.film is None:
+            return {}
+        found = {}
+        for film in dict.fromkeys(self.film.tolist()):
+            here = self.film == film
+            inside = replace(self, block=self.block[here])
+            found[str(film)] = {
+                "value": _mean(values[main][here]),
+                "interval": inside.interval(values[main][here], name, main, str(film)),
+                "n": int(np.isfinite(values[main][here]).sum()),
+                "controls": {key: _mean(value[here]) for key, value in values.items() if key != main},
+            }
+        return found
+
+    def add_chance(
+        self, result: ScoreResult, pairs: np.ndarray | None, sampled: Sequence[np.ndarray], allowed: np.ndarray
+    ) -> ScoreResult:
+        """Chance on this very test set, and P of the pairing, from every prediction against every truth."""
+        if pairs is None:
+            values = np.concatenate(sampled) if len(sampled) else np.empty(0)
+            return replace(result, chance=_mean(values))
+        known = np.isfinite(np.diag(pairs))
+        pairs, others = pairs[np.ix_(known, known)], allowed[np.ix_(known, known)]
+        p = None
+        if known.any():
+            rng = make_rng(self.seed, result.name, "pairing")
+            p = statistics.block_pairing_p(pairs, self.block[known], self.settings.permutations, rng)
+        chance = finite(float(pairs[others].mean())) if others.any() else None
+        return replace(result, chance=chance, p_chance=p)
+
+
+def add_holm(scores: Mapping[str, ScoreResult]) -> dict[str, ScoreResult]:
+    """The results with P-values corrected by Holm's method over the scores, for each control on its own."""
+    corrected: dict[str, dict[str, float | None]] = {name: {} for name in scores}
+    for other in sorted({other for entry in scores.values() for other in entry.p}):
+        tested = {name: p for name, entry in scores.items() if (p := entry.p.get(other)) is not None}
+        for name, p in zip(tested, statistics.holm(np.array(list(tested.values()))), strict=True):
+            corrected[name][other] = float(p)
+    return {name: replace(entry, p_holm=corrected[name]) for name, entry in scores.items()}
