@@ -42,12 +42,16 @@ def _rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
     write_cortex(path, change(np.array(recording.data)), recording.vertex, recording.tr_s)
 
 
-def _prepare(cli: Cli, raw: Path, out: Path) -> str:
-    """Run prepare, expect a refusal, and return its one sentence."""
-    code, text = cli(
+def _call_prepare(cli: Cli, raw: Path, out: Path) -> tuple[int, str]:
+    return cli(
         "prepare", "wen2018", raw, "--out", out, "--size", 32, "--selection", "top_k", "--k", 400,
         "--captions", raw / "truth" / "captions.json",
     )  # fmt: skip
+
+
+def _prepare(cli: Cli, raw: Path, out: Path) -> str:
+    """Run prepare, expect a refusal, and return its one sentence."""
+    code, text = _call_prepare(cli, raw, out)
     assert code == 1, text
     _expect_one_sentence(text)
     assert not out.exists()
@@ -85,13 +89,15 @@ def test_run_with_another_number_of_volumes(cli: Cli, raw: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("bad", [np.nan, 7.0])
-def test_nan_or_constant_vertices(cli: Cli, raw: Path, tmp_path: Path, bad: float) -> None:
+def test_nan_or_constant_vertices_are_left_out_and_counted(cli: Cli, raw: Path, tmp_path: Path, bad: float) -> None:
     def change(data: np.ndarray) -> np.ndarray:
         data[:, 11] = bad
         return data
 
     _rewrite(_fmri(raw, "seg1", 2), change)
-    assert "seg1_2" in _prepare(cli, raw, tmp_path / "store")
+    code, text = _call_prepare(cli, raw, tmp_path / "store")
+    assert code == 0 and "no signal in some run (1)" in text
+    assert any("no signal in some run (1)" in remark for remark in Store.open(tmp_path / "store").remarks)
 
 
 def test_truncated_cifti(cli: Cli, raw: Path, tmp_path: Path) -> None:
