@@ -117,11 +117,11 @@ def test_a_second_call_runs_nothing_and_a_lost_stage_is_run_again(
     assert [step.stage for step in plan["no_guidance"] if step.what == "run"] == ["evaluate"]
     called: list[str] = []
 
-    def fail(self: study.Study, name: str) -> Any:
-        called.append(name)
+    def fail(self: study.Study, stage: Any, *_: Any) -> None:
+        called.append(stage.name)
         raise DataError("stopped")
 
-    monkeypatch.setattr(study.Study, "_stage_function", fail)
+    monkeypatch.setattr(study.Study, "_run_stage", fail)
     with pytest.raises(DataError, match="stopped"):
         _ablation(tiny_recipe, folder, tiny_run).run(say=lambda line: None)
     assert called == ["evaluate"]

@@ -238,7 +238,7 @@ def _make_neuroclips(folder: Path) -> list[Path]:
 
 
 def _read_published(folder: Path) -> object:
-    data = Data(captions="published", published={"segment_scans": 4})
+    data = Data(source="published", captions="published", published={"segment_scans": 4})
     source = discover(folder, data)
     names = {split: source.segment_names(split) for split in ("train", "test")}
     _check_values(source, names, data)

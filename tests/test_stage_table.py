@@ -65,7 +65,7 @@ def kit(tmp_path: Path) -> Path:
 def recipe(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     monkeypatch.setattr("mindvideo.study.import_module", ToyStages)
     monkeypatch.setattr("mindvideo.models.foundation.Foundation", FolderFoundation)
-    monkeypatch.setattr(Study, "check", lambda self: None)
+    monkeypatch.setattr(Study, "check", lambda self, last=None: None)
     monkeypatch.setattr(ToyStages, "fails", "")
     return load_recipe("demo", [f"foundation={kit}", "align.lr=2e-5"])
 

@@ -90,7 +90,8 @@ def test_check_opens_every_weight_file(kit: Path) -> None:
         r"the part 'captioner' in .* to load",
     ):
         assert sum(bool(re.search(pattern, sentence)) for sentence in said) == 1, (pattern, said)
-    assert len(said) == 7
+    # The image encoder in the image classifier's place has two classes: too few for 50-way, which is said as well.
+    assert sorted("n_ways" in sentence for sentence in said) == [False] * 7 + [True], said
 
 
 @pytest.mark.parametrize("part", MODEL_PARTS)
