@@ -79,7 +79,10 @@ class Segment:
         if not self.is_test:
             return film
         rng = _rng(seed, _CAST, self.index)
-        return [replace(shot, scene=draw_scene(rng, True)) if rng.random() < 0.5 else shot for shot in film]
+        return [
+            replace(shot, scene=draw_scene(rng, True, shot.end_s - shot.start_s)) if rng.random() < 0.5 else shot
+            for shot in film
+        ]
 
 
 def list_segments(settings: Simulate) -> list[Segment]:
