@@ -2,7 +2,7 @@
 
     python -m kit PART STATE --kit KIT [--steps N --batch N --lr X]
 
-``KIT`` is a foundation folder (`kit.build` makes an untrained one); the part's weights there are the start, and are replaced at
+``KIT`` is a foundation folder (`mindvideo.foundation.kit` builds an untrained one); the part's weights there are the start, and are replaced at
 the end. ``STATE`` keeps what a killed run needs. Parts: words, image_classifier, video_classifier, image_encoder, captioner,
 image_judge, video_judge. The generator has a module of its own (`kit.generator`).
 """
@@ -28,6 +28,7 @@ from transformers import (
 from kit import judges, seeing, words
 from kit.loop import run
 from kit.pool import Pool
+from mindvideo.foundation.judges import Judge
 
 CLIPS, JUDGE_SEED = 12_000, 1
 SETTINGS: dict[str, tuple[int, int, float]] = {
@@ -56,7 +57,7 @@ def save_part(part: Any, folder: Path) -> None:
 
 
 def train_part(part: str, state: Path, kit: Path, steps: int, batch: int, lr: float) -> None:
-    """Train a part to its end and put its weights into ``kit`` (judges: into their own folder)."""
+    """Train a part to its end and put its weights into ``kit``."""
     torch.manual_seed(0)
     if part == "words":
         text, tokenizer = _load(CLIPTextModelWithProjection, kit / "text_encoder"), CLIPTokenizer.from_pretrained(kit / "tokenizer")
@@ -66,9 +67,9 @@ def train_part(part: str, state: Path, kit: Path, steps: int, batch: int, lr: fl
         return
     pool = Pool(state.parent / "pool", CLIPS, JUDGE_SEED if "judge" in part else 0)
     if "judge" in part:
-        judge = judges.Judge(part.removesuffix("_judge"))
+        judge = Judge(part.removesuffix("_judge"))
         run(judges.JudgeTask(judge, pool, batch), state, steps, lr)
-        judges.save_judge(judge)
+        judges.save_judge(judge, kit / "judges")
         return
     model: Any
     if part == "image_encoder":
