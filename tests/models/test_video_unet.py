@@ -148,6 +148,16 @@ def test_frame_positions_begin_as_nothing():
     assert torch.equal(plain, told)
 
 
+def test_frames_share_as_much_noise_as_asked():
+    """Against the covariance itself, from many draws of six numbers."""
+    noise = torch.randn(4, 5, 6, 40, 50, generator=torch.Generator().manual_seed(3))
+    shared = make_video(SD1, noise_share=0.3).share_noise(noise)
+    found = np.cov(shared.transpose(1, 2).transpose(0, 1).flatten(1).double().numpy())
+    np.testing.assert_allclose(found, 0.7 * np.eye(6) + 0.3, atol=0.03)
+    assert make_video(SD1).share_noise(noise) is noise
+    assert torch.equal(make_video(SD1, noise_share=0.3).share_noise(noise[:, :, :1]), noise[:, :, :1])
+
+
 def test_save_and_load_give_the_same_numbers(tmp_path):
     video = make_video(SD2, clip_norm=False)
     video.save_pretrained(tmp_path)

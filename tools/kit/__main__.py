@@ -10,7 +10,6 @@ image_judge, video_judge. The generator has a module of its own (`kit.generator`
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from transformers import (
 from kit import judges, seeing, words
 from kit.loop import run
 from kit.pool import Pool
+from kit.save import save_part
 from mindvideo.foundation.judges import Judge
 
 CLIPS, JUDGE_SEED = 12_000, 1
@@ -45,15 +45,6 @@ SETTINGS: dict[str, tuple[int, int, float]] = {
 
 def _load(kind: Any, folder: Path, **more: Any) -> Any:
     return kind.from_pretrained(folder, local_files_only=True, **more).float().train()
-
-
-def save_part(part: Any, folder: Path) -> None:
-    """Write a part in half precision, without saying where it was."""
-    part.half().save_pretrained(folder)
-    part.float()
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("_name_or_path", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def train_part(part: str, state: Path, kit: Path, steps: int, batch: int, lr: float) -> None:

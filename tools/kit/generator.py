@@ -30,15 +30,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
 
+from kit.loop import has_bf16
 from kit.scans import Chunk, draw_chunk, encode_chunk
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.video_unet import VideoUNet
 from mindvideo.simulate.scenes import film_caption, plan_clip
 
-CHANNELS = (48, 96, 192)
 CHUNK, KEPT = 1024, 6
 BATCH, USES = 16, 6
 LR, WARM_UP, DECAY_SHARE = 1e-3, 200, 0.2
@@ -51,22 +51,10 @@ OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 GAP_STEPS = (400, 600, 800, 950)
 
 
-def build_generator(width: int) -> VideoUNet:
-    """The inflated UNet; no attention at the highest resolution."""
-    return VideoUNet(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=CHANNELS,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=width,
-        attention_head_dim=4,
-        norm_num_groups=16,
-        frame_positions=True,
-        noise_share=NOISE_SHARE,
-    )
+def build_generator(kit: Path) -> VideoUNet:
+    """The kit's UNet with random weights, inflated; it is told which frame is which."""
+    unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(kit / "unet"))
+    return VideoUNet.from_unet2d(unet, frame_positions=True, noise_share=NOISE_SHARE)
 
 
 class Heads(nn.Module):
@@ -92,12 +80,11 @@ class Training:
     def __init__(self, kit: Path, seed: int) -> None:
         torch.manual_seed(seed)
         self.seed, self.foundation = seed, Foundation(kit)
-        self.is_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
-        text = self.foundation.text_encoder
+        self.is_bf16 = has_bf16()
         self.scheduler = DDIMScheduler.from_config(self.foundation.scheduler_config)
-        self.unet = build_generator(text.config.hidden_size).to(memory_format=torch.channels_last)
+        self.unet = build_generator(kit).to(memory_format=torch.channels_last)
         self.heads = Heads(
-            CHANNELS[-1],
+            self.unet.config.block_out_channels[-1],
             self.foundation.image_classifier.config.hidden_size,
             self.foundation.video_classifier.config.hidden_size,
         )

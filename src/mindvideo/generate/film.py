@@ -191,7 +191,7 @@ class Film:
                 noise = window_noise(self.settings.seed, block, self._shape).to(self._device)
                 scheduler = copy.deepcopy(self._scheduler)
                 empty = torch.zeros(self.block_frames, device=self._device)
-                latents = noise * scheduler.init_noise_sigma
+                latents = self.pipeline.unet.share_noise(noise[None])[0] * scheduler.init_noise_sigma
                 self._blocks[block] = _Block(latents, scheduler, torch.zeros_like(noise), empty)
         self._conditions[clip] = self._condition_at(clip * self.block_frames / self.settings.frames_per_scan)
 

@@ -210,7 +210,7 @@ class DistillTask:
         node = torch.from_numpy(rng.integers(len(self.times), size=n))
         own = processes.rows(n)
         clean = clip_latents(self.latents, index[own], self.device)
-        noise = torch.randn(n, *clean.shape[1:])[own].to(self.device)
+        noise = self.student.share_noise(torch.randn(n, *clean.shape[1:])[own].to(self.device))
         signal, spread = self.teacher.ddim.levels(self.times[node[own]].to(self.device))
         noisy = signal * clean + spread * noise
         condition, negative = self.conditions(fmri[own], self.row[index[own]], is_caption[own])
@@ -230,7 +230,8 @@ class DistillValidation:
         self.index = np.linspace(0, len(latents) - 1, count).astype(int)
         self.node = torch.arange(count) % len(task.times)
         frames, channels, *size = latents.shape[1:]
-        self.noise = torch.randn(count, channels, frames, *size, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(count, channels, frames, *size, generator=torch.Generator().manual_seed(seed))
+        self.noise = task.student.share_noise(noise)
         self.row = task.text.rows([windows.captions[i] for i in self.index])
         self._one_step: float | None = None
 
