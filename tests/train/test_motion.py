@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from kit.save import save_generator
 from safetensors.torch import load_file, save_file
 
+from kit.save import save_generator
 from mindvideo.errors import ModelError
 from mindvideo.foundation.kit import build_kit
 from mindvideo.models.foundation import Foundation

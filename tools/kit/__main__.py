@@ -51,7 +51,10 @@ def train_part(part: str, state: Path, kit: Path, steps: int, batch: int, lr: fl
     """Train a part to its end and put its weights into ``kit``."""
     torch.manual_seed(0)
     if part == "words":
-        text, tokenizer = _load(CLIPTextModelWithProjection, kit / "text_encoder"), CLIPTokenizer.from_pretrained(kit / "tokenizer")
+        text, tokenizer = (
+            _load(CLIPTextModelWithProjection, kit / "text_encoder"),
+            CLIPTokenizer.from_pretrained(kit / "tokenizer"),
+        )
         run(words.WordsTask(text, tokenizer, batch), state, steps, lr, weight_decay=0.0, bf16=False)
         save_part(text, kit / "text_encoder")
         print(words.apart(text.eval(), tokenizer))
@@ -64,7 +67,10 @@ def train_part(part: str, state: Path, kit: Path, steps: int, batch: int, lr: fl
         return
     model: Any
     if part == "image_encoder":
-        text, tokenizer = _load(CLIPTextModelWithProjection, kit / "text_encoder"), CLIPTokenizer.from_pretrained(kit / "tokenizer")
+        text, tokenizer = (
+            _load(CLIPTextModelWithProjection, kit / "text_encoder"),
+            CLIPTokenizer.from_pretrained(kit / "tokenizer"),
+        )
         model = _load(CLIPVisionModelWithProjection, kit / part, attn_implementation="eager")
         run(seeing.ImageTowerTask(text, model, tokenizer, pool, batch), state, steps, lr)
         save_part(text, kit / "text_encoder")
@@ -74,7 +80,12 @@ def train_part(part: str, state: Path, kit: Path, steps: int, batch: int, lr: fl
     else:
         kind = ViTForImageClassification if part == "image_classifier" else VideoMAEForVideoClassification
         model = _load(kind, kit / part, attn_implementation="eager")
-        run(seeing.ClassifierTask(model, pool, "colour" if part == "image_classifier" else "motion", batch), state, steps, lr)
+        run(
+            seeing.ClassifierTask(model, pool, "colour" if part == "image_classifier" else "motion", batch),
+            state,
+            steps,
+            lr,
+        )
     save_part(model, kit / part)
 
 

@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from kit.loop import has_bf16
 from kit.scans import Chunk, draw_chunk, encode_chunk
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.video_unet import VideoUNet
-from mindvideo.simulate.scenes import film_caption, plan_clip
+from mindvideo.simulate.scenes import Clip, plan_clip
 
 CHUNK, KEPT = 1024, 6
 BATCH, USES = 16, 6
@@ -211,13 +210,7 @@ def direction_gap(training: Training, count: int = 64, seed: int = 5) -> dict[st
         if clip.scene.motion in OPPOSITE:
             clips.append(clip)
     latents = encode_chunk(training.foundation, clips).latents.float()
-    right = [clip.caption() for clip in clips]
-    wrong = []
-    for clip in clips:
-        shot = clip.film[0]
-        where_kept = film_caption([shot], clip.times_s[0], clip.times_s[-1] + 1 / 3)
-        swapped = replace(shot.scene, motion=OPPOSITE[shot.scene.motion])
-        wrong.append(_swap_action(where_kept, shot.scene, swapped))
+    right, wrong = [clip.caption() for clip in clips], [opposite_caption(clip) for clip in clips]
     noise = training.unet.share_noise(torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)))
     model, gaps = training.unet, {}
     own = {name: value.clone() for name, value in model.state_dict().items()}
@@ -239,15 +232,13 @@ def direction_gap(training: Training, count: int = 64, seed: int = 5) -> dict[st
     return gaps
 
 
-def _swap_action(caption: str, scene: Any, swapped: Any) -> str:
-    """The caption with the opposite direction, everything else kept."""
-    before, after = f"ing {scene.motion} ", f"ing {swapped.motion} "
+def opposite_caption(clip: Clip) -> str:
+    """The caption of a clip of one scene with the opposite direction, everything else kept."""
+    caption, motion = clip.caption(), clip.scene.motion
     for slowly in ("", "slowly ", "quickly "):
-        if f"ing {slowly}{scene.motion} " in caption:
-            before, after = f"ing {slowly}{scene.motion} ", f"ing {slowly}{swapped.motion} "
-    if before not in caption:
-        raise ValueError(f"expected a direction in '{caption}'")
-    return caption.replace(before, after, 1)
+        if f"ing {slowly}{motion} " in caption:
+            return caption.replace(f"ing {slowly}{motion} ", f"ing {slowly}{OPPOSITE[motion]} ", 1)
+    raise ValueError(f"expected a direction in '{caption}'")
 
 
 def main() -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from kit.pool import Pool
+from kit.pool import Pool, named_loss
 from mindvideo.foundation.judges import Judge
 
 
@@ -38,7 +37,7 @@ class JudgeTask:
         for name, values in self.judge(pixels).items():
             place = {"column": 0, "row": 1}.get(name)
             label = self.pool.labels[name][index] if place is None else where[:, place]
-            losses[name] = F.cross_entropy(values.float(), torch.from_numpy(label), ignore_index=-1)
+            losses[name] = named_loss(values, label)
         return torch.stack(list(losses.values())).sum(), {name: float(value.detach()) for name, value in losses.items()}
 
 

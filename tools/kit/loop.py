@@ -45,6 +45,7 @@ def run(
     weight_decay: float = 0.02,
     bf16: bool | None = None,
     report_every: int = 50,
+    save_every: int = 250,
 ) -> None:
     """AdamW with a linear warm-up and half a cosine; the modules end with the averaged weights.
 
@@ -52,7 +53,7 @@ def run(
     ----------
     task : Task
     folder : Path
-        Receives ``last.pt`` every 250 steps and ``log.jsonl``; a finished run there is only loaded.
+        Receives ``last.pt`` and ``log.jsonl``; a finished run there is only loaded.
     steps : int
     lr : float
     seed : int
@@ -64,7 +65,7 @@ def run(
         On weights of more than one dimension.
     bf16 : bool, optional
         By default where the processor computes in it.
-    report_every : int
+    report_every, save_every : int
         Steps.
 
     Raises
@@ -113,7 +114,7 @@ def run(
             with (folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             recent, begun = [], time.time()
-        if step % 250 == 0 or step == steps:
+        if step % save_every == 0 or step == steps:
             torch.save({"modules": modules.state_dict(), "optimiser": optimiser.state_dict(), "averaged": averaged,
                         "step": step}, path.with_suffix(".tmp"))  # fmt: skip
             os.replace(path.with_suffix(".tmp"), path)

@@ -6,15 +6,35 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from kit.scans import GRID, to_pixels
 from mindvideo.simulate.scenes import (
-    COLOURS, COLUMNS, LIGHTS, MOTIONS, PLACES, ROWS, SIZES, THINGS, Clip, locate, plan_clip, scene_caption,
+    COLOURS,
+    COLUMNS,
+    LIGHTS,
+    MOTIONS,
+    PLACES,
+    ROWS,
+    SIZES,
+    THINGS,
+    Clip,
+    locate,
+    plan_clip,
+    scene_caption,
 )  # fmt: skip
 
 SEED, SIZE, FRAMES, FPS = 20_001, 64, 6, 3.0
 VISIBLE = {"thing": THINGS, "colour": COLOURS, "place": PLACES, "size": SIZES, "light": LIGHTS}
 """Attributes that a single frame shows, by name of the scene's field."""
+
+
+def named_loss(logits: torch.Tensor, label: np.ndarray) -> torch.Tensor:
+    """Cross-entropy of the rows whose label (B,) is named, not -1; zero where none is."""
+    known = label >= 0
+    if not known.any():
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits.float()[known], torch.from_numpy(label[known]))
 
 
 class Pool:
@@ -59,6 +79,7 @@ class Pool:
         return -1 if column is None else COLUMNS.index(column), -1 if row is None else ROWS.index(row)
 
     def __len__(self) -> int:
+        """N."""
         return len(self.clips)
 
     def stills(self, index: np.ndarray, moment: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kit import words
-from kit.pool import VISIBLE, Pool
+from kit.pool import VISIBLE, Pool, named_loss
 from mindvideo.simulate.scenes import COLUMNS, MOTIONS, ROWS, locate, scene_caption
 
 FARTHEST, LIGHT, NOISE = 2, 0.15, 0.05
@@ -96,7 +96,9 @@ class ClassifierTask:
     def _see(self, index: np.ndarray, flip: bool, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Pictures (B, 3, H, W) or clips (B, F, 3, H, W) and their cover (B, 16, 16) or (B, F, 16, 16)."""
         frames = self.pool.frames.shape[1]
-        seen = self.pool.films(index) if self.is_video else self.pool.stills(index, rng.integers(frames, size=len(index)))
+        seen = (
+            self.pool.films(index) if self.is_video else self.pool.stills(index, rng.integers(frames, size=len(index)))
+        )
         pixels, cover = (tensor.flip(-1) for tensor in seen) if flip else seen
         down, right = rng.integers(-FARTHEST, FARTHEST + 1, size=2)
         pixels, cover = move(pixels, cover, int(down), int(right))
@@ -160,7 +162,9 @@ class ImageTowerTask:
         width, hidden = image.config.projection_dim, image.config.hidden_size
         self.sizes = {name: len(names) for name, names in VISIBLE.items()} | {"column": len(COLUMNS), "row": len(ROWS)}
         self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in self.sizes.items()})
-        self.patch_heads = nn.ModuleDict({name: nn.Linear(hidden, self.sizes[name] + 1) for name in ("thing", "colour")})
+        self.patch_heads = nn.ModuleDict(
+            {name: nn.Linear(hidden, self.sizes[name] + 1) for name in ("thing", "colour")}
+        )
         self.scale = nn.ParameterDict({"log": nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))})
 
     def modules(self) -> nn.ModuleDict:
@@ -196,7 +200,7 @@ class ImageTowerTask:
         for name, head in self.heads.items():
             place = {"column": 0, "row": 1}.get(name)
             label = self.pool.labels[name][index] if place is None else self.pool.where[index, moment, place]
-            extra = extra + F.cross_entropy(head(images).float(), torch.from_numpy(label), ignore_index=-1)
+            extra = extra + named_loss(head(images), label)
         patches = output.last_hidden_state[:, 1:]
         at = patch_cover(cover, int(patches.shape[1] ** 0.5))
         for name, head in self.patch_heads.items():

@@ -109,7 +109,9 @@ class WordsTask:
         width = text.config.hidden_size
         self.heads = nn.ModuleDict({f"{which}_{name}": nn.Linear(width, len(names) + (which == "second"))
                                     for which in ("first", "second") for name, names in ATTRIBUTES.items()})  # fmt: skip
-        self.other = nn.ModuleDict({"thing": nn.Linear(width, len(THINGS) + 1), "colour": nn.Linear(width, len(COLOURS) + 1)})
+        self.other = nn.ModuleDict(
+            {"thing": nn.Linear(width, len(THINGS) + 1), "colour": nn.Linear(width, len(COLOURS) + 1)}
+        )
         self.word = nn.Linear(width, len(tokenizer))
 
     def modules(self) -> nn.ModuleDict:
@@ -162,4 +164,8 @@ class WordsTask:
             if of:
                 short = short + F.relu(MARGIN * wanted - distance[of].mean()) / wanted
         loss = 0.5 * attributes + words + 2.0 * short
-        return loss, {"attributes": float(attributes.detach()), "words": float(words.detach()), "short": float(short.detach())}
+        return loss, {
+            "attributes": float(attributes.detach()),
+            "words": float(words.detach()),
+            "short": float(short.detach()),
+        }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from mindvideo.cli.shared import console, progress_bars, say
+from mindvideo.cli.shared import console, progress_bars
 
 foundation_app = typer.Typer(no_args_is_help=True, help="The frozen parts a study stands on.")
 
@@ -30,7 +29,10 @@ def foundation_check(
         table = Table("gate", "found", "wanted", "")
         for gate in gates:
             table.add_row(
-                gate["gate"], f"{gate['found']:.3f}", f"{'≤' if gate['at_most'] else '≥'} {gate['wanted']}", "ok" if gate["passed"] else "[red]missed"
+                gate["gate"],
+                f"{gate['found']:.3f}",
+                f"{'≤' if gate['at_most'] else '≥'} {gate['wanted']}",
+                "ok" if gate["passed"] else "[red]missed",
             )
         console.print(table)
     if not all(gate["passed"] for gate in gates):

@@ -9,6 +9,7 @@ Shapes: N clips, F frames, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -96,7 +97,9 @@ def place_by_clip(foundation: Foundation, clips: np.ndarray, truth: Sequence[Cli
     """Whether the nearest place caption, in CLIP's embedding, is the true place, (N, F)."""
     where = [f"a {place}" for place in PLACES]
     texts = torch.nn.functional.normalize(foundation.encode_text(where)[1].float(), dim=-1)
-    pictures = torch.nn.functional.normalize(foundation.encode_image(clips.reshape(-1, *clips.shape[2:])).float(), dim=-1)
+    pictures = torch.nn.functional.normalize(
+        foundation.encode_image(clips.reshape(-1, *clips.shape[2:])).float(), dim=-1
+    )
     best = (pictures @ texts.T).argmax(1).numpy().reshape(clips.shape[:2])
     return (best == np.array([PLACES.index(clip.scene.place) for clip in truth])[:, None]).astype(float)
 
@@ -109,7 +112,7 @@ def flow_direction(clips: np.ndarray, truth: Sequence[Clip]) -> np.ndarray:
             continue
         grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
         total = np.zeros(2)
-        for a, b in zip(grey[:-1], grey[1:], strict=True):
+        for a, b in pairwise(grey):
             flow = cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 3, 9, 3, 5, 1.2, 0)
             weight = np.hypot(flow[..., 0], flow[..., 1])
             total += (flow * weight[..., None]).sum((0, 1))

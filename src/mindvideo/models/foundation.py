@@ -257,9 +257,7 @@ class Foundation:
         """
         path = self.folder / MOTION / "model.safetensors"
         if not path.is_file():
-            raise ModelError(
-                f"expected the part '{MOTION}' at {path}, found none; set animate.motion=none"
-            )
+            raise ModelError(f"expected the part '{MOTION}' at {path}, found none; set animate.motion=none")
         return {name: weight.float() for name, weight in load_file(path).items()}
 
     @property

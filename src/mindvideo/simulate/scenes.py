@@ -218,9 +218,7 @@ def _stage(scene: Scene) -> _Staging:
         y = float(np.clip(_GROUND_Y + rng.uniform(-0.04, 0.04) - height / 2, top, bottom))
     facing = {"left": -1, "right": 1}.get(scene.motion, int(rng.choice([-1, 1])))
     side = 1 if x < 0.5 else -1
-    return _Staging(
-        x, y, height, facing, rng.uniform(0, 6), x + side * rng.uniform(0.28, 0.36), rng.uniform(0.2, 0.26)
-    )
+    return _Staging(x, y, height, facing, rng.uniform(0, 6), x + side * rng.uniform(0.28, 0.36), rng.uniform(0.2, 0.26))
 
 
 def _travel(scene: Scene, t: float) -> tuple[float, float]:
@@ -305,9 +303,7 @@ def render_scene(scene: Scene, times_s: np.ndarray, size: int = 64, hide_thing: 
     for number, t in enumerate(np.asarray(times_s, float)):
         zoom, pan = _camera(scene, t)
         view = np.array([[zoom, 0, 0.5 - zoom * (0.5 + pan)], [0, zoom, 0.5 - zoom * 0.5]]) * big
-        matrix = np.array(
-            [[zoom, 0, view[0, 2] - zoom * _MARGIN * big], [0, zoom, view[1, 2] - zoom * _MARGIN * big]]
-        )
+        matrix = np.array([[zoom, 0, view[0, 2] - zoom * _MARGIN * big], [0, zoom, view[1, 2] - zoom * _MARGIN * big]])
         canvas = cv2.warpAffine(background, matrix, (big, big), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         dx, dy = _travel(scene, t)
         phase = staging.phase + gait * t * (1.0 if scene.motion != "still" else 0.15)

@@ -182,9 +182,7 @@ def start_motion(unet: VideoUNet, foundation: Foundation) -> None:
         Where the names or shapes are not those of the generator's temporal parts.
     """
     weights, own = foundation.motion(), unet.state_dict()
-    temporal = {
-        name: tuple(weight.shape) for name, weight in own.items() if any(part in name for part in CLIP_PARTS)
-    }
+    temporal = {name: tuple(weight.shape) for name, weight in own.items() if any(part in name for part in CLIP_PARTS)}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     if found != temporal:
         differing = sorted(name for name in temporal.keys() | found.keys() if temporal.get(name) != found.get(name))
