@@ -47,7 +47,8 @@ def reconstruction_psnr(foundation: Foundation, frames: np.ndarray) -> float:
 def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
     """The scene with one visible word changed: its thing, colour, place, size or light."""
     name = str(rng.choice(list(VISIBLE)))
-    return replace(scene, **{name: str(rng.choice([v for v in VISIBLE[name] if v != getattr(scene, name)]))})
+    changed: dict[str, Any] = {name: str(rng.choice([v for v in VISIBLE[name] if v != getattr(scene, name)]))}
+    return replace(scene, **changed)
 
 
 def hard_groups(count: int, size: int) -> tuple[list[str], np.ndarray]:
