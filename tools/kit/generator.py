@@ -11,6 +11,7 @@ What differs from plain denoising, and why:
   2025): shapes come several times sooner;
 * cells of the thing, and cells that change between frames, weigh more; timesteps are shifted towards noise, where the
   layout and the direction of movement are decided;
+* errors of the change from frame to frame count once more, since movement is little of a clip's plain error;
 * frames share part of their noise (Ge et al. 2023), so that what stands still stays still;
 * conditions are at times mixed and noised, as those decoded from a brain are.
 
@@ -44,6 +45,7 @@ LR, WARM_UP, DECAY_SHARE = 1e-3, 200, 0.2
 EMA = 0.999
 SHIFT = 3.0
 REPA = 0.35
+CHANGE = 0.5
 NOISE_SHARE = 0.5
 EMPTY, ROUGH = 0.1, 0.25
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
@@ -137,7 +139,7 @@ class Training:
         return *fields, condition
 
     def loss(self, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """Weighted squared error of v, and the alignment."""
+        """Weighted squared error of v, the same of its change from frame to frame, and the alignment."""
         latents, weight, image, video, condition = self.batch(rng)
         noise = self.unet.share_noise(torch.randn_like(latents))
         uniform = torch.rand(BATCH)
@@ -147,8 +149,11 @@ class Training:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.is_bf16):
             output = self.unet(noisy, timestep, condition).sample.float()
             off = self.heads(self.hidden, image, video)
-        error = (weight * (output - target) ** 2).mean()
-        return error + REPA * off, {"error": float(error.detach()), "off": float(off.detach())}
+        wrong = output - target
+        error = (weight * wrong**2).mean()
+        stray = (weight[:, :, 1:] * (wrong[:, :, 1:] - wrong[:, :, :-1]) ** 2).mean()
+        figures = {"error": float(error.detach()), "stray": float(stray.detach()), "off": float(off.detach())}
+        return error + CHANGE * stray + REPA * off, figures
 
     def train_step(self, clips: int) -> dict[str, float]:
         """One step of a run of ``clips`` in all."""
