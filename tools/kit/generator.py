@@ -13,7 +13,7 @@ What differs from plain denoising, and why:
   layout and the direction of movement are decided;
 * errors of the change from frame to frame count once more, since movement is little of a clip's plain error;
 * frames share part of their noise (Ge et al. 2023), so that what stands still stays still;
-* conditions are at times mixed and noised, as those decoded from a brain are.
+* some conditions are drawn to the mean and mixed with others', as those decoded from a brain are.
 
 Shapes: B clips, F frames, L condition tokens, D width.
 """
@@ -47,7 +47,7 @@ SHIFT = 3.0
 REPA = 0.35
 CHANGE = 0.5
 NOISE_SHARE = 0.5
-EMPTY, ROUGH = 0.1, 0.25
+EMPTY, ROUGH = 0.1, 0.35
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 GAP_STEPS = (400, 600, 800, 950)
 
@@ -192,15 +192,20 @@ class Training:
 
 
 def roughen(condition: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Mix and noise some conditions (B, L, D) as those read from a brain are."""
-    spread = condition.std((0, 1), keepdim=True)
-    result = condition.clone()
+    """Make some conditions (B, L, D) like those read from a brain: drawn to the mean, with other captions mixed in.
+
+    A regression that explains the share r of the tokens' variance gives r of a caption's deviation from the mean, and
+    errors of variance r (1 - r), here the deviations of four other captions and a little white noise.
+    """
+    mean = condition.mean(0)
+    away, result = condition - mean, condition.clone()
     for i in range(len(condition)):
         if rng.random() < ROUGH:
-            share = 0.4 * rng.random()
-            other = condition[rng.integers(len(condition))]
-            noise = torch.from_numpy(rng.standard_normal(condition[i].shape).astype(np.float32))
-            result[i] = (1 - share) * condition[i] + share * other + 0.4 * rng.random() * spread[0] * noise
+            r = 0.1 + 0.9 * rng.random()
+            others = torch.from_numpy((rng.standard_normal(4) / 2).astype(np.float32))
+            error = torch.einsum("k,kld->ld", others, away[rng.integers(len(condition), size=4)])
+            white = torch.from_numpy(rng.standard_normal(error.shape).astype(np.float32)) * away.std()
+            result[i] = mean + r * away[i] + (r * (1 - r)) ** 0.5 * (0.9 * error + 0.4 * white)
     return result
 
 
