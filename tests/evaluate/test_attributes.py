@@ -207,4 +207,6 @@ def test_a_run_of_single_frames_is_scored(tiny_run, tiny_recipe, tmp_path):
         group.create_array(name, data=values)
     evaluation.run(StageContext.of(tiny_recipe, run_dir, "evaluate"))
     content = json.loads((run_dir / "evaluate" / "attributes.json").read_text())
-    assert set(content["attributes"]) == {"thing", "colour", "place", "position"} and "frame_change_uncut" not in content
+    assert (
+        set(content["attributes"]) == {"thing", "colour", "place", "position"} and "frame_change_uncut" not in content
+    )

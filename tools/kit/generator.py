@@ -36,7 +36,7 @@ from torch import nn
 from kit.loop import has_bf16
 from kit.scans import Chunk, draw_chunk, encode_chunk
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.video_unet import VideoUNet, share_noise
 from mindvideo.simulate.scenes import Clip, plan_clip
 
 CHUNK, KEPT = 1024, 6
@@ -141,7 +141,7 @@ class Training:
     def loss(self, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Weighted squared error of v, the same of its change from frame to frame, and the alignment."""
         latents, weight, image, video, condition = self.batch(rng)
-        noise = self.unet.share_noise(torch.randn_like(latents))
+        noise = share_noise(self.unet, torch.randn_like(latents))
         uniform = torch.rand(BATCH)
         timestep = (1000 * SHIFT * uniform / (1 + (SHIFT - 1) * uniform)).long().clamp(0, 999)
         noisy = self.scheduler.add_noise(latents, noise, timestep)
@@ -221,7 +221,7 @@ def direction_gap(training: Training, count: int = 64, seed: int = 5) -> dict[st
             clips.append(clip)
     latents = encode_chunk(training.foundation, clips).latents.float()
     right, wrong = [clip.caption() for clip in clips], [opposite_caption(clip) for clip in clips]
-    noise = training.unet.share_noise(torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)))
+    noise = share_noise(training.unet, torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)))
     model, gaps = training.unet, {}
     own = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(training.averaged)

@@ -19,7 +19,7 @@ from diffusers import DPMSolverMultistepScheduler
 
 from mindvideo.foundation import judges
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.video_unet import VideoUNet, share_noise
 from mindvideo.simulate.scenes import COLUMNS, MOTIONS, PLACES, ROWS, Clip, locate, plan_clip
 
 FRESH_SEED = 31_337
@@ -43,7 +43,7 @@ def sample(foundation: Foundation, unet: VideoUNet, captions: Sequence[str], ste
         part = list(captions[start : start + 16])
         condition = torch.cat([foundation.encode_text([""] * len(part))[0], foundation.encode_text(part)[0]]).float()
         shape = (len(part), 4, 6, unet.config.sample_size, unet.config.sample_size)
-        latents = unet.share_noise(torch.randn(shape, generator=torch.Generator().manual_seed(start)))
+        latents = share_noise(unet, torch.randn(shape, generator=torch.Generator().manual_seed(start)))
         scheduler.set_timesteps(steps)
         for t in scheduler.timesteps:
             without, given = unet(torch.cat([latents, latents]), t, condition).sample.float().chunk(2)

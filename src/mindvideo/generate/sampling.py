@@ -17,7 +17,7 @@ from mindvideo.errors import SettingError
 from mindvideo.generate.guidance import guide
 from mindvideo.generate.scheduler import set_timesteps
 from mindvideo.models.feature_reuse import FeatureReuse
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.video_unet import VideoUNet, share_noise
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def denoise(
     # Asking a model for its device or dtype walks through all its modules: once is enough.
     device, dtype = latents.device, unet.dtype
     set_timesteps(scheduler, plan.steps, device)
-    latents = unet.share_noise(latents) * scheduler.init_noise_sigma
+    latents = share_noise(unet, latents) * scheduler.init_noise_sigma
     # A condition that is the negative itself (the control "mean") is not changed by guidance: one pass does.
     if negative is not None and torch.equal(negative.expand_as(positive), positive):
         negative = None

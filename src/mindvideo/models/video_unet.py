@@ -265,6 +265,32 @@ def _takes_settings_of(parent: type) -> Callable[[Callable[..., None]], Callable
     return decorate
 
 
+def share_noise(unet: nn.Module, noise: torch.Tensor) -> torch.Tensor:
+    """Noise of which any two frames of a clip correlate as the denoiser's setting ``noise_share`` says.
+
+    Frames that begin alike end alike where nothing moves (Ge et al., Preserve Your Own Correlation, 2023). The map is the
+    symmetric square root of the frames' covariance, so that it takes no further random numbers.
+
+    Parameters
+    ----------
+    unet : Module
+        A denoiser with a ``config``; without the setting the noise stays as it is.
+    noise : Tensor, (B, C, F, H, W)
+        Independent standard normal numbers.
+
+    Returns
+    -------
+    Tensor, (B, C, F, H, W)
+        Standard normal, correlated over F.
+    """
+    share = unet.config.get("noise_share", 0.0)  # type: ignore[union-attr, operator]
+    if not share or noise.shape[2] == 1:
+        return noise
+    own = (1 - share) ** 0.5
+    common = (1 - share + share * noise.shape[2]) ** 0.5 - own
+    return own * noise + common * noise.mean(2, keepdim=True)
+
+
 class VideoUNet(WholeModel, UNet2DConditionModel):
     """Denoiser of clips.
 
@@ -348,29 +374,6 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
     def trainable_names() -> tuple[str, ...]:
         """Parts of the names of the parameters that ``animate`` and ``cotrain`` train (paper section 3.4)."""
         return ("attn1", "attn2", "attn_temp")
-
-    def share_noise(self, noise: torch.Tensor) -> torch.Tensor:
-        """Noise of which any two frames of a clip correlate by ``noise_share``, from noise that is independent.
-
-        Frames that begin alike end alike where nothing moves (Ge et al., Preserve Your Own Correlation, 2023). The map
-        is the symmetric square root of the frames' covariance, so that it takes no further random numbers.
-
-        Parameters
-        ----------
-        noise : Tensor, (B, C, F, H, W)
-            Independent standard normal numbers.
-
-        Returns
-        -------
-        Tensor, (B, C, F, H, W)
-            Standard normal, correlated over F.
-        """
-        share = self.config.noise_share
-        if not share or noise.shape[2] == 1:
-            return noise
-        own = (1 - share) ** 0.5
-        common = (1 - share + share * noise.shape[2]) ** 0.5 - own
-        return own * noise + common * noise.mean(2, keepdim=True)
 
     def get_aug_embed(self, emb: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor | None:
         """What is added to the timestep's embedding (B·F, width): which frame it is, where that is told."""

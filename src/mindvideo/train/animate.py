@@ -18,7 +18,7 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.video_unet import CLIP_PARTS, VideoUNet
+from mindvideo.models.video_unet import CLIP_PARTS, VideoUNet, share_noise
 from mindvideo.stages import StageContext
 from mindvideo.train.features import TextFeatures, latent_features, text_features
 from mindvideo.train.loop import Figures, named_trainable, train
@@ -57,7 +57,7 @@ class Diffusion:
         timestep_B: torch.Tensor,
     ) -> torch.Tensor:
         """Mean squared error of the prediction, one per clip, float32 (B,); from noise that is independent."""
-        noise_BcFhw = unet.share_noise(noise_BcFhw)
+        noise_BcFhw = share_noise(unet, noise_BcFhw)
         noisy = self.scheduler.add_noise(clean_BcFhw, noise_BcFhw, timestep_B)
         target = {
             "epsilon": lambda: noise_BcFhw,

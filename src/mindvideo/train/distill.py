@@ -20,7 +20,7 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import SettingError
 from mindvideo.models.own_encoder import AnyEncoder, load_encoder
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.video_unet import VideoUNet, share_noise
 from mindvideo.stages import StageContext
 from mindvideo.train.animate import VALIDATION_BATCH, VALIDATION_CLIPS, Diffusion, clip_latents
 from mindvideo.train.augmentation import augment_fmri
@@ -210,7 +210,7 @@ class DistillTask:
         node = torch.from_numpy(rng.integers(len(self.times), size=n))
         own = processes.rows(n)
         clean = clip_latents(self.latents, index[own], self.device)
-        noise = self.student.share_noise(torch.randn(n, *clean.shape[1:])[own].to(self.device))
+        noise = share_noise(self.student, torch.randn(n, *clean.shape[1:])[own].to(self.device))
         signal, spread = self.teacher.ddim.levels(self.times[node[own]].to(self.device))
         noisy = signal * clean + spread * noise
         condition, negative = self.conditions(fmri[own], self.row[index[own]], is_caption[own])
@@ -231,7 +231,7 @@ class DistillValidation:
         self.node = torch.arange(count) % len(task.times)
         frames, channels, *size = latents.shape[1:]
         noise = torch.randn(count, channels, frames, *size, generator=torch.Generator().manual_seed(seed))
-        self.noise = task.student.share_noise(noise)
+        self.noise = share_noise(task.student, noise)
         self.row = task.text.rows([windows.captions[i] for i in self.index])
         self._one_step: float | None = None
 
