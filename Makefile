@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install browser clean
+.PHONY: demo test lint docs install browser clean
 
 install: $(VENV)/.installed
 
 # pip resolves; the lock gives the versions that were tested. Where torch is installed already (README: without CUDA), it stays.
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[cluster,dev,thesaurus]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[cluster,dev,docs,thesaurus,tracking]'
 	touch $@
 
 demo: install
@@ -22,6 +22,10 @@ lint: install
 	$(BIN)/ruff format --check src tests tools benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site is in site/; nothing is fetched, neither here nor by a reader's browser. `mkdocs serve` shows it while you write.
+docs: install
+	$(BIN)/mkdocs build --strict --quiet
 
 # The report is tested in a real browser: chromium or Chrome from PATH, or the one MINDVIDEO_CHROMIUM names.
 browser:
@@ -37,4 +41,4 @@ test: install browser lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 clean:
-	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs site .pytest_cache .mypy_cache .ruff_cache

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
 from importlib.metadata import distributions
 from pathlib import Path
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -38,3 +40,34 @@ def test_what_is_installed_runs_on_every_python_the_project_names() -> None:
 def test_one_opencv() -> None:
     assert [name for name in LOCK if name.startswith("opencv")] == ["opencv-python-headless"]
     assert "scenedetect" not in LOCK  # it requires another OpenCV; scenedetect-headless is the same program
+
+
+def test_version_licence_and_keywords_are_the_same_everywhere(cli: Callable[..., tuple[int, str]]) -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and PROJECT["version"] == citation["version"] == newest.group(1)
+    assert cli("--version") == (0, f"mindvideo {PROJECT['version']}\n")
+    assert PROJECT["license"] == citation["license"] == "MIT" and (ROOT / "LICENSE").read_text().startswith(
+        "MIT License"
+    )
+    assert set(citation["keywords"]) <= set(PROJECT["keywords"])
+
+
+def test_the_authors_are_the_same_everywhere_and_no_address_is_made_up() -> None:
+    paper = yaml.safe_load((ROOT / "paper.md").read_text().split("---")[1])
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    names = [[author["name"] for author in each["authors"]] for each in (paper, citation, PROJECT)]
+    assert names[0] == names[1] == names[2]
+    assert "urls" not in PROJECT and "doi" not in citation  # unknown: docs/project/contact.md
+    assert "no public address" in (ROOT / "docs" / "project" / "contact.md").read_text()
+
+
+def test_the_paper_cites_what_its_bibliography_has() -> None:
+    cited = set(re.findall(r"@(\w+)", (ROOT / "paper.md").read_text()))
+    assert cited == set(re.findall(r"^@\w+\{(\w+),", (ROOT / "paper.bib").read_text(), re.MULTILINE))
+    assert len((ROOT / "paper.md").read_text().split()) < 1200  # JOSS: 250 to 1000 words, without the head
+
+
+def test_pythons_of_the_classifiers_are_those_of_the_range() -> None:
+    named = {word.rsplit(" ", 1)[1] for word in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", word)}
+    assert named == {python.removesuffix(".0") for python in PYTHONS}

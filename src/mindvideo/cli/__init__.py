@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -21,8 +22,19 @@ app.add_typer(foundation_app, name="foundation")
 app.add_typer(baseline_app, name="baseline")
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"mindvideo {version('mindvideo')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _main(quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print results and errors only")] = False) -> None:
+def _main(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print results and errors only")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="print the version and stop")
+    ] = False,
+) -> None:
     terminal["quiet"] = quiet
 
 
