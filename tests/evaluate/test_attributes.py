@@ -29,16 +29,19 @@ VIDEOS = ["dog left", "dog up", "sea lion left", "sea lion up"]
 PLACES = {"beach": [1.0, 0.0], "night street": [0.0, 1.0]}
 
 
-def scene(thing, colour, place, motion, start_s, end_s):
+def scene(thing, colour, place, motion, start_s, end_s, columns):
     return dict(thing=thing, colour=colour, place=place, motion=motion, caption=f"{colour} {thing} {place}",
-                start_s=start_s, end_s=end_s)  # fmt: skip
+                start_s=start_s, end_s=end_s, where=[(column, None) for column in columns])  # fmt: skip
 
 
 FILMS = {
-    "seg1": [scene("dog", "red", "beach", "left", 0, 2), scene("dog", "blue", "night street", "up", 2, 4)],
+    "seg1": [
+        scene("dog", "red", "beach", "left", 0, 2, ["left"] * 4),
+        scene("dog", "blue", "night street", "up", 2, 4, [None, None, "right", "right"]),
+    ],
     "test1": [
-        scene("dog", "red", "beach", "up", 0, 3.0),
-        scene("sea lion", "green", "night street", "left", 3.0, 8.0),
+        scene("dog", "red", "beach", "up", 0, 3.0, ["left", "left", None, "right", "right", "middle"]),
+        scene("sea lion", "green", "night street", "left", 3.0, 8.0, ["right"] * 10),
     ],
 }
 
@@ -69,6 +72,18 @@ def make_world(folder, networks):
     return read_world(path, windows, networks, train_segments=["seg1"], tr_s=2.0, fps=2.0, stored_frames=4, n_frames=4)
 
 
+def test_positions_count_where_they_are_named(world):
+    """'middle' is in no training film and has no name here; a frame between two columns counts for nothing."""
+    assert world.names["position"] == ("left", "right")
+    np.testing.assert_array_equal(world.true["position"], [[0, 0, -1, 1], [1, -1, 1, 1], [1, 1, 1, 1]])
+    embeddings = np.tile(world.texts["position"][1], (3, 4, 1))  # every frame looks as if on the right
+    nothing = np.zeros((3, 0))
+    features = Features(nothing, nothing, embeddings, nothing, nothing, [])
+    [position] = [score for score in list_scores(world) if score.name == "attribute_position"]
+    np.testing.assert_allclose(position.per_window(features, features), [1 / 3, 1, 1])
+    np.testing.assert_allclose(position.pairwise(features, features), [[1 / 3, 1, 1]] * 3)
+
+
 def test_labels_are_pairs_or_refused():
     assert split_labels(IMAGES, first_word=True)[:2] == (("red", "blue", "green"), ("dog", "sea lion"))
     assert split_labels(VIDEOS, first_word=False)[:2] == (("dog", "sea lion"), ("left", "up"))
@@ -90,7 +105,10 @@ def test_truth_follows_the_films_frame_by_frame(world):
 def test_truth_follows_the_frames_that_were_reconstructed(tmp_path, n_frames):
     """Six stored frames of a scan of 2 s, the scene of frame 3 on (1 s) another: as many as `pick_frames` takes."""
     path = tmp_path / "scenes.json"
-    cut = [scene("dog", "red", "beach", "up", 0, 3.0), scene("sea lion", "green", "beach", "left", 3.0, 8.0)]
+    cut = [
+        scene("dog", "red", "beach", "up", 0, 3.0, ["left", "left", None, "right", "right", "middle"]),
+        scene("sea lion", "green", "beach", "left", 3.0, 8.0, ["right"] * 10),
+    ]
     path.write_text(json.dumps(FILMS | {"test1": cut}))
     windows = [{"segment": "test1", "scan": scan} for scan in (0, 1, 2)]
     world = read_world(
@@ -161,7 +179,7 @@ def test_a_simulated_run_has_attributes_in_its_files(tiny_run):
     folder = tiny_run / "evaluate"
     content = json.loads((folder / "attributes.json").read_text())
     written = json.loads((folder / "scores.json").read_text())
-    assert set(content["attributes"]) == {"thing", "colour", "place", "motion", "cut"}
+    assert set(content["attributes"]) == {"thing", "colour", "place", "motion", "position", "cut"}
     for name, entry in content["attributes"].items():
         score = written[f"attribute_{name}"]
         assert set(entry["sets"]) >= {"reconstruction", "shuffled", "mean", "caption", "vae", "truth"}
@@ -189,4 +207,6 @@ def test_a_run_of_single_frames_is_scored(tiny_run, tiny_recipe, tmp_path):
         group.create_array(name, data=values)
     evaluation.run(StageContext.of(tiny_recipe, run_dir, "evaluate"))
     content = json.loads((run_dir / "evaluate" / "attributes.json").read_text())
-    assert set(content["attributes"]) == {"thing", "colour", "place"} and "frame_change_uncut" not in content
+    assert (
+        set(content["attributes"]) == {"thing", "colour", "place", "position"} and "frame_change_uncut" not in content
+    )

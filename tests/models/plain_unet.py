@@ -116,17 +116,21 @@ class PlainUNet:
     def resnet(self, frames, time, name):
         eps = self.config.norm_eps
         inner = [self.conv(F.silu(x), f"{name}.conv1") for x in self.group_norm(frames, f"{name}.norm1", eps)]
-        shift = self.linear(F.silu(time), f"{name}.time_emb_proj")[:, None, None]
-        inner = self.group_norm([x + shift for x in inner], f"{name}.norm2", eps)
+        shifts = [self.linear(F.silu(moment), f"{name}.time_emb_proj")[:, None, None] for moment in time]
+        inner = self.group_norm([x + y for x, y in zip(inner, shifts, strict=True)], f"{name}.norm2", eps)
         inner = [self.conv(F.silu(x), f"{name}.conv2") for x in inner]
         skip = [self.conv(x, f"{name}.conv_shortcut") for x in frames] if self.has(f"{name}.conv_shortcut") else frames
         return [a + b for a, b in zip(skip, inner, strict=True)]
 
-    def time(self, timestep):
+    def time(self, timestep, frames):
+        """One embedding a frame."""
         count = self.config.block_out_channels[0]
         angle = [timestep * math.exp(-math.log(10000) * i / (count // 2)) for i in range(count // 2)]
         embedded = torch.tensor([math.cos(a) for a in angle] + [math.sin(a) for a in angle], dtype=torch.float64)
-        return self.linear(F.silu(self.linear(embedded, "time_embedding.linear_1")), "time_embedding.linear_2")
+        whole = self.linear(F.silu(self.linear(embedded, "time_embedding.linear_1")), "time_embedding.linear_2")
+        if not self.config.frame_positions:
+            return [whole] * frames
+        return [whole + self.linear(row.double(), "frame_embedding") for row in self.frame_positions(frames, 32)]
 
     def heads(self, level):
         """``attention_head_dim`` is the number of heads, for all levels or one by one."""
@@ -135,7 +139,8 @@ class PlainUNet:
 
     def __call__(self, latents, timestep, condition):
         """One clip: latents (C, F, H, W), timestep, condition (L, K) to (C, F, H, W), float64."""
-        latents, condition, time = latents.double(), condition.double(), self.time(float(timestep))
+        latents, condition = latents.double(), condition.double()
+        time = self.time(float(timestep), latents.shape[1])
         levels = len(self.config.block_out_channels)
         frames = [self.conv(latents[:, i], "conv_in") for i in range(latents.shape[1])]
         skips = [frames]

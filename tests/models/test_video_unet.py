@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 from plain_unet import PlainUNet
 
 from mindvideo.errors import ModelError
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.video_unet import VideoUNet, share_noise
 
 # Stable Diffusion 1.x: one number of heads, convolutional projections. 2.x: heads level by level, linear projections.
 SD1 = dict(
@@ -146,6 +146,16 @@ def test_frame_positions_begin_as_nothing():
             for on in (False, True)
         )
     assert torch.equal(plain, told)
+
+
+def test_frames_share_as_much_noise_as_asked():
+    """Against the covariance itself, from many draws of six numbers."""
+    noise = torch.randn(4, 5, 6, 40, 50, generator=torch.Generator().manual_seed(3))
+    shared = share_noise(make_video(SD1, noise_share=0.3), noise)
+    found = np.cov(shared.transpose(1, 2).transpose(0, 1).flatten(1).double().numpy())
+    np.testing.assert_allclose(found, 0.7 * np.eye(6) + 0.3, atol=0.03)
+    assert share_noise(make_video(SD1), noise) is noise
+    assert torch.equal(share_noise(make_video(SD1, noise_share=0.3), noise[:, :, :1]), noise[:, :, :1])
 
 
 def test_save_and_load_give_the_same_numbers(tmp_path):

@@ -26,7 +26,7 @@ from mindvideo.simulate.recordings import (
     simulate_people,
     write_segment,
 )
-from mindvideo.simulate.scenes import Shot, draw_scene, is_held_out, render_film
+from mindvideo.simulate.scenes import Shot, draw_scene, is_held_out, locate, render_film, scene_caption
 
 SETTINGS = Simulate(
     train_segments=3,
@@ -114,9 +114,10 @@ def test_truth_describes_every_scan_and_vertex(raw: Path) -> None:
 
 def test_captions_join_across_a_cut() -> None:
     rng = np.random.default_rng(3)
-    a, b = draw_scene(rng), draw_scene(rng)
+    a, b = draw_scene(rng, None, 3.0), draw_scene(rng, None, 3.0)
     captions = scan_captions([Shot(a, 0.0, 3.0), Shot(b, 3.0, 6.0)], 6.0)
-    assert captions == [a.caption(), f"{a.caption()}. Then {b.caption()}", b.caption()]
+    at = [scene_caption(scene, locate(scene, t)) for scene, t in ((a, 1.0), (a, 2.5), (b, 0.5), (b, 2.0))]
+    assert captions == [at[0], f"{at[1]}. Then {at[2]}", at[3]]
 
 
 def test_reproducibility_is_real_looking(raw: Path) -> None:

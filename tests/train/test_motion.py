@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kit.save import save_generator
 from mindvideo.errors import ModelError
 from mindvideo.foundation.kit import build_kit
-from mindvideo.foundation.parts import save_motion_part
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.video_unet import VideoUNet
 from mindvideo.train.animate import start_motion
@@ -22,19 +21,19 @@ from mindvideo.train.animate import start_motion
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VideoUNet]:
     """A kit whose generator went on with clips: every weight of it moved."""
     out = build_kit(tmp_path_factory.mktemp("kit"), "test", seed=4)
-    video = VideoUNet.from_unet2d(Foundation(out).unet, frame_positions=True)
+    video = VideoUNet.from_unet2d(Foundation(out).unet, frame_positions=True, noise_share=0.3)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for weight in video.parameters():
             weight.add_(torch.randn(weight.shape, generator=generator) * 0.01)
-    save_motion_part(video, out)
+    save_generator(video, out)
     return out, video
 
 
 def test_generator_and_motion_give_back_the_inflated_one(trained: tuple[Path, VideoUNet]) -> None:
     out, video = trained
     foundation = Foundation(out)
-    again = VideoUNet.from_unet2d(foundation.unet, frame_positions=True)
+    again = VideoUNet.from_unet2d(foundation.unet, **foundation.motion_settings)
     start_motion(again, foundation)
     expected = {name: weight.half().float() for name, weight in video.state_dict().items()}
     assert all(torch.equal(weight, expected[name]) for name, weight in again.state_dict().items())
@@ -59,22 +58,11 @@ def test_motion_of_another_generator_is_refused(trained: tuple[Path, VideoUNet],
     )
     foundation = Foundation(folder)
     with pytest.raises(ModelError, match=f"1 missing, unexpected or misshapen, first {lost}"):
-        start_motion(VideoUNet.from_unet2d(foundation.unet, frame_positions=True), foundation)
+        start_motion(VideoUNet.from_unet2d(foundation.unet, **foundation.motion_settings), foundation)
 
 
-def test_motion_trained_with_other_positions_is_refused(trained: tuple[Path, VideoUNet], tmp_path: Path) -> None:
-    folder = tmp_path / "kit"
-    shutil.copytree(trained[0], folder)
-    unets = {on: VideoUNet.from_unet2d(Foundation(folder).unet, frame_positions=on) for on in (False, True)}
-    with pytest.raises(ModelError, match=r"animate\.frame_positions=true.*found false"):
-        start_motion(unets[False], Foundation(folder))
-    path = folder / "motion" / "config.json"
-    config = json.loads(path.read_text())
-    del config["frame_positions"]  # a part from before there were any
-    path.write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"animate\.frame_positions=false.*found true"):
-        start_motion(unets[True], Foundation(folder))
-    start_motion(unets[False], Foundation(folder))
+def test_a_generator_is_inflated_as_its_motion_was_trained(trained: tuple[Path, VideoUNet]) -> None:
+    assert Foundation(trained[0]).motion_settings == {"frame_positions": True, "noise_share": 0.3}
 
 
 def test_a_card_does_not_change_a_foundation(trained: tuple[Path, VideoUNet], tmp_path: Path) -> None:

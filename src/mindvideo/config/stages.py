@@ -174,9 +174,6 @@ class Animate(Optimise):
     motion: Literal["none", "foundation"] = Field(
         "none", description="temporal attention starts as identity (the paper), or from the foundation's part 'motion'"
     )
-    frame_positions: bool = Field(
-        False, description="temporal attention is told which frame is which (not in the paper; the shipped 'motion' is)"
-    )
     steps: Steps = 800
     batch_size: BatchSize = 14
     caption_dropout: float = Field(0.1, ge=0, lt=1)

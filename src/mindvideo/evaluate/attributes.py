@@ -24,6 +24,7 @@ from mindvideo.evaluate.score import Needs, Score, ScoreResult
 
 PREFIX = "attribute_"
 _KINDS = ("thing", "colour", "place", "motion")
+COLUMNS = ("left", "middle", "right")
 
 
 class NoPairsError(DataError):
@@ -37,17 +38,17 @@ class World:
     Attributes
     ----------
     names : dict of str to tuple of str
-        ``thing``, ``colour``, ``place``, ``motion``.
+        ``thing``, ``colour``, ``place``, ``motion``, ``position``.
     true : dict of str to ndarray, int (n, F)
-        Number of the true name in ``names``, frame by frame.
+        Number of the true name in ``names``, frame by frame; -1 for a position that has no name.
     is_cut : ndarray, bool (n,)
         Whether the scene changes inside the window.
     image_pairs : ndarray, int (classes, 2)
         Thing and colour of each image class.
     video_pairs : ndarray, int (classes, 2)
         Thing and motion of each video class.
-    places : ndarray, float64 (places, D)
-        CLIP text embedding of each place, unit length.
+    texts : dict of str to ndarray, float64 (names, D)
+        CLIP text embedding of each place and position, unit length.
     """
 
     names: dict[str, tuple[str, ...]]
@@ -55,7 +56,7 @@ class World:
     is_cut: np.ndarray
     image_pairs: np.ndarray
     video_pairs: np.ndarray
-    places: np.ndarray
+    texts: dict[str, np.ndarray]
 
 
 def split_labels(labels: Sequence[str], first_word: bool) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
@@ -118,7 +119,7 @@ def read_world(
     ----------
     scenes_path : Path
         ``RUN/simulate/truth/scenes.json``: by segment, scenes with ``thing``, ``colour``, ``place``, ``motion``,
-        ``caption``, ``start_s`` and ``end_s``.
+        ``caption``, ``start_s`` and ``end_s``, and ``where`` its thing is at every stored frame: column and row.
     windows : sequence of mapping
         ``segment`` and ``scan`` of each.
     foundation : Foundation
@@ -156,15 +157,20 @@ def read_world(
     try:
         train = [scene for segment in train_segments for scene in films[segment]]
         places = tuple(sorted({scene["place"] for scene in train}))
-        names = {"thing": things, "colour": colours, "place": places, "motion": motions}
-        true, scene_number = _true_attributes(films, windows, names, tr_s, offset_s)
+        middle = [scene["where"][len(scene["where"]) // 2][0] for scene in train]
+        columns = tuple(name for name in COLUMNS if name in middle)
+        names = {"thing": things, "colour": colours, "place": places, "motion": motions, "position": columns}
+        true, scene_number = _true_attributes(films, windows, names, tr_s, offset_s, fps)
+        texts = {"place": _embed_names([scene["place"] for scene in train], train, places, foundation)}
+        if len(columns) > 1:
+            texts["position"] = _embed_names(middle, train, columns, foundation)
     except (KeyError, TypeError) as error:
         raise DataError(
             f"expected scenes of every film with their attributes in {scenes_path}, found no {error}; simulate again"
         ) from None
     return World(
         names, true, (scene_number != scene_number[:, :1]).any(axis=1), image_pairs[:, ::-1], video_pairs,
-        _place_embeddings(train, places, foundation),
+        texts,
     )  # fmt: skip
 
 
@@ -174,12 +180,13 @@ def _true_attributes(
     names: Mapping[str, tuple[str, ...]],
     tr_s: float,
     offset_s: np.ndarray,
+    fps: float,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Numbers of the attributes by kind, int (n, F), and of the scene inside its film, int (n, F).
 
     ``offset_s`` (F,): seconds of each frame after its scan begins.
     """
-    true = {kind: np.empty((len(windows), len(offset_s)), dtype=np.int64) for kind in _KINDS}
+    true = {kind: np.empty((len(windows), len(offset_s)), dtype=np.int64) for kind in names}
     scene_number = np.empty((len(windows), len(offset_s)), dtype=np.int64)
     for i, window in enumerate(windows):
         film = films[window["segment"]]
@@ -195,14 +202,20 @@ def _true_attributes(
                         "use the kit the films were made for"
                     )
                 true[kind][i, f] = names[kind].index(name)
+            where = film[number]["where"]
+            column = where[min(int((times[f] - starts[number]) * fps + 1e-6), len(where) - 1)][0]
+            true["position"][i, f] = names["position"].index(column) if column in names["position"] else -1
     return true, scene_number
 
 
-def _place_embeddings(train: Sequence[Mapping[str, Any]], places: Sequence[str], foundation: Any) -> np.ndarray:
-    captions = sorted({(scene["place"], scene["caption"]) for scene in train})
-    embeddings = retrieval.normalise(as_array(foundation.encode_text([caption for _, caption in captions])[1]))
-    of_place = np.array([places.index(place) for place, _ in captions])
-    return retrieval.normalise(np.stack([embeddings[of_place == number].mean(axis=0) for number in range(len(places))]))
+def _embed_names(
+    values: Sequence[str | None], train: Sequence[Mapping[str, Any]], names: Sequence[str], foundation: Any
+) -> np.ndarray:
+    """Mean embedding of the training captions of each name, unit length, (names, D)."""
+    told = sorted({(value, scene["caption"]) for value, scene in zip(values, train, strict=True) if value is not None})
+    embeddings = retrieval.normalise(as_array(foundation.encode_text([caption for _, caption in told])[1]))
+    of_name = np.array([names.index(value) for value, _ in told])
+    return retrieval.normalise(np.stack([embeddings[of_name == number].mean(axis=0) for number in range(len(names))]))
 
 
 def _sum_over(probabilities: np.ndarray, part: np.ndarray) -> np.ndarray:
@@ -211,9 +224,9 @@ def _sum_over(probabilities: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 
 def decode_attribute(kind: str, features: Features, world: World) -> np.ndarray:
-    """Number of the most probable name: ``thing``, ``colour``, ``place`` int (n, F), ``motion`` int (n,)."""
-    if kind == "place":
-        return (retrieval.normalise(features.embeddings) @ world.places.T).argmax(axis=-1)
+    """Number of the most probable name: int (n, F), for ``motion`` int (n,)."""
+    if kind in world.texts:
+        return (retrieval.normalise(features.embeddings) @ world.texts[kind].T).argmax(axis=-1)
     if kind == "motion":
         return _sum_over(features.videos, world.video_pairs[:, 1]).argmax(axis=-1)
     return _sum_over(features.images, world.image_pairs[:, ("thing", "colour").index(kind)]).argmax(axis=-1)
@@ -232,6 +245,11 @@ _WORDS: dict[str, tuple[Needs, str]] = {
         "embeddings",
         "the scene's place is the one whose training captions' mean CLIP text embedding is nearest to the frame's CLIP "
         "image embedding, share of frames",
+    ),
+    "position": (
+        "embeddings",
+        "the column (left, middle, right) of the scene's thing is the one whose training captions' mean CLIP text "
+        "embedding is nearest to the frame's CLIP image embedding, share of the frames in which it is in one of them",
     ),
     "motion": (
         "clips",
@@ -259,7 +277,7 @@ def list_scores(world: World) -> list[Score]:
             PREFIX + kind,
             f"attribute {kind}",
             definition,
-            {"colour": "colour", "motion": "motion", "cut": "motion"}.get(kind, "content"),  # type: ignore[arg-type]
+            {"colour": "colour", "position": "layout", "motion": "motion", "cut": "motion"}.get(kind, "content"),  # type: ignore[arg-type]
             needs,
             lambda made, _: measure_attribute(kind, made, world),
             None if kind == "cut" else lambda made, _: pairwise_attribute(kind, made, world),
@@ -269,7 +287,8 @@ def list_scores(world: World) -> list[Score]:
             is_main=True,
         )
 
-    return [score(kind, needs, definition) for kind, (needs, definition) in _WORDS.items()]
+    kinds = [kind for kind in _WORDS if kind != "position" or kind in world.texts]
+    return [score(kind, *_WORDS[kind]) for kind in kinds]
 
 
 def measure_attribute(kind: str, features: Features, world: World) -> np.ndarray:
@@ -279,7 +298,13 @@ def measure_attribute(kind: str, features: Features, world: World) -> np.ndarray
     found = decode_attribute(kind, features, world)
     if kind == "motion":
         return np.where(world.is_cut, np.nan, found == world.true["motion"][:, 0])
-    return (found == world.true[kind]).mean(axis=1)
+    return _mean_where_named(found == world.true[kind], world.true[kind] >= 0)
+
+
+def _mean_where_named(right: np.ndarray, named: np.ndarray) -> np.ndarray:
+    """Mean of ``right`` over the last axis where ``named``; NaN where nothing is."""
+    count = np.broadcast_to(named, right.shape).sum(axis=-1)
+    return np.where(count > 0, (right & named).sum(axis=-1) / np.maximum(count, 1), np.nan)
 
 
 def _cut_ranks(embeddings: np.ndarray, is_cut: np.ndarray) -> np.ndarray:
@@ -300,7 +325,7 @@ def pairwise_attribute(kind: str, features: Features, world: World) -> np.ndarra
         pairs = (found[:, None] == true[None, :, 0]).astype(np.float64)
         pairs[world.is_cut], pairs[:, world.is_cut] = np.nan, np.nan
         return pairs
-    return np.mean([found[:, f, None] == true[None, :, f] for f in range(true.shape[1])], axis=0)
+    return _mean_where_named(found[:, None] == true[None], true[None] >= 0)
 
 
 def summarise_attributes(scores: Mapping[str, ScoreResult], world: World) -> dict[str, Any]:

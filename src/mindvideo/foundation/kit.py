@@ -33,7 +33,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from mindvideo.simulate.scenes import COLOURS, MOTIONS, SYNONYMS, THINGS, draw_scene
+from mindvideo.simulate.scenes import COLOURS, COLUMNS, MOTIONS, ROWS, SYNONYMS, THINGS, draw_scene, scene_caption
 
 IMAGE_CLASSES = tuple(f"{colour} {thing}" for thing, colour in product(THINGS, COLOURS))
 VIDEO_CLASSES = tuple(f"{thing} {motion}" for thing, motion in product(THINGS, MOTIONS))
@@ -45,10 +45,10 @@ class Sizes:
 
     size: int = 64
     num_frames: int = 6
-    length: int = 40
+    length: int = 64
     width: int = 128
     vae_channels: tuple[int, ...] = (32, 64, 64)
-    unet_channels: tuple[int, ...] = (64, 96, 128)
+    unet_channels: tuple[int, ...] = (48, 96, 192)
     unet_heads: int = 4
     text_layers: int = 3
     vision_width: int = 160
@@ -69,7 +69,8 @@ TEST = Sizes(
 def caption_corpus(count: int = 3000) -> list[str]:
     """Captions that use every word of the world, from a fixed seed."""
     rng = np.random.default_rng(7)
-    captions = [draw_scene(rng, None).caption(rng) for _ in range(count)]
+    wheres = list(product((None, *COLUMNS), (None, *ROWS)))
+    captions = [scene_caption(draw_scene(rng, None), wheres[i % len(wheres)], rng) for i in range(count)]
     words = " ".join(word for synonyms in SYNONYMS.values() for word in synonyms)
     return [*captions, *([f"{words} then . , and"] * 20)]
 
@@ -132,15 +133,15 @@ def build_vae(sizes: Sizes) -> AutoencoderKL:
 
 
 def build_unet(sizes: Sizes) -> UNet2DConditionModel:
-    """A text-conditioned 2-D UNet of Stable Diffusion's kind."""
+    """A text-conditioned 2-D UNet of Stable Diffusion's kind, without attention at the highest resolution."""
     return UNet2DConditionModel(
         sample_size=sizes.size // 4,
         in_channels=4,
         out_channels=4,
         block_out_channels=sizes.unet_channels,
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=sizes.width,
         attention_head_dim=sizes.unet_heads,
         norm_num_groups=sizes.norm_groups if sizes.unet_channels[0] % sizes.norm_groups == 0 else 8,

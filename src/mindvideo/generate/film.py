@@ -33,6 +33,7 @@ from mindvideo.generate.pipeline import MindVideoPipeline, to_uint8
 from mindvideo.generate.recording import Recorded
 from mindvideo.generate.sampling import Plan
 from mindvideo.generate.scheduler import set_timesteps
+from mindvideo.models.video_unet import share_noise
 from mindvideo.stages import Progress
 
 
@@ -191,7 +192,7 @@ class Film:
                 noise = window_noise(self.settings.seed, block, self._shape).to(self._device)
                 scheduler = copy.deepcopy(self._scheduler)
                 empty = torch.zeros(self.block_frames, device=self._device)
-                latents = noise * scheduler.init_noise_sigma
+                latents = share_noise(self.pipeline.unet, noise[None])[0] * scheduler.init_noise_sigma
                 self._blocks[block] = _Block(latents, scheduler, torch.zeros_like(noise), empty)
         self._conditions[clip] = self._condition_at(clip * self.block_frames / self.settings.frames_per_scan)
 

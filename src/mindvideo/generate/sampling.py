@@ -17,7 +17,7 @@ from mindvideo.errors import SettingError
 from mindvideo.generate.guidance import guide
 from mindvideo.generate.scheduler import set_timesteps
 from mindvideo.models.feature_reuse import FeatureReuse
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.video_unet import VideoUNet, share_noise
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def denoise(
     Parameters
     ----------
     latents : Tensor, (B, c, F, h, w) float32
-        Noise of unit variance.
+        Noise of unit variance, independent; the generator correlates its frames as it was trained (`share_noise`).
     positive : Tensor, (B, L, C) float32
     negative : Tensor, (1, L, C) float32, optional
         None: no guidance.
@@ -100,7 +100,7 @@ def denoise(
     # Asking a model for its device or dtype walks through all its modules: once is enough.
     device, dtype = latents.device, unet.dtype
     set_timesteps(scheduler, plan.steps, device)
-    latents = latents * scheduler.init_noise_sigma
+    latents = share_noise(unet, latents) * scheduler.init_noise_sigma
     # A condition that is the negative itself (the control "mean") is not changed by guidance: one pass does.
     if negative is not None and torch.equal(negative.expand_as(positive), positive):
         negative = None

@@ -262,16 +262,14 @@ class Foundation:
         """
         path = self.folder / MOTION / "model.safetensors"
         if not path.is_file():
-            raise ModelError(
-                f"expected the part '{MOTION}' at {path}, found none; set animate.motion=none, or train it with "
-                "'mindvideo foundation train'"
-            )
+            raise ModelError(f"expected the part '{MOTION}' at {path}, found none; set animate.motion=none")
         return {name: weight.float() for name, weight in load_file(path).items()}
 
     @property
-    def motion_has_positions(self) -> bool:
-        """Whether the part ``motion`` was trained with `frame_positions`, which have no weights to tell it by."""
-        return bool(self._config(MOTION).get("frame_positions", False))
+    def motion_settings(self) -> dict[str, Any]:
+        """Settings of the inflated generator that the part ``motion`` was trained with."""
+        config = self._config(MOTION)
+        return {name: config[name] for name in ("frame_positions", "noise_share") if name in config}
 
     @property
     def scheduler_config(self) -> dict[str, Any]:

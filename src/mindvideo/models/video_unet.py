@@ -33,6 +33,9 @@ from mindvideo.models.transformer import attend
 FAMILY_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
 # Temporal attention has a sequence for every pixel; CUDA's fused kernels take fewer than 65,536 at a time.
 MAX_SEQUENCES = 32768
+# Parts of the names of the weights that a 2-D UNet has not.
+CLIP_PARTS = ("attn_temp.", "norm_temp.", "frame_embedding.")
+FRAME_WIDTH = 32
 # Settings that only UNets outside the Stable Diffusion family turn on.
 OTHER_FAMILIES = (
     "only_cross_attention",
@@ -262,6 +265,32 @@ def _takes_settings_of(parent: type) -> Callable[[Callable[..., None]], Callable
     return decorate
 
 
+def share_noise(unet: nn.Module, noise: torch.Tensor) -> torch.Tensor:
+    """Noise of which any two frames of a clip correlate as the denoiser's setting ``noise_share`` says.
+
+    Frames that begin alike end alike where nothing moves (Ge et al., Preserve Your Own Correlation, 2023). The map is the
+    symmetric square root of the frames' covariance, so that it takes no further random numbers.
+
+    Parameters
+    ----------
+    unet : Module
+        A denoiser with a ``config``; without the setting the noise stays as it is.
+    noise : Tensor, (B, C, F, H, W)
+        Independent standard normal numbers.
+
+    Returns
+    -------
+    Tensor, (B, C, F, H, W)
+        Standard normal, correlated over F.
+    """
+    share = unet.config.get("noise_share", 0.0)  # type: ignore[union-attr, operator]
+    if not share or noise.shape[2] == 1:
+        return noise
+    own = (1 - share) ** 0.5
+    common = (1 - share + share * noise.shape[2]) ** 0.5 - own
+    return own * noise + common * noise.mean(2, keepdim=True)
+
+
 class VideoUNet(WholeModel, UNet2DConditionModel):
     """Denoiser of clips.
 
@@ -275,8 +304,10 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
     clip_norm : bool
         Whether the ResNets' GroupNorms take their statistics over the clip or (for comparison) over each frame.
     frame_positions : bool
-        Whether temporal attention is told which frame is which. The paper's is not: but for the noise in them, it
-        cannot tell the first frame from the last, nor left from right.
+        Whether temporal attention and, beside the timestep, every ResNet block are told which frame is which. The
+        paper's are not: but for the noise in them, they cannot tell the first frame from the last, nor left from right.
+    noise_share : float
+        Correlation of the noise of any two frames of a clip, see `share_noise`; 0 in the paper.
 
     Raises
     ------
@@ -298,6 +329,7 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
         inflate: Literal["sparse_causal", "own_frame"] = "sparse_causal",
         clip_norm: bool = True,
         frame_positions: bool = False,
+        noise_share: float = 0.0,
         **settings: Any,
     ) -> None:
         if inflate not in ("sparse_causal", "own_frame"):
@@ -308,6 +340,12 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
         self._inflate_transformers(inflate, frame_positions)
         if clip_norm:
             self._inflate_norms()
+        self.frame_embedding: nn.Linear | None = None
+        if frame_positions:
+            width = self.time_embedding.linear_2.out_features
+            self.frame_embedding = nn.Linear(FRAME_WIDTH, width)
+            nn.init.zeros_(self.frame_embedding.weight)
+            nn.init.zeros_(self.frame_embedding.bias)
 
     @classmethod
     def from_unet2d(cls, unet: UNet2DConditionModel, **settings: Any) -> VideoUNet:
@@ -317,7 +355,7 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
         ----------
         unet : UNet2DConditionModel
         **settings
-            ``inflate``, ``clip_norm`` and ``frame_positions``.
+            ``inflate``, ``clip_norm``, ``frame_positions`` and ``noise_share``.
 
         Raises
         ------
@@ -327,7 +365,7 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
         known = cls._get_init_keys(cls)
         video = cls(**{name: value for name, value in unet.config.items() if name in known}, **settings)
         own = video.state_dict()
-        temporal = {name: weight for name, weight in own.items() if "attn_temp." in name or "norm_temp." in name}
+        temporal = {name: weight for name, weight in own.items() if any(part in name for part in CLIP_PARTS)}
         video.load_state_dict(temporal | unet.state_dict())
         nn.Module.to(video, device=unet.device, dtype=unet.dtype)
         return video
@@ -336,6 +374,13 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
     def trainable_names() -> tuple[str, ...]:
         """Parts of the names of the parameters that ``animate`` and ``cotrain`` train (paper section 3.4)."""
         return ("attn1", "attn2", "attn_temp")
+
+    def get_aug_embed(self, emb: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor | None:
+        """What is added to the timestep's embedding (B·F, width): which frame it is, where that is told."""
+        if self.frame_embedding is None:
+            return None
+        frames = frame_positions(self.clip.num_frames, FRAME_WIDTH, emb.device).to(emb.dtype)
+        return self.frame_embedding(frames).repeat(len(emb) // self.clip.num_frames, 1)
 
     def forward(
         self, latents: torch.Tensor, timestep: torch.Tensor | float, condition: torch.Tensor, return_dict: bool = True

@@ -1,4 +1,4 @@
-"""Everything in a recording that does not follow the film: fluctuations, noise, drift, gain.
+"""Everything in a recording that does not follow the film: fluctuations, physiology, head motion, noise, drift.
 
 Legend: T volumes, n vertices.
 """
@@ -11,13 +11,18 @@ from scipy.signal import lfilter
 from mindvideo import atlas
 from mindvideo.simulate.cortex import Sheet
 
-LOCAL, NETWORK, GLOBAL, THERMAL = 0.68, 0.5, 0.15, 0.3
-"""Weights of noise along the cortex, network fluctuations, a global signal and independent noise."""
+LOCAL, NETWORK, GLOBAL, SLOW, BREATH, PULSE, THERMAL = 0.55, 0.55, 0.2, 0.3, 0.2, 0.2, 0.3
+"""Weights of noise along the cortex, network fluctuations, a global signal, 1/f noise, breathing, pulse, independent noise."""
+
+SPIKES_PER_MINUTE, SPIKE = 0.4, 2.5
+"""How often the head jerks, and how far a vertex's signal is thrown, in standard deviations of the noise."""
 
 NOISE_TIME_S = 2.2
 """Time constant of the local noise: lag-1 autocorrelation .4 at a TR of 2 s."""
 
 NETWORK_TIME_S = 8.0
+BODY_HZ = 10.0
+"""Physiology is made at this rate and then sampled at the volumes' times, so that it aliases as it does in a scanner."""
 
 
 def autoregress(white: np.ndarray, tr_s: float, time_s: float) -> np.ndarray:
@@ -55,8 +60,42 @@ def network_loadings(sheet: Sheet, vertex: np.ndarray, rng: np.random.Generator,
     return np.ascontiguousarray((loadings / np.maximum(length, 1e-6)).T.astype(np.float32))
 
 
+def draw_slow(n_volumes: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Fluctuations whose power falls as 1/f, float32 (T, count), of unit variance."""
+    frequency = np.fft.rfftfreq(n_volumes)[1:, None]
+    phase = rng.standard_normal((len(frequency), count)) + 1j * rng.standard_normal((len(frequency), count))
+    series = np.fft.irfft(np.concatenate([np.zeros((1, count)), phase / np.sqrt(frequency)]), n_volumes, axis=0)
+    return (series / series.std(axis=0)).astype(np.float32)
+
+
+def draw_rhythm(n_volumes: int, tr_s: float, hz: float, rng: np.random.Generator) -> np.ndarray:
+    """A rhythm of the body around ``hz`` whose rate wanders by a tenth, seen at the volumes: float32 (T,), unit variance.
+
+    Made at `BODY_HZ`: its phase is the running sum of a slowly changing rate, its wave has a second harmonic.
+    """
+    n = int(np.ceil((n_volumes - 1) * tr_s * BODY_HZ)) + 1
+    rate = hz * (1 + 0.1 * autoregress(rng.standard_normal((n, 1), dtype=np.float32), 1 / BODY_HZ, 20.0)[:, 0])
+    phase = 2 * np.pi * (np.cumsum(rate) / BODY_HZ + rng.random())
+    wave = np.sin(phase) + 0.4 * np.sin(2 * phase + 1.0)
+    at = np.round(np.arange(n_volumes) * tr_s * BODY_HZ).astype(int)
+    return (wave[at] / np.sqrt(0.58)).astype(np.float32)
+
+
+def draw_spikes(n_volumes: int, tr_s: float, rng: np.random.Generator) -> np.ndarray:
+    """Jerks of the head, float32 (T,): a volume that is thrown, and half of it in the next one; none in most minutes."""
+    spikes = np.zeros(n_volumes + 1, np.float32)
+    for at in np.flatnonzero(rng.random(n_volumes) < SPIKES_PER_MINUTE * tr_s / 60):
+        height = rng.choice([-1, 1]) * rng.uniform(0.5, 1.5)
+        spikes[at] += height
+        spikes[at + 1] += height / 2
+    return spikes[:-1]
+
+
 def draw_noise(sheet: Sheet, loadings: np.ndarray, n_volumes: int, tr_s: float, rng: np.random.Generator) -> np.ndarray:
-    """Noise of one run, float32 (T, n), about unit variance: local and smooth, networks, global, thermal."""
+    """Noise of one run, float32 (T, n), about unit variance but for jerks of the head.
+
+    Local and smooth, networks, a global signal, 1/f, breathing, pulse, thermal.
+    """
     n = loadings.shape[1]
     noise = np.empty((n_volumes, n), np.float32)
     for start in range(0, n_volumes, 64):
@@ -69,7 +108,14 @@ def draw_noise(sheet: Sheet, loadings: np.ndarray, n_volumes: int, tr_s: float, 
         rng.standard_normal((n_volumes, 1), dtype=np.float32), tr_s, NETWORK_TIME_S
     )
     noise += np.float32(THERMAL) * rng.standard_normal((n_volumes, n), dtype=np.float32)
-    return noise / np.float32(np.sqrt(LOCAL**2 + NETWORK**2 + GLOBAL**2 + THERMAL**2))
+    slow, breath, pulse = (part.T for part in np.split(sheet.fields(rng, 6, 12).astype(np.float32), [4, 5], axis=1))
+    noise += np.float32(SLOW / 2) * (draw_slow(n_volumes, 4, rng) @ slow)
+    for weight, hz, field in ((BREATH, 0.28, breath), (PULSE, 1.1, pulse)):
+        noise += np.float32(weight) * draw_rhythm(n_volumes, tr_s, hz, rng)[:, None] * (0.7 + 0.7 * field)
+    parts = (LOCAL, NETWORK, GLOBAL, SLOW, BREATH, PULSE, THERMAL)
+    noise /= np.float32(np.sqrt(sum(part**2 for part in parts)))
+    thrown = SPIKE * sheet.fields(rng, 1, 12)[:, 0]
+    return noise + draw_spikes(n_volumes, tr_s, rng)[:, None] * thrown.astype(np.float32)
 
 
 def draw_drift(sheet: Sheet, n_volumes: int, rng: np.random.Generator) -> np.ndarray:

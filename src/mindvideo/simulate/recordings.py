@@ -21,13 +21,21 @@ import numpy as np
 
 from mindvideo import atlas
 from mindvideo.config import Simulate
-from mindvideo.data.captions import caption_windows
 from mindvideo.data.cifti import SUBCORTEX, write_cortex
 from mindvideo.data.disk import disk_errors, write_text
 from mindvideo.data.video import write_video
 from mindvideo.errors import DataError, SettingError
 from mindvideo.simulate.features import film_features
-from mindvideo.simulate.scenes import Shot, draw_scene, is_held_out, make_film, render_film, scene_at
+from mindvideo.simulate.scenes import (
+    WORLD,
+    Shot,
+    draw_scene,
+    film_caption,
+    is_held_out,
+    locate,
+    make_film,
+    render_film,
+)
 from mindvideo.simulate.subject import SimulatedSubject
 from mindvideo.simulate.tuning import AREA_TUNING, areas_of
 from mindvideo.stages import Progress, StageContext
@@ -35,8 +43,8 @@ from mindvideo.stages import Progress, StageContext
 TR_S = 2.0
 PERSON_TR_S = 0.72
 AFTER_FILM_S = 10.0
-CAPTION_HZ = 3
-VERSION = 1
+FRAMES_HZ = 3
+"""How often ``truth/scenes.json`` says where a scene's thing is."""
 PERSON_AREAS = ("V1", "V2", "V3", "V4")
 
 _SUBJECT, _FILM, _CAST, _RUN, _CONTROLS, _PERSON, _MOVIE, _PERSON_RUN = range(8)
@@ -79,7 +87,10 @@ class Segment:
         if not self.is_test:
             return film
         rng = _rng(seed, _CAST, self.index)
-        return [replace(shot, scene=draw_scene(rng, True)) if rng.random() < 0.5 else shot for shot in film]
+        return [
+            replace(shot, scene=draw_scene(rng, True, shot.end_s - shot.start_s)) if rng.random() < 0.5 else shot
+            for shot in film
+        ]
 
 
 def list_segments(settings: Simulate) -> list[Segment]:
@@ -196,7 +207,7 @@ def simulate(settings: Simulate, out: Path, seed: int, progress: Progress | None
     """
     segments = list_segments(settings)
     with disk_errors(out, "the simulated subject"):
-        _claim(out, {"version": VERSION, "seed": seed, "settings": settings.model_dump(mode="json")})
+        _claim(out, {"version": WORLD, "seed": seed, "settings": settings.model_dump(mode="json")})
         todo = [segment for segment in segments if not all(path.is_file() for path in _files(out, segment))]
         tick = _Ticker(progress, sum(len(_files(out, segment)) for segment in segments) + 1)
         tick.add(sum(path.is_file() for segment in segments for path in _files(out, segment)))
@@ -251,13 +262,9 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
 
 
 def scan_captions(film: list[Shot], duration_s: float) -> list[str]:
-    """Caption of every scan: of what its frames at 3 FPS show, ``A. Then B`` across a cut."""
-    n_frames = round(TR_S * CAPTION_HZ)
-    times = np.arange(round(duration_s / TR_S))[:, None] * TR_S + np.arange(n_frames)[None] / CAPTION_HZ
-    number = {id(shot): index for index, shot in enumerate(film)}
-    shots = [[scene_at(film, float(t)) for t in row] for row in times]
-    scene = np.array([[number[id(shot)] for shot in row] for row in shots])
-    return caption_windows([[shot.scene.caption() for shot in row] for row in shots], scene)
+    """Caption of every scan: of what it shows, ``A. Then B`` across a cut."""
+    starts = TR_S * np.arange(round(duration_s / TR_S))
+    return [film_caption(film, start, start + TR_S) for start in starts]
 
 
 def _write_truth(settings: Simulate, out: Path, seed: int, segments: list[Segment]) -> None:
@@ -290,7 +297,8 @@ def _describe(shot: Shot) -> dict[str, Any]:
     scene = shot.scene
     return {
         **asdict(scene),
-        "caption": scene.caption(),
+        "caption": film_caption([shot], shot.start_s, shot.end_s),
+        "where": [locate(scene, t) for t in np.arange(0, scene.duration_s, 1 / FRAMES_HZ)],
         "start_s": shot.start_s,
         "end_s": shot.end_s,
         "is_held_out": is_held_out(scene.thing, scene.place, scene.motion),

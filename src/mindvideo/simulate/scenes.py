@@ -2,6 +2,7 @@
 
 A *scene* is one composition; a *shot* is a scene shown for a while; a *film* is a list of shots joined by hard cuts.
 A fixed set of thing-place-motion combinations is held out of all training, so test films show new compositions.
+Positions are fractions of the frame, x to the right and y downwards; a thing's centre stays within `SEEN` of it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,21 @@ SIZES = ("small", "big")
 SPEEDS = ("slow", "fast")
 CAMERAS = ("static", "pan left", "pan right", "zoom in", "zoom out")
 LIGHTS = ("day", "sunset", "dusk")
+COLUMNS = ("left", "middle", "right")
+ROWS = ("high", "low")
+SEEN = (0.14, 0.86)
+"""Where the centre of a scene's thing may be, across and down, at any time it is shown."""
+COLUMN_BINS = ((0.0, 0.35), (0.41, 0.59), (0.65, 1.0))
+ROW_BINS = ((0.0, 0.38), (0.6, 1.0))
+"""Centres that are called left, middle, right, and high, low; what falls between two of them is not named."""
+WORLD = 2
+"""Version of pictures and captions: towers, judges and generators of one version belong together."""
 
 _VELOCITY = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0), "turning": (0, 0)}
-_SPEED_PER_S = {"slow": 0.08, "fast": 0.2}
+_SPEED_PER_S = {"slow": 0.08, "fast": 0.17}
 _LEGS = ("person", "dog", "cat", "horse")
-_BASE_Y = {"bird": 0.6, "butterfly": 0.62, "plane": 0.56, "fish": 0.68, "boat": 0.84}
+_FLOATING = ("bird", "butterfly", "plane", "fish")
+_GROUND_Y = 0.86
 _WIDE = {"car": 0.62, "plane": 0.62, "boat": 0.68, "fish": 0.72, "bird": 0.78, "dog": 0.82, "horse": 0.92}
 _VERB = {"bird": "flying", "butterfly": "flying", "plane": "flying", "fish": "swimming", "car": "driving",
          "boat": "sailing", "ball": "rolling", "flower": "drifting"}  # fmt: skip
@@ -42,7 +53,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """One composition; ``seed`` fixes whatever the other fields leave open."""
+    """One composition, shown for ``duration_s``; ``seed`` fixes whatever the other fields leave open."""
 
     thing: str
     colour: str
@@ -53,11 +64,8 @@ class Scene:
     camera: str
     light: str
     other: tuple[str, str] | None
+    duration_s: float
     seed: int
-
-    def caption(self, rng: np.random.Generator | None = None) -> str:
-        """A captioner's sentence; with ``rng`` some words become synonyms."""
-        return scene_caption(self, rng)
 
 
 def is_held_out(thing: str, place: str, motion: str) -> bool:
@@ -66,46 +74,80 @@ def is_held_out(thing: str, place: str, motion: str) -> bool:
     return code % 7 == 3
 
 
-def draw_scene(rng: np.random.Generator, held_out: bool | None = False) -> Scene:
-    """Draw a scene from the training compositions (False), the held-out ones (True) or all of them (None)."""
+def draw_scene(rng: np.random.Generator, held_out: bool | None = False, duration_s: float = 4.0) -> Scene:
+    """Draw a scene from the training compositions (False), the held-out ones (True) or all of them (None).
+
+    Long shots have no fast crossing of the frame, since their thing would leave it.
+    """
     while True:
         thing, place, motion = (str(rng.choice(names)) for names in (THINGS, PLACES, MOTIONS))
-        if held_out is None or is_held_out(thing, place, motion) == held_out:
-            break
-    camera = "static" if rng.random() < 0.6 else str(rng.choice(CAMERAS[1:]))
-    light = "day" if rng.random() < 0.6 or place in ("night street", "room") else str(rng.choice(LIGHTS[1:]))
-    other = None
-    if rng.random() < 0.15:
-        second = [name for name in THINGS if name != thing]
-        other = (str(rng.choice(second)), str(rng.choice(COLOURS)))
-    return Scene(
-        thing=thing,
-        colour=str(rng.choice(COLOURS)),
-        size=str(rng.choice(SIZES)),
-        place=place,
-        motion=motion,
-        speed=str(rng.choice(SPEEDS)),
-        camera=camera,
-        light=light,
-        other=other,
-        seed=int(rng.integers(2**31)),
-    )
+        if held_out is not None and is_held_out(thing, place, motion) != held_out:
+            continue
+        camera = "static" if rng.random() < 0.6 else str(rng.choice(CAMERAS[1:]))
+        light = "day" if rng.random() < 0.6 or place in ("night street", "room") else str(rng.choice(LIGHTS[1:]))
+        other = None
+        if rng.random() < 0.15:
+            second = [name for name in THINGS if name != thing]
+            other = (str(rng.choice(second)), str(rng.choice(COLOURS)))
+        scene = Scene(
+            thing=thing,
+            colour=str(rng.choice(COLOURS)),
+            size=str(rng.choice(SIZES)),
+            place=place,
+            motion=motion,
+            speed=str(rng.choice(SPEEDS)),
+            camera=camera,
+            light=light,
+            other=other,
+            duration_s=duration_s,
+            seed=int(rng.integers(2**31)),
+        )
+        (left, right), (top, bottom) = _room_for(scene)
+        if left <= right and top <= bottom:
+            return scene
 
 
 def _action(scene: Scene) -> str:
     legs = scene.thing in _LEGS
+    slowly = "slowly" if scene.speed == "slow" else "quickly"
     if scene.motion == "still":
         return "standing still" if legs else "resting still"
     if scene.motion == "turning":
-        return "turning around"
+        return f"turning {slowly} around"
     if legs:
         return f"{'walking' if scene.speed == 'slow' else 'running'} {scene.motion}"
-    return f"{_VERB[scene.thing]} {'slowly' if scene.speed == 'slow' else 'quickly'} {scene.motion}"
+    return f"{_VERB[scene.thing]} {slowly} {scene.motion}"
 
 
-def scene_caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
-    """The sentence for a scene, e.g. "a small brown dog running left on a beach at sunset, zooming in"."""
-    who = f"a {scene.size} {scene.colour} {scene.thing}"
+def locate(scene: Scene, t: float) -> tuple[str | None, str | None]:
+    """Column and row, as captions name them, of a scene's thing at ``t`` seconds; None between two names.
+
+    Rows are named where the place leaves them open: of what floats, and of what moves up or down.
+    """
+    x, y = thing_centre(scene, t)
+    column = _bin_of(x, COLUMN_BINS, COLUMNS)
+    has_row = scene.thing in _FLOATING or scene.motion in ("up", "down")
+    return column, _bin_of(y, ROW_BINS, ROWS) if has_row else None
+
+
+def _bin_of(value: float, bins: tuple[tuple[float, float], ...], names: tuple[str, ...]) -> str | None:
+    return next((name for name, (low, high) in zip(names, bins, strict=True) if low <= value <= high), None)
+
+
+def _whereabouts(column: str | None, row: str | None) -> str:
+    if column is None:
+        return {None: "", "high": " high above", "low": " low below"}[row]
+    return f"{f' {row}' if row else ''} {'in' if column == 'middle' else 'on'} the {column}"
+
+
+def scene_caption(
+    scene: Scene, where: tuple[str | None, str | None] = (None, None), rng: np.random.Generator | None = None
+) -> str:
+    """The sentence for a scene whose thing is ``where`` (`locate`); with ``rng`` some words become synonyms.
+
+    For example "a small brown dog on the left running right on a beach at sunset, zooming in".
+    """
+    who = f"a {scene.size} {scene.colour} {scene.thing}{_whereabouts(*where)}"
     if scene.other is not None:
         who += f" and a {scene.other[1]} {scene.other[0]}"
     words = f"{who} {_action(scene)} {_WHERE[scene.place]}"
@@ -125,7 +167,7 @@ def scene_caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
 
 @dataclass(frozen=True)
 class _Staging:
-    """What ``Scene.seed`` decides: places, phases, and the painted background."""
+    """What ``Scene.seed`` decides: the thing's centre in the middle of the shot, sizes, phases, the second thing."""
 
     x: float
     y: float
@@ -134,25 +176,61 @@ class _Staging:
     phase: float
     other_x: float
     other_height: float
-    duration_s: float
 
 
 _MARGIN = 0.25
 _SUPERSAMPLE = 2
 
 
-def _stage(scene: Scene, duration_s: float) -> _Staging:
+def _room_for(scene: Scene) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Ranges of x and y, in the middle of the shot, from which the thing's centre stays within `SEEN` all along."""
+    ranges = []
+    for axis in (0, 1):
+        lows, highs = [], []
+        for t in np.linspace(0, scene.duration_s, 9):
+            zoom, pan = _camera(scene, t)
+            shift = (pan if axis == 0 else 0.0) - _travel(scene, t)[axis]
+            lows.append(0.5 + (SEEN[0] - 0.5) / zoom + shift)
+            highs.append(0.5 + (SEEN[1] - 0.5) / zoom + shift)
+        ranges.append((max(lows), min(highs)))
+    return ranges[0], ranges[1]
+
+
+def _place_within(rng: np.random.Generator, low: float, high: float, parts: tuple[tuple[float, float], ...]) -> float:
+    """A number in one of some parts (fractions) of a range, each part as likely."""
+    start, stop = parts[int(rng.integers(len(parts)))]
+    return float(low + (high - low) * rng.uniform(start, stop))
+
+
+@lru_cache(maxsize=4096)
+def _stage(scene: Scene) -> _Staging:
     rng = np.random.default_rng(scene.seed)
     height = rng.uniform(0.28, 0.38) if scene.size == "small" else rng.uniform(0.48, 0.64)
     height *= _WIDE.get(scene.thing, 1.0)
-    x, y = rng.uniform(0.38, 0.62), _BASE_Y.get(scene.thing, 0.86) + rng.uniform(-0.04, 0.04)
+    (left, right), (top, bottom) = _room_for(scene)
+    across = ((0.0, 1.0),) if scene.motion in ("left", "right") else ((0.0, 0.28), (0.4, 0.6), (0.72, 1.0))
+    x = _place_within(rng, left, right, across)
     if scene.motion in ("up", "down"):
-        y = 0.5 + height / 2 + rng.uniform(-0.05, 0.05)
+        y = _place_within(rng, top, bottom, ((0.0, 1.0),))
+    elif scene.thing in _FLOATING:
+        y = _place_within(rng, max(top, 0.5 * height), min(bottom, 0.78), ((0.0, 0.25), (0.75, 1.0)))
+    else:
+        y = float(np.clip(_GROUND_Y + rng.uniform(-0.04, 0.04) - height / 2, top, bottom))
     facing = {"left": -1, "right": 1}.get(scene.motion, int(rng.choice([-1, 1])))
     side = 1 if x < 0.5 else -1
-    return _Staging(
-        x, y, height, facing, rng.uniform(0, 6), x + side * rng.uniform(0.28, 0.36), rng.uniform(0.2, 0.26), duration_s
-    )
+    return _Staging(x, y, height, facing, rng.uniform(0, 6), x + side * rng.uniform(0.28, 0.36), rng.uniform(0.2, 0.26))
+
+
+def _travel(scene: Scene, t: float) -> tuple[float, float]:
+    """How far the thing is, across and down, from where it is in the middle of the shot."""
+    way = _SPEED_PER_S[scene.speed] * (t - scene.duration_s / 2)
+    return way * _VELOCITY[scene.motion][0], way * _VELOCITY[scene.motion][1]
+
+
+def thing_centre(scene: Scene, t: float) -> tuple[float, float]:
+    """Centre of a scene's thing on the screen at ``t`` seconds from its start."""
+    staging, (zoom, pan), (dx, dy) = _stage(scene), _camera(scene, t), _travel(scene, t)
+    return 0.5 + zoom * (staging.x + dx - 0.5 - pan), 0.5 + zoom * (staging.y + dy - 0.5)
 
 
 @lru_cache(maxsize=64)
@@ -161,9 +239,9 @@ def _background(place: str, seed: int, size: int) -> np.ndarray:
     return draw_place(place, np.random.default_rng([seed, 1]), canvas_size)
 
 
-def _camera(scene: Scene, t: float, duration_s: float) -> tuple[float, float]:
+def _camera(scene: Scene, t: float) -> tuple[float, float]:
     """Zoom factor and horizontal offset (frame widths) at ``t`` seconds."""
-    progress = t / max(duration_s, 2.0) - 0.5
+    progress = t / max(scene.duration_s, 2.0) - 0.5
     if scene.camera.startswith("pan"):
         way = 1 if scene.camera.endswith("right") else -1
         return 1.0, way * 0.36 * np.clip(progress, -0.6, 0.6)
@@ -198,9 +276,7 @@ def _draw_figure(
         cv2.fillPoly(canvas, [points], fill, cv2.LINE_AA, 4)
 
 
-def render_scene(
-    scene: Scene, times_s: np.ndarray, size: int = 64, duration_s: float = 4.0, hide_thing: bool = False
-) -> np.ndarray:
+def render_scene(scene: Scene, times_s: np.ndarray, size: int = 64, hide_thing: bool = False) -> np.ndarray:
     """Render a scene at given times.
 
     Parameters
@@ -210,8 +286,6 @@ def render_scene(
         (T,) seconds since the scene's start.
     size : int
         Frame height and width in pixels.
-    duration_s : float
-        How long the scene is shown; movement is centred on its middle.
     hide_thing : bool
         Leave the scene's thing out; everything else stays.
 
@@ -220,39 +294,31 @@ def render_scene(
     ndarray
         (T, size, size, 3) uint8 RGB.
     """
-    staging = _stage(scene, duration_s)
+    staging = _stage(scene)
     big = size * _SUPERSAMPLE
     background = _background(scene.place, scene.seed, big)
     frames = np.empty((len(times_s), size, size, 3), np.uint8)
-    vx, vy = _VELOCITY[scene.motion]
-    speed = _SPEED_PER_S[scene.speed]
     gait = 5.0 if scene.speed == "slow" else 11.0
     tint = np.array(_LIGHT[scene.light], np.float32)
     for number, t in enumerate(np.asarray(times_s, float)):
-        zoom, offset = _camera(scene, t, duration_s)
-        view = np.array([[zoom, 0, 0.5 - zoom * (0.5 + offset)], [0, zoom, 0.5 - zoom * 0.5]]) * big
-        paper = np.array([[1.0, 0, -_MARGIN], [0, 1.0, -_MARGIN]])
-        matrix = np.array(
-            [[zoom, 0, view[0, 2] + zoom * paper[0, 2] * big], [0, zoom, view[1, 2] + zoom * paper[1, 2] * big]]
-        )
+        zoom, pan = _camera(scene, t)
+        view = np.array([[zoom, 0, 0.5 - zoom * (0.5 + pan)], [0, zoom, 0.5 - zoom * 0.5]]) * big
+        matrix = np.array([[zoom, 0, view[0, 2] - zoom * _MARGIN * big], [0, zoom, view[1, 2] - zoom * _MARGIN * big]])
         canvas = cv2.warpAffine(background, matrix, (big, big), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        travel = speed * (t - duration_s / 2)
-        moving = scene.motion != "still"
-        phase = staging.phase + gait * t * (1.0 if moving else 0.15)
+        dx, dy = _travel(scene, t)
+        phase = staging.phase + gait * t * (1.0 if scene.motion != "still" else 0.15)
         flip = float(staging.facing)
         if scene.motion == "turning":
             flip *= float(np.cos(2 * np.pi * t * (0.3 if scene.speed == "slow" else 0.6)))
             flip = np.sign(flip) * max(abs(flip), 0.15)
+        feet = staging.y + staging.height / 2 + dy
         if scene.other is not None:
             _draw_figure(
-                canvas, scene.other[0], scene.other[1], staging.other_x + travel * vx, staging.y + travel * vy,
-                staging.other_height, staging.facing, phase + 1.0, view,
+                canvas, scene.other[0], scene.other[1], staging.other_x + dx, feet, staging.other_height,
+                staging.facing, phase + 1.0, view,
             )  # fmt: skip
         if not hide_thing:
-            _draw_figure(
-                canvas, scene.thing, scene.colour, staging.x + travel * vx, staging.y + travel * vy, staging.height,
-                flip, phase, view,
-            )  # fmt: skip
+            _draw_figure(canvas, scene.thing, scene.colour, staging.x + dx, feet, staging.height, flip, phase, view)
         small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
         frames[number] = small if scene.light == "day" else np.clip(small * tint, 0, 255).astype(np.uint8)
     return frames
@@ -283,7 +349,7 @@ def make_film(
         boundary += tr_s * float(rng.choice([1, 2, 3, 4], p=[0.15, 0.35, 0.3, 0.2]))
         end = boundary if rng.random() < 0.8 else boundary - tr_s * float(rng.uniform(0.25, 0.75))
         end = duration_s if boundary >= duration_s - 1e-6 else end
-        shots.append(Shot(draw_scene(rng, held_out), start, end))
+        shots.append(Shot(draw_scene(rng, held_out, end - start), start, end))
         start = end
     return shots
 
@@ -296,50 +362,72 @@ def scene_at(film: list[Shot], t: float) -> Shot:
     return film[-1]
 
 
-def render_film(film: list[Shot], times_s: np.ndarray, size: int = 64) -> np.ndarray:
+def render_film(film: list[Shot], times_s: np.ndarray, size: int = 64, hide_thing: bool = False) -> np.ndarray:
     """Render a film at ascending times (T,) in seconds: (T, size, size, 3) uint8."""
     times = np.asarray(times_s, float)
     starts = np.array([shot.start_s for shot in film])
     index = np.clip(np.searchsorted(starts, times + 1e-9, side="right") - 1, 0, len(film) - 1)
     frames = np.empty((len(times), size, size, 3), np.uint8)
     for number in np.unique(index):
-        shot = film[number]
         chosen = np.flatnonzero(index == number)
-        frames[chosen] = render_scene(shot.scene, times[chosen] - shot.start_s, size, shot.end_s - shot.start_s)
+        frames[chosen] = render_scene(film[number].scene, times[chosen] - film[number].start_s, size, hide_thing)
     return frames
+
+
+def film_caption(film: list[Shot], start_s: float, end_s: float, rng: np.random.Generator | None = None) -> str:
+    """The caption of a stretch of a film: each scene at the middle of what is shown of it, "A. Then B" across a cut."""
+    parts = []
+    for shot in film:
+        first, last = max(start_s, shot.start_s), min(end_s, shot.end_s)
+        if last - first > 1e-6:
+            where = locate(shot.scene, (first + last) / 2 - shot.start_s)
+            parts.append(scene_caption(shot.scene, where, rng))
+    return ". Then ".join(parts)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A stretch of a scene that is shown for ``duration_s``; ``times_s`` (F,) are its frames' times."""
+    """A stretch of a film of one or two shots; ``times_s`` (F,) are its frames' times."""
 
-    scene: Scene
+    film: list[Shot]
     times_s: np.ndarray
-    duration_s: float
+
+    @property
+    def scene(self) -> Scene:
+        """The scene, or the first of two."""
+        return self.film[0].scene
+
+    def caption(self, rng: np.random.Generator | None = None) -> str:
+        """The stretch's caption; with ``rng`` some words become synonyms."""
+        step = self.times_s[1] - self.times_s[0] if len(self.times_s) > 1 else 1e-3
+        return film_caption(self.film, self.times_s[0], self.times_s[-1] + step, rng)
 
     def frames(self, size: int = 64) -> np.ndarray:
         """(F, size, size, 3) uint8."""
-        return render_scene(self.scene, self.times_s, size, self.duration_s)
+        return render_film(self.film, self.times_s, size)
 
     def thing_cover(self, size: int, grid: int) -> np.ndarray:
         """Share of each of ``grid`` x ``grid`` cells that the scene's thing covers: (F, grid, grid) float32 in 0..1."""
-        without = render_scene(self.scene, self.times_s, size, self.duration_s, hide_thing=True)
+        without = render_film(self.film, self.times_s, size, hide_thing=True)
         changed = np.abs(self.frames(size).astype(np.int16) - without).max(axis=-1) > 12
         cell = size // grid
         return changed.reshape(len(changed), grid, cell, grid, cell).mean(axis=(2, 4), dtype=np.float32)
 
 
-def plan_clip(rng: np.random.Generator, num_frames: int = 6, fps: float = 3.0, held_out: bool | None = False) -> Clip:
-    """A clip beginning somewhere in a shot of 2 to 8 seconds."""
-    scene = draw_scene(rng, held_out)
+def plan_clip(
+    rng: np.random.Generator,
+    num_frames: int = 6,
+    fps: float = 3.0,
+    held_out: bool | None = False,
+    with_cut: bool = False,
+) -> Clip:
+    """A clip that begins somewhere in a shot of 2 to 8 seconds; ``with_cut`` a second one begins inside the clip."""
     duration = float(rng.choice([2, 4, 6, 8]))
-    start = rng.uniform(0, max(0.0, duration - num_frames / fps))
-    return Clip(scene, start + np.arange(num_frames) / fps, duration)
-
-
-def draw_clip(
-    rng: np.random.Generator, num_frames: int = 6, fps: float = 3.0, size: int = 64, held_out: bool | None = False
-) -> tuple[Scene, np.ndarray]:
-    """The scene and the frames (F, size, size, 3) uint8 of :func:`plan_clip`."""
-    clip = plan_clip(rng, num_frames, fps, held_out)
-    return clip.scene, clip.frames(size)
+    first = Shot(draw_scene(rng, held_out, duration), 0.0, duration)
+    length = num_frames / fps
+    if not with_cut:
+        return Clip([first], rng.uniform(0, max(0.0, duration - length)) + np.arange(num_frames) / fps)
+    after = float(rng.choice([2, 4, 6]))
+    second = Shot(draw_scene(rng, held_out, after), duration, duration + after)
+    start = duration - length * rng.uniform(0.25, 0.75)
+    return Clip([first, second], start + np.arange(num_frames) / fps)

@@ -17,7 +17,7 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.video_unet import CLIP_PARTS, VideoUNet, share_noise
 from mindvideo.stages import StageContext
 from mindvideo.train.features import TextFeatures, latent_features, text_features
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
@@ -55,7 +55,8 @@ class Diffusion:
         noise_BcFhw: torch.Tensor,
         timestep_B: torch.Tensor,
     ) -> torch.Tensor:
-        """Mean squared error of the prediction, one per clip: float32 (B,)."""
+        """Mean squared error of the prediction, one per clip, float32 (B,); from noise that is independent."""
+        noise_BcFhw = share_noise(unet, noise_BcFhw)
         noisy = self.scheduler.add_noise(clean_BcFhw, noise_BcFhw, timestep_B)
         target = {
             "epsilon": lambda: noise_BcFhw,
@@ -176,20 +177,10 @@ def start_motion(unet: VideoUNet, foundation: Foundation) -> None:
     Raises
     ------
     ModelError
-        Where the names or shapes are not those of the generator's temporal parts, or it was trained with another
-        ``frame_positions``.
+        Where the names or shapes are not those of the generator's temporal parts.
     """
-    weights, has_positions = foundation.motion(), foundation.motion_has_positions
-    if has_positions != unet.config.frame_positions:
-        setting = f"animate.frame_positions={str(has_positions).lower()}"
-        raise ModelError(
-            f"expected {setting}, which the part 'motion' of {foundation.folder} was trained with, found "
-            f"{str(unet.config.frame_positions).lower()}; set {setting}, or animate.motion=none"
-        )
-    own = unet.state_dict()
-    temporal = {
-        name: tuple(weight.shape) for name, weight in own.items() if "attn_temp." in name or "norm_temp." in name
-    }
+    weights, own = foundation.motion(), unet.state_dict()
+    temporal = {name: tuple(weight.shape) for name, weight in own.items() if any(part in name for part in CLIP_PARTS)}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     if found != temporal:
         differing = sorted(name for name in temporal.keys() | found.keys() if temporal.get(name) != found.get(name))
@@ -207,8 +198,9 @@ def run(context: StageContext) -> None:
     seed = stage_seed(recipe.seed, STAGE)
     foundation = open_foundation(recipe)
     torch.manual_seed(seed)
-    unet = VideoUNet.from_unet2d(foundation.unet, frame_positions=settings.frame_positions)
-    if settings.motion == "foundation":
+    is_trained = settings.motion == "foundation"
+    unet = VideoUNet.from_unet2d(foundation.unet, **(foundation.motion_settings if is_trained else {}))
+    if is_trained:
         start_motion(unet, foundation)
     if not settings.enabled:
         note_disabled(folder)

@@ -19,7 +19,7 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import SettingError
 from mindvideo.models.own_encoder import AnyEncoder, load_encoder
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.video_unet import VideoUNet, share_noise
 from mindvideo.stages import StageContext
 from mindvideo.train.animate import VALIDATION_BATCH, VALIDATION_CLIPS, Diffusion, clip_latents
 from mindvideo.train.augmentation import augment_fmri
@@ -208,7 +208,7 @@ class DistillTask:
         clean = clip_latents(self.latents, index)
         return {
             "index": index, "fmri": fmri, "row": self.row[index], "is_caption": is_caption, "node": node,
-            "clean": clean, "noise": torch.randn(clean.shape),
+            "clean": clean, "noise": share_noise(self.student, torch.randn(clean.shape)),
         }  # fmt: skip
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
@@ -237,7 +237,8 @@ class DistillValidation:
         self.index = np.linspace(0, len(latents) - 1, count).astype(int)
         self.node = torch.arange(count) % len(task.times)
         frames, channels, *size = latents.shape[1:]
-        self.noise = torch.randn(count, channels, frames, *size, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(count, channels, frames, *size, generator=torch.Generator().manual_seed(seed))
+        self.noise = share_noise(task.student, noise)
         self.row = task.text.rows([windows.captions[i] for i in self.index])
         self._one_step: float | None = None
 

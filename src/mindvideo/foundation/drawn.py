@@ -1,0 +1,190 @@
+"""What a kit's generator draws from true captions, read by its own classifiers and by judges that no training saw.
+
+Every reading stands beside the same reader's on the true clips; gates are on the share of it, and of two readers the lower
+share counts.
+
+Shapes: N clips, F frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler
+
+from mindvideo.foundation import judges
+from mindvideo.models.foundation import Foundation
+from mindvideo.models.video_unet import VideoUNet, share_noise
+from mindvideo.simulate.scenes import COLUMNS, MOTIONS, PLACES, ROWS, Clip, locate, plan_clip
+
+FRESH_SEED = 31_337
+WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+Found = dict[str, np.ndarray]
+"""For each attribute whether it is right, (N, F) or (N,), NaN where it does not apply."""
+
+
+def fresh_clips(count: int, with_cut: bool = False) -> list[Clip]:
+    """Clips from a seed no training uses."""
+    return [plan_clip(np.random.default_rng([FRESH_SEED, int(with_cut), i]), with_cut=with_cut) for i in range(count)]
+
+
+@torch.inference_mode()
+def sample(foundation: Foundation, unet: VideoUNet, captions: Sequence[str], steps: int, guidance: float) -> np.ndarray:
+    """Clips (N, F, H, W, 3) uint8 from captions, by the demo's sampler."""
+    config = {k: v for k, v in foundation.scheduler_config.items() if k.startswith(("beta", "prediction", "num_train"))}
+    scheduler = DPMSolverMultistepScheduler(**config, timestep_spacing="trailing")
+    clips = []
+    for start in range(0, len(captions), 16):
+        part = list(captions[start : start + 16])
+        condition = torch.cat([foundation.encode_text([""] * len(part))[0], foundation.encode_text(part)[0]]).float()
+        shape = (len(part), 4, 6, unet.config.sample_size, unet.config.sample_size)
+        latents = share_noise(unet, torch.randn(shape, generator=torch.Generator().manual_seed(start)))
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            without, given = unet(torch.cat([latents, latents]), t, condition).sample.float().chunk(2)
+            latents = scheduler.step(without + guidance * (given - without), t, latents).prev_sample
+        pixels = foundation.decode_latents(latents.transpose(1, 2).flatten(0, 1))
+        clips.append(np.asarray(pixels).reshape(len(part), 6, *np.asarray(pixels).shape[1:]))
+    return np.concatenate(clips)
+
+
+def _pairs(names: dict[int, str], first: bool) -> np.ndarray:
+    return np.array([names[i].split(" ")[0 if first else 1] for i in range(len(names))])
+
+
+def kit_reads(foundation: Foundation, clips: np.ndarray, truth: Sequence[Clip]) -> Found:
+    """Thing and colour by the image classifier, motion by the video classifier."""
+    image, video = foundation.image_classifier.config.id2label, foundation.video_classifier.config.id2label
+    pictures = np.asarray(foundation.classify_images(clips.reshape(-1, *clips.shape[2:]))).reshape(*clips.shape[:2], -1)
+    films = np.asarray(foundation.classify_videos(clips))
+    found: Found = {}
+    for name, probabilities, labels, wanted in (
+        ("thing", pictures, _pairs(image, False), [clip.scene.thing for clip in truth]),
+        ("colour", pictures, _pairs(image, True), [clip.scene.colour for clip in truth]),
+        ("motion", films, _pairs(video, False), [clip.scene.motion for clip in truth]),
+    ):
+        values = sorted(set(labels))
+        sums = np.stack([probabilities[..., labels == value].sum(-1) for value in values], -1)
+        right = np.array(values)[sums.argmax(-1)]
+        found[name] = (right == np.array(wanted).reshape(-1, *[1] * (right.ndim - 1))).astype(float)
+    return found
+
+
+def judges_read(folder: Path, clips: np.ndarray, truth: Sequence[Clip]) -> Found:
+    """Thing, colour and place by the image judge in ``folder``, motion and position by the video judge."""
+    pictures, films = (judges.judge_clips(judges.load_judge(kind, folder), clips) for kind in ("image", "video"))
+    scenes = [clip.scene for clip in truth]
+    found: Found = {}
+    for name in ("thing", "colour", "place"):
+        wanted = np.array([judges.NAMES[name].index(getattr(scene, name)) for scene in scenes])
+        found[name] = (pictures[name] == wanted[:, None]).astype(float)
+    found["motion"] = (films["motion"] == [MOTIONS.index(scene.motion) for scene in scenes]).astype(float)
+    middle = [locate(clip.scene, float(clip.times_s.mean()) + 1 / 6) for clip in truth]
+    for name, part, names in (("column", 0, COLUMNS), ("row", 1, ROWS)):
+        right = [np.nan if at[part] is None else float(films[name][i] == names.index(str(at[part])))
+                 for i, at in enumerate(middle)]  # fmt: skip
+        found[name] = np.array(right)
+    found["position"] = np.nanmean([found.pop("column"), found.pop("row")], 0)
+    return found
+
+
+def place_by_clip(foundation: Foundation, clips: np.ndarray, truth: Sequence[Clip]) -> np.ndarray:
+    """Whether the nearest place caption, in CLIP's embedding, is the true place, (N, F)."""
+    where = [f"a {place}" for place in PLACES]
+    texts = torch.nn.functional.normalize(foundation.encode_text(where)[1].float(), dim=-1)
+    pictures = torch.nn.functional.normalize(
+        foundation.encode_image(clips.reshape(-1, *clips.shape[2:])).float(), dim=-1
+    )
+    best = (pictures @ texts.T).argmax(1).numpy().reshape(clips.shape[:2])
+    return (best == np.array([PLACES.index(clip.scene.place) for clip in truth])[:, None]).astype(float)
+
+
+def flow_direction(clips: np.ndarray, truth: Sequence[Clip]) -> np.ndarray:
+    """Whether optical flow (Farneback) goes the way the thing does, (N,); NaN for what does not travel or a panned view."""
+    right = np.full(len(clips), np.nan)
+    for i, (frames, clip) in enumerate(zip(clips, truth, strict=True)):
+        if clip.scene.motion not in WAYS or clip.scene.camera != "static":
+            continue
+        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+        total = np.zeros(2)
+        for a, b in pairwise(grey):
+            flow = cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 3, 9, 3, 5, 1.2, 0)
+            weight = np.hypot(flow[..., 0], flow[..., 1])
+            total += (flow * weight[..., None]).sum((0, 1))
+        scores = {way: total @ np.array(step) for way, step in WAYS.items()}
+        right[i] = float(max(scores, key=lambda way: scores[way]) == clip.scene.motion)
+    return right
+
+
+def frame_change(clips: np.ndarray) -> float:
+    """Mean absolute difference of adjacent frames, 0..255."""
+    return float(np.abs(np.diff(clips.astype(np.float32), axis=1)).mean())
+
+
+def cut_change(clips: np.ndarray) -> np.ndarray:
+    """The greatest mean absolute difference between adjacent frames of each clip, (N,)."""
+    return np.abs(np.diff(clips.astype(np.float32), axis=1)).mean((2, 3, 4)).max(1)
+
+
+def area_under_curve(high: np.ndarray, low: np.ndarray) -> float:
+    """Probability that one of ``high`` exceeds one of ``low``."""
+    return float((high[:, None] > low[None]).mean() + 0.5 * (high[:, None] == low[None]).mean())
+
+
+def read_clips(foundation: Foundation, clips: np.ndarray, truth: Sequence[Clip]) -> dict[str, dict[str, float]]:
+    """For each attribute, how often each reader finds the true one."""
+    readers = {"kit": kit_reads(foundation, clips, truth)}
+    readers["kit"]["place"] = place_by_clip(foundation, clips, truth)
+    if (foundation.folder / "judges").is_dir():
+        readers["judge"] = judges_read(foundation.folder / "judges", clips, truth)
+    readers["flow"] = {"flow direction": flow_direction(clips, truth)}
+    table: dict[str, dict[str, float]] = {}
+    for reader, found in readers.items():
+        for name, right in found.items():
+            table.setdefault(name, {})[reader] = float(np.nanmean(right))
+    return table
+
+
+def load_generator(foundation: Foundation) -> VideoUNet:
+    """The kit's UNet, inflated, with its part ``motion``."""
+    unet = VideoUNet.from_unet2d(foundation.unet, **foundation.motion_settings)
+    unet.load_state_dict(unet.state_dict() | foundation.motion())
+    return unet.eval()
+
+
+def check_generator(
+    foundation: Foundation, unet: VideoUNet, count: int = 384, cuts: int = 192, steps: int = 10, guidance: float = 3.0
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """The generator's figures on fresh scenes, with the demo's steps and guidance.
+
+    Parameters
+    ----------
+    foundation : Foundation
+    unet : VideoUNet
+    count, cuts : int
+        Fresh clips of one scene, and with a cut.
+    steps, guidance
+        Of the sampler.
+
+    Returns
+    -------
+    dict
+        For each attribute the lowest share, over the readers, of their own accuracy on the true clips; ``frame change``
+        as a share of the truth's; ``cuts``, the area under the ROC curve of finding them.
+    ndarray, ndarray
+        True and drawn clips, uint8 (count, F, H, W, 3).
+    """
+    clips, cut = fresh_clips(count), fresh_clips(cuts, with_cut=True)
+    truth = np.stack([clip.frames() for clip in clips])
+    drawn = sample(foundation, unet, [clip.caption() for clip in clips], steps, guidance)
+    found, wanted = read_clips(foundation, drawn, clips), read_clips(foundation, truth, clips)
+    figures = {name: min(found[name][reader] / wanted[name][reader] for reader in found[name]) for name in found}
+    figures["frame change"] = frame_change(drawn) / frame_change(truth)
+    with_cut = sample(foundation, unet, [clip.caption() for clip in cut], steps, guidance)
+    figures["cuts"] = area_under_curve(cut_change(with_cut), cut_change(drawn))
+    return figures, truth, drawn
