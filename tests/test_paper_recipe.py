@@ -36,6 +36,7 @@ PAPER: dict[str, tuple[Any, str]] = {
     # sections 3 to 5
     "data.selection": ("paper", "3.2"), "data.alpha": (0.01, "3.2"), "data.top_fraction": (0.5, "3.2"),
     "data.captions": ("blip", "3.3"), "align.loss": ("text_image", "3.3"), "align.contrastive_weight": (1.0, "3.3"),
+    "align.token_weight": (0.0, "3.3"), "animate.motion": ("none", "3.4"),
     "data.tr_s": (2.0, "4.1"), "data.expect": ("wen2018", "4.1"), "data.validation_segments": (0, "4.1"),
     "pretrain.validation_share": (0, "4.1"), "data.size": (256, "4.2"), "data.fps": (3, "4.2"),
     "reconstruct.scheduler": ("ddim", "4.2"), "reconstruct.steps": (200, "4.2"), "evaluate.n_ways": ((2, 50), "4.3"),

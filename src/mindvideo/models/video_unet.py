@@ -274,7 +274,7 @@ def share_noise(unet: nn.Module, noise: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     unet : Module
-        A denoiser with a ``config``; without the setting the noise stays as it is.
+        A denoiser; without the setting in its ``config`` the noise stays as it is.
     noise : Tensor, (B, C, F, H, W)
         Independent standard normal numbers.
 
@@ -283,7 +283,7 @@ def share_noise(unet: nn.Module, noise: torch.Tensor) -> torch.Tensor:
     Tensor, (B, C, F, H, W)
         Standard normal, correlated over F.
     """
-    share = unet.config.get("noise_share", 0.0)  # type: ignore[union-attr, operator]
+    share = getattr(unet, "config", {}).get("noise_share", 0.0)
     if not share or noise.shape[2] == 1:
         return noise
     own = (1 - share) ** 0.5
