@@ -39,16 +39,14 @@ from sampling import PAPER_STEPS, explicit_attention
 PLAIN = "plain: fp32, DDIM 200, explicit attention"
 REFERENCE = "fp32, DDIM 200, fused attention"
 STUDENT = "bf16, distilled student"
-EVERYTHING = "all: bf16, DPM-Solver++ 10, guided .3 to 1, deep features every 2nd step"
 BATCH = 4
 NEEDS = ("images", "embeddings")
 
 
 def _way(scheduler: str, steps: int, **other: Any) -> dict[str, Any]:
-    return dict(scheduler=scheduler, steps=steps, precision="bf16", guidance_interval=(0.0, 1.0), reuse=1) | other
+    return dict(scheduler=scheduler, steps=steps, precision="bf16") | other
 
 
-LATE, EARLY = (0.0, 0.8), (0.3, 1.0)
 WAYS: dict[str, dict[str, Any]] = {
     PLAIN: _way("ddim", PAPER_STEPS, precision="fp32"),
     REFERENCE: _way("ddim", PAPER_STEPS, precision="fp32"),
@@ -57,16 +55,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "bf16, DPM-Solver++ 15": _way("dpm++", 15),
     "bf16, UniPC 15": _way("unipc", 15),
     "bf16, DPM-Solver++ 10": _way("dpm++", 10),
-    "bf16, DPM-Solver++ 10, guided at noise times 0 to .8": _way("dpm++", 10, guidance_interval=LATE),
-    "bf16, DPM-Solver++ 10, guided at noise times .3 to 1": _way("dpm++", 10, guidance_interval=EARLY),
-    "bf16, DPM-Solver++ 15, deep features every 2nd step": _way("dpm++", 15, reuse=2),
-    "bf16, DPM-Solver++ 10, deep features every 2nd step": _way("dpm++", 10, reuse=2),
-    EVERYTHING: _way("dpm++", 10, guidance_interval=EARLY, reuse=2),
     "bf16, DPM-Solver++ 6": _way("dpm++", 6),
     "bf16, DPM-Solver++ 4": _way("dpm++", 4),
     STUDENT: {"precision": "bf16"},
 }
-CONTROLLED = ("bf16, DPM-Solver++ 25", "bf16, DPM-Solver++ 10", EVERYTHING, STUDENT)
+CONTROLLED = ("bf16, DPM-Solver++ 25", "bf16, DPM-Solver++ 10", STUDENT)
 """Ways sampled from another scene's fMRI as well."""
 
 

@@ -65,8 +65,7 @@ OFF = {
     "pretrain.weights": None, "align.token_whitening": 0.0, "align.token_bias": False, "align.encoder": None,
     "align.mixup": 0.0, "align.teacher_weight": 0.0, "align.input_noise": 0.0, "cotrain.encoder_lr": None,
     "cotrain.input_noise": 0.0, "reconstruct.num_frames": None, "reconstruct.size": None,
-    "reconstruct.max_windows": None, "reconstruct.guidance_interval": (0.0, 1.0), "reconstruct.reuse": 1,
-    "reconstruct.compile": False, "distill": None, "simulate": None, "baselines": (),
+    "reconstruct.max_windows": None, "distill": None, "simulate": None, "baselines": (),
     **{f"{stage}.{name}": value for stage in ("pretrain", "adapt", "align", "animate", "cotrain")
        for name, value in (("ema_decay", None), ("accumulate", 1), ("gradient_checkpointing", False))},
 }  # fmt: skip

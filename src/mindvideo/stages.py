@@ -167,7 +167,7 @@ STAGES: dict[str, Stage] = {
             "distill",
             module="mindvideo.train.distill",
             summary="a student of the guided generator that samples in few steps",
-            reads=("distill", "reconstruct.guidance_scale", "reconstruct.guidance_interval", "reconstruct.negative", "seed"),
+            reads=("distill", "reconstruct.guidance_scale", "reconstruct.negative", "seed"),
             needs=("cotrain",),
             opens=("prepare/store.zarr", "cotrain/fmri_encoder", "cotrain/unet"),
             foundation="generation",

@@ -9,10 +9,8 @@ import torch
 from diffusers.models.activations import GEGLU
 from tiny_pipeline import LENGTH, WIDTH, tiny_unet
 
-from mindvideo.errors import SettingError
 from mindvideo.generate.sampling import Plan, denoise
 from mindvideo.generate.scheduler import make_scheduler
-from mindvideo.models.feature_reuse import FeatureReuse
 from mindvideo.models.video_unet import ClipCrossAttention, ContiguousGEGLU
 
 
@@ -68,45 +66,6 @@ def test_a_condition_is_projected_once_a_clip(inputs):
     assert len(layers) > 1 and len(projected) == len(layers)
     denoise(unet, make_scheduler({}, "ddim"), inputs[0], inputs[1] + 1, inputs[2], Plan(5, 3.5))
     assert len(projected) == 2 * len(layers)
-
-
-def test_guidance_in_an_interval_saves_the_other_negative_passes(inputs):
-    unet = tiny_unet()
-    counting = Counting(unet)
-    half = denoise(unet, make_scheduler({}, "ddim"), *inputs, Plan(10, 3.5, (0.5, 1.0)))
-    assert counting.passes == [4] * 5 + [2] * 5  # from noise to clean
-    whole = denoise(unet, make_scheduler({}, "ddim"), *inputs, Plan(10, 3.5, (0.0, 1.0)))
-    assert counting.passes[10:] == [4] * 10 and not torch.equal(half, whole)
-    with pytest.raises(SettingError, match=r"found 0\.8 and 0\.3"):
-        Plan(10, 3.5, (0.8, 0.3))
-
-
-def test_deep_features_are_used_again_and_the_unet_is_left_as_it_was(inputs):
-    unet = tiny_unet()
-    runs = []
-    unet.mid_block.register_forward_hook(lambda *_: runs.append("mid"))
-    inner = [0]
-    kept = unet.mid_block.resnets[0]
-    kept.register_forward_hook(lambda *_: inner.__setitem__(0, inner[0] + 1))
-    before = set(vars(unet.mid_block))
-    reused = denoise(unet, make_scheduler({}, "ddim"), *inputs, Plan(7, 3.5, reuse=3))
-    assert inner[0] == 3  # steps 0, 3 and 6
-    assert set(vars(unet.mid_block)) == before
-    whole = denoise(unet, make_scheduler({}, "ddim"), *inputs, Plan(7, 3.5))
-    assert inner[0] == 3 + 7
-    assert 0 < float((reused - whole).abs().mean()) < 0.5 * float(whole.abs().mean())
-
-
-def test_one_step_with_memory_answers_as_the_whole_network_for_the_same_input(inputs):
-    unet = tiny_unet()
-    latents, condition, _ = inputs
-    with torch.no_grad():
-        expected = unet(latents, 500, condition).sample
-        with FeatureReuse(unet, 2) as features:
-            for is_from_memory in (False, True):
-                features.begin_step(len(latents))
-                assert features.is_from_memory is is_from_memory
-                assert torch.equal(unet(latents, 500, condition).sample, expected)
 
 
 def test_the_gate_laid_out_by_itself_computes_the_same():

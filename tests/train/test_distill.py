@@ -72,15 +72,15 @@ def test_aim_undoes_a_step() -> None:
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize(("scale", "interval"), [(3.0, (0.0, 1.0)), (2.5, (0.3, 0.8)), (1.0, (0.0, 1.0))])
-def test_teacher_walks_as_a_plain_loop(prediction: str, scale: float, interval: tuple[float, float]) -> None:
+@pytest.mark.parametrize("scale", [3.0, 1.0])
+def test_teacher_walks_as_a_plain_loop(prediction: str, scale: float) -> None:
     """Ten guided steps of diffusers' DDIM, two by two, clip by clip."""
     ddim, reference = make_ddim(prediction)
     reference.set_timesteps(10)
     generator, toy = torch.Generator().manual_seed(2), Toy()
     noisy = torch.randn(5, *SHAPE, generator=generator)
     condition, negative = torch.randn(2, 5, 7, 8, generator=generator)
-    teacher = Teacher(toy, ddim, Reconstruct(guidance_scale=scale, guidance_interval=interval), steps=2)  # type: ignore[arg-type]
+    teacher = Teacher(toy, ddim, Reconstruct(guidance_scale=scale), steps=2)  # type: ignore[arg-type]
     time, after = ddim.grid(5)
     aim = teacher.walk(noisy, time, after, condition, negative)
     found = ddim.step(noisy, aim, time, after)
@@ -89,8 +89,7 @@ def test_teacher_walks_as_a_plain_loop(prediction: str, scale: float, interval: 
         for moment in reference.timesteps[2 * row : 2 * row + 2]:
             wanted = toy(at, moment[None], condition[row : row + 1]).sample
             unwanted = toy(at, moment[None], negative[row : row + 1]).sample
-            is_inside = interval[0] <= float(moment) / 999 <= interval[1]
-            predicted = unwanted + scale * (wanted - unwanted) if is_inside else wanted
+            predicted = unwanted + scale * (wanted - unwanted)
             at = reference.step(predicted, moment, at).prev_sample
         torch.testing.assert_close(found[row : row + 1], at, rtol=1e-3, atol=1e-3)
 
@@ -197,10 +196,8 @@ def test_what_cannot_be(cli: Callable[..., tuple[int, str]], tiny_run: Path, stu
         distill.run(
             StageContext.of(student_recipe.model_copy(update={"reconstruct": transductive}), tiny_run, "distill")
         )
-    upside_down = student_recipe.reconstruct.model_copy(update={"guidance_interval": (0.8, 0.2)})
-    for sampling, said in ((transductive, "test_mean"), (upside_down, "guidance_interval")):  # before anything runs
-        errors = list(refusals(student_recipe.model_copy(update={"reconstruct": sampling})))
-        assert len(errors) == 1 and said in str(errors[0])
+    errors = list(refusals(student_recipe.model_copy(update={"reconstruct": transductive})))  # before anything runs
+    assert len(errors) == 1 and "test_mean" in str(errors[0])
     with pytest.raises(SettingError, match=r"distill\.sampler_steps.*less than or equal to 50"):
         with_settings(student_recipe, ["distill.sampler_steps=61"])
 

@@ -226,7 +226,7 @@ class MindVis:
             noise.to(bench.device),
             encode(torch.from_numpy(fmri[:, :1])),
             None if unwanted is None or self.settings.guidance_scale == 1.0 else unwanted.to(bench.device),
-            Plan(settings.steps, self.settings.guidance_scale, settings.guidance_interval, settings.reuse, is_bf16),
+            Plan(settings.steps, self.settings.guidance_scale, is_bf16),
         )
         pictures = foundation.decode_latents(latents.squeeze(2))
         return np.repeat(pictures[:, None], self.frames, axis=1)

@@ -171,10 +171,8 @@ def _film(
     else:
         fmri = read_scans([Path(name) for name in recording], recorded, first_volume, scans)
     defaults: dict[str, Any] = (
-        {} if recipe is None else recipe.reconstruct.model_dump(include={"negative", "batch_size", "guidance_interval"})
+        {} if recipe is None else recipe.reconstruct.model_dump(include={"negative", "batch_size"})
     )
-    if recipe is not None and recipe.reconstruct.reuse > 1:
-        say("reconstruct.reuse does not apply to a film: the whole generator runs at every step")
     precision = asked.pop("precision") or ("auto" if recipe is None else recipe.reconstruct.precision)
     count = frames_per_scan(recorded.tr_s, fps, asked.pop("num_frames"), pipeline.config.num_frames)
     given = {name: value for name, value in asked.items() if value is not None}

@@ -60,10 +60,7 @@ def as_sampled(recipe: Recipe) -> Recipe:
     """The recipe with the sampler that is used: where there is a student, its few DDIM steps of one pass each."""
     if recipe.distill is None:
         return recipe
-    student: dict[str, Any] = {
-        "scheduler": "ddim", "steps": recipe.distill.sampler_steps, "guidance_scale": 1.0, "guidance_interval": (0.0, 1.0),
-        "reuse": 1,
-    }  # fmt: skip
+    student: dict[str, Any] = {"scheduler": "ddim", "steps": recipe.distill.sampler_steps, "guidance_scale": 1.0}
     return recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update=student)})
 
 

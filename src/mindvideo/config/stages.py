@@ -231,14 +231,6 @@ class Reconstruct(Section):
         None, ge=1, description="only this many test windows, evenly spread in whole blocks"
     )
     precision: Precision = Field("auto", description=PRECISION)
-    guidance_interval: tuple[float, float] = Field(
-        (0.0, 1.0),
-        description="guide only at these noise times, 0 clean to 1 pure noise; elsewhere one pass instead of two",
-    )
-    reuse: int = Field(
-        1, ge=1, description="run the whole generator every n-th step, in between its outermost layers only"
-    )
-    compile: bool = Field(False, description="run the generator through torch.compile; the first clips take longer")
 
     @field_validator("negative", mode="before")
     @classmethod

@@ -87,8 +87,6 @@ def sampling_arguments(settings: Reconstruct) -> dict[str, Any]:
         "num_inference_steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
         "precision": settings.precision,
-        "guidance_interval": settings.guidance_interval,
-        "reuse": settings.reuse,
     }
 
 

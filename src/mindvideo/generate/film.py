@@ -31,7 +31,6 @@ from mindvideo.generate.clips import window_noise
 from mindvideo.generate.guidance import guide, negative_condition
 from mindvideo.generate.pipeline import MindVideoPipeline, to_uint8
 from mindvideo.generate.recording import Recorded
-from mindvideo.generate.sampling import Plan
 from mindvideo.generate.scheduler import set_timesteps
 from mindvideo.models.video_unet import share_noise
 from mindvideo.stages import Progress
@@ -66,9 +65,6 @@ class FilmSettings:
     batch_size : int
         Clips that go through the UNet at once.
     precision : {"fp32", "bf16"}
-    guidance_interval : (float, float)
-        Noise times within which guidance is applied, as in `Plan`. Its ``reuse`` is not for films, whose clips are at
-        steps of their own when they go through the UNet together.
     """
 
     frames_per_scan: int
@@ -79,7 +75,6 @@ class FilmSettings:
     seed: int = 0
     batch_size: int = 4
     precision: Literal["fp32", "bf16"] = "fp32"
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
 
 class Film:
@@ -106,7 +101,7 @@ class Film:
     ModelError
         For scans of another number of voxels.
     SettingError
-        For a size that does not divide, no frames, a negative that looks at a test set, or no interval.
+        For a size that does not divide, no frames, or a negative that looks at a test set.
     """
 
     def __init__(
@@ -134,7 +129,7 @@ class Film:
         self._scheduler = copy.deepcopy(pipeline.scheduler)
         set_timesteps(self._scheduler, steps, self._device)
         scale = pipeline.config.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
-        self._plan = Plan(steps, scale, settings.guidance_interval)
+        self._guidance_scale = scale
         rising = (torch.arange(self.block_frames) + 0.5) / self.block_frames
         self._ramp = (rising.flip(0).to(self._device), rising.to(self._device))
         self._blocks: dict[int, _Block] = {}
@@ -183,7 +178,7 @@ class Film:
         encode = partial(self.pipeline.encode, precision=self.settings.precision)
         kept = {"null": self.pipeline.null_condition, "train_mean": self.pipeline.train_mean}
         found = negative_condition(self.settings.negative, encode, **kept)
-        return None if found is None or self._plan.guidance_scale == 1.0 else found.to(self._device)
+        return None if found is None or self._guidance_scale == 1.0 else found.to(self._device)
 
     def _start(self, clip: int) -> None:
         """Noise for the clip's blocks, and its condition."""
@@ -220,17 +215,14 @@ class Film:
             clips.append(torch.cat([b.scheduler.scale_model_input(b.latents, time) for b in pair], dim=1))
         latents, condition = torch.stack(clips), torch.stack([self._conditions[clip] for clip, _ in jobs])
         if negative is not None:
-            trained = max(1, self._scheduler.config.num_train_timesteps - 1)
-            is_guided = torch.tensor([self._plan.is_guided(int(time) / trained) for time in timestep])
-            condition = torch.cat([condition, negative.expand(int(is_guided.sum()), -1, -1)])
-            latents = torch.cat([latents, latents[is_guided]])
-            timestep = torch.cat([timestep, timestep[is_guided]])
+            condition = torch.cat([condition, negative.expand(len(jobs), -1, -1)])
+            latents, timestep = latents.repeat(2, 1, 1, 1, 1), timestep.repeat(2)
         dtype = self.pipeline.unet.dtype
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             predicted = self.pipeline.unet(latents.to(dtype), timestep, condition.to(dtype)).sample.float()
         if negative is not None:
-            predicted, unwanted = predicted[: len(jobs)], predicted[len(jobs) :]
-            predicted[is_guided] = guide(predicted[is_guided], unwanted, self._plan.guidance_scale)
+            wanted, unwanted = predicted.chunk(2)
+            predicted = guide(wanted, unwanted, self._guidance_scale)
         falling, rising = self._ramp
         for (clip, _), whole in zip(jobs, predicted, strict=True):
             for block, part, ramp in zip((clip, clip + 1), whole.chunk(2, dim=1), (rising, falling), strict=True):

@@ -180,8 +180,6 @@ class MindVideoPipeline(DiffusionPipeline):
         negative_tokens: torch.Tensor | None = None,
         test_mean: Array | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        reuse: int = 1,
         callback: Callable[[int, int], None] | None = None,
     ) -> VideoOutput:
         """Reconstruct one clip per window.
@@ -210,10 +208,6 @@ class MindVideoPipeline(DiffusionPipeline):
             Mean test window (W, V); needed by ``negative="test_mean"`` only.
         precision : {"fp32", "bf16"}
             bf16 runs the networks under autocast; the sampler stays in fp32.
-        guidance_interval : (float, float)
-            Noise times, 0 clean to 1 pure noise, within which guidance is applied; elsewhere one pass instead of two.
-        reuse : int
-            The whole UNet runs every ``reuse``-th step; in between only its outermost layers do.
         callback : callable, optional
             Called with (steps done, steps).
 
@@ -233,7 +227,7 @@ class MindVideoPipeline(DiffusionPipeline):
         frames = self.config.num_frames if num_frames is None else num_frames
         shape = (len(positive), *self.latent_shape(frames, height, width))
         latents = self._initial_latents(shape, generator, latents)
-        plan = Plan(steps, scale, guidance_interval, reuse, is_bf16=precision == "bf16")
+        plan = Plan(steps, scale, is_bf16=precision == "bf16")
         with self.progress_bar(total=steps) as bar:
             latents = denoise(self.unet, self.scheduler, latents, positive, unwanted, plan, bar.update, callback)
         made: Any = latents if output_type == "latent" else self.decode(latents, precision)

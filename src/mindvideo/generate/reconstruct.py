@@ -25,7 +25,6 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.generate.clips import ClipMaker, split_batches
-from mindvideo.generate.compiled import check_compiling, compile_generator
 from mindvideo.generate.guidance import is_transductive
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.recording import write_recorded
@@ -48,21 +47,16 @@ def run(context: StageContext) -> None:
         When a part is missing, does not fit, or was made for another subject's voxels.
     DataError
         When no permutation can give every window another scene's fMRI.
-    SettingError
-        When the generator is to be compiled and cannot be.
     """
     recipe, run_dir, folder, progress = context
     recipe, device = as_sampled(recipe), processes.device()
     store = Store.open(run_dir / "prepare" / "store.zarr")
-    check_compiling(recipe.reconstruct, device)
     foundation = Foundation(recipe.foundation, device)
     if processes.is_first():
         save_pipeline(assemble_pipeline(recipe, run_dir, store, foundation), folder / "model", store)
     processes.wait()
     pipeline = MindVideoPipeline.from_pretrained(folder / "model").to(device)
     recipe = sampling_in(recipe, settle_precision(folder, recipe.reconstruct.precision, device))
-    if recipe.reconstruct.compile:
-        compile_generator(pipeline.unet)
     windows = Windows(store, "test", pipeline.fmri_encoder.config.window)
     blocks = windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
     chosen = choose_windows(blocks, recipe.reconstruct.max_windows)

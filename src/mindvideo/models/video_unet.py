@@ -93,7 +93,7 @@ class ClipShape:
 
     def keys_and_values(self, attn: Attention, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The condition (B, L, width) projected to keys and values (B, L, C); once while the condition is held."""
-        if self.held is None or torch.compiler.is_compiling():  # what is held would tie a graph to one condition
+        if self.held is None:
             return attn.to_k(condition), attn.to_v(condition)
         kept = self.held.get(id(attn))
         if kept is None or kept[0] is not condition:

@@ -106,10 +106,7 @@ class Teacher:
             return self.unet(noisy, time, condition).sample.float()
         both = self.unet(noisy.repeat(2, 1, 1, 1, 1), time.repeat(2), torch.cat([negative, condition])).sample.float()
         unwanted, wanted = both.chunk(2)
-        low, high = self.settings.guidance_interval
-        noise_time = time / max(1, self.ddim.n_timesteps - 1)
-        applies = ((noise_time >= low) & (noise_time <= high)).view(-1, 1, 1, 1, 1)
-        return torch.where(applies, unwanted + self.settings.guidance_scale * (wanted - unwanted), wanted)
+        return unwanted + self.settings.guidance_scale * (wanted - unwanted)
 
     @torch.no_grad()
     def walk(
@@ -269,7 +266,7 @@ def check_student(recipe: Recipe) -> None:
     Raises
     ------
     SettingError
-        For a negative that is made of test scans, or an interval upside down or outside 0 to 1.
+        For a negative that is made of test scans.
     """
     sampling = recipe.reconstruct
     if recipe.distill is None:
@@ -278,11 +275,6 @@ def check_student(recipe: Recipe) -> None:
         raise SettingError(
             "expected a negative that needs no test scans to train a student with, found reconstruct.negative=test_mean; "
             "set it to train_mean, or leave the section 'distill' out"
-        )
-    low, high = sampling.guidance_interval
-    if not 0 <= low <= high <= 1:
-        raise SettingError(
-            f"expected reconstruct.guidance_interval to be two noise times, 0 <= low <= high <= 1, found {low} and {high}"
         )
 
 
