@@ -70,7 +70,7 @@ def make_run(out: Path, simulated: Path | None) -> Recipe:
     areas = choose_areas(raw / "truth" / "vertices.npz")
     data = recipe.data.model_copy(update={"areas": ",".join(areas), "captions": str(raw / "truth" / "captions.json")})
     if not is_complete(out / "prepare" / "store.zarr"):
-        prepare(raw, out / "prepare" / "store.zarr", data, captioner=None, captioner_name="")
+        prepare(raw, out / "prepare" / "store.zarr", data)
     if not (out / "align" / "model").is_dir():
         start = time.process_time()
         align.run(StageContext.of(recipe, out, "align"))

@@ -14,8 +14,10 @@ from mindvideo.config import (
     save_recipe,
     setting_names,
     shipped_recipes,
+    source_recipe,
 )
 from mindvideo.errors import SettingError
+from mindvideo.sources import READERS
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -43,6 +45,29 @@ def test_misspelt_setting_names_the_nearest(setting: str, nearest: str) -> None:
 def test_ill_typed_setting_is_refused_by_name(setting: str) -> None:
     with pytest.raises(SettingError, match=setting.split("=")[0].replace(".", r"\.")):
         load_recipe("demo", [setting])
+
+
+def test_readers_have_settings_of_their_own() -> None:
+    recipe = parse_recipe({"data": {"source": "fmriprep", "fmriprep": {"task": "movie"}}})
+    assert (recipe.data.own.task, recipe.data.own.resample) == ("movie", "linear")
+    written = recipe.model_dump(mode="json")["data"]
+    assert written["fmriprep"]["task"] == "movie" and not {"wen2018", "published", "store"} & written.keys()
+    assert parse_recipe({"data": {"fmriprep": None, "source": "fmriprep"}}).data.own.task is None
+    with pytest.raises(SettingError, match=r"'data\.fmriprep\.tsk' .* nearest valid name is 'data\.fmriprep\.task'"):
+        load_recipe("demo", ["data.fmriprep.tsk=movie"])
+    with pytest.raises(SettingError, match=r"setting 'data\.fmriprep\.high_pass_hz'.*greater than 0"):
+        parse_recipe({"data": {"fmriprep": {"high_pass_hz": -1}}})
+    with pytest.raises(SettingError, match=r"nearest valid name is 'data\.wen2018\.expect'"):  # its name in 0.1
+        parse_recipe({"data": {"expect": None}})
+    with pytest.raises(SettingError, match=r"setting 'data\.source'.*wen2018 or fmriprep or published or store"):
+        parse_recipe({"data": {"source": "openneuro"}})
+
+
+@pytest.mark.parametrize("source", ["wen2018", "fmriprep", "published"])
+def test_prepare_starts_from_the_recipe_of_the_source(source: str) -> None:
+    alone, study = (recipe.data for recipe in (source_recipe(source, {}, []), load_recipe(source)))
+    insisting = study.own.model_copy(update={"expect": None}) if source == "wen2018" else study.own
+    assert alone == study.model_copy(update={source: insisting, "wen2018": alone.wen2018})
 
 
 def test_scientific_notation_is_a_number() -> None:
@@ -81,8 +106,8 @@ def test_setting_names_cover_every_leaf() -> None:
             found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key}
         return found
 
-    content = parse_recipe({"simulate": {}, "distill": {}}).model_dump()
-    assert leaves(content) == set(setting_names())
+    every = {"simulate": {}, "distill": {}, "data": {name: {} for name in READERS}}
+    assert leaves(parse_recipe(every).model_dump()) - {"data.store"} == set(setting_names())
     assert isinstance(Recipe().align.lr, float)
 
 

@@ -40,14 +40,15 @@ from mindvideo.data.cifti import write_cortex
 from mindvideo.data.denoising import read_confounds
 from mindvideo.data.hcp_windows import stream_npz_windows
 from mindvideo.data.measuring import RunTask, standardise_run
-from mindvideo.data.preparation import Run
 from mindvideo.data.readers import discover
 from mindvideo.data.readers.hcp import BrainSegments, prepare_hcp
 from mindvideo.data.readers.published import _check_values
 from mindvideo.data.recordings import read_cortex
+from mindvideo.data.segments import Run
 from mindvideo.data.store import Store
 from mindvideo.data.video import find_cuts, probe, read_film, write_video
 from mindvideo.data.windows import Windows
+from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, MindVideoError
 
 HANG_S = 30
@@ -366,7 +367,7 @@ def _check_cache(result: object, truth: object, is_cut: bool) -> None:
 
 
 def _make_store(folder: Path) -> list[Path]:
-    with Store.create(folder / "store.zarr", vertex=make_vertex(), **HEADER) as writer:
+    with StoreWriter(folder / "store.zarr", vertex=make_vertex(), **HEADER) as writer:
         fill(writer, make_parts())
         writer.add_step("trim", first=1)
         writer.finish()

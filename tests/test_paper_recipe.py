@@ -11,6 +11,7 @@ import yaml
 
 from mindvideo.config import Optimise, load_recipe
 from mindvideo.config.recipe import Recipe
+from mindvideo.data.readers.wen2018 import Settings
 
 SEGMENTS, EPOCHS, WARM_UP_EPOCHS, BATCH = 600_000, 500, 40, 500
 TRAINING_FILMS, TEST_FILMS, TEST_WINDOWS = 18, 5, 5 * 240
@@ -37,7 +38,7 @@ PAPER: dict[str, tuple[Any, str]] = {
     "data.selection": ("paper", "3.2"), "data.alpha": (0.01, "3.2"), "data.top_fraction": (0.5, "3.2"),
     "data.captions": ("blip", "3.3"), "align.loss": ("text_image", "3.3"), "align.contrastive_weight": (1.0, "3.3"),
     "align.token_weight": (0.0, "3.3"), "animate.motion": ("none", "3.4"),
-    "data.tr_s": (2.0, "4.1"), "data.expect": ("wen2018", "4.1"), "data.validation_segments": (0, "4.1"),
+    "data.tr_s": (2.0, "4.1"), "data.wen2018": (Settings(expect="wen2018"), "4.1"), "data.validation_segments": (0, "4.1"),
     "pretrain.validation_share": (0, "4.1"), "data.size": (256, "4.2"), "data.fps": (3, "4.2"),
     "reconstruct.scheduler": ("ddim", "4.2"), "reconstruct.steps": (200, "4.2"), "evaluate.n_ways": ((2, 50), "4.3"),
     "evaluate.top_k": (1, "5"), "align.window": (2, "5"), "explain.max_windows": (TEST_WINDOWS, "5"),
@@ -46,6 +47,7 @@ PAPER: dict[str, tuple[Any, str]] = {
 METHOD: dict[str, Any] = {
     "data.lag_s": 4.0, "data.areas": "cortex", "data.repeats": "average", "encoder.patch_weights": "shared",
     "pretrain.betas": (0.9, 0.95), "pretrain.schedule": "cosine", "pretrain.window_s": 8.0,
+    "pretrain.areas": "V1,V2,V3,V4",
     "align.head": "factorised", "align.layer_norm": False,
 }  # fmt: skip
 

@@ -1,10 +1,11 @@
-"""Finding files as people have them: links are followed, hidden files passed over, content that is missing is named."""
+"""Finding files as people have them (links followed, hidden files passed over, missing content named); whole writes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,23 @@ def hash_file(path: Path) -> str:
     except OSError as error:
         raise DataError(f"expected a readable file at {path}, found: {error.strerror or error}") from error
     return digest.hexdigest()
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A place to write a file at; flushed and renamed to ``path`` at the end, removed where writing fails."""
+    place = path.with_name(path.name + ".tmp")
+    try:
+        yield place
+        with place.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(place, path)
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text so that a reader never sees half a file."""
+    with beside(path) as place:
+        place.write_text(text, encoding="utf-8")

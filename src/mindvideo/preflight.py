@@ -173,7 +173,7 @@ def _training_counts(recipe: Recipe) -> tuple[int | None, int | None]:
         segments = simulate.people * simulate.person_runs * (volumes // max(1, round(pretrain.window_s / PERSON_TR_S)))
         held_out = max(1, round(pretrain.validation_share * segments)) if pretrain.validation_share else 0
         others: int | None = segments - held_out
-    elif data.expect == "wen2018":
+    elif getattr(data.own, "expect", None) == "wen2018":
         films, scans, runs, others = 18, 240, 2, None
     else:
         return None, None

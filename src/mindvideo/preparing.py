@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from mindvideo.config import Data, Recipe
-from mindvideo.data.captions import Captioner
+from mindvideo.data.captions import Captioning
 from mindvideo.data.disk import write_text
-from mindvideo.data.pool import local_workers, open_pool
+from mindvideo.data.pool import Pool, local_workers, open_pool
 from mindvideo.data.readers import prepare
 from mindvideo.data.readers.hcp import prepare_hcp
 from mindvideo.data.store import Store, is_complete
 from mindvideo.errors import SettingError
 from mindvideo.models.foundation import Foundation
-from mindvideo.stages import StageContext
+from mindvideo.stages import Progress, StageContext
 
-CAPTION_SOURCES = ("blip", "truth", "published", "none")
-"""What ``data.captions`` may be besides a file."""
 TRUE_CAPTIONS = Path("truth") / "captions.json"
 SIMULATED = Path("truth") / "settings.json"
 """What ``simulate`` leaves beside its recordings."""
@@ -37,35 +34,50 @@ def run(context: StageContext) -> None:
     """Write ``store.zarr``, and ``hcp.zarr`` where there are people to pre-train on; what is complete stays."""
     recipe, run_dir, folder, progress = context
     raw = recordings_of(recipe, run_dir)
-    data, captioner, name = choose_captioner(recipe.data, recipe.foundation, raw, recipe.kit_on_real_films)
-    given: dict[str, Any] = {"progress": progress, "captioner": captioner, "captioner_name": name}
-    given["caption_cache"] = run_dir / "captions.jsonl"  # outlives the store: other voxels, the same frames
-    if data.captions == "truth":
-        data = data.model_copy(update={"captions": str(raw / TRUE_CAPTIONS)})
     store, segments = folder / "store.zarr", folder / "hcp.zarr"
     if not is_complete(store):
-        with open_pool(local_workers()) as pool:
-            prepare(raw, store, data, pool=pool, **given)
-    hcp = raw / "hcp" if recipe.simulate is not None else data.hcp
+        with open_pool(local_workers()) as pool:  # its captions outlive it: other voxels, the same frames
+            prepare_recordings(recipe, raw, store, pool, progress, run_dir / "captions.jsonl")
+    hcp = raw / "hcp" if recipe.simulate is not None else recipe.data.hcp
     remarks = Store.open(store).remarks
     if hcp is not None and not is_complete(segments):
-        remarks += prepare_hcp(hcp, segments, window_s=recipe.pretrain.window_s, progress=progress)
+        remarks += prepare_people(recipe, hcp, segments, progress)
     write_text(folder / "remarks.json", json.dumps({"lines": remarks}, indent=1))
 
 
-def choose_captioner(
-    data: Data, foundation: str, raw: Path, on_real_films: bool = False
-) -> tuple[Data, Captioner | None, str]:
-    """The settings with the captions that can be had, and the captioner with its name where they come from one.
+def prepare_recordings(
+    recipe: Recipe,
+    raw: Path,
+    out: Path,
+    pool: Pool,
+    progress: Progress | None = None,
+    caption_cache: Path | None = None,
+) -> Store:
+    """Prepare the recordings and films of a recipe; raises as `mindvideo.data.readers.prepare`."""
+    data, captioning = choose_captioner(recipe, raw, caption_cache)
+    if data.captions == "truth":
+        data = data.model_copy(update={"captions": str(raw / TRUE_CAPTIONS)})
+    return prepare(raw, out, data, progress, captioning, pool)
+
+
+def prepare_people(recipe: Recipe, raw: Path, out: Path, progress: Progress | None = None) -> list[str]:
+    """Prepare the people a recipe pre-trains on; says what was left out, and raises, as `prepare_hcp`."""
+    settings = recipe.pretrain
+    return prepare_hcp(raw, out, settings.window_s, settings.areas.split(","), progress)
+
+
+def choose_captioner(recipe: Recipe, raw: Path, cache: Path | None = None) -> tuple[Data, Captioning | None]:
+    """The settings with the captions that can be had, and who makes them where a captioner does.
 
     The embedded kit knows one drawn world. Of films of a real recording (not written by ``simulate``) its captions would
     be made up; they are left out, unless the user wants them to try the plumbing.
     """
+    data = recipe.data
     if data.captions != "blip" or data.source == "store":
-        return data, None, ""
-    frozen = Foundation(foundation)
+        return data, None
+    frozen = Foundation(recipe.foundation)
     is_kit = frozen.captioner_identity == Foundation("embedded").captioner_identity
-    if is_kit and not on_real_films and not (raw / SIMULATED).is_file():
-        return data.model_copy(update={"captions": "none"}), None, ""
+    if is_kit and not recipe.kit_on_real_films and not (raw / SIMULATED).is_file():
+        return data.model_copy(update={"captions": "none"}), None
     frozen.require("captioner")
-    return data, frozen.caption, frozen.captioner_identity
+    return data, Captioning(frozen.caption, frozen.captioner_identity, cache)

@@ -106,7 +106,7 @@ STAGES: dict[str, Stage] = {
             "prepare",
             module="mindvideo.preparing",
             summary="recordings and stimuli to one prepared store",
-            reads=("data", "pretrain.window_s", "kit_on_real_films"),
+            reads=("data", "pretrain.window_s", "pretrain.areas", "kit_on_real_films"),
             needs=("simulate",),
             opens=("simulate/",),
         ),

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from mindvideo.artefacts import find_damage, read_note, record_files, require_intact
 from mindvideo.classes import digest_source
-from mindvideo.config import Recipe, as_sampled, read_recipe, save_recipe
+from mindvideo.config import CAPTION_SOURCES, Recipe, as_sampled, read_recipe, save_recipe
 from mindvideo.cost import measure_cost
 from mindvideo.data.disk import is_full, only_one, replace_folder, write_text
 from mindvideo.errors import DataError, SettingError
@@ -29,7 +29,7 @@ from mindvideo.files import list_files
 from mindvideo.keys import Key, as_digest
 from mindvideo.precision import settled_precision
 from mindvideo.preflight import refusals
-from mindvideo.preparing import CAPTION_SOURCES, recordings_of
+from mindvideo.preparing import recordings_of
 from mindvideo.stages import STAGES, UNFINISHED, Progress, Stage, StageContext
 
 _DIFFERENCES = 6
@@ -111,14 +111,10 @@ class Study:
             return
         if data.captions not in CAPTION_SOURCES:
             yield "data.captions", Path(data.captions)
-        if data.source == "published":
-            yield "data.published.vertex", data.published.vertex
         if self.recipe.simulate is None:
             yield "data.raw", recordings_of(self.recipe, self.run_dir)
             yield "data.hcp", data.hcp
-            if data.source == "fmriprep":
-                yield "data.fmriprep.stimuli", data.fmriprep.stimuli
-                yield "data.fmriprep.bids", data.fmriprep.bids
+            yield from ((f"data.{data.source}.{name}", value) for name, value in data.own if isinstance(value, Path))
 
     def _foundation_parts(self, stage: Stage) -> tuple[str, ...]:
         if stage.name == "prepare":

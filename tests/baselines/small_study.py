@@ -10,6 +10,7 @@ import torch
 from mindvideo.baselines.base import Bench
 from mindvideo.config import Recipe
 from mindvideo.data.store import Store
+from mindvideo.data.writing import StoreWriter
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.video_unet import VideoUNet
@@ -23,7 +24,7 @@ def write_store(path: Path, secret: int | None = None) -> Store:
     """Frames of one colour a scene, fMRI linear in the colour; ``secret`` replaces everything about the test segments."""
     rng = np.random.default_rng(0)
     mixing = rng.standard_normal((3, VOXELS))
-    writer = Store.create(
+    writer = StoreWriter(
         path, subject="subject1", tr_s=1.5, lag_s=4.0, fps=2, size=SIZE, splits=SPLITS, vertex=np.arange(VOXELS) * 7
     )
     scene = 0

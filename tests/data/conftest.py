@@ -1,7 +1,7 @@
 import pytest
 from small_store import HEADER, fill, make_parts, make_vertex
 
-from mindvideo.data.store import Store
+from mindvideo.data.writing import StoreWriter
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def parts():
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
     """A small complete store; read only."""
-    with Store.create(tmp_path_factory.mktemp("store") / "store.zarr", vertex=make_vertex(), **HEADER) as writer:
+    with StoreWriter(tmp_path_factory.mktemp("store") / "store.zarr", vertex=make_vertex(), **HEADER) as writer:
         fill(writer, make_parts())
         writer.add_step("trim", first=1)
         writer.add_step("trim", first=2)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from small_wen import CUTS, FPS_SOURCE, N_SCANS, TEST, TRAIN, make_raw
 
-from mindvideo.config import Data
+from mindvideo.config import Recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
 from mindvideo.preparing import choose_captioner
 
-SETTINGS = ("--size", 16, "--workers", 1, "--areas", "V1")
+SETTINGS = ("--size", 16, "--workers", 1, "--areas", "V1", "--selection", "all")
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +105,8 @@ def test_the_embedded_kit_does_not_caption_films_of_a_real_recording(cli, raw, t
     assert Windows(store, "train", 2).frames(np.array([1])).shape == (1, 6, 16, 16, 3)
     code, text = cli("inspect", out, "--out", tmp_path / "page")
     assert code == 0 and "left out" in text, text
-    data = Data(captions="blip")
-    assert choose_captioner(data, "embedded", raw)[0].captions == "none"
-    assert choose_captioner(data, "embedded", raw, on_real_films=True)[0].captions == "blip"
+    assert choose_captioner(Recipe(), raw)[0].captions == "none"
+    assert choose_captioner(Recipe(kit_on_real_films=True), raw)[0].captions == "blip"
     (raw / "truth").mkdir()
     (raw / "truth" / "settings.json").write_text("{}")  # as simulate leaves it
-    assert choose_captioner(data, "embedded", raw)[1] is not None
+    assert choose_captioner(Recipe(), raw)[1] is not None

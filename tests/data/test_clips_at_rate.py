@@ -13,7 +13,11 @@ from mindvideo.generate.clips import Shown
 
 def test_the_truth_at_another_rate_is_read_from_the_films(tmp_path):
     raw = make_raw(tmp_path)
-    prepare(raw, tmp_path / "store.zarr", Data(captions=str(raw / "captions.csv"), size=SIZE, alpha=0.2, exclude=()))
+    prepare(
+        raw,
+        tmp_path / "store.zarr",
+        Data(captions=str(raw / "captions.csv"), size=SIZE, alpha=0.2, wen2018={"exclude": ()}),
+    )
     store = Store.open(tmp_path / "store.zarr")
     chosen = np.array([N_SCANS + 3, 2, 5])
 

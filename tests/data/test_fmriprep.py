@@ -12,6 +12,7 @@ from scipy import stats
 
 from mindvideo.atlas import area_of
 from mindvideo.config import Data, load_recipe
+from mindvideo.data.captions import Captioning
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.denoising import clean_run, recorded_scans, resampling_weights
 from mindvideo.data.readers import discover, prepare
@@ -344,12 +345,12 @@ def test_interrupted_preparation_goes_on(root, tmp_path):
 
     resumed = []
     with pytest.raises(KeyboardInterrupt):
-        prepare(derivatives, tmp_path / "cut", data, captioner=captioner)
+        prepare(derivatives, tmp_path / "cut", data, captioning=Captioning(captioner))
     with pytest.raises(DataError, match="interrupted"):
         Store.open(tmp_path / "cut")
     resumed.append(True)
-    again = prepare(derivatives, tmp_path / "cut", data, captioner=captioner)
-    whole = prepare(derivatives, tmp_path / "whole", data, captioner=captioner)
+    again = prepare(derivatives, tmp_path / "cut", data, captioning=Captioning(captioner))
+    whole = prepare(derivatives, tmp_path / "whole", data, captioning=Captioning(captioner))
     for name in whole.order:
         np.testing.assert_array_equal(again.repeats(name), whole.repeats(name))
         assert again.captions(name) == whole.captions(name)

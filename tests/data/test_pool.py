@@ -33,7 +33,7 @@ def cluster():
 
 
 def _prepare(raw, out, pool=None):
-    data = Data(captions=str(raw / "captions.csv"), size=32, alpha=0.2, exclude=())
+    data = Data(captions=str(raw / "captions.csv"), size=32, alpha=0.2, wen2018={"exclude": ()})
     prepare(raw, out, data, pool=pool)
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 

@@ -1,4 +1,4 @@
-"""Each option of ``mindvideo prepare wen2018`` at the command line, on a small folder in Purdue's layout."""
+"""Settings of ``mindvideo prepare wen2018`` at the command line, on a small folder in Purdue's layout."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from mindvideo.data.store import Store
 from mindvideo.data.video import write_video
 from mindvideo.data.windows import Windows
 
-FRAMES = ("--size", 16, "--workers", 1)
+FRAMES = ("--size", 16, "--workers", 1, "--validation-segments", 1)
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +54,21 @@ def test_selections(prepare, raw_folder):
 
 
 def test_areas_instead_of_a_selection(prepare):
-    assert set(prepare("--areas", "V1,MT").vertex) == set(np.intersect1d(VERTEX, [*area_of("V1"), *area_of("MT")]))
+    assert set(prepare("--selection", "all", "--areas", "V1,MT").vertex) == set(
+        np.intersect1d(VERTEX, [*area_of("V1"), *area_of("MT")])
+    )
     visual = np.setdiff1d(VERTEX, area_of("FEF"))
-    assert set(prepare("--areas", "visual", name="visual").vertex) == set(visual)
-    assert set(prepare("--areas", "cortex", name="cortex").vertex) == set(VERTEX)
+    assert set(prepare("--selection", "all", "--areas", "visual", name="visual").vertex) == set(visual)
+    assert set(prepare("--selection", "all", "--areas", "cortex", name="cortex").vertex) == set(VERTEX)
     some = prepare("--areas", "V1,MT", "--selection", "top_k", "--k", 16, name="both")
     assert some.n_voxels == 16
     assert "nearest MMP1 area is 'MT'" in prepare("--areas", "M T", name="none")
 
 
 def test_repeats_apart_give_windows_of_their_own(prepare, raw_folder):
-    average, apart = (prepare("--areas", "V1", "--repeats", mode, name=mode) for mode in ("average", "separate"))
+    average, apart = (
+        prepare("--selection", "all", "--areas", "V1", "--repeats", mode, name=mode) for mode in ("average", "separate")
+    )
     column = np.searchsorted(VERTEX, apart.vertex)
     n = N_SCANS * len(TRAIN[:4])
     windows, twice = Windows(average, "train", 2), Windows(apart, "train", 2)
@@ -84,7 +88,7 @@ def test_repeats_apart_give_windows_of_their_own(prepare, raw_folder):
 
 
 def test_lag_frames_and_workers(prepare, raw_folder):
-    later = prepare("--areas", "V1", "--lag-s", 6, "--fps", 30, "--workers", 3)
+    later = prepare("--selection", "all", "--areas", "V1", "--lag-s", 6, "--fps", 30, "--workers", 3)
     column = np.searchsorted(VERTEX, later.vertex)
     for name in ("seg2", "test2"):
         np.testing.assert_allclose(later.repeats(name)[1], expected_run(raw_folder, name, 2, 1)[:, column], atol=1e-5)
@@ -97,16 +101,16 @@ def test_size_and_fit(prepare, raw_folder, tmp_path):
     raw = Path(shutil.copytree(raw_folder, tmp_path / "raw", copy_function=os.link))
     (raw / "stimuli" / "test1.mp4").unlink()
     write_video(raw / "stimuli" / "test1.mp4", [np.full((32, 48, 3), 200, np.uint8)] * 360, 15, (32, 48))
-    store = prepare("--areas", "V1", "--size", 96, "--fit", "letterbox", raw=raw)
+    store = prepare("--selection", "all", "--areas", "V1", "--size", 96, "--fit", "letterbox", raw=raw)
     frames = store.frames("test1", 0, 1).astype(int)
     assert frames.shape == (1, 6, 96, 96, 3)
     assert frames[:, :, :16].max() == frames[:, :, 80:].max() == 0  # 48 x 32 at twice the size, between bars
     assert abs(frames[:, :, 16:80] - 200).max() < 6
-    cropped = prepare("--areas", "V1", "--size", 96, "--fit", "crop", raw=raw, name="crop")
+    cropped = prepare("--selection", "all", "--areas", "V1", "--size", 96, "--fit", "crop", raw=raw, name="crop")
     assert abs(cropped.frames("test1", 0, 1).astype(int) - 200).max() < 6
 
 
-def test_the_late_run_is_left_out_unless_asked_for(cli, prepare, raw_folder, tmp_path):
+def test_the_late_run_is_left_out_unless_asked_for(cli, prepare, raw_folder, tmp_path, monkeypatch):
     raw = Path(shutil.copytree(raw_folder, tmp_path / "raw", copy_function=os.link))
     (raw / "subject1").rename(raw / "subject3")
     for name in TEST:
@@ -115,12 +119,18 @@ def test_the_late_run_is_left_out_unless_asked_for(cli, prepare, raw_folder, tmp
             recording = read_cortex(folder / f"{name}_1_Atlas.dtseries.nii")
             noise = np.random.default_rng(run).standard_normal(recording.data.shape)
             write_cortex(folder / f"{name}_{run}_Atlas.dtseries.nii", recording.data + noise, VERTEX, 2.0)
-    store = prepare("--subject", 3, "--areas", "V1", raw=raw)
+    store = prepare("--subject", 3, "--selection", "all", "--areas", "V1", raw=raw)
     assert (store.n_repeats("test1"), store.n_repeats("test2")) == (9, 8)
     steps = {step["step"]: step["parameters"] for step in store.attrs["provenance"]}
     reason = {"run": "subject3:test2_9", "reason": "the run starts about 10 s late"}
     assert steps["discover"]["excluded"] == [reason]
-    assert prepare("--subject", 3, "--areas", "V1", "--exclude", "none", raw=raw, name="all").n_repeats("test2") == 9
+    assert (
+        prepare(
+            "--subject", 3, "--selection", "all", "--areas", "V1", "--exclude", "none", raw=raw, name="all"
+        ).n_repeats("test2")
+        == 9
+    )
+    monkeypatch.setenv("COLUMNS", "200")
     code, text = cli("prepare", "wen2018", "--help")
     plain = " ".join(text.replace("│", " ").split())
     assert code == 0 and "subject3:test2_9" in plain and "10 s late" in plain
@@ -134,3 +144,25 @@ def test_what_the_folder_must_hold(prepare, raw_folder, tmp_path):
     said = prepare(raw=raw, name="none")
     assert f"{folder}/cifti/seg3_1_Atlas.dtseries.nii" in said and "mni/" in said
     assert cifti_path(raw, "seg2", 1).is_file()
+
+
+def test_settings_by_their_names_in_a_recipe(cli, raw_folder, tmp_path):
+    """``--set`` and an option are two ways to say one thing, and the last film of training is held out by neither."""
+    common = {
+        "data.captions": raw_folder / "captions.csv",
+        "data.size": 16,
+        "data.areas": "V1",
+        "data.selection": "all",
+    }
+    settings = [word for name, value in common.items() for word in ("--set", f"{name}={value}")]
+    code, text = cli(
+        "prepare", "wen2018", raw_folder, "--out", tmp_path / "a", *settings, "--set", "data.wen2018.exclude=[]"
+    )
+    assert code == 0, text
+    options = ("--captions", raw_folder / "captions.csv", "--size", 16, "--areas", "V1", "--selection", "all")
+    code, text = cli("prepare", "wen2018", raw_folder, "--out", tmp_path / "b", *options, "--exclude", "none")
+    assert code == 0, text
+    stores = [Store.open(tmp_path / name) for name in "ab"]
+    assert stores[0].attrs == stores[1].attrs and stores[0].splits["validation"] == []
+    code, text = cli("prepare", "wen2018", raw_folder, "--out", tmp_path / "c", "--set", "data.siz=16")
+    assert code == 1 and "nearest valid name is 'data.size'" in " ".join(text.split())

@@ -2,19 +2,29 @@
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from small_wen import SIZE, TEST, make_raw
 from test_hcp import AREAS, write_run
 
-from mindvideo.config import Data
+from mindvideo.config import Data, load_recipe
 from mindvideo.data.readers import discover, prepare
 from mindvideo.data.readers.hcp import BrainSegments, find_sources, prepare_hcp
+from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, SettingError
+from mindvideo.study import Study
 
 
 def test_a_store(tmp_path):
     raw = make_raw(tmp_path)
-    settings = {"captions": str(raw / "captions.csv"), "size": SIZE, "areas": "V1", "selection": "all", "exclude": ()}
+    settings = {
+        "captions": str(raw / "captions.csv"),
+        "size": SIZE,
+        "areas": "V1",
+        "selection": "all",
+        "wen2018": {"exclude": ()},
+    }
     first = prepare(raw, tmp_path / "first.zarr", Data(**settings))
     again = Data(source="store", size=SIZE)
     store = prepare(first.path, tmp_path / "run" / "store.zarr", again)
@@ -30,6 +40,31 @@ def test_a_store(tmp_path):
     with pytest.raises(DataError, match="expected a prepared store"):
         discover(tmp_path / "stimuli", again)
     assert store.segments("test") == TEST
+
+
+def test_prepare_then_run_is_run_alone(cli, random_kit, tmp_path):
+    raw = make_raw(tmp_path)
+    data = [f"data.captions={raw / 'captions.csv'}", "data.size=32", "data.areas=V1", "data.selection=all"]
+    few = [f"adapt.{name}=2" for name in ("steps", "batch_size")] + [
+        "pretrain.enabled=false",
+        f"foundation={random_kit}",
+    ]
+    few += [f"encoder.{name}=8" for name in ("patch_size", "embed_dim", "decoder_embed_dim")] + [
+        "data.wen2018.expect=null"
+    ]
+    alone = Study(load_recipe("wen2018", [f"data.raw={raw}", *data, *few]), tmp_path / "alone")
+    assert alone.run(until="adapt", say=lambda line: None) == ["prepare", "adapt"]
+    settings = [word for setting in data for word in ("--set", setting)]
+    code, text = cli("prepare", "wen2018", raw, "--out", tmp_path / "store.zarr", *settings, "--workers", 1)
+    assert code == 0, text
+    source = ["data.source=store", f"data.raw={tmp_path / 'store.zarr'}"]
+    after = Study(load_recipe("wen2018", [*source, *data, *few]), tmp_path / "after")
+    assert after.run(until="adapt", say=lambda line: None) == ["prepare", "adapt"]
+    stores = [Store.open(study.run_dir / "prepare" / "store.zarr") for study in (alone, after)]
+    assert stores[0].attrs == stores[1].attrs
+    weights = [load_file(study.run_dir / "adapt" / "model" / "model.safetensors") for study in (alone, after)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_a_table_of_people(tmp_path):

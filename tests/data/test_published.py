@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from mindvideo.atlas import area_of
 from mindvideo.config import Data, load_recipe
+from mindvideo.data.captions import Captioning
 from mindvideo.data.readers import discover, prepare
 from mindvideo.data.readers.published import resize_frames
 from mindvideo.data.store import Store
@@ -154,14 +155,14 @@ def test_captions_of_ones_own_and_of_a_captioner(mindvideo, tmp_path):
         return [f"grey {int(frame.mean())}" for frame in frames]
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(mindvideo, tmp_path / "cut", _settings(captions="blip"), captioner=captioner)
+        prepare(mindvideo, tmp_path / "cut", _settings(captions="blip"), captioning=Captioning(captioner))
     with pytest.raises(DataError, match="interrupted"):
         Store.open(tmp_path / "cut")
     (tmp_path / "cut.again").touch()
-    store = prepare(mindvideo, tmp_path / "cut", _settings(captions="blip"), captioner=captioner)
+    store = prepare(mindvideo, tmp_path / "cut", _settings(captions="blip"), captioning=Captioning(captioner))
     assert store.captions("test2")[2] == f"grey {int(FRAMES['train'][0, 3, 0].mean())}"
     with pytest.raises(DataError, match="complete one"):
-        prepare(mindvideo, tmp_path / "cut", _settings(captions="blip"), captioner=captioner)
+        prepare(mindvideo, tmp_path / "cut", _settings(captions="blip"), captioning=Captioning(captioner))
 
 
 def _refused(folder, *parts, error=DataError, **changes):

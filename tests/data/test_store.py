@@ -11,6 +11,7 @@ from small_store import HEADER, SCANS, SPLITS, fill, make_parts, make_vertex
 from mindvideo import atlas
 from mindvideo.data import writing
 from mindvideo.data.store import Store, identify_voxels
+from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError
 
 
@@ -38,7 +39,7 @@ def test_what_is_written_comes_back(store, parts):
 
 def test_frames_arrive_in_blocks_across_chunks(tmp_path, parts, monkeypatch):
     monkeypatch.setattr(writing, "_CHUNK_BYTES", 2 * 6 * 8 * 8 * 3)  # two scans a chunk
-    with Store.create(tmp_path / "s.zarr", vertex=make_vertex(), **HEADER) as writer:
+    with StoreWriter(tmp_path / "s.zarr", vertex=make_vertex(), **HEADER) as writer:
         fill(writer, parts)
         frames = parts["seg1"][2]
         writer.write_frames("seg1", iter([frames[:1], frames[1:4], frames[4:]]), n_scans=5)
@@ -80,7 +81,7 @@ def test_export(store, parts, tmp_path):
 def test_export_refuses_unequal_segments(tmp_path, parts):
     fmri, repeats, frames, scene, captions, words = parts["seg2"]
     parts["seg2"] = (fmri[:3], repeats[:, :3], frames[:3], scene[:3], captions[:3], words[:3])
-    with Store.create(tmp_path / "s.zarr", vertex=make_vertex(), **HEADER) as writer:
+    with StoreWriter(tmp_path / "s.zarr", vertex=make_vertex(), **HEADER) as writer:
         fill(writer, parts)
         with pytest.raises(DataError, match=r"segments of one length.*'seg2': 3"):
             writer.finish().export_npz(tmp_path / "out.npz")
@@ -89,7 +90,7 @@ def test_export_refuses_unequal_segments(tmp_path, parts):
 
 def test_an_interrupted_store_is_refused_and_goes_on(tmp_path, parts):
     path = tmp_path / "s.zarr"
-    with Store.create(path, vertex=make_vertex(), **HEADER) as writer:
+    with StoreWriter(path, vertex=make_vertex(), **HEADER) as writer:
         fill(writer, parts, ["seg1", "seg2"])
         writer.write_scene("seg10", parts["seg10"][3])
         with pytest.raises(DataError, match=r"every part of segment seg10.*found no fmri, repeats, frames, captions"):
@@ -97,13 +98,13 @@ def test_an_interrupted_store_is_refused_and_goes_on(tmp_path, parts):
     with pytest.raises(DataError, match=r"interrupted one with 2 whole segments \(seg1, seg2\); run prepare again"):
         Store.open(path)
     with pytest.raises(DataError, match="unfinished store with other settings"):
-        Store.create(path, vertex=make_vertex(), **HEADER, fingerprint="other")
-    with Store.create(path, vertex=make_vertex(), **HEADER) as writer:
+        StoreWriter(path, vertex=make_vertex(), **HEADER, fingerprint="other")
+    with StoreWriter(path, vertex=make_vertex(), **HEADER) as writer:
         assert writer.has("seg2") and writer.has("seg10", "scene") and not writer.has("seg10")
         fill(writer, parts, ["seg10", "test1", "test2"])
         np.testing.assert_array_equal(writer.finish().fmri("seg2"), parts["seg2"][0])
     with pytest.raises(DataError, match="found a complete store"):
-        Store.create(path, vertex=make_vertex(), **HEADER)
+        StoreWriter(path, vertex=make_vertex(), **HEADER)
     assert not path.with_name("s.zarr.lock").exists()
 
 
@@ -117,7 +118,7 @@ def test_other_folders_are_refused(tmp_path, store):
     with pytest.raises(DataError, match="another zarr group"):
         Store.open(tmp_path / "zarr")
     with pytest.raises(DataError, match="another zarr group"):
-        Store.create(tmp_path / "zarr", vertex=make_vertex(), **HEADER)
+        StoreWriter(tmp_path / "zarr", vertex=make_vertex(), **HEADER)
     shutil.copytree(store.path, tmp_path / "old")
     group = zarr.open_group(tmp_path / "old", mode="r+")
     group.attrs["version"] = 7
@@ -141,7 +142,7 @@ def test_lost_data_are_noticed(tmp_path, store, name):
 
 def _try_to_write(path, queue):
     try:
-        Store.create(path, vertex=make_vertex(), **HEADER)
+        StoreWriter(path, vertex=make_vertex(), **HEADER)
         queue.put("no error")
     except DataError as error:
         queue.put(str(error))
@@ -149,7 +150,7 @@ def _try_to_write(path, queue):
 
 def test_a_second_writer_is_refused(tmp_path):
     path = tmp_path / "s.zarr"
-    with Store.create(path, vertex=make_vertex(), **HEADER):
+    with StoreWriter(path, vertex=make_vertex(), **HEADER):
         context = multiprocessing.get_context("fork")
         queue = context.Queue()
         process = context.Process(target=_try_to_write, args=(path, queue))
@@ -157,8 +158,8 @@ def test_a_second_writer_is_refused(tmp_path):
         assert "found another at work" in queue.get(timeout=20)
         process.join(timeout=20)
         with pytest.raises(DataError, match="found another at work"):
-            Store.create(path, vertex=make_vertex(), **HEADER)
-    Store.create(path, vertex=make_vertex(), **HEADER).close()
+            StoreWriter(path, vertex=make_vertex(), **HEADER)
+    StoreWriter(path, vertex=make_vertex(), **HEADER).close()
 
 
 def test_a_full_disk_leaves_an_incomplete_store(tmp_path, parts, monkeypatch):
@@ -166,7 +167,7 @@ def test_a_full_disk_leaves_an_incomplete_store(tmp_path, parts, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = tmp_path / "s.zarr"
-    with Store.create(path, vertex=make_vertex(), **HEADER) as writer:
+    with StoreWriter(path, vertex=make_vertex(), **HEADER) as writer:
         fill(writer, parts, ["seg1"])
         monkeypatch.setattr("zarr.storage._local._put", fail)
         with pytest.raises(DataError, match=r"disk full while writing frames of seg2.*needs about 0\.0 MB.*make room"):
@@ -189,13 +190,13 @@ def test_a_full_disk_leaves_an_incomplete_store(tmp_path, parts, monkeypatch):
 )
 def test_contradictory_headers_are_refused(tmp_path, change, message):
     with pytest.raises(DataError, match=message):
-        Store.create(tmp_path / "s.zarr", **{"vertex": make_vertex(), **HEADER, **change})
+        StoreWriter(tmp_path / "s.zarr", **{"vertex": make_vertex(), **HEADER, **change})
     assert not (tmp_path / "s.zarr.lock").exists()
 
 
 def test_ill_shaped_parts_are_refused(tmp_path):
     fmri, repeats, frames, scene, captions, words = make_parts()["seg1"]
-    with Store.create(tmp_path / "s.zarr", vertex=make_vertex(), **HEADER) as writer:
+    with StoreWriter(tmp_path / "s.zarr", vertex=make_vertex(), **HEADER) as writer:
         with pytest.raises(DataError, match=r"repeats \(R, n, 7\)"):
             writer.write_fmri("seg1", fmri[:, :5], repeats)
         with pytest.raises(DataError, match="finite"):

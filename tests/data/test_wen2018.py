@@ -26,6 +26,7 @@ from small_wen import (
 
 from mindvideo.atlas import area_labels, area_names, area_of
 from mindvideo.config import Data
+from mindvideo.data.captions import Captioning
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.readers import discover, prepare
 from mindvideo.data.readers.wen2018 import first_volume_time
@@ -48,7 +49,9 @@ def raw(raw_folder, tmp_path):
 
 
 def _settings(root, **changes):
-    return Data(**({"captions": str(root / "captions.csv"), "size": SIZE, "alpha": 0.2, "exclude": ()} | changes))
+    own = {name: changes.pop(name) for name in ("exclude", "expect") if name in changes}
+    common = {"captions": str(root / "captions.csv"), "size": SIZE, "alpha": 0.2} | changes
+    return Data(**common, wen2018={"exclude": ()} | own)
 
 
 @pytest.fixture(scope="module")
@@ -173,16 +176,16 @@ def test_goes_on_after_an_interruption(raw, tmp_path):
         prepare(raw, tmp_path / "none", data)
     assert not (tmp_path / "none").exists()
     all_of_it = _Captioner()
-    whole = prepare(raw, tmp_path / "whole", data, captioner=all_of_it)
+    whole = prepare(raw, tmp_path / "whole", data, captioning=Captioning(all_of_it))
     dies_at = 3
     with pytest.raises(KeyboardInterrupt):
-        prepare(raw, tmp_path / "cut", data, captioner=_Captioner(dies_at))
+        prepare(raw, tmp_path / "cut", data, captioning=Captioning(_Captioner(dies_at)))
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut" / "frames" / "seg1").rglob("*")}
     assert len(finished) > 1
     with pytest.raises(DataError, match="interrupted"):
         Store.open(tmp_path / "cut")
     with pytest.raises(DataError, match="same settings"):
-        prepare(raw, tmp_path / "cut", _settings(raw, captions="blip", lag_s=2.0), captioner=_Captioner())
+        prepare(raw, tmp_path / "cut", _settings(raw, captions="blip", lag_s=2.0), captioning=Captioning(_Captioner()))
     steps = []
     captioner = _Captioner()
     resumed = prepare(raw, tmp_path / "cut", data, lambda *step: steps.append(step), captioner)
@@ -192,7 +195,7 @@ def test_goes_on_after_an_interruption(raw, tmp_path):
     for a, b in zip(_arrays(whole), _arrays(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(DataError, match="complete one"):
-        prepare(raw, tmp_path / "cut", data, captioner=_Captioner())
+        prepare(raw, tmp_path / "cut", data, captioning=Captioning(_Captioner()))
 
 
 def _refused(raw, *parts, error=DataError, **changes):
@@ -340,10 +343,12 @@ def test_exclusions_are_logged(raw, tmp_path):
     store = prepare(raw, tmp_path / "out", data)
     steps = {step["step"]: step["parameters"] for step in store.attrs["provenance"]}
     assert steps["discover"]["excluded"] == [
-        {"run": "subject3:seg2_1", "reason": "listed under data.exclude"},
+        {"run": "subject3:seg2_1", "reason": "listed under data.wen2018.exclude"},
         {"run": "subject3:test2_9", "reason": "the run starts about 10 s late"},
     ]
-    assert store.remarks[0].startswith("runs and films left out (2): subject3:seg2_1 (listed under data.exclude)")
+    assert store.remarks[0].startswith(
+        "runs and films left out (2): subject3:seg2_1 (listed under data.wen2018.exclude)"
+    )
     assert store.repeats("test2").shape[0] == 8 and store.repeats("test1").shape[0] == 9
     assert store.repeats("seg2").shape[0] == 1
     np.testing.assert_array_equal(store.repeats("seg2")[0], store.fmri("seg2"))

@@ -9,6 +9,7 @@ from mindvideo.config import Data
 from mindvideo.data.readers import prepare
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows, near_duplicates, pad_voxels
+from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, SettingError
 
 SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
@@ -43,7 +44,7 @@ def test_windows_equal_a_plain_loop(store, parts, split, window):
 def test_frames_at_another_rate_come_from_the_films(tmp_path):
     (tmp_path / "run").mkdir()
     raw = make_raw(tmp_path / "run")
-    settings = Data(captions=str(raw / "captions.csv"), size=SIZE, alpha=0.2, exclude=())
+    settings = Data(captions=str(raw / "captions.csv"), size=SIZE, alpha=0.2, wen2018={"exclude": ()})
     prepare(raw, raw / "store.zarr", settings)
     (tmp_path / "run").rename(tmp_path / "moved")  # a run folder that moved with its films
     windows = Windows(Store.open(tmp_path / "moved" / "store.zarr"), "test", 2)
@@ -77,7 +78,7 @@ def test_bad_windows_are_refused(store, tmp_path, parts):
     with pytest.raises(DataError, match="found 'hold-out'"):
         Windows(store, "hold-out", 2)
     header = {**HEADER, "splits": {"train": ["seg1"], "test": ["test1"]}}
-    with Store.create(tmp_path / "s.zarr", vertex=make_vertex(), **header) as writer:
+    with StoreWriter(tmp_path / "s.zarr", vertex=make_vertex(), **header) as writer:
         fill(writer, parts, ["seg1", "test1"])
         with pytest.raises(DataError, match="segments in split 'validation'"):
             Windows(writer.finish(), "validation", 2)
@@ -142,7 +143,7 @@ def test_near_duplicates_are_found_where_they_were_put(tmp_path):
     parts["test2"][2][3, 4] = parts["seg1"][2][0, 1] // 2  # one frame, darker, at another moment
     parts["test2"][2][0] = 255  # blank frames are no duplicates
     parts["seg2"][2][4] = 255
-    with Store.create(tmp_path / "s.zarr", vertex=make_vertex(), **HEADER) as writer:
+    with StoreWriter(tmp_path / "s.zarr", vertex=make_vertex(), **HEADER) as writer:
         fill(writer, parts)
         store = writer.finish()
     found = near_duplicates(store, 0.98)

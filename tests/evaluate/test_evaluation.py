@@ -11,8 +11,8 @@ import zarr
 from skimage.metrics import structural_similarity
 
 from mindvideo.config import Evaluate, parse_recipe
-from mindvideo.data.store import Store
 from mindvideo.data.windows import block_numbers
+from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate import evaluation as stage
 from mindvideo.evaluate.comparison import read_window_scores
@@ -290,7 +290,7 @@ def make_run(folder, clips, repeats):
     """A run folder up to reconstruct: the test segment has as many scans as there are clips."""
     truth, sets = clips
     rng = np.random.default_rng(0)
-    with Store.create(
+    with StoreWriter(
         folder / "prepare" / "store.zarr",
         subject="subject1",
         tr_s=2.0,

@@ -10,6 +10,7 @@ from mindvideo import atlas
 from mindvideo.config import parse_recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
+from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, ModelError
 from mindvideo.explain import maps, occlusion, truth
 from mindvideo.models.fmri_encoder import FmriEncoder
@@ -50,7 +51,7 @@ def make_vertex():
 def make_store(path):
     rng = np.random.default_rng(1)
     mix = rng.normal(size=(7, VOXELS)) * informative()
-    with Store.create(
+    with StoreWriter(
         path,
         subject="subject1",
         tr_s=2.0,

@@ -16,6 +16,7 @@ from tiny_pipeline import tiny_encoder
 from mindvideo.config import Recipe, parse_recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
+from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, ModelError
 from mindvideo.foundation.kit import Sizes, build_kit
 from mindvideo.generate import reconstruct
@@ -39,7 +40,7 @@ SPLITS = {"train": ["seg1", "seg2"], "validation": ["seg3"], "test": ["test1", "
 def write_store(path: Path, first_vertex: int = 100) -> Store:
     rng = np.random.default_rng(0)
     vertex = first_vertex + 5 * np.arange(VOXELS)
-    with Store.create(
+    with StoreWriter(
         path, subject="1", tr_s=1.0, lag_s=4.0, fps=FRAMES, size=SIZE, splits=SPLITS, vertex=vertex
     ) as writer:
         scene = 0

@@ -9,7 +9,7 @@ import zarr
 from PIL import Image
 
 from mindvideo import atlas
-from mindvideo.data.store import Store
+from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError
 from mindvideo.report.store_page import describe_store, write_page
 
@@ -27,7 +27,7 @@ def store(tmp_path_factory):
     maps[atlas.visual_areas()] = rng.uniform(-0.1, 0.5, len(atlas.visual_areas()))
     path = tmp_path_factory.mktemp("store") / "store.zarr"
     header = {"subject": "subject7", "tr_s": 1.5, "lag_s": 4.5, "fps": 2, "size": 16, "splits": SPLITS}
-    with Store.create(path, vertex=vertex, reproducibility=maps, p_value=maps, **header) as writer:
+    with StoreWriter(path, vertex=vertex, reproducibility=maps, p_value=maps, **header) as writer:
         frames = {name: rng.integers(0, 256, (n, 3, 16, 16, 3), dtype=np.uint8) for name, n in LENGTHS.items()}
         frames["test1"][2] = frames["seg2"][4]
         for number, (name, n) in enumerate(LENGTHS.items()):

@@ -17,6 +17,7 @@ from mindvideo.config import parse_recipe, save_recipe
 from mindvideo.data.readers.hcp import prepare_hcp
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
+from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import ModelError, SettingError
 from mindvideo.foundation.kit import build_kit
 from mindvideo.models.fmri_encoder import FmriEncoder
@@ -36,7 +37,7 @@ STAGES = {"pretrain": pretrain, "adapt": adapt, "align": align, "animate": anima
 
 def write_store(path: Path) -> Store:
     rng = np.random.default_rng(0)
-    writer = Store.create(
+    writer = StoreWriter(
         path, subject="subject1", tr_s=1.5, lag_s=4.0, fps=2, size=SIZE, splits=SEGMENTS, vertex=np.arange(VOXELS) * 7
     )
     scene = 0

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mindvideo.ablation import table
-from mindvideo.ablation.sharing import find_results, link_features, link_folder
+from mindvideo.ablation.sharing import find_results, link_features
 from mindvideo.ablation.variants import FULL, Variant, change_recipe, effective_recipe
 from mindvideo.artefacts import require_intact
 from mindvideo.config import Recipe
-from mindvideo.data.disk import only_one
+from mindvideo.data.disk import link_folder, only_one
 from mindvideo.errors import DataError
 from mindvideo.stages import STAGES, Progress
 from mindvideo.study import Study

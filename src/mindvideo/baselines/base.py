@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import zarr
 
 from mindvideo.config import Optimise, Recipe
 from mindvideo.data.store import Store
@@ -63,40 +64,13 @@ class StoreWithoutTest(Store):
             self._allow(name)
         return names
 
-    def fmri(self, segment: str) -> np.ndarray:
-        """As `Store.fmri`, but for test segments."""
-        self._allow(segment)
-        return super().fmri(segment)
+    def _array(self, name: str) -> zarr.Array:
+        self._allow(name.partition("/")[2])
+        return super()._array(name)
 
-    def repeats(self, segment: str) -> np.ndarray:
-        """As `Store.repeats`, but for test segments."""
+    def _captions(self, segment: str, kind: str) -> Any:
         self._allow(segment)
-        return super().repeats(segment)
-
-    def frames(self, segment: str, start: int | None = None, stop: int | None = None) -> np.ndarray:
-        """As `Store.frames`, but for test segments."""
-        self._allow(segment)
-        return super().frames(segment, start, stop)
-
-    def frames_at(self, segment: str, scan: np.ndarray) -> np.ndarray:
-        """As `Store.frames_at`, but for test segments."""
-        self._allow(segment)
-        return super().frames_at(segment, scan)
-
-    def scene(self, segment: str) -> np.ndarray:
-        """As `Store.scene`, but for test segments."""
-        self._allow(segment)
-        return super().scene(segment)
-
-    def captions(self, segment: str) -> list[str]:
-        """As `Store.captions`, but for test segments."""
-        self._allow(segment)
-        return super().captions(segment)
-
-    def frame_captions(self, segment: str) -> list[list[str]]:
-        """As `Store.frame_captions`, but for test segments."""
-        self._allow(segment)
-        return super().frame_captions(segment)
+        return super()._captions(segment, kind)
 
 
 @dataclass(frozen=True)

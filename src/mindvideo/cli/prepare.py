@@ -1,114 +1,157 @@
-"""``mindvideo prepare …``: recordings and stimuli to one prepared store; looking into a store."""
+"""``mindvideo prepare SOURCE RAW --out STORE``: recordings and stimuli to one prepared store; looking into a store."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import inspect as signatures
+import typing
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic.fields import FieldInfo
+from typer.core import TyperGroup
 
 from mindvideo.cli.shared import Out, Set, app, console, progress_bars, run_stage, say
-from mindvideo.config import parse_recipe
+from mindvideo.config import Data, Pretrain, Recipe, reader_settings, source_recipe
 from mindvideo.data.pool import MOST_WORKERS, local_workers, open_pool
 from mindvideo.data.store import Store
+from mindvideo.sources import READERS
 
+HCP = "hcp"
+"""Not a source of films, but of people to pre-train on."""
+HCP_SETTINGS = ("window_s", "areas")
+SUMMARIES = {name: reader.summary for name, reader in READERS.items()} | {
+    HCP: "HCP recordings or HCP_visual_voxel.npz files, for pre-training"
+}
 Workers = Annotated[
     int | None, typer.Option(min=1, help=f"local threads for runs and films; one a core, at most {MOST_WORKERS}")
 ]
 Scheduler = Annotated[
     str | None, typer.Option(help="address of a dask scheduler, whose workers see the recordings under the same paths")
 ]
-Repeats = Annotated[
-    str, typer.Option(help="average, or separate: every recording of a training film gives windows of its own")
-]
-
-prepare_app = typer.Typer(no_args_is_help=True, help="Recordings and stimuli to one prepared store.")
 
 
-def pool_of(workers: int | None, scheduler: str | None) -> AbstractContextManager[Any]:
-    """The pool of workers that the options ask for: so many threads here, or a dask cluster's."""
-    return open_pool(workers or (1 if scheduler else local_workers()), scheduler)
+def offered_settings(source: str) -> dict[str, tuple[str, FieldInfo]]:
+    """The settings that preparing a source depends on: by option, the dotted name in a recipe and the field itself."""
+    if source == HCP:
+        return {
+            f"--{name.replace('_', '-')}": (f"pretrain.{name}", Pretrain.model_fields[name]) for name in HCP_SETTINGS
+        }
+    left_out = {"source", "raw", "hcp", *READERS}
+    fields = [(f"data.{name}", item) for name, item in Data.model_fields.items() if name not in left_out]
+    fields += [(f"data.{source}.{name}", item) for name, item in reader_settings(source).model_fields.items()]
+    fields += [(name, Recipe.model_fields[name]) for name in ("foundation", "kit_on_real_films")]
+    return {_flag(dotted, item): (dotted, item) for dotted, item in fields}
 
 
-def say_prepared(store: Store) -> None:
-    """Say where the store is and what was left out of it."""
-    say(f"prepared store in {store.path}")
-    for line in store.remarks:
-        say(line)
+def _flag(dotted: str, item: FieldInfo) -> str:
+    """The option of a setting: its name, or the one that it shares with other readers' settings."""
+    extra = item.json_schema_extra if isinstance(item.json_schema_extra, dict) else {}
+    return str(extra.get("option", f"--{dotted.rpartition('.')[2].replace('_', '-')}"))
 
 
-@prepare_app.command("wen2018")
-def prepare_wen2018(
-    raw: Annotated[Path, typer.Argument(help="folder with stimuli/ and subjectN/")],
-    out: Out,
-    subject: int = 1,
-    selection: Annotated[
-        str | None,
-        typer.Option(
-            help="paper (Bonferroni, then the most significant part), bonferroni, top_k, or all; paper, "
-            "or all where areas are given"
-        ),
-    ] = None,
-    alpha: Annotated[float, typer.Option(help="level of the Bonferroni correction")] = 0.01,
-    top_fraction: Annotated[float, typer.Option(help="part of the significant voxels that 'paper' keeps")] = 0.5,
-    k: Annotated[int | None, typer.Option(help="voxels that 'top_k' keeps")] = None,
-    repeats: Repeats = "average",
-    lag_s: Annotated[float, typer.Option(help="a film's first moment pairs with the volume this much later")] = 4.0,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="a run (subject3:test2_9) or segment (subject3:test2) left out, or none; may be repeated. Left "
-            "out when not given: subject3:test2_9, which starts about 10 s late"
-        ),
-    ] = None,
-    fps: Annotated[int, typer.Option(help="frames kept per second of film, up to 30")] = 3,
-    size: Annotated[int, typer.Option(help="height and width of the kept frames")] = 256,
-    fit: Annotated[str, typer.Option(help="crop, stretch or letterbox: how frames become square")] = "crop",
-    areas: Annotated[
-        str | None,
-        typer.Option(help="V1,V2,…, visual or cortex: all voxels of these areas, instead of a selection by repeats"),
-    ] = None,
-    expect: Annotated[str | None, typer.Option(help="'wen2018' insists on 18 + 5 segments with 2 and 10 runs")] = None,
-    captions: Annotated[str, typer.Option(help="'blip' or a csv/json file")] = "blip",
-    foundation: Annotated[str, typer.Option(help="folder with the captioner, or 'embedded'")] = "embedded",
-    validation_segments: Annotated[int, typer.Option(help="the last training films are held out for choices")] = 1,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-) -> None:
-    """Prepare a folder in the layout of Wen 2018 (Purdue's download or a simulated subject)."""
-    from mindvideo.data.readers import prepare
-    from mindvideo.preparing import choose_captioner
-
-    content: dict[str, Any] = dict(
-        subject=subject, alpha=alpha, top_fraction=top_fraction, k=k, repeats=repeats, lag_s=lag_s, fps=fps, size=size,
-        fit=fit, expect=expect, captions=captions, validation_segments=validation_segments,
-        selection=selection or ("paper" if areas is None else "all"), areas=areas or "cortex",
-    )  # fmt: skip
-    if exclude is not None:
-        content["exclude"] = [] if exclude == ["none"] else exclude
-    data = parse_recipe({"data": content}, "the command line").data
-    data, captioner, captioner_name = choose_captioner(data, foundation, raw)
-    with pool_of(workers, scheduler) as pool, progress_bars() as bar:
-        store = prepare(raw, out, data, bar("prepare"), captioner, captioner_name, pool)
-    say_prepared(store)
-
-
-@prepare_app.command("hcp")
-def prepare_hcp_command(
+def prepare_source(
+    source: str,
     raw: Path,
-    out: Out,
-    window_s: Annotated[float, typer.Option(help="recordings are averaged over this many seconds")] = 8.0,
-    areas: Annotated[str, typer.Option(help="areas whose vertices are kept, in hierarchy order")] = "V1,V2,V3,V4",
+    out: Path,
+    values: dict[str, Any],
+    settings: list[str],
+    workers: int | None,
+    scheduler: str | None,
 ) -> None:
-    """Prepare HCP recordings, or HCP_visual_voxel.npz files, for pre-training."""
-    from mindvideo.data.readers.hcp import prepare_hcp
+    """Prepare one data set by itself, as the stage ``prepare`` of a study would, and say what was left out."""
+    from mindvideo.preparing import prepare_people, prepare_recordings
 
+    recipe = source_recipe("wen2018" if source == HCP else source, values, settings)
     with progress_bars() as bar:
-        remarks = prepare_hcp(raw, out, window_s=window_s, areas=areas.split(","), progress=bar("hcp"))
-    say(f"prepared segments in {out}")
+        if source == HCP:
+            remarks = prepare_people(recipe, raw, out, bar(HCP))
+        else:
+            with open_pool(workers or (1 if scheduler else local_workers()), scheduler) as pool:
+                remarks = prepare_recordings(recipe, raw, out, pool, bar("prepare")).remarks
+    say(f"prepared {'segments' if source == HCP else 'store'} in {out}")
     for line in remarks:
         say(line)
+
+
+def _option(flag: str, dotted: str, item: FieldInfo, start: Any) -> signatures.Parameter:
+    """A command's option for one setting, with the setting's own help and what it is where nothing is said."""
+    kind: Any = str | None
+    if item.annotation is bool:
+        kind, flag = bool | None, f"{flag}/--no-{flag[2:]}"
+    elif typing.get_origin(item.annotation) is tuple:
+        kind = list[str] | None
+    words = [word for word in typing.get_args(item.annotation) if isinstance(word, str)]
+    about = [item.description or "", f"one of {', '.join(words)}" if words else ""]
+    value = ", ".join(start) if isinstance(start, list) else "" if start in (None, 0) else str(start)
+    help_text = f"{'; '.join(filter(None, about))} ({dotted}{': ' if value else ''}{value})"
+    return _parameter(_name(dotted), Annotated[kind, typer.Option(flag, help=help_text)], None)
+
+
+def _parameter(name: str, annotation: Any, default: Any = signatures.Parameter.empty) -> signatures.Parameter:
+    return signatures.Parameter(name, signatures.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _name(dotted: str) -> str:
+    return dotted.replace(".", "_")
+
+
+def _command(source: str) -> typer.Typer:
+    """The command that prepares one source; its options are the settings, by their own names."""
+    offered = offered_settings(source)
+    fields = {_name(dotted): (dotted, item) for dotted, item in offered.values()}
+
+    def command(
+        raw: Path, out: Path, settings: Any = None, workers: Any = None, scheduler: Any = None, **given: Any
+    ) -> None:
+        stated = [(*fields[name], value) for name, value in given.items() if value is not None]
+        values = {dotted: _as_value(value, item) for dotted, item, value in stated}
+        prepare_source(source, raw, out, values, settings or [], workers, scheduler)
+
+    parameters = [
+        _parameter("raw", Annotated[Path, typer.Argument(help="folder of the data set")]),
+        _parameter("out", Out),
+    ]
+    parameters.append(_parameter("settings", Set, None))
+    if source != HCP:
+        parameters += [_parameter("workers", Workers, None), _parameter("scheduler", Scheduler, None)]
+    content: Any = source_recipe("wen2018" if source == HCP else source, {}, []).model_dump(mode="json")
+    for flag, (dotted, item) in offered.items():
+        parameters.append(
+            _option(flag, dotted, item, reduce(lambda part, name: part[name], dotted.split("."), content))
+        )
+    command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in parameters}
+    own = typer.Typer(add_completion=False)
+    own.command(source, help=f"Prepare {SUMMARIES[source]}; 'none' as a value stands for nothing.")(command)
+    return own
+
+
+def _as_value(value: Any, item: FieldInfo) -> Any:
+    """What was typed for a setting; ``none`` stands for nothing where the setting may be empty."""
+    if isinstance(value, list):
+        return [] if value == ["none"] else value
+    return None if value == "none" and type(None) in typing.get_args(item.annotation) else value
+
+
+class _Sources(TyperGroup):
+    """A command for each source, made when it is asked for: its settings are its reader's."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*SUMMARIES, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in SUMMARIES:
+            return typer.main.get_command(_command(cmd_name))
+        return super().get_command(ctx, cmd_name)
+
+
+prepare_app = typer.Typer(
+    cls=_Sources,
+    no_args_is_help=True,
+    help="Recordings and stimuli to one prepared store: mindvideo prepare SOURCE RAW --out STORE.",
+)
 
 
 @prepare_app.command("run")

@@ -8,12 +8,14 @@ A misspelt key or a value of another type is refused with the nearest valid name
 """
 
 from mindvideo.config.reading import (
+    CAPTION_SOURCES,
     load_recipe,
     parse_recipe,
     read_recipe,
     read_yaml,
     save_recipe,
     shipped_recipes,
+    source_recipe,
     with_settings,
 )
 from mindvideo.config.recipe import Recipe, as_sampled, nearest_setting, setting_names
@@ -28,15 +30,15 @@ from mindvideo.config.stages import (
     Distill,
     Evaluate,
     Explain,
-    Fmriprep,
     MaskedBrain,
     Pretrain,
-    Published,
     Reconstruct,
     Simulate,
+    reader_settings,
 )
 
 __all__ = [
+    "CAPTION_SOURCES",
     "Adapt",
     "Align",
     "Animate",
@@ -46,7 +48,6 @@ __all__ = [
     "Distill",
     "Evaluate",
     "Explain",
-    "Fmriprep",
     "GanRival",
     "LinearRival",
     "MaskedBrain",
@@ -54,7 +55,6 @@ __all__ = [
     "Optimise",
     "Precision",
     "Pretrain",
-    "Published",
     "Recipe",
     "Reconstruct",
     "RidgeRival",
@@ -67,8 +67,10 @@ __all__ = [
     "parse_recipe",
     "read_recipe",
     "read_yaml",
+    "reader_settings",
     "save_recipe",
     "setting_names",
     "shipped_recipes",
+    "source_recipe",
     "with_settings",
 ]

@@ -18,9 +18,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mindvideo.config.recipe import Recipe, explain, nearest_setting, section_behind, setting_names
+from mindvideo.config.recipe import Recipe, explain, inner_section, is_setting, nearest_setting
 from mindvideo.config.section import Section
 from mindvideo.errors import SettingError
+from mindvideo.files import beside
 
 _INT, _FLOAT = r"[-+]?(?:0|[1-9][0-9]*)", r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _MEANINGS = {
@@ -30,7 +31,8 @@ _MEANINGS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 }
 """YAML 1.2's core schema, less octal and hexadecimal numbers; whatever matches nothing here is text."""
-_PATH_OR_WORD = {"foundation": ("embedded",), "data.captions": ("blip", "truth", "published", "none")}
+CAPTION_SOURCES = ("blip", "truth", "published", "none")
+_PATH_OR_WORD = {"foundation": ("embedded",), "data.captions": CAPTION_SOURCES}
 """Settings that hold a path unless they are one of these words."""
 
 
@@ -108,7 +110,7 @@ def _place_paths(
         if name not in section.model_fields:
             continue
         annotation = section.model_fields[name].annotation
-        inner, words = section_behind(annotation), _PATH_OR_WORD.get(prefix + name)
+        inner, words = inner_section(section, name), _PATH_OR_WORD.get(prefix + name)
         is_path = annotation is Path or Path in typing.get_args(annotation) or (words and value not in words)
         if inner is not None and isinstance(value, dict):
             placed[name] = _place_paths(value, folder, inner, f"{prefix}{name}.")
@@ -160,18 +162,36 @@ def with_settings(recipe: Recipe, settings: list[str] | tuple[str, ...]) -> Reci
     return parse_recipe(_apply_settings(recipe.model_dump(mode="json"), settings), "the recipe with --set")
 
 
+def source_recipe(source: str, values: dict[str, Any], settings: list[str]) -> Recipe:
+    """The recipe that prepares one data set by itself.
+
+    Its ``data`` are those of the shipped recipe of that name, with values by dotted name and ``key=value`` settings on top.
+    A study may insist on a whole download; what is prepared by itself is what is there.
+    """
+    shipped = _read_recipe(source, Path(), {})["data"] if source in shipped_recipes() else {}
+    shipped.pop("wen2018", None)
+    content = {"data": {**shipped, "source": source}}
+    for name, value in values.items():
+        content = _apply(content, name, value)
+    return parse_recipe(_apply_settings(content, settings), "the command line")
+
+
 def _apply_settings(content: dict[str, Any], settings: list[str] | tuple[str, ...]) -> dict[str, Any]:
     for setting in settings:
         key, sign, value = setting.partition("=")
         if not sign or not key:
             raise SettingError(f"expected --set key=value, found '{setting}'")
-        if key not in setting_names() and key not in Recipe.model_fields:
+        if not is_setting(key):
             raise SettingError(f"unknown setting '{key}' in --set; the nearest valid name is '{nearest_setting(key)}'")
-        change: Any = read_yaml(value, f"--set {setting}")
-        for part in reversed(key.split(".")):
-            change = {part: change}
-        content = _merge(content, _place_paths(change, Path()))
+        content = _apply(content, key, read_yaml(value, f"--set {setting}"))
     return content
+
+
+def _apply(content: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """The settings with one of them changed."""
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return _merge(content, _place_paths(value, Path()))
 
 
 def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -184,9 +204,5 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, every number of it, as YAML; never half of it."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as handle:
+    with beside(path) as place, place.open("w", encoding="utf-8") as handle:
         yaml.dump(recipe.model_dump(mode="json"), handle, _Dumper, sort_keys=False, allow_unicode=True)
-        handle.flush()
-        os.fsync(handle.fileno())
-    beside.replace(path)

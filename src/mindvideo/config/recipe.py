@@ -24,8 +24,10 @@ from mindvideo.config.stages import (
     Pretrain,
     Reconstruct,
     Simulate,
+    reader_settings,
 )
 from mindvideo.errors import SettingError
+from mindvideo.sources import READERS
 
 
 class Recipe(Section):
@@ -39,7 +41,7 @@ class Recipe(Section):
         description="let the embedded kit, which knows one drawn world, work on films of a real recording, to try the plumbing",
     )
     simulate: Simulate | None = None
-    data: Data = Data()
+    data: Data = Field(default_factory=Data)
     encoder: MaskedBrain = MaskedBrain()
     pretrain: Pretrain = Pretrain()
     adapt: Adapt = Adapt()
@@ -73,11 +75,28 @@ def section_behind(annotation: Any) -> type[Section] | None:
     return None
 
 
+def inner_section(section: type[Section], name: str) -> type[Section] | None:
+    """The section that a setting of a section holds, a reader's own included; None where it holds a value."""
+    if issubclass(section, Data) and name in READERS:
+        return reader_settings(name)
+    return section_behind(section.model_fields[name].annotation)
+
+
+def is_setting(dotted: str) -> bool:
+    """Whether a dotted name is one of a recipe's settings or sections."""
+    section: type[Section] | None = Recipe
+    for name in dotted.split("."):
+        if section is None or name not in section.model_fields:
+            return False
+        section = inner_section(section, name)
+    return True
+
+
 def setting_names(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
     """Every dotted setting name, e.g. ``align.lr``."""
     names: list[str] = []
-    for name, field in section.model_fields.items():
-        inner = section_behind(field.annotation)
+    for name in section.model_fields:
+        inner = inner_section(section, name)
         if inner is None:
             names.append(prefix + name)
         else:
@@ -92,6 +111,9 @@ def nearest_setting(name: str) -> str:
     names = [*setting_names(), *Recipe.model_fields]
     if len(initials) > 1 and f"{section}.{initials}".lstrip(".") in names:
         return f"{section}.{initials}".lstrip(".")
+    deeper = [other for other in names if other.startswith(f"{section}.") and other.endswith(f".{leaf}")]
+    if section and deeper:
+        return deeper[0]
     return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
 
 

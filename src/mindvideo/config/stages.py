@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, create_model, field_validator, model_serializer, model_validator
+from pydantic_core import PydanticCustomError
 
 from mindvideo.config.section import PRECISION, BatchSize, Optimise, Precision, Rate, Section, Steps
+from mindvideo.sources import READERS, load_reader
 
 
 class Simulate(Section):
@@ -28,63 +31,81 @@ class Simulate(Section):
     person_run_s: float = Field(864.0, gt=0, description="length of each of these runs in seconds")
 
 
-class Fmriprep(Section):
-    """How fMRIPrep's outputs become scans of films (``data.source: fmriprep``; ``data.raw`` is the derivatives)."""
+class _Data(Section):
+    """Where recordings come from and how they are prepared (paper section 3.2); each reader has a section of its own."""
 
-    stimuli: Path | None = Field(None, description="folder that the events' stimulus files lie in")
-    bids: Path | None = Field(None, description="raw BIDS data set with the events; empty: they lie in the derivatives")
-    task: str | None = Field(None, description="BIDS task label; * and ? stand for anything")
-    participant: str | int | None = Field(None, description="BIDS subject label; empty where there is one subject")
-    test: tuple[str, ...] = Field((), description="test stimuli, by name with * and ?, or 'most-repeated'")
-    stim_column: str = Field("stim_file", description="column of the events that names the film")
-    confounds: tuple[str, ...] = Field(
-        ("trans_?", "rot_?", "csf", "white_matter"), description="columns that are regressed out; * and ? allowed"
-    )
-    high_pass_hz: float | None = Field(0.008, gt=0, description="cut-off of the cosine high-pass filter; empty: none")
-    resample: Literal["linear", "nearest", "mean"] = Field("linear", description="how volumes become scans of a film")
-    trim_start: bool = Field(False, description="drop the first scans of a film where a run began too late")
-    trim_end: bool = Field(False, description="drop the last scans of a film where a run stopped too early")
-    exclude: tuple[str, ...] = Field((), description="runs left out (sub-01_task-movie_run-2), or RUN:STIMULUS")
-
-
-class Published(Section):
-    """Arrays that others prepared (``data.source: published``)."""
-
-    segment_scans: int = Field(240, ge=2, description="scans per film where the arrays do not say (NeuroClips)")
-    vertex: Path | None = Field(None, description="npy file with the cortical position of each voxel, where known")
-
-
-class Data(Section):
-    """Where recordings come from and how they are prepared (paper section 3.2)."""
-
-    source: Literal["wen2018", "fmriprep", "published", "store"] = "wen2018"
+    source: str = Field("wen2018", description="which reader; its own settings stand under its name")
     raw: Path | None = Field(None, description="the download; empty where the recipe simulates one")
     hcp: Path | None = Field(None, description="HCP folder for pre-training; empty where the recipe simulates one")
-    subject: int = Field(1, ge=1)
-    tr_s: float = Field(2.0, gt=0, description="repetition time in seconds")
+    subject: int = Field(1, ge=1, description="number of the subject")
+    tr_s: float = Field(2.0, ge=0, description="seconds between scans; empty: the recordings' own (fmriprep)")
     lag_s: float = Field(4.0, ge=0, description="movie time 0 pairs with the volume acquired this much later")
     fps: int = Field(3, ge=1, le=30, description="frames kept per second of film")
-    size: int = Field(256, ge=16, description="height and width of the kept frames")
+    size: int = Field(256, ge=0, description="height and width of the kept frames; empty: as published (published)")
     fit: Literal["stretch", "crop", "letterbox"] = Field("crop", description="how other aspect ratios become square")
     areas: str = Field(
         "cortex", description="'cortex', 'visual' or a comma-separated list of MMP1 areas to choose from"
     )
-    selection: Literal["paper", "bonferroni", "top_k", "all"] = "paper"
-    alpha: float = Field(0.01, gt=0, lt=1)
-    top_fraction: float = Field(0.5, gt=0, le=1)
-    k: int | None = Field(None, ge=16)
-    repeats: Literal["average", "separate"] = "average"
-    exclude: tuple[str, ...] = Field(("subject3:test2_9",), description="runs left out, as subjectN:SEGMENT_RUN")
-    validation_segments: int = Field(
-        1, ge=0, description="the last training segments are held out for choices; 0: none"
+    selection: Literal["paper", "bonferroni", "top_k", "all"] = Field(
+        "paper",
+        description="bonferroni: all voxels that repeat; paper: the most significant of these; top_k; all of the areas",
     )
-    expect: Literal["wen2018"] | None = Field(None, description="insist on 18 + 5 segments with 2 and 10 runs")
+    alpha: float = Field(0.01, gt=0, lt=1, description="level of the Bonferroni correction")
+    top_fraction: float = Field(0.5, gt=0, le=1, description="part of the significant voxels that 'paper' keeps")
+    k: int | None = Field(None, ge=16, description="voxels that 'top_k' keeps")
+    repeats: Literal["average", "separate"] = Field(
+        "average", description="separate: every recording of a training film gives windows of its own"
+    )
+    validation_segments: int = Field(1, ge=0, description="the last training films are held out for choices")
     captions: str = Field(
-        "blip", description="'blip' (the foundation's captioner), 'none', or a csv/json file of captions"
+        "blip", description="'blip' (the foundation's captioner), 'none', 'published', or a csv/json file of captions"
     )
     cut_threshold: float = Field(27.0, gt=0, description="threshold of the content detector for shot changes")
-    fmriprep: Fmriprep = Fmriprep()
-    published: Published = Published()
+
+    @field_validator("tr_s", "size", mode="before")
+    @classmethod
+    def _name_own(cls, value: Any) -> Any:
+        return 0 if value is None else value
+
+    @field_validator("source")
+    @classmethod
+    def _know_reader(cls, value: str) -> str:
+        if value not in READERS:
+            raise PydanticCustomError("no_reader", "Input should be {names}", {"names": " or ".join(READERS)})
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _state_own(cls, content: Any) -> Any:
+        """The settings of the source's reader are there even where nothing is said of them."""
+        source = content.get("source", "wen2018") if isinstance(content, dict) else None
+        return {**content, source: content.get(source) or {}} if source in READERS else content
+
+    @field_validator(*READERS, mode="before", check_fields=False)
+    @classmethod
+    def _read_own(cls, value: Any, info: ValidationInfo) -> Any:
+        return None if value is None else reader_settings(str(info.field_name)).model_validate(value)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_others(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if name not in READERS or value is not None}
+
+    @property
+    def own(self) -> Any:
+        """The ``Settings`` of the source's reader."""
+        return getattr(self, self.source)
+
+
+if TYPE_CHECKING:
+    Data = _Data
+else:
+    Data = create_model("Data", __base__=_Data, __doc__=_Data.__doc__, **dict.fromkeys(READERS, (Any, None)))
+
+
+def reader_settings(source: str) -> type[Section]:
+    """The section that a reader declares in its own file; an empty one where it needs none."""
+    found: type[Section] = getattr(load_reader(source), "Settings", Section)
+    return found
 
 
 class MaskedBrain(Section):
@@ -108,6 +129,7 @@ class Pretrain(Optimise):
     weights: Path | None = Field(None, description="a converted MaskedBrainModel folder, instead of training one")
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     window_s: float = Field(8.0, gt=0, description="recordings are averaged over this many seconds")
+    areas: str = Field("V1,V2,V3,V4", description="areas whose vertices are kept, in hierarchy order")
     validation_share: float = Field(0.1, ge=0, lt=1, description="share of the segments that only validates")
     batch_size: BatchSize = 500
     lr: Rate = 2.5e-4

@@ -262,7 +262,7 @@ class NeuroClipsFolder(PublishedFolder):
 
     def __init__(self, fmri_train: Path, data: Data) -> None:
         self._folder = fmri_train.parent
-        self.n_scans = data.published.segment_scans
+        self.n_scans = data.own.segment_scans
         fmri = {split: fmri_train.with_name(fmri_train.name.replace("train", split)) for split in ("train", "test")}
         clips = {split: self._folder / f"GT_{split}_{data.fps}fps.pt" for split in fmri}
         self._fmri = {split: self._tensor(path, 3) for split, path in fmri.items()}

@@ -12,6 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,24 @@ from mindvideo.errors import DataError
 
 Captioner = Callable[[np.ndarray], list[str]]
 """Maps frames uint8 (N, H, W, 3) to N captions."""
+
+
+@dataclass(frozen=True)
+class Captioning:
+    """Who captions frames: ``captioner``, its ``name`` in the cache's keys and in the provenance, and the ``cache``.
+
+    The cache lies beside the store, ``OUT.captions.jsonl``, unless another file is given.
+    """
+
+    captioner: Captioner
+    name: str = "captioner"
+    cache: Path | None = None
+
+    def describe(self, frames: np.ndarray, out: Path) -> list[list[str]]:
+        """Captions of frames, uint8 (n, F, H, W, 3), of the store at ``out``: n lists of F."""
+        cache = self.cache or out.with_name(f"{out.name}.captions.jsonl")
+        flat = caption_frames(self.captioner, frames.reshape(-1, *frames.shape[2:]), cache, captioner_name=self.name)
+        return [flat[start : start + frames.shape[1]] for start in range(0, len(flat), frames.shape[1])]
 
 
 def caption_windows(frame_captions: Sequence[Sequence[str]], scene: np.ndarray) -> list[str]:

@@ -6,7 +6,6 @@ A *cortical position* counts the fsLR-32k vertices without the medial wall, left
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from nibabel import cifti2
 
 from mindvideo.atlas import N_CORTEX, N_SURFACE, surface_vertex_index
 from mindvideo.errors import DataError
+from mindvideo.files import beside
 
 LEFT, RIGHT = "CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT"
 
@@ -86,12 +86,10 @@ def write_cortex(
     series = cifti2.SeriesAxis(0.0, tr_s, len(data), unit="SECOND")
     image = cifti2.Cifti2Image(np.asarray(data, dtype=np.float32), header=(series, models))
     image.nifti_header.set_intent("ConnDenseSeries")
-    partial = path.with_name(f".partial-{path.name}")
     try:
-        image.to_filename(partial)
-        os.replace(partial, path)
+        with beside(path) as place:
+            place.write_bytes(image.to_bytes())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
 
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mindvideo.errors import DataError
+from mindvideo.files import beside as beside
+from mindvideo.files import write_text as write_text
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit on the size of files
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
@@ -131,20 +133,6 @@ def flush_folder(folder: Path, recursive: bool = True) -> None:
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A place to write a file at; flushed and renamed to ``path`` at the end, removed where writing fails."""
-    place = path.with_name(path.name + ".tmp")
-    try:
-        yield place
-        with place.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(place, path)
-    except BaseException:
-        place.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
 def beside_folder(folder: Path) -> Iterator[Path]:
     """An empty folder to write in; flushed and put in ``folder``'s place at the end, removed where writing fails.
 
@@ -172,20 +160,17 @@ def replace_folder(new: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text so that a reader never sees half a file."""
-    with beside(path) as place:
-        place.write_text(text, encoding="utf-8")
+def link_file(source: str | Path, place: str | Path) -> None:
+    """The same file at another place: a hard link, or a copy across file systems and of logs, which grow."""
+    try:
+        if str(source).endswith(".jsonl"):
+            raise OSError("logs are copied")
+        os.link(source, place)
+    except OSError:
+        shutil.copy2(source, place)
 
 
 def link_folder(source: Path, folder: Path) -> None:
-    """A folder with the same files, as hard links or, across file systems, as copies; whole or not at all."""
-
-    def link(file: str, place: str) -> None:
-        try:
-            os.link(file, place)
-        except OSError:
-            shutil.copy2(file, place)
-
+    """A folder with the same files, see `link_file`; whole or not at all, in the place of what was there."""
     with disk_errors(folder, "the copy"), beside_folder(folder) as place:
-        shutil.copytree(source, place, copy_function=link, dirs_exist_ok=True)
+        shutil.copytree(source, place, copy_function=link_file, dirs_exist_ok=True)

@@ -12,20 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mindvideo.config import Data
 from mindvideo.data.detrending import detrended_products, polynomial_basis
 from mindvideo.data.recordings import SeriesFile
+from mindvideo.data.segments import Run, Segment
 from mindvideo.data.video import Film, read_film, read_frames
 from mindvideo.data.voxels import detrend_and_standardise, find_silent, fisher_z, refuse_damage, repeat_correlation
 from mindvideo.errors import DataError
 from mindvideo.files import hash_file
-
-if TYPE_CHECKING:
-    from mindvideo.data.preparation import Run, Segment
 
 POLYNOMIAL = 4
 MIN_MEASURED_SCANS = 4

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +20,7 @@ import zarr
 
 from mindvideo.atlas import N_CORTEX, hierarchy_order, parse_areas
 from mindvideo.config import Data
-from mindvideo.data.captions import Captioner, caption_frames, caption_windows, read_captions
+from mindvideo.data.captions import Captioning, caption_windows, read_captions
 from mindvideo.data.measuring import (
     POLYNOMIAL,
     FilmTask,
@@ -34,84 +33,19 @@ from mindvideo.data.measuring import (
     take_film,
 )
 from mindvideo.data.pool import Pool, open_pool
+from mindvideo.data.segments import Remark, Source, number_scenes
 from mindvideo.data.store import Store, identify_voxels, open_group
-from mindvideo.data.video import MIN_SCENE_S, TIME_TOLERANCE_S
+from mindvideo.data.video import MIN_SCENE_S
 from mindvideo.data.voxels import average_runs, reproducibility_t_test, select_voxels
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file
+from mindvideo.stages import Progress
 
-Progress = Callable[[int, int, dict[str, Any]], None]
-MOST_FPS = 30
 MOST_SILENT = 0.1
 """Largest share of candidate vertices that may lack a signal in some run: fMRIPrep's own gaps are .01 of the cortex."""
 FRAME_BYTES = 3 * 2**30
 """Frames of films are decoded ahead up to about this; one film is always held whole (2.8 GB at 30 frames/s, 256 pixels)."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One recording of a film: its ``label``, its file, and the volume ``first`` that pairs with movie time 0.
-
-    Where the film is not simply a stretch of volumes, ``read`` gives the standardised scans instead: called with the
-    vertices of the source and the wanted ones, it returns float32 (n, len(wanted)).
-    """
-
-    label: str
-    path: Path
-    first: int
-    read: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A film and its recordings; ``split`` is train, validation or test.
-
-    Where the segment ``is_part`` of a film, ``first`` is the film's scan that is its first; ``other_names`` are what else
-    a file of captions may call it.
-    """
-
-    name: str
-    split: str
-    film: Path
-    n_scans: int
-    runs: tuple[Run, ...]
-    first: int = 0
-    is_part: bool = False
-    other_names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Remark:
-    """What was left out of a data set, or taken for granted: in words, and the names of all it concerns."""
-
-    text: str
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A checked source: where it is, who it is of, its segments, the vertices of every file, and notes to keep.
-
-    A note replaces the general step of the same name in the provenance. ``files`` are further files the result depends
-    on; ``roots`` are folders beside ``root``, by the name that stands for them in the store. ``remarks`` are kept too.
-    """
-
-    root: Path
-    subject: str
-    segments: tuple[Segment, ...]
-    vertex: np.ndarray
-    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    files: tuple[Path, ...] = ()
-    roots: dict[str, Path] = field(default_factory=dict)
-    remarks: tuple[Remark, ...] = ()
-
-    def name_file(self, path: Path) -> str:
-        """The name of a file in the store: its path below the root, or below one of ``roots`` after that one's name."""
-        for name, folder in {"": self.root, **self.roots}.items():
-            if path.is_relative_to(folder):
-                return f"{name}/{path.relative_to(folder).as_posix()}".lstrip("/")
-        return path.name
 
 
 @dataclass(frozen=True)
@@ -124,48 +58,13 @@ class Voxels:
     silent: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
-def frame_times(n_scans: int, tr_s: float, fps: int, first: int = 0) -> np.ndarray:
-    """Movie time of every kept frame, float64 (n, F): scan k shows (first + k) · tr_s + j / fps, j = 0…F−1.
-
-    Raises
-    ------
-    SettingError
-        If a TR does not hold a whole number of frames.
-    """
-    if not _is_whole(fps * tr_s):
-        rates = [str(rate) for rate in range(1, MOST_FPS + 1) if _is_whole(rate * tr_s)]
-        way_out = f"choose fps {', '.join(rates[:4])} (data.fps, --fps), or " if rates else "no fps up to 30 has one: "
-        raise SettingError(
-            f"expected a whole number of frames in each TR, found {fps} frames/s x {tr_s:g} s = {fps * tr_s:g}; {way_out}"
-            "with fmriprep choose another spacing of the scans, as --tr-s 2 --fps 3 (data.tr_s, data.fps)"
-        )
-    return (first + np.arange(n_scans)[:, None]) * tr_s + np.arange(round(fps * tr_s))[None, :] / fps
-
-
-def _is_whole(number: float) -> bool:
-    return abs(number - round(number)) <= 1e-6 and round(number) >= 1
-
-
-def number_scenes(cuts_s: Sequence[float], times_s: np.ndarray, offset: int) -> np.ndarray:
-    """Scene of every frame, int32 (n, F).
-
-    A scene's number is the place of its first kept frame, counted from ``offset`` (the kept frames of all segments
-    before): unique over a store whatever was prepared in which order.
-    """
-    local = np.searchsorted(np.asarray(cuts_s, dtype=float) - TIME_TOLERANCE_S, times_s.ravel(), side="right")
-    _, first, inverse = np.unique(local, return_index=True, return_inverse=True)
-    return (first[inverse] + offset).reshape(times_s.shape).astype(np.int32)
-
-
 def prepare_segments(
     source: Source,
     out: Path,
     data: Data,
     progress: Progress | None = None,
-    captioner: Captioner | None = None,
-    captioner_name: str = "captioner",
+    captioning: Captioning | None = None,
     pool: Pool | None = None,
-    caption_cache: Path | None = None,
 ) -> Store:
     """Check every input, select voxels on training runs, and write the store; goes on where it was interrupted.
 
@@ -176,17 +75,13 @@ def prepare_segments(
     out : Path
         The store's folder.
     data : Data
-        Settings; ``raw``, ``hcp`` and ``expect`` do not change the result.
+        Settings; where files lie and how many there must be does not change the result.
     progress : callable, optional
         Called with steps done, steps in all, and ``{"what": …}``.
-    captioner : callable, optional
+    captioning : Captioning, optional
         Needed where ``data.captions`` is ``blip``.
-    captioner_name : str
-        Part of the caption cache's key and of the provenance.
     pool : Pool, optional
         Where the work on single runs and films is done; left out: here, one after the other. Same bytes either way.
-    caption_cache : Path, optional
-        File of what was captioned before; left out: ``OUT.captions.jsonl`` beside the store.
 
     Raises
     ------
@@ -196,40 +91,37 @@ def prepare_segments(
     refuse_complete(out)
     if pool is None:
         with open_pool() as pool:
-            return prepare_segments(source, out, data, progress, captioner, captioner_name, pool, caption_cache)
+            return prepare_segments(source, out, data, progress, captioning, pool)
     if data.selection == "top_k" and data.k is None:
         raise SettingError("expected the number of voxels k for selection top_k, found none; set data.k (--k)")
     tick = _Steps(progress, source)
-    captions = _read_given_captions(source, data, captioner)
+    captions = _read_given_captions(source, data, captioning)
     voxels, sources, provenance = None, {}, {}
     if _is_begun(out):
-        sources = _hash_files(source, data, tick, pool)
-        voxels = _unfinished_voxels(out, _fingerprint(source, data, sources, captioner_name))
-        tick.skip(sum(len(segment.runs) + 1 for segment in source.segments))
+        tick("hashing", 0)
+        sources = _name_hashes(source, data, {}, pool)
+        voxels = _unfinished_voxels(out, _fingerprint(source, data, sources, captioning))
+        tick.skip(2 * sum(len(segment.runs) + 1 for segment in source.segments))
     if voxels is None:
         tick.restart()
         voxels, sources = _check_sources(source, data, tick, pool)
-        provenance = _provenance(source, data, voxels, captioner_name)
-    fingerprint = _fingerprint(source, data, sources, captioner_name)
+        provenance = _provenance(source, data, voxels, captioning)
+    fingerprint = _fingerprint(source, data, sources, captioning)
     splits = {
         split: [segment.name for segment in source.segments if segment.split == split]
         for split in ("train", "validation", "test")
     }
-    with Store.create(
+    films = {
+        item.name: (item.film, item.first * data.tr_s, sources[source.name_file(item.film)]) for item in source.segments
+    }
+    with StoreWriter(
         out, subject=source.subject, tr_s=data.tr_s, lag_s=data.lag_s, fps=data.fps, size=data.size, splits=splits,
         vertex=voxels.vertex, reproducibility=voxels.reproducibility, p_value=voxels.p_value,
         order=[segment.name for segment in source.segments], fingerprint=fingerprint, provenance=provenance,
     ) as writer:  # fmt: skip
         writer.add_sources(sources)
-        writer.add_films(
-            {
-                item.name: (item.film, item.first * data.tr_s, sources[source.name_file(item.film)])
-                for item in source.segments
-            },
-            data.fit,
-        )
-        describe = _Captions(captioner, captioner_name, caption_cache or default_cache(out))
-        _write_segments(writer, source, data, captions, describe, tick, pool)
+        writer.add_films(films, data.fit)
+        _write_segments(writer, source, data, captions or captioning, tick, pool)
         return writer.finish()
 
 
@@ -237,15 +129,12 @@ def _write_segments(
     writer: StoreWriter,
     source: Source,
     data: Data,
-    given: dict[str, list[list[str]]] | None,
-    describe: _Captions,
+    captions: dict[str, list[list[str]]] | Captioning | None,
     tick: _Steps,
     pool: Pool,
 ) -> None:
     """Write what is missing, segment by segment; runs and films come from the pool a little ahead."""
-    times = {
-        segment.name: frame_times(segment.n_scans, data.tr_s, data.fps, segment.first) for segment in source.segments
-    }
+    times = {segment.name: segment.times_s(data) for segment in source.segments}
     pending = [segment for segment in source.segments if not writer.has(segment.name)]
     runs = pool.map(
         standardise_run,
@@ -263,44 +152,34 @@ def _write_segments(
             repeats = np.stack([next(runs) for _ in segment.runs])
             writer.write_fmri(segment.name, average_runs(list(repeats)), repeats)
             film = next(films)
-            writer.write_frames(segment.name, film.frames.reshape(*shape, *film.frames.shape[1:]))
+            frames = film.frames.reshape(*shape, *film.frames.shape[1:])
+            writer.write_frames(segment.name, frames)
             scene = number_scenes(film.cuts_s, times[segment.name], offset)
             writer.write_scene(segment.name, scene)
-            if data.captions == "none":
-                writer.leave_captions_out(segment.name)
-            else:
-                rows = given[segment.name] if given is not None else describe(film.frames, shape[1])
-                writer.write_captions(segment.name, caption_windows(rows, scene), rows)
-            del film  # before the next one is waited for
+            rows = (
+                captions.describe(frames, writer.path)
+                if isinstance(captions, Captioning)
+                else (captions or {}).get(segment.name)
+            )
+            write_captions(writer, segment.name, rows if data.captions != "none" else None, scene)
+            del film, frames  # before the next one is waited for
         offset += times[segment.name].size
         tick(f"wrote {segment.name}")
 
 
-def default_cache(out: Path) -> Path:
-    """The file beside a store that keeps what was captioned for it."""
-    return out.with_name(f"{out.name}.captions.jsonl")
-
-
-class _Captions:
-    """Captions of frames from a captioner, through a cache."""
-
-    def __init__(self, captioner: Captioner | None, name: str, cache: Path) -> None:
-        self._captioner, self._name, self._cache = captioner, name, cache
-
-    def __call__(self, frames: np.ndarray, n_frames: int) -> list[list[str]]:
-        assert self._captioner is not None  # checked before anything was read
-        flat = caption_frames(self._captioner, frames, self._cache, captioner_name=self._name)
-        return [flat[start : start + n_frames] for start in range(0, len(flat), n_frames)]
+def write_captions(writer: StoreWriter, segment: str, rows: list[list[str]] | None, scene: np.ndarray) -> None:
+    """Write the captions of a segment's frames, n lists of F, and those of its scans; None: they are left out."""
+    if rows is None:
+        writer.leave_captions_out(segment)
+    else:
+        writer.write_captions(segment, caption_windows(rows, scene), rows)
 
 
 def _check_sources(source: Source, data: Data, tick: _Steps, pool: Pool) -> tuple[Voxels, dict[str, str]]:
     """Check and hash every run and film; the voxels chosen on training runs, and the hashes by name."""
     hashes: dict[Path, str] = {}
     voxels = measure_voxels(source, data, tick, pool, hashes)
-    films = (
-        FilmTask(segment.film, frame_times(segment.n_scans, data.tr_s, data.fps, segment.first).ravel(), data)
-        for segment in source.segments
-    )
+    films = (FilmTask(segment.film, segment.times_s(data).ravel(), data) for segment in source.segments)
     for segment, sha256 in zip(source.segments, pool.map(check_film, films), strict=True):
         hashes[segment.film] = sha256
         tick(f"checked {segment.film.name}", 2)
@@ -373,7 +252,7 @@ def _refuse_silence(silent: dict[str, np.ndarray], data: Data) -> np.ndarray:
         raise DataError(
             f"expected a signal at nearly every vertex of the areas '{data.areas}', found {int(is_silent.sum())} of "
             f"{len(is_silent)} that never change in some run, {int(silent[worst].sum())} of them in {worst}; exclude that run "
-            "(data.exclude, or data.fmriprep.exclude), or choose areas that all runs cover (data.areas, --areas)"
+            f"(data.{data.source}.exclude), or choose areas that all runs cover (data.areas, --areas)"
         )
     return is_silent
 
@@ -400,32 +279,29 @@ class _Steps:
             self._progress(self._done, self._total, {"what": what})
 
 
-def _read_given_captions(source: Source, data: Data, captioner: Captioner | None) -> dict[str, list[list[str]]] | None:
-    times = {
-        segment.name: frame_times(segment.n_scans, data.tr_s, data.fps, segment.first) for segment in source.segments
-    }
+def _read_given_captions(
+    source: Source, data: Data, captioning: Captioning | None
+) -> dict[str, list[list[str]]] | None:
+    """Captions of the user's own file; None where there are none, or a captioner makes them."""
     if data.captions == "none":
         return None
     if data.captions != "blip":
+        times = {segment.name: segment.times_s(data) for segment in source.segments}
         skipped = {segment.name: segment.first for segment in source.segments if segment.is_part}
         names = {segment.name: segment.other_names for segment in source.segments}
         return read_captions(Path(data.captions), times, names, skipped)
-    if captioner is None:
+    if captioning is None:
         raise DataError(
             "expected a captioner for data.captions=blip, found none; give a foundation folder that has one, "
-            "or a csv or json file of captions"
+            "a csv or json file of captions, or, of published arrays, 'published'"
         )
     return None
 
 
-def _hash_files(source: Source, data: Data, tick: _Steps, pool: Pool) -> dict[str, str]:
-    """SHA-256 of every file used, by its name in the store."""
-    files = [run.path for segment in source.segments for run in segment.runs]
-    files += [segment.film for segment in source.segments]
-    tick("hashing", 0)
-    hashes = _name_hashes(source, data, {}, pool)
-    tick.skip(len(files))
-    return hashes
+def captions_from(data: Data, captioning: Captioning | None) -> str:
+    """Where a store's captions are from, for its provenance."""
+    own = captioning.name if captioning is not None else ""
+    return {"blip": own, "none": "none", "published": "published"}.get(data.captions, "file")
 
 
 def _name_hashes(source: Source, data: Data, known: dict[Path, str], pool: Pool) -> dict[str, str]:
@@ -440,14 +316,11 @@ def _name_hashes(source: Source, data: Data, known: dict[Path, str], pool: Pool)
     return hashes
 
 
-def _fingerprint(source: Source, data: Data, sources: dict[str, str], captioner_name: str) -> str:
+def _fingerprint(source: Source, data: Data, sources: dict[str, str], captioning: Captioning | None) -> str:
     """Identity of all that shapes the store; where the files lie does not."""
     content = {
-        "settings": data.model_dump(
-            mode="json",
-            exclude={"raw": True, "hcp": True, "expect": True, "captions": True, "fmriprep": {"stimuli", "bids"}},
-        ),
-        "captioner": {"blip": captioner_name, "none": "none"}.get(data.captions, "file"),
+        "settings": shaping_settings(data),
+        "captioner": captions_from(data, captioning),
         "segments": [
             [segment.name, segment.split, segment.n_scans, [[run.label, run.first] for run in segment.runs]]
             for segment in source.segments
@@ -455,6 +328,13 @@ def _fingerprint(source: Source, data: Data, sources: dict[str, str], captioner_
         "sources": sources,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def shaping_settings(data: Data) -> dict[str, Any]:
+    """The settings that shape a store: not where its files lie, nor how many of them there must be."""
+    content = data.model_dump(mode="json", exclude={"raw", "hcp", "captions"})
+    own = {name: value for name, value in content[data.source].items() if not isinstance(getattr(data.own, name), Path)}
+    return {**content, data.source: {**own, "expect": None}}
 
 
 def _is_begun(out: Path) -> bool:
@@ -484,11 +364,10 @@ def _unfinished_voxels(out: Path, fingerprint: str) -> Voxels | None:
     return Voxels(*arrays)
 
 
-def _provenance(source: Source, data: Data, voxels: Voxels, captioner_name: str) -> dict[str, dict[str, Any]]:
+def _provenance(source: Source, data: Data, voxels: Voxels, captioning: Captioning | None) -> dict[str, dict[str, Any]]:
     """Every step with its parameters."""
     measured = [item.name for item in source.segments if is_measured(item)]
     versions = {name: metadata.version(name) for name in ("numpy", "scipy", "nibabel", "av", "scenedetect-headless")}
-    given = {"blip": captioner_name, "none": "none"}.get(data.captions, "file")
     steps: dict[str, dict[str, Any]] = {
         "trim": {
             "lag_s": data.lag_s,
@@ -505,7 +384,7 @@ def _provenance(source: Source, data: Data, voxels: Voxels, captioner_name: str)
         "repeats": {"fmri": "average of standardised runs", "windows": data.repeats},
         "frames": {"fps": data.fps, "size": data.size, "fit": data.fit},
         "scenes": {"detector": "ContentDetector", "threshold": data.cut_threshold, "min_scene_s": MIN_SCENE_S},
-        "captions": {"from": given},
+        "captions": {"from": captions_from(data, captioning)},
         "software": versions,
     }  # fmt: skip
     remarks = [*source.remarks]

@@ -19,7 +19,7 @@ from mindvideo.config import Data
 from mindvideo.data.bids import Event
 from mindvideo.data.denoising import Confounds, recorded_scans, resampling_weights, scan_times
 from mindvideo.data.measuring import MIN_MEASURED_SCANS
-from mindvideo.data.preparation import Remark, frame_times
+from mindvideo.data.segments import Remark, frame_times
 from mindvideo.data.store import listed, natural_key
 from mindvideo.data.video import SUFFIXES, is_film, probe
 from mindvideo.errors import DataError, SettingError
@@ -303,7 +303,7 @@ def split_films(films: Sequence[Film], data: Data) -> dict[Path, str]:
     most = max(len(film.shown) for film in ordered)
     often = [film for film in ordered if len(film.shown) == most]
     listing = listed([f"{film.name} ({len(film.shown)}x)" for film in ordered], 20)
-    patterns = data.fmriprep.test
+    patterns = data.own.test
     if not patterns:
         raise SettingError(
             f"expected the test stimuli, found none named among {listing}; give them by name (--test {often[0].name}), "
@@ -369,7 +369,7 @@ def place_scans(film: Film, recordings: Sequence[Recording], data: Data) -> Film
     for index, event in film.shown:
         recording = recordings[index]
         times = scan_times(event.onset_s, data.lag_s, n_whole, data.tr_s)
-        how, steady = data.fmriprep.resample, recording.confounds.is_steady
+        how, steady = data.own.resample, recording.confounds.is_steady
         is_there = recorded_scans(times, recording.volume_s, data.tr_s, how)
         weights = np.zeros((n_whole, len(recording.volume_s)))
         weights[is_there] = resampling_weights(times[is_there], recording.volume_s, data.tr_s, how)
@@ -383,12 +383,12 @@ def place_scans(film: Film, recordings: Sequence[Recording], data: Data) -> Film
         way_out = f"exclude {recording.name}:{film.path.stem}"
         if not len(covered):
             raise DataError(f"expected scans of {shown} in the run {recording.path}, found only {found}; {way_out}")
-        if covered[0] > 0 and not data.fmriprep.trim_start:
+        if covered[0] > 0 and not data.own.trim_start:
             raise DataError(
                 f"expected the first scan of {shown} at second {times[0]:g} of the run {recording.path}, found {found}; "
                 f"drop the scans it lacks (trim_start, --trim-start) or {way_out}"
             )
-        if covered[-1] < n_whole - 1 and not data.fmriprep.trim_end:
+        if covered[-1] < n_whole - 1 and not data.own.trim_end:
             raise DataError(
                 f"expected the last scan of {shown} at second {times[-1]:g} of the run {recording.path}, which is too "
                 f"short, found {found}; drop the scans it lacks (trim_end, --trim-end) or {way_out}"

@@ -23,7 +23,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zarr
@@ -32,10 +32,7 @@ from mindvideo.atlas import area_names
 from mindvideo.data.disk import disk_errors
 from mindvideo.data.intact import as_damage, refuse_damaged_store
 from mindvideo.errors import DataError
-from mindvideo.files import describe_absence, hash_file
-
-if TYPE_CHECKING:
-    from mindvideo.data.writing import StoreWriter
+from mindvideo.files import beside, describe_absence, hash_file
 
 FORMAT = "mindvideo-store"
 VERSION = 1
@@ -64,7 +61,7 @@ def is_unplaced(vertex: np.ndarray) -> bool:
 
 
 class Store:
-    """A complete prepared dataset, read only. `Store.open` reads one, `Store.create` starts writing one."""
+    """A complete prepared dataset, read only. `Store.open` reads one, `mindvideo.data.writing.StoreWriter` writes one."""
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
         """Use `Store.open`, which checks what it opens."""
@@ -101,13 +98,6 @@ class Store:
         refuse_damaged_store(path, group)
         with as_damage(path, "store"):
             return cls(path, group)
-
-    @staticmethod
-    def create(path: Path | str, **header: Any) -> StoreWriter:
-        """Start or go on writing a store; see `mindvideo.data.writing.StoreWriter` for the arguments."""
-        from mindvideo.data.writing import StoreWriter
-
-        return StoreWriter(Path(path), **header)
 
     def _array(self, name: str) -> zarr.Array:
         try:
@@ -342,22 +332,16 @@ class Store:
             "train": [name for name in self.order if name not in test],
             "test": [name for name in self.order if name in test],
         }
-        partial = out.with_name(f".partial-{out.name}")
         kinds = {"fmri": self.fmri, "frames": self.frames} if frames else {"fmri": self.fmri}
         needed = sum(self._array(f"{kind}/{name}").nbytes for kind in kinds for name in self.order)
-        try:
-            with disk_errors(out, "the export"):
-                out.parent.mkdir(parents=True, exist_ok=True)
-            with disk_errors(out, "the export", needed), zipfile.ZipFile(partial, "w") as archive:
+        with disk_errors(out, "the export", needed):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with beside(out) as place, zipfile.ZipFile(place, "w") as archive:
                 _write_member(archive, "vertex", self.vertex.shape, self.vertex.dtype, [self.vertex])
                 for kind, read in kinds.items():
                     for split, names in members.items():
                         shape, dtype = self._stacked(kind, names)
                         _write_member(archive, f"{kind}_{split}", shape, dtype, (read(name) for name in names))
-            with disk_errors(out, "the export"):
-                os.replace(partial, out)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _stacked(self, kind: str, names: list[str]) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and type of the segments' arrays on top of each other."""

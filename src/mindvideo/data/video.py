@@ -9,7 +9,6 @@ stream's own clock give them. Shapes: T times, H W pixels.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from scenedetect import FrameTimecode
 from scenedetect.detectors import ContentDetector
 
 from mindvideo.errors import DataError
-from mindvideo.files import describe_absence
+from mindvideo.files import beside, describe_absence
 
 Fit = Literal["crop", "stretch", "letterbox"]
 SUFFIXES = (
@@ -268,9 +267,9 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, size: int 
     if height % 2 or width % 2:
         raise DataError(f"expected an even height and width for {path} (H.264, yuv420p), found {height} x {width}")
     rate = Fraction(fps).limit_denominator(1001)
-    partial = path.with_name(f".partial-{path.name}")
+    kind = {".mkv": "matroska"}.get(path.suffix, path.suffix.lstrip("."))
     try:
-        with av.open(str(partial), "w", options={"fflags": "+bitexact"}) as container:
+        with beside(path) as place, av.open(str(place), "w", format=kind, options={"fflags": "+bitexact"}) as container:
             # x264's macroblock tree made the bytes of small films differ from one writing to the next
             options = {"crf": "12", "preset": "veryfast", "threads": "1", "mbtree": "0"}
             stream = container.add_stream("libx264", rate=rate, options=options)
@@ -287,11 +286,8 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, size: int 
             if not count:
                 raise DataError(f"expected at least one frame for {path}, found none")
             container.mux(stream.encode())
-        os.replace(partial, path)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.numpy import save_file
 from mindvideo.errors import DataError
 from mindvideo.evaluate import motion
 from mindvideo.evaluate.score import NETWORKS, Score
+from mindvideo.files import beside
 
 BATCH_WINDOWS = 32
 CHANCE_PAIRINGS = 3
@@ -181,10 +181,9 @@ def _read_cached(path: Path, key: str) -> Features | None:
 
 def _write_cache(cache: Path, key: str, features: Features) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
-    beside = cache.with_name(cache.name + ".tmp")
     tensors = {name: np.ascontiguousarray(getattr(features, name)) for name in _ARRAYS}
-    save_file(tensors, beside, metadata={"key": key, "captions": json.dumps(features.captions)})
-    os.replace(beside, cache)
+    with beside(cache) as place:
+        save_file(tensors, place, metadata={"key": key, "captions": json.dumps(features.captions)})
 
 
 Windows = dict[str, dict[str, np.ndarray]]

@@ -1,29 +1,28 @@
 """Readers of data sets, a module each: where the files are, what belongs together, and what is trimmed.
 
 To add one, write a module with ``discover(raw, data)``, which finds and checks everything from headers alone and returns a
-`mindvideo.data.preparation.Source`, and name it in `READERS`. A reader of something else than recordings and films
-(arrays, a store) also has ``write``, called as `mindvideo.data.preparation.prepare_segments` with what it discovered.
+`mindvideo.data.segments.Source`, and name it in `mindvideo.sources.READERS`. It may also have
+
+- ``Settings``, a `mindvideo.config.Section` of what only this source needs: ``data.NAME`` in a recipe, ``data.own`` here,
+  and options of ``mindvideo prepare NAME``;
+- ``settle(raw, data)``, which fills in settings that the recordings answer themselves;
+- ``write``, where it is not recordings and films (arrays, a store), called as `mindvideo.data.preparation.prepare_segments`
+  with what was discovered.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from mindvideo.config import Data
-from mindvideo.data.captions import Captioner
+from mindvideo.data.captions import Captioning
 from mindvideo.data.pool import Pool
-from mindvideo.data.preparation import Progress, prepare_segments
+from mindvideo.data.preparation import prepare_segments
 from mindvideo.data.store import Store
-
-READERS = {
-    "wen2018": "mindvideo.data.readers.wen2018",
-    "fmriprep": "mindvideo.data.readers.fmriprep",
-    "published": "mindvideo.data.readers.published",
-    "store": "mindvideo.data.readers.prepared",
-}
-"""The module that reads each ``data.source``."""
+from mindvideo.errors import SettingError
+from mindvideo.sources import load_reader
+from mindvideo.stages import Progress
 
 
 def discover(raw: Path, data: Data) -> Any:
@@ -36,7 +35,18 @@ def discover(raw: Path, data: Data) -> Any:
     SettingError
         For settings that the data set cannot follow.
     """
-    return import_module(READERS[data.source]).discover(raw, data)
+    return load_reader(data.source).discover(raw, settle(raw, data))
+
+
+def settle(raw: Path, data: Data) -> Data:
+    """The settings with what the recordings themselves say, where a setting is left to them."""
+    settled: Data = getattr(load_reader(data.source), "settle", lambda raw, data: data)(raw, data)
+    for name in ("tr_s", "size"):
+        if not getattr(settled, name) and data.source != "store":
+            raise SettingError(
+                f"expected data.{name} with data.source={data.source}, which needs it, found none; state it"
+            )
+    return settled
 
 
 def prepare(
@@ -44,10 +54,8 @@ def prepare(
     out: Path,
     data: Data,
     progress: Progress | None = None,
-    captioner: Captioner | None = None,
-    captioner_name: str = "captioner",
+    captioning: Captioning | None = None,
     pool: Pool | None = None,
-    caption_cache: Path | None = None,
 ) -> Store:
     """Prepare one person's recordings and films as a store.
 
@@ -59,7 +67,7 @@ def prepare(
         The store's folder; a complete store there is refused, an interrupted one of the same settings goes on.
     data : Data
         Settings; ``source`` names the reader.
-    progress, captioner, captioner_name, pool, caption_cache
+    progress, captioning, pool
         As in `mindvideo.data.preparation.prepare_segments`.
 
     Raises
@@ -67,6 +75,7 @@ def prepare(
     DataError, SettingError
         For missing, contradictory or damaged input; nothing is written then.
     """
-    write = getattr(import_module(READERS[data.source]), "write", prepare_segments)
-    store: Store = write(discover(raw, data), out, data, progress, captioner, captioner_name, pool, caption_cache)
+    data = settle(raw, data)
+    write = getattr(load_reader(data.source), "write", prepare_segments)
+    store: Store = write(discover(raw, data), out, data, progress, captioning, pool)
     return store

@@ -11,11 +11,12 @@ import fnmatch
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from mindvideo.config import Data
+from mindvideo.config import Data, Section
 from mindvideo.data.bids import (
     find_events,
     parse_name,
@@ -27,8 +28,8 @@ from mindvideo.data.bids import (
     recording_name,
 )
 from mindvideo.data.denoising import clean_run, read_confounds, scan_times
-from mindvideo.data.preparation import Remark, Run, Segment, Source
 from mindvideo.data.recordings import SeriesFile, read_header
+from mindvideo.data.segments import Remark, Run, Segment, Source
 from mindvideo.data.showings import (
     Film,
     Recording,
@@ -50,6 +51,29 @@ _CACHE_BYTES = 1_000_000_000
 _VARIANTS = ("desc", "echo", "part", "res", "rec", "proc")
 """Keys that tell files of one recording apart."""
 _LONGEST_TR_S = 30.0
+
+
+class Settings(Section):
+    """How fMRIPrep's outputs become scans of films (``data.fmriprep``; ``data.raw`` is the derivatives)."""
+
+    stimuli: Path | None = Field(None, description="folder that the events' stimulus files lie in")
+    bids: Path | None = Field(None, description="raw BIDS data set with the events; empty: they lie in the derivatives")
+    task: str | None = Field(None, description="BIDS task label; * and ? stand for anything")
+    participant: str | int | None = Field(
+        None,
+        description="BIDS subject label; empty where there is one subject",
+        json_schema_extra={"option": "--subject"},
+    )
+    test: tuple[str, ...] = Field((), description="test stimuli, by name with * and ?, or 'most-repeated'")
+    stim_column: str = Field("stim_file", description="column of the events that names the film")
+    confounds: tuple[str, ...] = Field(
+        ("trans_?", "rot_?", "csf", "white_matter"), description="columns that are regressed out; * and ? allowed"
+    )
+    high_pass_hz: float | None = Field(0.008, gt=0, description="cut-off of the cosine high-pass filter; empty: none")
+    resample: Literal["linear", "nearest", "mean"] = Field("linear", description="how volumes become scans of a film")
+    trim_start: bool = Field(False, description="drop the first scans of a film where a run began too late")
+    trim_end: bool = Field(False, description="drop the last scans of a film where a run stopped too early")
+    exclude: tuple[str, ...] = Field((), description="runs left out (sub-01_task-movie_run-2), or RUN:STIMULUS")
 
 
 class CleanedRuns:
@@ -106,10 +130,12 @@ class Showing:
         return (weights[:, used] @ cleaned[used].astype(np.float64)).astype(np.float32)
 
 
-def recording_tr(derivatives: Path, data: Data) -> float:
-    """Repetition time of the subject's first recording in seconds."""
+def settle(derivatives: Path, data: Data) -> Data:
+    """The settings with the TR of the subject's first recording where none is stated."""
+    if data.tr_s:
+        return data
     _, paths, _ = _find_files(derivatives, data)
-    return _read_timing(paths[0], derivatives, data).tr_s
+    return data.model_copy(update={"tr_s": _read_timing(paths[0], derivatives, data).tr_s})
 
 
 def discover(derivatives: Path, data: Data) -> Source:
@@ -122,7 +148,7 @@ def discover(derivatives: Path, data: Data) -> Source:
     SettingError
         Where no film can be told to be the test.
     """
-    settings = data.fmriprep
+    settings: Settings = data.own
     stimuli = settings.stimuli
     if stimuli is None or not stimuli.is_dir():
         raise DataError(
@@ -161,7 +187,7 @@ def _make_runs(recordings: list[Recording], films: list[Film], data: Data) -> di
     films share a run with others, the others are cleaned and scaled without the volumes of test scans, so that no
     training value depends on them; the test films see the whole run.
     """
-    cleaned = CleanedRuns(data.fmriprep.high_pass_hz)
+    cleaned = CleanedRuns(data.own.high_pass_hz)
     of_test = [np.zeros(len(recording.volume_s), dtype=bool) for recording in recordings]
     for film in films:
         for (index, _), weights in zip(film.shown, film.weights, strict=True):
@@ -198,7 +224,7 @@ def _notes(
     recordings: list[Recording], films: list[Film], made: dict[str, tuple[Run, ...]], data: Data
 ) -> dict[str, dict[str, Any]]:
     """What was found, and how volumes became scans."""
-    settings = data.fmriprep
+    settings: Settings = data.own
     offset_s, mixed = 0.0, set()
     for film in films:
         for (index, event), run in zip(film.shown, made[film.name], strict=True):
@@ -260,7 +286,7 @@ def _remarks(recordings: list[Recording], films: list[Film], derivatives: Path, 
 
 def _find_files(derivatives: Path, data: Data) -> tuple[str, list[Path], list[Remark]]:
     """The subject's name, one file for each recording of the task in natural order, and what was left out."""
-    settings = data.fmriprep
+    settings: Settings = data.own
     if not derivatives.is_dir():
         raise DataError(f"expected fMRIPrep's outputs in {derivatives}, found no folder; give the one with sub-*")
     if settings.task is None:
@@ -301,7 +327,7 @@ def _find_files(derivatives: Path, data: Data) -> tuple[str, list[Path], list[Re
 def _find_subject(labels: set[str], derivatives: Path, data: Data) -> str:
     """The label of the subject that the settings mean."""
     subjects = sorted(labels, key=natural_key)
-    stated = data.fmriprep.participant
+    stated = data.own.participant
     default = subjects[0] if len(subjects) == 1 else ""
     subject = str(default if stated is None else stated).removeprefix("sub-")
     if isinstance(stated, int) and subject not in subjects:  # 1 for a label of 01
@@ -310,7 +336,7 @@ def _find_subject(labels: set[str], derivatives: Path, data: Data) -> str:
     if subject not in subjects:
         found = f"sub-{subject}" if subject else f"{len(subjects)} subjects"
         raise DataError(
-            f"expected one of the subjects {', '.join(subjects)} with task {data.fmriprep.task} in {derivatives}, "
+            f"expected one of the subjects {', '.join(subjects)} with task {data.own.task} in {derivatives}, "
             f"found {found}; give one (--subject)"
         )
     return subject
@@ -377,8 +403,8 @@ def _read_timing(path: Path, derivatives: Path, data: Data) -> _Timing:
     """TR and slice timing from the sidecars (its own, inherited, the raw data set's), else the TR of the header."""
     header = read_header(path)
     sidecar, origin = read_inherited(path.name, places_of(path.parent, derivatives))
-    if "RepetitionTime" not in sidecar and data.fmriprep.bids is not None:
-        raw, raw_origin = read_inherited(path.name, raw_places(path.name, data.fmriprep.bids))
+    if "RepetitionTime" not in sidecar and data.own.bids is not None:
+        raw, raw_origin = read_inherited(path.name, raw_places(path.name, data.own.bids))
         if "RepetitionTime" in raw:
             sidecar["RepetitionTime"], origin["RepetitionTime"] = raw["RepetitionTime"], raw_origin["RepetitionTime"]
     tr_s, tr_from = header.tr_s, "its header"
@@ -404,7 +430,7 @@ def _read_timing(path: Path, derivatives: Path, data: Data) -> _Timing:
 
 def _read_recording(path: Path, derivatives: Path, data: Data) -> Recording:
     """Header, sidecars, events and confounds of one run."""
-    settings = data.fmriprep
+    settings: Settings = data.own
     timing = _read_timing(path, derivatives, data)
     if timing.n_volumes < 2:
         raise DataError(f"expected a run of several volumes at {path}, found {timing.n_volumes}; exclude it")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from mindvideo.data.recordings import SeriesFile
 from mindvideo.data.store import listed
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file, walk_files
+from mindvideo.stages import Progress
 
 FORMAT = "mindvideo-hcp"
 VERSION = 1
@@ -36,8 +37,6 @@ _PROBES = 16
 _SAME = 0.95
 """Mean correlation from which two recordings are one; filters differ between a run and the concatenation it is in."""
 _IN_MEMORY_BYTES = 512 * 1024**2
-
-Progress = Callable[[int, int, dict[str, Any]], None]
 
 
 class Source(NamedTuple):

@@ -23,7 +23,8 @@ def discover(raw: Path, data: Data) -> Store:
         If the settings state another size, rate, TR or lag.
     """
     store = Store.open(raw)
-    other = [name for name in ("tr_s", "lag_s", "fps", "size") if getattr(store, name) != getattr(data, name)]
+    stated = [name for name in ("tr_s", "lag_s", "fps", "size") if getattr(data, name) or name == "lag_s"]
+    other = [name for name in stated if getattr(store, name) != getattr(data, name)]
     if other:
         found = ", ".join(f"{name} {getattr(data, name):g}" for name in other)
         change = " ".join(f"--set data.{name}={getattr(store, name):g}" for name in other)

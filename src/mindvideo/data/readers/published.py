@@ -14,27 +14,33 @@ from typing import Any
 
 import cv2
 import numpy as np
+from pydantic import Field
 
 from mindvideo.atlas import N_CORTEX
-from mindvideo.config import Data
+from mindvideo.config import Data, Section
 from mindvideo.data.arrays import MindVideoFolder, NeuroClipsFolder, PublishedFolder, read_npy
-from mindvideo.data.captions import Captioner, caption_frames, caption_windows, read_captions
+from mindvideo.data.captions import Captioning, read_captions
 from mindvideo.data.pool import Pool
-from mindvideo.data.preparation import (
-    Progress,
-    default_cache,
-    frame_times,
-    number_scenes,
-    refuse_complete,
-)
+from mindvideo.data.preparation import captions_from, refuse_complete, shaping_settings, write_captions
+from mindvideo.data.segments import frame_times, number_scenes
 from mindvideo.data.store import Store, open_group
 from mindvideo.data.video import MIN_SCENE_S, find_cuts
 from mindvideo.data.windows import near_duplicates
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file
+from mindvideo.stages import Progress
 
 NEAR_DUPLICATE = 0.98
+
+
+class Settings(Section):
+    """What arrays do not say of themselves (``data.published``)."""
+
+    segment_scans: int = Field(240, ge=2, description="scans per film where the arrays do not say (NeuroClips)")
+    vertex: Path | None = Field(None, description="npy file with the cortical position of each voxel, where known")
+
+
 _LAYOUTS: tuple[type[PublishedFolder], ...] = (MindVideoFolder, NeuroClipsFolder)
 
 
@@ -67,15 +73,18 @@ def discover(folder: Path, data: Data) -> PublishedFolder:
     return found_folder
 
 
+def settle(folder: Path, data: Data) -> Data:
+    """The settings with the published size of frames where none is stated."""
+    return data if data.size else data.model_copy(update={"size": discover(folder, data).size})
+
+
 def write(
     source: PublishedFolder,
     out: Path,
     data: Data,
     progress: Progress | None = None,
-    captioner: Captioner | None = None,
-    captioner_name: str = "captioner",
+    captioning: Captioning | None = None,
     pool: Pool | None = None,
-    caption_cache: Path | None = None,
 ) -> Store:
     """Write the store of one subject's arrays.
 
@@ -92,20 +101,20 @@ def write(
             f"{data.tr_s:g} s; set them as the publishers did (3 frames/s, 2 s)"
         )
     order = names["train"] + names["test"]
-    given = _given_captions(order, times, data, captioner)
+    given = _given_captions(order, times, data, captioning)
     _check_values(source, names, data)
     hashed = map(hash_file, source.files) if pool is None else pool.map(hash_file, source.files)
     sources = {
         path.relative_to(source.root).as_posix(): sha256 for path, sha256 in zip(source.files, hashed, strict=True)
     }
     vertex = _place_voxels(source.n_voxels, sources, data)
-    fingerprint = _fingerprint(data, sources, captioner_name)
-    with Store.create(
+    fingerprint = _fingerprint(data, sources, captioning)
+    with StoreWriter(
         out, subject=f"subject{data.subject}", tr_s=data.tr_s, lag_s=data.lag_s, fps=data.fps, size=data.size,
         splits=splits, vertex=vertex, order=order, fingerprint=fingerprint,
     ) as writer:  # fmt: skip
         writer.add_sources(sources)
-        for step, parameters in _provenance(source, data, captioner_name).items():
+        for step, parameters in _provenance(source, data, captioning).items():
             writer.add_step(step, **parameters)
         for number, name in enumerate(order):
             if not writer.has(name):
@@ -117,20 +126,12 @@ def write(
                 )
                 scene = number_scenes(cuts_s, times, number * times.size)
                 writer.write_scene(name, scene)
-                if given is not None:
-                    rows = given[name]
-                elif captioner is not None and data.captions == "blip":
-                    flat = caption_frames(
-                        captioner, frames.reshape(-1, *frames.shape[2:]), caption_cache or default_cache(out),
-                        captioner_name=captioner_name,
-                    )  # fmt: skip
-                    rows = [flat[start : start + times.shape[1]] for start in range(0, times.size, times.shape[1])]
-                else:
-                    rows = source.captions(split, index) if data.captions == "published" else []
-                if data.captions == "none":
-                    writer.leave_captions_out(name)
-                else:
-                    writer.write_captions(name, caption_windows(rows, scene), rows)
+                rows = given[name] if given is not None else None
+                if data.captions == "published":
+                    rows = source.captions(split, index)
+                elif data.captions == "blip" and captioning is not None:
+                    rows = captioning.describe(frames, out)
+                write_captions(writer, name, rows, scene)
             if progress is not None:
                 progress(number + 1, len(order) + 1, {"what": f"wrote {name}"})
         pairs = near_duplicates(Store(out, open_group(out)), NEAR_DUPLICATE)
@@ -195,7 +196,7 @@ def resize_frames(frames: np.ndarray, size: int) -> np.ndarray:
 
 def _place_voxels(n_voxels: int, sources: dict[str, str], data: Data) -> np.ndarray:
     """Positions from the user's file, int32 (V,); or names that no other data set's voxels have."""
-    path = data.published.vertex
+    path = data.own.vertex
     if path is None:
         digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).digest()
         first = int.from_bytes(digest[:4], "little") % (2**31 - n_voxels - 1)
@@ -212,14 +213,14 @@ def _place_voxels(n_voxels: int, sources: dict[str, str], data: Data) -> np.ndar
 
 
 def _given_captions(
-    order: list[str], times: np.ndarray, data: Data, captioner: Captioner | None
+    order: list[str], times: np.ndarray, data: Data, captioning: Captioning | None
 ) -> dict[str, list[list[str]]] | None:
     """Captions of the user's own file; None where the publishers' or a captioner's are to be used."""
     if data.captions in ("published", "none"):
         return None
     if data.captions != "blip":
         return read_captions(Path(data.captions), dict.fromkeys(order, times))
-    if captioner is None:
+    if captioning is None:
         raise DataError(
             "expected a captioner for data.captions=blip, found none; give a foundation folder that has one, "
             "a csv or json file of captions, or 'published'"
@@ -227,18 +228,16 @@ def _given_captions(
     return None
 
 
-def _fingerprint(data: Data, sources: dict[str, str], captioner_name: str) -> str:
-    settings = data.model_dump(mode="json", exclude={"raw": True, "hcp": True, "expect": True, "captions": True,
-                                                     "published": {"vertex"}})  # fmt: skip
-    captions = captioner_name if data.captions == "blip" else data.captions
-    vertex = hash_file(data.published.vertex) if data.published.vertex is not None else None
-    content = {"settings": settings, "sources": sources, "captions": captions, "vertex": vertex}
+def _fingerprint(data: Data, sources: dict[str, str], captioning: Captioning | None) -> str:
+    captions = captions_from(data, captioning) if data.captions == "blip" else data.captions
+    vertex = hash_file(data.own.vertex) if data.own.vertex is not None else None
+    content = {"settings": shaping_settings(data), "sources": sources, "captions": captions, "vertex": vertex}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _provenance(source: PublishedFolder, data: Data, captioner_name: str) -> dict[str, dict[str, Any]]:
+def _provenance(source: PublishedFolder, data: Data, captioning: Captioning | None) -> dict[str, dict[str, Any]]:
     """What the publishers did, and what was done here."""
-    place = "not known" if data.published.vertex is None else f"given in {data.published.vertex.name}"
+    place = "not known" if data.own.vertex is None else f"given in {data.own.vertex.name}"
     return {
         "discover": {"source": "published", "layout": source.name, "subject": data.subject, **source.notes()},
         "done_by_publishers": {
@@ -251,6 +250,5 @@ def _provenance(source: PublishedFolder, data: Data, captioner_name: str) -> dic
         "frames": {"fps": data.fps, "size": data.size, "published_size": source.size},
         "scenes": {"detector": "ContentDetector on the published frames", "threshold": data.cut_threshold,
                    "min_scene_s": MIN_SCENE_S},
-        "captions": {"from": captioner_name if data.captions == "blip" else
-                     "published" if data.captions == "published" else "file"},
+        "captions": {"from": captions_from(data, captioning)},
     }  # fmt: skip

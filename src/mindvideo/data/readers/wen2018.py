@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from mindvideo.config import Data
-from mindvideo.data.preparation import Remark, Run, Segment, Source, frame_times
+from mindvideo.config import Data, Section
 from mindvideo.data.recordings import CortexHeader, read_layout
+from mindvideo.data.segments import Remark, Run, Segment, Source, frame_times
 from mindvideo.data.store import listed, natural_key
 from mindvideo.data.video import SUFFIXES, probe
 from mindvideo.errors import DataError, SettingError
@@ -30,6 +31,16 @@ KNOWN_REASONS = {"subject3:test2_9": "the run starts about 10 s late"}
 _SEGMENT = re.compile(r"(seg|test)\d+")
 _EXCLUDED = re.compile(r"subject(\d+):((?:seg|test)\d+)(?:_(\d+))?")
 _KIND = {"seg": "train", "test": "test"}
+
+
+class Settings(Section):
+    """What only Wen 2018 has (``data.wen2018``)."""
+
+    exclude: tuple[str, ...] = Field(
+        tuple(KNOWN_REASONS),
+        description="runs (subject3:test2_9, which starts about 10 s late) or films (subject3:test2) that are left out",
+    )
+    expect: Literal["wen2018"] | None = Field(None, description="insist on 18 + 5 films with 2 and 10 runs")
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ def discover(raw: Path, data: Data) -> Source:
     _check_runs(raw, data, layout)
     names = sorted((name for name in layout.films if layout.runs.get(name)), key=natural_key)
     names = [name for name in names if name not in layout.excluded_segments]
-    if data.expect == "wen2018":
+    if data.own.expect == "wen2018":
         _insist(raw, data, layout, names)
     splits = _split(raw, data, names)
     segments, vertex, first_path = [], None, None
@@ -163,7 +174,7 @@ def _find_layout(raw: Path, data: Data) -> _Layout:
     unknown = {name for name in unknown if f"subject{data.subject}:{name}" not in KNOWN_REASONS}
     if unknown:
         raise SettingError(
-            f"expected data.exclude to name runs or segments of subject{data.subject} in {raw}, found "
+            f"expected data.wen2018.exclude to name runs or segments of subject{data.subject} in {raw}, found "
             f"{listed(sorted(unknown, key=natural_key))}, which are not there; correct or remove them"
         )
     return _Layout(films, recordings, frozenset(segments), runs, left_out)
@@ -193,11 +204,11 @@ def _parse_exclude(data: Data) -> tuple[set[str], dict[str, set[int]]]:
     """Whole segments and single runs of this subject that are left out."""
     segments: set[str] = set()
     runs: dict[str, set[int]] = {}
-    for text in data.exclude:
+    for text in data.own.exclude:
         match = _EXCLUDED.fullmatch(text)
         if match is None:
             raise SettingError(
-                f"expected data.exclude entries such as subject3:test2_9 or subject3:test2, found '{text}'"
+                f"expected data.wen2018.exclude entries such as subject3:test2_9 or subject3:test2, found '{text}'"
             )
         if int(match[1]) == data.subject and match[3] is None:
             segments.add(match[2])
@@ -285,7 +296,7 @@ def _discovered(data: Data, layout: _Layout) -> dict[str, Any]:
         "source": data.source,
         "subject": data.subject,
         "excluded": [
-            {"run": name, "reason": KNOWN_REASONS.get(name, "listed under data.exclude")}
+            {"run": name, "reason": KNOWN_REASONS.get(name, "listed under data.wen2018.exclude")}
             for name in sorted(excluded, key=natural_key)
         ],
     }

@@ -1,0 +1,121 @@
+"""What a reader gives: films and their recordings, segment by segment, and when which frame is shown.
+
+Shapes: n scans of a segment, F frames a scan, N vertices of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindvideo.config import Data
+from mindvideo.data.video import TIME_TOLERANCE_S
+from mindvideo.errors import SettingError
+
+MOST_FPS = 30
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recording of a film: its ``label``, its file, and the volume ``first`` that pairs with movie time 0.
+
+    Where the film is not simply a stretch of volumes, ``read`` gives the standardised scans instead: called with the
+    vertices of the source and the wanted ones, it returns float32 (n, len(wanted)).
+    """
+
+    label: str
+    path: Path
+    first: int
+    read: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A film and its recordings; ``split`` is train, validation or test.
+
+    Where the segment ``is_part`` of a film, ``first`` is the film's scan that is its first; ``other_names`` are what else
+    a file of captions may call it.
+    """
+
+    name: str
+    split: str
+    film: Path
+    n_scans: int
+    runs: tuple[Run, ...]
+    first: int = 0
+    is_part: bool = False
+    other_names: tuple[str, ...] = ()
+
+    def times_s(self, data: Data) -> np.ndarray:
+        """Movie time of every kept frame, float64 (n, F)."""
+        return frame_times(self.n_scans, data.tr_s, data.fps, self.first)
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What was left out of a data set, or taken for granted: in words, and the names of all it concerns."""
+
+    text: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checked source: where it is, who it is of, its segments, the vertices of every file, and notes to keep.
+
+    A note replaces the general step of the same name in the provenance. ``files`` are further files the result depends
+    on; ``roots`` are folders beside ``root``, by the name that stands for them in the store. ``remarks`` are kept too.
+    """
+
+    root: Path
+    subject: str
+    segments: tuple[Segment, ...]
+    vertex: np.ndarray
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    roots: dict[str, Path] = field(default_factory=dict)
+    remarks: tuple[Remark, ...] = ()
+
+    def name_file(self, path: Path) -> str:
+        """The name of a file in the store: its path below the root, or below one of ``roots`` after that one's name."""
+        for name, folder in {"": self.root, **self.roots}.items():
+            if path.is_relative_to(folder):
+                return f"{name}/{path.relative_to(folder).as_posix()}".lstrip("/")
+        return path.name
+
+
+def frame_times(n_scans: int, tr_s: float, fps: int, first: int = 0) -> np.ndarray:
+    """Movie time of every kept frame, float64 (n, F): scan k shows (first + k) · tr_s + j / fps, j = 0…F−1.
+
+    Raises
+    ------
+    SettingError
+        If a TR does not hold a whole number of frames.
+    """
+    if not _is_whole(fps * tr_s):
+        rates = [str(rate) for rate in range(1, MOST_FPS + 1) if _is_whole(rate * tr_s)]
+        way_out = f"choose fps {', '.join(rates[:4])} (data.fps, --fps), or " if rates else "no fps up to 30 has one: "
+        raise SettingError(
+            f"expected a whole number of frames in each TR, found {fps} frames/s x {tr_s:g} s = {fps * tr_s:g}; {way_out}"
+            "with fmriprep choose another spacing of the scans, as --tr-s 2 --fps 3 (data.tr_s, data.fps)"
+        )
+    return (first + np.arange(n_scans)[:, None]) * tr_s + np.arange(round(fps * tr_s))[None, :] / fps
+
+
+def _is_whole(number: float) -> bool:
+    return abs(number - round(number)) <= 1e-6 and round(number) >= 1
+
+
+def number_scenes(cuts_s: Sequence[float], times_s: np.ndarray, offset: int) -> np.ndarray:
+    """Scene of every frame, int32 (n, F).
+
+    A scene's number is the place of its first kept frame, counted from ``offset`` (the kept frames of all segments
+    before): unique over a store whatever was prepared in which order.
+    """
+    local = np.searchsorted(np.asarray(cuts_s, dtype=float) - TIME_TOLERANCE_S, times_s.ravel(), side="right")
+    _, first, inverse = np.unique(local, return_index=True, return_inverse=True)
+    return (first[inverse] + offset).reshape(times_s.shape).astype(np.int32)
