@@ -15,6 +15,7 @@ from mindvideo.artefacts import require_intact
 from mindvideo.config import Recipe
 from mindvideo.data.disk import link_folder, only_one
 from mindvideo.errors import DataError
+from mindvideo.evaluate.comparison import name_seed
 from mindvideo.stages import STAGES, Progress
 from mindvideo.study import Study
 
@@ -107,7 +108,7 @@ class Ablation:
             key = Study(effective_recipe(recipe), self.folder).key(LAST).digest
             same_as = first.get(key)
             first.setdefault(key, variant.name)
-            name = variant.name if seed == self.recipe.seed else f"{variant.name}-seed{seed}"
+            name = name_seed(variant.name, seed, self.recipe.seed)
             changes: dict[str, Any] = {"name": f"{self.recipe.name}-{name}"}
             # Controls and rival methods cost as much again; the full method's serve as reference for all.
             changes |= {} if variant.name == FULL else {"reconstruct.controls": [], "baselines": []}

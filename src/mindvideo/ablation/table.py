@@ -20,7 +20,14 @@ from mindvideo.ablation.variants import FULL, Variant
 from mindvideo.config import Recipe
 from mindvideo.data.disk import write_text
 from mindvideo.evaluate import statistics
-from mindvideo.evaluate.comparison import WindowScores, compare_runs, enough_permutations, read_window_scores
+from mindvideo.evaluate.comparison import (
+    WindowScores,
+    compare_runs,
+    enough_permutations,
+    over_seeds,
+    pool_seeds,
+    read_window_scores,
+)
 from mindvideo.evaluate.score import ScoreResult
 from mindvideo.evaluate.tables import csv_table, read_scores
 from mindvideo.report.wording import CLASSES
@@ -41,45 +48,8 @@ class RowRuns:
     changed: tuple[str, ...]
 
 
-def pool_seeds(runs: Sequence[WindowScores]) -> WindowScores:
-    """The runs of several seeds as one: averaged window by window where they reconstruct the same windows.
-
-    Seeds of a simulated dataset are other subjects who saw other films; their windows are put one after another, and no
-    block holds windows of two seeds.
-    """
-    first = runs[0]
-    if len(runs) == 1:
-        return first
-    if all(run.truth == first.truth for run in runs):
-        values = {key: np.mean([run.values[key] for run in runs], axis=0) for key in first.values}
-        truth, block = first.truth, first.block
-    else:
-        values = {key: np.concatenate([run.values[key] for run in runs]) for key in first.values}
-        truth, offset, blocks = "+".join(run.truth for run in runs), 0, []
-        for run in runs:
-            blocks.append(run.block - run.block.min() + offset)
-            offset = int(blocks[-1].max()) + 1
-        block = np.concatenate(blocks)
-    return WindowScores(first.name, truth, first.networks, block, values, first.scores)
-
-
-def _mean(values: np.ndarray) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else None
-
-
 def _finite(interval: tuple[float, float]) -> list[float | None]:
     return [None if math.isnan(end) else end for end in interval]
-
-
-def _over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean, and standard deviation where there are two seeds or more."""
-    known = [value for value in values if value is not None]
-    return {
-        "value": float(np.mean(known)) if known else None,
-        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-        "seeds": list(values),
-    }
 
 
 def _read_scores(run_dir: Path) -> dict[str, ScoreResult]:
@@ -139,7 +109,7 @@ class TableWriter:
         seeds = sorted(row.run_dirs)
         runs = [read_window_scores(row.run_dirs[seed], row.variant.name) for seed in seeds]
         pooled = pool_seeds(runs)
-        cells = {name: _over_seeds([_mean(run.values[name]) for run in runs]) for name in shown}
+        cells = {name: over_seeds([run.mean(name) for run in runs]) for name in shown}
         for name, cell in cells.items():
             cell["n"] = int(np.isfinite(pooled.values[name]).sum())
             cell["interval"] = self._interval(row, seeds, pooled, name)
@@ -214,7 +184,7 @@ def _references(full: RowRuns, shown: Sequence[str]) -> list[dict[str, Any]]:
     for name in REFERENCES:
         if all(name in scores[column].controls for scores in every for column in shown):
             cells = {
-                column: _over_seeds([scores[column].controls[name] for scores in every])
+                column: over_seeds([scores[column].controls[name] for scores in every])
                 | {"interval": every[0][column].control_intervals[name] if len(every) == 1 else [None, None]}
                 for column in shown
             }

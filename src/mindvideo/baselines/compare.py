@@ -88,11 +88,6 @@ def rival_key(
     return Key(parts)
 
 
-def is_done(folder: Path, key: str) -> bool:
-    """Whether a rival's result is there and made from the same things."""
-    return read_note(folder / "done.json").get("hash") == key
-
-
 def load_class(place: str) -> type:
     """The class ``module:Class`` of a user's own method; SettingError where it is none."""
     what = "a class with fit(store) and reconstruct(fmri)"
@@ -101,6 +96,106 @@ def load_class(place: str) -> type:
     if missing:
         raise SettingError(f"expected {place} to be {what}, found no {' and no '.join(missing)}")
     return found
+
+
+class Attempt:
+    """One method on the study's test windows: what it follows from, its folder, and what becomes of its clips.
+
+    Parameters
+    ----------
+    name : str
+    recipe : Recipe
+    run_dir : Path
+        The study's folder, or a new one for rivals alone.
+    store_path : Path, optional
+        The prepared store; the study's own by default.
+    made_by : dict
+        What it follows from besides, see `rival_key`.
+    progress : callable, optional
+    """
+
+    def __init__(
+        self,
+        name: str,
+        recipe: Recipe,
+        run_dir: Path,
+        store_path: Path | None,
+        made_by: dict[str, Any],
+        progress: Progress | None,
+    ) -> None:
+        self.name, self.recipe, self.run_dir, self.progress = name, recipe, run_dir, progress
+        self.folder = rival_folder(run_dir, name)
+        self.store = Store.open(store_path or run_dir / "prepare" / "store.zarr")
+        self.foundation = Foundation(recipe.foundation, training_device())
+        self.key = rival_key(name, recipe, run_dir, self.store, self.foundation, made_by).digest
+        self.trial = Trial(recipe, self.store)
+        self.trial.require_same(run_dir / "reconstruct" / "windows.json")
+
+    def is_done(self, say: Callable[[str], None]) -> bool:
+        """Whether its result is there and made from the same things, which is then said."""
+        if read_note(self.folder / "done.json").get("hash") != self.key:
+            return False
+        say(f"{self.name}: up to date")
+        return True
+
+    def begin(self) -> None:
+        """Keep what an interrupted attempt at the same left, or start with an empty folder."""
+        started = self.folder / "started.json"
+        self.was_begun = read_note(started).get("hash") == self.key
+        if self.was_begun:
+            (self.folder / "done.json").unlink(missing_ok=True)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            write_text(started, json.dumps({"hash": self.key}))
+        # No student made its clips.
+        save_recipe(self.recipe.model_copy(update={"distill": None}), self.folder / "recipe.yaml")
+
+    def fill(self, makers: dict[str, Make]) -> zarr.Group:
+        """The clips that ``makers`` make, beside those that need no method; goes on after the last batch that is there."""
+        folder, trial = self.folder / "reconstruct", self.trial
+        labels = {each: clip_set(each, "none").definition for each in ("truth", *makers, "random_train", "constant")}
+        labels |= {"truth": "what was shown", "reconstruction": f"reconstruction by {self.name}"}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "windows.json", json.dumps(trial.description, indent=1))
+        clips = open_clips(folder / "clips.zarr", labels, trial.shape, len(trial.chosen), self.key)
+        batch_size = self.recipe.reconstruct.batch_size
+        fill_clips(clips, lambda kind, at: makers.get(kind, trial.make)(kind, at), batch_size, self.progress)
+        return clips
+
+    def finish(self, clips: zarr.Group, costs: dict[str, dict[str, float]]) -> None:
+        """Preview, scores, and ``done.json`` with the cost of each step."""
+        folder, trial = self.folder, self.trial
+        write_preview(folder / "reconstruct" / "preview.png", clips["truth"], clips["reconstruction"])
+        _reuse_features(self.run_dir / "evaluate" / "features", folder / "evaluate" / "features")
+        names = cast(list[str], clips.attrs["names"])
+        with measure_cost() as evaluate_cost:
+            evaluation = evaluate_clips(
+                {each: clips[each] for each in names if each != "truth"},
+                clips["truth"],
+                self.foundation,
+                block=trial.block,
+                settings=self.recipe.evaluate,
+                seed=self.recipe.seed,
+                scene=trial.scene,
+                film=np.array([window["segment"] for window in trial.description]),
+                without=list_missing(self.foundation, self.recipe.evaluate, ["captions"])
+                | list_stutter(trial.about_frames, trial.shape[0], trial.store.num_frames),
+                cache_dir=folder / "evaluate" / "features",
+                progress=self.progress,
+            )
+            write_evaluation(evaluation, folder / "evaluate", trial.description, trial.block)
+        done = {
+            "name": self.name,
+            "hash": self.key,
+            "code": version("mindvideo"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": sum(cost["seconds"] for cost in costs.values()) if costs else None,
+            "peak_memory_bytes": max((cost["peak_memory_bytes"] for cost in costs.values()), default=None),
+            "went_on_after_a_kill": self.was_begun,
+            "cost": {**costs, "evaluate": evaluate_cost},
+        }
+        write_text(folder / "done.json", json.dumps(done, indent=1))
 
 
 def run_rival(
@@ -119,11 +214,8 @@ def run_rival(
     ----------
     name : str
         A key of ``RIVALS``, or any name where ``method`` is given.
-    recipe : Recipe
-    run_dir : Path
-        The study's folder, or a new one for rivals alone.
-    store_path : Path, optional
-        The prepared store; the study's own by default.
+    recipe, run_dir, store_path
+        As in `Attempt`.
     method : str, optional
         ``module:Class`` of a user's own `Method`.
 
@@ -140,57 +232,54 @@ def run_rival(
         raise SettingError(
             f"expected another name for {method}, found '{name}', which is one of the rivals; give --name"
         )
-    folder = rival_folder(run_dir, name)
-    store = Store.open(store_path or run_dir / "prepare" / "store.zarr")
-    device = training_device()
-    foundation = Foundation(recipe.foundation, device)
     made_by = {} if method is None else {f"class {method}": digest_source(load_class(method))}
-    key = rival_key(name, recipe, run_dir, store, foundation, made_by).digest
-    if is_done(folder, key):
-        say(f"{name}: up to date")
+    attempt = Attempt(name, recipe, run_dir, store_path, made_by, progress)
+    if attempt.is_done(say):
         return False
     for stage in ("prepare", *BUILDS_ON.get(name, ())):
         require_intact(run_dir, stage)
-    was_begun = _begin(folder, key)
-    save_recipe(recipe.model_copy(update={"distill": None}), folder / "recipe.yaml")  # no student made its clips
-    trial = Trial(recipe, store)
-    trial.require_same(run_dir / "reconstruct" / "windows.json")
-    asked = recipe.reconstruct.precision
-    precision = settled_precision(run_dir / "reconstruct") or resolve_precision(asked, device)
-    bench = Bench(
-        sampling_in(recipe, precision),
-        run_dir,
-        folder,
-        foundation,
-        device,
-        stage_seed(recipe.seed, f"baseline {name}"),
-        progress,
-    )
+    attempt.begin()
+    trial = attempt.trial
     if method is None:
         module, class_name = RIVALS[name]
-        rival: Method = getattr(importlib.import_module(module), class_name)(bench)
+        rival: Method = getattr(importlib.import_module(module), class_name)(_bench_of(attempt))
     else:
         rival = load_class(method)()
+    costs = {}
     say(f"{name}: fitting …")
-    with measure_cost() as fit_cost:
-        rival.fit(StoreWithoutTest.of(store))
+    with measure_cost() as costs["fit"]:
+        rival.fit(StoreWithoutTest.of(attempt.store))
     say(f"{name}: reconstructing {len(trial.chosen)} test windows and their controls …")
-    with measure_cost() as reconstruct_cost:
-        takes_window = "window" in inspect.signature(rival.reconstruct).parameters
+    takes_window = "window" in inspect.signature(rival.reconstruct).parameters
 
-        def make(kind: str, positions: np.ndarray) -> np.ndarray:
-            extra = {"window": trial.chosen[positions]} if takes_window else {}
-            return check_made(rival.reconstruct(trial.fmri(kind, positions), **extra), len(positions), trial)
+    def make(kind: str, positions: np.ndarray) -> np.ndarray:
+        extra = {"window": trial.chosen[positions]} if takes_window else {}
+        return check_made(rival.reconstruct(trial.fmri(kind, positions), **extra), len(positions), trial)
 
-        clips = _fill(folder / "reconstruct", trial, name, key, dict.fromkeys(MADE, make), progress)
+    with measure_cost() as costs["reconstruct"]:
+        clips = attempt.fill(dict.fromkeys(MADE, make))
     name_categories = getattr(rival, "categories", None)
     if name_categories is not None:
-        figures = judge_categories(name_categories, trial, foundation)
-        write_text(folder / "categories.json", json.dumps(figures, indent=1))
-    _finish(
-        folder, key, name, recipe, trial, clips, foundation, fit_cost, reconstruct_cost, was_begun, run_dir, progress
-    )
+        figures = judge_categories(name_categories, trial, attempt.foundation)
+        write_text(attempt.folder / "categories.json", json.dumps(figures, indent=1))
+    attempt.finish(clips, costs)
     return True
+
+
+def _bench_of(attempt: Attempt) -> Bench:
+    """What one of our own rivals works with, in the precision that the study's clips were sampled in."""
+    recipe, device = attempt.recipe, training_device()
+    settled = settled_precision(attempt.run_dir / "reconstruct")
+    precision = settled or resolve_precision(recipe.reconstruct.precision, device)
+    return Bench(
+        sampling_in(recipe, precision),
+        attempt.run_dir,
+        attempt.folder,
+        attempt.foundation,
+        device,
+        stage_seed(recipe.seed, f"baseline {attempt.name}"),
+        attempt.progress,
+    )
 
 
 def add_folder(
@@ -209,53 +298,19 @@ def add_folder(
     """
     if name in RIVALS:
         raise SettingError(f"expected another name for {clips_dir}, found '{name}', which is one of the rivals")
-    folder = rival_folder(run_dir, name)
-    store = Store.open(store_path or run_dir / "prepare" / "store.zarr")
-    foundation = Foundation(recipe.foundation, training_device())
-    trial = Trial(recipe, store)
-    trial.require_same(run_dir / "reconstruct" / "windows.json")
-    key = rival_key(name, recipe, run_dir, store, foundation, {"clips": as_digest(digest_folder(clips_dir))}).digest
-    if is_done(folder, key):
-        say(f"{name}: up to date")
+    made_by = {"clips": as_digest(digest_folder(clips_dir))}
+    attempt = Attempt(name, recipe, run_dir, store_path, made_by, progress)
+    if attempt.is_done(say):
         return False
+    trial = attempt.trial
     found = read_folder(clips_dir, trial.description, trial.truth.shape[1:])
-    was_begun = _begin(folder, key)
-    save_recipe(recipe.model_copy(update={"distill": None}), folder / "recipe.yaml")  # no student made its clips
+    attempt.begin()
     makers: dict[str, Make] = {
         "reconstruction": lambda _, positions: found[positions],
         "shuffled": lambda _, positions: found[trial.other[positions]],
     }
-    group = _fill(folder / "reconstruct", trial, name, key, makers, progress)
-    _finish(folder, key, name, recipe, trial, group, foundation, None, None, was_begun, run_dir, progress)
+    attempt.finish(attempt.fill(makers), {})
     return True
-
-
-def _begin(folder: Path, key: str) -> bool:
-    """Keep what an interrupted run of the same hash left, or start with an empty folder; whether there was one."""
-    started = folder / "started.json"
-    was_begun = read_note(started).get("hash") == key
-    if was_begun:
-        (folder / "done.json").unlink(missing_ok=True)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_text(started, json.dumps({"hash": key}))
-    return was_begun
-
-
-def _fill(
-    folder: Path, trial: Trial, name: str, key: str, makers: dict[str, Make], progress: Progress | None
-) -> zarr.Group:
-    """The clips that ``makers`` make, beside those that need no method; goes on after the last batch that is there."""
-    names = ("truth", *makers, "random_train", "constant")
-    labels = {each: clip_set(each, "none").definition for each in names}
-    labels |= {"truth": "what was shown", "reconstruction": f"reconstruction by {name}"}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "windows.json", json.dumps(trial.description, indent=1))
-    clips = open_clips(folder / "clips.zarr", labels, trial.shape, len(trial.chosen), key)
-    batch_size = trial.recipe.reconstruct.batch_size
-    fill_clips(clips, lambda kind, at: makers.get(kind, trial.make)(kind, at), batch_size, progress)
-    return clips
 
 
 def check_made(clips: Any, n: int, trial: Trial) -> np.ndarray:
@@ -275,55 +330,6 @@ def check_made(clips: Any, n: int, trial: Trial) -> np.ndarray:
             f"found {found.dtype} {found.shape}; return as many clips as windows, in the store's size, with values 0…255"
         )
     return found if found.shape[1:] == trial.truth.shape[1:] else trial.as_asked(found)
-
-
-def _finish(
-    folder: Path,
-    key: str,
-    name: str,
-    recipe: Recipe,
-    trial: Trial,
-    clips: zarr.Group,
-    foundation: Foundation,
-    fit_cost: dict[str, float] | None,
-    reconstruct_cost: dict[str, float] | None,
-    was_begun: bool,
-    run_dir: Path,
-    progress: Progress | None,
-) -> None:
-    """Preview, scores, and ``done.json`` with the cost."""
-    write_preview(folder / "reconstruct" / "preview.png", clips["truth"], clips["reconstruction"])
-    _reuse_features(run_dir / "evaluate" / "features", folder / "evaluate" / "features")
-    names = cast(list[str], clips.attrs["names"])
-    with measure_cost() as evaluate_cost:
-        evaluation = evaluate_clips(
-            {each: clips[each] for each in names if each != "truth"},
-            clips["truth"],
-            foundation,
-            block=trial.block,
-            settings=recipe.evaluate,
-            seed=recipe.seed,
-            scene=trial.scene,
-            film=np.array([window["segment"] for window in trial.description]),
-            without=list_missing(foundation, recipe.evaluate, ["captions"])
-            | list_stutter(trial.about_frames, trial.shape[0], trial.store.num_frames),
-            cache_dir=folder / "evaluate" / "features",
-            progress=progress,
-        )
-        write_evaluation(evaluation, folder / "evaluate", trial.description, trial.block)
-    costs = {"fit": fit_cost, "reconstruct": reconstruct_cost, "evaluate": evaluate_cost}
-    method_costs = [cost for cost in (fit_cost, reconstruct_cost) if cost is not None]
-    done = {
-        "name": name,
-        "hash": key,
-        "code": version("mindvideo"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": sum(cost["seconds"] for cost in method_costs) if method_costs else None,
-        "peak_memory_bytes": max((cost["peak_memory_bytes"] for cost in method_costs), default=None),
-        "went_on_after_a_kill": was_begun,
-        "cost": costs,
-    }
-    write_text(folder / "done.json", json.dumps(done, indent=1))
 
 
 def _reuse_features(source: Path, target: Path) -> None:

@@ -6,17 +6,19 @@ import json
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from mindvideo.artefacts import read_note
 from mindvideo.data.disk import write_text
 from mindvideo.errors import DataError
-from mindvideo.evaluate.comparison import compare_runs, read_window_scores
+from mindvideo.evaluate.comparison import compare_runs, over_seeds, pool_seeds, read_window_scores, seed_folders
 from mindvideo.evaluate.score import ScoreResult
 from mindvideo.evaluate.tables import csv_table, read_scores
 from mindvideo.stages import STAGES
 
 MAIN = "mindvideo"
+CONTROLS = ("shuffled", "mean")
 
 NOT_PAID = {
     "ridge": "training the generator (animate, cotrain), which it uses",
@@ -32,13 +34,20 @@ def cost_note(rows: list[dict[str, Any]]) -> str:
     return f"cost: {'; '.join(parts)}" if parts else ""
 
 
-def list_scored(run_dir: Path) -> list[Path]:
-    """Folders of the methods that have scores, the study's own first."""
+def list_scored(run_dir: Path) -> dict[str, Path]:
+    """Folders of the methods that have scores, by name, the study's own first."""
     folders = [run_dir, *sorted(path.parent for path in (run_dir / "baselines").glob("*/done.json"))]
-    return [folder for folder in folders if (folder / "evaluate" / "scores.json").is_file()]
+    scored = [folder for folder in folders if (folder / "evaluate" / "scores.json").is_file()]
+    return {MAIN if folder == run_dir else folder.name: folder for folder in scored}
 
 
-def collect(run_dir: Path) -> list[dict[str, Any]]:
+def _list_seeds(run_dir: Path, seeds: int) -> dict[str, list[Path]]:
+    """The folders of each method, a seed each; only methods that have them all."""
+    every = [list_scored(folder) for folder in (seed_folders(run_dir, seeds) if seeds > 1 else [run_dir])]
+    return {name: [found[name] for found in every] for name in every[0] if all(name in found for found in every)}
+
+
+def collect(run_dir: Path, seeds: int = 1) -> list[dict[str, Any]]:
     """One entry a method that has scores, the main method first.
 
     Returns
@@ -46,7 +55,8 @@ def collect(run_dir: Path) -> list[dict[str, Any]]:
     list of dict
         ``method``, ``seconds``, ``peak_memory_bytes`` (None where nothing was run), ``n``, and ``scores``: for each
         score ``value``, ``interval``, ``from_brain``, and for ``shuffled`` and ``mean`` the value, ``p_…`` and ``p_holm_…``,
-        which is corrected over the method's scores.
+        which is corrected over the method's scores. Over several seeds means of values and costs, ``sd`` of the value,
+        the largest P, and from the brain what is so with every seed.
 
     Raises
     ------
@@ -54,15 +64,16 @@ def collect(run_dir: Path) -> list[dict[str, Any]]:
         Where no method has been scored.
     """
     rows = []
-    for folder in list_scored(run_dir):
-        cost = _study_cost(run_dir) if folder == run_dir else json.loads((folder / "done.json").read_text())
-        scores = read_scores(folder / "evaluate" / "scores.json")
+    for name, folders in _list_seeds(run_dir, seeds).items():
+        costs = [_study_cost(folder) if name == MAIN else read_note(folder / "done.json") for folder in folders]
+        read = [read_scores(folder / "evaluate" / "scores.json") for folder in folders]
+        known = [cost for cost in costs if cost["seconds"] is not None]
         rows.append(
             {
-                "method": MAIN if folder == run_dir else folder.name,
-                "seconds": cost["seconds"],
-                "peak_memory_bytes": cost["peak_memory_bytes"],
-                "scores": {name: _short(entry) for name, entry in scores.items()},
+                "method": name,
+                "seconds": mean([cost["seconds"] for cost in known]) if known else None,
+                "peak_memory_bytes": max((cost["peak_memory_bytes"] for cost in known), default=None),
+                "scores": {key: _short([scores[key] for scores in read if key in scores]) for key in read[0]},
             }
         )
     if not rows:
@@ -70,12 +81,20 @@ def collect(run_dir: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _short(entry: ScoreResult) -> dict[str, Any]:
+def _short(entries: list[ScoreResult]) -> dict[str, Any]:
+    """A score of one method: with several seeds their means and spread, the largest P, and the first one's interval."""
+    first, verdicts = entries[0], [entry.from_brain for entry in entries]
+
+    def largest(values: list[float | None]) -> float | None:
+        return max((value for value in values if value is not None), default=None)
+
     return {
-        **{key: getattr(entry, key) for key in ("value", "interval", "n", "higher_is_better", "is_main", "from_brain")},
-        **{name: entry.controls.get(name) for name in ("shuffled", "mean")},
-        **{f"p_{name}": entry.p.get(name) for name in ("shuffled", "mean")},
-        **{f"p_holm_{name}": entry.p_holm.get(name) for name in ("shuffled", "mean")},
+        **{key: getattr(first, key) for key in ("interval", "n", "higher_is_better", "is_main")},
+        **{key: value for key, value in over_seeds([entry.value for entry in entries]).items() if key != "seeds"},
+        "from_brain": None if None in verdicts else all(verdicts),
+        **{name: over_seeds([entry.controls.get(name) for entry in entries])["value"] for name in CONTROLS},
+        **{f"p_{name}": largest([entry.p.get(name) for entry in entries]) for name in CONTROLS},
+        **{f"p_holm_{name}": largest([entry.p_holm.get(name) for entry in entries]) for name in CONTROLS},
     }
 
 
@@ -117,12 +136,13 @@ def as_brief_text(rows: list[dict[str, Any]], columns: list[str]) -> list[list[s
 def _brief_cell(score: dict[str, Any] | None) -> str:
     if score is None or score["value"] is None:
         return "–"
+    value = f"{score['value']:.3f}" + ("" if score["sd"] is None else f" ± {score['sd']:.3f}")
     if score["shuffled"] is None:
-        return f"{score['value']:.3f}"
-    return f"{score['value']:.3f}{'*' if score['from_brain'] else ''}\n{score['shuffled']:.3f}"
+        return value
+    return f"{value}{'*' if score['from_brain'] else ''}\n{score['shuffled']:.3f}"
 
 
-def compare_methods(run_dir: Path, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+def compare_methods(run_dir: Path, columns: Sequence[str], seeds: int = 1) -> dict[str, dict[str, Any]]:
     """Every method against every other, window by window, by the scores both have; P by Holm over these scores.
 
     Returns
@@ -131,12 +151,14 @@ def compare_methods(run_dir: Path, columns: Sequence[str]) -> dict[str, dict[str
         ``{"gan − mindvideo": {score: …}}`` as `mindvideo.evaluate.comparison.compare_runs` gives it; a pair that cannot
         be compared has ``{"untested": why}``.
     """
-    folders = {MAIN if folder == run_dir else folder.name: folder for folder in list_scored(run_dir)}
+    folders = _list_seeds(run_dir, seeds)
     found: dict[str, dict[str, Any]] = {}
     for first, second in combinations(folders, 2):
         pair = f"{second} − {first}"
         try:
-            one, other = (read_window_scores(folders[name], name) for name in (first, second))
+            one, other = (
+                pool_seeds([read_window_scores(folder, name) for folder in folders[name]]) for name in (first, second)
+            )
             found[pair] = compare_runs(
                 one, other, [name for name in columns if name in one.values and name in other.values]
             )
@@ -145,7 +167,7 @@ def compare_methods(run_dir: Path, columns: Sequence[str]) -> dict[str, dict[str
     return found
 
 
-def write_table(run_dir: Path) -> list[dict[str, Any]]:
+def write_table(run_dir: Path, seeds: int = 1) -> list[dict[str, Any]]:
     """Write ``RUN/baselines/table.json`` and ``table.csv`` with every score, ``differences.json`` with every pair of methods.
 
     Returns
@@ -153,18 +175,18 @@ def write_table(run_dir: Path) -> list[dict[str, Any]]:
     list of dict
         What `collect` returns.
     """
-    rows = collect(run_dir)
+    rows = collect(run_dir, seeds)
     folder = run_dir / "baselines"
     folder.mkdir(parents=True, exist_ok=True)
-    controls = [f"{part}{name}" for name in ("shuffled", "mean") for part in ("", "p_", "p_holm_")]
-    fields = ("value", "low", "high", "n", "from_brain", *controls)
+    controls = [f"{part}{name}" for name in CONTROLS for part in ("", "p_", "p_holm_")]
+    fields = ("value", "sd", "low", "high", "n", "from_brain", *controls)
     lines: list[list[Any]] = [["method", "score", *fields, "seconds", "peak_memory_bytes"]]
     for row in rows:
         for name, score in row["scores"].items():
             numbers = score | {"low": score["interval"][0], "high": score["interval"][1]}
             cells = ["" if numbers[field] is None else numbers[field] for field in fields]
             lines.append([row["method"], name, *cells, row["seconds"], row["peak_memory_bytes"]])
-    differences = compare_methods(run_dir, score_columns(rows))
+    differences = compare_methods(run_dir, score_columns(rows), seeds)
     write_text(folder / "table.csv", csv_table(lines))
     write_text(folder / "differences.json", json.dumps(differences, indent=1, allow_nan=False))
     write_text(folder / "table.json", json.dumps(rows, indent=1))

@@ -9,7 +9,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from mindvideo.cli.shared import Out, Set, app, console, progress_bars, say
+from mindvideo.cli.shared import Out, Seeds, Set, app, console, progress_bars, say
 from mindvideo.config import load_recipe
 from mindvideo.errors import SettingError
 
@@ -23,7 +23,7 @@ def ablate(
     recipe: Annotated[str, typer.Argument(help="a shipped recipe or a YAML file: the full method")],
     out: Out,
     settings: Set = None,
-    seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from the recipe's own on")] = 1,
+    seeds: Seeds = 1,
     only: Annotated[
         list[str] | None, typer.Option(help="a variant beside the full method; may be repeated or a,b,c")
     ] = None,

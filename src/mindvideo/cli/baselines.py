@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from mindvideo.cli.shared import Out, Set, console, progress_bars, say
+from mindvideo.cli.shared import Out, Seeds, Set, console, progress_bars, say
 from mindvideo.config import Baseline, Recipe, load_recipe, read_recipe, with_settings
 from mindvideo.errors import SettingError
 
@@ -44,10 +44,10 @@ def _recipe(run_dir: Path, name: str | None, settings: list[str] | None) -> Reci
     return with_settings(read_recipe(path), settings or [])
 
 
-def _print_table(run_dir: Path, every: bool) -> None:
+def _print_table(run_dir: Path, every: bool, seeds: int = 1) -> None:
     from mindvideo.baselines.table import as_brief_text, cost_note, score_columns, write_table
 
-    rows = write_table(run_dir)
+    rows = write_table(run_dir, seeds)
     text = as_brief_text(rows, score_columns(rows, every))
     table = Table(
         Column(text[0][0], no_wrap=True), *(Column(name, overflow="fold") for name in text[0][1:]), show_lines=True
@@ -63,14 +63,25 @@ def _print_table(run_dir: Path, every: bool) -> None:
         console.print(note)
 
 
-def _rival_command(name: str, does: str) -> None:
-    def command(store: StorePath, out: Out, recipe: RecipeName = None, settings: Set = None) -> None:
-        resolved = _recipe(out, recipe, settings)
-        from mindvideo.baselines.compare import run_rival
+def _run(name: str, store: Path, out: Path, recipe: Recipe, seeds: int, method: str | None = None) -> None:
+    """Run a method with so many seeds, each in the run folder of its seed, and print the table."""
+    from mindvideo.baselines.compare import run_rival
+    from mindvideo.evaluate.comparison import name_seed
 
+    for seed in range(recipe.seed, recipe.seed + seeds):
+        folder = out.with_name(name_seed(out.name, seed, recipe.seed))
+        own = folder / "prepare" / "store.zarr"
         with progress_bars() as bar:
-            run_rival(name, resolved, out, store, progress=bar(name), say=say)
-        _print_table(out, every=False)
+            run_rival(
+                name, recipe.model_copy(update={"seed": seed}), folder, own if seed > recipe.seed and own.is_dir() else store,
+                method=method, progress=bar(name), say=say,
+            )  # fmt: skip
+    _print_table(out, every=False, seeds=seeds)
+
+
+def _rival_command(name: str, does: str) -> None:
+    def command(store: StorePath, out: Out, recipe: RecipeName = None, settings: Set = None, seeds: Seeds = 1) -> None:
+        _run(name, store, out, _recipe(out, recipe, settings), seeds)
 
     command.__doc__ = f"Run {does}."
     baseline_app.command(name)(command)
@@ -88,14 +99,10 @@ def own(
     name: Annotated[str, typer.Option("--name", help="what the table calls it")],
     recipe: RecipeName = None,
     settings: Set = None,
+    seeds: Seeds = 1,
 ) -> None:
     """Run a class of your own: fit(store), then reconstruct(fmri) of the test windows and their controls."""
-    resolved = _recipe(out, recipe, settings)
-    from mindvideo.baselines.compare import run_rival
-
-    with progress_bars() as bar:
-        run_rival(name, resolved, out, store, method=method, progress=bar(name), say=say)
-    _print_table(out, every=False)
+    _run(name, store, out, _recipe(out, recipe, settings), seeds, method)
 
 
 @baseline_app.command("folder")
@@ -121,12 +128,13 @@ def table(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN")],
     every: Annotated[bool, typer.Option("--all", help="every score, not the main ones")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    seeds: Seeds = 1,
 ) -> None:
     """Print method by score with intervals, P against each method's own shuffled control, seconds and peak memory."""
     _recipe(run_dir, None, None)
     if as_json:
         from mindvideo.baselines.table import write_table
 
-        print(json.dumps(write_table(run_dir), indent=1))
+        print(json.dumps(write_table(run_dir, seeds), indent=1))
     else:
-        _print_table(run_dir, every)
+        _print_table(run_dir, every, seeds)

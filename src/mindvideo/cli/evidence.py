@@ -9,7 +9,7 @@ from typing import Annotated, Literal, cast
 import typer
 from rich.table import Column, Table
 
-from mindvideo.cli.shared import Set, app, console, progress_bars, run_stage, say
+from mindvideo.cli.shared import Seeds, Set, app, console, progress_bars, run_stage, say
 from mindvideo.config import Recipe, with_settings
 from mindvideo.errors import DataError, SettingError
 
@@ -97,12 +97,13 @@ def compare(
     scores: Annotated[
         str | None, typer.Option("--scores", help="comma-separated; P is corrected for their number")
     ] = None,
+    seeds: Seeds = 1,
 ) -> None:
     """Compare runs with the first one, score by score: window by window where they share them, else as two samples."""
     from mindvideo.evaluate.comparison import compare_folders
 
     chosen = [name.strip() for name in scores.split(",")] if scores else None
-    names, *columns = zip(*compare_folders(sources, out, chosen), strict=True)  # a score a line: runs are few
+    names, *columns = zip(*compare_folders(sources, out, chosen, seeds), strict=True)  # a score a line: runs are few
     _print_table(["score", *names[1:]], [list(column) for column in columns])
     say("classes of P after Holm's correction over scores; every number is in comparison.json")
     smallest = json.loads((out / "comparison.json").read_text())["smallest_p_holm"]

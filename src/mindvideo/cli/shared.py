@@ -23,6 +23,9 @@ terminal = {"quiet": False}
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="a setting as key=value; may be repeated")]
 Out = Annotated[Path, typer.Option("--out", help="where the result goes")]
+Seeds = Annotated[
+    int, typer.Option("--seeds", min=1, help="how many seeds, from the recipe's own on: RUN, and RUN-seedN beside it")
+]
 
 
 def say(line: str) -> None:

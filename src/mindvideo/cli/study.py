@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mindvideo.cli.shared import Out, Set, app, console, progress_bars, run_stage, say
+from mindvideo.cli.shared import Out, Seeds, Set, app, console, progress_bars, run_stage, say
 from mindvideo.config import load_recipe, shipped_recipes, with_settings
 from mindvideo.errors import SettingError
 from mindvideo.stages import STAGES, Stage
@@ -40,18 +40,22 @@ def run(
     out: Out,
     settings: Set = None,
     until: Annotated[str | None, typer.Option(help="last stage to run")] = None,
+    seeds: Seeds = 1,
 ) -> None:
     """Run a study from recordings to a report; what is up to date is skipped, what was killed goes on."""
+    from mindvideo.evaluate.comparison import name_seed
     from mindvideo.study import Study
 
-    study = Study(load_recipe(recipe, settings or []), out)
-    with progress_bars() as bar:
-        ran = study.run(until=until, progress=bar, say=say)
-    if not ran:
-        say("everything is up to date")
-    report = out / "report" / "index.html"
-    if report.is_file() and until in (None, "report"):
-        console.print(f"report: {report}", soft_wrap=True)
+    resolved = load_recipe(recipe, settings or [])
+    for seed in range(resolved.seed, resolved.seed + seeds):
+        folder = out.with_name(name_seed(out.name, seed, resolved.seed))
+        with progress_bars() as bar:
+            ran = Study(resolved.model_copy(update={"seed": seed}), folder).run(until=until, progress=bar, say=say)
+        if not ran:
+            say("everything is up to date")
+        report = folder / "report" / "index.html"
+        if report.is_file() and until in (None, "report"):
+            console.print(f"report: {report}", soft_wrap=True)
 
 
 @app.command()

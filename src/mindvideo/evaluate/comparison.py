@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from mindvideo.data.disk import write_text
 from mindvideo.errors import DataError
 from mindvideo.evaluate import statistics
 from mindvideo.evaluate.score import NETWORKS, ScoreResult
-from mindvideo.evaluate.tables import csv_table, latex_table, read_scores
+from mindvideo.evaluate.tables import csv_table, latex_table, number, read_scores
 
 PLACE_COLUMNS = ("window", "segment", "scan", "scene", "block", "caption")
 PERMUTATIONS = 20_000
@@ -55,6 +56,11 @@ class WindowScores:
     block: np.ndarray
     values: dict[str, np.ndarray]
     scores: dict[str, ScoreResult]
+
+    def mean(self, score: str) -> float | None:
+        """Mean over the windows that have a value; None where none has."""
+        known = self.values[score][np.isfinite(self.values[score])]
+        return float(known.mean()) if len(known) else None
 
 
 def _read_json(path: Path, read: Callable[[Path], Any] = lambda path: json.loads(path.read_text())) -> Any:
@@ -101,6 +107,56 @@ def read_window_scores(folder: Path, name: str | None = None) -> WindowScores:
             f"expected {path} and scores.json of one evaluation, found files that do not fit ({error}); "
             "run 'mindvideo evaluate' again"
         ) from None
+
+
+def name_seed(name: str, seed: int, first: int) -> str:
+    """``NAME``, and ``NAME-seedN`` for every seed but the first: how ``--seeds`` calls run folders."""
+    return name if seed == first else f"{name}-seed{seed}"
+
+
+def seed_folders(run_dir: Path, seeds: int) -> list[Path]:
+    """A run's folder and those of its other seeds beside it, so many in all; DataError where there are fewer."""
+    run_dir = run_dir.resolve()
+    names = (re.fullmatch(re.escape(run_dir.name) + r"-seed(\d+)", path.name) for path in run_dir.parent.iterdir())
+    others = sorted(int(found[1]) for found in names if found)
+    if seeds > 1 + len(others):
+        raise DataError(
+            f"expected {seeds} seeds of {run_dir}, found {1 + len(others)} (NAME-seedN beside it); give --seeds "
+            f"{1 + len(others)}, or run the others: mindvideo run RECIPE --out {run_dir} --seeds {seeds}"
+        )
+    return [run_dir, *(run_dir.with_name(f"{run_dir.name}-seed{number}") for number in others[: seeds - 1])]
+
+
+def pool_seeds(runs: Sequence[WindowScores]) -> WindowScores:
+    """The runs of several seeds as one: averaged window by window where they reconstruct the same windows.
+
+    Seeds of a simulated dataset are other subjects who saw other films; their windows are put one after another, and no
+    block holds windows of two seeds.
+    """
+    first = runs[0]
+    if len(runs) == 1:
+        return first
+    if all(run.truth == first.truth for run in runs):
+        values = {key: np.mean([run.values[key] for run in runs], axis=0) for key in first.values}
+        truth, block = first.truth, first.block
+    else:
+        values = {key: np.concatenate([run.values[key] for run in runs]) for key in first.values}
+        truth, offset, blocks = "+".join(run.truth for run in runs), 0, []
+        for run in runs:
+            blocks.append(run.block - run.block.min() + offset)
+            offset = int(blocks[-1].max()) + 1
+        block = np.concatenate(blocks)
+    return WindowScores(first.name, truth, first.networks, block, values, first.scores)
+
+
+def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean, and standard deviation where there are two seeds or more."""
+    known = [value for value in values if value is not None]
+    return {
+        "value": float(np.mean(known)) if known else None,
+        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "seeds": list(values),
+    }
 
 
 def is_paired(first: WindowScores, second: WindowScores) -> bool:
@@ -234,7 +290,10 @@ def smallest_p_holm(comparisons: Iterable[Mapping[str, Mapping[str, Any]]]) -> f
 
 
 def comparison_rows(
-    first: WindowScores, comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]], scores: Sequence[str]
+    first: WindowScores,
+    comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    scores: Sequence[str],
+    spreads: Mapping[str, Mapping[str, float | None]] | None = None,
 ) -> list[list[str]]:
     """The shape of the paper's Table 1: one row a run, one column a score, header first.
 
@@ -245,23 +304,28 @@ def comparison_rows(
     comparisons : mapping
         `compare_runs` of each other run, by its name.
     scores : sequence of str
+    spreads : mapping, optional
+        Standard deviation over seeds of each run and score.
     """
-    means = {key: first.values[key][np.isfinite(first.values[key])] for key in scores}
-    rows = [["run", *scores]]
-    rows.append([first.name, *(f"{means[key].mean():.3f}" if len(means[key]) else "–" for key in scores)])
-    for name, comparison in comparisons.items():
-        row = [name]
-        for key in scores:
-            entry = comparison.get(key)
-            value = None if entry is None else entry["second"]
-            p_class = "" if entry is None or entry["p_holm_class"] is None else f" {entry['p_holm_class']}"
-            row.append("–" if value is None else f"{value:.3f}{p_class}")
-        rows.append(row)
+
+    def cell(name: str, key: str, value: float | None, p_class: str | None = None) -> str:
+        spread = (spreads or {}).get(name, {}).get(key)
+        words = [number(value), *([f"± {spread:.3f}"] if spread is not None else []), p_class or ""]
+        return " ".join(words).strip()
+
+    rows = [["run", *scores], [first.name, *(cell(first.name, key, first.mean(key)) for key in scores)]]
+    for name, found in comparisons.items():
+        entries = {key: found.get(key) or {"second": None, "p_holm_class": None} for key in scores}
+        rows.append([name, *(cell(name, key, own["second"], own["p_holm_class"]) for key, own in entries.items())])
     return rows
 
 
-def compare_folders(folders: Sequence[Path], out: Path, scores: Sequence[str] | None = None) -> list[list[str]]:
+def compare_folders(
+    folders: Sequence[Path], out: Path, scores: Sequence[str] | None = None, seeds: int = 1
+) -> list[list[str]]:
     """Compare evaluations with the first one and write ``comparison.json``, ``.csv`` and ``.tex`` into ``out``.
+
+    With several seeds each is pooled with its other seeds (`seed_folders`, `pool_seeds`), and the spread is shown.
 
     Returns
     -------
@@ -280,15 +344,23 @@ def compare_folders(folders: Sequence[Path], out: Path, scores: Sequence[str] | 
         names = [str(folder) for folder in folders]
     if len(set(names)) < len(names):
         raise DataError(f"expected different evaluations, found one twice among {', '.join(names)}")
-    first, *others = [read_window_scores(folder, name) for folder, name in zip(folders, names, strict=True)]
+    runs = {
+        name: [read_window_scores(place, name) for place in (seed_folders(folder, seeds) if seeds > 1 else [folder])]
+        for folder, name in zip(folders, names, strict=True)
+    }
+    first, *others = map(pool_seeds, runs.values())
     comparisons = {other.name: compare_runs(first, other, scores) for other in others}
     shown = [key for key in first.values if all(key in found for found in comparisons.values())]
-    rows = comparison_rows(first, comparisons, shown)
+    over = {name: {key: over_seeds([run.mean(key) for run in own]) for key in shown} for name, own in runs.items()}
+    rows = comparison_rows(
+        first, comparisons, shown, {name: {key: found[key]["sd"] for key in found} for name, found in over.items()}
+    )
     out.mkdir(parents=True, exist_ok=True)
     details = {
         "first": first.name,
         "classes": "p_holm over scores",
         "smallest_p_holm": smallest_p_holm(comparisons.values()),
+        "seeds": over if seeds > 1 else {},
         "runs": comparisons,
     }
     write_text(out / "comparison.csv", csv_table(rows))
