@@ -25,10 +25,7 @@ _BLOCK_SCANS = 16
 def read_npy(path: Path) -> np.ndarray:
     """An npy file, mapped into memory, never unpickled.
 
-    Raises
-    ------
-    DataError
-        For a missing or damaged file, or one of Python objects.
+    Raises DataError for a missing or damaged file, or one of Python objects.
     """
     if not path.is_file():
         raise DataError(f"expected {path.name} in {path.parent}, found no such file; download it")
@@ -55,10 +52,7 @@ def read_pt(path: Path) -> Any:
 
     Tensors of zip files stay on disk until they are used.
 
-    Raises
-    ------
-    DataError
-        For a missing or damaged file, or one with other objects.
+    Raises DataError for a missing or damaged file, or one with other objects.
     """
     import torch
 
