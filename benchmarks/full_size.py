@@ -20,13 +20,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from mindvideo.check import PROGRAM_BYTES
 from mindvideo.config import load_recipe
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.video_unet import VideoUNet
+from mindvideo.needs import PROGRAM_BYTES
 from mindvideo.sizing import HCP_VOXELS, PUBLISHED, PUBLISHED_VOXELS, Networks, StudySizes
 from mindvideo.train.animate import TUNED, Diffusion
 from mindvideo.train.loop import named_trainable

@@ -16,12 +16,12 @@ import yaml
 
 from mindvideo import study
 from mindvideo.ablation import Ablation, choose_variants, list_variants
-from mindvideo.ablation.table import RowRuns, TableWriter, write_latex
+from mindvideo.ablation.rows import RowRuns, TableWriter, write_latex
 from mindvideo.ablation.variants import Variant, change_recipe
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.data.disk import link_folder
 from mindvideo.errors import DataError, SettingError
-from mindvideo.evaluate.comparison import WindowScores, pool_seeds
+from mindvideo.evaluate.contrast import WindowScores, pool_seeds
 from mindvideo.evaluate.score import ScoreResult
 from mindvideo.evaluate.statistics import holm
 from mindvideo.report.ablation import ablation_section

@@ -15,7 +15,7 @@ import zarr
 
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.data.cifti import write_cortex
-from mindvideo.data.recordings import read_cortex
+from mindvideo.data.series import read_cortex
 from mindvideo.data.store import Store
 from mindvideo.errors import ModelError
 from mindvideo.foundation.kit import build_kit

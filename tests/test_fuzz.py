@@ -43,8 +43,8 @@ from mindvideo.data.measuring import RunTask, standardise_run
 from mindvideo.data.readers import discover
 from mindvideo.data.readers.hcp import BrainSegments, prepare_hcp
 from mindvideo.data.readers.published import _check_values
-from mindvideo.data.recordings import read_cortex
 from mindvideo.data.segments import Run
+from mindvideo.data.series import read_cortex
 from mindvideo.data.store import Store
 from mindvideo.data.video import find_cuts, probe, read_film, write_video
 from mindvideo.data.windows import Windows

@@ -16,7 +16,6 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from mindvideo import MindVideoPipeline
-from mindvideo.check import Needs, _advice, check_recipe
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.data.store import Store
 from mindvideo.errors import ModelError, SettingError
@@ -24,6 +23,7 @@ from mindvideo.explain.occlusion import MEANING
 from mindvideo.foundation.kit import TEST, build_kit
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.own_encoder import OwnEncoder, import_encoder, load_encoder
+from mindvideo.needs import Needs, _advice, check_recipe
 from mindvideo.preflight import refusals
 from mindvideo.stages import STAGES, StageContext
 from mindvideo.study import Study

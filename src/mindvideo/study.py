@@ -243,7 +243,7 @@ class Study:
         if not self.recipe.baselines:
             return []
         from mindvideo.baselines.compare import run_rival
-        from mindvideo.baselines.table import write_table
+        from mindvideo.baselines.methods import write_table
 
         ran: list[str] = [
             name

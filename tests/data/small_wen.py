@@ -5,7 +5,7 @@ from scipy import stats
 
 from mindvideo.atlas import area_of
 from mindvideo.data.cifti import write_cortex
-from mindvideo.data.recordings import read_cortex
+from mindvideo.data.series import read_cortex
 from mindvideo.data.video import write_video
 
 N_SCANS, FPS_SOURCE, SIZE = 12, 15, 32

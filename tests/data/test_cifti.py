@@ -14,7 +14,7 @@ from nibabel import cifti2
 
 from mindvideo.atlas import surface_vertex_index
 from mindvideo.data.cifti import LEFT, RIGHT, SUBCORTEX, write_cortex
-from mindvideo.data.recordings import SeriesFile, read_cortex, read_header
+from mindvideo.data.series import SeriesFile, read_cortex, read_header
 from mindvideo.errors import DataError
 
 N_LEFT = 29696

@@ -16,7 +16,7 @@ from mindvideo.data.captions import Captioning
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.denoising import clean_run, recorded_scans, resampling_weights
 from mindvideo.data.readers import discover, prepare
-from mindvideo.data.recordings import read_cortex
+from mindvideo.data.series import read_cortex
 from mindvideo.data.store import Store
 from mindvideo.data.video import write_video
 from mindvideo.errors import DataError, SettingError

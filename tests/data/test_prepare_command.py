@@ -10,7 +10,7 @@ from small_wen import N_SCANS, RUNS, TEST, TRAIN, VERTEX, cifti_path, expected_p
 
 from mindvideo.atlas import area_of
 from mindvideo.data.cifti import write_cortex
-from mindvideo.data.recordings import read_cortex
+from mindvideo.data.series import read_cortex
 from mindvideo.data.store import Store
 from mindvideo.data.video import write_video
 from mindvideo.data.windows import Windows

@@ -17,8 +17,8 @@ from mindvideo.atlas import N_CORTEX
 from mindvideo.data import recordings
 from mindvideo.data.cifti import SUBCORTEX, write_cortex
 from mindvideo.data.measuring import RunTask, SegmentTask, measure_segment, standardise_run
-from mindvideo.data.recordings import SeriesFile, read_layout
 from mindvideo.data.segments import Run, Segment
+from mindvideo.data.series import SeriesFile, read_layout
 from mindvideo.errors import DataError
 
 

@@ -30,7 +30,7 @@ from mindvideo.data.captions import Captioning
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.readers import discover, prepare
 from mindvideo.data.readers.wen2018 import first_volume_time
-from mindvideo.data.recordings import read_cortex
+from mindvideo.data.series import read_cortex
 from mindvideo.data.store import Store
 from mindvideo.data.video import write_video
 from mindvideo.data.windows import Windows

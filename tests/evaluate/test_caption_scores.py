@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mindvideo.errors import DataError
-from mindvideo.evaluate.captions import caption_f1, pairwise_caption_f1
+from mindvideo.evaluate.caption_scores import caption_f1, pairwise_caption_f1
 
 
 def test_f1_by_hand():

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import ttest_ind
 
 from mindvideo.errors import DataError
-from mindvideo.evaluate.comparison import WindowScores, compare_folders, compare_runs, comparison_rows
+from mindvideo.evaluate.contrast import WindowScores, compare_folders, compare_runs, comparison_rows
 from mindvideo.evaluate.score import ScoreResult
 from mindvideo.evaluate.statistics import fraction_of_way, holm, two_sample_bootstrap_interval
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from test_evaluation import ColourClassifier, make_run
 
-from mindvideo.ablation.table import RowRuns, TableWriter
+from mindvideo.ablation.rows import RowRuns, TableWriter
 from mindvideo.ablation.variants import Variant
 from mindvideo.config import parse_recipe, save_recipe
 from mindvideo.evaluate import evaluation as stage
 from mindvideo.evaluate import pixel
-from mindvideo.evaluate.comparison import compare_folders
+from mindvideo.evaluate.contrast import compare_folders
 from mindvideo.evaluate.score import Score
 from mindvideo.report.build import build_report
 from mindvideo.stages import StageContext

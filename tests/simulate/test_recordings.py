@@ -13,7 +13,7 @@ import pytest
 from mindvideo import atlas
 from mindvideo.config import Data, Simulate
 from mindvideo.data.readers import discover
-from mindvideo.data.recordings import read_cortex, read_header
+from mindvideo.data.series import read_cortex, read_header
 from mindvideo.data.video import probe, read_frames
 from mindvideo.data.voxels import detrend_and_standardise, fisher_z, repeat_correlation
 from mindvideo.errors import DataError, SettingError

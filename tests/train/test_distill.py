@@ -15,11 +15,11 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 from torch import nn
 
-from mindvideo.baselines.table import _study_cost
-from mindvideo.check import check_recipe
+from mindvideo.baselines.methods import _study_cost
 from mindvideo.config import Recipe, Reconstruct, load_recipe, with_settings
 from mindvideo.errors import SettingError
 from mindvideo.generate.pipeline import MindVideoPipeline
+from mindvideo.needs import check_recipe
 from mindvideo.preflight import refusals
 from mindvideo.report.read import read_run
 from mindvideo.stages import StageContext

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mindvideo.ablation import table
+from mindvideo.ablation.rows import RowRuns, TableWriter
 from mindvideo.ablation.sharing import find_results, link_features
 from mindvideo.ablation.variants import FULL, Variant, change_recipe, effective_recipe
 from mindvideo.artefacts import require_intact
 from mindvideo.config import Recipe
 from mindvideo.data.disk import link_folder, only_one
 from mindvideo.errors import DataError
-from mindvideo.evaluate.comparison import name_seed
+from mindvideo.evaluate.contrast import name_seed
 from mindvideo.stages import STAGES, Progress
 from mindvideo.study import Study
 
@@ -160,7 +160,7 @@ class Ablation:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         ran: dict[str, list[str]] = {}
-        writer = table.TableWriter(self.recipe, self.folder)
+        writer = TableWriter(self.recipe, self.folder)
         with only_one(self.folder, "ablation"):
             own = [run for run in self.runs if run.same_as is None]
             for run in self.runs:
@@ -207,7 +207,7 @@ class Ablation:
 
         return run.study.run(until=LAST, progress=bar, say=say_what_runs)
 
-    def _rows(self) -> list[table.RowRuns]:
+    def _rows(self) -> list[RowRuns]:
         """Finished runs, one group a row of the table: the variants that share it, and a run folder a seed."""
         finished_full = {run.seed for run in self.all_runs if run.variant.name == FULL and run.is_done}
         rows = []
@@ -221,7 +221,7 @@ class Ablation:
             ]
             also = [other.variant for other in self.all_runs if other.same_as == run.name and other.seed == run.seed]
             if mine:
-                rows.append(table.RowRuns(run.variant, tuple(also), dict(mine), _changed_stages(self.all_runs[0], run)))
+                rows.append(RowRuns(run.variant, tuple(also), dict(mine), _changed_stages(self.all_runs[0], run)))
         return rows
 
 

@@ -45,7 +45,7 @@ from mindvideo.train.features import store_identity
 from mindvideo.train.stage import stage_seed, training_device
 
 RIVALS = {
-    "ridge": ("mindvideo.baselines.ridge", "Ridge"),
+    "ridge": ("mindvideo.baselines.token_ridge", "Ridge"),
     "linear": ("mindvideo.baselines.linear", "Linear"),
     "gan": ("mindvideo.baselines.gan", "VideoGan"),
     "separable": ("mindvideo.baselines.separable", "Separable"),

@@ -80,7 +80,7 @@ def _style(p_class: str | None) -> str:
 def _print_table(folder: Path) -> None:
     import json
 
-    from mindvideo.ablation.table import cell_text, row_label
+    from mindvideo.ablation.rows import cell_text, row_label
     from mindvideo.report.wording import CLASSES
 
     content = json.loads((folder / "ablation.json").read_text())

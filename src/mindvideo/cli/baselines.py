@@ -45,7 +45,7 @@ def _recipe(run_dir: Path, name: str | None, settings: list[str] | None) -> Reci
 
 
 def _print_table(run_dir: Path, every: bool, seeds: int = 1) -> None:
-    from mindvideo.baselines.table import as_brief_text, cost_note, score_columns, write_table
+    from mindvideo.baselines.methods import as_brief_text, cost_note, score_columns, write_table
 
     rows = write_table(run_dir, seeds)
     text = as_brief_text(rows, score_columns(rows, every))
@@ -66,7 +66,7 @@ def _print_table(run_dir: Path, every: bool, seeds: int = 1) -> None:
 def _run(name: str, store: Path, out: Path, recipe: Recipe, seeds: int, method: str | None = None) -> None:
     """Run a method with so many seeds, each in the run folder of its seed, and print the table."""
     from mindvideo.baselines.compare import run_rival
-    from mindvideo.evaluate.comparison import name_seed
+    from mindvideo.evaluate.contrast import name_seed
 
     for seed in range(recipe.seed, recipe.seed + seeds):
         folder = out.with_name(name_seed(out.name, seed, recipe.seed))
@@ -133,7 +133,7 @@ def table(
     """Print method by score with intervals, P against each method's own shuffled control, seconds and peak memory."""
     _recipe(run_dir, None, None)
     if as_json:
-        from mindvideo.baselines.table import write_table
+        from mindvideo.baselines.methods import write_table
 
         print(json.dumps(write_table(run_dir, seeds), indent=1))
     else:

@@ -100,7 +100,7 @@ def compare(
     seeds: Seeds = 1,
 ) -> None:
     """Compare runs with the first one, score by score: window by window where they share them, else as two samples."""
-    from mindvideo.evaluate.comparison import compare_folders
+    from mindvideo.evaluate.contrast import compare_folders
 
     chosen = [name.strip() for name in scores.split(",")] if scores else None
     names, *columns = zip(*compare_folders(sources, out, chosen, seeds), strict=True)  # a score a line: runs are few

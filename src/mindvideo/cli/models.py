@@ -49,7 +49,7 @@ def check(
     settings: Set = None,
 ) -> None:
     """Say what a study is missing and what each stage will need here; exits with 1 where something is missing."""
-    from mindvideo.check import check_recipe
+    from mindvideo.needs import check_recipe
 
     found = check_recipe(load_recipe(recipe, settings or []), out)
     table = Table("stage", "memory GiB", "disk GiB", "what counts")

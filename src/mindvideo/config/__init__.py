@@ -3,7 +3,7 @@
 A misspelt key or a value of another type is refused with the nearest valid name. The shipped recipes in
 ``mindvideo/recipes`` are plain YAML; a user's own file may start with ``base: demo`` and state what differs.
 
-``section`` is what all settings are made of, ``stages`` and ``rivals`` are the settings, ``recipe`` holds them all, and
+``section`` is what all settings are made of, ``settings`` and ``rivals`` are the settings, ``recipe`` holds them all, and
 ``reading`` turns YAML and ``--set`` into a recipe and back.
 """
 
@@ -21,7 +21,7 @@ from mindvideo.config.reading import (
 from mindvideo.config.recipe import Recipe, as_sampled, nearest_setting, setting_names
 from mindvideo.config.rivals import Baseline, GanRival, LinearRival, MindVisRival, RidgeRival, SeparableRival
 from mindvideo.config.section import Optimise, Precision, Section
-from mindvideo.config.stages import (
+from mindvideo.config.settings import (
     Adapt,
     Align,
     Animate,

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from mindvideo.config.rivals import Baseline
 from mindvideo.config.section import Section
-from mindvideo.config.stages import (
+from mindvideo.config.settings import (
     Adapt,
     Align,
     Animate,

@@ -1,4 +1,4 @@
-"""Writing CIFTI-2 dense time series, as simulated recordings are; `mindvideo.data.recordings` reads them.
+"""Writing CIFTI-2 dense time series, as simulated recordings are; `mindvideo.data.series` reads them.
 
 Shapes: T volumes, N cortical positions, M voxels below the cortex.
 A *cortical position* counts the fsLR-32k vertices without the medial wall, left hemisphere first: 0…59,411.

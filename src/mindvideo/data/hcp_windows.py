@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mindvideo.data.recordings import SeriesFile
+from mindvideo.data.series import SeriesFile
 from mindvideo.data.voxels import find_silent, refuse_damage
 from mindvideo.errors import DataError, SettingError
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from mindvideo.data.disk import disk_errors, write_text
 from mindvideo.data.store import Store
 from mindvideo.data.windows import block_numbers
 from mindvideo.errors import DataError
-from mindvideo.evaluate import attributes, captions, measure, motion, pixel, retrieval, semantic, statistics
+from mindvideo.evaluate import attributes, caption_scores, measure, motion, pixel, retrieval, semantic, statistics
 from mindvideo.evaluate.audit import audit_store
 from mindvideo.evaluate.judge import TRUTH, Judge, add_holm, make_rng
-from mindvideo.evaluate.score import NETWORKS, Score, ScoreResult
+from mindvideo.evaluate.score import NETWORKS, Evaluation, Score, ScoreResult
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress, StageContext
@@ -30,35 +29,15 @@ OVER_TIME = "over_time"
 """Stands for `Score.over_time` among what an evaluation goes without."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one set of clips.
-
-    Attributes
-    ----------
-    scores : dict of str to ScoreResult
-    windows : dict
-        ``windows[score][set]``: value of every window, float64 (n,), NaN where undefined.
-    left_out : dict of str to str
-        Scores that could not be computed, each with the reason.
-    smallest_p : float or None
-        What a P after Holm could be at best with these blocks and permutations; None where nothing was tested.
-    truth, networks : str
-        Fingerprints of the true clips and of the networks that measured.
-    """
-
-    scores: dict[str, ScoreResult]
-    windows: measure.Windows
-    left_out: dict[str, str]
-    smallest_p: float | None
-    truth: str
-    networks: str
-
-
 def list_scores(settings: Evaluate, n_windows: int, world: attributes.World | None = None) -> list[Score]:
     """Every score there is on a test set of ``n_windows`` windows, in the order they are shown."""
     found = [*semantic.list_scores(settings), *pixel.SCORES, *retrieval.list_scores(settings, n_windows)]
-    return [*found, *captions.SCORES, *motion.SCORES, *(attributes.list_scores(world) if world is not None else ())]
+    return [
+        *found,
+        *caption_scores.SCORES,
+        *motion.SCORES,
+        *(attributes.list_scores(world) if world is not None else ()),
+    ]
 
 
 def _check_sets(sets: Mapping[str, Any], truth: Any, block: np.ndarray, main: str) -> None:

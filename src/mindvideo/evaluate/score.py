@@ -177,6 +177,31 @@ class ScoreResult:
         return cls(name, **({"value": None} | read))
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one set of clips.
+
+    Attributes
+    ----------
+    scores : dict of str to ScoreResult
+    windows : dict
+        ``windows[score][set]``: value of every window, float64 (n,), NaN where undefined.
+    left_out : dict of str to str
+        Scores that could not be computed, each with the reason.
+    smallest_p : float or None
+        What a P after Holm could be at best with these blocks and permutations; None where nothing was tested.
+    truth, networks : str
+        Fingerprints of the true clips and of the networks that measured.
+    """
+
+    scores: dict[str, ScoreResult]
+    windows: dict[str, dict[str, np.ndarray]]
+    left_out: dict[str, str]
+    smallest_p: float | None
+    truth: str
+    networks: str
+
+
 def finite(value: Any) -> float | None:
     """A finite float, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str, np.floating)):

@@ -8,17 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mindvideo.clip_sets import ClipSet, clip_set
 from mindvideo.data.disk import write_text
 from mindvideo.evaluate import statistics
-from mindvideo.evaluate.score import ScoreResult
-
-if TYPE_CHECKING:
-    from mindvideo.evaluate.evaluation import Evaluation
+from mindvideo.evaluate.score import Evaluation, ScoreResult
 
 Scores = Mapping[str, ScoreResult]
 _LATEX = {

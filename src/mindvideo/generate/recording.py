@@ -14,7 +14,7 @@ import numpy as np
 
 from mindvideo.atlas import N_CORTEX
 from mindvideo.data.measuring import POLYNOMIAL
-from mindvideo.data.recordings import read_cortex
+from mindvideo.data.series import read_cortex
 from mindvideo.data.store import Store, identify_voxels
 from mindvideo.data.voxels import average_runs, check_run, detrend_and_standardise
 from mindvideo.errors import DataError, ModelError

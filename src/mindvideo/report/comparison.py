@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from mindvideo.errors import DataError
-from mindvideo.evaluate.comparison import compare_runs, read_window_scores
+from mindvideo.evaluate.contrast import compare_runs, read_window_scores
 from mindvideo.evaluate.score import ScoreResult, finite
 from mindvideo.report.plots import Dot, draw_dots
 from mindvideo.report.read import Run

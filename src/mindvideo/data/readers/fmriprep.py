@@ -28,8 +28,8 @@ from mindvideo.data.bids import (
     recording_name,
 )
 from mindvideo.data.denoising import clean_run, read_confounds, scan_times
-from mindvideo.data.recordings import SeriesFile, read_header
 from mindvideo.data.segments import Remark, Run, Segment, Source
+from mindvideo.data.series import SeriesFile, read_header
 from mindvideo.data.showings import (
     Film,
     Recording,

@@ -20,7 +20,7 @@ from mindvideo.data.disk import StoreLock, disk_errors, flush_folder, link_folde
 from mindvideo.data.hcp_windows import read_cifti_windows, stream_npz_windows
 from mindvideo.data.intact import as_damage, refuse_damaged_segments
 from mindvideo.data.preparation import MOST_SILENT
-from mindvideo.data.recordings import SeriesFile
+from mindvideo.data.series import SeriesFile
 from mindvideo.data.store import listed
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file, walk_files

@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import Field
 
 from mindvideo.config import Data, Section
-from mindvideo.data.recordings import CortexHeader, read_layout
 from mindvideo.data.segments import Remark, Run, Segment, Source, frame_times
+from mindvideo.data.series import CortexHeader, read_layout
 from mindvideo.data.store import listed, natural_key
 from mindvideo.data.video import SUFFIXES, probe
 from mindvideo.errors import DataError, SettingError

@@ -12,7 +12,7 @@ from typing import Any
 from mindvideo.artefacts import read_note
 from mindvideo.data.disk import write_text
 from mindvideo.errors import DataError
-from mindvideo.evaluate.comparison import compare_runs, over_seeds, pool_seeds, read_window_scores, seed_folders
+from mindvideo.evaluate.contrast import compare_runs, over_seeds, pool_seeds, read_window_scores, seed_folders
 from mindvideo.evaluate.score import ScoreResult
 from mindvideo.evaluate.tables import csv_table, read_scores
 from mindvideo.stages import STAGES
@@ -145,7 +145,7 @@ def compare_methods(run_dir: Path, columns: Sequence[str], seeds: int = 1) -> di
     Returns
     -------
     dict
-        ``{"gan − mindvideo": {score: …}}`` as `mindvideo.evaluate.comparison.compare_runs` gives it; a pair that cannot
+        ``{"gan − mindvideo": {score: …}}`` as `mindvideo.evaluate.contrast.compare_runs` gives it; a pair that cannot
         be compared has ``{"untested": why}``.
     """
     folders = _list_seeds(run_dir, seeds)

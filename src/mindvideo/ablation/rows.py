@@ -1,7 +1,7 @@
 """The numbers of an ablation: ``ablation.json``, the same as tidy CSV, and the paper's table in LaTeX.
 
 Every value is the mean over test windows that ``evaluate`` wrote for that run. P-values are those of
-:func:`mindvideo.evaluate.comparison.compare_runs` against the full method, adjusted by Holm over the variants, score by
+:func:`mindvideo.evaluate.contrast.compare_runs` against the full method, adjusted by Holm over the variants, score by
 score.
 """
 
@@ -20,7 +20,7 @@ from mindvideo.ablation.variants import FULL, Variant
 from mindvideo.config import Recipe
 from mindvideo.data.disk import write_text
 from mindvideo.evaluate import statistics
-from mindvideo.evaluate.comparison import (
+from mindvideo.evaluate.contrast import (
     WindowScores,
     compare_runs,
     enough_permutations,

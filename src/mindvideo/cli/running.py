@@ -43,7 +43,7 @@ def run(
     seeds: Seeds = 1,
 ) -> None:
     """Run a study from recordings to a report; what is up to date is skipped, what was killed goes on."""
-    from mindvideo.evaluate.comparison import name_seed
+    from mindvideo.evaluate.contrast import name_seed
     from mindvideo.study import Study
 
     resolved = load_recipe(recipe, settings or [])
