@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mindvideo.errors import DataError
@@ -156,12 +156,11 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 def link_file(source: str | Path, place: str | Path) -> None:
     """The same file at another place: a hard link, or a copy across file systems and of logs, which grow."""
-    try:
-        if str(source).endswith(".jsonl"):
-            raise OSError("logs are copied")
-        os.link(source, place)
-    except OSError:
-        shutil.copy2(source, place)
+    if not str(source).endswith(".jsonl"):
+        with suppress(OSError):
+            os.link(source, place)
+            return
+    shutil.copy2(source, place)
 
 
 def link_folder(source: Path, folder: Path) -> None:

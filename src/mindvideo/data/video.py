@@ -431,23 +431,24 @@ def fit_square(image: np.ndarray, size: int, fit: Fit = "crop", pixel_aspect: fl
     height, width = image.shape[:2]
     shown_width = width * pixel_aspect
     if fit == "stretch":
-        return _resize(image, size, size)
+        return resize(image, size, size)
     if fit == "crop":
         side = min(height, shown_width)
         rows, columns = max(1, round(side)), max(1, round(side / pixel_aspect))
         top, left = (height - rows) // 2, (width - columns) // 2
-        return _resize(image[top : top + rows, left : left + columns], size, size)
+        return resize(image[top : top + rows, left : left + columns], size, size)
     if fit == "letterbox":
         scale = size / max(height, shown_width)
         rows, columns = max(1, round(height * scale)), max(1, round(shown_width * scale))
         result = np.zeros((size, size, 3), dtype=np.uint8)
         top, left = (size - rows) // 2, (size - columns) // 2
-        result[top : top + rows, left : left + columns] = _resize(image, rows, columns)
+        result[top : top + rows, left : left + columns] = resize(image, rows, columns)
         return result
     raise DataError(f"expected fit crop, stretch or letterbox, found '{fit}'")
 
 
-def _resize(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
+def resize(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """A picture uint8 (H, W, 3) at another size: by area where it shrinks, linearly where it grows."""
     if image.shape[:2] == (rows, columns):
         return image
     is_smaller = rows <= image.shape[0] and columns <= image.shape[1]

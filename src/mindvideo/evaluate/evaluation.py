@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import zarr
 
+from mindvideo import processes
 from mindvideo.config import Evaluate
 from mindvideo.data.disk import disk_errors, write_text
 from mindvideo.data.store import Store
@@ -263,11 +263,11 @@ def run(context: StageContext) -> None:
     source = run_dir / "reconstruct"
     group, sets, truth = open_reconstructions(source)
     windows = _read_windows(source / "windows.json", truth.shape[0])
-    block_scans = max(1, round(recipe.evaluate.block_s / recipe.data.tr_s))
+    store = Store.open(run_dir / "prepare" / "store.zarr")
+    block_scans = max(1, round(recipe.evaluate.block_s / store.tr_s))
     film = np.array([window["segment"] for window in windows])
     block = block_numbers(film, np.array([window["scan"] for window in windows]), block_scans)
-    store = Store.open(run_dir / "prepare" / "store.zarr")
-    foundation = Foundation(recipe.foundation, "cuda" if torch.cuda.is_available() else "cpu")
+    foundation = Foundation(recipe.foundation, processes.device())
     world, left_out = None, {}
     if recipe.simulate is not None:
         try:

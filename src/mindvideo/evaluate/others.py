@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mindvideo import processes
 from mindvideo.config import Recipe
 from mindvideo.data.disk import disk_errors
 from mindvideo.errors import DataError, SettingError
@@ -139,7 +140,7 @@ def evaluate_results(
         say(note)
     block = np.arange(len(truth)) // block_clips
     controls = make_controls(predicted, truth, block, recipe.seed)
-    networks = None if foundation is None else Foundation(foundation, _device())
+    networks = None if foundation is None else Foundation(foundation, processes.device())
     without = dict.fromkeys(NETWORKS, HOW_TO_GET_NETWORKS)
     if networks is not None:
         without = list_missing(networks, recipe.evaluate, list(NETWORKS))
@@ -171,12 +172,6 @@ def evaluate_results(
         write_evaluation(evaluation, out, windows, block, about)
         shutil.rmtree(out / "features", ignore_errors=True)
     return evaluation
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _read_pair(clips: Path, reference: Path | None) -> tuple[Clips, Clips]:

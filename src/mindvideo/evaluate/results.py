@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from mindvideo.data.video import fit_square, read_whole_film
+from mindvideo.data.store import natural_key
+from mindvideo.data.video import SUFFIXES, fit_square, read_whole_film, resize
 from mindvideo.errors import DataError
 from mindvideo.evaluate.seam import find_layout
 
 Kind = Literal["gif", "film", "array", "picture", "sequence"]
-FILMS = (".mp4", ".mkv", ".mov", ".avi", ".webm")
 PICTURES = (".png", ".jpg", ".jpeg")
 ASPECT_TOLERANCE = 0.02
 
@@ -44,12 +43,6 @@ class Clips:
     notes: list[str] = field(default_factory=list)
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sorting key by which ``test2`` comes before ``test10``."""
-    parts = re.split(r"(\d+)", name.lower())
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
-
-
 def _entries(folder: Path) -> tuple[Kind, list[Path]]:
     """The clips of a folder in natural order, all of one kind."""
     visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -60,7 +53,7 @@ def _entries(folder: Path) -> tuple[Kind, list[Path]]:
             found.setdefault("sequence", []).append(path)
         elif ending == ".gif":
             found.setdefault("gif", []).append(path)
-        elif ending in FILMS:
+        elif ending in SUFFIXES:
             found.setdefault("film", []).append(path)
         elif ending == ".npy":
             found.setdefault("array", []).append(path)
@@ -69,11 +62,11 @@ def _entries(folder: Path) -> tuple[Kind, list[Path]]:
     if len(found) != 1:
         kinds = ", ".join(f"{len(paths)} of kind {kind}" for kind, paths in found.items()) or "none"
         raise DataError(
-            f"expected clips of one kind in {folder} (gif, {', '.join(FILMS)}, npy, png or folders of png), found {kinds}; "
+            f"expected clips of one kind in {folder} (gif, {', '.join(SUFFIXES)}, npy, png or folders of png), found {kinds}; "
             "give a folder with one of them, or a run folder (with recipe.yaml)"
         )
     kind, paths = next(iter(found.items()))
-    return kind, sorted(paths, key=lambda path: natural_key(path.name))
+    return kind, sorted(paths, key=lambda path: natural_key(path.name.lower()))
 
 
 def read_clips(source: Path) -> Clips:
@@ -158,7 +151,7 @@ def _read_picture(path: Path) -> np.ndarray:
 
 def _read_sequence(folder: Path) -> tuple[np.ndarray, list[str]]:
     paths = sorted(
-        (p for p in folder.iterdir() if p.suffix.lower() in PICTURES), key=lambda path: natural_key(path.name)
+        (p for p in folder.iterdir() if p.suffix.lower() in PICTURES), key=lambda path: natural_key(path.name.lower())
     )
     frames = [_read_picture(path) for path in paths]
     sizes = sorted({frame.shape for frame in frames})
@@ -220,12 +213,8 @@ def pair_clips(clips: Clips, reference: Clips) -> tuple[Clips, Clips]:
     missing = [name for key, name in theirs.items() if key not in ours]
     raise DataError(
         f"expected as many clips as true ones with equal names or numbers, found {len(clips.names)} and "
-        f"{len(reference.names)}; without a true clip: {_list_names(lonely)}; without a reconstruction: {_list_names(missing)}"
+        f"{len(reference.names)}; without a true clip: {listed(lonely) or 'none'}; without a reconstruction: {listed(missing) or 'none'}"
     )
-
-
-def _list_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
 
 
 def align_clips(
@@ -266,9 +255,7 @@ def align_clips(
     for what, part in (("reconstruction", clips), ("truth", truth)):
         odd = [name for name, clip in zip(part.names, part.clips, strict=True) if len(clip) != n_frames]
         if odd:
-            notes.append(
-                f"{what}: {len(odd)} of {len(part.names)} clips brought to {n_frames} frames ({_list_names(odd)})"
-            )
+            notes.append(f"{what}: {len(odd)} of {len(part.names)} clips brought to {n_frames} frames ({listed(odd)})")
         other = {clip.shape[1:3] for clip in part.clips} - {(height, width)}
         if other:
             found = ", ".join(f"{h} x {w}" for h, w in sorted(other))
@@ -294,6 +281,4 @@ def _fit_clip(clip: np.ndarray, n_frames: int, height: int, width: int, fit: str
             if height != width:
                 raise DataError(f"expected a square result for --fit crop, found {height} x {width}; give --size too")
             return np.stack([fit_square(frame, height, "crop") for frame in clip])
-    is_smaller = height <= found_height and width <= found_width
-    how = cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR
-    return np.stack([cv2.resize(frame, (width, height), interpolation=how) for frame in clip])
+    return np.stack([resize(frame, height, width) for frame in clip])

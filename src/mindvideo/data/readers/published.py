@@ -12,7 +12,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from pydantic import Field
 
@@ -24,7 +23,7 @@ from mindvideo.data.pool import Pool
 from mindvideo.data.preparation import captions_from, refuse_complete, shaping_settings, write_captions
 from mindvideo.data.segments import frame_times, number_scenes
 from mindvideo.data.store import Store, open_group
-from mindvideo.data.video import MIN_SCENE_S, find_cuts
+from mindvideo.data.video import MIN_SCENE_S, find_cuts, resize
 from mindvideo.data.windows import near_duplicates
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, SettingError
@@ -181,15 +180,8 @@ def _write_signals(
 
 
 def resize_frames(frames: np.ndarray, size: int) -> np.ndarray:
-    """Square frames uint8 (n, F, H, H, 3) at another size; by area where they shrink, linearly where they grow."""
-    old = frames.shape[2]
-    if old == size:
-        return frames
-    how = cv2.INTER_AREA if size < old else cv2.INTER_LINEAR
-    result = np.empty((*frames.shape[:2], size, size, 3), dtype=np.uint8)
-    for place in np.ndindex(frames.shape[:2]):
-        result[place] = cv2.resize(frames[place], (size, size), interpolation=how)
-    return result
+    """Square frames uint8 (n, F, H, H, 3) at another size."""
+    return np.stack([[resize(frame, size, size) for frame in scan] for scan in frames])
 
 
 def _place_voxels(n_voxels: int, sources: dict[str, str], data: Data) -> np.ndarray:
