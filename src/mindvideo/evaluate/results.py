@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from mindvideo.data.store import natural_key
+from mindvideo.data.store import listed, natural_key
 from mindvideo.data.video import SUFFIXES, fit_square, read_whole_film, resize
 from mindvideo.errors import DataError
 from mindvideo.evaluate.seam import find_layout
