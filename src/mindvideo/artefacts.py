@@ -42,6 +42,7 @@ def find_damage(base: Path, record: Record, whole: bool = True) -> tuple[Path, s
 
     Parameters
     ----------
+    base : Path
     record : mapping
         As `record_files` gives it.
     whole : bool
@@ -87,12 +88,17 @@ def is_intact(base: Path, record: Any) -> bool:
 def require_intact(run_dir: Path, stage: str, below: str = "") -> None:
     """Compare what a stage has written with its record; nothing is compared where there is no record.
 
-    Raises DataError, naming the file, what is wrong with it, and the stage to run again.
-
     Parameters
     ----------
+    run_dir : Path
+    stage : str
     below : str
         Only files whose path in the run folder begins so, e.g. ``model/``.
+
+    Raises
+    ------
+    DataError
+        Naming the file, what is wrong with it, and the stage to run again.
     """
     record = read_note(run_dir / stage / "done.json").get("files", {})
     try:

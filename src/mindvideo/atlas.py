@@ -108,12 +108,15 @@ def _bare_names() -> tuple[str, ...]:
 def area_of(name: str) -> np.ndarray:
     """Positions of an area in both hemispheres (``V1``) or in one (``L_V1``, ``R_V1``).
 
-    Raises SettingError for a name that is not in the atlas; names the nearest area.
-
     Returns
     -------
     ndarray, int32 (n,)
         Ascending, hence left before right. Read-only.
+
+    Raises
+    ------
+    SettingError
+        For a name that is not in the atlas; names the nearest area.
     """
     names = area_names()
     if name in _bare_names():
@@ -138,12 +141,15 @@ def visual_areas() -> np.ndarray:
 def parse_areas(text: str) -> np.ndarray:
     """Cortical positions that a setting such as ``cortex``, ``visual`` or ``V1,V2`` names.
 
-    Raises SettingError for an empty setting or an unknown area; names the nearest one.
-
     Returns
     -------
     ndarray, int32 (n,)
         Ascending, without duplicates.
+
+    Raises
+    ------
+    SettingError
+        For an empty setting or an unknown area; names the nearest one.
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
     if not names:
@@ -203,8 +209,6 @@ def adjacency() -> sparse.csr_matrix:
 def surface(kind: SurfaceKind, hemisphere: Hemisphere) -> tuple[np.ndarray, np.ndarray]:
     """An HCP S1200 group surface.
 
-    Raises SettingError for another kind or hemisphere.
-
     Parameters
     ----------
     kind : str
@@ -218,6 +222,11 @@ def surface(kind: SurfaceKind, hemisphere: Hemisphere) -> tuple[np.ndarray, np.n
     coordinates : ndarray, float32 (32492, 3), mm
     triangles : ndarray, int32 (n, 3)
         Read-only both.
+
+    Raises
+    ------
+    SettingError
+        For another kind or hemisphere.
     """
     import nibabel
 
@@ -296,8 +305,6 @@ def hierarchy_order(vertex: np.ndarray) -> np.ndarray:
 
     Area by area (`_labels_in_order`), inside an area a walk over the sphere (`_walk`).
 
-    Raises SettingError for positions outside the cortex.
-
     Parameters
     ----------
     vertex : ndarray, int (n,)
@@ -307,6 +314,11 @@ def hierarchy_order(vertex: np.ndarray) -> np.ndarray:
     -------
     ndarray, intp (n,)
         ``vertex[hierarchy_order(vertex)]`` is in order, whatever the order of ``vertex`` was.
+
+    Raises
+    ------
+    SettingError
+        For positions outside the cortex.
     """
     vertex = np.asarray(vertex)
     if vertex.size and (vertex.min() < 0 or vertex.max() >= N_CORTEX):

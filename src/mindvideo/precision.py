@@ -37,7 +37,10 @@ def settle_precision(folder: Path, asked: Precision, device: torch.device) -> Ch
 
     Work that goes on, perhaps on another machine, goes on in the precision it was begun in.
 
-    Raises DataError when the note cannot be understood.
+    Raises
+    ------
+    DataError
+        When the note cannot be understood.
     """
     precision = settled_precision(folder) if asked == "auto" else None
     precision = processes.tell(precision or resolve_precision(asked, device))

@@ -34,7 +34,10 @@ warnings.filterwarnings("ignore", message="torch.distributed.nn.functional.all_g
 def join() -> None:
     """Meet the other processes, where a launcher has started several; a second call does nothing.
 
-    Raises SettingError where several were asked for and one was started.
+    Raises
+    ------
+    SettingError
+        Where several were asked for and one was started.
     """
     if "WORLD_SIZE" not in os.environ and {"MASTER_PORT", "ACCELERATE_DYNAMO_BACKEND"} <= os.environ.keys():
         raise SettingError(

@@ -20,6 +20,7 @@ class StageContext(NamedTuple):
 
     Attributes
     ----------
+    recipe : Recipe
     run_dir : Path
         Where the stages before it left their results, ``RUN/STAGE``.
     folder : Path

@@ -45,6 +45,7 @@ class Study:
 
     Parameters
     ----------
+    recipe : Recipe
     run_dir : Path
         ``runs/NAME``; made where missing.
     """
@@ -175,8 +176,6 @@ class Study:
     ) -> list[str]:
         """Run what is not up to date, in order.
 
-        Raises MindVideoError of any stage; the stages before it stay done.
-
         Parameters
         ----------
         until : str, optional
@@ -192,6 +191,11 @@ class Study:
         -------
         list of str
             Stages that ran.
+
+        Raises
+        ------
+        MindVideoError
+            Of any stage; the stages before it stay done.
         """
         names = [stage.name for stage in self.stages]
         for name in (until, only):

@@ -144,8 +144,6 @@ class Ablation:
     ) -> dict[str, list[str]]:
         """Carry out what is missing and write the table after every run.
 
-        Raises MindVideoError of any stage; finished stages stay, and the same call goes on from there.
-
         Parameters
         ----------
         progress : callable, optional
@@ -157,6 +155,11 @@ class Ablation:
         -------
         dict of str to list of str
             Stages that ran, by run.
+
+        Raises
+        ------
+        MindVideoError
+            Of any stage; finished stages stay, and the same call goes on from there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         ran: dict[str, list[str]] = {}

@@ -41,14 +41,19 @@ class Variant:
 def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list[Variant]:
     """Every variant of a recipe, the full method first.
 
-    Raises SettingError for another subject of a simulated dataset, which has one; DataError for a subject without
-    recordings.
-
     Parameters
     ----------
+    recipe : Recipe
     subjects : sequence of int, optional
         Subjects to run the full method on. By default the recipe's own and, of recordings in Wen 2018's layout, every
         ``subjectN`` folder there is.
+
+    Raises
+    ------
+    SettingError
+        For another subject of a simulated dataset, which has one.
+    DataError
+        For a subject without recordings.
     """
     scratch = {"align.start_from": "scratch"}
     untokened = {"align.token_weight": 0.0, "cotrain.token_weight": 0.0}
@@ -116,7 +121,10 @@ def _check_subjects(recipe: Recipe, subjects: Sequence[int] | None) -> list[int]
 def choose_variants(variants: Sequence[Variant], only: Sequence[str]) -> list[Variant]:
     """The full method, against which all are compared, and those named in ``only``; all where it is empty.
 
-    Raises SettingError for an unknown name, naming the nearest.
+    Raises
+    ------
+    SettingError
+        For an unknown name, naming the nearest.
     """
     names = [variant.name for variant in variants]
     for name in only:

@@ -103,6 +103,8 @@ class Attempt:
 
     Parameters
     ----------
+    name : str
+    recipe : Recipe
     run_dir : Path
         The study's folder, or a new one for rivals alone.
     store_path : Path, optional
@@ -314,7 +316,10 @@ def add_folder(
 def check_made(clips: Any, n: int, trial: Trial) -> np.ndarray:
     """Clips of a method in the table's shape (B, F, H, W, 3), see `Trial.as_asked`.
 
-    Raises DataError for anything but ``n`` uint8 clips of the store's size or of the size that is asked for.
+    Raises
+    ------
+    DataError
+        For anything but ``n`` uint8 clips of the store's size or of the size that is asked for.
     """
     found = np.asarray(clips.cpu() if isinstance(clips, torch.Tensor) else clips)
     size = trial.store.size

@@ -49,7 +49,10 @@ def read_folder(folder: Path, windows: list[dict[str, Any]], shape: tuple[int, .
     Frames are taken at evenly spaced times; square frames of another size are resampled (area averaging where they
     shrink), others are refused.
 
-    Raises DataError for a window without a file, a file that cannot be read, or frames that are not square.
+    Raises
+    ------
+    DataError
+        For a window without a file, a file that cannot be read, or frames that are not square.
     """
     if not folder.is_dir():
         raise DataError(f"expected a folder of clips at {folder}, found none")

@@ -50,8 +50,6 @@ def _list_seeds(run_dir: Path, seeds: int) -> dict[str, list[Path]]:
 def collect(run_dir: Path, seeds: int = 1) -> list[dict[str, Any]]:
     """One entry a method that has scores, the main method first.
 
-    Raises DataError where no method has been scored.
-
     Returns
     -------
     list of dict
@@ -59,6 +57,11 @@ def collect(run_dir: Path, seeds: int = 1) -> list[dict[str, Any]]:
         score ``value``, ``interval``, ``from_brain``, and for ``shuffled`` and ``mean`` the value, ``p_…`` and ``p_holm_…``,
         which is corrected over the method's scores. Over several seeds means of values and costs, ``sd`` of the value,
         the largest P, and from the brain what is so with every seed.
+
+    Raises
+    ------
+    DataError
+        Where no method has been scored.
     """
     rows = []
     for name, folders in _list_seeds(run_dir, seeds).items():

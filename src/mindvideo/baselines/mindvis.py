@@ -64,7 +64,10 @@ class PictureUNet(UNet2DConditionModel):
 def condition_twice(unet: UNet2DConditionModel) -> PictureUNet:
     """A copy that also adds a projection of the mean condition token (B, C), zero at first, to the time embedding.
 
-    Raises ModelError where the model already uses a class embedding.
+    Raises
+    ------
+    ModelError
+        Where the model already uses a class embedding.
     """
     config: dict[str, Any] = dict(unet.config)
     if config.get("class_embed_type") or config.get("num_class_embeds"):

@@ -25,7 +25,10 @@ _BLOCK_SCANS = 16
 def read_npy(path: Path) -> np.ndarray:
     """An npy file, mapped into memory, never unpickled.
 
-    Raises DataError for a missing or damaged file, or one of Python objects.
+    Raises
+    ------
+    DataError
+        For a missing or damaged file, or one of Python objects.
     """
     if not path.is_file():
         raise DataError(f"expected {path.name} in {path.parent}, found no such file; download it")
@@ -52,7 +55,10 @@ def read_pt(path: Path) -> Any:
 
     Tensors of zip files stay on disk until they are used.
 
-    Raises DataError for a missing or damaged file, or one with other objects.
+    Raises
+    ------
+    DataError
+        For a missing or damaged file, or one with other objects.
     """
     import torch
 

@@ -73,8 +73,6 @@ def raw_places(name: str, bids: Path) -> list[Path]:
 def find_inherited(name: str, suffix: str, places: Sequence[Path]) -> Iterator[Path]:
     """Files that hold for a recording, nearest first: none of their keys contradicts its name (inheritance principle).
 
-    Raises DataError if two in one folder are equally near.
-
     Parameters
     ----------
     name : str
@@ -83,6 +81,11 @@ def find_inherited(name: str, suffix: str, places: Sequence[Path]) -> Iterator[P
         ``events.tsv``, ``bold.json``.
     places : sequence of Path
         Folders to look in, nearest first.
+
+    Raises
+    ------
+    DataError
+        If two in one folder are equally near.
     """
     own = parse_name(name)
     for place in places:
@@ -102,7 +105,10 @@ def find_inherited(name: str, suffix: str, places: Sequence[Path]) -> Iterator[P
 def find_events(name: str, folder: Path, derivatives: Path, bids: Path | None) -> Path:
     """The events table of a recording: beside it or above it in the derivatives, or in the raw data set.
 
-    Raises DataError if there is none, or two that are equally near.
+    Raises
+    ------
+    DataError
+        If there is none, or two that are equally near.
     """
     places = places_of(folder, derivatives) + (raw_places(name, bids) if bids is not None else [])
     for path in find_inherited(name, "events.tsv", places):
@@ -117,7 +123,10 @@ def find_events(name: str, folder: Path, derivatives: Path, bids: Path | None) -
 def read_sidecar(path: Path) -> dict[str, Any]:
     """A JSON sidecar as a mapping.
 
-    Raises DataError for a missing file, or one that is no JSON object.
+    Raises
+    ------
+    DataError
+        For a missing file, or one that is no JSON object.
     """
     try:
         content = json.loads(_read_text(path))
@@ -151,8 +160,10 @@ def read_positive(sidecar: dict[str, Any], key: str, path: Path) -> float:
 def read_table(path: Path) -> dict[str, list[str]]:
     """A tab-separated table by column.
 
-    Raises DataError for a missing or damaged file, rows of another length than the header, or a column that is there
-    twice.
+    Raises
+    ------
+    DataError
+        For a missing or damaged file, rows of another length than the header, or a column that is there twice.
     """
     try:  # line by line: a lone quotation mark must not swallow the lines after it
         rows = [
@@ -179,7 +190,10 @@ def read_table(path: Path) -> dict[str, list[str]]:
 def read_events(path: Path, column: str = "stim_file") -> list[Event]:
     """The rows of a table that name a stimulus, in order of onset; a duration of 0, an impulse, states no length.
 
-    Raises DataError for a missing column, or an onset or a duration that is no number.
+    Raises
+    ------
+    DataError
+        For a missing column, or an onset or a duration that is no number.
     """
     table = read_table(path)
     missing = [name for name in ("onset", "duration", column) if name not in table]

@@ -47,8 +47,6 @@ def caption_windows(frame_captions: Sequence[Sequence[str]], scene: np.ndarray) 
     Each scene within a scan is described by the most frequent caption of its frames, the earliest of them where
     several are equally frequent. Scenes described differently are joined in order: ``A. Then B``.
 
-    Raises DataError if the shapes differ.
-
     Parameters
     ----------
     frame_captions : nested list of str, (n, F)
@@ -58,6 +56,11 @@ def caption_windows(frame_captions: Sequence[Sequence[str]], scene: np.ndarray) 
     Returns
     -------
     list of str, (n,)
+
+    Raises
+    ------
+    DataError
+        If the shapes differ.
     """
     shape = np.asarray(scene).shape
     lengths = {len(row) for row in frame_captions}
@@ -86,8 +89,6 @@ def read_captions(
 ) -> dict[str, list[list[str]]]:
     """Read a user's captions and give one to every frame.
 
-    Raises DataError for a missing or malformed file, or segments, scans or captions that are missing, double or empty.
-
     Parameters
     ----------
     path : Path
@@ -104,6 +105,11 @@ def read_captions(
     Returns
     -------
     dict of str to nested list of str, (n, F)
+
+    Raises
+    ------
+    DataError
+        For a missing or malformed file, or segments, scans or captions that are missing, double or empty.
     """
     if not path.is_file():
         raise DataError(f"expected a captions file at {path}, found none; give a csv or json file, or 'blip'")
@@ -230,8 +236,6 @@ def caption_frames(
 ) -> list[str]:
     """Caption frames in batches; what was captioned before, by content, is read from the cache.
 
-    Raises DataError for a damaged cache, a captioner that returns something else, or a cache that cannot be written.
-
     Parameters
     ----------
     captioner : callable
@@ -247,6 +251,11 @@ def caption_frames(
     Returns
     -------
     list of str, (N,)
+
+    Raises
+    ------
+    DataError
+        For a damaged cache, a captioner that returns something else, or a cache that cannot be written.
     """
     cache = _read_cache(cache_path)
     keys = [_frame_key(frame, captioner_name) for frame in frames]

@@ -50,8 +50,6 @@ def write_cortex(
 ) -> None:
     """Write a CIFTI-2 dense time series with true fsLR-32k brain models, medial wall left out.
 
-    Raises DataError for mismatched shapes or positions, or when the file cannot be written.
-
     Parameters
     ----------
     path : Path
@@ -65,6 +63,11 @@ def write_cortex(
     subcortex : ndarray, float (T, M), optional
         Voxels of the standard subcortical structures in their order; with M = 31,870 and the whole cortex the file has
         91,282 grayordinates. The voxel coordinates are placeholders on the 2 mm MNI grid.
+
+    Raises
+    ------
+    DataError
+        For mismatched shapes or positions, or when the file cannot be written.
     """
     vertex = np.asarray(vertex)
     if data.ndim != 2 or data.shape[1] != len(vertex):

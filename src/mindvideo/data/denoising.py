@@ -63,8 +63,6 @@ class Confounds:
 def read_confounds(path: Path, wanted: Sequence[str], n_volumes: int) -> Confounds:
     """The columns of fMRIPrep's confounds table that the patterns name.
 
-    Raises DataError for a missing column, another number of rows, or a value that is no number after the first volumes.
-
     Parameters
     ----------
     path : Path
@@ -73,6 +71,11 @@ def read_confounds(path: Path, wanted: Sequence[str], n_volumes: int) -> Confoun
         Column names, in which ``*`` and ``?`` stand for anything; none: no confounds.
     n_volumes : int
         Volumes of the recording.
+
+    Raises
+    ------
+    DataError
+        For a missing column, another number of rows, or a value that is no number after the first volumes.
     """
     if not wanted and not path.is_file():
         return Confounds((), np.empty((n_volumes, 0)), (), np.ones(n_volumes, dtype=bool))
@@ -128,8 +131,6 @@ def clean_run(
     One least-squares fit takes all of them out together, so that none brings back what another removed (Lindquist et
     al. 2019, Human Brain Mapping 40, 2358–2376). Mean and standard deviation (ddof 1) are those of the kept volumes.
 
-    Raises DataError if there are too few volumes for so many regressors.
-
     Parameters
     ----------
     run : ndarray, float (T, V)
@@ -147,6 +148,11 @@ def clean_run(
     -------
     ndarray, float32 (kept volumes, V)
         NaN throughout for a vertex of which nothing but rounding is left.
+
+    Raises
+    ------
+    DataError
+        If there are too few volumes for so many regressors.
     """
     n_volumes = len(run)
     kept = np.ones(n_volumes, dtype=bool) if kept is None else kept

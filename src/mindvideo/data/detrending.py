@@ -20,7 +20,10 @@ _CANCELLED = 1e-6
 def polynomial_basis(n_scans: int, order: int = 4) -> np.ndarray:
     """Orthonormal polynomials up to a degree over the scans of a run, float64 (n, order + 1).
 
-    Raises DataError for fewer than ``order + 3`` scans, which leave nothing to standardise.
+    Raises
+    ------
+    DataError
+        For fewer than ``order + 3`` scans, which leave nothing to standardise.
     """
     if n_scans < order + 3:
         raise DataError(f"expected at least {order + 3} scans for a polynomial of degree {order}, found {n_scans}")
@@ -68,6 +71,10 @@ def detrended_products(recordings: Sequence[np.ndarray], basis: np.ndarray) -> D
         The series of some vertices in each recording; at most a few hundred vertices keep the work in the cache.
     basis : ndarray, float64 (n, d)
         Orthonormal, its first columns span the constants (`polynomial_basis`).
+
+    Returns
+    -------
+    DetrendedProducts
 
     Notes
     -----

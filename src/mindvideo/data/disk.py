@@ -21,12 +21,15 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 class StoreLock:
     """An exclusive lock on a store, held through a file beside it; the kernel gives it back if the process dies.
 
-    Raises DataError if another process (or another writer in this one) holds the lock, or the folder cannot be written.
-
     Parameters
     ----------
     path : Path
         The store's folder, which need not exist yet.
+
+    Raises
+    ------
+    DataError
+        If another process (or another writer in this one) holds the lock, or the folder cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,7 +106,10 @@ def is_full(error: Exception) -> bool:
 def only_one(folder: Path, doing: str) -> Iterator[None]:
     """Hold a folder for one process while a study or an ablation runs in it.
 
-    Raises DataError where another process holds it.
+    Raises
+    ------
+    DataError
+        Where another process holds it.
     """
     with (folder / ".lock").open("w") as handle:
         try:

@@ -52,8 +52,10 @@ def read_cifti_windows(file: SeriesFile, vertex: np.ndarray, window_s: float) ->
 
     NaN throughout for a vertex without signal.
 
-    Raises DataError if the file is damaged, lacks vertices, is too short, or has values that are not finite among
-    others.
+    Raises
+    ------
+    DataError
+        If the file is damaged, lacks vertices, is too short, or has values that are not finite among others.
     """
     path, known = file.path, file.header.vertex
     is_missing = known[np.minimum(np.searchsorted(known, vertex), len(known) - 1)] != vertex
@@ -131,8 +133,10 @@ def stream_npz_windows(path: Path, areas: Sequence[str], window_s: float) -> Ite
     V1…V4, each time × voxels at TR 0.72 s, stand side by side in the given order; inside an area the file's own order is
     kept. NaN throughout for a voxel without signal.
 
-    Raises DataError before the first block, if the file is damaged, lacks a key, or has values that are not finite
-    among others.
+    Raises
+    ------
+    DataError
+        Before the first block, if the file is damaged, lacks a key, or has values that are not finite among others.
     """
     first, n_windows = None, 0
     held: list[np.ndarray] | None = []

@@ -35,7 +35,10 @@ def refuse_damaged_store(path: Path, group: zarr.Group) -> None:
 
     zarr reads a lost chunk as zeros, and rows beyond a damaged shape not at all; both are refused.
 
-    Raises DataError, naming what is missing, or of another type, shape or length.
+    Raises
+    ------
+    DataError
+        Naming what is missing, or of another type, shape or length.
     """
     with as_damage(path, "store"):
         attrs = dict(group.attrs)

@@ -80,7 +80,10 @@ def is_measured(segment: Segment) -> bool:
 def measure_segment(task: SegmentTask) -> SegmentMeasure:
     """Read all runs of a segment once: check and hash them, and correlate them where the segment is measured.
 
-    Raises DataError for damaged or changed files, values that are not finite, or copies of one file.
+    Raises
+    ------
+    DataError
+        For damaged or changed files, values that are not finite, or copies of one file.
     """
     runs = task.segment.runs
     if any(run.read is not None for run in runs):

@@ -79,15 +79,19 @@ class _Futures:
 def open_pool(workers: int = 1, scheduler: str | None = None) -> Iterator[Pool]:
     """A pool for the time of a ``with`` block.
 
-    Raises SettingError for fewer than one worker, both kinds at once, or dask.distributed missing; DataError if no
-    scheduler answers, or it has no workers.
-
     Parameters
     ----------
     workers : int
         Local threads; reading, hashing, decoding and the arithmetic all run beside one another in them.
     scheduler : str, optional
         Address of a dask scheduler (``tcp://host:8786``) whose workers see the recordings under the same paths.
+
+    Raises
+    ------
+    SettingError
+        For fewer than one worker, both kinds at once, or dask.distributed missing.
+    DataError
+        If no scheduler answers, or it has no workers.
     """
     if workers < 1:
         raise SettingError(f"expected at least 1 worker, found {workers}")

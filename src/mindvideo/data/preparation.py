@@ -68,8 +68,6 @@ def prepare_segments(
 ) -> Store:
     """Check every input, select voxels on training runs, and write the store; goes on where it was interrupted.
 
-    Raises DataError for any damaged or contradictory input, or a store in the way.
-
     Parameters
     ----------
     source : Source
@@ -84,6 +82,11 @@ def prepare_segments(
         Needed where ``data.captions`` is ``blip``.
     pool : Pool, optional
         Where the work on single runs and films is done; left out: here, one after the other. Same bytes either way.
+
+    Raises
+    ------
+    DataError
+        For any damaged or contradictory input, or a store in the way.
     """
     refuse_complete(out)
     if pool is None:
@@ -208,8 +211,10 @@ def measure_voxels(
     candidate.
     ``hashes`` receives the hash of each file that was read from end to end.
 
-    Raises DataError for values that are not finite, too many vertices without signal, copies of one file, or too few
-    voxels.
+    Raises
+    ------
+    DataError
+        For values that are not finite, too many vertices without signal, copies of one file, or too few voxels.
     """
     candidate = np.intersect1d(source.vertex, parse_areas(data.areas))
     if not len(candidate):

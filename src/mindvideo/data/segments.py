@@ -91,7 +91,10 @@ class Source:
 def frame_times(n_scans: int, tr_s: float, fps: int, first: int = 0) -> np.ndarray:
     """Movie time of every kept frame, float64 (n, F): scan k shows (first + k) · tr_s + j / fps, j = 0…F−1.
 
-    Raises SettingError if a TR does not hold a whole number of frames.
+    Raises
+    ------
+    SettingError
+        If a TR does not hold a whole number of frames.
     """
     if not _is_whole(fps * tr_s):
         rates = [str(rate) for rate in range(1, MOST_FPS + 1) if _is_whole(rate * tr_s)]

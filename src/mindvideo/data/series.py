@@ -76,6 +76,7 @@ class Layout:
 
     Attributes
     ----------
+    header : CortexHeader
     n_rows : int
         Grayordinates K.
     offset : int
@@ -111,14 +112,17 @@ def read_cortex(path: Path) -> CortexRecording:
 def read_layout(path: Path) -> Layout:
     """Header of a dense time series and where its values lie; equal headers are parsed once.
 
-    Raises DataError if the file is missing, no dense time series, of another surface resolution, without one of the
-    hemispheres, damaged, or shorter than its header promises.
-
     Parameters
     ----------
     path : Path
         A ``.dtseries.nii`` (or gzipped) file of any byte order and number type; its structures may come in any order and
         be partial. Vertices of the medial wall, which some files carry, are left out.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, no dense time series, of another surface resolution, without one of the hemispheres,
+        damaged, or shorter than its header promises.
     """
     absent = describe_absence(path)
     if absent:
@@ -249,11 +253,13 @@ class SeriesFile:
 
     Parameters
     ----------
+    path : Path
     by_vertex : bool
         Blocks hold the cortical vertices in the order of the header, whatever the file's order.
 
     Attributes
     ----------
+    header : CortexHeader
     column : ndarray, int64 (N,)
         Row of the blocks that holds each vertex of the header.
     sha256 : str

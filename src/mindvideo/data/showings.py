@@ -75,9 +75,6 @@ def match_films(
 ) -> tuple[list[Film], list[Remark]]:
     """The films that were shown, each with its showings, and what of the events was left out or joined.
 
-    Raises DataError for a film that is not there, no film at all, or two films at one time; SettingError for an
-    exclusion that excludes nothing.
-
     Parameters
     ----------
     recordings : sequence of Recording
@@ -85,6 +82,13 @@ def match_films(
         The folder of the films. Events that name a picture, a sound or a text are left out.
     exclude : sequence of str
         Entries ``RUN:STIMULUS`` are showings that are left out; others are ignored.
+
+    Raises
+    ------
+    DataError
+        For a film that is not there, no film at all, or two films at one time.
+    SettingError
+        For an exclusion that excludes nothing.
     """
     films: dict[Path, Film] = {}
     located: dict[str, Path | None] = {}
@@ -194,7 +198,10 @@ def _join_shots(events: list[Event], film: Film, recording: Recording) -> list[E
     """The showings that a run's rows of one film stand for: rows without a gap between them, or inside another one, are
     shots and annotations of one showing.
 
-    Raises DataError for rows that are parts of one showing with gaps between them.
+    Raises
+    ------
+    DataError
+        For rows that are parts of one showing with gaps between them.
     """
     showings: list[Event] = []
     for event in events:
@@ -285,8 +292,12 @@ def _is_called(film: Path, name: str, pattern: str) -> bool:
 def split_films(films: Sequence[Film], data: Data) -> dict[Path, str]:
     """Split of every film: ``test`` as told, the last of the others by name ``validation``, the rest ``train``.
 
-    Raises SettingError if no test film is named, or one that is not there; DataError if too few films remain for
-    training.
+    Raises
+    ------
+    SettingError
+        If no test film is named, or one that is not there.
+    DataError
+        If too few films remain for training.
     """
     ordered = sorted(films, key=lambda film: natural_key(film.name))
     most = max(len(film.shown) for film in ordered)
@@ -323,7 +334,10 @@ def split_films(films: Sequence[Film], data: Data) -> dict[Path, str]:
 def check_repeats(films: Sequence[Film], data: Data) -> None:
     """A selection by reproducibility needs training films that were shown twice, and that last a few scans.
 
-    Raises DataError if there are none; the way out is a choice by areas.
+    Raises
+    ------
+    DataError
+        If there are none; the way out is a choice by areas.
     """
     if data.selection == "all":
         return
@@ -345,7 +359,10 @@ def check_repeats(films: Sequence[Film], data: Data) -> None:
 def place_scans(film: Film, recordings: Sequence[Recording], data: Data) -> Film:
     """The scans of a film that every showing has, and the weights that make them of each run's volumes.
 
-    Raises DataError if the showings last unequally long, or longer than the film, or a run does not cover one of them.
+    Raises
+    ------
+    DataError
+        If the showings last unequally long, or longer than the film, or a run does not cover one of them.
     """
     n_whole = _count_whole(film, data)
     start, stop, every = 0, n_whole, []
@@ -418,7 +435,10 @@ def _count_whole(film: Film, data: Data) -> int:
 def refuse_shared_scans(films: Sequence[Film], recordings: Sequence[Recording]) -> None:
     """Raise where a volume goes into scans of a test film and of another one.
 
-    Raises DataError, naming both films and the run.
+    Raises
+    ------
+    DataError
+        Naming both films and the run.
     """
     for index, recording in enumerate(recordings):
         used: dict[str, np.ndarray] = {}

@@ -75,7 +75,10 @@ class Store:
     def open(cls, path: Path | str) -> Store:
         """Open a complete store.
 
-        Raises DataError if the folder is missing, is no store, has another format version, is incomplete or lacks data.
+        Raises
+        ------
+        DataError
+            If the folder is missing, is no store, has another format version, is incomplete or lacks data.
         """
         path = Path(path)
         group = open_group(path)
@@ -128,7 +131,10 @@ class Store:
     def film(self, segment: str) -> dict[str, Any]:
         """A segment's film: ``path``, the movie time of its first scan ``start_s``, how it was made square ``fit``.
 
-        Raises DataError if the store was not made from films, or the film lies no more where it was.
+        Raises
+        ------
+        DataError
+            If the store was not made from films, or the film lies no more where it was.
         """
         film = self.attrs.get("films", {}).get(segment)
         if film is None:
@@ -308,14 +314,17 @@ class Store:
     def export_npz(self, out: Path | str, frames: bool = False) -> None:
         """Write the store as plain arrays.
 
-        Raises DataError if segments have different lengths, or the disk is full.
-
         Parameters
         ----------
         out : Path
             An ``.npz`` file; it appears when it is whole. Keys: ``fmri_train``, ``fmri_test`` float32 (segments, scans,
             V), ``vertex`` int32 (V,), and with ``frames`` also ``frames_train``, ``frames_test`` uint8 (segments,
             scans, F, H, W, 3). Validation segments are among train, in recorded order.
+
+        Raises
+        ------
+        DataError
+            If segments have different lengths, or the disk is full.
         """
         out = Path(out)
         test = set(self.splits["test"])

@@ -79,7 +79,10 @@ def is_film(path: Path) -> bool:
 def probe(path: Path) -> VideoInfo:
     """Measure a film from its packets, without decoding.
 
-    Raises DataError if the file is missing, holds no video, is damaged, or stops before the end its header promises.
+    Raises
+    ------
+    DataError
+        If the file is missing, holds no video, is damaged, or stops before the end its header promises.
     """
     with _open(path) as (container, stream):
         span: list[tuple[float, float]] = []
@@ -124,8 +127,6 @@ def _promised_duration(container: Any, stream: Any, first_s: float) -> float | N
 def read_frames(path: Path, times_s: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:
     """Take the frames shown at given times.
 
-    Raises DataError for a missing, damaged or too short film; names the second where it stops.
-
     Parameters
     ----------
     path : Path
@@ -141,6 +142,11 @@ def read_frames(path: Path, times_s: np.ndarray, size: int, fit: Fit = "crop") -
     -------
     ndarray, uint8 (T, size, size, 3)
         RGB.
+
+    Raises
+    ------
+    DataError
+        For a missing, damaged or too short film; names the second where it stops.
     """
     return read_film(path, times_s, size, fit).frames
 
@@ -242,8 +248,6 @@ def find_cuts(film: Path | Iterable[tuple[float, np.ndarray]], threshold: float 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, size: int | tuple[int, int]) -> None:
     """Write RGB frames as H.264 (yuv420p, near-lossless), the same bytes each time; appears only when complete.
 
-    Raises DataError for frames of another size, no frame at all, or a file that cannot be written.
-
     Parameters
     ----------
     path : Path
@@ -253,6 +257,11 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, size: int 
         Frames per second.
     size : int or (int, int)
         Height and width; even numbers.
+
+    Raises
+    ------
+    DataError
+        For frames of another size, no frame at all, or a file that cannot be written.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if height % 2 or width % 2:

@@ -29,8 +29,6 @@ def _blocks(n_columns: int) -> Iterator[slice]:
 def find_silent(run: np.ndarray, path: Path | str, vertex: np.ndarray | None = None) -> np.ndarray:
     """Vertices of a run without signal, bool (V,): all their values are equal, or none is a number.
 
-    Raises DataError if some values of a vertex are not finite and others are, which is damage.
-
     Parameters
     ----------
     run : ndarray, float (n, V)
@@ -38,6 +36,11 @@ def find_silent(run: np.ndarray, path: Path | str, vertex: np.ndarray | None = N
         The file, for the message.
     vertex : ndarray, int (V,), optional
         Cortical position of each column, for the message; the column numbers when left out.
+
+    Raises
+    ------
+    DataError
+        If some values of a vertex are not finite and others are, which is damage.
     """
     is_silent, is_damaged = np.empty((2, run.shape[1]), dtype=bool)
     for block in _blocks(run.shape[1]):
@@ -73,8 +76,6 @@ def check_run(run: np.ndarray, path: Path | str, vertex: np.ndarray) -> None:
 def detrend_and_standardise(run: np.ndarray, order: int = 4) -> np.ndarray:
     """Remove a polynomial of each vertex, then its mean, and divide by the standard deviation (ddof 1).
 
-    Raises DataError for fewer than ``order + 3`` scans.
-
     Parameters
     ----------
     run : ndarray, float (n, V)
@@ -86,6 +87,11 @@ def detrend_and_standardise(run: np.ndarray, order: int = 4) -> np.ndarray:
     -------
     ndarray, float32 (n, V)
         NaN throughout for a vertex of which nothing but rounding is left.
+
+    Raises
+    ------
+    DataError
+        For fewer than ``order + 3`` scans.
 
     Notes
     -----
@@ -108,8 +114,6 @@ def detrend_and_standardise(run: np.ndarray, order: int = 4) -> np.ndarray:
 def repeat_correlation(run_a: np.ndarray, run_b: np.ndarray) -> np.ndarray:
     """Pearson correlation of each vertex between two recordings of the same film.
 
-    Raises DataError if the two have different shapes.
-
     Parameters
     ----------
     run_a, run_b : ndarray, float (n, V)
@@ -118,6 +122,11 @@ def repeat_correlation(run_a: np.ndarray, run_b: np.ndarray) -> np.ndarray:
     -------
     ndarray, float64 (V,)
         NaN where a run is constant.
+
+    Raises
+    ------
+    DataError
+        If the two have different shapes.
     """
     _same_shape([run_a, run_b])
     correlation = np.empty(run_a.shape[1])
@@ -134,7 +143,10 @@ def repeat_correlation(run_a: np.ndarray, run_b: np.ndarray) -> np.ndarray:
 def fisher_z(correlation: np.ndarray) -> np.ndarray:
     """Fisher's z (inverse hyperbolic tangent) of correlations, float64, NaN stays NaN.
 
-    Raises DataError for correlations of 1, which only one file read twice gives.
+    Raises
+    ------
+    DataError
+        For correlations of 1, which only one file read twice gives.
     """
     correlation = np.asarray(correlation, dtype=np.float64)
     is_same = np.abs(correlation) >= 1
@@ -149,8 +161,6 @@ def fisher_z(correlation: np.ndarray) -> np.ndarray:
 def reproducibility_t_test(z: np.ndarray) -> np.ndarray:
     """Test of every vertex whether its between-run correlation is above 0 across segments.
 
-    Raises DataError with fewer than two segments.
-
     Parameters
     ----------
     z : ndarray, float (S, V)
@@ -160,6 +170,11 @@ def reproducibility_t_test(z: np.ndarray) -> np.ndarray:
     -------
     ndarray, float64 (V,)
         P of a one-sided one-sample t-test (df S − 1) for a mean above 0. NaN where any segment is NaN.
+
+    Raises
+    ------
+    DataError
+        With fewer than two segments.
 
     Notes
     -----
@@ -186,9 +201,6 @@ def select_voxels(
 ) -> np.ndarray:
     """Columns of the voxels to keep.
 
-    Raises DataError when none survives, with advice; SettingError for an unknown selection, or ``top_k`` without a k
-    that fits.
-
     Parameters
     ----------
     p : ndarray, float64 (V,)
@@ -203,6 +215,13 @@ def select_voxels(
     -------
     ndarray, intp (n,)
         Ascending columns. Equal p: the lower column first.
+
+    Raises
+    ------
+    DataError
+        When none survives, with advice.
+    SettingError
+        For an unknown selection, or ``top_k`` without a k that fits.
     """
     p = np.asarray(p)
     tested = np.flatnonzero(~np.isnan(p))
@@ -232,7 +251,10 @@ def select_voxels(
 def average_runs(runs: Sequence[np.ndarray]) -> np.ndarray:
     """Mean of the standardised runs of one segment, float32 (n, V).
 
-    Raises DataError for no run or runs of different shapes.
+    Raises
+    ------
+    DataError
+        For no run or runs of different shapes.
     """
     _same_shape(runs)
     total = runs[0].astype(np.float32)

@@ -27,6 +27,7 @@ def pad_voxels(fmri: np.ndarray, patch_size: int) -> np.ndarray:
     Parameters
     ----------
     fmri : ndarray (..., V)
+    patch_size : int
 
     Returns
     -------
@@ -46,10 +47,9 @@ class Windows:
 
     Window i is (t, t+1, …, t+W−1) inside its segment; past the segment's end the last scan repeats (METHOD section 2).
 
-    Raises DataError for an unknown or empty split; SettingError for a window below 1.
-
     Parameters
     ----------
+    store : Store
     split : str
         ``train``, ``validation`` or ``test``.
     window : int
@@ -62,6 +62,13 @@ class Windows:
         t, counted inside the segment.
     scene : ndarray, int32 (N,)
         Scene of the middle frame of scan t.
+
+    Raises
+    ------
+    DataError
+        For an unknown or empty split.
+    SettingError
+        For a window below 1.
     """
 
     def __init__(self, store: Store, split: str, window: int) -> None:
@@ -133,9 +140,6 @@ class Windows:
 
         Frame j of a window shows the film at scan · TR + j · TR / num_frames, as a clip of that rate should.
 
-        Raises DataError if the store was made from arrays, or its films lie no more where they were or are others by
-        now; SettingError for fewer than one frame.
-
         Parameters
         ----------
         index : ndarray, int (B,)
@@ -143,6 +147,13 @@ class Windows:
             Frames of a TR.
         size : int, optional
             Height and width; left out: the store's.
+
+        Raises
+        ------
+        DataError
+            If the store was made from arrays, or its films lie no more where they were or are others by now.
+        SettingError
+            For fewer than one frame.
         """
         if num_frames < 1:
             raise SettingError(f"expected at least 1 frame a scan, found {num_frames}")
@@ -162,12 +173,20 @@ class Windows:
     def sample_batch(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
         """Random windows of which no two show the same scene in any of their frames (METHOD section 6).
 
-        Raises DataError if the split has fewer such windows than the batch.
+        Parameters
+        ----------
+        rng : numpy Generator
+        batch_size : int
 
         Returns
         -------
         ndarray, int64 (B,)
             The first windows of a random order that show only scenes not yet in the batch: long scenes come more often.
+
+        Raises
+        ------
+        DataError
+            If the split has fewer such windows than the batch.
         """
         order = rng.permutation(len(self))
         batch = self._without_repeats(order, batch_size)
@@ -196,8 +215,6 @@ class Windows:
     def blocks(self, block_scans: int) -> np.ndarray:
         """Block number of each window: runs of ``block_scans`` consecutive windows inside one segment.
 
-        Raises SettingError for blocks shorter than one scan.
-
         Parameters
         ----------
         block_scans : int
@@ -207,6 +224,11 @@ class Windows:
         -------
         ndarray, int64 (N,)
             0, 0, …, 1, 1, … without gaps.
+
+        Raises
+        ------
+        SettingError
+            For blocks shorter than one scan.
         """
         return block_numbers(self._segment_number, self.scan, block_scans)
 
@@ -219,8 +241,6 @@ class Windows:
 
 def block_numbers(segment: np.ndarray, scan: np.ndarray, block_scans: int) -> np.ndarray:
     """Number of the block of consecutive scans each window belongs to; blocks never cross a segment.
-
-    Raises SettingError for blocks shorter than one scan.
 
     Parameters
     ----------
@@ -235,6 +255,11 @@ def block_numbers(segment: np.ndarray, scan: np.ndarray, block_scans: int) -> np
     -------
     ndarray, int64 (n,)
         0, 1, … without gaps, in order of segment and scan; the last block of a segment may be shorter.
+
+    Raises
+    ------
+    SettingError
+        For blocks shorter than one scan.
     """
     if block_scans < 1:
         raise SettingError(f"expected blocks of at least one scan, found {block_scans}")
@@ -260,6 +285,7 @@ def near_duplicates(store: Store, threshold: float = 0.98) -> list[NearDuplicate
 
     Parameters
     ----------
+    store : Store
     threshold : float
         Least Pearson correlation between 8 x 8 grey thumbnails. Frames of one grey (grey-level standard deviation of
         the thumbnail below 1 of 255) are never counted.

@@ -49,12 +49,11 @@ def _check_header(splits: dict[str, list[str]], names: list[str], order: list[st
 class StoreWriter:
     """Writes a store part by part; what is written stays, an interrupted prepare goes on.
 
-    Raises DataError for contradictory arguments, a store that is in the way, another writer at work, or a full disk.
-
     Parameters
     ----------
     path : Path
         The store's folder. Locked until `finish` or `close`.
+    subject : str
     tr_s, lag_s, fps, size
         As in `Store`.
     splits : dict
@@ -69,6 +68,11 @@ class StoreWriter:
         Whatever else must be equal for an interrupted store to go on (hash of settings and sources).
     provenance : dict, optional
         Steps by name with their parameters, for a new store; one that goes on keeps its own.
+
+    Raises
+    ------
+    DataError
+        For contradictory arguments, a store that is in the way, another writer at work, or a full disk.
     """
 
     def __init__(
@@ -249,7 +253,10 @@ class StoreWriter:
     def finish(self) -> Store:
         """Check that every segment is whole, flush to disk, mark complete and open the store.
 
-        Raises DataError, names the first segment that lacks a part or whose parts disagree in their number of scans.
+        Raises
+        ------
+        DataError
+            Names the first segment that lacks a part or whose parts disagree in their number of scans.
         """
         for segment in self.order:
             missing = [part for part in PARTS if not self.has(segment, part)]

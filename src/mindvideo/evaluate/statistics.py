@@ -65,6 +65,8 @@ def block_permutation_p(
         Score of the reconstruction minus score of the control, window by window.
     block : ndarray, int (n,)
         Windows with one number are flipped together.
+    permutations : int
+    rng : Generator
     alternative : str
         ``greater`` (the mean difference is above 0), ``less`` or ``two-sided``.
 
@@ -105,6 +107,7 @@ def smallest_p(n_blocks: int, n_second: int | None, permutations: int, two_sided
         Of the paired windows; of the first set where there is a second.
     n_second : int or None
         Blocks of the second set (`two_sample_block_p`), None for `block_permutation_p`.
+    permutations : int
     two_sided : bool
         One-sided tests exist of paired windows only.
     """

@@ -28,7 +28,12 @@ from mindvideo.stages import Progress
 def discover(raw: Path, data: Data) -> Any:
     """Find and check what is to be prepared, from headers and tables alone.
 
-    Raises DataError for anything missing or contradictory; SettingError for settings that the data set cannot follow.
+    Raises
+    ------
+    DataError
+        For anything missing or contradictory.
+    SettingError
+        For settings that the data set cannot follow.
     """
     return load_reader(data.source).discover(raw, settle(raw, data))
 
@@ -54,8 +59,6 @@ def prepare(
 ) -> Store:
     """Prepare one person's recordings and films as a store.
 
-    Raises DataError, SettingError for missing, contradictory or damaged input; nothing is written then.
-
     Parameters
     ----------
     raw : Path
@@ -66,6 +69,11 @@ def prepare(
         Settings; ``source`` names the reader.
     progress, captioning, pool
         As in `mindvideo.data.preparation.prepare_segments`.
+
+    Raises
+    ------
+    DataError, SettingError
+        For missing, contradictory or damaged input; nothing is written then.
     """
     data = settle(raw, data)
     write = getattr(load_reader(data.source), "write", prepare_segments)

@@ -141,7 +141,12 @@ def settle(derivatives: Path, data: Data) -> Data:
 def discover(derivatives: Path, data: Data) -> Source:
     """Find and match recordings, events and films of one subject, and check them from headers and tables alone.
 
-    Raises DataError for anything missing or contradictory; SettingError where no film can be told to be the test.
+    Raises
+    ------
+    DataError
+        For anything missing or contradictory.
+    SettingError
+        Where no film can be told to be the test.
     """
     settings: Settings = data.own
     stimuli = settings.stimuli

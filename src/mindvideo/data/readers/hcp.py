@@ -52,7 +52,10 @@ def find_sources(raw: Path) -> list[Source]:
     One file per run: of several versions in a run's folder the one with the longest name, which is the most processed
     (``_hp2000_clean`` before none). A folder holds either CIFTI runs or published ``HCP_visual_voxel.npz`` files.
 
-    Raises DataError if the folder is missing, holds no recording, or holds both kinds.
+    Raises
+    ------
+    DataError
+        If the folder is missing, holds no recording, or holds both kinds.
     """
     if (raw / "zarr.json").is_file():
         return [Source(BrainSegments.open(raw).path, "prepared")]
@@ -104,9 +107,6 @@ def prepare_hcp(
     as it is. A first pass over the chosen vertices alone finds those without signal in some run, which are left out, and
     recordings that are there twice (see `survey`).
 
-    Raises DataError for missing or damaged recordings, missing vertices, too many without signal, another writer, a
-    full disk; SettingError for an unknown area or a window shorter than a volume.
-
     Parameters
     ----------
     raw : Path
@@ -125,6 +125,13 @@ def prepare_hcp(
     -------
     list of str
         What was left out, a line each.
+
+    Raises
+    ------
+    DataError
+        For missing or damaged recordings, missing vertices, too many without signal, another writer, a full disk.
+    SettingError
+        For an unknown area or a window shorter than a volume.
 
     Notes
     -----
@@ -210,7 +217,10 @@ def survey(sources: dict[str, Source], vertex: np.ndarray | None, areas: Sequenc
     recordings of the person too: a concatenation of runs beside its runs, a run beside a longer recording that holds
     it, the same run under two names.
 
-    Raises DataError for damaged recordings, or where no recording or too few vertices remain.
+    Raises
+    ------
+    DataError
+        For damaged recordings, or where no recording or too few vertices remain.
     """
     left_out: dict[str, str] = {}
     seen: dict[Path, str] = {}
@@ -377,6 +387,7 @@ class BrainSegments:
 
     Attributes
     ----------
+    path : Path
     vertex : ndarray, int32 (V,), or None
         Cortical positions in voxel order; None for published npz files, which do not say.
     """
@@ -392,7 +403,10 @@ class BrainSegments:
     def open(cls, path: Path | str) -> BrainSegments:
         """Open a complete folder that `prepare_hcp` wrote.
 
-        Raises DataError if it is missing, something else, of another version, incomplete or damaged.
+        Raises
+        ------
+        DataError
+            If it is missing, something else, of another version, incomplete or damaged.
         """
         path = Path(path)
         group = _open_group(path)

@@ -15,7 +15,12 @@ from mindvideo.errors import SettingError
 def discover(raw: Path, data: Data) -> Store:
     """The store, complete and of the frame size, rate and TR that the settings state.
 
-    Raises DataError if there is no complete store; SettingError if the settings state another size, rate, TR or lag.
+    Raises
+    ------
+    DataError
+        If there is no complete store.
+    SettingError
+        If the settings state another size, rate, TR or lag.
     """
     store = Store.open(raw)
     stated = [name for name in ("tr_s", "lag_s", "fps", "size") if getattr(data, name) or name == "lag_s"]

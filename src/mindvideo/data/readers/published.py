@@ -46,8 +46,10 @@ _LAYOUTS: tuple[type[PublishedFolder], ...] = (MindVideoFolder, NeuroClipsFolder
 def discover(folder: Path, data: Data) -> PublishedFolder:
     """Recognise a folder by what is in it.
 
-    Raises DataError if it is missing, holds neither layout or both, lacks the subject or a file, or arrays contradict
-    one another.
+    Raises
+    ------
+    DataError
+        If it is missing, holds neither layout or both, lacks the subject or a file, or arrays contradict one another.
     """
     if not folder.is_dir():
         raise DataError(f"expected published arrays in {folder}, found no folder; give the one that was downloaded")
