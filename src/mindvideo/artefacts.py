@@ -42,7 +42,6 @@ def find_damage(base: Path, record: Record, whole: bool = True) -> tuple[Path, s
 
     Parameters
     ----------
-    base : Path
     record : mapping
         As `record_files` gives it.
     whole : bool
@@ -90,8 +89,6 @@ def require_intact(run_dir: Path, stage: str, below: str = "") -> None:
 
     Parameters
     ----------
-    run_dir : Path
-    stage : str
     below : str
         Only files whose path in the run folder begins so, e.g. ``model/``.
 

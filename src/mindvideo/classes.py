@@ -16,7 +16,6 @@ def import_class(place: str, what: str) -> type:
 
     Parameters
     ----------
-    place : str
     what : str
         What it should be, for the error: ``a torch.nn.Module``.
 

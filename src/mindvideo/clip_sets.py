@@ -49,7 +49,6 @@ def clip_set(name: str, negative: str = "train_mean") -> ClipSet:
 
     Parameters
     ----------
-    name : str
     negative : str
         ``reconstruct.negative``: it decides which mean the ``mean`` control is made from, and whether it is guided.
     """

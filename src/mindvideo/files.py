@@ -21,7 +21,6 @@ def walk_files(folder: Path, hidden: bool = False) -> Iterator[Path]:
 
     Parameters
     ----------
-    folder : Path
     hidden : bool
         Also files and folders whose name begins with a point (``._copy.nii`` of macOS, ``.git``, ``.DS_Store``).
     """

@@ -47,7 +47,6 @@ def check_recipe(recipe: Recipe, out: Path) -> Found:
 
     Parameters
     ----------
-    recipe : Recipe
     out : Path
         The run folder, or the folder it will lie in; what is prepared there already is used for the sizes.
     """

@@ -34,7 +34,6 @@ def refusals(recipe: Recipe, *, reads_recordings: bool = True, last: str | None 
 
     Parameters
     ----------
-    recipe : Recipe
     reads_recordings : bool
         Also read the headers and tables of all recordings; needless once they are prepared.
     last : str, optional

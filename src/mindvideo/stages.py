@@ -20,7 +20,6 @@ class StageContext(NamedTuple):
 
     Attributes
     ----------
-    recipe : Recipe
     run_dir : Path
         Where the stages before it left their results, ``RUN/STAGE``.
     folder : Path

@@ -45,7 +45,6 @@ class Study:
 
     Parameters
     ----------
-    recipe : Recipe
     run_dir : Path
         ``runs/NAME``; made where missing.
     """

@@ -37,16 +37,16 @@ def test_what_is_written_comes_back(store, parts):
         store.segments("holdout")
 
 
-def test_frames_arrive_in_blocks_across_chunks(tmp_path, parts, monkeypatch):
+def test_frames_lie_in_chunks_of_whole_scans(tmp_path, parts, monkeypatch):
     monkeypatch.setattr(writing, "_CHUNK_BYTES", 2 * 6 * 8 * 8 * 3)  # two scans a chunk
     with StoreWriter(tmp_path / "s.zarr", vertex=make_vertex(), **HEADER) as writer:
         fill(writer, parts)
         frames = parts["seg1"][2]
-        writer.write_frames("seg1", iter([frames[:1], frames[1:4], frames[4:]]), n_scans=5)
-        with pytest.raises(DataError, match="frames for 5 scans of segment seg2, found 4"):
-            writer.write_frames("seg2", iter([frames[:4]]), n_scans=5)
-        writer.write_frames("seg2", parts["seg2"][2])
+        writer.write_frames("seg1", frames)
+        with pytest.raises(DataError, match=r"expected frames uint8 \(5, 6, 8, 8, 3\) for segment seg1"):
+            writer.write_frames("seg1", frames[..., :2])
         np.testing.assert_array_equal(writer.finish().frames("seg1"), frames)
+    assert zarr.open_group(tmp_path / "s.zarr", mode="r")["frames/seg1"].chunks == (2, 6, 8, 8, 3)
 
 
 def test_summary_counts(store, parts):

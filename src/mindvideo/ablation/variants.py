@@ -43,7 +43,6 @@ def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list
 
     Parameters
     ----------
-    recipe : Recipe
     subjects : sequence of int, optional
         Subjects to run the full method on. By default the recipe's own and, of recordings in Wen 2018's layout, every
         ``subjectN`` folder there is.

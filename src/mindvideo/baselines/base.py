@@ -85,8 +85,6 @@ class Bench:
         The study's folder; frozen features under ``run_dir/features`` are shared with its stages.
     folder : Path
         The rival's own; a training loop keeps its log and checkpoint here.
-    foundation : Foundation
-    device : torch.device
     seed : int
         The rival's own seed, from the study's.
     progress : callable, optional

@@ -27,8 +27,6 @@ def judge_categories(
     ----------
     name_categories : callable
         FMRI windows (B, W, V) to class probabilities (B, classes) of the foundation's image classifier.
-    trial : Trial
-    foundation : Foundation
 
     Returns
     -------

@@ -103,8 +103,6 @@ class Attempt:
 
     Parameters
     ----------
-    name : str
-    recipe : Recipe
     run_dir : Path
         The study's folder, or a new one for rivals alone.
     store_path : Path, optional

@@ -27,7 +27,6 @@ class Trial(Shown):
     ----------
     recipe : Recipe
         ``reconstruct.max_windows``, ``reconstruct.num_frames``, ``evaluate.block_s``, ``align.window`` and ``seed``.
-    store : Store
 
     Attributes
     ----------

@@ -72,7 +72,6 @@ class VisionNetwork:
         ----------
         read : callable
             Number of a batch to frames uint8 (N, H, W, 3).
-        n_batches : int
         """
         width = self.kernel.shape[1]
         total, square, count = torch.zeros(width).double(), torch.zeros(width, width).double(), 0

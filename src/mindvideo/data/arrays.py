@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import zipfile
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -83,8 +82,8 @@ def _plain_types() -> list[Any]:
     return [np.ndarray, np.dtype, *rebuild, *older, *kinds]
 
 
-class PublishedFolder(ABC):
-    """One subject of a published layout.
+class _Folder:
+    """One subject of a published layout, of one of the two below.
 
     Attributes
     ----------
@@ -112,38 +111,13 @@ class PublishedFolder(ABC):
     size: int
     _segments: dict[str, int]
 
-    @classmethod
-    @abstractmethod
-    def find_subjects(cls, folder: Path) -> dict[int, Path]:
-        """The training fMRI of each subject in a folder, by the subject's number."""
-
-    @abstractmethod
-    def __init__(self, fmri_train: Path, data: Data) -> None:
-        """Open and check the arrays around the training fMRI of one subject."""
-
-    @abstractmethod
-    def repeats(self, split: str, index: int) -> np.ndarray:
-        """FMRI of a segment, float32 (R, n, V)."""
-
-    @abstractmethod
-    def frames(self, split: str, index: int) -> np.ndarray:
-        """Frames of a segment, uint8 (n, F, H, W, 3)."""
-
-    @abstractmethod
-    def captions(self, split: str, index: int) -> list[list[str]]:
-        """Captions of the frames of a segment, n lists of F."""
-
-    @abstractmethod
-    def notes(self) -> dict[str, Any]:
-        """What else the provenance should say."""
-
     def segment_names(self, split: str) -> list[str]:
         """``seg1``… for ``train``, ``test1``… for ``test``, as their makers called them."""
         prefix = "seg" if split == "train" else "test"
         return [f"{prefix}{number}" for number in range(1, self._segments[split] + 1)]
 
 
-class MindVideoFolder(PublishedFolder):
+class MindVideoFolder(_Folder):
     """``preprocessed/``: ``fmri_…``, ``video_…``, ``text_…`` arrays of the shapes (S, n, …)."""
 
     name = "MinD-Video"
@@ -156,7 +130,7 @@ class MindVideoFolder(PublishedFolder):
 
     @classmethod
     def find_subjects(cls, folder: Path) -> dict[int, Path]:
-        """See `PublishedFolder`."""
+        """The training fMRI of each subject in a folder, by the subject's number."""
         return _numbered(folder, _MINDVIDEO_FMRI)
 
     def __init__(self, fmri_train: Path, data: Data) -> None:
@@ -218,11 +192,11 @@ class MindVideoFolder(PublishedFolder):
             raise DataError(f"expected scene numbers {wanted} in test_seg_id…, found {self._scenes.shape}")
 
     def repeats(self, split: str, index: int) -> np.ndarray:
-        """See `PublishedFolder`."""
+        """FMRI of a segment, float32 (R, n, V)."""
         return np.asarray(self._fmri[split][index], dtype=np.float32)[None]
 
     def frames(self, split: str, index: int) -> np.ndarray:
-        """See `PublishedFolder`."""
+        """Frames of a segment, uint8 (n, F, H, W, 3)."""
         part = np.asarray(self._video[split][index])
         if part.dtype == np.uint8:
             return part
@@ -232,19 +206,19 @@ class MindVideoFolder(PublishedFolder):
         return whole.astype(np.uint8)
 
     def captions(self, split: str, index: int) -> list[list[str]]:
-        """See `PublishedFolder`."""
+        """Captions of the frames of a segment, n lists of F."""
         rows = np.asarray(self._text[split][index]).astype(str)
         return _checked([[text.strip() for text in row] for row in rows.tolist()], f"{self._folder}/text_{split}…")
 
     def notes(self) -> dict[str, Any]:
-        """See `PublishedFolder`."""
+        """What else the provenance should say."""
         if self._scenes is None:
             return {}
         overlaps = int((np.asarray(self._scenes).astype(str) == "-").sum())
         return {"test_seg_id": f"{overlaps} test scans overlap a scene change according to the publishers; not used"}
 
 
-class NeuroClipsFolder(PublishedFolder):
+class NeuroClipsFolder(_Folder):
     """``subj0N_…_fmri.pt`` (N, R, V), ``GT_…_3fps.pt`` (N, F, 3, H, W) in [0, 1], ``GT_…_caption.pt``."""
 
     name = "NeuroClips"
@@ -257,7 +231,7 @@ class NeuroClipsFolder(PublishedFolder):
 
     @classmethod
     def find_subjects(cls, folder: Path) -> dict[int, Path]:
-        """See `PublishedFolder`."""
+        """The training fMRI of each subject in a folder, by the subject's number."""
         return _numbered(folder, _NEUROCLIPS_FMRI)
 
     def __init__(self, fmri_train: Path, data: Data) -> None:
@@ -323,12 +297,12 @@ class NeuroClipsFolder(PublishedFolder):
         return slice(index * self.n_scans, (index + 1) * self.n_scans)
 
     def repeats(self, split: str, index: int) -> np.ndarray:
-        """See `PublishedFolder`."""
+        """FMRI of a segment, float32 (R, n, V)."""
         part = self._fmri[split][self._rows(index)].float().numpy()
         return np.ascontiguousarray(np.moveaxis(part, 1, 0))
 
     def frames(self, split: str, index: int) -> np.ndarray:
-        """See `PublishedFolder`."""
+        """Frames of a segment, uint8 (n, F, H, W, 3)."""
         rows = self._clips[split][self._rows(index)]
         result = np.empty((self.n_scans, self.num_frames, self.size, self.size, 3), dtype=np.uint8)
         for start in range(0, self.n_scans, _BLOCK_SCANS):
@@ -341,12 +315,15 @@ class NeuroClipsFolder(PublishedFolder):
         return result
 
     def captions(self, split: str, index: int) -> list[list[str]]:
-        """See `PublishedFolder`."""
+        """Captions of the frames of a segment, n lists of F."""
         return self._text[split][self._rows(index)]
 
     def notes(self) -> dict[str, Any]:
-        """See `PublishedFolder`."""
+        """What else the provenance should say."""
         return {"segments": f"consecutive rows, {self.n_scans} a film, in the order of the tensors"}
+
+
+PublishedFolder = MindVideoFolder | NeuroClipsFolder
 
 
 def _numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:

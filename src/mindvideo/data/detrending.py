@@ -72,10 +72,6 @@ def detrended_products(recordings: Sequence[np.ndarray], basis: np.ndarray) -> D
     basis : ndarray, float64 (n, d)
         Orthonormal, its first columns span the constants (`polynomial_basis`).
 
-    Returns
-    -------
-    DetrendedProducts
-
     Notes
     -----
     With Q the basis and x, y two series, the residuals' product is x·y − (Qᵀx)·(Qᵀy). Series are taken relative to

@@ -76,7 +76,6 @@ class Layout:
 
     Attributes
     ----------
-    header : CortexHeader
     n_rows : int
         Grayordinates K.
     offset : int
@@ -253,13 +252,11 @@ class SeriesFile:
 
     Parameters
     ----------
-    path : Path
     by_vertex : bool
         Blocks hold the cortical vertices in the order of the header, whatever the file's order.
 
     Attributes
     ----------
-    header : CortexHeader
     column : ndarray, int64 (N,)
         Row of the blocks that holds each vertex of the header.
     sha256 : str

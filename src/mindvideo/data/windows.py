@@ -27,7 +27,6 @@ def pad_voxels(fmri: np.ndarray, patch_size: int) -> np.ndarray:
     Parameters
     ----------
     fmri : ndarray (..., V)
-    patch_size : int
 
     Returns
     -------
@@ -49,7 +48,6 @@ class Windows:
 
     Parameters
     ----------
-    store : Store
     split : str
         ``train``, ``validation`` or ``test``.
     window : int
@@ -173,11 +171,6 @@ class Windows:
     def sample_batch(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
         """Random windows of which no two show the same scene in any of their frames (METHOD section 6).
 
-        Parameters
-        ----------
-        rng : numpy Generator
-        batch_size : int
-
         Returns
         -------
         ndarray, int64 (B,)
@@ -285,7 +278,6 @@ def near_duplicates(store: Store, threshold: float = 0.98) -> list[NearDuplicate
 
     Parameters
     ----------
-    store : Store
     threshold : float
         Least Pearson correlation between 8 x 8 grey thumbnails. Frames of one grey (grey-level standard deviation of
         the thumbnail below 1 of 255) are never counted.

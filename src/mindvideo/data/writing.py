@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,6 @@ class StoreWriter:
     ----------
     path : Path
         The store's folder. Locked until `finish` or `close`.
-    subject : str
     tr_s, lag_s, fps, size
         As in `Store`.
     splits : dict
@@ -163,41 +162,18 @@ class StoreWriter:
             self._write(f"repeats/{segment}", repeats.astype(np.float32, copy=False), (1, *fmri.shape))
         self._mark(segment, "fmri", "repeats")
 
-    def write_frames(self, segment: str, frames: np.ndarray | Iterable[np.ndarray], n_scans: int | None = None) -> None:
-        """Write the frames of a segment.
-
-        Parameters
-        ----------
-        frames : ndarray, uint8 (n, F, H, W, 3), or an iterable of such blocks in order
-        n_scans : int, optional
-            Needed for an iterable.
-        """
-        blocks = [frames] if isinstance(frames, np.ndarray) else frames
-        total = len(frames) if isinstance(frames, np.ndarray) else n_scans
-        if total is None:
-            raise DataError(f"expected n_scans with blocks of frames for segment {segment}, found none")
-        shape = (total, self.num_frames, self.size, self.size, 3)
-        row_bytes = int(np.prod(shape[1:]))
-        rows = max(1, min(total, _CHUNK_BYTES // row_bytes))
-        done = 0
-        with disk_errors(self.path, f"frames of {segment}", total * row_bytes):
+    def write_frames(self, segment: str, frames: np.ndarray) -> None:
+        """Write the frames of a segment, uint8 (n, F, H, W, 3)."""
+        shape = (len(frames), self.num_frames, self.size, self.size, 3)
+        if frames.dtype != np.uint8 or frames.shape != shape:
+            raise DataError(f"expected frames uint8 {shape} for segment {segment}, found {frames.dtype} {frames.shape}")
+        rows = max(1, min(len(frames), _CHUNK_BYTES // int(np.prod(shape[1:]))))
+        with disk_errors(self.path, f"frames of {segment}", frames.nbytes):
             array = self._group.create_array(
                 f"frames/{segment}", shape=shape, chunks=(rows, *shape[1:]), dtype=np.uint8, overwrite=True,
                 config={"write_empty_chunks": True},
             )  # fmt: skip
-            held = np.empty((0, *shape[1:]), dtype=np.uint8)
-            for block in blocks:
-                if block.dtype != np.uint8 or block.shape[1:] != shape[1:] or done + len(held) + len(block) > total:
-                    raise DataError(
-                        f"expected frames uint8 {shape} for segment {segment}, found {block.dtype} {block.shape}"
-                    )
-                held = np.concatenate([held, block]) if len(held) else block
-                whole = len(held) // rows * rows
-                array[done : done + whole] = held[:whole]
-                done, held = done + whole, held[whole:]
-            array[done : done + len(held)] = held
-        if done + len(held) != total:
-            raise DataError(f"expected frames for {total} scans of segment {segment}, found {done + len(held)}")
+            array[...] = frames
         self._mark(segment, "frames")
 
     def write_scene(self, segment: str, scene: np.ndarray) -> None:

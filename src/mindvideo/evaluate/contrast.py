@@ -38,7 +38,6 @@ class WindowScores:
 
     Attributes
     ----------
-    name : str
     truth : str
         Fingerprint of the true clips: equal for two runs only where they reconstruct the very same windows.
     networks : str
@@ -193,12 +192,10 @@ def compare_runs(
 
     Parameters
     ----------
-    first, second : WindowScores
     scores : sequence of str, optional
         Which scores; P-values are corrected for their number. All common ones by default.
     permutations : int, optional
         `enough_permutations` for the number of scores by default.
-    bootstraps, seed : int
 
     Returns
     -------

@@ -110,7 +110,6 @@ def evaluate_clips(
         True attributes of a simulated subject's windows; adds the scores of attributes.
     without : mapping of str to str, optional
         What cannot be had (a `score.Needs`, or `OVER_TIME`) and why; the scores that need it are left out.
-    main : str
     cache_dir : Path, optional
         What the networks say is kept here, one file a set, and used again for the same clips and networks.
     progress : callable, optional

@@ -130,7 +130,6 @@ def extract_features(
     Parameters
     ----------
     clips : array, uint8 (n, F, H, W, 3)
-    networks : Networks
     needs : collection of str
         Which of `score.NETWORKS` to ask.
     cache : Path, optional

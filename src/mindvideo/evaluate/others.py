@@ -58,7 +58,6 @@ def deal_to_other_blocks(block: np.ndarray, rng: np.random.Generator) -> np.ndar
     Parameters
     ----------
     block : ndarray, int (n,)
-    rng : Generator
 
     Returns
     -------

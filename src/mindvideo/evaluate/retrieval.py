@@ -71,7 +71,6 @@ def retrieval_top_k(similarity: np.ndarray, n_candidates: int | None = None, top
         Of prediction i (row) with the truth of clip j (column).
     n_candidates : int, optional
         K; all n clips by default.
-    top_k : int
 
     Returns
     -------

@@ -38,7 +38,6 @@ class Score:
     ----------
     name, label, definition : str
         Key in every file, words on every page, and a sentence that lets a reader compute it.
-    family : Family
     needs : Needs
         ``frames`` and ``flow`` are computed batch by batch from `measure.Frames`, the others from the `measure.Features`
         of all windows.

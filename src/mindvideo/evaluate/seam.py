@@ -55,10 +55,6 @@ def find_layout(films: Sequence[np.ndarray]) -> Layout:
     films : sequence of ndarray, uint8 (F, H, W, 3)
         One height and width; of long lists `MAX_FILMS`, evenly spread, are looked at.
 
-    Returns
-    -------
-    Layout
-
     Raises
     ------
     DataError

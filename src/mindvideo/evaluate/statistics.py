@@ -17,6 +17,8 @@ from mindvideo.errors import DataError
 
 Alternative = Literal["greater", "less", "two-sided"]
 _PIECE = 2**18
+ENDS = (0.025, 0.975)
+"""Quantiles at the ends of a 95 % interval."""
 P_CLASSES = ((0.0001, "p<0.0001"), (0.01, "p<0.01"), (0.05, "p<0.05"))
 
 
@@ -65,8 +67,6 @@ def block_permutation_p(
         Score of the reconstruction minus score of the control, window by window.
     block : ndarray, int (n,)
         Windows with one number are flipped together.
-    permutations : int
-    rng : Generator
     alternative : str
         ``greater`` (the mean difference is above 0), ``less`` or ``two-sided``.
 
@@ -107,7 +107,6 @@ def smallest_p(n_blocks: int, n_second: int | None, permutations: int, two_sided
         Of the paired windows; of the first set where there is a second.
     n_second : int or None
         Blocks of the second set (`two_sample_block_p`), None for `block_permutation_p`.
-    permutations : int
     two_sided : bool
         One-sided tests exist of paired windows only.
     """
@@ -145,7 +144,7 @@ def block_pairing_p(pairs: np.ndarray, block: np.ndarray, permutations: int, rng
 
 
 def block_bootstrap_interval(
-    values: np.ndarray, block: np.ndarray, bootstraps: int, rng: np.random.Generator, level: float = 0.95
+    values: np.ndarray, block: np.ndarray, bootstraps: int, rng: np.random.Generator
 ) -> tuple[float, float]:
     """Percentile interval of the mean over windows, whole blocks drawn with replacement.
 
@@ -163,7 +162,7 @@ def block_bootstrap_interval(
         return math.nan, math.nan
     drawn = rng.integers(0, len(sums), size=(bootstraps, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, ENDS)
     return float(low), float(high)
 
 
@@ -174,7 +173,6 @@ def two_sample_bootstrap_interval(
     second_block: np.ndarray,
     bootstraps: int,
     rng: np.random.Generator,
-    level: float = 0.95,
 ) -> tuple[float, float]:
     """Percentile interval of the difference of two means, first minus second, blocks of each set drawn on their own.
 
@@ -190,7 +188,7 @@ def two_sample_bootstrap_interval(
             return math.nan, math.nan
         drawn = rng.integers(0, len(sums), size=(bootstraps, len(sums)))
         means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.quantile(means[0] - means[1], [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means[0] - means[1], ENDS)
     return float(low), float(high)
 
 
@@ -243,7 +241,6 @@ def fraction_of_way(
     block: np.ndarray,
     bootstraps: int,
     rng: np.random.Generator,
-    level: float = 0.95,
 ) -> tuple[float, float, float]:
     """How far scores come on the way from a control's to a ceiling's: (value − control) / (ceiling − control).
 
@@ -266,7 +263,7 @@ def fraction_of_way(
     below = whole[drawn].sum(axis=1)
     if len(whole) < 2 or (below <= 0).any():
         return float(gained.sum() / whole.sum()), math.nan, math.nan
-    low, high = np.quantile(gained[drawn].sum(axis=1) / below, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(gained[drawn].sum(axis=1) / below, ENDS)
     return float(gained.sum() / whole.sum()), float(low), float(high)
 
 

@@ -387,7 +387,6 @@ class BrainSegments:
 
     Attributes
     ----------
-    path : Path
     vertex : ndarray, int32 (V,), or None
         Cortical positions in voxel order; None for published npz files, which do not say.
     """

@@ -40,7 +40,7 @@ class Settings(Section):
     vertex: Path | None = Field(None, description="npy file with the cortical position of each voxel, where known")
 
 
-_LAYOUTS: tuple[type[PublishedFolder], ...] = (MindVideoFolder, NeuroClipsFolder)
+_LAYOUTS: tuple[type[MindVideoFolder] | type[NeuroClipsFolder], ...] = (MindVideoFolder, NeuroClipsFolder)
 
 
 def discover(folder: Path, data: Data) -> PublishedFolder:
