@@ -216,8 +216,8 @@ def test_bad_clips_are_refused(clips):
         chosen, true = arguments.pop("sets"), arguments.pop("truth")
         stage.evaluate_clips(chosen, true, ColourClassifier(), without=NO_CAPTIONS, **arguments)
 
-    with pytest.raises(DataError, match="named 'mine'"):
-        evaluate(main="mine")
+    with pytest.raises(DataError, match="named 'reconstruction'"):
+        evaluate(sets={"mine": sets["reconstruction"]})
     with pytest.raises(DataError, match="truth's shape"):
         evaluate(sets=sets | {"mean": truth[:, :2]})
     with pytest.raises(DataError, match="uint8 clips"):

@@ -18,13 +18,12 @@ from mindvideo.data.windows import block_numbers
 from mindvideo.errors import DataError
 from mindvideo.evaluate import attributes, caption_scores, measure, motion, pixel, retrieval, semantic, statistics
 from mindvideo.evaluate.audit import audit_store
-from mindvideo.evaluate.judge import TRUTH, Judge, add_holm, make_rng
-from mindvideo.evaluate.score import NETWORKS, Evaluation, Score, ScoreResult
+from mindvideo.evaluate.judge import Judge, add_holm, make_rng
+from mindvideo.evaluate.score import MAIN, NETWORKS, TRUTH, Evaluation, Score, ScoreResult
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress, StageContext
 
-MAIN = "reconstruction"
 OVER_TIME = "over_time"
 """Stands for `Score.over_time` among what an evaluation goes without."""
 
@@ -40,10 +39,10 @@ def list_scores(settings: Evaluate, n_windows: int, world: attributes.World | No
     ]
 
 
-def _check_sets(sets: Mapping[str, Any], truth: Any, block: np.ndarray, main: str) -> None:
+def _check_sets(sets: Mapping[str, Any], truth: Any, block: np.ndarray) -> None:
     measure.check_clips(TRUTH, truth)
-    if main not in sets:
-        raise DataError(f"expected a set of clips named '{main}', found {', '.join(sets) or 'none'}")
+    if MAIN not in sets:
+        raise DataError(f"expected a set of clips named '{MAIN}', found {', '.join(sets) or 'none'}")
     for name, clips in sets.items():
         if name == TRUTH:
             raise DataError(f"expected the truth as an argument of its own, found it among the sets as '{TRUTH}'")
@@ -82,7 +81,6 @@ def evaluate_clips(
     film: np.ndarray | None = None,
     world: attributes.World | None = None,
     without: Mapping[str, str] | None = None,
-    main: str = MAIN,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -91,7 +89,7 @@ def evaluate_clips(
     Parameters
     ----------
     sets : mapping of str to array, uint8 (n, F, H, W, 3)
-        The clips to score under the name ``main``, and others under the names of `mindvideo.clip_sets.CLIP_SETS` or names of their
+        The clips to score as ``reconstruction``, and others under the names of `mindvideo.clip_sets.CLIP_SETS` or names of their
         own. zarr arrays are read piece by piece.
     truth : array, uint8 (n, F, H, W, 3)
     networks : Networks or None
@@ -118,13 +116,13 @@ def evaluate_clips(
     Raises
     ------
     DataError
-        For clips of another type or shape, or a missing main set.
+        For clips of another type or shape, or no reconstruction.
     SettingError
         For an N-way test with more ways than the classifier has classes.
     """
     settings = settings or Evaluate.model_validate({})
     block = np.asarray(block)
-    _check_sets(sets, truth, block, main)
+    _check_sets(sets, truth, block)
     n, n_frames = truth.shape[:2]
     truth = np.asarray(truth[:])
     reasons = dict(without or {})
@@ -132,7 +130,7 @@ def evaluate_clips(
         reasons = dict.fromkeys(NETWORKS, "it needs a frozen network and none was given") | reasons
     chosen, left_out = _split_scores(list_scores(settings, n, world), n_frames, reasons)
     needs = {score.needs for score in chosen}
-    everything = {TRUTH: truth, main: sets[main], **sets}
+    everything = {TRUTH: truth, MAIN: sets[MAIN], **sets}
     total, done = n * len(everything) * (1 if networks is None else 2), 0
 
     def advance(count: int, name: str) -> None:
@@ -152,7 +150,7 @@ def evaluate_clips(
     partners = measure.draw_partners(allowed, make_rng(seed, "chance"))
     by_frames = [score for score in chosen if score.needs in ("frames", "flow")]
     windows, sampled = measure.measure_frames(
-        by_frames, everything, truth, partners, main, lambda count: advance(count, "frames")
+        by_frames, everything, truth, partners, lambda count: advance(count, "frames")
     )
     judge = Judge(block, film, settings, seed)
     named = name_networks(networks, needs)
@@ -165,8 +163,8 @@ def evaluate_clips(
             del windows[score.name][TRUTH]
         pairs = None
         if score.pairwise is not None and score.needs in NETWORKS:
-            pairs = score.pairwise(features[main], features[TRUTH])
-        result = judge.judge(score, windows[score.name], main, named.get(score.needs, ""))
+            pairs = score.pairwise(features[MAIN], features[TRUTH])
+        result = judge.judge(score, windows[score.name], named.get(score.needs, ""))
         results[score.name] = judge.add_chance(result, pairs, sampled.get(score.name, []), allowed)
     tested = sum("shuffled" in result.p or "shuffled_pairing" in result.p for result in results.values())
     smallest = statistics.smallest_p(len(np.unique(block)), None, settings.permutations, two_sided=False)

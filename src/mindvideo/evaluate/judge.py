@@ -12,9 +12,7 @@ import numpy as np
 from mindvideo.clip_sets import clip_set
 from mindvideo.config import Evaluate
 from mindvideo.evaluate import statistics
-from mindvideo.evaluate.score import Ends, Score, ScoreResult, finite
-
-TRUTH = "truth"
+from mindvideo.evaluate.score import MAIN, TRUTH, Ends, Score, ScoreResult, finite
 
 
 def make_rng(seed: int, *words: str) -> np.random.Generator:
@@ -45,9 +43,9 @@ class Judge:
         ends = statistics.block_bootstrap_interval(values[known], self.block[known], self.settings.bootstraps, rng)
         return finite(ends[0]), finite(ends[1])
 
-    def judge(self, score: Score, values: Mapping[str, np.ndarray], main: str, network: str) -> ScoreResult:
+    def judge(self, score: Score, values: Mapping[str, np.ndarray], network: str) -> ScoreResult:
         """Value, interval, controls and P-values of one score from its values by window and set."""
-        own, others = values[main], [key for key in values if key not in (main, TRUTH)]
+        own, others = values[MAIN], [key for key in values if key not in (MAIN, TRUTH)]
         sign = -1.0 if score.higher_is_better is False else 1.0
         p_values: dict[str, float | None] = {}
         for other in others:
@@ -72,7 +70,7 @@ class Judge:
             range=(score.low, score.high),
             higher_is_better=score.higher_is_better,
             is_main=score.is_main,
-            interval=self.interval(own, score.name, main),
+            interval=self.interval(own, score.name, MAIN),
             n=int(np.isfinite(own).sum()),
             chance_closed_form=score.chance,
             controls={other: _mean(values[other]) for other in others},
@@ -82,7 +80,7 @@ class Judge:
             truth=_mean(values[TRUTH]) if TRUTH in values else None,
             way_to_caption=way[0],
             way_to_caption_interval=way[1:],
-            films=self._films(score.name, {key: values[key] for key in (main, *others)}, main),
+            films=self._films(score.name, {key: values[key] for key in (MAIN, *others)}),
         )
 
     def _way_to_caption(
@@ -96,7 +94,7 @@ class Judge:
         )  # fmt: skip
         return finite(way), finite(low), finite(high)
 
-    def _films(self, name: str, values: Mapping[str, np.ndarray], main: str) -> dict[str, dict[str, Any]]:
+    def _films(self, name: str, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
         """The score of every test film on its own: the paper gives SSIM so."""
         if self.film is None:
             return {}
@@ -105,10 +103,10 @@ class Judge:
             here = self.film == film
             inside = replace(self, block=self.block[here])
             found[str(film)] = {
-                "value": _mean(values[main][here]),
-                "interval": inside.interval(values[main][here], name, main, str(film)),
-                "n": int(np.isfinite(values[main][here]).sum()),
-                "controls": {key: _mean(value[here]) for key, value in values.items() if key != main},
+                "value": _mean(values[MAIN][here]),
+                "interval": inside.interval(values[MAIN][here], name, MAIN, str(film)),
+                "n": int(np.isfinite(values[MAIN][here]).sum()),
+                "controls": {key: _mean(value[here]) for key, value in values.items() if key != MAIN},
             }
         return found
 

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from mindvideo.errors import DataError
 from mindvideo.evaluate import motion
-from mindvideo.evaluate.score import NETWORKS, Score
+from mindvideo.evaluate.score import MAIN, NETWORKS, Score
 from mindvideo.files import beside
 
 BATCH_WINDOWS = 32
@@ -194,7 +194,6 @@ def measure_frames(
     sets: Mapping[str, Any],
     truth: np.ndarray,
     partners: Sequence[np.ndarray] = (),
-    main: str = "reconstruction",
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[Windows, dict[str, list[np.ndarray]]]:
     """Every score of frames and of flow, of every set and window; each batch's flow is worked out once.
@@ -207,7 +206,7 @@ def measure_frames(
         The truth among them is measured against itself.
     truth : ndarray, uint8 (n, F, H, W, 3)
     partners : sequence of ndarray, int (n,)
-        Other windows of the truth to compare the set ``main`` with.
+        Other windows of the truth to compare the reconstruction with.
     advance : callable
         Told the number of windows done since the last call.
 
@@ -229,7 +228,7 @@ def measure_frames(
             made = Frames(np.asarray(clips[here]))
             for score in scores:
                 parts[score.name][name].append(score.per_window(made, true))
-            for place, partner in enumerate(partners if name == main else ()):
+            for place, partner in enumerate(partners if name == MAIN else ()):
                 other = Frames(truth[partner[here]])
                 for score in scores:
                     if score.name in paired:

@@ -14,9 +14,9 @@ from mindvideo import processes
 from mindvideo.config import Recipe
 from mindvideo.data.disk import disk_errors
 from mindvideo.errors import DataError, SettingError
-from mindvideo.evaluate.evaluation import MAIN, Evaluation, evaluate_clips, is_shipped, list_missing
+from mindvideo.evaluate.evaluation import evaluate_clips, is_shipped, list_missing
 from mindvideo.evaluate.results import Clips, align_clips, pair_clips, read_clips, split_side_by_side
-from mindvideo.evaluate.score import NETWORKS
+from mindvideo.evaluate.score import MAIN, NETWORKS, Evaluation
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress

@@ -26,6 +26,8 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "captions": ("captioner", "tokenizer", "text_encoder"),
 }
 """The parts of a foundation folder that each need is answered by."""
+MAIN, TRUTH = "reconstruction", "truth"
+"""The set of clips that is scored, and what it is compared with."""
 LEVEL = 0.05
 """Corrected P below which a score counts as better."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from mindvideo.clip_sets import ClipSet, clip_set
 from mindvideo.data.disk import write_text
 from mindvideo.evaluate import statistics
-from mindvideo.evaluate.score import Evaluation, ScoreResult
+from mindvideo.evaluate.score import MAIN, Evaluation, ScoreResult
 
 Scores = Mapping[str, ScoreResult]
 _LATEX = {
@@ -134,13 +134,11 @@ def csv_table(rows: Sequence[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def window_rows(
-    evaluation: Evaluation, windows: Sequence[Mapping[str, Any]], block: np.ndarray, main: str
-) -> list[list[Any]]:
-    """One row a window: where it is, then every score of every set as ``score:set``, the main set's as ``score``."""
+def window_rows(evaluation: Evaluation, windows: Sequence[Mapping[str, Any]], block: np.ndarray) -> list[list[Any]]:
+    """One row a window: where it is, then every score of every set as ``score:set``, the reconstruction's as ``score``."""
     columns = [(name, key) for name, sets in evaluation.windows.items() for key in sets]
     header = ["window", "segment", "scan", "scene", "block", "caption"]
-    header += [name if key == main else f"{name}:{key}" for name, key in columns]
+    header += [name if key == MAIN else f"{name}:{key}" for name, key in columns]
     rows: list[list[Any]] = [header]
     for i, window in enumerate(windows):
         values = [evaluation.windows[name][key][i] for name, key in columns]
@@ -155,7 +153,6 @@ def write_evaluation(
     windows: Sequence[Mapping[str, Any]],
     block: np.ndarray,
     about: Mapping[str, Any] | None = None,
-    main: str = "reconstruction",
 ) -> None:
     """Write the files of an evaluation into ``folder``, ``scores.json`` last.
 
@@ -175,7 +172,7 @@ def write_evaluation(
         "left_out": {**about.get("left_out", {}), **evaluation.left_out},
     }
     entries = {name: entry.to_json() for name, entry in evaluation.scores.items()}
-    write_text(folder / "windows.csv", csv_table(window_rows(evaluation, windows, block, main)))
+    write_text(folder / "windows.csv", csv_table(window_rows(evaluation, windows, block)))
     write_text(folder / "scores.csv", csv_table(detail_rows(evaluation.scores)))
     write_text(folder / "scores.tex", latex_table(table_rows(evaluation.scores, sets)))
     write_text(folder / "evaluation.json", json.dumps(details, indent=1, allow_nan=False))
