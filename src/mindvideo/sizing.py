@@ -23,6 +23,7 @@ from mindvideo.models.video_unet import VideoUNet
 
 PUBLISHED_VOXELS = 6224  # of Wen 2018's second subject with the paper's rule; for recipes whose selection is to come
 HCP_VOXELS = 4183
+USUAL_TR_S, USUAL_SIZE = 2.0, 256  # of Wen 2018; for recipes that leave them to the recordings
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ class StudySizes:
     def of(cls, recipe: Recipe, out: Path) -> StudySizes:
         """Sizes of a recipe that runs, or will run, in ``out``."""
         simulate, data, notes = recipe.simulate, recipe.data, []
+        tr_s = data.tr_s or USUAL_TR_S
         if simulate is not None:
-            scans = round(simulate.segment_s / data.tr_s)
+            scans = round(simulate.segment_s / tr_s)
             n_train, n_test = simulate.train_segments, simulate.test_segments
             runs = n_train * simulate.train_runs + n_test * simulate.test_runs
             cortex = len(parse_areas(simulate.areas)) * (2 if simulate.areas == "visual" else 1)  # and as many others
@@ -81,7 +83,7 @@ class StudySizes:
         voxels = data.k if is_chosen and data.k else PUBLISHED_VOXELS
         held = data.validation_segments
         n_windows = {"train": (n_train - held) * scans, "validation": held * scans, "test": n_test * scans}
-        num_frames, size = round(data.fps * data.tr_s), data.size
+        num_frames, size = round(data.fps * tr_s), data.size or USUAL_SIZE
         path = out / "prepare" / "store.zarr"
         if is_complete(path):
             store = Store.open(path)
