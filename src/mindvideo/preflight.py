@@ -167,7 +167,11 @@ def _training_counts(recipe: Recipe) -> tuple[int | None, int | None]:
     """Training windows of the subject, and segments of other people to pre-train on; None where only data can tell."""
     simulate, data, pretrain = recipe.simulate, recipe.data, recipe.pretrain
     if simulate is not None:
-        films, scans, runs = simulate.train_segments, round(simulate.segment_s / (data.tr_s or 2.0)), simulate.train_runs
+        films, scans, runs = (
+            simulate.train_segments,
+            round(simulate.segment_s / (data.tr_s or 2.0)),
+            simulate.train_runs,
+        )
         volumes = int(simulate.person_run_s / PERSON_TR_S)
         segments = simulate.people * simulate.person_runs * (volumes // max(1, round(pretrain.window_s / PERSON_TR_S)))
         held_out = max(1, round(pretrain.validation_share * segments)) if pretrain.validation_share else 0

@@ -95,7 +95,11 @@ def prepare_segments(
     if data.selection == "top_k" and data.k is None:
         raise SettingError("expected the number of voxels k for selection top_k, found none; set data.k (--k)")
     tick = _Steps(progress, source)
-    captions = _read_given_captions(source, data, captioning)
+    captions = given_captions(
+        data, captioning, {item.name: item.times_s(data) for item in source.segments},
+        {item.name: item.other_names for item in source.segments},
+        {item.name: item.first for item in source.segments if item.is_part},
+    )  # fmt: skip
     voxels, sources, provenance = None, {}, {}
     if _is_begun(out):
         tick("hashing", 0)
@@ -279,23 +283,22 @@ class _Steps:
             self._progress(self._done, self._total, {"what": what})
 
 
-def _read_given_captions(
-    source: Source, data: Data, captioning: Captioning | None
+def given_captions(
+    data: Data,
+    captioning: Captioning | None,
+    times_s: dict[str, np.ndarray],
+    other_names: dict[str, tuple[str, ...]] | None = None,
+    first: dict[str, int] | None = None,
 ) -> dict[str, list[list[str]]] | None:
-    """Captions of the user's own file; None where there are none, or a captioner makes them."""
-    if data.captions == "none":
-        return None
-    if data.captions != "blip":
-        times = {segment.name: segment.times_s(data) for segment in source.segments}
-        skipped = {segment.name: segment.first for segment in source.segments if segment.is_part}
-        names = {segment.name: segment.other_names for segment in source.segments}
-        return read_captions(Path(data.captions), times, names, skipped)
-    if captioning is None:
+    """Captions of the user's own file, as `read_captions`; None where there are none, or others make them."""
+    if data.captions == "blip" and captioning is None:
         raise DataError(
             "expected a captioner for data.captions=blip, found none; give a foundation folder that has one, "
             "a csv or json file of captions, or, of published arrays, 'published'"
         )
-    return None
+    if data.captions in ("blip", "none") or (data.captions, data.source) == ("published", "published"):
+        return None
+    return read_captions(Path(data.captions), times_s, other_names, first)
 
 
 def captions_from(data: Data, captioning: Captioning | None) -> str:

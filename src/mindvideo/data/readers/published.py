@@ -18,9 +18,9 @@ from pydantic import Field
 from mindvideo.atlas import N_CORTEX
 from mindvideo.config import Data, Section
 from mindvideo.data.arrays import MindVideoFolder, NeuroClipsFolder, PublishedFolder, read_npy
-from mindvideo.data.captions import Captioning, read_captions
+from mindvideo.data.captions import Captioning
 from mindvideo.data.pool import Pool
-from mindvideo.data.preparation import captions_from, refuse_complete, shaping_settings, write_captions
+from mindvideo.data.preparation import captions_from, given_captions, refuse_complete, shaping_settings, write_captions
 from mindvideo.data.segments import frame_times, number_scenes
 from mindvideo.data.store import Store, open_group
 from mindvideo.data.video import MIN_SCENE_S, find_cuts, resize
@@ -100,7 +100,7 @@ def write(
             f"{data.tr_s:g} s; set them as the publishers did (3 frames/s, 2 s)"
         )
     order = names["train"] + names["test"]
-    given = _given_captions(order, times, data, captioning)
+    given = given_captions(data, captioning, dict.fromkeys(order, times))
     _check_values(source, names, data)
     hashed = map(hash_file, source.files) if pool is None else pool.map(hash_file, source.files)
     sources = {
@@ -111,10 +111,9 @@ def write(
     with StoreWriter(
         out, subject=f"subject{data.subject}", tr_s=data.tr_s, lag_s=data.lag_s, fps=data.fps, size=data.size,
         splits=splits, vertex=vertex, order=order, fingerprint=fingerprint,
+        provenance=_provenance(source, data, captioning),
     ) as writer:  # fmt: skip
         writer.add_sources(sources)
-        for step, parameters in _provenance(source, data, captioning).items():
-            writer.add_step(step, **parameters)
         for number, name in enumerate(order):
             if not writer.has(name):
                 split = "train" if name in names["train"] else "test"
@@ -202,22 +201,6 @@ def _place_voxels(n_voxels: int, sources: dict[str, str], data: Data) -> np.ndar
     if len(np.unique(vertex)) != n_voxels or vertex.min() < 0 or vertex.max() >= N_CORTEX:
         raise DataError(f"expected cortical positions 0…{N_CORTEX - 1}, each once, in {path}, found others")
     return vertex.astype(np.int32)
-
-
-def _given_captions(
-    order: list[str], times: np.ndarray, data: Data, captioning: Captioning | None
-) -> dict[str, list[list[str]]] | None:
-    """Captions of the user's own file; None where the publishers' or a captioner's are to be used."""
-    if data.captions in ("published", "none"):
-        return None
-    if data.captions != "blip":
-        return read_captions(Path(data.captions), dict.fromkeys(order, times))
-    if captioning is None:
-        raise DataError(
-            "expected a captioner for data.captions=blip, found none; give a foundation folder that has one, "
-            "a csv or json file of captions, or 'published'"
-        )
-    return None
 
 
 def _fingerprint(data: Data, sources: dict[str, str], captioning: Captioning | None) -> str:
