@@ -53,13 +53,13 @@ def test_prepare_then_run_is_run_alone(cli, random_kit, tmp_path):
         "data.wen2018.expect=null"
     ]
     alone = Study(load_recipe("wen2018", [f"data.raw={raw}", *data, *few]), tmp_path / "alone")
-    assert alone.run(until="adapt", say=lambda line: None) == ["prepare", "adapt"]
+    assert alone.run(until="adapt", say=lambda line: None) == ["prepare", "pretrain", "adapt"]
     settings = [word for setting in data for word in ("--set", setting)]
     code, text = cli("prepare", "wen2018", raw, "--out", tmp_path / "store.zarr", *settings, "--workers", 1)
     assert code == 0, text
     source = ["data.source=store", f"data.raw={tmp_path / 'store.zarr'}"]
     after = Study(load_recipe("wen2018", [*source, *data, *few]), tmp_path / "after")
-    assert after.run(until="adapt", say=lambda line: None) == ["prepare", "adapt"]
+    assert after.run(until="adapt", say=lambda line: None) == ["prepare", "pretrain", "adapt"]
     stores = [Store.open(study.run_dir / "prepare" / "store.zarr") for study in (alone, after)]
     assert stores[0].attrs == stores[1].attrs
     weights = [load_file(study.run_dir / "adapt" / "model" / "model.safetensors") for study in (alone, after)]
