@@ -188,7 +188,7 @@ def test_goes_on_after_an_interruption(raw, tmp_path):
         prepare(raw, tmp_path / "cut", _settings(raw, captions="blip", lag_s=2.0), captioning=Captioning(_Captioner()))
     steps = []
     captioner = _Captioner()
-    resumed = prepare(raw, tmp_path / "cut", data, lambda *step: steps.append(step), captioner)
+    resumed = prepare(raw, tmp_path / "cut", data, lambda *step: steps.append(step), Captioning(captioner))
     assert dies_at + captioner.calls == all_of_it.calls > dies_at
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert steps[-1][0] == steps[-1][1] and steps[-1][2] == {"what": "wrote test2"}
