@@ -45,13 +45,9 @@ def test_a_store(tmp_path):
 def test_prepare_then_run_is_run_alone(cli, random_kit, tmp_path):
     raw = make_raw(tmp_path)
     data = [f"data.captions={raw / 'captions.csv'}", "data.size=32", "data.areas=V1", "data.selection=all"]
-    few = [f"adapt.{name}=2" for name in ("steps", "batch_size")] + [
-        "pretrain.enabled=false",
-        f"foundation={random_kit}",
-    ]
-    few += [f"encoder.{name}=8" for name in ("patch_size", "embed_dim", "decoder_embed_dim")] + [
-        "data.wen2018.expect=null"
-    ]
+    few = ["adapt.steps=2", "adapt.batch_size=2", "pretrain.enabled=false", f"foundation={random_kit}"]
+    small = {"patch_size": 2, "embed_dim": 8, "decoder_embed_dim": 8, "num_heads": 2, "decoder_num_heads": 2}
+    few += [f"encoder.{name}={value}" for name, value in small.items()] + ["data.wen2018.expect=null"]
     alone = Study(load_recipe("wen2018", [f"data.raw={raw}", *data, *few]), tmp_path / "alone")
     assert alone.run(until="adapt", say=lambda line: None) == ["prepare", "pretrain", "adapt"]
     settings = [word for setting in data for word in ("--set", setting)]
@@ -61,7 +57,8 @@ def test_prepare_then_run_is_run_alone(cli, random_kit, tmp_path):
     after = Study(load_recipe("wen2018", [*source, *data, *few]), tmp_path / "after")
     assert after.run(until="adapt", say=lambda line: None) == ["prepare", "pretrain", "adapt"]
     stores = [Store.open(study.run_dir / "prepare" / "store.zarr") for study in (alone, after)]
-    assert stores[0].attrs == stores[1].attrs
+    one, other = ({name: value for name, value in store.attrs.items() if name != "films"} for store in stores)
+    assert one == other  # but for where the films lie, as seen from the store
     weights = [load_file(study.run_dir / "adapt" / "model" / "model.safetensors") for study in (alone, after)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
