@@ -25,7 +25,7 @@ lint: install
 
 # The site is in site/; nothing is fetched, neither here nor by a reader's browser. `mkdocs serve` shows it while you write.
 docs: install
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The report is tested in a real browser: chromium or Chrome from PATH, or the one MINDVIDEO_CHROMIUM names.
 browser:

@@ -1,4 +1,4 @@
-"""An encoder that is not the paper's: what `docs/scale.md` shows, used by the tests through its name."""
+"""An encoder that is not the paper's: what `docs/extend/encoder.md` shows, used by the tests through its name."""
 
 import torch
 from torch import nn

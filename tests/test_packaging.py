@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import sysconfig
 import tomllib
+import zipfile
 from collections.abc import Callable
 from importlib.metadata import distributions
 from pathlib import Path
@@ -71,3 +77,52 @@ def test_the_paper_cites_what_its_bibliography_has() -> None:
 def test_pythons_of_the_classifiers_are_those_of_the_range() -> None:
     named = {word.rsplit(" ", 1)[1] for word in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", word)}
     assert named == {python.removesuffix(".0") for python in PYTHONS}
+
+
+def test_the_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
+    """Built, installed without its dependencies into a new environment that sees this one's, and used from elsewhere."""
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run(
+        [*pip, "wheel", str(copy), "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)], check=True
+    )
+    (wheel,) = tmp_path.glob("mindvideo-*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    subprocess.run([*pip, "install", str(wheel), "--no-deps", "--no-index", "--target", str(site)], check=True)
+    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    program = """
+import mindvideo, sys
+from mindvideo.cli import main
+sys.argv[0] = "mindvideo"
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+assert mindvideo.__file__.startswith(sys.prefix), mindvideo.__file__
+"""
+    small = [
+        "train_segments=3",
+        "test_segments=1",
+        "segment_s=8",
+        "test_runs=2",
+        "size=32",
+        "people=1",
+        "person_runs=1",
+        "person_run_s=36",
+    ]
+    settings = [word for setting in small for word in ("--set", f"simulate.{setting}")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ran = subprocess.run(
+        [str(tmp_path / "venv" / "bin" / "python"), "-c", program, "run", "demo", "--out", "run", "--until", "simulate", *settings],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "run" / "simulate" / "done.json").is_file()
+    assert len(list((tmp_path / "run" / "simulate" / "stimuli").glob("*.mp4"))) == 4
+    with zipfile.ZipFile(wheel) as packed:
+        names = packed.namelist()
+    assert {"mindvideo/recipes/wen2018.yaml", "mindvideo/kit/unet/config.json", "mindvideo/py.typed"} <= set(names)

@@ -31,6 +31,7 @@ from mindvideo.precision import settled_precision
 from mindvideo.preflight import refusals
 from mindvideo.preparing import recordings_of
 from mindvideo.stages import STAGES, UNFINISHED, Progress, Stage, StageContext
+from mindvideo.tracking import Tracker
 
 _DIFFERENCES = 6
 """Reasons that `Study.status` gives for one stage before it counts the others."""
@@ -54,6 +55,7 @@ class Study:
         self._keys: dict[str, Key] = {}
         self._parts: dict[str, str] = {}
         self._intact: set[str] = set()
+        self._tracker: Tracker | None = None
 
     @classmethod
     def open(cls, run_dir: Path) -> Study:
@@ -211,6 +213,8 @@ class Study:
         if not processes.is_first():
             progress, say = None, _say_nothing
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        if self.recipe.track is not None and processes.is_first():
+            self._tracker = Tracker(self.recipe, self.run_dir)
         # The first process's lock stands for all of them.
         with only_one(self.run_dir, "study") if processes.is_first() else nullcontext():
             if only is not None:
@@ -230,6 +234,8 @@ class Study:
                     continue
                 self._run_stage(STAGES[name], progress(name) if progress else None, say)
                 ran.append(name)
+        if self._tracker is not None:
+            self._tracker.finish()
         return ran
 
     def _require_needs(self, name: str) -> None:
@@ -293,6 +299,8 @@ class Study:
     def _carry_out(self, stage: Stage, progress: Progress | None, say: Callable[[str], None]) -> None:
         name, folder = stage.name, self._unfinished(stage.name)
         say(f"{name}: {stage.summary} …")
+        if self._tracker is not None:
+            progress = self._tracker.watch(stage, progress)
         try:
             with measure_cost() as cost:
                 import_module(stage.module).run(self._context(stage, progress))
@@ -330,6 +338,8 @@ class Study:
             replace_folder(folder / other, self.run_dir / other)
         replace_folder(folder, self.run_dir / name)
         self._intact.add(name)
+        if self._tracker is not None:
+            self._tracker.tell_result(name, self.run_dir)
         say(f"{name}: done in {seconds:.0f} s, peak memory {peak / 2**30:.1f} GiB")
         for line in read_note(self.run_dir / name / "remarks.json").get("lines", []):
             say(f"{name}: {line}")

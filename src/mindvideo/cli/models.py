@@ -42,6 +42,21 @@ def convert(
     say(f"converted to {out}")
 
 
+@app.command("export-model")
+def export_model(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="a study that is done up to evaluate")],
+    out: Annotated[Path, typer.Argument(help="new folder for weights and card")],
+    licence: Annotated[
+        str | None, typer.Option("--license", help="of the weights, as the hub writes it; known for the embedded kit")
+    ] = None,
+) -> None:
+    """Write a run's pipeline as a folder for the Hugging Face hub, with a model card. Nothing is sent anywhere."""
+    from mindvideo.model_card import export_model as run
+
+    console.print(f"card: {run(run_dir, out, licence)}", soft_wrap=True)
+    say(f"nothing was sent; read the card, then 'hf upload OWNER/NAME {out} --private' would")
+
+
 @app.command()
 def check(
     recipe: Annotated[str, typer.Argument(help="a shipped recipe or a YAML file")],

@@ -40,6 +40,11 @@ class Recipe(Section):
         False,
         description="let the embedded kit, which knows one drawn world, work on films of a real recording, to try the plumbing",
     )
+    track: (
+        Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"] | None
+    ) = Field(
+        None, description="a tracker that is told losses, rates, scores and sample clips; some send them to a host"
+    )
     simulate: Simulate | None = None
     data: Data = Field(default_factory=Data)
     encoder: MaskedBrain = MaskedBrain()

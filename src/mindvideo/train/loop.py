@@ -209,7 +209,7 @@ def train(
             with log.open("a") as handle:
                 handle.write(json.dumps(row) + "\n")
         if progress is not None and is_first:
-            progress(done, settings.steps, metrics)
+            progress(done, settings.steps, metrics | {"lr": settings.lr * factor})
         if done % settings.checkpoint_every == 0 or is_last:
             trained.save(folder / "state", done)
         _kill_for_test(stage, done)

@@ -1,0 +1,127 @@
+"""A run's pipeline as a folder for the Hugging Face hub: weights, and a card that says what they are and are not for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from mindvideo.artefacts import require_intact
+from mindvideo.config import Recipe
+from mindvideo.data.disk import beside_folder
+from mindvideo.data.store import Store
+from mindvideo.errors import DataError, SettingError
+from mindvideo.evaluate.tables import brief_rows, read_scores
+from mindvideo.study import Study
+
+_USE = """\
+## What it must not be used for
+
+- On any person who did not agree to being decoded. It was fitted to one person and does not work on another; its weights and
+  the list of its voxels are that person's data.
+- To judge truthfulness, for hiring, insurance, policing, courts or war, or to diagnose anyone.
+- As a record of what somebody saw: the generator draws something plausible for any input, noise included."""
+
+
+def export_model(run_dir: Path, out: Path, licence: str | None = None) -> Path:
+    """Write ``RUN/model`` and its card into a new folder in the hub's layout; nothing is sent anywhere.
+
+    Parameters
+    ----------
+    run_dir : Path
+        A study that is done up to ``evaluate``.
+    out : Path
+        Must not exist yet; appears when complete.
+    licence : str, optional
+        The hub's identifier for the weights, which follows from that of the generator they were tuned from; known for the
+        embedded kit.
+
+    Returns
+    -------
+    Path
+        The card.
+
+    Raises
+    ------
+    DataError
+        Where the run lacks its model or scores, or files of theirs were changed.
+    SettingError
+        Without a licence, and where ``out`` exists.
+    """
+    study = Study.open(run_dir)
+    recipe = study.recipe
+    for stage in ("reconstruct", "evaluate"):
+        if not study.is_done(stage):
+            raise DataError(
+                f"expected '{stage}' of {run_dir} up to date, found it not; 'mindvideo run {run_dir / 'recipe.yaml'} --out "
+                f"{run_dir} --until evaluate' makes it"
+            )
+        require_intact(run_dir, stage, below="model/" if stage == "reconstruct" else "")
+    licence = licence or ("mit" if recipe.foundation == "embedded" else None)
+    if licence is None:
+        raise SettingError(
+            f"expected the licence of the weights, which follows from that of the generator in {recipe.foundation}, found "
+            "none; give it as the hub writes it (--license creativeml-openrail-m for Stable Diffusion 1.5)"
+        )
+    if out.exists():
+        raise SettingError(f"expected a new folder, found {out}; give another, or remove it")
+    card = _write_card(recipe, run_dir, licence)
+    with beside_folder(out) as place:
+        shutil.copytree(run_dir / "model", place, dirs_exist_ok=True)
+        (place / "README.md").write_text(card)
+    return out / "README.md"
+
+
+def _write_card(recipe: Recipe, run_dir: Path, licence: str) -> str:
+    store = Store.open(run_dir / "prepare" / "store.zarr")
+    scans = {split: sum(map(store.n_scans, names)) for split, names in store.splits.items()}
+    header, *rows = brief_rows(read_scores(run_dir / "evaluate" / "scores.json"))
+    table = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+    simulated = (
+        "a simulated subject, no person" if recipe.simulate else f"one person's fMRI (source: {recipe.data.source})"
+    )
+    trained = ", ".join(
+        f"{name} {json.loads(line)['step'] + 1} steps"
+        for name in ("pretrain", "adapt", "align", "animate", "cotrain", "distill")
+        for line in _last_line(run_dir / name / "metrics.jsonl")
+    )
+    base = "the kit shipped with mindvideo" if recipe.foundation == "embedded" else "see the licence above"
+    return "\n".join(
+        [
+            "---",
+            f"license: {licence}",
+            "library_name: diffusers",
+            "tags: [fmri, brain-decoding, video]",
+            "---",
+            "",
+            f"# {recipe.name}",
+            "",
+            f"A `MindVideoPipeline` of mindvideo {version('mindvideo')}: windows of fMRI scans to clips.",
+            "",
+            "## Trained on",
+            "",
+            f"- {simulated}: {scans['train']} training scans, {scans['validation']} held out for choices, {store.n_voxels} "
+            f"voxels, TR {store.tr_s:g} s, lag {store.lag_s:g} s; films at {store.fps} frames a second, {store.size} pixels",
+            f"- {trained}",
+            f"- frozen parts and the generator it started from: {base}",
+            "",
+            "## Scores",
+            "",
+            f"On {scans['test']} test scans, beside the same generator without this brain's signal. P by permuting blocks of "
+            "windows.",
+            "",
+            *table,
+            "",
+            "A score says something about the brain where it is above `shuffled`, and nothing where it is not.",
+            "",
+            _USE,
+            "",
+        ]
+    )
+
+
+def _last_line(log: Path) -> list[str]:
+    """The last row of a stage that trained; nothing of one that was switched off."""
+    rows = [line for line in log.read_text().splitlines() if '"loss"' in line] if log.is_file() else []
+    return rows[-1:]

@@ -1,0 +1,77 @@
+"""What a tracker is told of a study: losses and rates of every step, scores, and sample clips. accelerate knows the trackers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from mindvideo.artefacts import read_note
+from mindvideo.config import Recipe
+from mindvideo.errors import SettingError
+from mindvideo.stages import Progress, Stage
+
+SAMPLES = 4
+"""Clips that are shown, evenly spaced over the test windows."""
+
+
+class Tracker:
+    """The tracker that ``track`` names, for one study; files of trackers that write any are in ``RUN/track``.
+
+    Raises
+    ------
+    SettingError
+        Where its library is not installed.
+    """
+
+    def __init__(self, recipe: Recipe, run_dir: Path) -> None:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        assert recipe.track is not None
+        kind: Any = LOGGER_TYPE_TO_CLASS[recipe.track]
+        place = {"logging_dir": run_dir / "track"} if kind.requires_logging_directory else {}
+        try:
+            self._tracker = kind(recipe.name, **place)
+            self._tracker.start()
+        except ImportError as error:
+            raise SettingError(
+                f"expected the library of track={recipe.track} to be installed, found: {error}; install it (pip install "
+                f"{recipe.track.replace('_', '-')}), or leave 'track' out"
+            ) from None
+
+    def watch(self, stage: Stage, progress: Progress | None) -> Progress | None:
+        """What a stage calls while it works: ``progress`` as before, and the metrics of each step to the tracker."""
+        if not stage.trains:
+            return progress
+
+        def tell(done: int, total: int, figures: dict[str, Any]) -> None:
+            self._tracker.log({f"{stage.name}/{name}": float(value) for name, value in figures.items()}, step=done)
+            if progress is not None:
+                progress(done, total, figures)
+
+        return tell
+
+    def tell_result(self, stage: str, run_dir: Path) -> None:
+        """What a finished stage has to show: strips of clips, truth above reconstruction, or scores and controls."""
+        if stage == "reconstruct" and hasattr(self._tracker, "log_images"):
+            clips = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="r")
+            truth, made = (np.asarray(clips[name]) for name in ("truth", "reconstruction"))
+            chosen = np.linspace(0, len(truth) - 1, min(SAMPLES, len(truth))).round().astype(int)
+            strips = [
+                np.concatenate([np.concatenate(each[index], axis=1) for each in (truth, made)]) for index in chosen
+            ]
+            layout = {"dataformats": "NHWC"} if self._tracker.name == "tensorboard" else {}
+            self._tracker.log_images({"reconstruct/truth above reconstruction": np.stack(strips)}, step=0, **layout)
+        if stage == "evaluate":
+            scores = read_note(run_dir / "evaluate" / "scores.json")
+            for name, entry in scores.items():
+                if isinstance(entry, dict) and "value" in entry:
+                    values = {"reconstruction": entry["value"], **entry["controls"]}
+                    known = {f"evaluate/{name}/{label}": value for label, value in values.items() if value is not None}
+                    self._tracker.log(known, step=0)
+
+    def finish(self) -> None:
+        """Write what is left and let go."""
+        self._tracker.finish()
