@@ -1,13 +1,23 @@
-"""What a stage or a rival costs: seconds, and the largest resident memory while it runs."""
+"""What a stage or a rival costs: seconds, the largest resident memory while it runs, and the machine it ran on."""
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import psutil
+
+PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "nibabel", "zarr", "scikit-image")
 
 
 @contextmanager
@@ -37,3 +47,44 @@ def measure_cost(every_s: float = 0.1) -> Iterator[dict[str, float]]:
         stop.set()
         thread.join()
         cost["seconds"] = time.perf_counter() - start
+
+
+def describe_machine() -> dict[str, Any]:
+    """Commit, operating system, processor, cores, memory, accelerators, Python and packages of this process."""
+    torch = sys.modules.get("torch")  # a stage that has not loaded it did not use an accelerator
+    accelerators = []
+    if torch is not None and torch.cuda.is_available():
+        accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found = {
+        "commit": find_commit(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _name_processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "accelerator": ", ".join(accelerators),
+        "Python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+@cache
+def find_commit() -> str:
+    """The commit of the checkout this package is imported from; empty where it is installed without one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)
+        told = [*git, "describe", "--always", "--dirty=, with changes", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(told, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        return ""
+
+
+@cache
+def _name_processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from mindvideo.artefacts import find_damage, read_note, record_files, require_intact
 from mindvideo.classes import digest_source
 from mindvideo.config import CAPTION_SOURCES, Recipe, as_sampled, read_recipe, save_recipe
-from mindvideo.cost import measure_cost
+from mindvideo.cost import describe_machine, measure_cost
 from mindvideo.data.disk import is_full, only_one, replace_folder, write_text
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import list_files
@@ -326,6 +326,7 @@ class Study:
             "precision": settled_precision(folder),
             "seconds": seconds,
             "peak_memory_bytes": peak,
+            "machine": describe_machine(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "parts": self.key(name).parts,
             "files": {

@@ -22,6 +22,10 @@ ROLES = {"shuffled": "control", "mean": "control", "random_train": "baseline", "
 ROLES |= {"caption": "ceiling", "vae": "ceiling"}
 
 
+WAYS = {"ssim_rgb": 0.62, "image_2way": 0.87, "image_50way": 0.413, "video_50way": 1.72, "epe": -1.31}
+"""From shuffled brain to true caption, beyond both ends too."""
+
+
 def moving_clips(rng: np.random.Generator) -> np.ndarray:
     """A bright disc that moves over a coloured ground, uint8 (N, F, H, W, 3)."""
     y, x = np.mgrid[:H, :W]
@@ -86,7 +90,7 @@ def write_scores(folder: Path, rng: np.random.Generator) -> dict[str, np.ndarray
             "controls": controls | {"caption": mean * 1.3, "vae": mean * 1.5},
             "p": {"shuffled": 0.0002, "mean": 0.004, "random_train": 0.03, "constant": 0.62},
             "p_holm": {"shuffled": 0.001, "mean": 0.02, "random_train": 0.15, "constant": 1.0},
-            "roles": ROLES,
+            "roles": ROLES, "way_to_caption": WAYS[name], "way_to_caption_interval": [WAYS[name] - 0.21, WAYS[name] + 0.13],
             "definition": f"what {name} means", "higher_is_better": name != "epe",
         }  # fmt: skip
     scores["consistency"] = {
@@ -100,6 +104,9 @@ def write_scores(folder: Path, rng: np.random.Generator) -> dict[str, np.ndarray
     }
     scores["consistency"]["higher_is_better"] = None
     (folder / "scores.json").write_text(json.dumps(scores))
+    (folder / "scores.csv").write_text(
+        "score,value\n" + "".join(f"{name},{each['value']}\n" for name, each in scores.items())
+    )
     about = {
         "truth": "films", "networks": "kit", "left_out": {"caption_f1": "no captioner", "epe_farneback": "no captioner"},
         "sets": {name: asdict(clip_set(name, "train_mean")) for name in ROLES}, "smallest_p": 0.000763,
@@ -266,6 +273,7 @@ def make_run(path: Path, seed: int = 3, **recipe: Any) -> dict[str, np.ndarray]:
             "finished": "2025-01-02 03:04",
             "code": "0.1.0+abc",
             "precision": "bf16" if stage == "pretrain" else None,
+            "machine": {"commit": "0123abc", "processor": "A <fast> one", "memory_bytes": 64e9, "torch": "2.99.1"},
         }
         (path / stage / "done.json").write_text(json.dumps(done))
     return values

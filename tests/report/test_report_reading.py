@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from markupsafe import Markup
+from trace_walk import rank_windows
 
 from mindvideo.clip_sets import clip_set
 from mindvideo.errors import DataError
@@ -18,13 +19,15 @@ from mindvideo.evaluate.score import ScoreResult
 from mindvideo.report.brain import judge_maps, list_brain, list_turning, split_pictures
 from mindvideo.report.build import build_report, find_ablations
 from mindvideo.report.comparison import list_rivals, measure_differences, tabulate
-from mindvideo.report.dataset import describe_validation, list_choices
-from mindvideo.report.plots import Curve, Dot, draw_bars, draw_curves, draw_dots, thin_out
+from mindvideo.report.dataset import describe_validation, list_choices, summarise_data
+from mindvideo.report.gallery import find_ends, mean_ranks
+from mindvideo.report.methods import list_machine, write_bibliography, write_citation, write_methods
+from mindvideo.report.plots import WAY_TICKS, Curve, Dot, draw_curves, draw_dots, find_ticks, thin_out
 from mindvideo.report.read import read_run
 from mindvideo.report.sections import list_curves
 from mindvideo.report.sprites import draw_sprite
 from mindvideo.report.verdict import list_aspects, write_verdict
-from mindvideo.report.wording import nice_ticks, write_number, write_p, write_seconds, write_short, write_signed
+from mindvideo.report.wording import write_number, write_p, write_percent, write_seconds, write_short, write_signed
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -99,8 +102,7 @@ def test_verdict_is_as_honest_as_the_numbers(run_dir: Path) -> None:
     text = text.striptags()
     assert "4 of 5 scores are better than with the brain activity of another moment at P < .05 after Holm" in text
     assert "by SSIM RGB the mean training frame, which needs no brain, is better still" in text
-    assert "Not shown for: flow end-point error" in text  # lower is better and shuffled is lower
-    assert "1 more in the table is not tested" in text and "no corrected P can be below 7.6 × 10⁻⁴." in text
+    assert "no corrected P can be below 7.6 × 10⁻⁴." in text
     aspects = list_aspects(run)
     states = {aspect.name: (aspect.state, len(aspect.beaten), len(aspect.tested)) for aspect in aspects}
     assert states == {"layout": ("part", 1, 1), "content": ("yes", 3, 3), "motion": ("no", 0, 1)}
@@ -177,7 +179,7 @@ def test_methods_of_other_networks_are_shown_but_not_compared(run_dir: Path) -> 
     about.write_text(json.dumps({"truth": "films", "networks": "others"}))
     entrants = list_rivals(read_run(run_dir))
     found = measure_differences(entrants)
-    assert set(found["others"]["ridge"]) == {"ssim_rgb", "epe"}  # what needs no network
+    assert set(found["pairs"]["this study"]["ridge"]) == {"ssim_rgb", "epe"}  # what needs no network
     table = tabulate(entrants, found, "differences.json")
     assert table and table["labels"] == ["this study", "ridge"]
     shown = {row["name"]: row["cells"][1]["difference"] != "" for row in table["rows"]}
@@ -238,7 +240,45 @@ def test_ablation_beside_the_run_is_found(run_dir: Path) -> None:
     assert find_ablations([run_dir.parent, run_dir]) == [run_dir.parent]
 
 
+def test_best_median_and_worst_are_by_the_mean_of_ranks(made: tuple[Path, dict[str, np.ndarray]]) -> None:
+    run_dir, values = made[0].parent.parent, made[1]
+    ranks = mean_ranks(read_run(run_dir))
+    np.testing.assert_allclose(np.array(ranks, float), rank_windows(run_dir))
+    assert min(v for v in ranks if v is not None) > 0 and len(values) == 5
+    ends = find_ends([0.5, None, 0.9, 0.1, 0.6])
+    assert ends == [2, 4, 3] and find_ends([]) == [] and find_ends([0.2]) == [0, 0, 0]
+    run = read_run(run_dir)
+    run.window_scores = {"epe": {"reconstruction": [2.0, 1.0, None, 3.0]}, "consistency": {"reconstruction": [1.0] * 4}}
+    assert mean_ranks(run) == [0.5, 1.0, None, 0.0]  # an error: lowest is best; what has no direction is left out
+
+
+def test_methods_and_citation_are_of_this_run(run_dir: Path) -> None:
+    recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
+    recipe |= {"evaluate": {"block_s": 20.0, "permutations": 5000, "bootstraps": 2000}}
+    recipe |= {"pretrain": {"steps": 150, "batch_size": 48, "lr": 0.001}}
+    (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run = read_run(run_dir)
+    text = write_methods(run, summarise_data(run))
+    for words in (
+        "Simulated brain activity of subject1 (a volume every 2 s) to 2 training, 1 validation and 1 test films",
+        "frames shown 4 s earlier. 1400 cortical voxels", "trained in one stage: pretrain",
+        "150 steps of 48, learning rate 0.001", "26 test windows were scored by 6 measures and compared with shuffled brain",
+        "blocks of 20 s, 5000 permutations", "MinD-Video 0.1.0+abc (commit 0123abc) and PyTorch 2.99.1 in bf16 on A <fast>",
+    ):  # fmt: skip
+        assert words in text, words
+    assert "true caption" not in text  # a ceiling is nothing to compare with
+    facts, note = list_machine(run)
+    assert dict(facts)["memory"] == "64.0 GB" and "recorded by the stages" in note
+    assert "0.1.0+abc" in write_citation(run)
+    bib = write_bibliography(run)
+    assert re.findall(r"@\w+\{(\w+),", bib) == ["mindvideo", "chen2023video"] and "Version 0.1.0+abc" in bib
+    del run.recipe["simulate"]
+    run.recipe["data"]["source"] = "wen2018"
+    assert bib.count("{") == bib.count("}") and "@article{wen2018," in write_bibliography(run)
+
+
 def test_numbers_as_written() -> None:
+    assert [write_percent(v) for v in (None, 0.572, -1.31, 0.0)] == ["–", "57 %", "−131 %", "0 %"]
     assert [write_number(v) for v in (None, 0.2136, -0.05, 12.345, 431.2, 1.0, -0.0001)] == [
         "–",
         ".214",
@@ -257,7 +297,7 @@ def test_numbers_as_written() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.213, 0.2141), (-3.0, 12.0), (5.0, 5.0), (0.0, 0.0)])
 def test_ticks_cover_the_range(low: float, high: float) -> None:
-    ticks = nice_ticks(low, high)
+    ticks = find_ticks([low, high])
     assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8
     np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
 
@@ -268,17 +308,29 @@ def test_plots_place_values_in_proportion() -> None:
     assert len(xs) == 3 and xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
     interval = re.search(r'x1="([\d.]+)" y1="[\d.]+" x2="([\d.]+)" y2="[\d.]+" class="interval', svg)
     assert interval and float(interval[2]) - float(interval[1]) == pytest.approx(xs[1] - xs[0], abs=0.2)
-    widths = [
-        float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"', str(draw_bars("t", [("a<b", 2.0), ("c", -1.0)])))
-    ]
-    assert widths[0] == pytest.approx(2 * widths[1], abs=0.2)
+    marks = str(draw_dots("t", [Dot("a", 0.5, mark=0.25), Dot("b", -1.0)], chance=0.0))
+    zero, mark = (re.search(rf'x1="([\d.]+)"[^>]*class="{name}"', marks) for name in ("chance", "mark"))
+    first, second = (float(x) for x in re.findall(r'<circle cx="([\d.]+)"', marks))
+    assert zero and mark
+    assert first - float(zero[1]) == pytest.approx(2 * (float(mark[1]) - float(zero[1])), abs=0.2)
+    assert float(zero[1]) - second == pytest.approx(2 * (first - float(zero[1])), abs=0.2)
     points = re.search(
         r'points="([^"]+)"', str(draw_curves("t", [Curve("training", [(0, 1.0), (5, 10.0), (10, 100.0)])]))
     )
     assert points
     ys = [float(point.split(",")[1]) for point in points[1].split()]
     assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.2)  # logarithmic
-    assert str(draw_curves("t", [])) == "" and str(draw_dots("t", [])) == "" and str(draw_bars("t", [])) == ""
+    assert str(draw_curves("t", [])) == "" and str(draw_dots("t", [])) == ""
+
+
+def test_way_has_one_axis_and_points_to_what_lies_outside() -> None:
+    svg = str(draw_dots("t", [Dot("a", 0.0), Dot("b", 1.0), Dot("c", 1.9), Dot("d", -3.0)], axis=WAY_TICKS))
+    shuffled, caption = (float(x) for x in re.findall(r'<circle cx="([\d.]+)"', svg))
+    ticks = [float(x) for x in re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="tick"', svg)]
+    assert ticks == pytest.approx([shuffled, (shuffled + caption) / 2, caption], abs=0.1)
+    tips = [float(x) for x in re.findall(r'<polygon points="([\d.]+),', svg)]
+    assert tips[0] > caption and tips[1] < shuffled
+    assert svg.count("textLength") == 0 and "textLength" in str(draw_dots("t", [Dot("x" * 60, 0.5)]))
 
 
 def test_long_logs_are_thinned_to_their_means() -> None:
@@ -317,7 +369,7 @@ def test_brain_section_says_what_the_files_hold(run_dir: Path) -> None:
     ]
     assert [group["is_folded"] for group in groups.values()] == [False, False, False, True, True, True]
     tokens = str(groups["Occlusion by area"]["panels"][0]["plot"])
-    drops = [float(text.replace("−", "-")) for text in re.findall(r'class="value"[^>]*>([^<]+)<', tokens)]
+    drops = [float(text.replace("−", "-")) for text in re.findall(r'class="value main"[^>]*>([^<]+)<', tokens)]
     np.testing.assert_allclose(drops, sorted(((i - 2) / 50 for i in range(31)), reverse=True)[:20])
     attention = str(groups["Attention after cotrain"]["panels"][0]["plot"])
     assert attention.count('class="mark"') == 4 and "limbic A" not in attention  # a network without voxels

@@ -9,7 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from mindvideo.data.store import Store
+
+HIGHER = {"epe": False}
+"""Direction of the scores of the made-up run; higher is better for the rest."""
 
 COLLECT = """() => {
   document.querySelectorAll('details').forEach((item) => { item.open = true; });
@@ -52,8 +58,29 @@ def look_up(run_dir: Path, page_dir: Path, file: str, key: str) -> Any:
     return follow(json.loads((folder / file).read_text()), steps)
 
 
-def derive(run_dir: Path, file: str, how: str) -> str:
+def derive(run_dir: Path, page_dir: Path, file: str, how: str) -> str:
     """The text of a number that was worked out from a whole file, worked out again."""
+    if file.startswith("differences"):
+        one, other = how.split(" better than ")
+        pairs = json.loads((page_dir / file).read_text())["pairs"]
+        is_first = other in pairs.get(one, {})
+        found = pairs[one][other] if is_first else pairs[other][one]
+        sign = -1 if is_first else 1
+        directions = {name: sign * (1 if HIGHER.get(name, True) else -1) for name in found}
+        return str(
+            sum(each["p_holm"] < 0.05 and each["difference"] * directions[name] > 0 for name, each in found.items())
+        )
+    if file == "reconstruct/windows.json":
+        windows = json.loads((run_dir / file).read_text())
+        return str(len(windows) if how == "windows" else len({window["segment"] for window in windows}))
+    if how == "median way to caption":
+        scores = json.loads((run_dir / file).read_text()).values()
+        return f"{np.median([entry['way_to_caption'] for entry in scores if 'way_to_caption' in entry]):.0%}".replace(
+            "%", " %"
+        )
+    if how.startswith("mean rank of window "):
+        ranks = rank_windows(run_dir)
+        return f"{ranks[int(how.split()[-1])]:.3f}".removeprefix("0")
     if file == "prepare/store.zarr":
         summary = summarise(run_dir / file)
         if how.startswith("segments of "):
@@ -90,6 +117,18 @@ def derive(run_dir: Path, file: str, how: str) -> str:
 
 def is_better(entry: dict[str, Any], control: str) -> bool:
     return bool((entry["value"] - entry["controls"][control]) * (1 if entry["higher_is_better"] else -1) > 0)
+
+
+def rank_windows(run_dir: Path) -> list[float]:
+    """Mean over the scores of each window's rank, 0 to 1, in the order of windows.json."""
+    table = pd.read_csv(run_dir / "evaluate" / "windows.csv").set_index(["segment", "scan"])
+    scores = json.loads((run_dir / "evaluate" / "scores.json").read_text())
+    names = [name for name in scores if name in table and scores[name]["higher_is_better"] is not None]
+    signs = [1 if scores[name]["higher_is_better"] else -1 for name in names]
+    ranks = (table[names] * signs).rank()
+    mean = ((ranks - 1) / (ranks.count() - 1)).mean(axis=1)
+    windows = json.loads((run_dir / "reconstruct" / "windows.json").read_text())
+    return [mean[window["segment"], window["scan"]] for window in windows]
 
 
 @cache

@@ -1,25 +1,26 @@
-"""Where the page's pictures go: into the page itself, and beside it only when there are too many for one file."""
+"""Where the page's pictures and files go: into the page itself, and beside it only when they are too large for it."""
 
 from __future__ import annotations
 
 import base64
+import mimetypes
 import os
 import shutil
 from pathlib import Path
 
 EMBEDDED_BYTES = 12_000_000
-"""Pictures up to this size together are part of the page."""
+"""Files up to this size together are part of the page."""
 
 
 class Assets:
-    """Takes pictures and gives their addresses.
+    """Takes pictures, clips and tables and gives their addresses.
 
     Parameters
     ----------
     out : Path
         Folder of the page; what does not fit the page goes to ``out/assets``.
     room : int
-        Bytes of pictures the page may hold.
+        Bytes of files the page may hold.
     """
 
     def __init__(self, out: Path, room: int = EMBEDDED_BYTES) -> None:
@@ -29,10 +30,11 @@ class Assets:
         shutil.rmtree(self.writing, ignore_errors=True)
 
     def add(self, name: str, content: bytes) -> str:
-        """Address of a WebP picture: a ``data:`` address, or a path relative to the page where there is no room left."""
+        """Address of a file: a ``data:`` address, or a path relative to the page where there is no room left."""
         if len(content) <= self.room:
             self.room -= len(content)
-            return "data:image/webp;base64," + base64.b64encode(content).decode("ascii")
+            kind = mimetypes.guess_type(name)[0] or "text/plain"
+            return f"data:{kind};base64," + base64.b64encode(content).decode("ascii")
         path = self.writing / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -44,7 +46,7 @@ class Assets:
         shutil.rmtree(self.writing, ignore_errors=True)
 
     def publish(self) -> None:
-        """Put the pictures in the place of an earlier page's."""
+        """Put the files in the place of an earlier page's."""
         shutil.rmtree(self.out / "assets", ignore_errors=True)
         if self.writing.is_dir():
             os.replace(self.writing, self.out / "assets")

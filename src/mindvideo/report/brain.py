@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from mindvideo.evaluate.score import finite
-from mindvideo.report.plots import Dot, draw_bars, draw_dots
+from mindvideo.report.plots import Dot, draw_dots
 from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite
 from mindvideo.report.wording import write_number
@@ -113,14 +113,11 @@ def _attention(run: Run, stage: str, layers: dict[str, Any], final: str) -> dict
     for layer, content in layers.items():
         shares = _values(content)
         shares = {name: share for name, share in shares.items() if share > 0 or expected.get(name)}
-        bars = sorted(shares.items(), key=lambda bar: -bar[1])
-        plot = draw_bars(
-            _describe(f"attention of the {layer} layer", dict(bars)),
-            bars,
-            label_width=178.0,
-            marks=[expected.get(name) for name, _ in bars],
-            sources=[source.at(layer, name) for name, _ in bars],
-        )
+        dots = [
+            Dot(name, share, kind="main", source=source.at(layer, name), mark=expected.get(name))
+            for name, share in sorted(shares.items(), key=lambda pair: -pair[1])
+        ]
+        plot = draw_dots(_describe(f"attention of the {layer} layer", shares), dots, chance=0.0, label_width=178.0)
         panels.append({"name": f"{layer} layer", "plot": plot})
     text = "Share of the attention that voxels of each Yeo-17 network receive."
     text += " The tick is the network's share of the voxels: what no preference would give." if expected else ""
@@ -133,8 +130,9 @@ def _temporal(content: dict[str, Any]) -> dict[str, Any]:
     for stage, layers in content.items():
         for layer, weights in layers.items() if isinstance(layers, dict) else ():
             values = _values(weights)
-            places = [Source("explain/temporal.json", (stage, layer, time)) for time in values]
-            plot = draw_bars(_describe(f"{stage}, {layer} layer", values), list(values.items()), sources=places)
+            source = Source("explain/temporal.json", (stage, layer))
+            dots = [Dot(time, value, kind="main", source=source.at(time)) for time, value in values.items()]
+            plot = draw_dots(_describe(f"{stage}, {layer} layer", values), dots, chance=0.0)
             panels.append({"name": f"{stage}, {layer} layer", "plot": plot})
     text = "Temporal attention received by each scan of a window, by its time after the first frame was on screen."
     return _group("Weight of the lags", text, "explain/temporal.json", panels, is_folded=True)
@@ -149,13 +147,16 @@ def _occlusion(content: dict[str, Any]) -> dict[str, Any]:
     for measure in MEASURES:
         words = str(meaning.get(measure, measure)) if isinstance(meaning, dict) else measure
         drops = {name: row[measure] for name, row in rows.items() if measure in row}
-        bars = sorted(drops.items(), key=lambda bar: -bar[1])[:MOST_AREAS]
-        if bars:
+        largest = dict(sorted(drops.items(), key=lambda pair: -pair[1])[:MOST_AREAS])
+        if largest:
             source = Source("explain/occlusion.json")
             note = Markup(f"intact {cite(intact.get(measure), source.at('intact', measure))}")
-            note += f"; {len(bars)} largest of {len(drops)} areas" if len(bars) < len(drops) else ""
-            places = [source.at("areas", name, measure) for name, _ in bars]
-            plot = draw_bars(_describe(words, dict(bars)), bars, sources=places)
+            note += f"; {len(largest)} largest of {len(drops)} areas" if len(largest) < len(drops) else ""
+            dots = [
+                Dot(name, value, kind="main", source=source.at("areas", name, measure))
+                for name, value in largest.items()
+            ]
+            plot = draw_dots(_describe(words, largest), dots, chance=0.0)
             panels.append({"name": words, "note": note, "plot": plot})
     text = (
         f"How much worse the encoder of {escape(content.get('stage', '–'))} does when an area is silenced in both "

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from PIL import Image
 
 from mindvideo.data.disk import beside, write_text
 from mindvideo.errors import DataError
-from mindvideo.report import comparison, sections
+from mindvideo.report import comparison, methods, sections
 from mindvideo.report.ablation import ablation_section
 from mindvideo.report.assets import Assets
 from mindvideo.report.brain import judge_maps, list_brain, list_turning, split_pictures
@@ -21,15 +21,7 @@ from mindvideo.report.dataset import describe_validation, list_choices, summaris
 from mindvideo.report.gallery import describe_gallery, describe_shared
 from mindvideo.report.read import Run, read_run
 from mindvideo.report.sprites import encode_picture
-from mindvideo.report.trace import Source, cite, cite_interval, count_of
-from mindvideo.report.verdict import (
-    FILE,
-    Aspect,
-    headline_score,
-    list_aspects,
-    source_of_p,
-    write_verdict,
-)
+from mindvideo.report.verdict import draw_way, write_verdict, write_way
 from mindvideo.stages import Progress, StageContext
 
 
@@ -106,7 +98,7 @@ def _compose(
     side_by_side = shared = None
     if len(runs) > 1:
         entrants = [comparison.Entrant(item.name, item, i) for i, item in enumerate(_named_apart(runs))]
-        side_by_side = _compare(entrants, "differences.json", tested)
+        side_by_side = _compare(entrants, "differences.json", assets, tested)
         shared = describe_shared(runs, assets)
     html = _render(
         pages=pages,
@@ -128,13 +120,17 @@ def _named_apart(runs: Sequence[Run]) -> list[Run]:
     return list(runs)
 
 
-def _compare(entrants: list[comparison.Entrant], file: str, tested: dict[str, Any]) -> dict[str, Any] | None:
+def _compare(
+    entrants: list[comparison.Entrant], file: str, assets: Assets, tested: dict[str, Any]
+) -> dict[str, Any] | None:
     found = comparison.measure_differences(entrants)
     table = comparison.tabulate(entrants, found, file)
-    if table is not None:
-        tested[file] = found
-        table["file"] = file
-    return table
+    if table is None:
+        return None
+    tested[file] = found
+    name = f"{Path(file).stem}.csv"
+    place = assets.add(name, comparison.write_differences(found).encode()) if found["pairs"] else ""
+    return table | {"file": file, "csv_name": name, "csv": place}
 
 
 def _render(**content: Any) -> str:
@@ -159,10 +155,10 @@ def _describe_run(
     """Everything the template needs of one run."""
     key = f"run{index}"
     judged = judge_maps(item)
-    pictures, earlier = (_pictures(item, names, key, assets, judged) for names in split_pictures(item))
+    pictures = _pictures(item, key, assets, judged)
     rivals = comparison.list_rivals(item, index)
     title, verdict = write_verdict(item)
-    versions, versions_note = sections.list_versions(item)
+    machine, machine_note = methods.list_machine(item)
     data = summarise_data(item)
     return {
         "key": key,
@@ -173,29 +169,33 @@ def _describe_run(
         "is_embedded": item.setting("foundation", "embedded") == "embedded",
         "title": title,
         "verdict": verdict,
-        "aspects": [_describe_aspect(item, aspect) for aspect in list_aspects(item)],
-        "headline": _headline(item),
+        "way": draw_way(item),
+        "way_text": write_way(item),
         "missing": [state.sentence for state in item.stages.values() if state.state != "done"],
         "stage_sentence": {name: state.sentence for name, state in item.stages.items()},
         "choices": list_choices(item),
         "gallery": describe_gallery(item, key, assets, progress),
         "controls": sections.list_sets(item),
         "scores": sections.list_scores(item),
+        "ways": sections.list_ways(item),
         "films": sections.list_films(item),
         "has_truth": any(score.truth is not None for score in item.scores.values()),
-        "rivals": _compare(rivals, f"differences_{key}.json", tested) if rivals else None,
+        "rivals": _compare(rivals, f"differences_{key}.json", assets, tested) if rivals else None,
         "training": sections.list_training(item),
         "validation": describe_validation(item),
         "brain": list_brain(item),
         "knows_truth": bool(item.explain.get("truth")),
         "turning": list_turning(item, assets.out, judged),
-        "pictures": pictures,
-        "earlier_pictures": earlier,
+        "first_picture": pictures[:1],
+        "pictures": pictures[1:],
         "data": data,
         "stages": sections.list_stages(item),
         "total_time": sections.total_time(item),
-        "versions": versions,
-        "versions_note": versions_note,
+        "machine": machine,
+        "machine_note": machine_note,
+        "saved": methods.list_saved(item, key, assets),
+        "methods": methods.write_methods(item, data),
+        "citation": methods.write_citation(item),
         "recipe": item.recipe_text,
         "evaluate_settings": {
             name: item.setting(f"evaluate.{name}") for name in ("block_s", "permutations", "bootstraps", "top_k")
@@ -204,45 +204,18 @@ def _describe_run(
     }
 
 
-def _pictures(
-    item: Run, names: Sequence[str], key: str, assets: Assets, judged: dict[str, Markup]
-) -> list[tuple[str, str, Markup | None]]:
-    """Address and title of pictures of ``explain/``, and the sentence over those that show no more than chance."""
+def _pictures(item: Run, key: str, assets: Assets, judged: dict[str, Markup]) -> list[dict[str, Any]]:
+    """Pictures of ``explain/``, each with its address, name, size and a warning where it shows no more than chance.
+
+    Flat maps of what made the reconstructions come first, and of these the ones without a warning.
+    """
     found = []
-    for name in names:
+    first, others = split_pictures(item)
+    for name in (*first, *others):
         with Image.open(item.path / "explain" / name) as picture:
-            content = encode_picture(picture)
+            content, size = encode_picture(picture), picture.size
         stem = Path(name).stem
         place = assets.add(f"{key}/{stem}.webp", content)
-        found.append((place, stem.replace("_", " "), judged.get(stem.partition("_")[2])))
-    return found
-
-
-def _describe_aspect(item: Run, aspect: Aspect) -> dict[str, Any]:
-    """A tile: how many of its scores are from the brain, and which baselines are better still by how many of these."""
-    counts = [
-        count_of(len(scores), FILE, f"scores of {aspect.name} {how}")
-        for scores, how in ((aspect.beaten, "better than shuffled"), (aspect.tested, "tested"))
-    ]
-    text = Markup(f"{counts[0]} of {counts[1]} score{'' if len(aspect.tested) == 1 else 's'}")
-    for name, scores in aspect.better_baselines.items():
-        n = count_of(len(scores), FILE, f"scores of {aspect.name} by which {name} is better still")
-        text += Markup(f"<br>{escape(item.clip_set(name).label)} better still on {n}")
-    return {"name": aspect.name, "state": aspect.state, "text": text}
-
-
-def _headline(item: Run) -> dict[str, Any] | None:
-    score = headline_score(item)
-    if score is None:
-        return None
-    source = Source(FILE, (score.name,))
-    return {
-        "name": score.label,
-        "from_brain": score.from_brain,
-        "value": cite(score.value, source.at("value")),
-        "interval": cite_interval(score.interval, source.at("interval")),
-        "shuffled": cite(score.controls.get("shuffled"), source.at("controls", "shuffled")),
-        "p": cite(score.p_holm.get("shuffled"), source_of_p(score, "shuffled"), "p"),
-        "chance": cite(score.chance, source.at("chance")),
-        "n": cite(score.n, source.at("n"), "count"),
-    }
+        warning = judged.get(stem.partition("_")[2])
+        found.append({"src": place, "name": stem.replace("_", " "), "size": size, "warning": warning})
+    return sorted(found[: len(first)], key=lambda picture: picture["warning"] is not None) + found[len(first) :]

@@ -1,21 +1,24 @@
-"""Runs and rival methods side by side: one table, a column for each, differences from the first tested where they can be."""
+"""Runs and rival methods side by side: a column for each, every two of them tested against each other where they can be."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from markupsafe import Markup
 
 from mindvideo.errors import DataError
-from mindvideo.evaluate.contrast import compare_runs, read_window_scores
-from mindvideo.evaluate.score import ScoreResult, finite
-from mindvideo.report.plots import Dot, draw_dots
+from mindvideo.evaluate.contrast import compare_runs, read_window_scores, smallest_p_holm
+from mindvideo.evaluate.score import LEVEL, ScoreResult, finite
+from mindvideo.evaluate.tables import csv_table
 from mindvideo.report.read import Run
-from mindvideo.report.trace import Source, cite, cite_interval
+from mindvideo.report.trace import Source, cite, cite_interval, count_of
+
+COLUMNS = ("first", "second", "difference", "low", "high", "n", "p", "p_holm", "p_holm_class", "better", "design")
 
 
 @dataclass(frozen=True)
@@ -43,24 +46,47 @@ def list_rivals(run: Run, index: int | None = None) -> list[Entrant]:
 
 
 def measure_differences(entrants: Sequence[Entrant]) -> dict[str, Any]:
-    """Every entrant against the first, score by score; ``untested`` says why where that cannot be done."""
-    found: dict[str, Any] = {"first": entrants[0].label, "others": {}, "untested": {}}
-    for entrant in entrants[1:]:
+    """Every two entrants, score by score: ``pairs[first][second]`` of `compare_runs`; ``untested`` says why not."""
+    found: dict[str, Any] = {"pairs": {}, "untested": {}}
+    read, unread = {}, {}
+    for entrant in entrants:
         try:
-            first, second = (read_window_scores(item.run.path, item.label) for item in (entrants[0], entrant))
-            found["others"][entrant.label] = compare_runs(first, second)
+            read[entrant.label] = read_window_scores(entrant.run.path, entrant.label)
         except DataError as error:
-            found["untested"][entrant.label] = str(error)
+            unread[entrant.label] = str(error)
+    found["untested"] |= unread
+    for first, second in combinations(read.values(), 2):
+        try:
+            found["pairs"].setdefault(first.name, {})[second.name] = compare_runs(first, second)
+        except DataError as error:
+            found["untested"][f"{first.name} and {second.name}"] = str(error)
     return found
 
 
+def _each(found: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    for first, others in found["pairs"].items():
+        for second, scores in others.items():
+            for name, entry in scores.items():
+                yield first, second, name, entry
+
+
+def write_differences(found: dict[str, Any]) -> str:
+    """Every tested difference as CSV, second minus first."""
+    rows: list[list[Any]] = [["first_method", "second_method", "score", *COLUMNS]]
+    for first, second, name, entry in _each(found):
+        ends = dict(zip(("low", "high"), entry["interval"], strict=True))
+        cells = [ends.get(key, entry.get(key)) for key in COLUMNS]
+        rows.append([first, second, name, *("" if cell is None else cell for cell in cells)])
+    return csv_table(rows)
+
+
 def tabulate(entrants: Sequence[Entrant], found: dict[str, Any], file: str) -> dict[str, Any] | None:
-    """Table and plots of the scores at least two entrants have.
+    """Table of the scores at least two entrants have.
 
     Parameters
     ----------
     entrants : sequence of Entrant
-        The first is what the others are compared with.
+        The first is what the table's differences are from.
     found : dict
         From `measure_differences`.
     file : str
@@ -69,33 +95,46 @@ def tabulate(entrants: Sequence[Entrant], found: dict[str, Any], file: str) -> d
     Returns
     -------
     dict or None
-        ``labels``, ``rows``, ``panels``, ``designs`` and ``untested``; None when no score is common.
+        ``labels``, ``wins``, ``rows``, ``designs``, ``untested``, ``smallest`` and ``costs``; None when no
+        score is common.
     """
     counts = Counter(name for entrant in entrants for name in entrant.run.scores)
     names = [name for name in counts if counts[name] > 1]
     if not names:
         return None
-    rows, panels = [], []
+    rows = []
     for name in names:
-        cells, dots = [], []
-        for entrant in entrants:
-            score = entrant.run.scores.get(name)
-            cells.append({"label": entrant.label} | _cell(entrant, score, found, file))
-            if score is not None:
-                source = entrant.source(score)
-                dots.append(Dot(entrant.label, score.value, score.interval, "main", source.at("value")))
-                place = source.at("controls", "shuffled")
-                dots.append(Dot("· shuffled brain", score.controls.get("shuffled"), kind="floor", source=place))
-        label = next(entrant.run.scores[name].label for entrant in entrants if name in entrant.run.scores)
-        rows.append({"name": label, "cells": cells})
-        panels.append({"name": label, "plot": draw_dots(f"{label}, side by side", dots)})
-    designs = {entry["design"] for scores in found["others"].values() for entry in scores.values()}
-    untested = [f"{label}: {why}" for label, why in found["untested"].items()]
-    labels = [entrant.label for entrant in entrants]
+        scores = [(entrant, entrant.run.scores.get(name)) for entrant in entrants]
+        cells = [{"label": each.label} | _cell(entrants[0], each, score, found, file) for each, score in scores]
+        rows.append({"name": next(score.label for _, score in scores if score is not None), "cells": cells})
+    smallest = smallest_p_holm([scores for others in found["pairs"].values() for scores in others.values()])
     return {
-        "labels": labels, "rows": rows, "panels": panels, "designs": sorted(designs), "untested": untested,
-        "costs": _costs(entrants),
+        "labels": [entrant.label for entrant in entrants], "wins": _count_wins(entrants, found, file), "rows": rows,
+        "designs": sorted({entry["design"] for *_, entry in _each(found)}),
+        "untested": [f"{label}: {why}" for label, why in found["untested"].items()],
+        "smallest": smallest is not None and smallest >= LEVEL, "costs": _costs(entrants),
     }  # fmt: skip
+
+
+def _count_wins(entrants: Sequence[Entrant], found: dict[str, Any], file: str) -> list[dict[str, Any]]:
+    """A row for each method: by how many scores it is better than each other one, of how many that were tested."""
+    rows = []
+    for row in entrants:
+        cells: list[dict[str, Any]] = []
+        for column in entrants:
+            pair = [found["pairs"].get(a.label, {}).get(b.label) for a, b in ((row, column), (column, row))]
+            scores = pair[0] or pair[1] or {}
+            side = "first" if pair[0] else "second"
+            tested = [entry for entry in scores.values() if entry["p_holm"] is not None]
+            better = [entry for entry in tested if entry["better"] == side and entry["p_holm"] < LEVEL]
+            text: Markup | str = "–"
+            if tested:
+                text = Markup("{} of {}").format(
+                    count_of(len(better), file, f"{row.label} better than {column.label}"), len(tested)
+                )
+            cells.append({"label": f"than {column.label}", "text": text, "won": bool(better)})
+        rows.append({"label": row.label, "cells": cells})
+    return rows
 
 
 def _costs(entrants: Sequence[Entrant]) -> list[dict[str, Any]]:
@@ -116,19 +155,22 @@ def _costs(entrants: Sequence[Entrant]) -> list[dict[str, Any]]:
     return rows
 
 
-def _cell(entrant: Entrant, score: ScoreResult | None, found: dict[str, Any], file: str) -> dict[str, Any]:
+def _cell(
+    first: Entrant, entrant: Entrant, score: ScoreResult | None, found: dict[str, Any], file: str
+) -> dict[str, Any]:
     if score is None:
         return {"value": "–", "interval": "", "difference": "", "better": ""}
     source = entrant.source(score)
-    tested = found["others"].get(entrant.label, {}).get(score.name)
+    tested = found["pairs"].get(first.label, {}).get(entrant.label, {}).get(score.name)
     difference: Markup | str = ""
     better = ""
     if tested and finite(tested["difference"]) is not None:
-        place = Source(file, ("others", entrant.label, score.name))
-        difference = cite(tested["difference"], place.at("difference"), "signed")
+        place = Source(file, ("pairs", first.label, entrant.label, score.name))
+        difference = cite(tested["difference"], place.at("difference"), "signed") + Markup(" ")
+        difference += cite_interval(tested["interval"], place.at("interval"))
         if tested["p_holm"] is not None:
             difference += Markup(", ") + cite(tested["p_holm"], place.at("p_holm"), "p")
-            better = str(tested["better"] or "") if tested["p_holm"] < 0.05 else ""
+            better = str(tested["better"] or "") if tested["p_holm"] < LEVEL else ""
     return {
         "value": cite(score.value, source.at("value")),
         "interval": cite_interval(score.interval, source.at("interval")),

@@ -11,7 +11,7 @@ from mindvideo.data.store import Store
 from mindvideo.errors import DataError
 from mindvideo.evaluate.score import finite
 from mindvideo.evaluate.tables import group_reasons
-from mindvideo.report.plots import draw_bars
+from mindvideo.report.plots import Dot, draw_dots
 from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, count_of
 from mindvideo.report.wording import write_count
@@ -41,8 +41,10 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
         return cite(value, source.at(*key), "plain" if isinstance(value, float) else "count")
 
     areas = list(summary["voxels_per_area"].items())
-    bars = [(name, float(value)) for name, value in areas[:MOST_AREAS]]
-    places = [source.at("voxels_per_area", name) for name, _ in bars]
+    dots = [
+        Dot(name, float(value), kind="main", source=source.at("voxels_per_area", name), form="count")
+        for name, value in areas[:MOST_AREAS]
+    ]
     facts: list[tuple[str, Markup | str]] = [
         ("subject", str(summary["subject"])),
         ("voxels used", Markup(f"{count('voxels')} in {count_of(len(areas), STORE, 'areas')} areas")),
@@ -69,14 +71,37 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
         text = f"{count('windows', split)} windows, {count('scenes', split)} scenes, {films}"
         text += f", {escape(runs)} recording{'' if runs == '1' else 's'} each"
         facts.append((split, Markup(text) if names else "none"))
-    listed = ", ".join(f"{name} {value:.0f}" for name, value in bars)
+    listed = ", ".join(f"{dot.label} {dot.value:.0f}" for dot in dots)
     return {
         "facts": facts,
-        "plot": draw_bars(f"voxels per area: {listed}", bars, decimals=0, sources=places),
+        "summary": summary,
+        "source": _write_source(run, summary),
+        "plot": draw_dots(f"voxels per area: {listed}", dots, chance=0.0),
         "note": f"the {MOST_AREAS} largest of {len(areas)}" if len(areas) > MOST_AREAS else "",
         "provenance": [_write_step(step) for step in summary["provenance"]],
         "near": _near_duplicates(run),
     }
+
+
+def _write_source(run: Run, summary: dict[str, Any]) -> Markup:
+    """What was decoded and from what, in one sentence."""
+    source = Source(STORE)
+    films = list(dict.fromkeys(str(window.get("segment")) for window in run.windows)) or summary["segments"]["test"]
+    clips = next(iter(run.clips.values())).shape if run.clips else ()
+    text = Markup("Test films")
+    if clips:
+        text = Markup("{} clips of {} frames ({} a second) from {} test film{}").format(
+            count_of(clips[0], "reconstruct/windows.json", "windows"),
+            clips[1],
+            cite(summary["fps"], source.at("fps"), "plain"),
+            count_of(len(films), "reconstruct/windows.json", "films"),
+            "" if len(films) == 1 else "s",
+        )
+    return text + Markup(", decoded from the fMRI of {} voxels of {}’s cortex (a scan every {} s)").format(
+        cite(summary["voxels"], source.at("voxels"), "count"),
+        summary["subject"],
+        cite(summary["tr_s"], source.at("tr_s"), "plain"),
+    )
 
 
 def _near_duplicates(run: Run) -> dict[str, Any] | None:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from mindvideo.report.assets import Assets
 from mindvideo.report.read import Run
 from mindvideo.report.sprites import draw_sheets
-from mindvideo.report.verdict import headline_score
-from mindvideo.report.wording import name_clip
 from mindvideo.stages import Progress
 
 WindowScores = dict[str, dict[str, list[float | None]]]
+MEAN_RANK = "mean rank"
+"""What windows are sorted by at first: no single score decides which is the best."""
 
 
 def describe_gallery(run: Run, key: str, assets: Assets, progress: Progress | None) -> dict[str, Any] | None:
     """The gallery of one run; None without clips of truth and reconstruction."""
     if not {"truth", "reconstruction"} <= run.clips.keys():
         return None
-    sheets, geometry = draw_sheets(run.clips, progress)
-    places = [assets.add(f"{key}/{i}.webp", sheet) for i, sheet in enumerate(sheets)]
-    gallery = _gallery(run, run.clips, run.window_scores, places, geometry)
-    gallery["score_names"] = _score_choices(run)
-    return gallery
+    labels = {name: run.clip_set(name).label for name in run.clips}
+    return _gallery(run, key, run.clips, labels, run.window_scores, assets, progress)
 
 
 def describe_shared(runs: Sequence[Run], assets: Assets) -> dict[str, Any] | None:
@@ -41,36 +39,70 @@ def describe_shared(runs: Sequence[Run], assets: Assets) -> dict[str, Any] | Non
         return None
     names = ["reconstruction", *(f"run{i}" for i in range(1, len(runs)))]
     clips = {"truth": truths[0]} | {name: run.clips["reconstruction"] for name, run in zip(names, runs, strict=True)}
-    sheets, geometry = draw_sheets(clips)
-    addresses = [assets.add(f"shared/{i}.webp", sheet) for i, sheet in enumerate(sheets)]
     scores: WindowScores = {}
     for name, run in zip(names, runs, strict=True):
         for score, kinds in run.window_scores.items():
             scores.setdefault(score, {})[name] = kinds.get("reconstruction", [])
-    gallery = _gallery(first, clips, scores, addresses, geometry)
-    for number, (clip, run) in enumerate(zip(gallery["clips"][1:], runs, strict=True)):
-        clip |= {"label": run.name, "run": number}
-    gallery["score_names"] = [name for name in _score_choices(first) if name in gallery["scores"]]
+    labels = {"truth": "truth"} | {name: run.name for name, run in zip(names, runs, strict=True)}
+    gallery = _gallery(first, "shared", clips, labels, scores, assets, None)
+    for number, clip in enumerate(gallery["clips"][1:]):
+        clip["run"] = number
     return gallery
 
 
-def _score_choices(run: Run) -> list[str]:
-    """Scores the gallery can be sorted by, the headline's first where it has a value per window."""
-    score = headline_score(run)
-    first = score.name if score is not None else ""
-    known = [name for name in run.window_scores if _is_higher_better(run, name) is not None]
-    return sorted(known, key=lambda name: name != first)
+def mean_ranks(run: Run) -> list[float | None]:
+    """Mean over a run's scores of each window's rank in them: 0 where it is the worst by all, 1 where the best."""
+    ranks = []
+    for name, kinds in run.window_scores.items():
+        direction = _is_higher_better(run, name)
+        if direction is not None and "reconstruction" in kinds:
+            values = np.array(kinds["reconstruction"], dtype=float) * (1 if direction else -1)
+            known = np.isfinite(values).sum()
+            ranks.append((rankdata(values, nan_policy="omit") - 1) / max(known - 1, 1))
+    if not ranks:
+        return []
+    known = np.isfinite(ranks).sum(axis=0)
+    total = np.nansum(ranks, axis=0)
+    return [float(rank / n) if n else None for rank, n in zip(total, known, strict=True)]
+
+
+def find_ends(ranks: Sequence[float | None]) -> list[int]:
+    """Windows of the best, the median and the worst mean rank; of two in the middle the better one."""
+    known = sorted((-rank, i) for i, rank in enumerate(ranks) if rank is not None)
+    return [known[k][1] for k in (0, (len(known) - 1) // 2, -1)] if known else []
 
 
 def _gallery(
-    run: Run, clips: Iterable[str], window_scores: WindowScores, sheets: list[str], geometry: dict[str, int]
+    run: Run,
+    key: str,
+    clips: dict[str, Any],
+    labels: dict[str, str],
+    window_scores: WindowScores,
+    assets: Assets,
+    progress: Progress | None,
 ) -> dict[str, Any]:
-    windows = run.windows or [{} for _ in range(geometry["n"])]
+    fps = run.setting("data.fps", 3)
+    sheets = draw_sheets(clips, fps, len(clips) if key == "shared" else 2, progress)
+    windows = run.windows or [{} for _ in range(sheets.n)]
+    ranks = mean_ranks(run)
+    scores: dict[str, Any] = {
+        name: {
+            "label": run.scores[name].label,
+            "higher": _is_higher_better(run, name),
+            "values": {clip: [_short(value) for value in values] for clip, values in kinds.items()},
+        }
+        for name, kinds in window_scores.items()
+        if "reconstruction" in kinds and _is_higher_better(run, name) is not None
+    }
+    if ranks:
+        mean = {"label": "mean rank over the scores", "higher": True, "values": {"reconstruction": ranks}}
+        scores = {MEAN_RANK: mean} | scores
     return {
-        "sheets": sheets,
-        **geometry,
-        "fps": run.setting("data.fps", 3),
-        "clips": [{"name": name, "label": name_clip(name)} for name in clips],
+        "sheets": [assets.add(f"{key}/{i}.webp", picture) for i, picture in enumerate(sheets.pictures)],
+        "films": [assets.add(f"{key}/{i}.mp4", film) for i, film in enumerate(sheets.films)],
+        **{name: getattr(sheets, name) for name in ("frames", "width", "height")},
+        "fps": fps,
+        "clips": [{"name": name, "label": labels[name]} for name in clips],
         "windows": [
             {
                 "place": _write_place(window, i),
@@ -79,15 +111,9 @@ def _gallery(
             }
             for i, window in enumerate(windows)
         ],
-        "scores": {
-            name: {
-                "label": run.scores[name].label,
-                "higher": _is_higher_better(run, name),
-                "values": {clip: [_short(value) for value in values] for clip, values in kinds.items()},
-            }
-            for name, kinds in window_scores.items()
-            if "reconstruction" in kinds and _is_higher_better(run, name) is not None
-        },
+        "score_names": list(scores),
+        "scores": scores,
+        "ends": find_ends(ranks),
     }
 
 

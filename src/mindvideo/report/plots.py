@@ -3,32 +3,50 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 from markupsafe import Markup, escape
+from matplotlib.ticker import LogLocator, MaxNLocator
 
-from mindvideo.report.trace import Source
-from mindvideo.report.wording import nice_ticks, write_count, write_number
+from mindvideo.report.trace import FORMS, Source
 
 WIDTH = 340
+LETTER = 6.2
+"""Mean width of a letter; longer labels are squeezed."""
+WAY = (-0.25, 1.25)
+"""Ends of the axis from the shuffled control (0) to the caption's ceiling (1)."""
+WAY_TICKS = {0.0: "shuffled", 0.5: "50 %", 1.0: "caption"}
 
 
 @dataclass(frozen=True)
 class Dot:
-    """One row of a dot plot. ``kind`` is ``main``, ``floor`` or ``ceiling``."""
+    """One row of a dot plot. ``kind`` is ``main``, ``other``, ``floor`` or ``ceiling``; ``mark`` a value to compare with."""
 
     label: str
     value: float | None
     interval: tuple[float | None, float | None] | None = None
     kind: str = "floor"
     source: Source | None = None
+    mark: float | None = None
+    form: str = "number"
 
     @property
     def known_interval(self) -> tuple[float, float] | None:
         """The interval where both its ends are known."""
         low, high = self.interval or (None, None)
         return None if low is None or high is None else (low, high)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One row of a strip plot: a dot for every value, by name and kind, and a tick at ``middle``; words at the right."""
+
+    label: str
+    values: Mapping[str, tuple[float, str]]
+    middle: float | None
+    text: Markup
 
 
 @dataclass(frozen=True)
@@ -40,30 +58,56 @@ class Curve:
     kind: str = "train"
 
 
-def _text(x: float, y: float, text: str, style: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}">{escape(text)}</text>'
+@dataclass
+class _Canvas:
+    """Parts of a picture, and the place of a value on its horizontal axis; values outside are drawn at the ends."""
+
+    ticks: Sequence[float]
+    left: float
+    right: float
+    parts: list[str] = field(default_factory=list)
+
+    def place(self, value: float) -> float:
+        low, high = self.ticks[0], self.ticks[-1]
+        return self.left + (self.right - self.left) * (min(max(value, low), high) - low) / (high - low)
+
+    def text(self, x: float, y: float, text: str, style: str, anchor: str = "start", more: str = "") -> None:
+        self.parts.append(
+            f'<text x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}"{more}>{escape(text)}</text>'
+        )
+
+    def line(self, x1: float, y1: float, x2: float, y2: float, style: str) -> None:
+        self.parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}"/>')
+
+    def dot(self, value: float, y: float, kind: str, title: str = "", r: float = 4.5) -> None:
+        """A circle, or a triangle that points to where a value outside the axis lies."""
+        x, inner = self.place(value), f"<title>{escape(title)}</title>" if title else ""
+        side = (value > self.ticks[-1]) - (value < self.ticks[0])
+        if side:
+            points = f"{x + side * r:.1f},{y:.1f} {x - side * r:.1f},{y - r:.1f} {x - side * r:.1f},{y + r:.1f}"
+            self.parts.append(f'<polygon points="{points}" class="dot {kind}">{inner}</polygon>')
+        else:
+            self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" class="dot {kind}">{inner}</circle>')
+
+    def grid(self, ticks: Mapping[float, str], top: float, bottom: float) -> None:
+        for tick, name in ticks.items():
+            self.line(self.place(tick), top, self.place(tick), bottom, "grid")
+            self.text(self.place(tick), bottom + 15, name, "tick", "middle")
+
+    def svg(self, height: float, title: str) -> Markup:
+        body = "".join(self.parts)
+        return Markup(
+            f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" class="plot"><title>{escape(title)}</title>{body}</svg>'
+        )
 
 
-def _value(y: float, value: float, kind: str, source: Source | None, decimals: int = 3) -> str:
-    """The number at the right end of a row, with its source."""
-    cited = source.attributes(value, "number" if decimals else "count") if source else ""
-    text = write_number(value, decimals) if decimals else write_count(value)
-    style = f"value {kind}".strip()
-    return f'<text x="{WIDTH}" y="{y:.1f}" class="{style}" text-anchor="end"{cited}>{escape(text)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}"/>'
-
-
-def _svg(height: float, title: str, parts: list[str]) -> Markup:
-    body = "".join(parts)
-    return Markup(
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" class="plot"><title>{escape(title)}</title>{body}</svg>'
-    )
-
-
-def draw_dots(title: str, dots: Sequence[Dot], chance: float | None = None, label_width: float = 132.0) -> Markup:
+def draw_dots(
+    title: str,
+    dots: Sequence[Dot],
+    chance: float | None = None,
+    label_width: float = 132.0,
+    axis: Mapping[float, str] | None = None,
+) -> Markup:
     """A row per value on one axis, intervals as bars, chance as a dashed line.
 
     Parameters
@@ -76,89 +120,50 @@ def draw_dots(title: str, dots: Sequence[Dot], chance: float | None = None, labe
         Drawn as a dashed line.
     label_width : float
         Room for the labels, in units of the plot's 340.
+    axis : dict of float to str, optional
+        Names of ticks on the axis of `WAY`; else the axis covers the values.
     """
     dots = [dot for dot in dots if dot.value is not None]
-    ends = [end for dot in dots for end in (dot.value, *(dot.known_interval or ()))]
-    ends += [chance] if chance is not None else []
     if not dots:
         return Markup("")
-    finite = [end for end in ends if end is not None]
-    ticks = nice_ticks(min(finite), max(finite))
-    left, right, top, row = label_width, WIDTH - 44.0, 8.0, 21.0
-    span = ticks[-1] - ticks[0] or 1.0  # every value the same
-
-    def place(value: float) -> float:
-        return left + (right - left) * (value - ticks[0]) / span
-
+    values = [end for dot in dots for end in (dot.value, *(dot.known_interval or ()), dot.mark)] + [chance]
+    ticks = WAY if axis else find_ticks([value for value in values if value is not None])
+    canvas = _Canvas(ticks, label_width, WIDTH - 44.0)
+    top, row = 8.0, 21.0
     bottom = top + row * len(dots)
-    parts = []
-    for tick in ticks:
-        parts.append(_line(place(tick), top, place(tick), bottom, "grid"))
-        parts.append(_text(place(tick), bottom + 15, write_tick(tick), "tick", "middle"))
+    canvas.grid(axis or {tick: write_tick(tick) for tick in ticks}, top, bottom)
     if chance is not None:
-        parts.append(_line(place(chance), top - 4, place(chance), bottom, "chance"))
+        canvas.line(canvas.place(chance), top - 4, canvas.place(chance), bottom, "chance")
     for i, dot in enumerate(dots):
-        y = top + row * (i + 0.5)
-        value = dot.value or 0.0
-        parts.append(_text(left - 10, y + 4, dot.label, f"label {dot.kind}", "end"))
+        y, value = top + row * (i + 0.5), dot.value or 0.0
+        room = label_width - 14
+        squeeze = f' textLength="{room:.0f}" lengthAdjust="spacingAndGlyphs"' if LETTER * len(dot.label) > room else ""
+        canvas.text(label_width - 10, y + 4, dot.label, f"label {dot.kind}", "end", squeeze)
         if interval := dot.known_interval:
-            parts.append(_line(place(interval[0]), y, place(interval[1]), y, f"interval {dot.kind}"))
-        parts.append(f'<circle cx="{place(value):.1f}" cy="{y:.1f}" r="4.5" class="dot {dot.kind}"/>')
-        parts.append(_value(y + 4, value, dot.kind, dot.source))
-    return _svg(bottom + 22, title, parts)
+            canvas.line(canvas.place(interval[0]), y, canvas.place(interval[1]), y, f"interval {dot.kind}")
+        if dot.mark is not None:
+            canvas.line(canvas.place(dot.mark), y - 7, canvas.place(dot.mark), y + 7, "mark")
+        canvas.dot(value, y, dot.kind)
+        cited = dot.source.attributes(value, dot.form) if dot.source else ""
+        canvas.text(WIDTH, y + 4, FORMS[dot.form](value), f"value {dot.kind}", "end", cited)
+    return canvas.svg(bottom + 22, title)
 
 
-def draw_bars(
-    title: str,
-    bars: Sequence[tuple[str, float]],
-    kinds: Sequence[str] | None = None,
-    label_width: float = 132.0,
-    decimals: int = 3,
-    marks: Sequence[float | None] = (),
-    sources: Sequence[Source] = (),
-) -> Markup:
-    """Horizontal bars from zero, in the order given.
-
-    Parameters
-    ----------
-    title : str
-        Read out instead of the picture.
-    bars : sequence of (label, value)
-        Negative values point left.
-    kinds : sequence of str, optional
-        Style class of each bar.
-    label_width : float
-        Room for the labels, in units of the plot's 340.
-    decimals : int
-        Of the values written beside the bars.
-    marks : sequence of float or None
-        A value to compare each bar with, drawn as a tick.
-    sources : sequence of Source
-        Where each value comes from.
-    """
-    if not bars:
-        return Markup("")
-    ends = [0.0, *(value for _, value in bars), *(mark for mark in marks if mark is not None)]
-    low, high = min(ends), max(ends)
-    left, right, row = label_width, WIDTH - 44.0, 19.0
-    span = (high - low) or 1.0
-    zero = left + (right - left) * (0.0 - low) / span
-    parts = []
-    for i, (label, value) in enumerate(bars):
-        y = row * i + 3
-        width = (right - left) * abs(value) / span
-        x = zero if value >= 0 else zero - width
-        kind = kinds[i] if kinds else "main"
-        parts.append(_text(left - 10, y + 11, label, "label", "end"))
-        parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="13" rx="2" class="bar {kind}"/>')
-        mark = marks[i] if i < len(marks) else None
-        if mark is not None:
-            x = left + (right - left) * (mark - low) / span
-            parts.append(_line(x, y - 1, x, y + 14, "mark"))
-        parts.append(_value(y + 11, value, "", sources[i] if sources else None, decimals))
-    height = row * len(bars) + 4
-    parts.append(_line(zero, 0, zero, height, "axis"))
-    return _svg(height, title, parts)
+def draw_strips(title: str, strips: Sequence[Strip]) -> Markup:
+    """A row of small dots for each strip, on the axis of `WAY`."""
+    canvas = _Canvas(WAY, 66.0, WIDTH - 92.0)
+    top, row = 6.0, 27.0
+    bottom = top + row * len(strips)
+    canvas.grid(WAY_TICKS, top, bottom)
+    for i, strip in enumerate(strips):
+        y = top + row * (i + 0.5)
+        canvas.text(0, y + 4, strip.label, "label main")
+        if strip.middle is not None:
+            canvas.line(canvas.place(strip.middle), y - 9, canvas.place(strip.middle), y + 9, "middle")
+        for name, (value, kind) in strip.values.items():
+            canvas.dot(value, y, kind, name, 4.0)
+        canvas.parts.append(f'<text x="{WIDTH}" y="{y + 4:.1f}" class="value" text-anchor="end">{strip.text}</text>')
+    return canvas.svg(bottom + 22, title)
 
 
 def draw_curves(title: str, curves: Sequence[Curve]) -> Markup:
@@ -175,39 +180,43 @@ def draw_curves(title: str, curves: Sequence[Curve]) -> Markup:
     if not values:
         return Markup("")
     is_log = min(values) > 0 and max(values) / min(values) > 50
-    ticks = [10.0**k for k in range(_log10(min(values), math.floor), _log10(max(values), math.ceil) + 1)]
-    ticks = ticks if is_log else nice_ticks(min(values), max(values))
-    steps = [x for curve in curves for x, _ in curve.points]
-    first, last = min(0.0, min(steps)), max(max(steps), 1.0)
-    left, right, top, bottom = 44.0, WIDTH - 10.0, 10.0, 158.0
-    low, high = (math.log10(ticks[0]), math.log10(ticks[-1])) if is_log else (ticks[0], ticks[-1])
+    ticks = find_decades(values) if is_log else find_ticks(values)
+    level: Callable[[float], float] = math.log10 if is_log else float
+    steps = find_ticks([0.0, 1.0, *(x for curve in curves for x, _ in curve.points)], 3)
+    canvas = _Canvas(steps, 44.0, WIDTH - 12.0)
+    top, bottom = 10.0, 158.0
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        level = math.log10(y) if is_log else y
-        return left + (right - left) * (x - first) / (last - first), bottom - (bottom - top) * (level - low) / (
-            high - low
-        )
+    def height(value: float) -> float:
+        return bottom - (bottom - top) * (level(value) - level(ticks[0])) / (level(ticks[-1]) - level(ticks[0]))
 
-    parts = []
     for tick in ticks:
-        y = place(first, tick)[1]
-        parts.append(_line(left, y, right, y, "grid"))
-        parts.append(_text(left - 6, y + 4, write_tick(tick), "tick", "end"))
-    step_ticks = [tick for tick in nice_ticks(first, last, 3) if tick <= last]
-    for tick in step_ticks:
-        parts.append(_text(place(tick, ticks[0])[0], bottom + 16, write_tick(tick), "tick", "middle"))
+        canvas.line(canvas.left, height(tick), canvas.right, height(tick), "grid")
+        canvas.text(canvas.left - 6, height(tick) + 4, write_tick(tick), "tick", "end")
+    for tick in steps:
+        canvas.text(canvas.place(tick), bottom + 16, write_tick(tick), "tick", "middle")
     for curve in curves:
-        points = [place(x, y) for x, y in curve.points]
-        if len(points) == 1:
-            parts.append(f'<circle cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="3" class="dot {curve.kind}"/>')
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" class="curve {curve.kind}"/>')
-    return _svg(bottom + 22, title, parts)
+        if len(curve.points) == 1:
+            canvas.dot(curve.points[0][0], height(curve.points[0][1]), curve.kind, r=3)
+        path = " ".join(f"{canvas.place(x):.1f},{height(y):.1f}" for x, y in curve.points)
+        canvas.parts.append(f'<polyline points="{path}" class="curve {curve.kind}"/>')
+    return canvas.svg(bottom + 22, title)
 
 
-def _log10(value: float, turn: object) -> int:
-    level = math.log10(value) if value > 0 else 0.0
-    return math.floor(level) if turn is math.floor else max(math.ceil(level), math.floor(level) + 1)
+def find_ticks(values: Sequence[float], wanted: int = 4) -> list[float]:
+    """Round numbers that cover the values, about ``wanted`` of them."""
+    low, high = min(values), max(values)
+    if not high > low:
+        margin = (abs(low) or 1.0) * 0.1
+        low, high = low - margin, high + margin
+    found = [float(tick) for tick in MaxNLocator(wanted, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+    step = min(b - a for a, b in pairwise(found))
+    return [round(tick, 12) for tick in found if low - step < tick < high + step]
+
+
+def find_decades(values: Sequence[float]) -> list[float]:
+    """Powers of ten that cover the positive values."""
+    found = LogLocator(subs=(1.0,)).tick_values(min(values), max(values))
+    return [float(tick) for tick in found if min(values) < 10 * tick and tick < 10 * max(values)]
 
 
 def write_tick(value: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -11,25 +10,13 @@ from markupsafe import Markup, escape
 
 from mindvideo.clip_sets import CLIP_SETS, clip_set
 from mindvideo.evaluate.score import ScoreResult, finite
-from mindvideo.report.plots import Curve, Dot, draw_curves, draw_dots, thin_out
+from mindvideo.report.plots import WAY_TICKS, Curve, Dot, draw_curves, draw_dots, thin_out
 from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, cite_interval, count_of
 from mindvideo.report.verdict import FILE as SCORES
-from mindvideo.report.verdict import source_of_p
-from mindvideo.report.wording import write_number, write_seconds
+from mindvideo.report.verdict import kind_of, list_aspects, source_of_p
+from mindvideo.report.wording import write_number, write_percent, write_seconds
 from mindvideo.stages import STAGES
-
-SHOWN_PACKAGES = (
-    "mindvideo",
-    "torch",
-    "diffusers",
-    "transformers",
-    "numpy",
-    "scipy",
-    "nibabel",
-    "zarr",
-    "scikit-image",
-)
 
 
 def order_sets(run: Run) -> list[str]:
@@ -84,6 +71,21 @@ def list_scores(run: Run) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def list_ways(run: Run) -> list[dict[str, Any]]:
+    """A panel for each part of the picture: how far each of its scores comes from shuffled to the true caption."""
+    panels = []
+    for aspect in list_aspects(run):
+        dots = [
+            Dot(score.label, score.way_to_caption, score.way_to_caption_interval, kind_of(score),
+                Source(SCORES, (score.name, "way_to_caption")), form="percent")
+            for score in aspect.tested
+        ]  # fmt: skip
+        text = ", ".join(f"{dot.label} {write_percent(dot.value)}" for dot in dots)
+        plot = draw_dots(f"{aspect.name}, way to the caption: {text}", dots, label_width=170.0, axis=WAY_TICKS)
+        panels.append({"name": aspect.name, "plot": plot})
+    return [panel for panel in panels if panel["plot"]]
 
 
 def list_films(run: Run) -> list[dict[str, Any]]:
@@ -238,26 +240,3 @@ def total_time(run: Run) -> Markup:
     known = [found for state in run.stages.values() if (found := finite(state.done.get("seconds"))) is not None]
     source = Source("*/done.json", derived="sum of seconds")
     return cite(sum(known), source, text=write_seconds(sum(known))) if known else Markup("–")
-
-
-def list_versions(run: Run) -> tuple[list[tuple[str, str]], str]:
-    """Versions recorded by the stages, or those of the environment that writes the report, and which it is."""
-    recorded: dict[str, str] = {}
-    for state in run.stages.values():
-        for key in ("versions", "code"):
-            value = state.done.get(key)
-            if isinstance(value, dict):
-                recorded |= {str(name): str(version) for name, version in value.items()}
-            elif isinstance(value, str):
-                recorded.setdefault("code", value)
-    found = []
-    for package in SHOWN_PACKAGES:
-        if package not in recorded:
-            try:
-                found.append((package, importlib.metadata.version(package)))
-            except importlib.metadata.PackageNotFoundError:
-                continue
-    note = (
-        "code: as recorded by the stages; packages: of the environment that wrote this page" if found else "as recorded"
-    )
-    return [*recorded.items(), *found], note

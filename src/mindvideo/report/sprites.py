@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import io
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mindvideo.data.video import write_video
 from mindvideo.report.read import take_clips
 from mindvideo.stages import Progress
 
 QUALITY = 84
+FILM_HEIGHT = 128
+"""Saved films are at least this high, in pixels."""
 LARGEST_FRAME = 128
 """Frames are stored with at most this height and width in pixels; larger ones are scaled down."""
 
@@ -45,37 +51,60 @@ def draw_sprite(clips: NDArray[np.uint8]) -> Image.Image:
     return small
 
 
-def draw_sheets(arrays: dict[str, Any], progress: Progress | None = None) -> tuple[list[bytes], dict[str, int]]:
-    """One WebP picture a window.
+@dataclass(frozen=True)
+class Sheets:
+    """Clips of ``n`` windows as pictures and as films; sizes in pixels of a frame."""
+
+    pictures: list[bytes]
+    films: list[bytes]
+    n: int
+    frames: int
+    width: int
+    height: int
+
+
+def draw_sheets(arrays: dict[str, Any], fps: float, in_film: int = 2, progress: Progress | None = None) -> Sheets:
+    """One WebP picture and one MP4 film a window.
 
     Parameters
     ----------
     arrays : dict of str to array-like uint8 (n, F, H, W, 3)
         Clips by kind, in the order of the rows; all of one n and F.
+    fps : float
+    in_film : int
+        How many of the kinds stand side by side in the film.
     progress : callable, optional
         Called with (windows done, windows, {}).
-
-    Returns
-    -------
-    sheets : list of bytes
-    geometry : dict
-        ``n``, ``frames``, ``width`` and ``height`` (pixels of a frame in the sheet).
     """
     kinds = list(arrays)
     n, frames, height, width = arrays[kinds[0]].shape[:4]
     chunk = 16
     size = (width, height)
-    sheets = []
+    pictures, films = [], []
     for start in range(0, n, chunk):
         stop = min(n, start + chunk)
         blocks = {kind: take_clips(arrays[kind], start, stop) for kind in kinds}
         for i in range(start, stop):
-            sheet = draw_sprite(_same_size([blocks[kind][i - start] for kind in kinds]))
-            sheets.append(encode_picture(sheet))
+            clips = _same_size([blocks[kind][i - start] for kind in kinds])
+            sheet = draw_sprite(clips)
+            pictures.append(encode_picture(sheet))
+            films.append(encode_film(clips[:in_film], fps))
             size = (sheet.width // frames, sheet.height // len(kinds))
             if progress is not None:
                 progress(i + 1, n, {})
-    return sheets, {"n": n, "frames": frames, "width": size[0], "height": size[1]}
+    return Sheets(pictures, films, n, frames, *size)
+
+
+def encode_film(clips: NDArray[np.uint8], fps: float) -> bytes:
+    """Clips (K, F, H, W, 3) side by side as MP4; small ones are enlarged, since the codec halves colours."""
+    beside = np.concatenate(list(clips), axis=2)
+    times = max(1, -(-FILM_HEIGHT // beside.shape[1]))
+    times += (times * beside.shape[1]) % 2 or (times * beside.shape[2]) % 2
+    large = beside.repeat(times, axis=1).repeat(times, axis=2)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_video(path, large, fps, large.shape[1:3])
+        return path.read_bytes()
 
 
 def encode_picture(picture: Image.Image) -> bytes:

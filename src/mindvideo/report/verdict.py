@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from markupsafe import Markup, escape
 
 from mindvideo.evaluate.score import FAMILIES, LEVEL, ScoreResult
+from mindvideo.report.plots import Strip, draw_strips
 from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, count_of
+from mindvideo.report.wording import write_percent
 
 FILE = "evaluate/scores.json"
 ABOUT = "evaluate/evaluation.json"
-HEADLINE_ORDER = ("video_50way", "video_2way", "image_50way", "image_2way")
-"""The score below the headline is the first of these that was computed, whatever it says."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,6 @@ def list_better(scores: Sequence[ScoreResult]) -> dict[str, list[ScoreResult]]:
         for name in score.better_baselines:
             found.setdefault(name, []).append(score)
     return found
-
-
-def headline_score(run: Run) -> ScoreResult | None:
-    """The score the figures below the headline show, by a fixed order."""
-    names = [name for name in (*HEADLINE_ORDER, *run.scores) if name in run.scores]
-    return run.scores[names[0]] if names else None
 
 
 def list_aspects(run: Run) -> list[Aspect]:
@@ -97,7 +92,7 @@ def _write_limits(run: Run, aspect: Aspect) -> str:
 
 
 def write_verdict(run: Run) -> tuple[str, Markup]:
-    """The headline of a run and the sentences below it, as plain as the numbers allow.
+    """The headline of a run and the sentence below it, as plain as the numbers allow.
 
     Returns
     -------
@@ -122,22 +117,11 @@ def write_verdict(run: Run) -> tuple[str, Markup]:
         '<span class="level">.05</span> after Holm’s correction over the scores'
     )
     for name, scores in list_better(beaten).items():
-        label = escape(run.clip_set(name).label)
-        text += Markup(f"; by {_list_labels(scores)} the {label}, which needs no brain, is better still")
-    failed = [score for score in tested if not score.from_brain]
-    text += Markup(f". Not shown for: {_list_labels(failed)}." if failed else ".")
-    untested = len(run.scores) - len(tested)
-    if untested:
-        count = count_of(untested, FILE, "scores not tested")
-        text += Markup(
-            f" {count} more in the table {'is' if untested == 1 else 'are'} not tested: neither end is good, "
-        )
-        text += "or a value is missing."
-    return title, text + _write_smallest(run)
-
-
-def _list_labels(scores: Sequence[ScoreResult]) -> str:
-    return str(escape(join_words([score.label for score in scores])))
+        count = count_of(len(scores), FILE, f"scores by which {name} is better still")
+        words = escape(join_words([score.label for score in scores]) if len(scores) < 4 else "them")
+        words = words if len(scores) < 4 else Markup("{} of them").format(count)
+        text += Markup("; by {} the {}, which needs no brain, is better still").format(words, run.clip_set(name).label)
+    return title, text + "." + _write_smallest(run)
 
 
 def _write_smallest(run: Run) -> Markup:
@@ -148,6 +132,45 @@ def _write_smallest(run: Run) -> Markup:
     text = Markup(" With these blocks and permutations no corrected P can be below ")
     text += cite(smallest, Source(ABOUT, ("smallest_p",)), "short")
     return text + (Markup(": nothing can be shown with so short a test.") if smallest >= LEVEL else Markup("."))
+
+
+def draw_way(run: Run) -> Markup:
+    """Every tested score on its way from the shuffled control to the true caption's ceiling, a row for each aspect."""
+    strips = []
+    for aspect in list_aspects(run):
+        ways = {score.name: way for score in aspect.tested if (way := score.way_to_caption) is not None}
+        counts = [
+            Markup("<tspan{}>{}</tspan>").format(
+                Source(FILE, derived=f"scores of {aspect.name} {how}").attributes(n), n
+            )
+            for n, how in ((len(aspect.beaten), "better than shuffled"), (len(aspect.tested), "tested"))
+        ]
+        text = Markup(f"{counts[0]} of {counts[1]} shown")
+        values = {
+            f"{run.scores[name].label}: {write_percent(way)}": (way, kind_of(run.scores[name]))
+            for name, way in ways.items()
+        }
+        strips.append(Strip(aspect.name, values, median(ways.values()) if ways else None, text))
+    if not any(strip.values for strip in strips):
+        return Markup("")
+    said = "; ".join(f"{strip.label}: median {write_percent(strip.middle)}" for strip in strips)
+    return draw_strips(f"Way from shuffled brain (0 %) to true caption (100 %). {said}", strips)
+
+
+def kind_of(score: ScoreResult) -> str:
+    """How the page marks a score: full where it is from the brain, hollow where that was not shown."""
+    return "main" if score.from_brain else "open"
+
+
+def write_way(run: Run) -> Markup:
+    """How far the scores come from shuffled brain activity towards the true caption, in one sentence."""
+    known = [s.way_to_caption for a in list_aspects(run) for s in a.tested if s.way_to_caption is not None]
+    if not known:
+        return Markup("")
+    source = Source(FILE, derived="median way to caption")
+    return Markup(
+        "The median score comes {} of the way from another moment’s brain activity to the film’s own caption."
+    ).format(cite(median(known), source, text=write_percent(median(known))))
 
 
 def source_of_p(score: ScoreResult, control: str, run: int | None = None, file: str = FILE) -> Source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from mindvideo.clip_sets import clip_set
@@ -62,6 +61,11 @@ def write_signed(value: float | None) -> str:
     return f"+{text}" if value is not None and value > 0 else text
 
 
+def write_percent(value: float | None) -> str:
+    """A share as ``57 %``."""
+    return "–" if value is None else f"{round(100 * value)} %".replace("-", "−")
+
+
 def write_interval(interval: tuple[float, float] | None) -> str:
     """``[.190, .240]`` or nothing."""
     return f"[{write_number(interval[0])}, {write_number(interval[1])}]" if interval else ""
@@ -93,16 +97,3 @@ def write_bytes(size: float | None) -> str:
     if size is None:
         return "–"
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
-    """Round numbers that cover [low, high], about ``wanted`` of them."""
-    if not high > low:
-        margin = (abs(low) or 1.0) * 0.1
-        low, high = low - margin, high + margin
-    raw = (high - low) / wanted
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
-    first = math.floor(low / step + 1e-9)
-    last = math.ceil(high / step - 1e-9)
-    return [round(step * i, 12) for i in range(first, last + 1)]
