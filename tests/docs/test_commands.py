@@ -72,7 +72,7 @@ def test_settings_inside_lines_exist() -> None:
     names = {*setting_names(), *Recipe.model_fields, "distill", "baselines"}
     for page in PAGES:
         for name in re.findall(r"--set\s+'?([a-z_.]+)=", page.read_text()):
-            assert name in names or name in ("num_heads",), f"{page.name}: {name}"
+            assert name in names or name in ("num_heads", "key"), f"{page.name}: {name}"
 
 
 @pytest.fixture
