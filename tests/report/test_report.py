@@ -462,7 +462,7 @@ def test_figures_clips_tables_and_citation_can_be_saved(
             assert np.abs(small - np.asarray(clips[kind][index, frame], float)).mean() < 6
     page.get_by_role("button", name="Copy").first.click()
     assert page.get_by_role("button", name="Copied").count() == 1
-    assert "26 test windows" in page.evaluate("getSelection().toString()")
+    assert "1400 cortical voxels" in page.evaluate("getSelection().toString()")
     assert seen.complaints == []
     page.close()
 
