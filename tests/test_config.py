@@ -99,6 +99,21 @@ def test_round_trip(tmp_path: Path) -> None:
     assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
 
 
+@pytest.mark.parametrize("text", ["null", "~", "'null'", '"null"', ""])
+def test_the_null_condition_is_a_name_in_yaml_too(text: str, tmp_path: Path) -> None:
+    """YAML reads a bare null as nothing; nothing else than METHOD's empty caption can be meant."""
+    (tmp_path / "own.yaml").write_text(f"base: demo\nreconstruct:\n  negative: {text}\n")
+    for recipe in (load_recipe(str(tmp_path / "own.yaml")), load_recipe("demo", [f"reconstruct.negative={text}"])):
+        assert recipe.reconstruct.negative == "null"
+        save_recipe(recipe, tmp_path / "saved.yaml")
+        assert read_recipe(tmp_path / "saved.yaml").reconstruct.negative == "null"
+
+
+def test_own_data_hold_a_film_out_and_the_paper_none() -> None:
+    held = {name: load_recipe(name).data.validation_segments for name in ("wen2018", "fmriprep", "demo")}
+    assert held == {"wen2018": 0, "fmriprep": 1, "demo": 1}
+
+
 def test_setting_names_cover_every_leaf() -> None:
     def leaves(content: dict, prefix: str = "") -> set[str]:
         found: set[str] = set()

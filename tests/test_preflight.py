@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
+from transformers import AutoConfig
 
-from mindvideo.config import load_recipe
+from mindvideo.config import Recipe, load_recipe
+from mindvideo.data.store import Store
 from mindvideo.errors import SettingError
 from mindvideo.evaluate import n_way_top_k
-from mindvideo.models.foundation import Foundation
 from mindvideo.preflight import refusals
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -43,19 +48,30 @@ def test_check_and_run_refuse_alike(
     assert not (tmp_path / "run").exists()
 
 
-def test_as_many_ways_as_there_are_distractors_are_allowed(random_kit: Path) -> None:
-    """N - 1 distractors of the classes outside the true three: with 400 classes 398 ways go, 399 do not."""
-    classes = Foundation(random_kit).class_count("video_classifier")
-    most = min(classes, Foundation(random_kit).class_count("image_classifier")) - 2
-    for ways, count in ((most, 0), (most + 1, 1)):
-        recipe = load_recipe(str(TINY), [f"foundation={random_kit}", f"evaluate.n_ways=[{ways}]"])
-        assert len(refusals(recipe)) >= count and (not refusals(recipe)) == (count == 0)
-        probabilities = np.full((1, most + 2), 1 / (most + 2))
-        if count:
-            with pytest.raises(SettingError):
-                n_way_top_k(probabilities, np.array([[0, 1, 2]]), ways)
-        else:
-            n_way_top_k(probabilities, np.array([[0, 1, 2]]), ways)
+def test_as_many_ways_as_there_are_distractors_are_allowed(
+    cli: Callable[..., tuple[int, str]], random_kit: Path, tmp_path: Path
+) -> None:
+    """N - 1 distractors of the classes outside the true three: with Kinetics' 400 classes 398 ways go, 399 do not."""
+    folder = shutil.copytree(random_kit, tmp_path / "kit")
+    for part, n_classes in (("image_classifier", 1000), ("video_classifier", 400)):
+        config = json.loads((folder / part / "config.json").read_text())
+        labels = {str(i): f"class {i}" for i in range(n_classes)}
+        config |= {"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
+        model = getattr(transformers, config["architectures"][0])(AutoConfig.for_model(**config))
+        model.save_pretrained(folder / part)
+    for ways, count in ((398, 0), (399, 1), (400, 1)):
+        settings = [f"foundation={folder}", f"evaluate.n_ways=[2,{ways}]"]
+        assert len(refusals(load_recipe(str(TINY), settings))) == count
+        probabilities, truth = np.full((1, 400), 1 / 400), np.array([[0, 1, 2]])
+        with pytest.raises(SettingError) if count else nullcontext():
+            n_way_top_k(probabilities, truth, ways)
+    given = [word for setting in settings for word in ("--set", setting)]
+    for command in ("check", "run"):
+        code, text = cli(command, TINY, "--out", tmp_path / "run", *given)
+        assert code == 1 and "n_ways of at most 398, as video_classifier has 400 classes" in " ".join(text.split()), (
+            text
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_kit_is_refused_for_films_of_a_real_recording(random_kit: Path, tmp_path: Path) -> None:
@@ -63,7 +79,7 @@ def test_the_kit_is_refused_for_films_of_a_real_recording(random_kit: Path, tmp_
 
     def said(*settings: str, last: str | None = None) -> str:
         recipe = load_recipe(str(TINY), [*real, *settings])
-        return " ".join(str(error) for error in refusals(recipe, reads_recordings=False, last=last))
+        return " ".join(str(error) for error in refusals(recipe, last=last) if "kit" in str(error))
 
     assert "--set kit_on_real_films=true" in said() and "one drawn world" in said(last="align")
     for found in (said("kit_on_real_films=true"), said(f"foundation={random_kit}"), said(last="adapt")):
@@ -71,3 +87,18 @@ def test_the_kit_is_refused_for_films_of_a_real_recording(random_kit: Path, tmp_
     (tmp_path / "truth").mkdir()
     (tmp_path / "truth" / "settings.json").write_text("{}")
     assert said() == ""  # drawn films, written by simulate
+
+
+def test_what_only_the_store_can_tell_is_refused_before_training(tiny_run: Path, tiny_recipe: Recipe) -> None:
+    """Of 60 training windows no two of a batch may share a scene: fewer fit than there are windows."""
+    store = tiny_run / "prepare" / "store.zarr"
+    assert refusals(tiny_recipe, store=store) == []
+
+    def said(**changes: object) -> str:
+        align = tiny_recipe.align.model_copy(update=changes)
+        return " ".join(str(error) for error in refusals(tiny_recipe.model_copy(update={"align": align}), store=store))
+
+    n_scenes = len(np.unique(np.concatenate([Store.open(store).scene(f"seg{i}").ravel() for i in (1, 2, 3)])))
+    assert n_scenes < 60
+    assert "windows without a scene in common" in said(batch_size=n_scenes + 1)
+    assert said(batch_size=60, loss="none", token_weight=0) == ""

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from mindvideo.config import Optimise, Recipe, as_sampled
+from mindvideo.data.store import is_complete
 from mindvideo.precision import resolve_precisions
 from mindvideo.preflight import refusals, required_parts
 from mindvideo.sizing import PUBLISHED, Network, Networks, StudySizes
@@ -51,7 +52,8 @@ def check_recipe(recipe: Recipe, out: Path) -> Found:
         The run folder, or the folder it will lie in; what is prepared there already is used for the sizes.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    missing = [str(error) for error in refusals(recipe)]
+    store = out / "prepare" / "store.zarr"
+    missing = [str(error) for error in refusals(recipe, store=store if is_complete(store) else None)]
     needed = Needs(resolve_precisions(recipe, device), out)
     needs = list(needed.of_stages())
     lines = [*needed.sizes.notes, *needed.networks.notes, *_downloads(recipe), *_advice(needed, needs, out, device)]

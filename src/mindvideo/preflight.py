@@ -9,10 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mindvideo.config import Optimise, Recipe
 from mindvideo.data.readers import discover
 from mindvideo.data.readers.hcp import find_sources
+from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
+from mindvideo.evaluate.semantic import refuse_ways
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.own_encoder import import_encoder
 from mindvideo.preparing import SIMULATED, TRUE_CAPTIONS
@@ -22,27 +27,26 @@ from mindvideo.train.thesaurus import require_wordnet
 
 MODEL_PARTS = ("vae", "unet", "text_encoder", "image_encoder", "captioner", "image_classifier", "video_classifier")
 OTHER_PARTS = ("scheduler", "tokenizer")
-TRUE_CLASSES = 3
-"""Classes that count as right in an N-way test (METHOD section 8)."""
 
 WITHOUT_FOUNDATION = ("simulate", "prepare", "pretrain", "adapt")
 """Stages that no part of the foundation generates or is aligned with in."""
 
 
-def refusals(recipe: Recipe, *, reads_recordings: bool = True, last: str | None = None) -> list[MindVideoError]:
+def refusals(recipe: Recipe, *, store: Path | None = None, last: str | None = None) -> list[MindVideoError]:
     """Everything that a study is refused for, one sentence each; empty where it may start.
 
     Parameters
     ----------
-    reads_recordings : bool
-        Also read the headers and tables of all recordings; needless once they are prepared.
+    store : Path, optional
+        What `prepare` wrote, once it has; before, the headers and tables of all recordings are read instead.
     last : str, optional
         The last stage that is to run; what only later ones are refused for is left out.
     """
-    checks = [*CHECKS, unreadable_recordings] if reads_recordings else [*CHECKS]
+    checks = [*CHECKS] if store is not None else [*CHECKS, unreadable_recordings]
     if last not in WITHOUT_FOUNDATION:
         checks.append(kit_outside_its_world)
-    return [error for check in checks for error in check(recipe)]
+    found = [error for check in checks for error in check(recipe)]
+    return found if store is None or last in WITHOUT_FOUNDATION else [*found, *unfilled_batches(recipe, store)]
 
 
 def required_parts(recipe: Recipe) -> tuple[str, ...]:
@@ -93,11 +97,7 @@ def too_many_ways(recipe: Recipe) -> Iterator[MindVideoError]:
             n_classes = Foundation(recipe.foundation).class_count(part)
         except MindVideoError:
             continue  # a part is missing, which `incomplete_foundation` says
-        if (most := max(recipe.evaluate.n_ways, default=2)) > n_classes - TRUE_CLASSES + 1:
-            yield SettingError(
-                f"expected evaluate.n_ways of at most {n_classes - TRUE_CLASSES + 1}, as {part} has {n_classes} classes and "
-                f"distractors are drawn from all but the true clip's {TRUE_CLASSES}, found {most}; lower it"
-            )
+        yield from attempt(refuse_ways, recipe.evaluate.n_ways, part, n_classes)
 
 
 def kit_outside_its_world(recipe: Recipe) -> Iterator[MindVideoError]:
@@ -147,7 +147,19 @@ def impossible_student(recipe: Recipe) -> Iterator[MindVideoError]:
 
 def oversized_batches(recipe: Recipe) -> Iterator[MindVideoError]:
     """Batches of more samples than will be there, where their number is known beforehand."""
-    n_windows, n_segments = _training_counts(recipe)
+    yield from _oversized(recipe, *_training_counts(recipe))
+
+
+def unfilled_batches(recipe: Recipe, path: Path) -> Iterator[MindVideoError]:
+    """Batches of more samples than were prepared, or than show different scenes, which those of ``align`` must."""
+    windows = Windows(Store.open(path), "train", recipe.align.window)
+    oversized = [*_oversized(recipe, len(windows), None)]
+    yield from oversized
+    if not oversized and (recipe.align.loss != "none" or recipe.align.token_weight > 0):
+        yield from attempt(windows.sample_batch, np.random.default_rng(0), recipe.align.batch_size)
+
+
+def _oversized(recipe: Recipe, n_windows: int | None, n_segments: int | None) -> Iterator[MindVideoError]:
     stages = {name: getattr(recipe, name) for name in ("adapt", "align", "animate", "cotrain", "distill")}
     rivals = {f"baseline.{name}": getattr(recipe.baseline, name) for name in recipe.baselines}
     counted = [(name, section, n_windows) for name, section in (stages | rivals).items()]

@@ -62,6 +62,15 @@ def leave() -> None:
         gc.collect()
 
 
+def is_partner_lost(error: BaseException) -> bool:
+    """Whether an error says that another process ended while this one waited for it.
+
+    gloo says so in a plain RuntimeError: its connection was closed, or reset, by the peer.
+    """
+    is_told = isinstance(error, RuntimeError) and "by peer" in str(error)
+    return dist.is_initialized() and (is_told or isinstance(error, dist.DistError))
+
+
 def count() -> int:
     """Number of processes at work on what is being done."""
     return dist.get_world_size() if dist.is_initialized() and not _alone else 1

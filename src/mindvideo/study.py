@@ -165,7 +165,8 @@ class Study:
         """Refuse, before anything runs, what `mindvideo.preflight.refusals` finds; a finished study is not looked over."""
         if all(self.is_done(stage.name) for stage in self.stages):
             return
-        for error in refusals(self.recipe, reads_recordings=not self.is_done("prepare"), last=last):
+        store = self.run_dir / "prepare" / "store.zarr" if self.is_done("prepare") else None
+        for error in refusals(self.recipe, store=store, last=last):
             raise error
 
     def run(
@@ -234,6 +235,8 @@ class Study:
                     continue
                 self._run_stage(STAGES[name], progress(name) if progress else None, say)
                 ran.append(name)
+                if name == "prepare" and name != (only or until):  # what only the store can tell
+                    self.check(only or until)
         if self._tracker is not None:
             self._tracker.finish()
         return ran
@@ -268,6 +271,7 @@ class Study:
         """Run a stage: every process takes part in training and sampling, the others wait for the first one."""
         from mindvideo import processes
 
+        say(f"{stage.name}: {stage.summary} …")
         if processes.is_first():
             self._begin(stage)
         processes.wait()
@@ -298,7 +302,6 @@ class Study:
 
     def _carry_out(self, stage: Stage, progress: Progress | None, say: Callable[[str], None]) -> None:
         name, folder = stage.name, self._unfinished(stage.name)
-        say(f"{name}: {stage.summary} …")
         if self._tracker is not None:
             progress = self._tracker.watch(stage, progress)
         try:

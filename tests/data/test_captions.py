@@ -133,6 +133,14 @@ def test_cache_and_captioner_errors(tmp_path):
     cache = tmp_path / "c.jsonl"
     with pytest.raises(DataError, match="2 captions from the captioner, found 1"):
         caption_frames(lambda frames: ["a"], _frames([1, 2]), cache)
+    assert caption_frames(_Captioner(), _frames([1, 2]), cache) == ["level 1", "level 2"]
+    whole = cache.read_text()
+    cache.write_text(whole.replace("level 2", "level 3"))  # one flipped bit
+    with pytest.raises(DataError, match=r"line 2 of the caption cache .* delete that line"):
+        caption_frames(_Captioner(), _frames([1]), cache)
+    cache.write_text(whole.splitlines()[0] + "\n")
+    captioner = _Captioner()
+    assert caption_frames(captioner, _frames([1, 2]), cache)[1] == "level 2" and captioner.batches == [1]
     cache.write_text('{"key": 3}\n')
     with pytest.raises(DataError, match="line 1 of the caption cache"):
         caption_frames(_Captioner(), _frames([1]), cache)

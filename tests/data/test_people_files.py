@@ -308,6 +308,11 @@ def test_a_copy_is_no_repeat_even_of_a_test_film(folder):
     folder.refused("different recordings of t", "run-4", "run-7", "exclude")
 
 
+def test_one_recording_is_not_that_of_two_films(folder):
+    shutil.copy(folder.bold(1), folder.bold(2))
+    folder.refused("different recordings of a and b", "run-1", "run-2", "exclude")
+
+
 # Confounds, volumes, vertices
 
 

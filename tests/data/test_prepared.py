@@ -40,6 +40,12 @@ def test_a_store(tmp_path):
     with pytest.raises(DataError, match="expected a prepared store"):
         discover(tmp_path / "stimuli", again)
     assert store.segments("test") == TEST
+    chunk = min(path for path in (first.path / "frames" / TEST[0] / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 16]) + chunk.read_bytes()[1:])  # a lighter pixel is a legal one
+    Store.open(first.path)
+    with pytest.raises(DataError, match="as prepare wrote it, found other files or content"):
+        prepare(first.path, tmp_path / "other" / "store.zarr", again)
+    assert not (tmp_path / "other" / "store.zarr").exists()
 
 
 def test_prepare_then_run_is_run_alone(cli, random_kit, tmp_path):
@@ -74,4 +80,9 @@ def test_a_table_of_people(tmp_path):
     np.testing.assert_array_equal(first.take(np.arange(10)), second.take(np.arange(10)))
     with pytest.raises(SettingError, match=r"windows of 4 s .*found 8 s .*pretrain\.window_s=8"):
         prepare_hcp(tmp_path / "first.zarr", tmp_path / "other.zarr", 4.0, AREAS)
+    assert not (tmp_path / "other.zarr").exists()
+    chunk = tmp_path / "first.zarr" / "fmri" / "c" / "0" / "0"
+    chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    with pytest.raises(DataError, match="as prepare wrote it"):
+        prepare_hcp(tmp_path / "first.zarr", tmp_path / "other.zarr", 8.0, AREAS)
     assert not (tmp_path / "other.zarr").exists()

@@ -201,6 +201,13 @@ def test_networks_judge_only_what_they_are_given_for(tmp_path, halves, random_ki
     assert content["video_2way"]["network"].startswith("VideoMAEForVideoClassification of ")
     assert "part video_classifier of judges" in content["video_2way"]["network"] and "image_2way" not in content
     assert "the foundation judges has no part 'image_classifier'" in " ".join(text.split())
+    config = judges / "video_classifier" / "config.json"
+    kinetics = {str(i): f"action {i}" for i in range(400)}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"id2label": kinetics}))
+    many = ("--out", tmp_path / "many", "--set", "evaluate.n_ways=[2,400]")
+    code, text = cli("evaluate", mine, "--reference", truth, "--foundation", judges, *many)
+    assert code == 1 and "evaluate.n_ways of at most 398, as video_classifier has 400 classes" in " ".join(text.split())
+    assert not (tmp_path / "many").exists()
     code, text = cli("evaluate", mine, "--reference", truth, "--foundation", tmp_path / "gone", *FEW)
     assert code == 1 and "gone" in text and "Traceback" not in text
 

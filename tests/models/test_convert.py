@@ -37,7 +37,7 @@ def test_a_released_encoder_gives_the_published_condition(tmp_path, temporal, wi
     assert found.parts == {"": "FmriEncoder"}
     assert ("plain encoder" in " ".join(found.notes)) is not temporal
     assert "global_pool" in " ".join(found.notes)
-    encoder = FmriEncoder.from_pretrained(tmp_path / "out").eval()
+    encoder = FmriEncoder.from_pretrained(tmp_path / "out").double().eval()
     fmri = np.random.default_rng(1).normal(size=(3, window, 24))
     stated = SimpleNamespace(
         patch_size=4, depth=2, num_heads=3, window=window, input_mean=0.0, input_scale=1.0, layer_norm=layer_norm,
@@ -46,9 +46,9 @@ def test_a_released_encoder_gives_the_published_condition(tmp_path, temporal, wi
     table = doubles(weights)["pos_embed"][0]
     expected = [encode_window(doubles(weights), stated, one, table)[0] for one in fmri]
     with torch.no_grad():
-        condition = encoder(torch.tensor(fmri, dtype=torch.float32))
+        condition = encoder(torch.from_numpy(fmri))
     assert condition.shape == (3, 7, 10)
-    np.testing.assert_allclose(condition, np.stack(expected), atol=1e-4)
+    np.testing.assert_allclose(condition, np.stack(expected), atol=1e-6)
 
 
 class Config_MBM_fMRI:  # noqa: N801 - the name that released checkpoints carry
@@ -85,11 +85,11 @@ def test_a_pretraining_checkpoint_gives_the_published_loss(tmp_path, checkpoint,
     weights = masked_brain_weights(ratio=ratio)
     found = convert_parts(checkpoint(weights), tmp_path / "out")
     assert found.parts == {"": "MaskedBrainModel"} and "lr, roi" in " ".join(found.notes)
-    model = MaskedBrainModel.from_pretrained(tmp_path / "out").eval()
+    model = MaskedBrainModel.from_pretrained(tmp_path / "out").double().eval()
     rng = np.random.default_rng(2)
     fmri, noise = rng.normal(size=(3, 52)), rng.uniform(size=(3, 13))
     with torch.no_grad():
-        output = model(torch.tensor(fmri, dtype=torch.float32), noise=torch.tensor(noise, dtype=torch.float32))
+        output = model(torch.from_numpy(fmri), noise=torch.from_numpy(noise))
     plain = doubles(weights)
     stated = SimpleNamespace(
         patch_size=4, depth=2, num_heads=3, decoder_embed_dim=10, decoder_depth=2, decoder_num_heads=5, mask_ratio=0.6,
@@ -97,8 +97,8 @@ def test_a_pretraining_checkpoint_gives_the_published_loss(tmp_path, checkpoint,
     )  # fmt: skip
     tables = plain["pos_embed"][0], plain["decoder_pos_embed"][0]
     parts = [predict_masked(plain, stated, fmri[i], noise[i], tables) for i in range(3)]
-    np.testing.assert_allclose(output.prediction, np.stack([part[0] for part in parts]), atol=1e-4)
-    assert float(output.loss) == pytest.approx(np.mean([part[2] for part in parts]), abs=1e-4)
+    np.testing.assert_allclose(output.prediction, np.stack([part[0] for part in parts]), atol=1e-6)
+    assert float(output.loss) == pytest.approx(np.mean([part[2] for part in parts]), abs=1e-6)
     assert int(output.is_masked.sum()) == 3 * (13 - int(13 * 0.4))
 
 
@@ -129,19 +129,20 @@ def unet(tmp_path_factory):
     save_part(folder / "unet", weights, {**UNET, "_class_name": "UNet3DConditionModel"})
     found = convert_parts(folder / "unet", folder / "out")
     assert found.parts == {"": "VideoUNet"} and len(found.notes) == 1
-    return weights, VideoUNet.from_pretrained(folder / "out").eval()
+    return weights, VideoUNet.from_pretrained(folder / "out").double().eval()
 
 
 @pytest.mark.parametrize("frames", [1, 3, 6])
 def test_a_released_unet_gives_the_published_noise(unet, frames):
     weights, model = unet
     generator = torch.Generator().manual_seed(frames)
-    latents, condition = torch.randn(4, frames, 8, 8, generator=generator), torch.randn(5, 10, generator=generator)
+    latents = torch.randn(4, frames, 8, 8, generator=generator).double()
+    condition = torch.randn(5, 10, generator=generator).double()
     with torch.no_grad():
         sample = model(latents[None], 801, condition[None]).sample[0]
     expected = PlainUNet(weights, SimpleNamespace(**UNET, frame_positions=False))(latents, 801, condition)
     assert expected.std() > 0.1
-    np.testing.assert_allclose(sample, expected, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(sample, expected, atol=1e-6, rtol=0)
 
 
 def test_a_2d_unet_lacks_the_temporal_parts_and_nothing_else(tmp_path):

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,8 @@ from mindvideo.config import load_recipe
 from mindvideo.errors import ModelError
 from mindvideo.models.foundation import Foundation
 from mindvideo.preflight import MODEL_PARTS, refusals
+from mindvideo.train.augmentation import augment_captions
+from mindvideo.train.features import TextFeatures, note_long_captions
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 492265880\n"
 
@@ -142,12 +145,32 @@ def test_what_lies_behind_links_is_what_is_hashed(kit: Path, tmp_path: Path) -> 
         _ = Foundation(kit).captioner_identity
 
 
-def test_a_caption_longer_than_the_text_encoder_reads_is_an_error(kit: Path) -> None:
+def test_the_end_of_a_caption_longer_than_the_text_encoder_reads_is_left_out_and_counted(
+    kit: Path, tmp_path: Path
+) -> None:
     foundation = Foundation(kit)
     length = foundation.condition_length
     words = length - 2  # one token each, between the first and the last
-    tokens = foundation.tokenize(["a " * words])
+    whole, longer = "a " * words, "a " * (words + 1)
+    tokens = foundation.tokenize([whole])
     assert tokens.shape == (1, length)
-    with pytest.raises(ModelError, match=rf"at most {length} tokens, .* found one of {length + 1}: 'a a a"):
-        foundation.encode_text(["a red ball", "a " * (words + 1)])
-    assert torch.equal(foundation.tokenize(["a " * (words + 9)], is_cut=True), tokens)
+    assert torch.equal(foundation.tokenize([longer]), tokens)
+    assert foundation.list_too_long([whole, longer, ""]) == [longer]
+    note_long_captions(tmp_path, foundation, TextFeatures({whole: 0, "": 1}, torch.zeros(2), torch.zeros(2)))
+    assert not (tmp_path / "remarks.json").exists()
+    note_long_captions(tmp_path, foundation, TextFeatures({whole: 0, longer: 1}, torch.zeros(2), torch.zeros(2)))
+    (line,) = json.loads((tmp_path / "remarks.json").read_text())["lines"]
+    assert line.endswith(f"the text encoder's {length} positions, their ends left out (1 of 2): {longer}")
+
+
+def test_a_synonym_makes_no_caption_too_long(kit: Path) -> None:
+    """A caption that fills the text encoder to its last position keeps its word; a short one does not."""
+    foundation = Foundation(kit)
+    of_dog = len(foundation.tokenizer("dog").input_ids)  # with the first and the last token
+    short, full = "dog", "a " * (foundation.condition_length - of_dog) + "dog"
+    assert foundation.list_too_long([full, f"a {full}"]) == [f"a {full}"]
+    rngs = [np.random.default_rng(seed) for seed in range(60)]
+    found = augment_captions([short, full] * 30, {"dog": ("big furry animal",)}, rngs, foundation)
+    assert foundation.list_too_long(found) == []
+    assert {"furry" in text for text in found[::2]} == {True, False}
+    assert not any("furry" in text for text in found[1::2])

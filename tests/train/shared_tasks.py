@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,17 @@ def train_all(folder: Path) -> None:
         train(task(), optimise(clip_grad=clip_grad, lr=lr), folder / name, seed=6)
 
 
+@contextmanager
+def telling_a_lost_partner() -> Iterator[None]:
+    """As the command line does."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not processes.is_partner_lost(error):
+            raise
+        sys.exit("the other process has ended")
+
+
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -133,7 +146,8 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     processes.join()
-    train_all(folder)
+    with telling_a_lost_partner():
+        train_all(folder)
     broken = align_task(broken=7)
     try:
         train(broken, optimise(steps=40, accumulate=1), folder / "broken", seed=6)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from shared_tasks import CPU, losses, optimise
+from shared_tasks import CPU, losses, optimise, telling_a_lost_partner
 
 from mindvideo import processes
 from mindvideo.config import Optimise
@@ -67,8 +67,9 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     processes.join()
-    for name in SETTINGS:
-        fit(name, folder)
+    with telling_a_lost_partner():
+        for name in SETTINGS:
+            fit(name, folder)
     stop_at_broken(folder)
 
 

@@ -22,30 +22,41 @@ from mindvideo.train.stage import save_memory
 PROGRAM = Path(__file__).parent / "shared_tasks.py"
 
 
-def together(folder: Path, program: Path = PROGRAM, **environment: str) -> list[int]:
-    """Exit codes of two processes that run ``program``, started as ``accelerate launch`` starts them."""
+def start_two(folder: Path, program: Path, kill: dict[int, str], **environment: str) -> list[tuple[int, str]]:
+    """Exit code and standard error of two processes that run ``program``, started as ``accelerate launch`` starts them.
+
+    ``kill`` gives the stage and step after which a rank is killed.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {**os.environ, **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
               "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+    own = {rank: {"MINDVIDEO_TEST_KILL": place} for rank, place in kill.items()}
     team = [
         subprocess.Popen(
             [sys.executable, str(program), str(folder)],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | own.get(rank, {}),
             stderr=subprocess.PIPE, text=True,
         )
         for rank in range(2)
     ]  # fmt: skip
-    errors = [process.communicate(timeout=300)[1] for process in team]
-    if "MINDVIDEO_TEST_KILL" not in environment:
-        assert [process.returncode for process in team] == [0, 0], errors
-    return [process.returncode for process in team]
+    said = [process.communicate(timeout=300)[1] for process in team]
+    return [(process.returncode, text) for process, text in zip(team, said, strict=True)]
 
 
-def assert_killed(codes: list[int]) -> None:
-    """Both were to be killed after a step; the second may find its partner gone before: gloo then throws, or aborts."""
-    assert -9 in codes and 0 not in codes
+def together(folder: Path, program: Path = PROGRAM, **environment: str) -> None:
+    """Two processes run ``program`` to its end."""
+    ends = start_two(folder, program, {}, **environment)
+    assert [code for code, _ in ends] == [0, 0], ends
+
+
+def kill_one(folder: Path, rank: int, place: str, program: Path = PROGRAM, **environment: str) -> None:
+    """Kill one of two; the other finds its connection gone, raises that, and ends with it: no abort, no hanging."""
+    ends = start_two(folder, program, {rank: place}, **environment)
+    assert ends[rank][0] == -9, ends
+    code, said = ends[1 - rank]
+    assert code == 1 and "the other process has ended" in said, ends
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +89,7 @@ def test_two_processes_have_the_losses_and_parameters_of_one(two: Path, tmp_path
 
 
 def test_a_killed_run_of_two_ends_with_the_same_bits(two: Path, tmp_path: Path) -> None:
-    assert_killed(together(tmp_path, MINDVIDEO_TEST_KILL="masked:3"))
+    kill_one(tmp_path, 0, "masked:3")
     together(tmp_path)
     for name in TASKS:
         assert losses(tmp_path / name) == losses(two / name)

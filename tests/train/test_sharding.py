@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from shared_tasks import losses
 from split_tasks import SETTINGS, fit
-from test_processes import assert_killed, comparable, together
+from test_processes import comparable, kill_one, together
 
 from mindvideo.models.masked_brain import MaskedBrainModel
 
@@ -65,7 +65,7 @@ def test_each_process_holds_half_and_the_saved_model_is_whole(split: Path, alone
 
 
 def test_a_killed_split_run_ends_with_the_same_bits(split: Path, tmp_path: Path) -> None:
-    assert_killed(together(tmp_path, PROGRAM, **SPLIT, MINDVIDEO_TEST_KILL="saving:3"))
+    kill_one(tmp_path, 1, "saving:3", PROGRAM, **SPLIT)
     assert json.loads((tmp_path / "saving" / "state" / "state.json").read_text())["step"] == 2
     together(tmp_path, PROGRAM, **SPLIT)
     for name in SETTINGS:

@@ -52,6 +52,14 @@ def main() -> None:
         print(f"error: {error.strerror} while writing {error.filename or 'a result'}; free space or choose another place, "
               "and run the same command again", file=sys.stderr)  # fmt: skip
         sys.exit(1)
+    except RuntimeError as error:
+        from mindvideo import processes
+
+        if not processes.is_partner_lost(error):
+            raise
+        print(f"error: process {os.environ['RANK']} waited for another one, which has ended; see what that one said, and "
+              "run the same command again: it goes on where it stopped", file=sys.stderr)  # fmt: skip
+        sys.exit(1)
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)

@@ -181,6 +181,8 @@ def _film(
     recorded = read_recorded(folder, store)
     check_recorded(pipeline, recorded)
     if len(recording) == 1 and not Path(recording[0]).exists() and store.is_dir():
+        if recipe is not None:
+            require_intact(model, "prepare", below=f"prepare/store.zarr/fmri/{recording[0]}/")
         fmri = Store.open(store).fmri(recording[0])
         fmri = fmri[first_volume : None if scans is None else first_volume + scans]
     else:

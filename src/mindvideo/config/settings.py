@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, create_model, field_validator, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
@@ -264,9 +264,11 @@ class Reconstruct(Section):
 class Evaluate(Section):
     """Scores and their controls."""
 
-    n_ways: tuple[int, ...] = (2, 50)
+    n_ways: tuple[Annotated[int, Field(ge=2)], ...] = (2, 50)
     top_k: int = Field(1, ge=1)
-    candidates: tuple[int, ...] = Field((), description="retrieval among so many clips too, besides among all")
+    candidates: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (), description="retrieval among so many clips too, besides among all"
+    )
     captions: bool = Field(True, description="compare captions of reconstruction and truth, where a captioner is there")
     block_s: float = Field(20.0, gt=0, description="length of the blocks that are permuted and resampled")
     permutations: int = Field(5000, ge=99)

@@ -202,7 +202,10 @@ class MindVideoFolder(_Folder):
             return part
         whole = np.rint(part)
         if not np.array_equal(whole, part) or whole.min() < 0 or whole.max() > 255:
-            raise DataError(f"expected whole numbers 0…255 in video_{split}… of {self._folder}, found others")
+            raise DataError(
+                f"expected whole numbers 0…255 in video_{split}_256_3hz.npy of {self._folder}, found {part.dtype} from "
+                f"{part.min():g} to {part.max():g}; save the frames as uint8, times 255 where they lie in 0…1"
+            )
         return whole.astype(np.uint8)
 
     def captions(self, split: str, index: int) -> list[list[str]]:

@@ -146,7 +146,9 @@ def _from_json(
             rows = rows[first[segment] :][:n_scans] if len(rows) > n_scans else rows
         if not isinstance(rows, list) or len(rows) != n_scans:
             found = f"{len(rows)}" if isinstance(rows, list) else "none"
-            raise DataError(f"expected {n_scans} captions of {segment} in {path}, found {found}; add the missing ones")
+            raise DataError(
+                f"expected {n_scans} captions of {segment} in {path}, one a scan, found {found}; give as many"
+            )
         result[segment] = []
         for scan, row in enumerate(rows):
             captions = row if isinstance(row, list) else [row] * n_frames
@@ -278,6 +280,10 @@ def _frame_key(frame: np.ndarray, captioner_name: str) -> str:
     return digest.hexdigest()
 
 
+def _digest(row: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _read_cache(path: Path) -> dict[str, str]:
     """Captions by key; a last line cut off by a kill is dropped from the file."""
     if not path.is_file():
@@ -291,14 +297,20 @@ def _read_cache(path: Path) -> dict[str, str]:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             row = json.loads(line)
-            cache[row["key"]] = str(row["caption"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"line {number} of the caption cache {path} is damaged; delete the file") from error
+            if row.pop("digest") != _digest(row):
+                raise ValueError("other content")
+            cache[row["key"]] = row["caption"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(
+                f"line {number} of the caption cache {path} is not as it was written; delete that line, and its frame is "
+                "captioned again"
+            ) from error
     return cache
 
 
 def _append_cache(path: Path, captions: dict[str, str]) -> None:
-    text = "".join(json.dumps({"key": key, "caption": caption}) + "\n" for key, caption in captions.items())
+    rows = [{"key": key, "caption": caption} for key, caption in captions.items()]
+    text = "".join(json.dumps(row | {"digest": _digest(row)}) + "\n" for row in rows)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as handle:

@@ -5,6 +5,7 @@ Shapes: V voxels, n scans of a segment, F frames a scan, H W pixels.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,25 @@ from typing import Any, NoReturn
 import numpy as np
 import zarr
 
+from mindvideo.artefacts import is_intact, read_note, record_files
 from mindvideo.atlas import N_CORTEX
+from mindvideo.data.disk import write_text
 from mindvideo.errors import DataError, MindVideoError
+
+RECORD = "files.json"
+"""Size and digest of every other file of a complete folder."""
+
+
+def record_content(path: Path) -> None:
+    """Note what a complete folder holds, for `refuse_other_content`."""
+    (path / RECORD).unlink(missing_ok=True)
+    write_text(path / RECORD, json.dumps(record_files(path, [path])))
+
+
+def refuse_other_content(path: Path) -> None:
+    """Raise DataError where a folder does not hold what `record_content` noted, which a flipped bit is enough for."""
+    if (path / RECORD).is_file() and not is_intact(path, read_note(path / RECORD)):
+        raise DataError(f"expected {path} as prepare wrote it, found other files or content; run prepare again")
 
 
 @contextmanager

@@ -193,14 +193,15 @@ def _check_sources(source: Source, data: Data, tick: _Steps, pool: Pool) -> tupl
 
 
 def _refuse_copies(source: Source, hashes: dict[str, str]) -> None:
-    """A copy of a recording is no repeat of it."""
+    """A copy of a recording is no repeat of it, nor the recording of another film."""
+    owner: dict[str, tuple[Path, str]] = {}
     for segment in source.segments:
-        owner: dict[str, Path] = {}
         for path in dict.fromkeys(run.path for run in segment.runs):
-            other = owner.setdefault(hashes[source.name_file(path)], path)
+            other, film = owner.setdefault(hashes[source.name_file(path)], (path, segment.name))
             if other != path:
+                films = " and ".join(dict.fromkeys((film, segment.name)))
                 raise DataError(
-                    f"expected different recordings of {segment.name}, found copies of one file: {other} and {path}; "
+                    f"expected different recordings of {films}, found copies of one file: {other} and {path}; "
                     "remove one, or list its run under exclude"
                 )
 

@@ -125,7 +125,7 @@ def read_layout(path: Path) -> Layout:
     """
     absent = describe_absence(path)
     if absent:
-        raise DataError(f"expected a CIFTI recording at {path}, {absent}; or list the run under exclude")
+        raise DataError(f"expected a CIFTI recording at {path}, {absent}")
     with _as_data_error(path), _open(path) as file:
         found = _header_bytes(path, file)
     key = hashlib.sha256(found).digest()

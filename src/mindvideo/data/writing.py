@@ -13,6 +13,7 @@ import zarr
 
 from mindvideo.atlas import N_CORTEX, area_labels
 from mindvideo.data.disk import StoreLock, disk_errors, flush_folder
+from mindvideo.data.intact import record_content
 from mindvideo.data.store import (
     FORMAT,
     PARTS,
@@ -249,6 +250,7 @@ class StoreWriter:
         with disk_errors(self.path, "the store"):
             flush_folder(self.path)
             self._group.attrs["complete"] = True
+            record_content(self.path)
             flush_folder(self.path, recursive=False)
         self.close()
         return Store.open(self.path)

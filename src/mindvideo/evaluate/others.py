@@ -17,6 +17,7 @@ from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate.evaluation import evaluate_clips, is_shipped, list_missing
 from mindvideo.evaluate.results import Clips, align_clips, pair_clips, read_clips, split_side_by_side
 from mindvideo.evaluate.score import MAIN, NETWORKS, Evaluation
+from mindvideo.evaluate.semantic import refuse_ways
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress
@@ -144,6 +145,9 @@ def evaluate_results(
     without = dict.fromkeys(NETWORKS, HOW_TO_GET_NETWORKS)
     if networks is not None:
         without = list_missing(networks, recipe.evaluate, list(NETWORKS))
+        for need, part in (("images", "image_classifier"), ("clips", "video_classifier")):
+            if need not in without:
+                refuse_ways(recipe.evaluate.n_ways, part, networks.class_count(part))
         if is_shipped(networks):
             say(SHIPPED_KIT)
             notes.append(SHIPPED_KIT)

@@ -6,6 +6,7 @@ Shapes: n rows (frames or clips), classes, g ground-truth classes of a row.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,18 @@ import numpy as np
 from mindvideo.config import Evaluate
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate.score import Score
+
+TRUE_CLASSES = 3
+"""Classes of the true clip that count as right (paper section 4.2)."""
+
+
+def refuse_ways(n_ways: Sequence[int], part: str, n_classes: int) -> None:
+    """Raise SettingError for more ways than a classifier has classes outside the true clip's three."""
+    if (most := max(n_ways, default=2)) > n_classes - TRUE_CLASSES + 1:
+        raise SettingError(
+            f"expected evaluate.n_ways of at most {n_classes - TRUE_CLASSES + 1}, as {part} has {n_classes} classes and "
+            f"distractors are drawn from all but the true clip's {TRUE_CLASSES}, found {most}; lower it"
+        )
 
 
 @cache
@@ -77,7 +90,7 @@ def _check(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np
     return probabilities, truth
 
 
-def top_classes(probabilities: np.ndarray, n_classes: int = 3) -> np.ndarray:
+def top_classes(probabilities: np.ndarray, n_classes: int = TRUE_CLASSES) -> np.ndarray:
     """Indices of the most probable classes, the ground truth of the N-way test.
 
     Parameters
@@ -159,7 +172,7 @@ def pairwise_n_way_top_k(probabilities: np.ndarray, truth: np.ndarray, n_way: in
     return pairs
 
 
-def chance_n_way(n_way: int, top_k: int = 1, n_truth: int = 3) -> float:
+def chance_n_way(n_way: int, top_k: int = 1, n_truth: int = TRUE_CLASSES) -> float:
     """Chance level of the N-way top-K test when all classes are exchangeable and never tie.
 
     Of the g ground-truth classes and N−1 distractors, in random order, the test fails when the first K are all

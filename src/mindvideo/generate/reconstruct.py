@@ -19,6 +19,7 @@ import zarr
 from safetensors import SafetensorError
 
 from mindvideo import processes
+from mindvideo.artefacts import record_files
 from mindvideo.config import Recipe, as_sampled
 from mindvideo.data.disk import beside, beside_folder, disk_errors, write_text
 from mindvideo.data.store import Store
@@ -91,11 +92,10 @@ def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: F
     encoder = load_encoder(_require_part(run_dir / "cotrain" / "fmri_encoder"))
     check_voxels(encoder, store)
     window = encoder.config.window
-    unet = run_dir / ("cotrain" if recipe.distill is None else "distill") / "unet"
     spacing = None if recipe.distill is None else "trailing"
     return MindVideoPipeline(
         fmri_encoder=encoder.eval(),
-        unet=VideoUNet.from_pretrained(_require_part(unet)).eval(),
+        unet=VideoUNet.from_pretrained(_require_part(_generator_folder(recipe, run_dir))).eval(),
         vae=foundation.vae,
         scheduler=make_scheduler(dict(foundation.scheduler_config), recipe.reconstruct.scheduler, spacing),
         num_inference_steps=recipe.reconstruct.steps,
@@ -105,6 +105,10 @@ def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: F
         num_frames=store.num_frames,
         frame_size=store.size,
     )
+
+
+def _generator_folder(recipe: Recipe, run_dir: Path) -> Path:
+    return run_dir / ("cotrain" if recipe.distill is None else "distill") / "unet"
 
 
 def check_voxels(encoder: AnyEncoder, store: Store) -> None:
@@ -162,11 +166,8 @@ def _fingerprint(recipe: Recipe, run_dir: Path, store: Store, foundation: Founda
     block_s = recipe.evaluate.block_s if recipe.reconstruct.max_windows is not None else None  # chooses windows
     for part in (recipe.seed, block_s, store.voxel_id, stored, foundation.identity):
         digest.update(f"{part}\n".encode())
-    folders = ["cotrain"] if recipe.distill is None else ["cotrain", "distill"]
-    for path in sorted(path for folder in folders for path in (run_dir / folder).glob("*/*")):
-        if path.suffix in (".json", ".safetensors"):
-            with path.open("rb") as handle:
-                digest.update(hashlib.file_digest(handle, "sha256").digest())
+    models = [run_dir / "cotrain" / "fmri_encoder", _generator_folder(recipe, run_dir)]
+    digest.update(json.dumps(record_files(run_dir, models)).encode())
     return digest.hexdigest()
 
 

@@ -341,37 +341,21 @@ class Foundation:
         with torch.inference_mode():
             return [run(items[start : start + batch]) for start in range(0, len(items), batch)]
 
-    def tokenize(self, captions: list[str], is_cut: bool = False) -> torch.Tensor:
-        """Token numbers (B, L), padded to L.
+    def tokenize(self, captions: list[str]) -> torch.Tensor:
+        """Token numbers (B, L), padded to L; the end of a caption that is longer (`list_too_long`) is left out, as CLIP does."""
+        given = {"padding": "max_length", "truncation": True, "max_length": self.condition_length}
+        return torch.tensor(self.tokenizer(captions, **given).input_ids, device=self.device)
 
-        Parameters
-        ----------
-        captions : list of str
-        is_cut : bool
-            Whether the end of a caption that is too long may be left out.
+    def list_too_long(self, captions: list[str]) -> list[str]:
+        """The captions that have more tokens than the text encoder has positions L."""
+        rows = self.tokenizer(captions).input_ids
+        return [caption for caption, row in zip(captions, rows, strict=True) if len(row) > self.condition_length]
 
-        Raises
-        ------
-        ModelError
-            For a caption that is longer than the text encoder's L positions.
-        """
-        length = self.condition_length
-        rows = self.tokenizer(captions, padding="max_length", truncation=is_cut, max_length=length).input_ids
-        for caption, row in zip(captions, rows, strict=True):
-            if len(row) > length:
-                raise ModelError(
-                    f"expected captions of at most {length} tokens, the positions of the text encoder in {self.folder}, "
-                    f"found one of {len(row)}: '{caption[:200]}'; shorten it, or use a text encoder with more positions"
-                )
-        return torch.tensor(rows, device=self.device)
-
-    def encode_text(
-        self, captions: list[str], batch: int = 64, is_cut: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_text(self, captions: list[str], batch: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens (B, L, C) of the last hidden state and projected CLIP embeddings (B, C), float32; see `tokenize`."""
 
         def run(part: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-            output = self.text_encoder(self.tokenize(part, is_cut))
+            output = self.text_encoder(self.tokenize(part))
             return output.last_hidden_state.float(), output.text_embeds.float()
 
         rows = self._in_batches(list(captions), batch, run)

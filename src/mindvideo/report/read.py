@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 import zarr
 from numpy.typing import NDArray
 
 from mindvideo.clip_sets import ClipSet, clip_set
+from mindvideo.config import read_yaml
 from mindvideo.errors import DataError
 from mindvideo.evaluate.score import ScoreResult, finite
 from mindvideo.stages import STAGES, UNFINISHED
@@ -112,11 +112,8 @@ def read_run(path: Path) -> Run:
         raise DataError(
             f"expected a run folder with recipe.yaml, found none at {path}; give a folder made by 'mindvideo run'"
         )
-    text = recipe_path.read_text()
-    try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DataError(f"expected valid YAML in {recipe_path}: {' '.join(str(error).split())}") from None
+    text = recipe_path.read_text(errors="replace")
+    recipe = read_yaml(recipe_path.read_bytes(), f"recipe {recipe_path}")
     if not isinstance(recipe, dict):
         raise DataError(f"expected a mapping of settings in {recipe_path}, found {type(recipe).__name__}")
     problems: list[str] = []

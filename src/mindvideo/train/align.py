@@ -20,7 +20,7 @@ from mindvideo.config import Align, Recipe
 from mindvideo.data.disk import write_text
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
-from mindvideo.errors import DataError, SettingError, TrainingError
+from mindvideo.errors import DataError, TrainingError
 from mindvideo.models.fmri_encoder import FmriEncoder, LowRankHead
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.masked_brain import MaskedBrainModel
@@ -28,7 +28,15 @@ from mindvideo.models.own_encoder import AnyEncoder, OwnEncoder, token_offset
 from mindvideo.stages import StageContext
 from mindvideo.train.adapt import pretrained_model, subject_scans
 from mindvideo.train.augmentation import Mixture, augment_fmri
-from mindvideo.train.features import CROPS, Progress, TextFeatures, image_features, store_identity, text_features
+from mindvideo.train.features import (
+    CROPS,
+    Progress,
+    TextFeatures,
+    image_features,
+    note_long_captions,
+    store_identity,
+    text_features,
+)
 from mindvideo.train.loop import Batch, Draw, Metrics, train
 from mindvideo.train.pretrain import fit_scale
 from mindvideo.train.ridge import LinearDecoder, fit_linear_decoder, token_r2
@@ -231,10 +239,7 @@ def _split_data(
 def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation) -> AnyEncoder:
     """The encoder ``align`` starts from; its input's scale is the masked model's, that of the training scans.
 
-    Raises
-    ------
-    SettingError
-        Where it shall start from ``adapt`` and both masked-modelling stages are switched off.
+    What it cannot start from, `mindvideo.preflight.impossible_start` has refused.
     """
     settings, architecture = recipe.align, recipe.encoder
     arguments: dict[str, Any] = {
@@ -247,11 +252,6 @@ def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundat
     scans = subject_scans(store, "train")
     torch.manual_seed(stage_seed(recipe.seed, STAGE))
     if settings.encoder is not None:
-        if settings.start_from != "scratch":
-            raise SettingError(
-                f"expected align.start_from=scratch with align.encoder={settings.encoder}, found "
-                f"'{settings.start_from}': another encoder cannot start from the masked brain model; set it"
-            )
         own, arguments = settings.encoder_settings or None, arguments | fit_scale(scans)
         return OwnEncoder(settings.encoder, num_voxels=store.n_voxels, settings=own, **arguments)
     arguments |= {"dropout": settings.dropout, "layer_norm": settings.layer_norm}
@@ -261,13 +261,10 @@ def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundat
         arguments |= {name: getattr(architecture, name) for name in names} | fit_scale(scans)
         return FmriEncoder(num_voxels=store.n_voxels, **arguments)
     if recipe.adapt.enabled:
-        return FmriEncoder.from_masked_brain(MaskedBrainModel.from_pretrained(run_dir / "adapt" / "model"), **arguments)
-    if recipe.pretrain.enabled:
-        return FmriEncoder.from_masked_brain(pretrained_model(recipe, run_dir, scans), **arguments)
-    raise SettingError(
-        "expected pretrain or adapt to be enabled with align.start_from=adapt, found both disabled; "
-        "set align.start_from=scratch"
-    )
+        masked = MaskedBrainModel.from_pretrained(run_dir / "adapt" / "model")
+    else:
+        masked = pretrained_model(recipe, run_dir, scans)
+    return FmriEncoder.from_masked_brain(masked, **arguments)
 
 
 def start_low_rank_head(head: LowRankHead, target: TokenTarget) -> None:
@@ -316,6 +313,7 @@ def run(context: StageContext) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), open_foundation(recipe)
     text = text_features(run_dir, store, foundation, recipe, progress)
+    note_long_captions(folder, foundation, text)
     training = _split_data(recipe, run_dir, store, foundation, text, "train", progress)
     validation = None
     if store.segments("validation"):

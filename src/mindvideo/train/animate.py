@@ -19,7 +19,7 @@ from mindvideo.errors import ModelError
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.video_unet import CLIP_PARTS, VideoUNet, share_noise
 from mindvideo.stages import StageContext
-from mindvideo.train.features import TextFeatures, latent_features, text_features
+from mindvideo.train.features import TextFeatures, latent_features, note_long_captions, text_features
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
 from mindvideo.train.stage import note_disabled, open_foundation, save_memory, save_model, stage_seed, training_device
 
@@ -208,6 +208,7 @@ def run(context: StageContext) -> None:
         return
     store = Store.open(run_dir / "prepare" / "store.zarr")
     text = text_features(run_dir, store, foundation, recipe, progress)
+    note_long_captions(folder, foundation, text)
     latents = latent_features(run_dir, store, foundation, "train", progress=progress)
     row = text.rows(Windows(store, "train", 1).captions)
     device, diffusion = training_device(), Diffusion(foundation.scheduler_config)

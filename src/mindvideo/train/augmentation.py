@@ -5,9 +5,12 @@ Shapes: B windows, W scans per window, V voxels, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from mindvideo.models.foundation import Foundation
 from mindvideo.train.thesaurus import Thesaurus, word_of
 
 CROP_SIDE = 0.8
@@ -35,6 +38,15 @@ def augment_caption(caption: str, thesaurus: Thesaurus, rng: np.random.Generator
         first, second = rng.choice(len(words), size=2, replace=False)
         words[first], words[second] = words[second], words[first]
     return " ".join(words)
+
+
+def augment_captions(
+    captions: list[str], thesaurus: Thesaurus, rngs: Sequence[np.random.Generator], foundation: Foundation
+) -> list[str]:
+    """`augment_caption` of each; one that a synonym has made longer than the text encoder reads stays as it was."""
+    changed = [augment_caption(text, thesaurus, rng) for text, rng in zip(captions, rngs, strict=True)]
+    too_long = set(foundation.list_too_long(changed))
+    return [old if new in too_long else new for old, new in zip(captions, changed, strict=True)]
 
 
 def random_crops(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:

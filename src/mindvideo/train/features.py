@@ -25,11 +25,11 @@ from mindvideo import processes
 from mindvideo.artefacts import is_intact, read_note, record_files
 from mindvideo.config import Recipe
 from mindvideo.data.disk import write_text
-from mindvideo.data.store import Store
+from mindvideo.data.store import Store, listed
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, ModelError
 from mindvideo.models.foundation import Foundation
-from mindvideo.train.augmentation import CROP_SIDE, augment_caption, random_crops
+from mindvideo.train.augmentation import CROP_SIDE, augment_captions, random_crops
 from mindvideo.train.stage import stage_seed
 from mindvideo.train.thesaurus import Source, open_thesaurus
 
@@ -196,8 +196,9 @@ def caption_table(
         tokens, pooled = foundation.encode_text(chosen)
         columns = [_numpy(pooled, np.float32)]
         for variant in range(variants):
-            changed = [augment_caption(text, thesaurus, _caption_rng(seed, variant, text)) for text in chosen]
-            columns.append(_numpy(foundation.encode_text(changed, is_cut=True)[1], np.float32))
+            rngs = [_caption_rng(seed, variant, text) for text in chosen]
+            changed = augment_captions(chosen, thesaurus, rngs, foundation)
+            columns.append(_numpy(foundation.encode_text(changed)[1], np.float32))
         return {"tokens": _numpy(tokens, np.float16), "pooled": np.stack(columns, axis=1)}
 
     table = compute_table(run_dir / "features" / name, key, len(distinct), batch, compute, progress)
@@ -231,6 +232,17 @@ def text_features(
         seed=stage_seed(recipe.seed, "features"),
         progress=progress,
     )
+
+
+def note_long_captions(folder: Path, foundation: Foundation, text: TextFeatures) -> None:
+    """Leave a remark, which the runner prints, on captions whose end the text encoder does not read."""
+    found = foundation.list_too_long(list(text.row))
+    if found and processes.is_first():
+        line = (
+            f"captions longer than the text encoder's {foundation.condition_length} positions, their ends left out "
+            f"({len(found)} of {len(text.row)}): {listed(found)}"
+        )
+        write_text(folder / "remarks.json", json.dumps({"lines": [line]}, indent=1))
 
 
 def _window_batches(windows: Windows, start: int, stop: int) -> np.ndarray:

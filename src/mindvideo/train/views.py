@@ -14,7 +14,7 @@ import torch
 from mindvideo.config import Align
 from mindvideo.data.windows import Windows
 from mindvideo.models.foundation import Foundation
-from mindvideo.train.augmentation import augment_caption, random_crops
+from mindvideo.train.augmentation import augment_captions, random_crops
 from mindvideo.train.features import TextFeatures
 from mindvideo.train.thesaurus import Thesaurus
 from mindvideo.train.tokens import TokenTarget
@@ -82,8 +82,9 @@ class DrawnViews:
         data = self.data
         text = data.text.pooled[data.target.row[index], 0]
         if self.settings.word_swap:
-            captions = [augment_caption(data.windows.captions[i], self.thesaurus, rng) for i in index]
-            text = self.foundation.encode_text(captions, is_cut=True)[1].cpu()
+            captions = [data.windows.captions[i] for i in index]
+            captions = augment_captions(captions, self.thesaurus, [rng] * len(index), self.foundation)
+            text = self.foundation.encode_text(captions)[1].cpu()
         if data.images is None:
             return text, None
         frame = rng.integers(data.images.shape[1], size=len(index))

@@ -18,7 +18,7 @@ from scipy.signal import correlate
 from mindvideo.atlas import hierarchy_order, parse_areas
 from mindvideo.data.disk import StoreLock, disk_errors, flush_folder, link_folder
 from mindvideo.data.hcp_windows import read_cifti_windows, stream_npz_windows
-from mindvideo.data.intact import as_damage, refuse_damaged_segments
+from mindvideo.data.intact import as_damage, record_content, refuse_damaged_segments, refuse_other_content
 from mindvideo.data.preparation import MOST_SILENT
 from mindvideo.data.series import SeriesFile
 from mindvideo.data.store import listed
@@ -174,6 +174,7 @@ def prepare_hcp(
             flush_folder(out)
             step = {"step": "prepare_hcp", "parameters": {key: header[key] for key in ("window_s", "areas", "kind")}}
             group.attrs.update({"complete": True, "provenance": [step]})
+            record_content(out)
             flush_folder(out, recursive=False)
             return _remarks(group)
     finally:
@@ -189,6 +190,7 @@ def _link_prepared(raw: Path, out: Path, window_s: float, areas: Sequence[str]) 
             f"{attrs['window_s']:g} s and {','.join(attrs['areas'])}; prepare it again, or give "
             f"--set pretrain.window_s={attrs['window_s']:g}"
         )
+    refuse_other_content(raw)
     link_folder(raw, out)
     return _remarks(_open_group(out))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mindvideo.config import Data
 from mindvideo.data.disk import link_folder
+from mindvideo.data.intact import refuse_other_content
 from mindvideo.data.preparation import refuse_complete
 from mindvideo.data.store import Store
 from mindvideo.errors import SettingError
@@ -37,5 +38,6 @@ def discover(raw: Path, data: Data) -> Store:
 def write(store: Store, out: Path, data: Data, *rest: Any) -> Store:
     """Put the store at ``out``; nothing in it is computed again."""
     refuse_complete(out)
+    refuse_other_content(store.path)
     link_folder(store.path, out)
     return Store.open(out)
