@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from mindvideo.cli import app
 from mindvideo.config import Recipe
-from mindvideo.config.recipe import section_behind
+from mindvideo.config.recipe import inner_section
 from mindvideo.config.section import Section
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +37,7 @@ def _row(parameter: Any) -> tuple[str, str, str]:
 def commands(command: Any = None, name: str = "mindvideo") -> Iterator[str]:
     """A heading, the help and the options of each command."""
     command = command or get_command(app)
-    below = getattr(command, "commands", {})
+    below = command.list_commands(None) if hasattr(command, "list_commands") else []
     rows = [_row(parameter) for parameter in command.params if parameter.name != "help"]
     yield f"## {name}\n\n{command.help or ''}\n"
     if rows:
@@ -45,20 +45,20 @@ def commands(command: Any = None, name: str = "mindvideo") -> Iterator[str]:
         yield from (f"| `{_cell(option)}` | {_cell(default)} | {_cell(words)} |" for option, default, words in rows)
     yield ""
     for each in below:
-        yield from commands(below[each], f"{name} {each}")
+        yield from commands(command.get_command(None, each), f"{name} {each}")
 
 
 def settings(section: type[Section] = Recipe, name: str = "") -> Iterator[str]:
     """A heading and a table for each section of a recipe."""
-    plain = {key: field for key, field in section.model_fields.items() if section_behind(field.annotation) is None}
+    plain = {key: field for key, field in section.model_fields.items() if inner_section(section, key) is None}
     yield f"## {name or 'of the whole recipe'}\n\n{(section.__doc__ or '').strip()}\n\n| setting | default | |\n|---|---|---|"
     for key, field in plain.items():
         default = field.get_default(call_default_factory=True, validated_data={})
         shown = "" if default is PydanticUndefined or default is None or default == () else f"`{_cell(default)}`"
         yield f"| `{f'{name}.{key}'.lstrip('.')}` | {shown} | {_cell(field.description or '')} |"
     yield ""
-    for key, field in section.model_fields.items():
-        if (inner := section_behind(field.annotation)) is not None:
+    for key in section.model_fields:
+        if (inner := inner_section(section, key)) is not None:
             yield from settings(inner, f"{name}.{key}".lstrip("."))
 
 

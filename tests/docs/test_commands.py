@@ -29,11 +29,11 @@ PRINTED = sorted({line for page in PAGES for line in commands(page.read_text())}
 def _parse(command: Any, arguments: list[str]) -> dict[str, Any]:
     """What the command line makes of arguments, with types, ranges and required options, without running anything."""
     with command.make_context("mindvideo", list(arguments), resilient_parsing=False) as context:
-        below = getattr(command, "commands", None)
-        if below is None:
+        if not hasattr(command, "list_commands"):
             return dict(context.params)
         name, *rest = context._protected_args + context.args
-        return _parse(below[name], rest)
+        assert name in command.list_commands(context), name
+        return _parse(command.get_command(context, name), rest)
 
 
 @pytest.mark.parametrize("line", PRINTED)

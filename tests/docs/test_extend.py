@@ -18,6 +18,7 @@ from mindvideo.data.cifti import write_cortex
 from mindvideo.data.video import write_video
 from mindvideo.evaluate.score import Score
 from mindvideo.models.own_encoder import OwnEncoder
+from mindvideo.sources import READERS, Reader
 from mindvideo.stages import StageContext
 
 EXTEND = ROOT / "docs" / "extend"
@@ -64,7 +65,7 @@ def test_reader(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for run in (1, 2):
             data[name, run] = 100 + rng.standard_normal((SCANS + lag + 3, 4))
             write_cortex(page / "fmri" / f"{name}_run-{run}.dtseries.nii", data[name, run], vertex, TR_S)
-    monkeypatch.setitem(readers.READERS, "wen2018", "flat")
+    monkeypatch.setitem(READERS, "wen2018", Reader("flat", "a flat folder"))
     settings = Data(size=32, selection="all", captions="none", validation_segments=1)
     store = readers.prepare(page, page / "store.zarr", settings)
     assert store.splits == {"train": ["seg1", "seg2"], "validation": ["seg10"], "test": ["test1"]}
