@@ -245,7 +245,7 @@ def test_reader_who_wants_no_motion_gets_none(browser: Browser, made: tuple[Path
 def test_keyboard_reaches_every_control(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
     page = Watched(browser, made[0]).page
     reached = set()
-    for _ in range(110):
+    for _ in range(200):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.className || document.activeElement.tagName"))
     controls = {
