@@ -79,7 +79,7 @@ def test_the_kit_is_refused_for_films_of_a_real_recording(random_kit: Path, tmp_
 
     def said(*settings: str, last: str | None = None) -> str:
         recipe = load_recipe(str(TINY), [*real, *settings])
-        return " ".join(str(error) for error in refusals(recipe, last=last) if "kit" in str(error))
+        return " ".join(str(error) for error in refusals(recipe, last=last) if "embedded kit" in str(error))
 
     assert "--set kit_on_real_films=true" in said() and "one drawn world" in said(last="align")
     for found in (said("kit_on_real_films=true"), said(f"foundation={random_kit}"), said(last="adapt")):

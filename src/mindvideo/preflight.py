@@ -43,6 +43,8 @@ def refusals(recipe: Recipe, *, store: Path | None = None, last: str | None = No
         The last stage that is to run; what only later ones are refused for is left out.
     """
     checks = [*CHECKS] if store is not None else [*CHECKS, unreadable_recordings]
+    if last not in ("simulate", "prepare"):
+        checks.append(oversized_batches)
     if last not in WITHOUT_FOUNDATION:
         checks.append(kit_outside_its_world)
     found = [error for check in checks for error in check(recipe)]
@@ -152,7 +154,10 @@ def oversized_batches(recipe: Recipe) -> Iterator[MindVideoError]:
 
 def unfilled_batches(recipe: Recipe, path: Path) -> Iterator[MindVideoError]:
     """Batches of more samples than were prepared, or than show different scenes, which those of ``align`` must."""
-    windows = Windows(Store.open(path), "train", recipe.align.window)
+    try:
+        windows = Windows(Store.open(path), "train", recipe.align.window)
+    except MindVideoError:
+        return  # damage, which the stage that reads the store says with its file
     oversized = [*_oversized(recipe, len(windows), None)]
     yield from oversized
     if not oversized and (recipe.align.loss != "none" or recipe.align.token_weight > 0):
@@ -246,7 +251,6 @@ CHECKS: tuple[Callable[[Recipe], Iterator[MindVideoError]], ...] = (
     too_many_ways,
     impossible_start,
     impossible_student,
-    oversized_batches,
     missing_words,
     missing_recordings,
 )

@@ -115,7 +115,7 @@ class Study:
         if self.recipe.simulate is None:
             yield "data.raw", recordings_of(self.recipe, self.run_dir)
             yield "data.hcp", data.hcp
-            yield from ((f"data.{data.source}.{name}", value) for name, value in data.own if isinstance(value, Path))
+        yield from ((f"data.{data.source}.{name}", value) for name, value in data.own if isinstance(value, Path))
 
     def _foundation_parts(self, stage: Stage) -> tuple[str, ...]:
         if stage.name == "prepare":

@@ -14,7 +14,7 @@ from scipy import stats
 from test_cifti import _axis, _save
 
 from mindvideo.atlas import N_CORTEX
-from mindvideo.data import recordings
+from mindvideo.data import series
 from mindvideo.data.cifti import SUBCORTEX, write_cortex
 from mindvideo.data.measuring import RunTask, SegmentTask, measure_segment, standardise_run
 from mindvideo.data.segments import Run, Segment
@@ -45,7 +45,7 @@ def test_blocks_and_single_vertices_are_what_nibabel_reads(
         content, path = path.read_bytes(), path.with_name("run.dtseries.nii.gz")
         path.write_bytes(gzip.compress(content))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recordings, "BLOCK_ROWS", rows)
+        patch.setattr(series, "BLOCK_ROWS", rows)
         file = SeriesFile(path)
         read = np.concatenate([block.copy() for _, block in file.blocks()])
     assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -63,8 +63,8 @@ def test_headers_are_parsed_once_and_cut_files_are_refused(tmp_path, monkeypatch
     for number, path in enumerate(paths):
         write_cortex(path, np.random.default_rng(number).standard_normal((9, 4)), vertex, 2.0)
     parsed = []
-    real = recordings._parse
-    monkeypatch.setattr(recordings, "_parse", lambda path, content: parsed.append(path) or real(path, content))
+    real = series._parse
+    monkeypatch.setattr(series, "_parse", lambda path, content: parsed.append(path) or real(path, content))
     assert read_layout(paths[0]) is read_layout(paths[1])
     assert len(parsed) <= 1
     paths[2].write_bytes(paths[2].read_bytes()[:-3])

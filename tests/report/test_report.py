@@ -304,7 +304,7 @@ def test_several_runs_side_by_side(browser: Browser, run_dir: Path, tmp_path: Pa
         for item in seen.page.query_selector_all("#comparison .card:first-of-type figcaption")
     ][:3]
     assert labels == ["truth", "one", "two"]
-    text = seen.page.inner_text("#comparison")
+    text = " ".join(seen.page.inner_text("#comparison").split())
     assert "2 methods on the same windows" in text and "0 of 5" in text
     assert seen.complaints == [] and overflowing(seen.page) == []
     assert len(seen.page.query_selector_all(".gallery")) == 3

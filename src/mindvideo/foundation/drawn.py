@@ -89,7 +89,9 @@ def judges_read(folder: Path, clips: np.ndarray, truth: Sequence[Clip]) -> Found
         right = [np.nan if at[part] is None else float(films[name][i] == names.index(str(at[part])))
                  for i, at in enumerate(middle)]  # fmt: skip
         found[name] = np.array(right)
-    found["position"] = np.nanmean([found.pop("column"), found.pop("row")], 0)
+    both = np.stack([found.pop("column"), found.pop("row")])
+    named = ~np.isnan(both)
+    found["position"] = np.where(named.any(0), np.nansum(both, 0) / np.maximum(named.sum(0), 1), np.nan)
     return found
 
 
