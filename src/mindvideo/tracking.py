@@ -63,7 +63,9 @@ class Tracker:
                 np.concatenate([np.concatenate(each[index], axis=1) for each in (truth, made)]) for index in chosen
             ]
             layout = {"dataformats": "NHWC"} if self._tracker.name == "tensorboard" else {}
-            self._tracker.log_images({"reconstruct/truth above reconstruction": np.stack(strips)}, step=0, **layout)
+            self._tracker.log_images(
+                {"reconstruct/truth above reconstruction": np.concatenate(strips)[None]}, step=0, **layout
+            )
         if stage == "evaluate":
             scores = read_note(run_dir / "evaluate" / "scores.json")
             for name, entry in scores.items():
