@@ -23,6 +23,8 @@ from mindvideo.data.video import write_video
 
 N_CORTEX, N_VOXELS, N_SCANS = 59412, sum(SUBCORTEX.values()), 240
 PAIRS = [(a, b) for a in range(7) for b in range(a)]
+DESCRIPTION = 240
+"""Where a NIfTI-2 header has its free text."""
 TEST = {"test1": ("245 gzipped", "245"), "test2": ("246 big", "246")}
 
 
@@ -59,15 +61,27 @@ def _make_recordings(folder, vertex, kept, n_voxels, names):
 
 
 def _lay_out(raw, paths, runs):
-    """Purdue's folders; every file is a link to its recording."""
+    """Purdue's folders; a file is a link to its recording, or a copy whose header's free text says another segment.
+
+    Copies of one file in two segments are refused.
+    """
     (raw / "stimuli").mkdir(parents=True)
     write_video(raw / "film.mp4", (np.full((16, 16, 3), i, np.uint8) for i in range(N_SCANS)), 0.5, 16)
+    given = set()
     for segment, names in runs.items():
         os.link(raw / "film.mp4", raw / "stimuli" / f"{segment}.mp4")
         folder = raw / "subject1" / "fmri" / segment / "cifti"
         folder.mkdir(parents=True)
         for run, name in enumerate(names, start=1):
-            os.link(paths[name], folder / f"{segment}_{run}_Atlas{''.join(paths[name].suffixes)}".replace(" ", ""))
+            place = folder / f"{segment}_{run}_Atlas{''.join(paths[name].suffixes)}".replace(" ", "")
+            if name in given:
+                shutil.copy(paths[name], place)
+                with place.open("r+b") as file:
+                    file.seek(DESCRIPTION)
+                    file.write(segment.encode())
+            else:
+                os.link(paths[name], place)
+            given.add(name)
     rows = ["segment,time_s,caption", *(f"{segment},0,a {segment}" for segment in runs)]
     (raw / "captions.csv").write_text("\n".join(rows))
 
