@@ -126,7 +126,7 @@ def prepare(root: Path, out: Path, workers: int) -> float:
 
 
 def prepare_plainly(root: Path, out: Path, segments: list[str]) -> None:
-    """METHOD section 2 with NumPy and SciPy, a line a step; validation segments count as training."""
+    """The preparation (docs/method.md, Recordings) with NumPy and SciPy, a line a step; validation segments count as training."""
 
     def standardised(name: str, run: int) -> np.ndarray:
         series = nibabel.load(recording(root, name, run)).get_fdata()[:, :N_CORTEX]

@@ -101,7 +101,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["null", "~", "'null'", '"null"', ""])
 def test_the_null_condition_is_a_name_in_yaml_too(text: str, tmp_path: Path) -> None:
-    """YAML reads a bare null as nothing; nothing else than METHOD's empty caption can be meant."""
+    """YAML reads a bare null as nothing; nothing else than the empty caption of docs/method.md (The generator) can be meant."""
     (tmp_path / "own.yaml").write_text(f"base: demo\nreconstruct:\n  negative: {text}\n")
     for recipe in (load_recipe(str(tmp_path / "own.yaml")), load_recipe("demo", [f"reconstruct.negative={text}"])):
         assert recipe.reconstruct.negative == "null"

@@ -44,7 +44,7 @@ PAPER: dict[str, tuple[Any, str]] = {
     "evaluate.top_k": (1, "5"), "align.window": (2, "5"), "explain.max_windows": (TEST_WINDOWS, "5"),
 }  # fmt: skip
 
-METHOD: dict[str, Any] = {
+LEFT_OPEN: dict[str, Any] = {
     "data.lag_s": 4.0, "data.areas": "cortex", "data.repeats": "average", "encoder.patch_weights": "shared",
     "pretrain.betas": (0.9, 0.95), "pretrain.schedule": "cosine", "pretrain.window_s": 8.0,
     "pretrain.areas": "V1,V2,V3,V4",
@@ -99,14 +99,14 @@ def test_the_papers_value(name: str) -> None:
     assert marked_lines()[name][1].split(":")[0].split(";")[0] == f"paper {place}"
 
 
-@pytest.mark.parametrize(("name", "value"), [*METHOD.items(), *DEPARTS.items(), *OFF.items()])
+@pytest.mark.parametrize(("name", "value"), [*LEFT_OPEN.items(), *DEPARTS.items(), *OFF.items()])
 def test_a_value_that_makes_the_method(name: str, value: Any) -> None:
     assert setting(load_recipe("wen2018"), name) == value
 
 
 def test_every_setting_of_the_recipe_is_marked_with_what_it_is() -> None:
     marks = {name: mark for name, (mark, _) in marked_lines().items()}
-    expected = dict.fromkeys(PAPER, "paper") | dict.fromkeys(METHOD, "METHOD") | dict.fromkeys(OURS, "ours")
+    expected = dict.fromkeys(PAPER, "paper") | dict.fromkeys(LEFT_OPEN, "docs/method.md") | dict.fromkeys(OURS, "ours")
     assert marks == expected | dict.fromkeys(DEPARTS, "departs")
     content = yaml.safe_load((resources.files("mindvideo") / "recipes" / "wen2018.yaml").read_text())
     stated = {f"{part}.{name}" for part, values in content.items() if isinstance(values, dict) for name in values}
@@ -116,7 +116,7 @@ def test_every_setting_of_the_recipe_is_marked_with_what_it_is() -> None:
 
 def test_no_training_setting_is_left_unsaid() -> None:
     ours_in_how_it_is_logged = {"log_every", "val_every", "checkpoint_every", "head_rank", "encoder_settings"}
-    said = {*PAPER, *METHOD, *OURS, *OFF, *DEPARTS}
+    said = {*PAPER, *LEFT_OPEN, *OURS, *OFF, *DEPARTS}
     recipe = Recipe()
     for stage in ("pretrain", "adapt", "align", "animate", "cotrain", "distill", "encoder"):
         section = getattr(recipe, stage)

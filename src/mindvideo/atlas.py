@@ -27,7 +27,7 @@ HIERARCHY: tuple[str, ...] = (
     *("V8", "VVC", "PIT", "FFC", "VMV1", "VMV2", "VMV3"),
     *("LO1", "LO2", "LO3", "V4t", "MT", "MST", "FST", "PH"),
 )
-"""Visual areas along the hierarchy: early, dorsal, ventral, lateral and motion (METHOD section 2)."""
+"""Visual areas along the hierarchy: early, dorsal, ventral, lateral and motion (docs/method.md, Recordings)."""
 
 YEO17_NAMES: tuple[str, ...] = (
     "none",
@@ -301,7 +301,7 @@ def _labels_in_order() -> list[int]:
 
 
 def hierarchy_order(vertex: np.ndarray) -> np.ndarray:
-    """Permutation that puts voxels along the visual hierarchy (METHOD section 2, 'Voxel order').
+    """Permutation that puts voxels along the visual hierarchy (docs/method.md, Recordings: order).
 
     Area by area (`_labels_in_order`), inside an area a walk over the sphere (`_walk`).
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 Role = Literal["control", "baseline", "ceiling"]
 """A *control* uses the same method and seeds without the window's own brain signal, a *baseline* is what one could
-show without any brain, a *ceiling* is given the stimulus itself (METHOD section 9)."""
+show without any brain, a *ceiling* is given the stimulus itself (docs/method.md, Scores and controls)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A small folder in the layout of Wen 2018, and what METHOD section 2 makes of it, written out."""
+"""A small folder in the layout of Wen 2018, and what becomes of it (docs/method.md, Recordings), written out."""
 
 import numpy as np
 from scipy import stats
@@ -72,7 +72,7 @@ def make_raw(root):
 
 
 def expected_run(root, name, run, later=0):
-    """The trim and standardising of METHOD section 2, written out; ``later`` volumes more of lag."""
+    """The trim and standardising of docs/method.md, Recordings, written out; ``later`` volumes more of lag."""
     data = read_cortex(cifti_path(root, name, run)).data.astype(float)
     first = (1 if VOLUMES[name] == N_SCANS + 5 else 2) + later
     data = data[first : first + N_SCANS]

@@ -84,7 +84,7 @@ class Folder:
         assert not (self.root / "store.zarr").exists()
 
     def expected(self, number, volumes, kept=None, first=4, n=SCANS):
-        """Least squares on trend, confounds and cosines (METHOD), over the kept volumes; then the film's volumes."""
+        """Least squares on trend, confounds and cosines, over the kept volumes; then the film's volumes."""
         data = self.data[number].astype(float)
         order = int(np.floor(2 * VOLUMES * 0.008 * TR))
         k = np.arange(VOLUMES)

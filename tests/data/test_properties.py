@@ -1,4 +1,4 @@
-"""What must hold for any lengths, lags, orders and cuts: windows, trims, lags, vertex order, scenes (METHOD section 2)."""
+"""What must hold for any lengths, lags, orders and cuts: windows, trims, lags, vertex order, scenes (docs/method.md, Recordings)."""
 
 from pathlib import Path
 

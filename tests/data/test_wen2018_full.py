@@ -1,4 +1,4 @@
-"""The Wen 2018 reader in Purdue's exact layout against METHOD section 2 written out in NumPy and SciPy.
+"""The Wen 2018 reader in Purdue's exact layout against NumPy and SciPy (docs/method.md, Recordings), written out.
 
 Films of 8 minutes; recordings of 245 or 246 volumes, little- and big-endian, plain and gzipped, subcortical voxels behind
 the cortices. Once all 91,282 grayordinates with two training segments; once fewer with all 18, for the test with df 17.
@@ -110,7 +110,7 @@ def test_store_equals_twenty_lines(folder, is_full_width):
     )
     store = prepare(folder / "raw", folder / "store.zarr", settings)
 
-    # METHOD section 2, written out
+    # docs/method.md, Recordings, written out
     k = np.linspace(-1, 1, N_SCANS)
     standard = {}
     for name, data in values.items():

@@ -68,3 +68,14 @@ def test_every_setting_stage_and_public_class_is_on_the_site(site: Path) -> None
     assert (
         "negative" in python and "n_way_top_k" in python and "0.1.0" in (site / "project" / "changes.html").read_text()
     )
+
+
+def test_comments_cite_sections_of_the_methods_page_that_exist() -> None:
+    sections = tuple(re.findall(r"^## (.+)$", (ROOT / "docs" / "method.md").read_text(), re.MULTILINE))
+    cited = 0
+    for folder in ("src", "tests", "tools", "benchmarks"):
+        for path in sorted(each for kind in ("*.py", "*.yaml") for each in (ROOT / folder).rglob(kind)):
+            for words in re.findall(r"docs/method\.md, (.*)", path.read_text()):
+                cited += 1
+                assert words.startswith(sections), f"{path}: docs/method.md has no section {words}"
+    assert cited > 60

@@ -1,4 +1,4 @@
-"""The video classifier sees six frames, whatever its configuration and the clips' rate (METHOD section 8)."""
+"""The video classifier sees six frames, whatever its configuration and the clips' rate (docs/method.md, Scores and controls)."""
 
 from __future__ import annotations
 

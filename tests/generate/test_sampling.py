@@ -34,7 +34,7 @@ class Counting:
 
 
 def plainly(unet, latents, positive, negative, steps, scale):
-    """The sampler's loop as METHOD section 7 has it, two passes a step, nothing kept."""
+    """The sampler's loop (docs/method.md, The generator), two passes a step, nothing kept."""
     scheduler = make_scheduler({}, "ddim")
     scheduler.set_timesteps(steps)
     with torch.no_grad():

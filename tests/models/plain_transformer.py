@@ -1,4 +1,4 @@
-"""Transformer parts written out plainly in float64 NumPy, from METHOD section 4: nothing is shared with the package."""
+"""Transformer parts written out plainly in float64 NumPy, from docs/method.md, The masked brain model: nothing is shared with the package."""
 
 import math
 

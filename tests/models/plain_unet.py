@@ -1,4 +1,4 @@
-"""Stable Diffusion's UNet on one clip, frame by frame and head by head, from its weights and METHOD section 7.
+"""Stable Diffusion's UNet on one clip, frame by frame and head by head, from its weights and docs/method.md, The generator.
 
 Only convolution, matrix product and pointwise functions are torch's; nothing is shared with the package.
 """

@@ -1,4 +1,4 @@
-"""Folders and checkpoints in the layouts others release (METHOD section 13), with random weights; names written out here."""
+"""Folders and checkpoints in the layouts others release (docs/method.md, What others publish), with random weights; names written out here."""
 
 import json
 

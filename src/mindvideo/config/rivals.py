@@ -1,4 +1,4 @@
-"""Settings of the rival methods (METHOD section 11)."""
+"""Settings of the rival methods (docs/method.md, Rivals)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class MindVisRival(Optimise):
 
 
 class Baseline(Section):
-    """Settings of each rival method (METHOD section 11)."""
+    """Settings of each rival method (docs/method.md, Rivals)."""
 
     ridge: RidgeRival = RidgeRival()
     linear: LinearRival = LinearRival()

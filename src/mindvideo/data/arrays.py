@@ -1,4 +1,4 @@
-"""The two published layouts, read without executing anything: npy files and torch tensors (METHOD section 13).
+"""The two published layouts, read without executing anything: npy files and torch tensors (docs/method.md, What others publish).
 
 Shapes: S segments, n scans of a segment, F frames a scan, R repeats, V voxels, N = S · n scans, H W pixels.
 """

@@ -42,7 +42,7 @@ class Captioning:
 
 
 def caption_windows(frame_captions: Sequence[Sequence[str]], scene: np.ndarray) -> list[str]:
-    """One caption per scan from those of its frames (METHOD section 6).
+    """One caption per scan from those of its frames (docs/method.md, The encoder).
 
     Each scene within a scan is described by the most frequent caption of its frames, the earliest of them where
     several are equally frequent. Scenes described differently are joined in order: ``A. Then B``.

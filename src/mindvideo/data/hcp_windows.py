@@ -1,4 +1,4 @@
-"""Windows of one HCP recording: means over some seconds, standardised over the run (METHOD section 3).
+"""Windows of one HCP recording: means over some seconds, standardised over the run (docs/method.md, Recordings).
 
 Of a CIFTI file only the wanted vertices are read; a published npz is read in blocks, and a long one twice, once for each
 voxel's mean and standard deviation and once for its windows, so that memory does not grow with its length.

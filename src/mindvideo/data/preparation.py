@@ -1,4 +1,4 @@
-"""From checked recordings and films to a store: what every source layout shares (METHOD section 2).
+"""From checked recordings and films to a store: what every source layout shares (docs/method.md, Recordings).
 
 Everything is read and checked before anything is written. The first pass reads every file once, for its hash and for
 how well each vertex repeats; the second reads the chosen voxels and writes them, the frames, scenes and captions, segment
@@ -209,7 +209,7 @@ def _refuse_copies(source: Source, hashes: dict[str, str]) -> None:
 def measure_voxels(
     source: Source, data: Data, tick: _Steps, pool: Pool, hashes: dict[Path, str] | None = None
 ) -> Voxels:
-    """Check every run and choose the voxels on the training runs (METHOD section 2, 'Voxel selection').
+    """Check every run and choose the voxels on the training runs (docs/method.md, Recordings: voxels).
 
     Per training segment, the Fisher z of the correlation between its runs (the mean over pairs where there are more
     than two); over segments a one-sided t-test. Of test runs only this is used: a vertex without signal in any run is no

@@ -1,4 +1,4 @@
-"""Signal and selection of voxels: standardising, reproducibility across runs, selection (METHOD section 2).
+"""Signal and selection of voxels: standardising, reproducibility across runs, selection (docs/method.md, Recordings).
 
 Pure functions. Runs are (n scans, V vertices) float32; the work goes through blocks of vertices in float64, small enough
 for the processor's cache, so that the whole cortex never needs a second copy in double precision.
@@ -95,7 +95,7 @@ def detrend_and_standardise(run: np.ndarray, order: int = 4) -> np.ndarray:
 
     Notes
     -----
-    METHOD section 2; least squares through an orthonormal basis, in double precision.
+    docs/method.md, Recordings; least squares through an orthonormal basis, in double precision.
     """
     n_scans, n_vertices = run.shape
     basis = polynomial_basis(n_scans, order)
@@ -178,7 +178,7 @@ def reproducibility_t_test(z: np.ndarray) -> np.ndarray:
 
     Notes
     -----
-    METHOD section 2.
+    docs/method.md, Recordings.
     """
     n_segments = len(z)
     if n_segments < 2:

@@ -22,7 +22,7 @@ _READ = 32
 
 
 def pad_voxels(fmri: np.ndarray, patch_size: int) -> np.ndarray:
-    """Wrap the last axis round to a multiple of the patch size; nothing is added when it divides (METHOD section 2).
+    """Wrap the last axis round to a multiple of the patch size; nothing is added when it divides (docs/method.md, Recordings).
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class Windows:
     In a store prepared with ``repeats: separate`` the training split has the windows of every single run, one run of a
     segment after the other, instead of those of their average; validation and test always have the average.
 
-    Window i is (t, t+1, …, t+W−1) inside its segment; past the segment's end the last scan repeats (METHOD section 2).
+    Window i is (t, t+1, …, t+W−1) inside its segment; past the segment's end the last scan repeats (docs/method.md, Recordings).
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ class Windows:
         return frames
 
     def sample_batch(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
-        """Random windows of which no two show the same scene in any of their frames (METHOD section 6).
+        """Random windows of which no two show the same scene in any of their frames (docs/method.md, The encoder).
 
         Returns
         -------
@@ -274,7 +274,7 @@ class NearDuplicate:
 
 
 def near_duplicates(store: Store, threshold: float = 0.98) -> list[NearDuplicate]:
-    """Test scans of which a frame is nearly identical to a frame of a training or validation film (METHOD section 9).
+    """Test scans of which a frame is nearly identical to a frame of a training or validation film (docs/method.md, Scores and controls).
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Pixel scores of frames: structure, error, correlation, colour.
 
 A constant grey rectangle beats every published reconstruction on `ssim_rgb`; none of these is worth reading without
-the constant-image and random-clip baselines beside it (METHOD section 8).
+the constant-image and random-clip baselines beside it (docs/method.md, Scores and controls).
 
 Shapes: frames are uint8 (..., H, W, 3); leading axes are kept.
 """
@@ -108,7 +108,7 @@ def ssim_rgb(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     References
     ----------
-    Wang et al. 2004, IEEE Transactions on Image Processing 13, 600–612; METHOD section 8.
+    Wang et al. 2004, IEEE Transactions on Image Processing 13, 600–612; docs/method.md, Scores and controls.
     """
     truth = np.asarray(truth)
     if truth.ndim >= 3 and min(truth.shape[-3:-1]) < SSIM_WINDOW:

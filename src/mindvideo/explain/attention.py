@@ -1,4 +1,4 @@
-"""Where the encoder looks: attention received by patches, spread to voxels, cortex and networks (METHOD section 10).
+"""Where the encoder looks: attention received by patches, spread to voxels, cortex and networks (docs/method.md, Maps).
 
 Shapes: n windows, W scans, V voxels, P patches.
 """

@@ -1,4 +1,4 @@
-"""What the encoder needs: how much worse its condition fits the stimulus when voxels are silenced (METHOD section 10).
+"""What the encoder needs: how much worse its condition fits the stimulus when voxels are silenced (docs/method.md, Maps).
 
 Shapes: n windows, W scans, V voxels, L condition tokens, C condition width.
 """

@@ -278,7 +278,7 @@ def save_image_processor(folder: Path, part: str, size: int) -> None:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's DDIM schedule (METHOD section 7), predicting v."""
+    """Stable Diffusion's DDIM schedule (docs/method.md, The generator), predicting v."""
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,

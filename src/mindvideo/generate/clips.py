@@ -1,4 +1,4 @@
-"""Clips of test windows: the reconstruction, and every control and ceiling it is judged against (METHOD section 9).
+"""Clips of test windows: the reconstruction, and every control and ceiling it is judged against (docs/method.md, Scores and controls).
 
 Every window has noise of its own that follows from the study's seed and the window's number: the same for the
 reconstruction and every control, whatever the batch size. Shapes: n windows, B batch, F frames, H W pixels, W scans

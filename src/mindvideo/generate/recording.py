@@ -93,7 +93,7 @@ def read_scans(
     """Standardised scans of a recording at a model's voxels; several recordings of the same film are averaged.
 
     Each recording's own statistics are used, over the volumes that are kept: a 4th-order polynomial is removed from
-    every vertex, then its mean, and what is left is divided by its standard deviation (METHOD section 2).
+    every vertex, then its mean, and what is left is divided by its standard deviation (docs/method.md, Recordings).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Samplers for the foundation's noise schedule (METHOD section 7)."""
+"""Samplers for the foundation's noise schedule (docs/method.md, The generator)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEDULERS = {
     "dpm++": diffusers.DPMSolverMultistepScheduler,
     "unipc": diffusers.UniPCMultistepScheduler,
 }
-# Stable Diffusion's sampling conventions (METHOD section 7), used where a configuration does not state its own.
+# Stable Diffusion's sampling conventions (docs/method.md, The generator), used where a configuration does not state its own.
 CONVENTIONS = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -40,7 +40,7 @@ def make_scheduler(
     config : dict
         Any diffusers scheduler configuration, such as the foundation's. Its noise schedule is kept, and DDIM its time
         grid (the few-step solvers use trailing spacing); what it does not state is Stable Diffusion's convention: scaled-linear betas .00085-.012, no clipping,
-        ``set_alpha_to_one`` false, ``steps_offset`` 1, leading spacing (METHOD section 7).
+        ``set_alpha_to_one`` false, ``steps_offset`` 1, leading spacing (docs/method.md, The generator).
     name : {"ddim", "dpm++", "unipc"}
         The solver: DDIM, second-order multistep DPM-Solver++, or UniPC.
     spacing : str, optional

@@ -57,7 +57,7 @@ def convert_parts(
     out : Path
         Receives one folder a part, or the model itself where the release is a single one.
     num_voxels : int, optional
-        Another number of voxels: positions are interpolated, nearest neighbour (METHOD section 4).
+        Another number of voxels: positions are interpolated, nearest neighbour (docs/method.md, The masked brain model).
     overrides : dict, optional
         Settings that the release does not state, such as ``num_heads``.
     drop : tuple of str

@@ -1,4 +1,4 @@
-"""The fMRI encoder with spatiotemporal attention: a window of scans to condition tokens (METHOD section 5, paper 3.3).
+"""The fMRI encoder with spatiotemporal attention: a window of scans to condition tokens (docs/method.md, The encoder, paper 3.3).
 
 Shapes: B batch, W scans per window, V voxels, P patches, D embedding, L condition tokens, C condition width.
 """

@@ -1,4 +1,4 @@
-"""Masked brain modelling: a masked autoencoder over 1-D patches of fMRI (METHOD section 4, paper section 3.3).
+"""Masked brain modelling: a masked autoencoder over 1-D patches of fMRI (docs/method.md, The masked brain model, paper section 3.3).
 
 Weights carry the names of the released checkpoints.
 

@@ -1,7 +1,7 @@
 """Others' released weights: reading their files without executing anything, and what their names and shapes say.
 
 Pickles are read with ``weights_only=True``. The few configuration classes that released checkpoints carry become inert
-stand-ins; a pickle that names any other class or function is refused (METHOD section 13).
+stand-ins; a pickle that names any other class or function is refused (docs/method.md, What others publish).
 """
 
 from __future__ import annotations

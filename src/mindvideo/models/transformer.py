@@ -1,4 +1,4 @@
-"""What the masked brain model and the fMRI encoder share: patches, positions, attention and blocks (METHOD section 4).
+"""What the masked brain model and the fMRI encoder share: patches, positions, attention and blocks (docs/method.md, The masked brain model).
 
 Shapes: B batch, V voxels, P patches, D embedding, N tokens, H heads, E width of one head.
 """

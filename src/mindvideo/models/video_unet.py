@@ -1,4 +1,4 @@
-"""Stable Diffusion's UNet inflated to clips (METHOD section 7, paper section 3.4).
+"""Stable Diffusion's UNet inflated to clips (docs/method.md, The generator, paper section 3.4).
 
 It is diffusers' 2-D UNet with the frames of a clip folded into the batch, except in four places: self-attention is
 sparse-causal, a temporal attention follows the feed-forward of every transformer block, the ResNets' GroupNorms (and

@@ -1,4 +1,4 @@
-"""Stage ``align``: windowed fMRI is aligned with frozen CLIP text and images (paper Eq. 3, METHOD section 6).
+"""Stage ``align``: windowed fMRI is aligned with frozen CLIP text and images (paper Eq. 3, docs/method.md, The encoder).
 
 Shapes: B batch, N windows, W scans per window, V voxels, F frames, L condition tokens, C condition width.
 """

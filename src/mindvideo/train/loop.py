@@ -107,7 +107,7 @@ def step_seed(seed: int, *numbers: int) -> int:
 
 
 def learning_rate_factor(settings: Optimise, step: int) -> float:
-    """Linear warm-up, then half a cosine to zero, or constant (METHOD section 4)."""
+    """Linear warm-up, then half a cosine to zero, or constant (docs/method.md, The masked brain model)."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":

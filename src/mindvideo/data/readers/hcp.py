@@ -1,4 +1,4 @@
-"""Visual cortex of many people for pre-training, streamed into one zarr array (METHOD section 3).
+"""Visual cortex of many people for pre-training, streamed into one zarr array (docs/method.md, Recordings).
 
 Shapes: V voxels, n rows (time windows of all runs on top of each other), T volumes of a run.
 """
@@ -135,7 +135,7 @@ def prepare_hcp(
 
     Notes
     -----
-    METHOD section 3; TR and vertices come from each file's own axes.
+    docs/method.md, Recordings; TR and vertices come from each file's own axes.
     """
     sources = find_sources(raw)
     kind = sources[0].kind

@@ -1,4 +1,4 @@
-"""Arrays that others prepared: the MinD-Video folder and the NeuroClips tensors, as a store (METHOD section 13).
+"""Arrays that others prepared: the MinD-Video folder and the NeuroClips tensors, as a store (docs/method.md, What others publish).
 
 What their makers did – trimming, detrending, standardising, averaging, choosing voxels, cutting frames – is done; the
 store says so. Neither layout says where on the cortex its voxels lie: the voxels get names (negative numbers) instead of

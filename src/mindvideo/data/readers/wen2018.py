@@ -1,6 +1,6 @@
 """Wen et al. 2018 (CC2017) as Purdue publishes it: where its files are and which volumes belong to the film.
 
-``stimuli/{seg1…,test1…}.mp4`` and ``subject{n}/fmri/{SEG}/cifti/{SEG}_{run}_Atlas.dtseries.nii`` (METHOD section 2).
+``stimuli/{seg1…,test1…}.mp4`` and ``subject{n}/fmri/{SEG}/cifti/{SEG}_{run}_Atlas.dtseries.nii`` (docs/method.md, Recordings).
 """
 
 from __future__ import annotations
