@@ -17,10 +17,13 @@ import pytest
 import zarr
 from small_study import FRAMES, SIZE
 
-from mindvideo.baselines.folder import read_clip
+from mindvideo.baselines.compare import add_folder, list_own_stutter
+from mindvideo.baselines.folder import find_clips
 from mindvideo.baselines.trial import Trial
 from mindvideo.config import Recipe
 from mindvideo.data.store import Store
+from mindvideo.errors import DataError
+from mindvideo.evaluate.results import read_clip
 
 Cli = Callable[..., tuple[int, str]]
 GUIDE = (Path(__file__).parents[2] / "docs" / "baselines.md").read_text()
@@ -98,7 +101,7 @@ def test_a_folder_of_clips(cli: Cli, run_dir: Path, rival_recipe: Recipe, rival_
             np.save(folder / f"{name}.npy", trial.truth[number])
     code, text = cli(*command)
     assert code == 1
-    assert f"found none of {trial.description[2]['segment']}_{trial.description[2]['scan']}" in text.replace("\n", " ")
+    assert f"none of {trial.description[2]['segment']}_{trial.description[2]['scan']}" in text.replace("\n", " ")
     missing = trial.description[2]
     np.save(folder / f"{missing['segment']}_{missing['scan']}.npy", trial.truth[2])
     code, text = cli(*command)
@@ -126,13 +129,44 @@ def test_a_folder_of_clips(cli: Cli, run_dir: Path, rival_recipe: Recipe, rival_
 
 
 def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
-    from mindvideo.errors import DataError
-
     (tmp_path / "a.mp4").write_bytes(b"no film")
-    np.save(tmp_path / "b.npy", np.zeros((FRAMES, SIZE, SIZE, 3), np.float32))
+    np.save(tmp_path / "b.npy", np.full((FRAMES, SIZE, SIZE, 3), 2, np.float32))
     for name, word in (("a.mp4", "film"), ("b.npy", "uint8")):
         with pytest.raises(DataError, match=word):
             read_clip(tmp_path / name)
+
+
+def test_the_file_of_a_window_whatever_the_case_of_its_suffix_and_the_form_of_its_accents(tmp_path: Path) -> None:
+    composed, taken_apart = "Caf\u00e9", "Cafe\u0301"
+    for name in (f"{taken_apart}_0.MP4", f"{composed}_1.Mkv", f"{composed}_2.npy", "notes.txt"):
+        (tmp_path / name).touch()
+    names = [f"{composed}_1", f"{composed}_0"]
+    assert [path.name for path in find_clips(tmp_path, names)] == [f"{composed}_1.Mkv", f"{taken_apart}_0.MP4"]
+    (tmp_path / f"{composed}_1.webm").touch()
+    with pytest.raises(DataError, match=r"one file for each test window .*_1\.Mkv, .*_1\.webm"):
+        find_clips(tmp_path, names)
+
+
+def test_clips_made_at_another_rate_are_not_judged_by_how_they_move(
+    run_dir: Path, rival_recipe: Recipe, rival_store: Store, tmp_path: Path
+) -> None:
+    for counts, is_said in (
+        ([FRAMES], False),
+        ([FRAMES, 2 * FRAMES], False),
+        ([FRAMES, FRAMES + 1], True),
+        ([2], True),
+    ):
+        group = zarr.open_group(tmp_path / f"{counts}.zarr", mode="w", attributes={"frames_made": counts})
+        assert bool(list_own_stutter(group, FRAMES)) == is_said, counts
+    trial, folder = Trial(rival_recipe, rival_store), tmp_path / "clips"
+    folder.mkdir()
+    for clip, window in zip(trial.truth, trial.description, strict=True):
+        np.save(folder / f"{window['segment']}_{window['scan']}.npy", clip[:2])  # of three frames shown, one twice
+    add_folder("slow", folder, rival_recipe, run_dir, rival_store.path)
+    about = json.loads((run_dir / "baselines" / "slow" / "evaluate" / "evaluation.json").read_text())
+    scores = json.loads((run_dir / "baselines" / "slow" / "evaluate" / "scores.json").read_text())
+    assert "2 frames a scan do not move like 3" in about["left_out"]["frame_change"]
+    assert "frame_change" not in scores and "ssim_rgb" in scores
 
 
 def test_commands_without_a_recipe_or_with_wrong_names(cli: Cli, rival_store: Store, tmp_path: Path) -> None:

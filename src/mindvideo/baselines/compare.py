@@ -12,7 +12,7 @@ import inspect
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ import zarr
 from mindvideo.artefacts import read_note, record_files, require_intact
 from mindvideo.baselines.base import Bench, Method, Progress, StoreWithoutTest
 from mindvideo.baselines.categories import judge_categories
-from mindvideo.baselines.folder import digest_folder, read_folder
+from mindvideo.baselines.folder import read_folder
 from mindvideo.baselines.trial import Trial
 from mindvideo.classes import digest_source, import_class
 from mindvideo.clip_sets import clip_set
@@ -34,7 +34,7 @@ from mindvideo.cost import measure_cost
 from mindvideo.data.disk import write_text
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError, SettingError
-from mindvideo.evaluate.evaluation import evaluate_clips, list_missing, list_stutter
+from mindvideo.evaluate.evaluation import OVER_TIME, evaluate_clips, list_missing, list_stutter
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.files import list_files
 from mindvideo.generate.reconstruct import fill_clips, open_clips, write_preview
@@ -149,16 +149,27 @@ class Attempt:
         # No student made its clips.
         save_recipe(self.recipe.model_copy(update={"distill": None}), self.folder / "recipe.yaml")
 
-    def fill(self, makers: dict[str, Make]) -> zarr.Group:
-        """The clips that ``makers`` make, beside those that need no method; goes on after the last batch that is there."""
+    def fill(self, makers: dict[str, Make], counts: Collection[int] = ()) -> zarr.Group:
+        """The clips that ``makers`` make, beside those that need no method; goes on after the last batch that is there.
+
+        The attribute ``frames_made`` lists how many frames their clips had, or had (``counts``) before they were read.
+        """
         folder, trial = self.folder / "reconstruct", self.trial
         labels = {each: clip_set(each, "none").definition for each in ("truth", *makers, "random_train", "constant")}
         labels |= {"truth": "what was shown", "reconstruction": f"reconstruction by {self.name}"}
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "windows.json", json.dumps(trial.description, indent=1))
         clips = open_clips(folder / "clips.zarr", labels, trial.shape, len(trial.chosen), self.key)
-        batch_size = self.recipe.reconstruct.batch_size
-        fill_clips(clips, lambda kind, at: makers.get(kind, trial.make)(kind, at), batch_size, self.progress)
+        made = {*cast(list[int], clips.attrs.get("frames_made", [])), *counts}
+
+        def make(kind: str, positions: np.ndarray) -> np.ndarray:
+            found = makers.get(kind, trial.make)(kind, positions)
+            if kind in makers:
+                made.update(() if counts else found.shape[1:2])
+                clips.attrs["frames_made"] = sorted(made)
+            return found if found.shape[1:] == trial.shape else trial.as_asked(found)
+
+        fill_clips(clips, make, self.recipe.reconstruct.batch_size, self.progress)
         return clips
 
     def finish(self, clips: zarr.Group, costs: dict[str, dict[str, float]]) -> None:
@@ -178,7 +189,8 @@ class Attempt:
                 scene=trial.scene,
                 film=np.array([window["segment"] for window in trial.description]),
                 without=list_missing(self.foundation, self.recipe.evaluate, ["captions"])
-                | list_stutter(trial.about_frames, trial.shape[0], trial.store.num_frames),
+                | list_stutter(trial.about_frames, trial.shape[0], trial.store.num_frames)
+                | list_own_stutter(clips, trial.shape[0]),
                 cache_dir=folder / "evaluate" / "features",
                 progress=self.progress,
             )
@@ -296,23 +308,23 @@ def add_folder(
     """
     if name in RIVALS:
         raise SettingError(f"expected another name for {clips_dir}, found '{name}', which is one of the rivals")
-    made_by = {"clips": as_digest(digest_folder(clips_dir))}
+    made_by = {"clips": as_digest(list_files(clips_dir))}
     attempt = Attempt(name, recipe, run_dir, store_path, made_by, progress)
     if attempt.is_done(say):
         return False
     trial = attempt.trial
-    found = read_folder(clips_dir, trial.description, trial.truth.shape[1:])
+    found, counts = read_folder(clips_dir, trial.description, trial.shape)
     attempt.begin()
     makers: dict[str, Make] = {
         "reconstruction": lambda _, positions: found[positions],
         "shuffled": lambda _, positions: found[trial.other[positions]],
     }
-    attempt.finish(attempt.fill(makers), {})
+    attempt.finish(attempt.fill(makers, counts), {})
     return True
 
 
 def check_made(clips: Any, n: int, trial: Trial) -> np.ndarray:
-    """Clips of a method in the table's shape (B, F, H, W, 3), see `Trial.as_asked`.
+    """Clips of a method as they must be, uint8 (B, F, H, W, 3); `Attempt.fill` brings them to the table's shape.
 
     Raises
     ------
@@ -321,13 +333,20 @@ def check_made(clips: Any, n: int, trial: Trial) -> np.ndarray:
     """
     found = np.asarray(clips.cpu() if isinstance(clips, torch.Tensor) else clips)
     size = trial.store.size
-    sizes = {(size, size, 3), trial.truth.shape[2:]}
+    sizes = {(size, size, 3), trial.shape[1:]}
     if found.dtype != np.uint8 or found.ndim != 5 or found.shape[0] != n or found.shape[2:] not in sizes:
         raise DataError(
             f"expected reconstruct(fmri) to return uint8 clips (B, F, H, W, 3) = {(n, trial.store.num_frames, size, size, 3)}, "
             f"found {found.dtype} {found.shape}; return as many clips as windows, in the store's size, with values 0…255"
         )
-    return found if found.shape[1:] == trial.truth.shape[1:] else trial.as_asked(found)
+    return found
+
+
+def list_own_stutter(clips: zarr.Group, n_frames: int) -> dict[str, str]:
+    """Clips that were made with other numbers of frames repeat some of them, or skip unevenly: what to go without."""
+    odd = [count for count in cast(list[int], clips.attrs.get("frames_made", [])) if count % n_frames]
+    made = ", ".join(map(str, odd))
+    return {OVER_TIME: f"the method's {made} frames a scan do not move like {n_frames}"} if odd else {}
 
 
 def _reuse_features(source: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -43,30 +43,44 @@ class Clips:
     notes: list[str] = field(default_factory=list)
 
 
-def _entries(folder: Path) -> tuple[Kind, list[Path]]:
+def _kind(path: Path) -> Kind | None:
+    """What a file or folder holds, by its ending; None for something else."""
+    if path.is_dir():
+        return "sequence" if any(item.suffix.lower() in PICTURES for item in path.iterdir()) else None
+    known: dict[Kind, tuple[str, ...]] = {"gif": (".gif",), "film": SUFFIXES, "array": (".npy",), "picture": PICTURES}
+    return next((kind for kind, endings in known.items() if path.suffix.lower() in endings), None)
+
+
+def _entries(folder: Path) -> list[Path]:
     """The clips of a folder in natural order, all of one kind."""
-    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
     found: dict[Kind, list[Path]] = {}
-    for path in visible:
-        ending = path.suffix.lower()
-        if path.is_dir() and any(item.suffix.lower() in PICTURES for item in path.iterdir()):
-            found.setdefault("sequence", []).append(path)
-        elif ending == ".gif":
-            found.setdefault("gif", []).append(path)
-        elif ending in SUFFIXES:
-            found.setdefault("film", []).append(path)
-        elif ending == ".npy":
-            found.setdefault("array", []).append(path)
-        elif ending in PICTURES:
-            found.setdefault("picture", []).append(path)
+    for path in folder.iterdir():
+        kind = None if path.name.startswith(".") else _kind(path)
+        if kind is not None:
+            found.setdefault(kind, []).append(path)
     if len(found) != 1:
         kinds = ", ".join(f"{len(paths)} of kind {kind}" for kind, paths in found.items()) or "none"
         raise DataError(
             f"expected clips of one kind in {folder} (gif, {', '.join(SUFFIXES)}, npy, png or folders of png), found {kinds}; "
             "give a folder with one of them, or a run folder (with recipe.yaml)"
         )
-    kind, paths = next(iter(found.items()))
-    return kind, sorted(paths, key=lambda path: natural_key(path.name.lower()))
+    (paths,) = found.values()
+    return sorted(paths, key=lambda path: natural_key(path.name.lower()))
+
+
+def read_clip(path: Path) -> tuple[np.ndarray, list[str]]:
+    """The frames of one file, or of a folder of pictures, uint8 (F, H, W, 3), and what was changed; see `read_clips`.
+
+    A ``.npy`` file may hold several clips, (n, F, H, W, 3).
+    """
+    kind = _kind(path)
+    if kind == "array":
+        return _as_frames(_load_array(path), path, (4, 5))
+    if kind == "sequence":
+        return _read_sequence(path)
+    if kind == "picture":
+        return _read_picture(path)[None], []
+    return read_gif(path) if kind == "gif" else read_whole_film(path), []
 
 
 def read_clips(source: Path) -> Clips:
@@ -89,19 +103,11 @@ def read_clips(source: Path) -> Clips:
         return Clips([str(number) for number in range(len(array))], list(array), said)
     if not source.is_dir():
         raise DataError(f"expected a folder of clips or one .npy file at {source}, found none")
-    kind, paths = _entries(source)
-    read: dict[Kind, Callable[[Path], tuple[np.ndarray, list[str]]]] = {
-        "gif": lambda path: (read_gif(path), []),
-        "film": lambda path: (read_whole_film(path), []),
-        "array": lambda path: _as_frames(_load_array(path), path, (4, 5)),
-        "picture": lambda path: (_read_picture(path)[None], []),
-        "sequence": _read_sequence,
-    }
     names: list[str] = []
     clips: list[np.ndarray] = []
     notes: list[str] = []
-    for path in paths:
-        frames, said = read[kind](path)
+    for path in _entries(source):
+        frames, said = read_clip(path)
         whole = list(frames) if frames.ndim == 5 else [frames]
         stem = path.name if path.is_dir() else path.stem
         names += [stem] if frames.ndim == 4 else [f"{stem}[{number}]" for number in range(len(whole))]
