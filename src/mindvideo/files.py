@@ -39,11 +39,16 @@ def _walk(folder: Path, hidden: bool, above: frozenset[str]) -> Iterator[Path]:
                 yield path
 
 
-def list_files(place: Path | None) -> list[list[Any]]:
-    """Name, size and time of a file, or of each file of a folder: what changes when a user's files change."""
+def list_files(place: Path | None, without: Path | None = None) -> list[list[Any]]:
+    """Name, size and time of a file, or of each file of a folder: what changes when a user's files change.
+
+    Files below the folder ``without`` are passed over.
+    """
     if place is None or not place.exists():
         return []
     files = [place] if place.is_file() else list(walk_files(place))
+    if without is not None:
+        files = [path for path in files if without.absolute() not in path.absolute().parents]
     return [[str(path.relative_to(place)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 

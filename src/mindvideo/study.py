@@ -8,6 +8,7 @@ no others.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -33,6 +34,8 @@ from mindvideo.preparing import recordings_of
 from mindvideo.stages import STAGES, UNFINISHED, Progress, Stage, StageContext
 from mindvideo.tracking import Tracker
 
+_PERSON = re.compile(r"(?:^|/)sub(?:ject|-)0*([A-Za-z0-9]+)(?=[/_.]|$)")
+"""The label of the person whose file or folder this is."""
 _DIFFERENCES = 6
 """Reasons that `Study.status` gives for one stage before it counts the others."""
 
@@ -79,9 +82,11 @@ class Study:
         """What a stage's result follows from: settings, files, foundation, own classes, and the stages before it."""
         if name not in self._keys:
             stage = STAGES[name]
-            parts = {"version": stage.version, **self._settings(stage)}
+            parts = Key({"version": stage.version, **self._settings(stage)}).parts
             for setting, place in self._files(name):
-                for file, *state in list_files(place):
+                if place is not None:
+                    parts[setting] = "given"  # where the files lie changes nothing
+                for file, *state in self._list_inputs(setting, place):
                     parts[f"file {file} of {setting}"] = as_digest(state)
             parts |= {f"foundation part {part}": self._part_digest(part) for part in self._foundation_parts(stage)}
             own = self.recipe.align.encoder
@@ -116,6 +121,16 @@ class Study:
             yield "data.raw", recordings_of(self.recipe, self.run_dir)
             yield "data.hcp", data.hcp
         yield from ((f"data.{data.source}.{name}", value) for name, value in data.own if isinstance(value, Path))
+
+    def _list_inputs(self, setting: str, place: Path | None) -> Iterator[list[Any]]:
+        """Files of a setting with size and time; of a data set neither those of other people nor what this study writes."""
+        data, own = self.recipe.data, None
+        if setting == "data.raw":
+            own = {"wen2018": data.subject, "fmriprep": getattr(data.own, "participant", None)}.get(data.source)
+        for file, *state in list_files(place, without=self.run_dir):
+            labels = _PERSON.findall(file) if own is not None else []
+            if all(label == str(own).removeprefix("sub-").lstrip("0") for label in labels):
+                yield [file, *state]
 
     def _foundation_parts(self, stage: Stage) -> tuple[str, ...]:
         if stage.name == "prepare":

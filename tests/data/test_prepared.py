@@ -1,5 +1,7 @@
 """What was prepared before is a source like any other: linked into a study, never computed again, refused where settings differ."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, SettingError
 from mindvideo.study import Study
+from mindvideo.train.features import store_identity
 
 
 def test_a_store(tmp_path):
@@ -68,6 +71,30 @@ def test_prepare_then_run_is_run_alone(cli, random_kit, tmp_path):
     weights = [load_file(next((study.run_dir / "adapt" / "model").glob("*.safetensors"))) for study in (alone, after)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_data_set_that_moved_or_grew_by_other_people_makes_nothing_stale(random_kit, tmp_path):
+    (tmp_path / "old").mkdir()
+    raw, run_dir = make_raw(tmp_path / "old"), tmp_path / "run"
+    settings = [f"data.captions={raw / 'captions.csv'}", "data.size=32", "data.areas=V1", "data.selection=all"]
+    settings += ["data.wen2018.expect=null", "pretrain.enabled=false", f"foundation={random_kit}"]
+    Study(load_recipe("wen2018", [f"data.raw={raw}", *settings]), run_dir).run(until="prepare", say=lambda line: None)
+    first = store_identity(Store.open(run_dir / "prepare" / "store.zarr"))
+    moved = (tmp_path / "old").rename(tmp_path / "elsewhere")
+    settings[0] = f"data.captions={moved / 'captions.csv'}"
+
+    def study(folder):
+        return Study(load_recipe("wen2018", [f"data.raw={moved}", *settings]), folder)
+
+    (moved / "subject2" / "fmri").mkdir(parents=True)
+    (moved / "subject2" / "fmri" / "notes.txt").touch()
+    assert study(run_dir).is_done("prepare")
+    run_dir = run_dir.rename(moved / "run")
+    assert study(run_dir).is_done("prepare")  # though what it wrote lies in the data set's folder
+    again = prepare(moved, tmp_path / "again.zarr", study(run_dir).recipe.data)
+    assert store_identity(again) == first
+    os.utime(moved / "subject1" / "fmri" / "seg1" / "cifti" / "seg1_1_Atlas.dtseries.nii", (1, 1))
+    assert "seg1_1_Atlas.dtseries.nii of data.raw changed" in study(run_dir).status()["prepare"]
 
 
 def test_a_table_of_people(tmp_path):

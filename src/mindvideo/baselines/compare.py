@@ -77,6 +77,7 @@ def rival_key(
     parts |= {section: content[section] for section in ("seed", "reconstruct", "evaluate")}
     parts |= {f"foundation part {part}": as_digest(foundation.part_identity(part)) for part in (*PARTS, MOTION)}
     if name == "separable":
+        parts["baseline.separable"]["films"] = None  # the files count, not where they lie
         parts |= {f"file {file}": as_digest(state) for file, *state in list_files(recipe.baseline.separable.films)}
     if name in BUILDS_ON:
         parts["encoder"] = content["encoder"]

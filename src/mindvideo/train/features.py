@@ -44,8 +44,15 @@ FILES = "files.json"
 
 
 def store_identity(store: Store) -> str:
-    """A digest of everything the store records about itself: sources, parameters, splits, sizes, voxels."""
-    return _digest({"attributes": store.attrs, "voxels": store.voxel_id})
+    """A digest of everything the store records about itself: sources, parameters, splits, sizes, voxels.
+
+    Where the films lie is no part of it: they may move.
+    """
+    films = {
+        segment: {key: value for key, value in film.items() if key not in ("path", "beside")}
+        for segment, film in store.attrs.get("films", {}).items()
+    }
+    return _digest({"attributes": {**store.attrs, "films": films}, "voxels": store.voxel_id})
 
 
 def _digest(content: Any) -> str:
