@@ -51,6 +51,8 @@ CASES = {
     "plain.mp4": {},
     "b_frames.mp4": {"options": {"bf": "3"}},
     "plain.mkv": {},
+    "disc.vob": {"options": {"bf": "3"}},
+    "disc.mpg": {"options": {"bf": "2"}},
     "late.mov": {"start": 45},
     "late.mkv": {"start": 45},
     "b_frames.avi": {"options": {"bf": "2"}},
@@ -104,7 +106,7 @@ def test_times_before_zero_are_cut_off_by_the_file(tmp_path, suffix):
 
 def test_a_frame_without_a_timestamp_follows_the_one_before():
     stamps = [None, None, 90, None, 110]
-    clock = _Clock(uses_dts=False, rate=20.0)
+    clock = _Clock("matroska", rate=20.0)
     read = [clock.read(SimpleNamespace(pts=stamp, dts=None, time_base=Fraction(1, 100))) for stamp in stamps]
     np.testing.assert_allclose(read, [0, 0.05, 0.10, 0.15, 0.30])
 

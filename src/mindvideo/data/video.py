@@ -2,8 +2,8 @@
 
 Conventions. Time 0 is the presentation time of the first frame of the video stream, wherever the stream starts. The
 frame shown at time t is the last one whose presentation time is at most t (plus one millisecond, because Matroska and
-WebM round their timestamps to milliseconds). AVI stores no presentation times; there the order of the frames and the
-stream's own clock give them. Shapes: T times, H W pixels.
+WebM round their timestamps to milliseconds). AVI stores no presentation times, and an MPEG program stream (``.mpg``) need
+not store one for each frame; there the order of the frames and the stream's own clock give them. Shapes: T times, H W pixels.
 """
 
 from __future__ import annotations
@@ -86,13 +86,17 @@ def probe(path: Path) -> VideoInfo:
     """
     with _open(path) as (container, stream):
         span: list[tuple[float, float]] = []
+        unstamped_s: list[float] = []
         uses_dts = container.format.name == "avi"
         with _as_data_error(path, lambda: span[-1][1] if span else 0.0):
             for packet in container.demux(stream):
                 stamp = packet.dts if uses_dts or packet.pts is None else packet.pts
-                if packet.size and stamp is not None and not (packet.is_corrupt or packet.is_discard):
-                    start = float(stamp * packet.time_base)
-                    span.append((start, start + float((packet.duration or 0) * packet.time_base)))
+                if packet.size and not (packet.is_corrupt or packet.is_discard):
+                    length = float((packet.duration or 0) * packet.time_base)
+                    if stamp is None:
+                        unstamped_s.append(length)
+                    else:
+                        span.append((float(stamp * packet.time_base), float(stamp * packet.time_base) + length))
         if not span:
             raise DataError(f"expected video frames in {path}, found none; supply an intact film")
         first = min(start for start, _ in span)
@@ -100,13 +104,16 @@ def probe(path: Path) -> VideoInfo:
         frame_s = last / (len(span) - 1) if len(span) > 1 else 1.0 / float(stream.average_rate or 25)
         duration_s = max(end for _, end in span) - first
         duration_s = duration_s if duration_s > last else last + frame_s
+        if unstamped_s and container.format.name == "mpeg":
+            duration_s = sum(unstamped_s) + sum(end - start for start, end in span)
         promised_s = _promised_duration(container, stream, first) or duration_s
         if duration_s < promised_s - max(2 * frame_s, 0.1):
             raise DataError(
                 f"{path} is truncated: its header promises {promised_s:.2f} s, its frames stop at second "
                 f"{duration_s:.2f}; supply the whole film"
             )
-        return VideoInfo(duration_s, len(span) / duration_s, stream.width, stream.height, len(span))
+        n_frames = len(span) + len(unstamped_s)
+        return VideoInfo(duration_s, n_frames / duration_s, stream.width, stream.height, n_frames)
 
 
 def _promised_duration(container: Any, stream: Any, first_s: float) -> float | None:
@@ -332,7 +339,7 @@ def _decode(path: Path) -> Iterator[tuple[float, Any, Fraction]]:
         if stream.width * stream.height > SMALL_FILM:
             stream.thread_type = "AUTO"
         stream.codec_context.options = {"err_detect": "explode"}
-        clock = _Clock(container.format.name == "avi", float(stream.average_rate or stream.guessed_rate or 25))
+        clock = _Clock(container.format.name, float(stream.average_rate or stream.guessed_rate or 25))
         aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
         shape = None
         frames = container.decode(stream)
@@ -364,18 +371,24 @@ def _decode(path: Path) -> Iterator[tuple[float, Any, Fraction]]:
 
 
 class _Clock:
-    """Presentation time of decoded frames; a frame without a timestamp follows the one before by a frame's length."""
+    """Presentation time of decoded frames; a frame without a timestamp follows the one before by a frame's length.
 
-    def __init__(self, uses_dts: bool, rate: float) -> None:
+    A timestamp of an MPEG program stream belongs to a piece of the file, in which several frames may begin: where one frame
+    is without, the others' are no more than a hint, and frames are counted.
+    """
+
+    def __init__(self, container: str, rate: float) -> None:
         self.time_s = 0.0
-        self._uses_dts, self._rate = uses_dts, rate
+        self._uses_dts, self._may_count, self._rate = container == "avi", container == "mpeg", rate
+        self._counts = False
         self._origin_s: float | None = None
         self._n_frames = 0
 
     def read(self, frame: Any) -> float:
         """Seconds since the first frame."""
         stamp = frame.dts if self._uses_dts else frame.pts
-        if stamp is None:
+        self._counts = self._counts or (self._may_count and stamp is None)
+        if stamp is None or self._counts:
             self.time_s += 1.0 / self._rate if self._n_frames else 0.0
         else:
             absolute = float(stamp * frame.time_base)
