@@ -1,7 +1,17 @@
 """Finding files: links are followed, loops end, hidden files are passed over, and what is not there is named."""
 
 import hashlib
+import re
 
+import pytest
+
+from mindvideo.data.arrays import read_npy, read_pt
+from mindvideo.data.captions import read_captions
+from mindvideo.data.readers.hcp import find_sources
+from mindvideo.data.series import read_layout
+from mindvideo.data.video import probe
+from mindvideo.errors import DataError
+from mindvideo.evaluate.results import read_clip
 from mindvideo.files import describe_absence, hash_file, list_files, walk_files
 
 
@@ -14,6 +24,9 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (tmp_path / "elsewhere" / "up").symlink_to("../set")
     found = [path.relative_to(tmp_path).as_posix() for path in walk_files(tmp_path / "set")]
     assert found == ["set/a.txt", "set/b/c.txt", "set/linked/deep/d.txt"]
+    (tmp_path / "set" / "b" / "gone.nii").symlink_to(".git/annex/objects/key")
+    assert "b/gone.nii" in [row[0] for row in list_files(tmp_path / "set")]
+    (tmp_path / "set" / "b" / "gone.nii").unlink()
     assert sum(path.name.startswith(".") for path in walk_files(tmp_path / "set", hidden=True)) == 2
     before = list_files(tmp_path / "set")
     assert [row[:2] for row in before] == [["a.txt", 9], ["b/c.txt", 11], ["linked/deep/d.txt", 20]]
@@ -34,6 +47,35 @@ def test_what_is_missing_is_named(tmp_path):
     assert "git lfs pull" in describe_absence(whole)
     whole.write_text("/annex/objects/MD5E-s12--01.mp4\n")
     assert "datalad get" in describe_absence(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("fmri_train_subject1.npy", read_npy),
+        ("subj01_train_fmri.pt", read_pt),
+        ("HCP_visual_voxel.npz", lambda path: find_sources(path.parent)),
+        ("100307/MNINonLinear/Results/REST/REST_Atlas_MSMAll.dtseries.nii", lambda path: find_sources(path.parents[4])),
+        ("seg1.mp4", probe),
+        ("seg1.dtseries.nii", read_layout),
+        ("captions.csv", lambda path: read_captions(path, {})),
+        *((f"clip.{ending}", read_clip) for ending in ("gif", "npy", "png", "mp4")),
+    ],
+)
+def test_every_reader_names_the_command_that_fetches_what_is_missing(tmp_path, name, read):
+    path = tmp_path / "set" / name
+    path.parent.mkdir(parents=True)
+    for command, place in (
+        (
+            "git lfs pull",
+            lambda: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"),
+        ),
+        ("datalad get", lambda: path.symlink_to(".git/annex/objects/aB/Cd/MD5E-s12--01")),
+    ):
+        place()
+        with pytest.raises(DataError, match=f"not fetched; run: {command} .*{re.escape(path.name)}"):
+            read(path)
+        path.unlink()
 
 
 def test_hash(tmp_path):

@@ -29,7 +29,7 @@ def record_files(base: Path, places: Iterable[Path]) -> dict[str, list[Any]]:
         path
         for place in places
         for path in ([place] if place.is_file() else walk_files(place))
-        if path.name not in NOTES and not set(path.relative_to(place).parts) & set(_NOT_READ_LATER)
+        if path.is_file() and path.name not in NOTES and not set(path.relative_to(place).parts) & set(_NOT_READ_LATER)
     ]
     return {
         path.relative_to(base).as_posix(): [path.stat().st_size, digest]

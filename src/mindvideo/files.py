@@ -19,6 +19,8 @@ _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "da
 def walk_files(folder: Path, hidden: bool = False) -> Iterator[Path]:
     """Every file at any depth below a folder, in order of its path; links to folders are followed, loops are not.
 
+    A link to nothing counts as a file whose content is missing (`describe_absence`).
+
     Parameters
     ----------
     hidden : bool
@@ -35,7 +37,7 @@ def _walk(folder: Path, hidden: bool, above: frozenset[str]) -> Iterator[Path]:
         if hidden or not path.name.startswith("."):
             if path.is_dir():
                 yield from _walk(path, hidden, above | {real})
-            elif path.is_file():
+            elif is_there(path):
                 yield path
 
 
@@ -49,7 +51,8 @@ def list_files(place: Path | None, without: Path | None = None) -> list[list[Any
     files = [place] if place.is_file() else list(walk_files(place))
     if without is not None:
         files = [path for path in files if without.absolute() not in path.absolute().parents]
-    return [[str(path.relative_to(place)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    found = [(path, path.stat() if path.exists() else path.lstat()) for path in files]
+    return [[str(path.relative_to(place)), state.st_size, state.st_mtime_ns] for path, state in found]
 
 
 def is_there(path: Path) -> bool:
@@ -74,6 +77,12 @@ def describe_absence(path: Path) -> str:
             if content.startswith(mark):
                 return f"found a pointer to content that was not fetched; run: {command} ('{path}')"
     return ""
+
+
+def require_content(path: Path, what: str) -> None:
+    """Raise DataError for a file that is not there, or whose content is not; ``what`` says what is expected in its place."""
+    if absence := describe_absence(path):
+        raise DataError(f"expected {what} at {path}, {absence}")
 
 
 def hash_file(path: Path) -> str:

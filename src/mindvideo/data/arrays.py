@@ -14,7 +14,7 @@ import numpy as np
 
 from mindvideo.config import Data
 from mindvideo.errors import DataError
-from mindvideo.files import walk_files
+from mindvideo.files import require_content, walk_files
 
 _MINDVIDEO_FMRI = re.compile(r"fmri_train_subject(\d+)\.npy")
 _NEUROCLIPS_FMRI = re.compile(r"subj(\d+)_train_fmri\.pt")
@@ -29,8 +29,7 @@ def read_npy(path: Path) -> np.ndarray:
     DataError
         For a missing or damaged file, or one of Python objects.
     """
-    if not path.is_file():
-        raise DataError(f"expected {path.name} in {path.parent}, found no such file; download it")
+    require_content(path, "an array")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged header raises nearly anything
@@ -61,8 +60,7 @@ def read_pt(path: Path) -> Any:
     """
     import torch
 
-    if not path.is_file():
-        raise DataError(f"expected {path.name} in {path.parent}, found no such file; download it")
+    require_content(path, "an array")
     try:
         with torch.serialization.safe_globals(_plain_types()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mindvideo.errors import DataError
+from mindvideo.files import require_content
 
 Captioner = Callable[[np.ndarray], list[str]]
 """Maps frames uint8 (N, H, W, 3) to N captions."""
@@ -111,8 +112,7 @@ def read_captions(
     DataError
         For a missing or malformed file, or segments, scans or captions that are missing, double or empty.
     """
-    if not path.is_file():
-        raise DataError(f"expected a captions file at {path}, found none; give a csv or json file, or 'blip'")
+    require_content(path, "captions (a csv or json file, or 'blip')")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

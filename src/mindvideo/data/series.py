@@ -26,7 +26,7 @@ from nibabel import cifti2
 from mindvideo.atlas import N_SURFACE, surface_vertex_index
 from mindvideo.data.cifti import LEFT, RIGHT
 from mindvideo.errors import DataError
-from mindvideo.files import describe_absence, hash_file
+from mindvideo.files import hash_file, require_content
 
 BLOCK_ROWS = 1024
 """Rows read at once: about 1 MB at 245 volumes."""
@@ -123,9 +123,7 @@ def read_layout(path: Path) -> Layout:
         If the file is missing, no dense time series, of another surface resolution, without one of the hemispheres,
         damaged, or shorter than its header promises.
     """
-    absent = describe_absence(path)
-    if absent:
-        raise DataError(f"expected a CIFTI recording at {path}, {absent}")
+    require_content(path, "a CIFTI recording")
     with _as_data_error(path), _open(path) as file:
         found = _header_bytes(path, file)
     key = hashlib.sha256(found).digest()

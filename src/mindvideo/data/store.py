@@ -32,7 +32,7 @@ from mindvideo.atlas import area_names
 from mindvideo.data.disk import disk_errors
 from mindvideo.data.intact import as_damage, refuse_damaged_store
 from mindvideo.errors import DataError
-from mindvideo.files import beside, describe_absence, hash_file
+from mindvideo.files import beside, hash_file, require_content
 
 FORMAT = "mindvideo-store"
 VERSION = 1
@@ -143,9 +143,8 @@ class Store:
                 "or by an older version; prepare it again from films"
             )
         places = [Path(os.path.normpath(self.path.resolve() / film["beside"])), Path(film["path"])]
-        path = next((place for place in places if place.is_file()), None)
-        if path is None:
-            raise DataError(f"expected the film of {segment} at {film['path']}, {describe_absence(Path(film['path']))}")
+        path = next((place for place in places if place.is_file()), places[1])
+        require_content(path, f"the film of {segment}")
         if hash_file(path) != film["sha256"]:
             raise DataError(
                 f"expected the film of {segment} at {path} as it was prepared, found another; prepare it again"

@@ -25,7 +25,7 @@ from scenedetect import FrameTimecode
 from scenedetect.detectors import ContentDetector
 
 from mindvideo.errors import DataError
-from mindvideo.files import beside, describe_absence
+from mindvideo.files import beside, require_content
 
 Fit = Literal["crop", "stretch", "letterbox"]
 SUFFIXES = (
@@ -299,9 +299,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, size: int 
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, Any]]:
-    absent = describe_absence(path)
-    if absent:
-        raise DataError(f"expected a film at {path}, {absent}")
+    require_content(path, "a film")
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError, ValueError) as error:

@@ -19,6 +19,7 @@ from mindvideo.data.store import listed, natural_key
 from mindvideo.data.video import SUFFIXES, fit_square, read_whole_film, resize
 from mindvideo.errors import DataError
 from mindvideo.evaluate.seam import find_layout
+from mindvideo.files import require_content
 
 Kind = Literal["gif", "film", "array", "picture", "sequence"]
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -120,6 +121,7 @@ def read_clips(source: Path) -> Clips:
 
 
 def _load_array(path: Path) -> np.ndarray:
+    require_content(path, "an array")
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -148,6 +150,7 @@ def _as_frames(array: np.ndarray, path: Path, dimensions: tuple[int, ...]) -> tu
 
 
 def _read_picture(path: Path) -> np.ndarray:
+    require_content(path, "a picture")
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
@@ -172,6 +175,7 @@ def read_gif(path: Path) -> np.ndarray:
     Writers merge equal neighbouring frames into one that is shown longer; a frame shown k times as long as the shortest
     one comes back k times.
     """
+    require_content(path, "a GIF")
     try:
         with Image.open(path) as film:
             pictures = [

@@ -221,8 +221,10 @@ class Foundation:
             raise ModelError(f"expected files of {', '.join(parts)} in foundation folder {self.folder}, found none")
         digest = hashlib.sha256()
         for path in paths:
-            digest.update(f"{path.relative_to(self.folder)}:{path.stat().st_size}".encode())
-            add_content(digest, path)
+            size = path.stat().st_size if path.exists() else "not fetched"
+            digest.update(f"{path.relative_to(self.folder)}:{size}".encode())
+            if path.exists():
+                add_content(digest, path)
         return digest.hexdigest()
 
     def open(self, part: str) -> None:

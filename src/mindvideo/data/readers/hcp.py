@@ -23,7 +23,7 @@ from mindvideo.data.preparation import MOST_SILENT
 from mindvideo.data.series import SeriesFile
 from mindvideo.data.store import listed
 from mindvideo.errors import DataError, SettingError
-from mindvideo.files import hash_file, walk_files
+from mindvideo.files import hash_file, require_content, walk_files
 from mindvideo.stages import Progress
 
 FORMAT = "mindvideo-hcp"
@@ -65,6 +65,8 @@ def find_sources(raw: Path) -> list[Source]:
         )
     runs = [max(versions, key=lambda path: len(path.name)) for versions in _versions(raw)]
     archives = [path for path in walk_files(raw) if path.name == NPZ_NAME]
+    for path in (*runs, *archives):
+        require_content(path, "a recording")
     if runs and archives:
         raise DataError(
             f"expected one kind of recording below {raw}, found {len(runs)} CIFTI runs and {len(archives)} {NPZ_NAME} "
