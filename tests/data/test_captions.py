@@ -90,7 +90,7 @@ def test_refuses_other_files(tmp_path, name, text, parts):
 
 
 def test_refuses_missing_and_binary_files(tmp_path):
-    with pytest.raises(DataError, match="or 'blip'.*no such file; add it"):
+    with pytest.raises(DataError, match=r"or 'blip'.*no such file; add it"):
         read_captions(tmp_path / "absent.csv", TIMES)
     (tmp_path / "b.csv").write_bytes(b"segment,\xff\xfe")
     with pytest.raises(DataError, match="UTF-8"):
