@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
@@ -26,10 +25,11 @@ from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models.fmri_encoder import FmriEncoder
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.video_unet import VideoUNet
-from mindvideo.needs import PROGRAM_BYTES
-from mindvideo.sizing import HCP_VOXELS, PUBLISHED, PUBLISHED_VOXELS, Networks, StudySizes
+from mindvideo.needs import Needs
+from mindvideo.sizing import HCP_VOXELS, PUBLISHED_VOXELS
 from mindvideo.train.animate import TUNED, Diffusion
 from mindvideo.train.loop import named_trainable
+from operations import SD_VAE
 from sampling import SD15
 
 PAPER_BATCH = {"pretrain": 500, "adapt": 100, "align": 20, "animate": 14, "cotrain": 9, "reconstruct": 1}
@@ -107,7 +107,7 @@ def _loss(stage: str, models: list[nn.Module], batch: int) -> torch.Tensor:
 def sample(batch: int, steps: int) -> float:
     """CPU seconds of the whole pipeline."""
     encoder, unet = networks_of("reconstruct")
-    vae = randomly(lambda: AutoencoderKL(**PUBLISHED["vae"].config))
+    vae = randomly(lambda: AutoencoderKL(**SD_VAE))
     for network in (encoder, unet, vae):
         network.eval()
     for network in (unet, vae):
@@ -124,19 +124,16 @@ def sample(batch: int, steps: int) -> float:
 
 def counted(stage: str, batch: int) -> tuple[float, float]:
     """GiB that ``mindvideo check`` counts for a step without its data, and for each further sample of the batch."""
-    recipe = load_recipe("wen2018")
-    networks, sizes = Networks(recipe), StudySizes.of(recipe, Path("nowhere"))
-    base = psutil.Process().memory_info().rss + PROGRAM_BYTES
+    stages = ("pretrain", "adapt", "align", "animate", "cotrain", "reconstruct")
+    needed = Needs(load_recipe("wen2018", [f"{each}.precision=bf16" for each in stages]), Path("nowhere"))
     if stage == "reconstruct":
-        sampler = networks.sampler(sizes.size, sizes.num_frames)
-        weights = networks.unet(sizes).parameters + networks.encoder(sizes.n_voxels).parameters
-        held, each = base + 4.0 * weights + networks.part_bytes("vae"), 2 * sampler.per_item.peak_bytes
-        return (held + 2 * sampler.fixed.peak_bytes + batch * each) / 2**30, each / 2**30
-    network = networks.of_stage(stage, sizes)
-    work = network.fixed.scaled(network.per_item, batch)
-    return (base + 4.0 * network.parameters + 8.0 * network.trainable + work.peak_bytes) / 2**30, (
-        network.per_item.peak_bytes / 2**30
-    )
+        size, frames = needed.sizes.size, needed.sizes.num_frames
+        one, two = (2 * needed.networks.sampling_bytes(size, frames, n) for n in (1, 2))
+        weights = 4.0 * needed.network("cotrain").parameters + needed.networks.part_bytes("vae")
+        return (needed.base + weights + one + (batch - 1) * (two - one)) / 2**30, (two - one) / 2**30
+    network = needed.network(stage)
+    kept = 4.0 * network.parameters + 8.0 * network.trainable + network.fixed_bytes
+    return (needed.base + kept + batch * network.item_bytes) / 2**30, network.item_bytes / 2**30
 
 
 def main() -> None:
