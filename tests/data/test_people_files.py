@@ -218,6 +218,18 @@ def test_names_in_any_script(folder):
     np.testing.assert_array_equal(Windows(store, "train", 1).frames(np.array([0])).shape, (1, 6, 16, 16, 3))
 
 
+def test_long_names_and_other_capitals(folder):
+    from pathlib import Path
+
+    films = [Path("\u6620" * 60, "\u753b" * 60 + f"{number}.mp4") for number in range(3)]  # 180 + 181 bytes in UTF-8
+    names = name_films(films)
+    assert len(set(names.values())) == 3 and all(len(name.encode()) <= 202 for name in names.values())
+    folder.write_events(1, [(4, 18, "A.MP4")])
+    assert folder.find().segments[0].name == "a"
+    (folder.stimuli / "A.mp4").symlink_to("b.mp4")
+    folder.refused("A.MP4", "no such file")
+
+
 def test_a_film_that_began_before_the_run_is_trimmed_on_request(folder):
     folder.write_events(1, [(-7, 18, "a.mp4")])  # scans from second -3 on: two are missing
     folder.write_events(2, [(42, 18, "b.mp4")])  # scans up to second 62, the last volume is at 60

@@ -19,6 +19,7 @@ from mindvideo.data.bids import is_missing, read_number, read_table
 from mindvideo.data.store import listed
 from mindvideo.data.video import TIME_TOLERANCE_S
 from mindvideo.errors import DataError
+from mindvideo.files import is_there
 
 Resample = Literal["linear", "nearest", "mean"]
 _BLOCK = 8192
@@ -77,8 +78,13 @@ def read_confounds(path: Path, wanted: Sequence[str], n_volumes: int) -> Confoun
     DataError
         For a missing column, another number of rows, or a value that is no number after the first volumes.
     """
-    if not wanted and not path.is_file():
-        return Confounds((), np.empty((n_volumes, 0)), (), np.ones(n_volumes, dtype=bool))
+    if not is_there(path):
+        if not wanted:
+            return Confounds((), np.empty((n_volumes, 0)), (), np.ones(n_volumes, dtype=bool))
+        raise DataError(
+            f"expected {path.name} in {path.parent}, found no such file; add it, or exclude the run: "
+            f"exclude {path.name.partition('_desc-')[0]}"
+        )
     table = read_table(path)
     n_rows = len(next(iter(table.values())))
     if n_rows != n_volumes:

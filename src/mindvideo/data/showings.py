@@ -27,6 +27,8 @@ from mindvideo.files import describe_absence
 
 MOST_REPEATED = "most-repeated"
 """Stands under ``test`` for the films that were shown more often than any other."""
+LONGEST_NAME = 200
+"""Bytes of a film's name in the store, which becomes the name of a folder."""
 LENGTH_TOLERANCE_S = 0.5
 """Logged lengths may be off by this much, a few frames and the time a player takes."""
 
@@ -172,12 +174,17 @@ def _is_other_kind(name: str) -> bool:
 
 
 def _find_path(folder: Path, parts: Sequence[str]) -> Path | None:
-    """The file below a folder, however its name composes accents; a link without content counts as one."""
+    """The file below a folder, however its name composes accents, and in other capitals where only one is alike.
+
+    A link without content counts as one.
+    """
     found = Path()
     for part in parts:
         here = folder / found
         if not (here / part).exists() and not (here / part).is_symlink():
-            same = [name.name for name in here.iterdir() if _plain(name.name) == _plain(part)] if here.is_dir() else []
+            names = [path.name for path in here.iterdir()] if here.is_dir() else []
+            same = [name for name in names if _plain(name) == _plain(part)]
+            same = same or [name for name in names if _plain(name).casefold() == _plain(part).casefold()]
             if len(same) != 1:
                 return None
             part = same[0]
@@ -264,8 +271,9 @@ def name_films(films: Iterable[Path]) -> dict[Path, str]:
 
 
 def _store_name(text: str) -> str:
-    """A text with everything but letters, marks, digits, points and dashes as one underscore."""
+    """A text with everything but letters, marks, digits, points and dashes as one underscore; of a long one the end."""
     kept = "".join(c if c in ".-" or unicodedata.category(c)[0] in "LMN" else "_" for c in text)
+    kept = kept.encode()[-LONGEST_NAME:].decode(errors="ignore")
     return re.sub("_+", "_", kept).strip("._") or "film"
 
 
