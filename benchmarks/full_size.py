@@ -22,12 +22,12 @@ from torch import nn
 from mindvideo.config import load_recipe
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.scheduler import make_scheduler
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
+from mindvideo.models.generators.video_unet import VideoUNet
 from mindvideo.models.masked_brain import MaskedBrainModel
-from mindvideo.models.video_unet import VideoUNet
 from mindvideo.needs import Needs
 from mindvideo.sizing import HCP_VOXELS, PUBLISHED_VOXELS
-from mindvideo.train.animate import TUNED, Diffusion
+from mindvideo.train.animate import Diffusion
 from mindvideo.train.loop import named_trainable
 from operations import SD_VAE
 from sampling import SD15
@@ -73,7 +73,7 @@ def train_step(stage: str, batch: int, has_checkpointing: bool) -> float:
     parameters = [
         parameter
         for model in models
-        for parameter in named_trainable(model, TUNED if isinstance(model, VideoUNet) else None).values()
+        for parameter in named_trainable(model, VideoUNet.trained_parts if isinstance(model, VideoUNet) else None).values()
     ]
     optimiser = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
     for parameter in parameters:  # Adam's moments are there in every step but the first

@@ -17,11 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from mindvideo.config import load_recipe
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
+from mindvideo.models.generators.video_unet import VideoUNet
 from mindvideo.models.masked_brain import MaskedBrainModel
-from mindvideo.models.video_unet import VideoUNet
 from mindvideo.sizing import HCP_VOXELS, PUBLISHED_VOXELS
-from mindvideo.train.animate import TUNED
 from mindvideo.train.loop import named_trainable
 from sampling import SD15
 
@@ -71,7 +70,7 @@ def of_samples() -> dict[str, int]:
         encoder, unet, vae = FmriEncoder(PUBLISHED_VOXELS).train(), VideoUNet(**SD15).train(), AutoencoderKL(**SD_VAE)
         window, latents = torch.randn(1, 2, PUBLISHED_VOXELS), torch.randn(1, 4, FRAMES, SIDE, SIDE)
         time, condition = torch.zeros(1, dtype=torch.long), torch.randn(1, 77, 768)
-    named_trainable(unet, TUNED)
+    named_trainable(unet, unet.trained_parts)
 
     def trained(call: Callable[[], torch.Tensor]) -> int:
         return count(lambda: call().square().mean().backward())

@@ -33,7 +33,7 @@ from mindvideo.generate.reconstruct import assemble_pipeline, choose_windows
 from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models import video_unet
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.generators.video_unet import VideoUNet
 from sampling import PAPER_STEPS, explicit_attention
 
 PLAIN = "plain: fp32, DDIM 200, explicit attention"

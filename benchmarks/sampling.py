@@ -20,7 +20,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from mindvideo.models import video_unet
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.generators.video_unet import VideoUNet
 
 PAPER_STEPS = 200
 SD15 = dict(

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from mindvideo.models import transformer
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
 from mindvideo.models.masked_brain import MaskedBrainModel
 from sampling import explicit_attention
 

@@ -19,9 +19,8 @@ from mindvideo.data.series import read_cortex
 from mindvideo.data.store import Store
 from mindvideo.errors import ModelError
 from mindvideo.foundation.kit import build_kit
-from mindvideo.generate.reconstruct import check_voxels
+from mindvideo.models.encoders import load_encoder
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.own_encoder import load_encoder
 from mindvideo.train.features import latent_features
 
 Cli = Callable[..., tuple[int, str]]
@@ -217,11 +216,12 @@ def test_full_disk_in_training_goes_on_afterwards(cli: Cli, tiny_run: Path, tmp_
 
 def test_voxels_of_another_subject(tiny_run: Path, tmp_path: Path) -> None:
     store = Store.open(shutil.copytree(tiny_run / "prepare" / "store.zarr", tmp_path / "store.zarr"))
-    check_voxels(encoder := load_encoder(tiny_run / "cotrain" / "fmri_encoder"), store)
+    encoder = load_encoder(tiny_run / "cotrain" / "fmri_encoder")
+    encoder.require_voxels(store.layout, "cotrain")
     group = zarr.open_group(store.path, mode="r+")
     group["vertex"][0] += 1
     with pytest.raises(ModelError, match="voxels of another subject"):
-        check_voxels(encoder, Store.open(store.path))
+        encoder.require_voxels(Store.open(store.path).layout, "cotrain")
 
 
 @pytest.mark.parametrize(

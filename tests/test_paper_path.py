@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
 from mindvideo.config import Recipe, load_recipe
 from mindvideo.data.store import Store
-from mindvideo.models.fmri_encoder import FmriEncoder, ProjectionHead
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder, ProjectionHead
 from mindvideo.models.foundation import Foundation
 from mindvideo.study import Study
 

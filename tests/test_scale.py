@@ -21,13 +21,14 @@ from mindvideo.data.store import Store
 from mindvideo.errors import ModelError, SettingError
 from mindvideo.explain.occlusion import MEANING
 from mindvideo.foundation.kit import TEST, build_kit
+from mindvideo.models.encoders import CustomEncoder, import_encoder, load_encoder, load_masked_brain
 from mindvideo.models.masked_brain import MaskedBrainModel
-from mindvideo.models.own_encoder import OwnEncoder, import_encoder, load_encoder
 from mindvideo.needs import Needs, _advice, check_recipe
 from mindvideo.preflight import refusals
 from mindvideo.stages import STAGES, StageContext
 from mindvideo.study import Study
 from mindvideo.train import adapt, pretrain
+from mindvideo.voxel_layout import VoxelLayout
 
 Cli = Callable[..., tuple[int, str]]
 OWN = "convolution_encoder:ConvolutionEncoder"
@@ -69,7 +70,7 @@ def swapped_run(tiny_run: Path, tiny_recipe: Recipe, sd2_kit: Path, tmp_path_fac
 def test_another_generator_and_another_encoder_run_through(swapped_run: Path) -> None:
     assert all((swapped_run / stage / "done.json").is_file() for stage in STAGES if stage != "distill")
     pipe = MindVideoPipeline.from_pretrained(swapped_run / "model")
-    assert isinstance(pipe.fmri_encoder, OwnEncoder) and pipe.fmri_encoder.config.encoder == OWN
+    assert isinstance(pipe.fmri_encoder, CustomEncoder) and pipe.fmri_encoder.config.encoder == OWN
     assert pipe.fmri_encoder.body.body[0].out_channels == 5
     assert pipe.unet.config.use_linear_projection and tuple(pipe.unet.config.attention_head_dim) == (2, 3, 4)
     assert pipe.condition_shape == (45, 48)
@@ -93,6 +94,26 @@ def test_stage_reconstructs_at_the_asked_size_and_count(swapped_run: Path) -> No
     assert np.abs(group["truth"][0, 0].mean(axis=(0, 1)) - whole.mean(axis=(0, 1))).max() < 2
 
 
+def test_an_encoder_of_areas_runs_through(tiny_run: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    for stage in ("simulate", "prepare"):
+        shutil.copytree(tiny_run / stage, run_dir / stage)
+    save_recipe(tiny_recipe, tmp_path / "recipe.yaml")
+    settings = ["align.encoder=areas", "align.encoder_settings={head_rank: 9}", "reconstruct.max_windows=8"]
+    settings += ["explain.max_windows=4", "align.token_weight=1.0"]
+    Study(load_recipe(str(tmp_path / "recipe.yaml"), settings), run_dir).run(say=lambda line: None)
+    store = Store.open(run_dir / "prepare" / "store.zarr")
+    adapted = load_masked_brain(run_dir / "adapt" / "model")
+    encoder = load_encoder(run_dir / "cotrain" / "fmri_encoder")
+    assert adapted.num_patches == len(np.unique(store.area)) == len(encoder.token_voxels())
+    assert all((store.area[voxels] == store.area[voxels[0]]).all() for voxels in encoder.token_voxels())
+    pipe = MindVideoPipeline.from_pretrained(run_dir / "model")
+    assert type(pipe.fmri_encoder).__name__ == "AreaEncoder"
+    shares = json.loads((run_dir / "explain" / "attention.json").read_text())
+    assert set(shares) == {"adapt", "align", "cotrain"}
+
+
 def test_film_of_a_recording_and_of_a_segment(swapped_run: Path, cli: Cli, tmp_path: Path) -> None:
     file = swapped_run / "simulate" / "subject1" / "fmri" / "test1" / "cifti" / "test1_1_Atlas.dtseries.nii"
     code, text = cli("reconstruct", swapped_run, file, "--out", tmp_path / "a.mp4", "--first-volume", 1, "--scans", 9,
@@ -114,15 +135,15 @@ def test_film_of_a_recording_and_of_a_segment(swapped_run: Path, cli: Cli, tmp_p
 
 def test_own_encoders_that_cannot_be_used(tiny_recipe: Recipe) -> None:
     sizes = dict(num_voxels=60, window=2, condition_length=3, condition_width=4)
-    encoder = OwnEncoder(OWN, **sizes, token_bias=True, input_mean=0.5, input_scale=2.0).eval()
+    encoder = CustomEncoder(OWN, **sizes, input_mean=0.5, input_scale=2.0).eval()
     fmri = torch.randn(3, 2, 60)
     with torch.no_grad():
         encoder.offset.fill_(1.5)
         torch.testing.assert_close(encoder(fmri), encoder.body((fmri - 0.5) / 2) + 1.5)
         with pytest.raises(ModelError, match=r"condition of shape \(3, 3, 4\) from .*WrongShape, found \(3, 2, 4\)"):
-            OwnEncoder("convolution_encoder:WrongShape", **sizes)(fmri)
+            CustomEncoder("convolution_encoder:WrongShape", **sizes)(fmri)
     with pytest.raises(SettingError, match="to take num_voxels, window"):
-        OwnEncoder(OWN, **sizes, settings={"depth": 3})
+        CustomEncoder(OWN, **sizes, settings={"depth": 3})
     for name, message in (("nowhere:Class", "No module named"), ("json:loads", "naming a torch.nn.Module"),
                           ("convolution_encoder", "naming a torch"), ("convolution_encoder:No", "has no attribute")):  # fmt: skip
         with pytest.raises(SettingError, match=message):
@@ -138,7 +159,8 @@ def test_converted_weights_take_the_place_of_pretraining(tiny_recipe: Recipe, tm
     save_recipe(tiny_recipe, tmp_path / "recipe.yaml")
     recipe = load_recipe(str(tmp_path / "recipe.yaml"), [f"pretrain.weights={tmp_path / 'released'}"])
     pretrain.run(StageContext.of(recipe, tmp_path, "pretrain"))
-    model = adapt.starting_model(recipe, tmp_path, np.random.default_rng(5).normal(2, 3, (6, 4 * 21)))
+    scans = np.random.default_rng(5).normal(2, 3, (6, 4 * 21))
+    model = adapt.starting_model(recipe, tmp_path, VoxelLayout(4 * 21), scans)
     assert torch.equal(model.patch_embed.proj.weight, released.patch_embed.proj.weight)
     assert all(torch.equal(model.pos_embed[0, 1 + p], released.pos_embed[0, 1 + int(p * 13 / 21)]) for p in range(21))
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mindvideo.generate.pipeline import MindVideoPipeline as MindVideoPipeline
-    from mindvideo.models.fmri_encoder import FmriEncoder as FmriEncoder
+    from mindvideo.models.encoders.fmri_encoder import FmriEncoder as FmriEncoder
+    from mindvideo.models.generators.video_unet import VideoUNet as VideoUNet
     from mindvideo.models.masked_brain import MaskedBrainModel as MaskedBrainModel
-    from mindvideo.models.video_unet import VideoUNet as VideoUNet
 
 _PUBLIC = {
-    "FmriEncoder": "mindvideo.models.fmri_encoder",
+    "FmriEncoder": "mindvideo.models.encoders.fmri_encoder",
     "MaskedBrainModel": "mindvideo.models.masked_brain",
     "MindVideoPipeline": "mindvideo.generate.pipeline",
-    "VideoUNet": "mindvideo.models.video_unet",
+    "VideoUNet": "mindvideo.models.generators.video_unet",
 }
 __all__ = ["FmriEncoder", "MaskedBrainModel", "MindVideoPipeline", "VideoUNet"]
 

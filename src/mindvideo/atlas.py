@@ -300,6 +300,13 @@ def _labels_in_order() -> list[int]:
     return [names.index(name) + 1 + side for name in (*HIERARCHY, *others) for side in (0, 180)]
 
 
+def hierarchy_rank(label: np.ndarray) -> np.ndarray:
+    """Where areas stand in the visual hierarchy: 0 for V1, int16, of MMP1 labels 1…360; both hemispheres alike."""
+    place = np.empty(361, dtype=np.int16)
+    place[_labels_in_order()] = np.arange(360) // 2
+    return place[label]
+
+
 def hierarchy_order(vertex: np.ndarray) -> np.ndarray:
     """Permutation that puts voxels along the visual hierarchy (docs/method.md, Recordings: order).
 

@@ -18,8 +18,9 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
 from mindvideo.evaluate.semantic import refuse_ways
+from mindvideo.models.encoders import encoder_arguments, encoder_class
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.own_encoder import import_encoder
+from mindvideo.models.generators import generator_class
 from mindvideo.preparing import SIMULATED, TRUE_CAPTIONS
 from mindvideo.simulate.recordings import PERSON_TR_S
 from mindvideo.train.distill import check_student
@@ -127,8 +128,14 @@ def impossible_start(recipe: Recipe) -> Iterator[MindVideoError]:
         yield ModelError(
             f"expected a converted MaskedBrainModel at {weights}, found none; run mindvideo convert, or change pretrain.weights"
         )
-    if settings.encoder is not None:
-        yield from attempt(import_encoder, settings.encoder)
+    yield from attempt(generator_class, recipe.animate.generator)
+    try:
+        chosen = encoder_class(settings.encoder)
+        encoder_arguments(settings.encoder, settings.dropout, settings.encoder_settings)
+    except MindVideoError as error:
+        yield error
+        return
+    if not chosen.starts_from_masked_brain:
         if settings.start_from != "scratch":
             yield SettingError(
                 f"expected align.start_from=scratch with align.encoder={settings.encoder}, found "

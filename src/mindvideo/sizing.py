@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from mindvideo.atlas import parse_areas
+from mindvideo.atlas import area_labels, parse_areas
 from mindvideo.config import Optimise, Recipe
 from mindvideo.data.store import Store, is_complete
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders import encoder_arguments, encoder_class, new_masked_brain
 from mindvideo.models.foundation import embedded_kit
-from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.models.generators import generator_class
+from mindvideo.models.interfaces import Generator
 from mindvideo.models.meter import count_parameters, count_per_item
-from mindvideo.models.own_encoder import OwnEncoder
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.voxel_layout import VoxelLayout
 
 PUBLISHED_VOXELS = 6224  # of Wen 2018's second subject with the paper's rule; for recipes whose selection is to come
 HCP_VOXELS = 4183
@@ -191,10 +192,18 @@ class Networks:
         """The masked autoencoder of ``pretrain`` or ``adapt``."""
         return self._count(
             stage,
-            lambda: MaskedBrainModel(n_voxels, **self.recipe.encoder.model_dump()),
+            lambda: new_masked_brain(
+                self.recipe.align.encoder, [self.layout(n_voxels)], self.recipe.encoder.model_dump()
+            ),
             lambda batch: (torch.randn(batch, n_voxels),),
             getattr(self.recipe, stage),
         )
+
+    def layout(self, n_voxels: int) -> VoxelLayout:
+        """So many voxels, evenly spread over the areas that they are chosen from."""
+        vertex = parse_areas(self.recipe.data.areas)
+        vertex = vertex[np.linspace(0, len(vertex) - 1, n_voxels).round().astype(int)]
+        return VoxelLayout(n_voxels, None, vertex, area_labels()[vertex])
 
     def encoder(self, n_voxels: int) -> Network:
         """The fMRI encoder, the paper's or the recipe's own."""
@@ -202,19 +211,19 @@ class Networks:
         sizes["window"] = settings.window
 
         def build() -> nn.Module:
-            if settings.encoder is not None:
-                return OwnEncoder(settings.encoder, n_voxels, settings=settings.encoder_settings or None, **sizes)
-            names = ("patch_size", "patch_weights", "embed_dim", "depth", "num_heads", "mlp_ratio")
-            return FmriEncoder(n_voxels, **{name: getattr(self.recipe.encoder, name) for name in names}, **sizes)
+            own = encoder_arguments(settings.encoder, settings.dropout, settings.encoder_settings)
+            return encoder_class(settings.encoder).build(
+                [self.layout(n_voxels)], sizes, self.recipe.encoder.model_dump(), **own
+            )
 
         return self._count("encoder", build, lambda batch: (torch.randn(batch, settings.window, n_voxels),), settings)
 
-    def _build_unet(self, is_whole: bool = False) -> VideoUNet:
-        known = VideoUNet._get_init_keys(VideoUNet)
-        unet = VideoUNet(**{name: value for name, value in self.config("unet").items() if name in known})
-        tuned = (*VideoUNet.trainable_names(), "norm_temp")
+    def _build_unet(self, is_whole: bool = False) -> Generator:
+        chosen = generator_class(self.recipe.animate.generator)
+        known = chosen._get_init_keys(chosen)
+        unet = chosen(**{name: value for name, value in self.config("unet").items() if name in known})
         for name, parameter in unet.named_parameters():
-            parameter.requires_grad_(is_whole or any(part in name for part in tuned))
+            parameter.requires_grad_(is_whole or any(part in name for part in chosen.trained_parts))
         return unet
 
     def _unet_input(self, batch: int, pixels: int, frames: int) -> tuple[torch.Tensor, ...]:

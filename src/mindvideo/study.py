@@ -90,8 +90,10 @@ class Study:
                     parts[f"file {file} of {setting}"] = as_digest(state)
             parts |= {f"foundation part {part}": self._part_digest(part) for part in self._foundation_parts(stage)}
             own = self.recipe.align.encoder
-            if name == "align" and own is not None:
-                from mindvideo.models.own_encoder import import_encoder
+            if name in ("pretrain", "adapt") and own == "areas":
+                parts["align.encoder"] = own
+            if name == "align" and ":" in own:
+                from mindvideo.models.encoders import import_encoder
 
                 parts[f"class {own}"] = digest_source(import_encoder(own))
             parts |= {f"stage {need}": as_digest(self.key(need).digest) for need in stage.needs if self._has(need)}

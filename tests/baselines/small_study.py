@@ -11,9 +11,9 @@ from mindvideo.baselines.base import Bench
 from mindvideo.config import Recipe
 from mindvideo.data.store import Store
 from mindvideo.data.writing import StoreWriter
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.generators.video_unet import VideoUNet
 
 VOXELS, SCANS, FRAMES, SIZE = 37, 12, 3, 32
 SPLITS = {"train": ["seg1", "seg2", "seg3"], "validation": ["seg4"], "test": ["test1", "test2"]}

@@ -18,7 +18,7 @@ from mindvideo.data.readers.published import resize_frames
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError, SettingError
 from mindvideo.explain import maps
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import StageContext
 

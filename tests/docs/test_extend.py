@@ -17,7 +17,7 @@ from mindvideo.data import readers
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.video import write_video
 from mindvideo.evaluate.score import Score
-from mindvideo.models.own_encoder import OwnEncoder
+from mindvideo.models.encoders.custom import CustomEncoder
 from mindvideo.sources import READERS, Reader
 from mindvideo.stages import StageContext
 
@@ -79,7 +79,7 @@ def test_reader(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_encoder(page: Path) -> None:
     _follow("encoder.md")
-    encoder = OwnEncoder("convolution_encoder:ConvolutionEncoder", 90, 2, 7, 12, settings={"hidden": 3})
+    encoder = CustomEncoder("convolution_encoder:ConvolutionEncoder", 90, 2, 7, 12, settings={"hidden": 3})
     assert encoder(torch.randn(5, 2, 90)).shape == (5, 7, 12)
 
 

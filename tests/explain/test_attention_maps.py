@@ -10,7 +10,7 @@ from mindvideo import atlas
 from mindvideo.data.windows import pad_voxels
 from mindvideo.errors import DataError
 from mindvideo.explain import attention, occlusion, surfaces
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
 
 WINDOW, VOXELS, PATCH, LENGTH, WIDTH = 2, 37, 5, 4, 6
 
@@ -34,7 +34,11 @@ def encoder():
 def test_spreading_follows_the_padding_of_windows_and_keeps_sums():
     rng = np.random.default_rng(0)
     for num_voxels, patch_size in [(37, 5), (40, 8), (7, 16), (3, 8)]:
-        sources = attention.patch_sources(num_voxels, patch_size)
+        encoder = FmriEncoder(
+            num_voxels, window=1, patch_size=patch_size, embed_dim=4, depth=1, num_heads=1, condition_length=2,
+            condition_width=3,
+        )  # fmt: skip
+        sources = np.stack(encoder.token_voxels())
         padded = pad_voxels(np.arange(num_voxels)[None], patch_size)[0]
         assert (sources.ravel() == padded).all()
         patches = rng.random((2, len(sources)))
@@ -42,11 +46,13 @@ def test_spreading_follows_the_padding_of_windows_and_keeps_sums():
         for p, row in enumerate(sources):
             for voxel in row:
                 expected[:, voxel] += patches[:, p] / patch_size
-        voxels = attention.spread_to_voxels(patches, num_voxels, patch_size)
+        voxels = attention.spread_to_voxels(patches, sources, num_voxels)
         np.testing.assert_allclose(voxels, expected)
         np.testing.assert_allclose(voxels.sum(axis=1), patches.sum(axis=1))
-    with pytest.raises(DataError, match="expected 8 patches"):
-        attention.spread_to_voxels(patches, 37, 5)
+    with pytest.raises(DataError, match="expected values of 1 tokens, found 3"):
+        attention.spread_to_voxels(rng.random((2, 3)), sources, 3)
+    ragged = attention.spread_to_voxels(np.array([6.0, 5.0]), [np.array([4, 1, 0]), np.array([1])], 6)
+    assert ragged.tolist() == [2, 7, 0, 0, 2, 0]
 
 
 def test_average_over_batches_equals_one_call(encoder):

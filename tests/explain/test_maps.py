@@ -13,7 +13,7 @@ from mindvideo.data.windows import Windows
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, ModelError
 from mindvideo.explain import maps, occlusion, truth
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.stages import StageContext
 
@@ -216,7 +216,7 @@ def test_occlusion_by_area_is_the_drop_of_that_area(explained, run_dir):
 
 def test_one_class_of_voxels_is_said_and_not_scored():
     rng = np.random.default_rng(0)
-    result = truth.compare_with_truth({"map": rng.random(45)}, [], np.ones(45, bool), None, PATCH, rng)
+    result = truth.compare_with_truth({"map": rng.random(45)}, [], np.ones(45, bool), None, [np.arange(45)], rng)
     assert result["auc"] == {} and "all 45 selected voxels are truly informative" in result["note"]
 
 

@@ -23,9 +23,9 @@ from mindvideo.generate import reconstruct
 from mindvideo.generate.clips import ClipMaker, derange_scenes, pick_frames, window_noise
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.reconstruct import choose_windows, write_preview
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.generators.video_unet import VideoUNet
 from mindvideo.stages import Progress, StageContext
 
 VOXELS, FRAMES, SIZE = 37, 3, 16

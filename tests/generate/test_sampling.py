@@ -11,7 +11,7 @@ from tiny_pipeline import LENGTH, WIDTH, tiny_unet
 
 from mindvideo.generate.sampling import Plan, denoise
 from mindvideo.generate.scheduler import make_scheduler
-from mindvideo.models.video_unet import ClipCrossAttention, ContiguousGEGLU
+from mindvideo.models.generators.video_unet import ClipCrossAttention, ContiguousGEGLU
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from mindvideo.models.fmri_encoder import FmriEncoder
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
+from mindvideo.models.generators.video_unet import VideoUNet
 
 WINDOW, VOXELS, LENGTH, WIDTH = 2, 37, 5, 12
 

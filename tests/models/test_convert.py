@@ -15,10 +15,10 @@ from released_layout import UNET, encoder_weights, masked_brain_weights, save_pa
 
 from mindvideo.errors import ModelError, SettingError
 from mindvideo.models.convert import _diffusers_settings, convert_parts
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
+from mindvideo.models.generators.video_unet import VideoUNet
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.released import read_release_file, rename_vae
-from mindvideo.models.video_unet import VideoUNet
 
 
 def doubles(weights):

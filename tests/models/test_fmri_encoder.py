@@ -6,7 +6,8 @@ import torch
 from plain_transformer import arrays, encode_window
 
 from mindvideo.errors import ModelError
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.read_out import ReadOutEncoder
 from mindvideo.models.masked_brain import MaskedBrainModel
 
 SIZES = dict(patch_size=4, embed_dim=12, depth=2, num_heads=3, condition_length=7, condition_width=10, dropout=0.3)
@@ -168,15 +169,15 @@ def test_save_and_load_give_the_same_numbers(tmp_path):
         (lambda: make_encoder()(torch.zeros(3, 1, 22)), r"found \(3, 1, 22\)"),
         (lambda: make_encoder().attention_maps(torch.zeros(2, 22)), r"found \(2, 22\)"),
         (lambda: make_encoder(input_scale=0.0), "positive input_scale, found 0.0"),
-        (
-            lambda: make_encoder(has_temporal_attention=False).temporal_attention(torch.zeros(3, 2, 22)),
-            "with temporal attention, found one without",
-        ),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(ModelError, match=message):
         call()
+
+
+def test_an_encoder_that_mixes_no_scans_has_no_attention_between_them():
+    assert make_encoder(has_temporal_attention=False).temporal_attention(torch.zeros(3, 2, 22)) is None
 
 
 def test_gradient_checkpointing_and_bf16_autocast():
@@ -197,9 +198,9 @@ def test_gradient_checkpointing_and_bf16_autocast():
 
 def test_low_rank_head_is_one_linear_map_of_all_tokens() -> None:
     torch.manual_seed(3)
-    encoder = FmriEncoder(
+    encoder = ReadOutEncoder(
         num_voxels=21, window=2, patch_size=4, embed_dim=8, depth=1, num_heads=2, condition_length=5, condition_width=6,
-        dropout=0.0, token_bias=True, head="low_rank", head_rank=3,
+        dropout=0.0, head_rank=3,
     ).eval()  # fmt: skip
     with torch.no_grad():
         encoder.proj_head.offset.normal_()

@@ -7,7 +7,8 @@ from diffusers import UNet2DConditionModel
 from plain_unet import PlainUNet
 
 from mindvideo.errors import ModelError
-from mindvideo.models.video_unet import VideoUNet, share_noise
+from mindvideo.models.generators.video_unet import VideoUNet
+from mindvideo.models.interfaces import share_noise
 
 # Stable Diffusion 1.x: one number of heads, convolutional projections. 2.x: heads level by level, linear projections.
 SD1 = dict(
@@ -199,7 +200,7 @@ def test_many_pixels_are_attended_in_parts(monkeypatch):
     latents, timestep, condition = make_input(SD1, 3)
     with torch.no_grad():
         expected = video(latents, timestep, condition).sample
-        monkeypatch.setattr("mindvideo.models.video_unet.MAX_SEQUENCES", 5)
+        monkeypatch.setattr("mindvideo.models.generators.video_unet.MAX_SEQUENCES", 5)
         torch.testing.assert_close(video(latents, timestep, condition).sample, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -231,9 +232,10 @@ def test_gradient_checkpointing_and_bf16_autocast():
 
 
 def test_trainable_parts_are_the_attentions():
-    names = VideoUNet.trainable_names()
+    names = VideoUNet.trained_parts
     chosen = [name for name, _ in make_video(SD1).named_parameters() if any(part in name for part in names)]
-    assert {name.split(".transformer_blocks.0.")[1].split(".")[0] for name in chosen} == {"attn1", "attn2", "attn_temp"}
+    parts = {name.split(".transformer_blocks.0.")[1].split(".")[0] for name in chosen}
+    assert parts == {"attn1", "attn2", "attn_temp", "norm_temp"}
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from diffusers import UNet2DConditionModel
 from mindvideo import processes
 from mindvideo.config import Align, Distill, Optimise, Reconstruct
 from mindvideo.errors import TrainingError
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
+from mindvideo.models.generators.video_unet import VideoUNet
 from mindvideo.models.masked_brain import MaskedBrainModel
-from mindvideo.models.video_unet import VideoUNet
 from mindvideo.train.align import AlignTask
 from mindvideo.train.animate import AnimateTask, Diffusion
 from mindvideo.train.distill import Ddim, DistillTask, Teacher

@@ -9,8 +9,8 @@ from sklearn.linear_model import Ridge
 
 from mindvideo.config import Align
 from mindvideo.errors import DataError, SettingError
-from mindvideo.models.fmri_encoder import LowRankHead
-from mindvideo.train.align import clip_losses, contrastive_losses, retrieval_top1, start_low_rank_head
+from mindvideo.models.encoders.read_out import LowRankHead
+from mindvideo.train.align import clip_losses, contrastive_losses, retrieval_top1
 from mindvideo.train.augmentation import CROP_SIDE, Mixture, augment_caption, augment_fmri
 from mindvideo.train.features import TextFeatures, compute_table, read_array
 from mindvideo.train.ridge import ALPHAS, LinearDecoder, fit_linear_decoder, token_r2
@@ -91,8 +91,9 @@ def test_whitened_token_distance_equals_a_loop_over_principal_components():
 @pytest.mark.parametrize("rank", [4, 8])
 def test_the_low_rank_head_begins_in_the_tokens_principal_directions(rank):
     target = TokenTarget(text_features(np.random.default_rng(5), n=7), [f"caption {i}" for i in range(7)])
-    head = LowRankHead(num_tokens=2, embed_dim=6, length=3, width=5, rank=rank, dropout=0.0, has_layer_norm=False)
-    start_low_rank_head(head, target)
+    head = LowRankHead(num_tokens=2, embed_dim=6, shape=(3, 5), rank=rank, dropout=0.0, has_layer_norm=False)
+    head.start_at(target.statistics)
+    assert torch.equal(head.offset.detach(), target.mean)
     used = min(rank, 6)
     weight = head.spread.weight.detach()
     np.testing.assert_allclose(weight[:, :used].norm(dim=0) ** 2, target.spread[:used], rtol=1e-4)

@@ -13,8 +13,7 @@ from kit.save import save_generator
 from mindvideo.errors import ModelError
 from mindvideo.foundation.kit import build_kit
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.video_unet import VideoUNet
-from mindvideo.train.animate import start_motion
+from mindvideo.models.generators.video_unet import VideoUNet
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VideoUNet]:
 def test_generator_and_motion_give_back_the_inflated_one(trained: tuple[Path, VideoUNet]) -> None:
     out, video = trained
     foundation = Foundation(out)
-    again = VideoUNet.from_unet2d(foundation.unet, **foundation.motion_settings)
-    start_motion(again, foundation)
+    again = VideoUNet.from_foundation(foundation.unet, foundation.motion_settings, foundation.motion())
     expected = {name: weight.half().float() for name, weight in video.state_dict().items()}
     assert all(torch.equal(weight, expected[name]) for name, weight in again.state_dict().items())
     assert any("attn_temp" in name and weight.abs().max() > 0 for name, weight in foundation.motion().items())
@@ -58,7 +56,7 @@ def test_motion_of_another_generator_is_refused(trained: tuple[Path, VideoUNet],
     )
     foundation = Foundation(folder)
     with pytest.raises(ModelError, match=f"1 missing, unexpected or misshapen, first {lost}"):
-        start_motion(VideoUNet.from_unet2d(foundation.unet, **foundation.motion_settings), foundation)
+        VideoUNet.from_foundation(foundation.unet, foundation.motion_settings, foundation.motion())
 
 
 def test_a_generator_is_inflated_as_its_motion_was_trained(trained: tuple[Path, VideoUNet]) -> None:

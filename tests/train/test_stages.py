@@ -20,10 +20,10 @@ from mindvideo.data.windows import Windows
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import ModelError
 from mindvideo.foundation.kit import build_kit
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
+from mindvideo.models.generators.video_unet import VideoUNet
 from mindvideo.models.masked_brain import MaskedBrainModel
-from mindvideo.models.video_unet import VideoUNet
 from mindvideo.stages import StageContext
 from mindvideo.train import adapt, align, animate, cotrain, pretrain
 from mindvideo.train.animate import Diffusion

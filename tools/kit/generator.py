@@ -36,7 +36,8 @@ from torch import nn
 from kit.loop import has_bf16
 from kit.scans import Chunk, draw_chunk, encode_chunk
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.video_unet import VideoUNet, share_noise
+from mindvideo.models.generators.video_unet import VideoUNet
+from mindvideo.models.interfaces import share_noise
 from mindvideo.simulate.scenes import Clip, plan_clip
 
 CHUNK, KEPT = 1024, 6

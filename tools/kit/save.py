@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.generators.video_unet import VideoUNet
 
 
 def save_part(part: Any, folder: Path) -> None:

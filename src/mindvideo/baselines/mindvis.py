@@ -35,7 +35,7 @@ from mindvideo.generate.clips import window_noise
 from mindvideo.generate.guidance import negative_condition
 from mindvideo.generate.sampling import Plan, autocast, denoise
 from mindvideo.generate.scheduler import make_scheduler
-from mindvideo.models.own_encoder import AnyEncoder, token_offset
+from mindvideo.models.interfaces import Encoder
 from mindvideo.train.align import new_encoder
 from mindvideo.train.animate import ClipValidation, Diffusion
 from mindvideo.train.augmentation import augment_fmri
@@ -90,7 +90,7 @@ class PictureTask:
 
     Parameters
     ----------
-    encoder : FmriEncoder
+    encoder : Encoder
         Of windows of one scan; trained whole.
     unet : PictureUNet
         Cross-attention and the second condition's projection are trained.
@@ -100,7 +100,7 @@ class PictureTask:
 
     def __init__(
         self,
-        encoder: AnyEncoder,
+        encoder: Encoder,
         unet: PictureUNet,
         diffusion: Diffusion,
         training: tuple[Windows, torch.Tensor],
@@ -192,16 +192,15 @@ class MindVis:
         bench = self.bench
         return latent_features(bench.run_dir, store, bench.foundation, split, progress=bench.progress)
 
-    def _new_encoder(self, store: Store, training: Windows, target: TokenTarget | None) -> AnyEncoder:
+    def _new_encoder(self, store: Store, training: Windows, target: TokenTarget | None) -> Encoder:
         """The study's masked autoencoder as an encoder of single scans; a new one where masked modelling is off."""
         bench, recipe, settings = self.bench, self.bench.recipe, self.settings
         start_from = "adapt" if recipe.adapt.enabled or recipe.pretrain.enabled else "scratch"
-        align = Align(window=1, start_from=start_from, dropout=settings.dropout, token_bias=settings.token_bias)
+        align = Align(window=1, start_from=start_from, dropout=settings.dropout, encoder=settings.encoder)
         single = recipe.model_copy(update={"align": align, "seed": bench.seed})
         encoder = new_encoder(single, bench.run_dir, store, bench.foundation)
-        if (offset := token_offset(encoder)) is not None and target is not None:
-            with torch.no_grad():
-                offset.copy_(target.mean)
+        if target is not None:
+            encoder.start_at(target.statistics)
         return encoder
 
     @torch.inference_mode()

@@ -26,7 +26,7 @@ from mindvideo.data.windows import Windows
 from mindvideo.generate.clips import sampling_arguments, window_noise
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.reconstruct import assemble_pipeline
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.generators import load_generator
 from mindvideo.train.features import caption_table
 
 
@@ -67,7 +67,7 @@ class Ridge:
         recipe = self.bench.recipe.model_copy(update={"distill": None})
         pipeline = assemble_pipeline(recipe, self.bench.run_dir, store, self.bench.foundation)
         if self.settings.generator == "animate":
-            unet = VideoUNet.from_pretrained(self.bench.run_dir / "animate" / "model").eval()
+            unet = load_generator(self.bench.run_dir / "animate" / "model").eval()
             pipeline.register_modules(unet=unet)
         pipeline.unet.to(memory_format=torch.channels_last)  # what convolutions are fastest on
         return pipeline.to(self.bench.device)

@@ -158,17 +158,12 @@ class Align(Optimise):
         description="1: the tokens' weak principal components count as much as the strong ones; 0: plain",
     )
     dropout: float = Field(0.6, ge=0, lt=1)
-    layer_norm: bool = False
-    token_bias: bool = Field(False, description="a learned offset of the condition that starts at the mean text token")
-    encoder: str | None = Field(
-        None,
-        description="an encoder of your own as module:Class, which maps (B, W, V) to (B, L, C); empty: the paper's",
+    encoder: str = Field(
+        "paper",
+        description="'paper', 'read_out' (every condition token read from patches of its own), 'areas' (its tokens are "
+        "cortical areas), or an encoder of your own as module:Class, which maps (B, W, V) to (B, L, C)",
     )
-    encoder_settings: dict[str, Any] = Field({}, description="further arguments of that class")
-    head: Literal["factorised", "low_rank"] = Field(
-        "factorised", description="the paper's head, or one whose condition tokens have weights of their own"
-    )
-    head_rank: int = Field(128, ge=1, description="rank of the low_rank head")
+    encoder_settings: dict[str, Any] = Field({}, description="further arguments of that encoder")
     mixup: float = Field(
         0.0, ge=0, description="windows are mixed in pairs, and their targets alike; parameter of the beta distribution"
     )
@@ -198,6 +193,7 @@ class Animate(Optimise):
     )
     steps: Steps = 800
     batch_size: BatchSize = 14
+    generator: str = Field("video_unet", description="which of mindvideo.models.generators")
     caption_dropout: float = Field(0.1, ge=0, lt=1)
 
 

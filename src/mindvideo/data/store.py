@@ -33,6 +33,8 @@ from mindvideo.data.disk import disk_errors
 from mindvideo.data.intact import as_damage, refuse_damaged_store
 from mindvideo.errors import DataError
 from mindvideo.files import beside, hash_file, require_content
+from mindvideo.files import beside, describe_absence, hash_file
+from mindvideo.voxel_layout import VoxelLayout
 
 FORMAT = "mindvideo-store"
 VERSION = 1
@@ -206,6 +208,12 @@ class Store:
     def voxel_id(self) -> str:
         """Which voxels these are, see `identify_voxels`."""
         return identify_voxels(self.vertex)
+
+    @property
+    def layout(self) -> VoxelLayout:
+        """Which voxels these are, for the encoder that reads them."""
+        places = (self.vertex, self.area) if self.has_positions else (None, None)
+        return VoxelLayout(self.n_voxels, self.voxel_id, *places)
 
     @property
     def has_positions(self) -> bool:

@@ -1,11 +1,12 @@
-"""Where the encoder looks: attention received by patches, spread to voxels, cortex and networks (docs/method.md, Maps).
+"""Where the encoder looks: attention received by tokens, spread to voxels, cortex and networks (docs/method.md, Maps).
 
-Shapes: n windows, W scans, V voxels, P patches.
+Shapes: n windows, W scans, V voxels, T tokens of the encoder (the paper's: patches of voxels).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from scipy.stats import rankdata
 
 from mindvideo.atlas import N_CORTEX, yeo17_labels, yeo17_names
 from mindvideo.errors import DataError
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.interfaces import Encoder
 
 BATCH_WINDOWS = 16
 
@@ -28,28 +29,33 @@ def choose_layers(depth: int) -> dict[str, int]:
     return {name: layer for name, layer in layers.items() if name != "middle" or 0 < layer < depth - 1}
 
 
-def average_attention(encoder: FmriEncoder, fmri: np.ndarray) -> np.ndarray:
-    """Attention each patch receives, mean over heads, queries, scans and windows.
+def average_attention(encoder: Encoder, fmri: np.ndarray) -> np.ndarray:
+    """Attention each token receives, mean over heads, queries, scans and windows.
 
     Parameters
     ----------
-    encoder : FmriEncoder
+    encoder : Encoder
     fmri : ndarray, float32 (n, W, V)
 
     Returns
     -------
-    ndarray, float64 (depth, P)
+    ndarray, float64 (depth, T)
         Rows sum to 1.
     """
     return _average(encoder.attention_maps, encoder, fmri)
 
 
-def average_temporal_attention(encoder: FmriEncoder, fmri: np.ndarray) -> np.ndarray:
-    """Attention between the scans of a window, float64 (depth, W, W): queries by keys, mean over heads and patches."""
-    return _average(encoder.temporal_attention, encoder, fmri)
+def average_temporal_attention(encoder: Encoder, fmri: np.ndarray) -> np.ndarray | None:
+    """Attention between the scans of a window, float64 (depth, W, W): queries by keys, mean over heads and tokens.
+
+    None for an encoder that mixes no scans.
+    """
+    if encoder.temporal_attention(torch.from_numpy(fmri[:1]).to(encoder.device)) is None:
+        return None
+    return _average(lambda scans: cast(torch.Tensor, encoder.temporal_attention(scans)), encoder, fmri)
 
 
-def _average(function: Callable[[torch.Tensor], torch.Tensor], encoder: FmriEncoder, fmri: np.ndarray) -> np.ndarray:
+def _average(function: Callable[[torch.Tensor], torch.Tensor], encoder: Encoder, fmri: np.ndarray) -> np.ndarray:
     """Mean of ``function`` over windows, batch by batch."""
     if not len(fmri):
         raise DataError("expected windows to average attention over, found none")
@@ -61,41 +67,28 @@ def _average(function: Callable[[torch.Tensor], torch.Tensor], encoder: FmriEnco
     return np.asarray(total) / len(fmri)
 
 
-def patch_sources(num_voxels: int, patch_size: int) -> np.ndarray:
-    """Voxel behind each place of each patch, int (P, patch_size); the last patch wraps around to the first voxels."""
-    n_patches = -(-num_voxels // patch_size)
-    return (np.arange(n_patches * patch_size) % num_voxels).reshape(n_patches, patch_size)
-
-
-def spread_to_voxels(patch_values: np.ndarray, num_voxels: int, patch_size: int) -> np.ndarray:
-    """Divide the value of each patch equally among its places; wrapped places count to the voxel they repeat.
+def spread_to_voxels(values: np.ndarray, sources: Sequence[np.ndarray], num_voxels: int) -> np.ndarray:
+    """Divide the value of each token equally among its places; a voxel that stands in several adds them up.
 
     Parameters
     ----------
-    patch_values : ndarray (..., P)
-    num_voxels, patch_size : int
+    values : ndarray (..., T)
+    sources : sequence of ndarray of int
+        Voxels of each token, see `Encoder.token_voxels`.
+    num_voxels : int
 
     Returns
     -------
     ndarray, float64 (..., V)
-        Sums are kept.
-
-    Raises
-    ------
-    DataError
-        When the number of patches does not fit the number of voxels.
+        With the same sum.
     """
-    sources = patch_sources(num_voxels, patch_size)
-    if patch_values.shape[-1] != len(sources):
-        raise DataError(
-            f"expected {len(sources)} patches for {num_voxels} voxels in patches of {patch_size}, "
-            f"found {patch_values.shape[-1]}"
-        )
-    places = np.repeat(patch_values / patch_size, patch_size, axis=-1)
-    voxels = places[..., :num_voxels].copy()
-    for start in range(num_voxels, places.shape[-1], num_voxels):
-        wrapped = places[..., start : start + num_voxels]
-        voxels[..., : wrapped.shape[-1]] += wrapped
+    sizes = np.array([len(source) for source in sources])
+    if values.shape[-1] != len(sizes):
+        raise DataError(f"expected values of {len(sizes)} tokens, found {values.shape[-1]}")
+    voxels = np.zeros((*values.shape[:-1], num_voxels))
+    places = np.repeat(values / np.maximum(sizes, 1), sizes, axis=-1)
+    for row, shares in zip(voxels.reshape(-1, num_voxels), places.reshape(-1, places.shape[-1]), strict=True):
+        np.add.at(row, np.concatenate(sources), shares)
     return voxels
 
 

@@ -26,9 +26,9 @@ from mindvideo.explain.truth import (
     read_truth,
     untrained_like,
 )
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders import load_encoder, load_masked_brain
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.models.interfaces import Encoder
 from mindvideo.stages import StageContext
 
 MAP_WINDOWS = 64
@@ -36,7 +36,7 @@ _FINAL_STAGES = ("cotrain", "align")
 Advance = Callable[[str], None]
 
 
-def load_encoders(run_dir: Path, store: Store) -> dict[str, FmriEncoder]:
+def load_encoders(run_dir: Path, store: Store) -> dict[str, Encoder]:
     """The encoder after each stage that has one: ``adapt`` (as an encoder of one scan), ``align``, ``cotrain``.
 
     Raises
@@ -44,24 +44,19 @@ def load_encoders(run_dir: Path, store: Store) -> dict[str, FmriEncoder]:
     ModelError
         When neither ``align`` nor ``cotrain`` has run, or a model was made for other voxels than the store's.
     """
-    encoders: dict[str, FmriEncoder] = {}
-    if (run_dir / "adapt" / "model" / "config.json").is_file():
-        model = MaskedBrainModel.from_pretrained(run_dir / "adapt" / "model")
-        encoders["adapt"] = FmriEncoder.from_masked_brain(model, window=1, condition_length=1, condition_width=1)
-    for stage, part in (("align", "model"), ("cotrain", "fmri_encoder")):
-        if (run_dir / stage / part / "config.json").is_file():
-            encoders[stage] = FmriEncoder.from_pretrained(run_dir / stage / part)
-    if not any(stage in encoders for stage in _FINAL_STAGES):
+    folders = {"align": run_dir / "align" / "model", "cotrain": run_dir / "cotrain" / "fmri_encoder"}
+    trained = {stage: load_encoder(folder) for stage, folder in folders.items() if (folder / "config.json").is_file()}
+    if not trained:
         raise ModelError(f"expected an encoder of align or cotrain in {run_dir}, found none; run align first")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoders: dict[str, Encoder] = {}
+    kind = type(next(iter(trained.values())))
+    if kind.starts_from_masked_brain and (run_dir / "adapt" / "model" / "config.json").is_file():
+        model = load_masked_brain(run_dir / "adapt" / "model")
+        encoders["adapt"] = kind.from_masked_brain(model, window=1, condition_length=1, condition_width=1)
+    encoders |= trained
     for stage, encoder in encoders.items():
-        expected, found = encoder.config.voxel_id, store.voxel_id
-        if encoder.config.num_voxels != store.n_voxels or (expected is not None and expected != found):
-            raise ModelError(
-                f"expected the encoder of {stage} to be made for the {store.n_voxels} voxels of {run_dir / 'prepare'}, "
-                f"found {encoder.config.num_voxels} voxels or another selection; run {stage} again"
-            )
-        torch.nn.Module.to(encoder, device)
+        encoder.require_voxels(store.layout, run_dir / stage)
+        torch.nn.Module.to(encoder, "cuda" if torch.cuda.is_available() else "cpu")
         encoder.eval()
     return encoders
 
@@ -79,29 +74,48 @@ def choose_evenly(n: int, wanted: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(int))
 
 
-def attention_by_layer(encoder: FmriEncoder, fmri: np.ndarray) -> dict[str, np.ndarray]:
+def attention_by_layer(encoder: Encoder, fmri: np.ndarray) -> dict[str, np.ndarray]:
     """Voxel maps (V,), summing to 1, of the first, middle and last layer; windows are cut to the encoder's length."""
-    patches = attention.average_attention(encoder, fmri[:, : encoder.config.window])
-    voxels = attention.spread_to_voxels(patches, encoder.config.num_voxels, encoder.config.patch_size)
+    tokens = attention.average_attention(encoder, fmri[:, : encoder.config.window])
+    voxels = attention.spread_to_voxels(tokens, token_voxels(encoder), encoder.config.num_voxels)
     return {name: voxels[layer] for name, layer in attention.choose_layers(len(voxels)).items()}
 
 
+def token_voxels(encoder: Encoder) -> list[np.ndarray]:
+    """Voxels of each token of an encoder that has some."""
+    sources = encoder.token_voxels()
+    assert sources is not None
+    return sources
+
+
 def occlusion_map(
-    encoder: FmriEncoder, fmri: np.ndarray, targets: occlusion.Targets, advance: Advance
+    encoder: Encoder, fmri: np.ndarray, targets: occlusion.Targets, advance: Advance
 ) -> dict[str, np.ndarray]:
-    """Drop in alignment a voxel, (V,) by measure, silencing one patch of neighbouring voxels after another."""
-    num_voxels, patch_size = encoder.config.num_voxels, encoder.config.patch_size
-    groups = {str(p): np.unique(row) for p, row in enumerate(attention.patch_sources(num_voxels, patch_size))}
+    """Drop in alignment a voxel, (V,) by measure, silencing the voxels of one token after another."""
+    sources = token_voxels(encoder)
+    groups = {str(t): np.unique(voxels) for t, voxels in enumerate(sources)}
     _, drops = occlusion.measure_drops(encoder, fmri, groups, targets, lambda _: advance("occlusion"))
     return {
-        measure: attention.spread_to_voxels(np.array([drops[name][measure] for name in groups]), num_voxels, patch_size)
+        measure: attention.spread_to_voxels(
+            np.array([drops[name][measure] for name in groups]), sources, encoder.config.num_voxels
+        )
         for measure in occlusion.MEASURES
     }
 
 
-def temporal_weights(encoder: FmriEncoder, fmri: np.ndarray, lag_s: float, tr_s: float) -> dict[str, dict[str, float]]:
-    """Temporal attention each scan of a window receives, by layer and by its time after the frames' onset."""
-    weights = attention.average_temporal_attention(encoder, fmri).mean(axis=1)
+def temporal_weights(
+    encoders: Mapping[str, Encoder], fmri: np.ndarray, lag_s: float, tr_s: float
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Temporal attention each scan of a window receives, by stage, layer and its time after the frames' onset."""
+    found = {stage: _lag_weights(encoder, fmri, lag_s, tr_s) for stage, encoder in encoders.items()}
+    return {stage: weights for stage, weights in found.items() if weights is not None}
+
+
+def _lag_weights(encoder: Encoder, fmri: np.ndarray, lag_s: float, tr_s: float) -> dict[str, dict[str, float]] | None:
+    between = attention.average_temporal_attention(encoder, fmri[:, : encoder.config.window])
+    if between is None or encoder.config.window == 1:
+        return None
+    weights = between.mean(axis=1)
     times = [f"+{lag_s + scan * tr_s:g} s" for scan in range(weights.shape[1])]
     layers = attention.choose_layers(len(weights))
     return {name: dict(zip(times, weights[layer].tolist(), strict=True)) for name, layer in layers.items()}
@@ -156,13 +170,9 @@ def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, advance: A
             advance("maps")
 
 
-def _explain_without_places(encoders: dict[str, FmriEncoder], fmri: np.ndarray, store: Store, folder: Path) -> None:
+def _explain_without_places(encoders: Mapping[str, Encoder], fmri: np.ndarray, store: Store, folder: Path) -> None:
     """Write ``temporal.json`` alone: published arrays do not say where their voxels lie, so there is no map."""
-    temporal = {
-        stage: temporal_weights(model, fmri, store.lag_s, store.tr_s)
-        for stage, model in encoders.items()
-        if model.config.window > 1 and model.config.has_temporal_attention
-    }
+    temporal = temporal_weights(encoders, fmri, store.lag_s, store.tr_s)
     with disk_errors(folder, "the weights of the lags"):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "temporal.json", temporal)
@@ -177,6 +187,8 @@ def run(context: StageContext) -> None:
       measure: drop}}};
     - ``maps.npz``, cortical maps, float32 (59412,), NaN without a voxel, ``flat_*.png``, ``inflated_*.png``,
       ``surface_*.html`` (to be turned), and the bars of the networks, ``networks.png``;
+    An encoder of the user's own whose attention nobody knows has ``occlusion.json`` alone.
+
     - for a simulated subject ``truth.json``: how well each map finds the voxels that truly carry signal, beside the maps
       of untrained encoders and random ones.
 
@@ -186,11 +198,6 @@ def run(context: StageContext) -> None:
         When no trained encoder is there, or it was made for other voxels or another condition.
     """
     recipe, run_dir, folder, progress = context
-    if recipe.align.encoder is not None:
-        from mindvideo.explain.own import explain_own
-
-        explain_own(context)
-        return
     store = Store.open(run_dir / "prepare" / "store.zarr")
     foundation = Foundation(recipe.foundation)
     encoders = load_encoders(run_dir, store)
@@ -209,10 +216,12 @@ def run(context: StageContext) -> None:
         return
     truth_path = run_dir / "simulate" / "truth" / "vertices.npz"
     areas = occlusion.group_by_area(store.area)
-    n_patches = -(-store.n_voxels // encoder.config.patch_size)
-    n_maps = sum(len(attention.choose_layers(model.config.depth)) for model in encoders.values()) + 1
-    total = len(encoders) + n_maps + len(areas) + n_patches * (1 + UNTRAINED * truth_path.is_file())
-    done = 0
+    targets = make_targets(foundation, windows, index)
+    sources = encoder.token_voxels()
+    layers = {} if sources is None else {stage: attention_by_layer(model, fmri) for stage, model in encoders.items()}
+    total, done = len(areas), 0
+    if sources is not None:
+        total += sum(map(len, layers.values())) + 1 + len(sources) * (1 + UNTRAINED * truth_path.is_file())
 
     def advance(what: str) -> None:
         nonlocal done
@@ -220,18 +229,17 @@ def run(context: StageContext) -> None:
         if progress is not None:
             progress(done, total, {"part": what})
 
+    intact, drops = occlusion.measure_drops(encoder, fmri, areas, targets, lambda _: advance("occlusion"))
+    if sources is None:
+        with disk_errors(folder, "the occlusion of areas"):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_occlusion(folder / "occlusion.json", final, len(index), intact, drops, areas)
+        return
     voxel_maps: dict[str, np.ndarray] = {}
     shares: dict[str, dict[str, dict[str, float]]] = {}
-    temporal = {}
-    for stage, model in encoders.items():
-        layers = attention_by_layer(model, fmri)
-        voxel_maps |= {f"attention_{stage}_{layer}": values * store.n_voxels for layer, values in layers.items()}
-        shares[stage] = {layer: attention.sum_by_network(values, store.vertex) for layer, values in layers.items()}
-        if model.config.window > 1 and model.config.has_temporal_attention:
-            temporal[stage] = temporal_weights(model, fmri, store.lag_s, store.tr_s)
-        advance("attention")
-    targets = make_targets(foundation, windows, index)
-    intact, drops = occlusion.measure_drops(encoder, fmri, areas, targets, lambda _: advance("occlusion"))
+    for stage, by_layer in layers.items():
+        voxel_maps |= {f"attention_{stage}_{layer}": values * store.n_voxels for layer, values in by_layer.items()}
+        shares[stage] = {layer: attention.sum_by_network(values, store.vertex) for layer, values in by_layer.items()}
     few = choose_evenly(len(index), MAP_WINDOWS)
     few_targets = occlusion.Targets(targets.text[few], targets.image[few], targets.tokens[few])
     for measure, values in occlusion_map(encoder, fmri[few], few_targets, advance).items():
@@ -246,7 +254,7 @@ def run(context: StageContext) -> None:
             dropped = occlusion_map(fresh, fmri[few], few_targets, advance)
             untrained.append(drawn | {f"occlusion_{measure}": values for measure, values in dropped.items()})
         rng = np.random.default_rng([recipe.seed, len(index)])
-        truth = compare_with_truth(voxel_maps, untrained, is_informative, signal, encoder.config.patch_size, rng)
+        truth = compare_with_truth(voxel_maps, untrained, is_informative, signal, sources, rng)
         truth["ablation"] = ablate_truth(encoder, fmri, targets, is_informative, rng)
         truth["areas"] = ablate_areas(drops, areas, is_informative)
     cortex = {name: attention.map_to_cortex(values, store.vertex) for name, values in voxel_maps.items()}
@@ -258,7 +266,7 @@ def run(context: StageContext) -> None:
         sizes = _network_sizes(store.vertex)
         draw_networks(shares, {name: size["share"] for name, size in sizes.items()}, folder / "networks.png")
         write_json(folder / "networks.json", sizes)
-        write_json(folder / "temporal.json", temporal)
+        write_json(folder / "temporal.json", temporal_weights(encoders, fmri, store.lag_s, store.tr_s))
         write_occlusion(folder / "occlusion.json", final, len(index), intact, drops, areas)
         if truth is not None:
             write_json(folder / "truth.json", truth)

@@ -13,7 +13,7 @@ import torch
 
 from mindvideo.atlas import area_names
 from mindvideo.errors import DataError
-from mindvideo.models.own_encoder import AnyEncoder
+from mindvideo.models.interfaces import Encoder
 
 BATCH_WINDOWS = 64
 MEANING = {
@@ -43,12 +43,12 @@ class Targets:
     tokens: np.ndarray
 
 
-def encode_condition(encoder: AnyEncoder, fmri: np.ndarray, silenced: np.ndarray | None = None) -> np.ndarray:
+def encode_condition(encoder: Encoder, fmri: np.ndarray, silenced: np.ndarray | None = None) -> np.ndarray:
     """Condition of windows, voxels of ``silenced`` (indices) set to 0, their mean after standardising.
 
     Parameters
     ----------
-    encoder : FmriEncoder or OwnEncoder
+    encoder : Encoder
     fmri : ndarray, float32 (n, W, V)
     silenced : ndarray, int, optional
 
@@ -106,7 +106,7 @@ def measure_alignment(condition: np.ndarray, targets: Targets) -> dict[str, floa
 
 
 def measure_drops(
-    encoder: AnyEncoder,
+    encoder: Encoder,
     fmri: np.ndarray,
     groups: Mapping[str, np.ndarray],
     targets: Targets,
@@ -116,7 +116,7 @@ def measure_drops(
 
     Parameters
     ----------
-    encoder : FmriEncoder or OwnEncoder
+    encoder : Encoder
     fmri : ndarray, float32 (n, W, V)
     groups : mapping of str to ndarray of int
         Voxel indices by name.

@@ -6,7 +6,7 @@ find the informative voxels by luck or by their larger variance. Several are dra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from mindvideo.errors import DataError
 from mindvideo.explain import attention, occlusion
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.interfaces import Encoder
 
 RANDOM_MAPS = 200
 UNTRAINED = 3
@@ -25,11 +25,11 @@ UNTRAINED = 3
 Maps = dict[str, np.ndarray]
 
 
-def untrained_like(encoder: FmriEncoder, seed: int) -> FmriEncoder:
+def untrained_like(encoder: Encoder, seed: int) -> Encoder:
     """An encoder of the same settings with new random weights; the global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = FmriEncoder.from_config(dict(encoder.config))
+        fresh = type(encoder).from_config(dict(encoder.config))
     torch.nn.Module.to(fresh, encoder.device)
     return fresh.eval()
 
@@ -39,7 +39,7 @@ def compare_with_truth(
     untrained: list[Maps],
     is_informative: np.ndarray,
     signal: np.ndarray | None,
-    patch_size: int,
+    sources: Sequence[np.ndarray],
     rng: np.random.Generator,
 ) -> dict[str, Any]:
     """How well each map tells truly informative voxels from the others.
@@ -54,8 +54,8 @@ def compare_with_truth(
         Of the store's voxels.
     signal : ndarray (V,) or None
         True signal-to-noise ratio of each voxel.
-    patch_size : int
-        Random maps to compare with are constant over patches of this size.
+    sources : sequence of ndarray of int
+        Voxels of each of the encoder's tokens, over which random maps to compare with are constant.
     rng : Generator
 
     Returns
@@ -74,8 +74,7 @@ def compare_with_truth(
     else:
         scores = _score_maps(maps, untrained, lambda values: attention.area_under_roc(values, is_informative))
         result["auc"], result["auc_untrained"] = scores
-        n_patches = -(-n // patch_size)
-        noise = attention.spread_to_voxels(rng.random((RANDOM_MAPS, n_patches)), n, patch_size)
+        noise = attention.spread_to_voxels(rng.random((RANDOM_MAPS, len(sources))), sources, n)
         areas = [attention.area_under_roc(values, is_informative) for values in noise]
         result["auc_random"] = np.quantile(np.array(areas, dtype=float), [0.025, 0.5, 0.975]).tolist()
     if signal is not None and np.ptp(signal) > 0:
@@ -97,7 +96,7 @@ def _score_maps(
 
 
 def ablate_truth(
-    encoder: FmriEncoder,
+    encoder: Encoder,
     fmri: np.ndarray,
     targets: occlusion.Targets,
     is_informative: np.ndarray,

@@ -19,7 +19,8 @@ from diffusers import DPMSolverMultistepScheduler
 
 from mindvideo.foundation import judges
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.video_unet import VideoUNet, share_noise
+from mindvideo.models.generators import generator_class
+from mindvideo.models.interfaces import Generator, share_noise
 from mindvideo.simulate.scenes import COLUMNS, MOTIONS, PLACES, ROWS, Clip, locate, plan_clip
 
 FRESH_SEED = 31_337
@@ -34,7 +35,7 @@ def fresh_clips(count: int, with_cut: bool = False) -> list[Clip]:
 
 
 @torch.inference_mode()
-def sample(foundation: Foundation, unet: VideoUNet, captions: Sequence[str], steps: int, guidance: float) -> np.ndarray:
+def sample(foundation: Foundation, unet: Generator, captions: Sequence[str], steps: int, guidance: float) -> np.ndarray:
     """Clips (N, F, H, W, 3) uint8 from captions, by the demo's sampler."""
     config = {k: v for k, v in foundation.scheduler_config.items() if k.startswith(("beta", "prediction", "num_train"))}
     scheduler = DPMSolverMultistepScheduler(**config, timestep_spacing="trailing")
@@ -152,22 +153,23 @@ def read_clips(foundation: Foundation, clips: np.ndarray, truth: Sequence[Clip])
     return table
 
 
-def load_generator(foundation: Foundation) -> VideoUNet:
+def load_generator(foundation: Foundation) -> Generator:
     """The kit's UNet, inflated, with its part ``motion``."""
-    unet = VideoUNet.from_unet2d(foundation.unet, **foundation.motion_settings)
-    unet.load_state_dict(unet.state_dict() | foundation.motion())
-    return unet.eval()
+    video = generator_class("video_unet").from_foundation(
+        foundation.unet, foundation.motion_settings, foundation.motion()
+    )
+    return video.eval()
 
 
 def check_generator(
-    foundation: Foundation, unet: VideoUNet, count: int = 384, cuts: int = 192, steps: int = 10, guidance: float = 3.0
+    foundation: Foundation, unet: Generator, count: int = 384, cuts: int = 192, steps: int = 10, guidance: float = 3.0
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """The generator's figures on fresh scenes, with the demo's steps and guidance.
 
     Parameters
     ----------
     foundation : Foundation
-    unet : VideoUNet
+    unet : Generator
     count, cuts : int
         Fresh clips of one scene, and with a cut.
     steps, guidance

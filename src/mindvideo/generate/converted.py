@@ -84,8 +84,8 @@ def _complete(release: Path, folder: Path, foundation: Path | None) -> list[str]
     make_scheduler(stated, "ddim").save_pretrained(folder / "scheduler")
     index = {
         "_class_name": MindVideoPipeline.__name__,
-        "fmri_encoder": ["mindvideo.models.fmri_encoder", "FmriEncoder"],
-        "unet": ["mindvideo.models.video_unet", "VideoUNet"],
+        "fmri_encoder": ["mindvideo.models.encoders.fmri_encoder", "FmriEncoder"],
+        "unet": ["mindvideo.models.generators.video_unet", "VideoUNet"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", "DDIMScheduler"],
         "num_inference_steps": STEPS,

@@ -32,7 +32,7 @@ from mindvideo.generate.guidance import guide, negative_condition
 from mindvideo.generate.pipeline import MindVideoPipeline, to_uint8
 from mindvideo.generate.recording import Recorded
 from mindvideo.generate.scheduler import set_timesteps
-from mindvideo.models.video_unet import share_noise
+from mindvideo.models.interfaces import share_noise
 from mindvideo.stages import Progress
 
 

@@ -24,9 +24,10 @@ from mindvideo.errors import DataError, ModelError, SettingError
 from mindvideo.generate.guidance import negative_condition
 from mindvideo.generate.sampling import Plan, autocast, denoise
 from mindvideo.generate.scheduler import load_scheduler
+from mindvideo.models.encoders import load_encoder
+from mindvideo.models.generators import load_generator
+from mindvideo.models.interfaces import Encoder, Generator
 from mindvideo.models.loading import forget_path
-from mindvideo.models.own_encoder import AnyEncoder, load_encoder
-from mindvideo.models.video_unet import VideoUNet
 from mindvideo.models.weight_files import load_network
 
 KEPT = ("train_mean", "null_condition")
@@ -59,9 +60,9 @@ class MindVideoPipeline(DiffusionPipeline):
 
     Parameters
     ----------
-    fmri_encoder : FmriEncoder or OwnEncoder
+    fmri_encoder : Encoder
         fMRI (B, W, V) to condition (B, L, C).
-    unet : VideoUNet
+    unet : Generator
         Predicts the noise of latents (B, c, F, h, w) under a condition.
     vae : AutoencoderKL
         Latents to frames, one frame at a time.
@@ -90,8 +91,8 @@ class MindVideoPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        fmri_encoder: AnyEncoder,
-        unet: VideoUNet,
+        fmri_encoder: Encoder,
+        unet: Generator,
         vae: AutoencoderKL,
         scheduler: SchedulerMixin,
         num_inference_steps: int = 200,
@@ -318,8 +319,8 @@ class MindVideoPipeline(DiffusionPipeline):
         folder = Path(folder)
         index = _read_index(folder)
         parts = {
-            name: _load_network(folder / name, part_class, dtype)
-            for name, part_class in (("fmri_encoder", None), ("unet", VideoUNet), ("vae", AutoencoderKL))
+            name: _load_network(folder / name, load, dtype)
+            for name, load in (("fmri_encoder", load_encoder), ("unet", load_generator), ("vae", None))
         }
         for name in ("unet", "vae"):
             parts[name].to(memory_format=torch.channels_last)  # what convolutions are fastest on
@@ -374,15 +375,11 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _load_network(folder: Path, part_class: Any, dtype: torch.dtype) -> Any:
+def _load_network(folder: Path, load: Callable[..., Any] | None, dtype: torch.dtype) -> Any:
     """One network from its folder, in float32 or another ``dtype``, every weight accounted for."""
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"expected the part '{folder.name}' (config.json and safetensors weights) in {folder.parent}, found it "
             "missing or incomplete; copy or write that folder again"
         )
-    if folder.name == "fmri_encoder":
-        return load_encoder(folder, torch_dtype=dtype)
-    if part_class is not AutoencoderKL:
-        return part_class.from_pretrained(folder, torch_dtype=dtype)
-    return load_network(AutoencoderKL, folder).to(dtype)
+    return load_network(AutoencoderKL, folder).to(dtype) if load is None else load(folder, torch_dtype=dtype)

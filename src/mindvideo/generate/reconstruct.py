@@ -30,9 +30,9 @@ from mindvideo.generate.guidance import is_transductive
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.recording import write_recorded
 from mindvideo.generate.scheduler import make_scheduler
+from mindvideo.models.encoders import load_encoder
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.own_encoder import AnyEncoder, load_encoder
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.generators import load_generator
 from mindvideo.precision import sampling_in, settle_precision
 from mindvideo.stages import Progress, StageContext
 
@@ -90,12 +90,12 @@ def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: F
         When a part is missing, or the encoder was trained on other voxels than the store's.
     """
     encoder = load_encoder(_require_part(run_dir / "cotrain" / "fmri_encoder"))
-    check_voxels(encoder, store)
+    encoder.require_voxels(store.layout, run_dir / "cotrain" / "fmri_encoder")
     window = encoder.config.window
     spacing = None if recipe.distill is None else "trailing"
     return MindVideoPipeline(
         fmri_encoder=encoder.eval(),
-        unet=VideoUNet.from_pretrained(_require_part(_generator_folder(recipe, run_dir))).eval(),
+        unet=load_generator(_require_part(_generator_folder(recipe, run_dir))).eval(),
         vae=foundation.vae,
         scheduler=make_scheduler(dict(foundation.scheduler_config), recipe.reconstruct.scheduler, spacing),
         num_inference_steps=recipe.reconstruct.steps,
@@ -109,17 +109,6 @@ def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: F
 
 def _generator_folder(recipe: Recipe, run_dir: Path) -> Path:
     return run_dir / ("cotrain" if recipe.distill is None else "distill") / "unet"
-
-
-def check_voxels(encoder: AnyEncoder, store: Store) -> None:
-    """Raise ModelError when the encoder's voxels are not the store's."""
-    expected, found = encoder.config.voxel_id, store.voxel_id
-    if encoder.config.num_voxels != store.n_voxels or (expected is not None and expected != found):
-        raise ModelError(
-            f"expected the {encoder.config.num_voxels} voxels the model was trained on (id {str(expected)[:12]}), "
-            f"found {store.n_voxels} in the store (id {found[:12]}): voxels of another subject or selection; prepare "
-            "the same recordings with the same selection, or train a model for this store"
-        )
 
 
 def _require_part(folder: Path) -> Path:

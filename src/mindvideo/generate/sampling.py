@@ -15,7 +15,7 @@ from diffusers import SchedulerMixin
 
 from mindvideo.generate.guidance import guide
 from mindvideo.generate.scheduler import set_timesteps
-from mindvideo.models.video_unet import VideoUNet, share_noise
+from mindvideo.models.interfaces import Generator, share_noise
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def autocast(device: torch.device, is_enabled: bool) -> AbstractContextManager[A
 
 @torch.no_grad()
 def denoise(
-    unet: VideoUNet,
+    unet: Generator,
     scheduler: SchedulerMixin,
     latents: torch.Tensor,
     positive: torch.Tensor,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import FrozenDict
@@ -16,6 +19,18 @@ def forget_path(part: Any) -> None:
     """Take the folder that a model was loaded from out of its configuration: nobody it is given to has that folder."""
     kept = {name: value for name, value in part.config.items() if name != "_name_or_path"}
     part._internal_dict = FrozenDict(kept)
+
+
+def takes_settings_of(parent: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a constructor that hands ``**settings`` on to ``parent`` show, and save, the parent's settings as its own."""
+
+    def decorate(init: Callable[..., None]) -> Callable[..., None]:
+        own = [item for item in inspect.signature(init).parameters.values() if item.kind is not item.VAR_KEYWORD]
+        theirs = list(inspect.signature(parent.__init__).parameters.values())  # type: ignore[misc]
+        init.__signature__ = inspect.Signature([*theirs, *own[1:]])  # type: ignore[attr-defined]
+        return init
+
+    return decorate
 
 
 class WholeModel(ModelMixin, ConfigMixin):
@@ -78,3 +93,15 @@ class WholeModel(ModelMixin, ConfigMixin):
         """Write ``config.json``, without the folder this model came from, and safetensors; arguments as diffusers'."""
         forget_path(self)
         super().save_pretrained(save_directory, **kwargs)
+
+
+Model = TypeVar("Model", bound=WholeModel)
+
+
+def class_named(folder: str | Path, classes: Sequence[type[Model]]) -> type[Model]:
+    """The one of ``classes`` that a folder's ``config.json`` names; the first where it names none of them."""
+    try:
+        name = json.loads((Path(folder) / "config.json").read_text()).get("_class_name")
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        name = None  # what is wrong with the folder, loading it will say
+    return next((found for found in classes if found.__name__ == name), classes[0])

@@ -109,27 +109,37 @@ class MaskedBrainModel(WholeModel):
     ) -> None:
         super().__init__()
         check_scale(input_scale)
-        self.num_patches = count_patches(num_voxels, patch_size)
+        num_patches = count_patches(num_voxels, patch_size)
+        self.build_trunk(num_patches, PatchEmbed(num_patches, patch_size, embed_dim, patch_weights))
+
+    def build_trunk(self, num_tokens: int, embedding: nn.Module) -> None:
+        """Make encoder and decoder by the configuration, for P tokens a scan."""
+        config = self.config
+        width, ratio = config.decoder_embed_dim, config.mlp_ratio
+        self.num_patches = num_tokens
         self.gradient_checkpointing = False
-        self.patch_embed = PatchEmbed(self.num_patches, patch_size, embed_dim, patch_weights)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.register_buffer("pos_embed", position_table(self.num_patches, embed_dim))
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
-        self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
-        self.register_buffer("decoder_pos_embed", position_table(self.num_patches, decoder_embed_dim))
+        self.patch_embed = embedding
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
+        self.register_buffer("pos_embed", position_table(num_tokens, config.embed_dim))
+        self.blocks = nn.ModuleList(Block(config.embed_dim, config.num_heads, ratio) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.embed_dim, eps=1e-5)
+        self.decoder_embed = nn.Linear(config.embed_dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("decoder_pos_embed", position_table(num_tokens, width))
         self.decoder_blocks = nn.ModuleList(
-            Block(decoder_embed_dim, decoder_num_heads, mlp_ratio) for _ in range(decoder_depth)
+            Block(width, config.decoder_num_heads, ratio) for _ in range(config.decoder_depth)
         )
-        self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=1e-5)
-        if patch_weights == "shared":
-            self.decoder_pred: nn.Module = nn.Linear(decoder_embed_dim, patch_size)
-        else:
-            self.decoder_pred = PerPatchLinear(self.num_patches, decoder_embed_dim, patch_size)
+        self.decoder_norm = nn.LayerNorm(width, eps=1e-5)
+        self.decoder_pred = self.new_prediction(num_tokens)
         self.apply(initialise)
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
+
+    def new_prediction(self, num_tokens: int) -> nn.Module:
+        """From the decoder's tokens to the values of their patches."""
+        width, patch = self.config.decoder_embed_dim, self.config.patch_size
+        is_shared = self.config.patch_weights == "shared"
+        return nn.Linear(width, patch) if is_shared else PerPatchLinear(num_tokens, width, patch)
 
     @classmethod
     def from_other_voxels(
@@ -175,6 +185,7 @@ class MaskedBrainModel(WholeModel):
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         mask_ratio: float | None = None,
+        person: torch.Tensor | None = None,
     ) -> MaskedBrainOutput:
         """Mask, encode the visible patches, decode all, and score the masked ones.
 
@@ -186,29 +197,45 @@ class MaskedBrainModel(WholeModel):
         generator : torch.Generator, optional
         mask_ratio : float, optional
             Instead of the model's own.
+        person : Tensor, (B,), int64, optional
+            Whose scans they are, where the model is of several people.
 
         Raises
         ------
         ModelError
             For another number of voxels, misshapen noise, or a ratio that leaves nothing visible or nothing masked.
         """
-        check_fmri(fmri, (None, self.config.num_voxels), "BV", "MaskedBrainModel")
-        patches = self.patches(fmri)
+        tokens = self.embed(fmri, person)
         if noise is None:
             device = generator.device if generator is not None else fmri.device
-            noise = torch.rand(patches.shape[:2], generator=generator, device=device)
-        kept, restore, is_masked = self._choose_patches(noise.to(fmri.device), patches.shape[:2], mask_ratio)
-        tokens = self._decode(self._encode_visible(patches, kept), restore)
-        prediction = self.decoder_pred(tokens).float()
-        error = (prediction - patches.float()).square().mean(dim=-1)
-        each = (error * is_masked).sum(dim=1) / is_masked.sum(dim=1)
+            noise = torch.rand(tokens.shape[:2], generator=generator, device=device)
+        kept, restore, is_masked = self._choose_patches(noise.to(fmri.device), tokens.shape[:2], mask_ratio)
+        is_masked = is_masked & self.counted(person, len(fmri))
+        hidden = self._decode(self._encode_visible(tokens, kept), restore)
+        prediction = self.predict(hidden, person).float()
+        error = self.errors(prediction, self.patches(fmri), person)
+        each = (error * is_masked).sum(dim=1) / is_masked.sum(dim=1).clamp(min=1)
         return MaskedBrainOutput(loss=each.mean(), sample_loss=each, prediction=prediction, is_masked=is_masked)
+
+    def predict(self, hidden: torch.Tensor, person: torch.Tensor | None) -> torch.Tensor:
+        """Scaled values as `patches` gives them, from the decoder's tokens (B, P, decoder width)."""
+        return self.decoder_pred(hidden)
+
+    def errors(
+        self, prediction: torch.Tensor, target: torch.Tensor, person: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Mean squared error of each token's voxels (B, P), of a prediction and a target as `patches` gives them."""
+        return (prediction - target.float()).square().mean(dim=-1)
+
+    def counted(self, person: torch.Tensor | None, count: int) -> torch.Tensor | bool:
+        """Which tokens have voxels, bool (B, P): all of them."""
+        return True
 
     def patches(self, fmri: torch.Tensor) -> torch.Tensor:
         """Scaled scans (B, V) in patches (B, P, patch), as they enter and as they are predicted."""
         return split_patches((fmri - self.config.input_mean) / self.config.input_scale, self.config.patch_size)
 
-    def encode(self, fmri: torch.Tensor) -> torch.Tensor:
+    def encode(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
         """Tokens of whole scans, without class token and mask, as the fMRI encoder computes them.
 
         Parameters
@@ -219,7 +246,7 @@ class MaskedBrainModel(WholeModel):
         -------
         Tensor, (B, P, D)
         """
-        return self.norm(self._run(self.blocks, self._embed(fmri)))
+        return self.norm(self._run(self.blocks, self.embed(fmri, person)))
 
     @torch.no_grad()
     def attention_maps(self, fmri: torch.Tensor) -> torch.Tensor:
@@ -234,16 +261,16 @@ class MaskedBrainModel(WholeModel):
         Tensor, (depth, P), float32
             Mean over heads, queries and scans; each row sums to 1.
         """
-        tokens = self._embed(fmri)
+        tokens = self.embed(fmri)
         maps = []
         for block in cast(list[Block], list(self.blocks)):
             maps.append(block.attn.mean_weights(block.norm1(tokens)).mean(dim=0))
             tokens = block(tokens)
         return torch.stack(maps)
 
-    def _embed(self, fmri: torch.Tensor) -> torch.Tensor:
+    def embed(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
         """All patches with their positions: (B, V) to (B, P, D)."""
-        check_fmri(fmri, (None, self.config.num_voxels), "BV", "MaskedBrainModel")
+        check_fmri(fmri, (None, self.config.num_voxels), "BV", type(self).__name__)
         return self.patch_embed(self.patches(fmri)) + self.pos_embed[:, 1:]
 
     def _choose_patches(
@@ -263,9 +290,8 @@ class MaskedBrainModel(WholeModel):
         restore = order.argsort(dim=1)
         return order[:, :num_kept], restore, restore >= num_kept
 
-    def _encode_visible(self, patches: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """Patches (B, P, patch) and the visible ones' indices (B, K) to tokens (B, 1 + K, D), class token first."""
-        tokens = self.patch_embed(patches) + self.pos_embed[:, 1:]
+    def _encode_visible(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """All tokens (B, P, D) and the visible ones' indices (B, K) to tokens (B, 1 + K, D), class token first."""
         tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
         class_token = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype).expand(len(tokens), -1, -1)
         return self.norm(self._run(self.blocks, torch.cat([class_token, tokens], dim=1)))

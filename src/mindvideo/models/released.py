@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mindvideo.errors import ModelError
-from mindvideo.models.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
+from mindvideo.models.generators.video_unet import VideoUNet
 from mindvideo.models.masked_brain import MaskedBrainModel
-from mindvideo.models.video_unet import VideoUNet
 from mindvideo.models.weight_files import refuse_absent
 
 Weights = dict[str, torch.Tensor]

@@ -10,10 +10,12 @@ import torch
 
 from mindvideo.config import Recipe
 from mindvideo.data.store import Store
+from mindvideo.models.encoders import load_masked_brain, masked_brain_of, new_masked_brain
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.stages import StageContext
-from mindvideo.train.pretrain import fit_scale, new_masked_brain, train_masked_brain
+from mindvideo.train.pretrain import fit_scale, train_masked_brain
 from mindvideo.train.stage import note_disabled, stage_seed
+from mindvideo.voxel_layout import VoxelLayout
 
 STAGE = "adapt"
 
@@ -25,23 +27,23 @@ def subject_scans(store: Store, split: str) -> np.ndarray:
     return np.concatenate([store.fmri(segment) for segment in store.segments(split)])
 
 
-def starting_model(recipe: Recipe, run_dir: Path, scans: np.ndarray) -> MaskedBrainModel:
+def starting_model(recipe: Recipe, run_dir: Path, layout: VoxelLayout, scans: np.ndarray) -> MaskedBrainModel:
     """The pre-trained model on the subject's training scans (N, V), or a new one where ``pretrain`` is switched off."""
-    seed = stage_seed(recipe.seed, STAGE)
-    if not recipe.pretrain.enabled:
-        return new_masked_brain(recipe.encoder, scans.shape[1], recipe.adapt.mask_ratio, seed, fit_scale(scans))
-    torch.manual_seed(seed)  # matrices of single patches start anew
-    return pretrained_model(recipe, run_dir, scans)
+    torch.manual_seed(stage_seed(recipe.seed, STAGE))
+    if recipe.pretrain.enabled:  # matrices of single patches start anew
+        return pretrained_model(recipe, run_dir, layout, scans)
+    architecture, ratio = recipe.encoder.model_dump(), recipe.adapt.mask_ratio
+    return new_masked_brain(recipe.align.encoder, [layout], architecture, mask_ratio=ratio, **fit_scale(scans))
 
 
-def pretrained_model(recipe: Recipe, run_dir: Path, scans: np.ndarray) -> MaskedBrainModel:
+def pretrained_model(recipe: Recipe, run_dir: Path, layout: VoxelLayout, scans: np.ndarray) -> MaskedBrainModel:
     """The model of ``pretrain`` on this subject's voxels, with the scale of the subject's training scans (N, V).
 
     Positions of weights that were given are interpolated.
     """
     positions: Literal["recompute", "interpolate"] = "recompute" if recipe.pretrain.weights is None else "interpolate"
-    pretrained = MaskedBrainModel.from_pretrained(run_dir / "pretrain" / "model")
-    return MaskedBrainModel.from_other_voxels(pretrained, scans.shape[1], positions, **fit_scale(scans))
+    pretrained = load_masked_brain(run_dir / "pretrain" / "model")
+    return masked_brain_of(pretrained, [layout], positions, **fit_scale(scans))
 
 
 def run(context: StageContext) -> None:
@@ -55,6 +57,6 @@ def run(context: StageContext) -> None:
     training = subject_scans(store, "train")
     scans = np.concatenate([training, *(store.fmri(name) for name in store.segments("validation"))])
     rows = np.split(np.arange(len(scans)), [len(training)])
-    model = starting_model(recipe, run_dir, training)
+    model = starting_model(recipe, run_dir, store.layout, training)
     seed = stage_seed(recipe.seed, STAGE)
     train_masked_brain(model, lambda index: scans[index], (rows[0], rows[1]), settings, folder, seed, progress)

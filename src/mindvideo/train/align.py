@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,19 +15,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from mindvideo import processes
-from mindvideo.artefacts import is_intact, read_note, record_files
 from mindvideo.config import Align, Recipe
-from mindvideo.data.disk import write_text
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
-from mindvideo.errors import DataError, TrainingError
-from mindvideo.models.fmri_encoder import FmriEncoder, LowRankHead
+from mindvideo.errors import DataError
+from mindvideo.models.encoders import encoder_arguments, encoder_class, load_masked_brain
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.masked_brain import MaskedBrainModel
-from mindvideo.models.own_encoder import AnyEncoder, OwnEncoder, token_offset
+from mindvideo.models.interfaces import Encoder
 from mindvideo.stages import StageContext
 from mindvideo.train.adapt import pretrained_model, subject_scans
-from mindvideo.train.augmentation import Mixture, augment_fmri
+from mindvideo.train.augmentation import augment_fmri
 from mindvideo.train.features import (
     CROPS,
     Progress,
@@ -39,9 +36,9 @@ from mindvideo.train.features import (
 )
 from mindvideo.train.loop import Batch, Draw, Metrics, train
 from mindvideo.train.pretrain import fit_scale
-from mindvideo.train.ridge import LinearDecoder, fit_linear_decoder, token_r2
 from mindvideo.train.stage import open_foundation, save_memory, save_model, stage_seed, trainable, training_device
 from mindvideo.train.thesaurus import open_thesaurus
+from mindvideo.train.token_regression import TokenRegression, linear_reference
 from mindvideo.train.tokens import TokenTarget
 from mindvideo.train.views import AlignData, DrawnViews, FixedViews, Views
 
@@ -85,7 +82,7 @@ class AlignTask:
 
     Parameters
     ----------
-    encoder : FmriEncoder or OwnEncoder
+    encoder : Encoder
     training : AlignData
     validation : AlignData, optional
         Needed by `validate` only.
@@ -94,25 +91,25 @@ class AlignTask:
         What a window is aligned with each time it is drawn.
     reference : dict
         Figures logged with every validation, such as ridge regression's.
-    teacher : LinearDecoder, optional
-        Ridge regression on the same windows; ``settings.teacher_weight`` is its share of the token targets.
+    regression : TokenRegression, optional
+        Beside the paper's loss, with ``settings.token_weight``.
     """
 
     def __init__(
         self,
-        encoder: AnyEncoder,
+        encoder: Encoder,
         training: AlignData,
         validation: AlignData | None,
         settings: Align,
         views: Views,
         reference: dict[str, float],
         device: torch.device,
-        teacher: LinearDecoder | None = None,
+        regression: TokenRegression | None = None,
     ) -> None:
         """Move the encoder to the device."""
-        self.encoder, self.may_leave_out = encoder.to(device), isinstance(encoder, OwnEncoder)
+        self.encoder, self.may_leave_out = encoder.to(device), encoder.may_leave_out
         self.training, self.validation, self.views = training, validation, views
-        self.settings, self.reference, self.device, self.teacher = settings, reference, device, teacher
+        self.settings, self.reference, self.device, self.regression = settings, reference, device, regression
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The whole encoder and, where there is a contrast, the logits' scale."""
@@ -126,12 +123,8 @@ class AlignTask:
         text, image = self.views(index, rng)
         batch: Batch = {"fmri": data.fmri(index), "text": text}
         batch |= {} if image is None else {"image": image}
-        batch |= {"tokens": data.target.tokens(index)} if settings.token_weight > 0 else {}
-        if settings.mixup > 0:
-            mix = Mixture(len(index), settings.mixup, rng)
-            batch = {name: mix(rows) for name, rows in batch.items()}
-        if "tokens" in batch and settings.teacher_weight > 0:
-            batch["tokens"] = batch["tokens"].lerp(self._taught(batch["fmri"]), settings.teacher_weight)
+        if self.regression is not None:
+            batch = self.regression.add_targets(batch, index, rng)
         batch["fmri"] = augment_fmri(batch["fmri"], settings.sparsify, settings.input_noise, rng)
         return batch | {"index": index}
 
@@ -151,18 +144,11 @@ class AlignTask:
             assert text is not None
             contrast = contrastive_losses(pooled, text, image, scale, settings.loss)[processes.rows(n)]
             total, logged = settings.contrastive_weight * contrast, {"contrastive_loss": contrast.detach().mean()}
-            if "tokens" in batch:
-                token = self.training.target.distances(condition, batch["tokens"])
+            if self.regression is not None:
+                token = self.regression.losses(condition, batch)
                 total = total + settings.token_weight * token
                 logged["token_loss"] = token.detach().mean()
         return total, logged
-
-    def _taught(self, scans_BWV: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, L, C) that ridge regression reads from some scans."""
-        if self.teacher is None:
-            raise TrainingError("expected a linear decoder with align.teacher_weight > 0, found none")
-        tokens = torch.from_numpy(self.teacher.predict(scans_BWV.flatten(1).numpy()))
-        return tokens.unflatten(1, tuple(self.training.target.mean.shape))
 
     def validate(self, step: int) -> dict[str, float]:
         """Token R² beside the mean predictor (0) and ridge, and top-1 retrieval by pooled condition and by tokens.
@@ -236,71 +222,24 @@ def _split_data(
     return AlignData(windows, target, images)
 
 
-def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation) -> AnyEncoder:
+def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation) -> Encoder:
     """The encoder ``align`` starts from; its input's scale is the masked model's, that of the training scans.
 
     What it cannot start from, `mindvideo.preflight.impossible_start` has refused.
     """
-    settings, architecture = recipe.align, recipe.encoder
-    arguments: dict[str, Any] = {
-        "window": settings.window,
-        "condition_length": foundation.condition_length,
-        "condition_width": foundation.condition_width,
-        "token_bias": settings.token_bias,
-        "voxel_id": store.voxel_id,
-    }
+    settings, chosen = recipe.align, encoder_class(recipe.align.encoder)
+    length, width = foundation.condition_length, foundation.condition_width
+    sizes = {"window": settings.window, "condition_length": length, "condition_width": width}
+    own = encoder_arguments(settings.encoder, settings.dropout, settings.encoder_settings)
     scans = subject_scans(store, "train")
     torch.manual_seed(stage_seed(recipe.seed, STAGE))
-    if settings.encoder is not None:
-        own, arguments = settings.encoder_settings or None, arguments | fit_scale(scans)
-        return OwnEncoder(settings.encoder, num_voxels=store.n_voxels, settings=own, **arguments)
-    arguments |= {"dropout": settings.dropout, "layer_norm": settings.layer_norm}
-    arguments |= {"head": settings.head, "head_rank": settings.head_rank}
-    if settings.start_from == "scratch":
-        names = ("patch_size", "patch_weights", "embed_dim", "depth", "num_heads", "mlp_ratio")
-        arguments |= {name: getattr(architecture, name) for name in names} | fit_scale(scans)
-        return FmriEncoder(num_voxels=store.n_voxels, **arguments)
+    if settings.start_from == "scratch" or not chosen.starts_from_masked_brain:
+        return chosen.build([store.layout], sizes | fit_scale(scans), recipe.encoder.model_dump(), **own)
     if recipe.adapt.enabled:
-        masked = MaskedBrainModel.from_pretrained(run_dir / "adapt" / "model")
+        masked = load_masked_brain(run_dir / "adapt" / "model")
     else:
-        masked = pretrained_model(recipe, run_dir, scans)
-    return FmriEncoder.from_masked_brain(masked, **arguments)
-
-
-def start_low_rank_head(head: LowRankHead, target: TokenTarget) -> None:
-    """Let the head's ranks begin as the tokens' principal components, each with its standard deviation."""
-    rank = min(head.spread.in_features, len(target.components))
-    begin = (target.components[:rank] * target.spread[:rank, None].sqrt()).T
-    with torch.no_grad():
-        head.spread.weight.zero_()
-        head.spread.weight[:, :rank] = begin
-
-
-def linear_reference(
-    run_dir: Path, training: AlignData, validation: AlignData | None, key: list[str]
-) -> tuple[LinearDecoder, dict[str, float]]:
-    """Ridge regression on the training windows, kept with the features, and its token R² on validation windows."""
-    path = run_dir / "features" / "ridge.json"
-    kept_decoder = path.with_suffix(".safetensors")
-    kept = read_note(path)
-    if kept.get("key") == key and is_intact(path.parent, kept.get("files")):
-        return LinearDecoder.open(kept_decoder), kept["reference"]
-    decoder = fit_linear_decoder(*_regressed(training))
-    reference = {}
-    if validation is not None:
-        unseen, truth = _regressed(validation)
-        reference["ridge_token_r2"] = token_r2(decoder.predict(unseen), truth, decoder.mean)
-    path.unlink(missing_ok=True)
-    decoder.save(kept_decoder)
-    files = record_files(path.parent, [kept_decoder])
-    write_text(path, json.dumps({"key": key, "reference": reference, "files": files}))
-    return decoder, reference
-
-
-def _regressed(data: AlignData) -> tuple[np.ndarray, np.ndarray]:
-    """Scans (N, W · V) and tokens (N, L · C) of all windows."""
-    every = np.arange(len(data))
-    return data.fmri(every).flatten(1).numpy(), data.target.tokens(every).flatten(1).numpy()
+        masked = pretrained_model(recipe, run_dir, store.layout, scans)
+    return chosen.from_masked_brain(masked, voxel_id=store.voxel_id, **sizes, **own)
 
 
 def run(context: StageContext) -> None:
@@ -319,17 +258,14 @@ def run(context: StageContext) -> None:
     if store.segments("validation"):
         validation = _split_data(recipe, run_dir, store, foundation, text, "validation", progress)
     encoder = new_encoder(recipe, run_dir, store, foundation)
-    if (offset := token_offset(encoder)) is not None:
-        with torch.no_grad():
-            offset.copy_(training.target.mean)
-    if settings.token_weight > 0 and isinstance(encoder, FmriEncoder) and isinstance(encoder.proj_head, LowRankHead):
-        start_low_rank_head(encoder.proj_head, training.target)
+    if settings.token_weight > 0:
+        encoder.start_at(training.target.statistics)
     if settings.loss == "none" and settings.token_weight == 0:
         if processes.is_first():
             (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "enabled": False}) + "\n")
         save_model(encoder, folder / "model")
         return
-    teacher: LinearDecoder | None = None
+    teacher = None
     reference: dict[str, float] = {}
     if validation is not None or settings.teacher_weight > 0:
         key = [store_identity(store), foundation.condition_identity, str(settings.window)]
@@ -341,7 +277,8 @@ def run(context: StageContext) -> None:
     if settings.augmentation == "drawn":
         thesaurus = open_thesaurus(settings.synonyms, training.windows.captions) if settings.word_swap else {}
         views = DrawnViews(training, settings, foundation, thesaurus)
-    task = AlignTask(encoder, training, validation, settings, views, reference, device, teacher)
+    regression = TokenRegression(training, settings, teacher) if settings.token_weight > 0 else None
+    task = AlignTask(encoder, training, validation, settings, views, reference, device, regression)
     train(
         task,
         settings,

@@ -16,15 +16,14 @@ from torch import nn
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
-from mindvideo.models.foundation import Foundation
-from mindvideo.models.video_unet import CLIP_PARTS, VideoUNet, share_noise
+from mindvideo.models.generators import generator_class
+from mindvideo.models.interfaces import Generator, share_noise
 from mindvideo.stages import StageContext
 from mindvideo.train.features import TextFeatures, latent_features, note_long_captions, text_features
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
 from mindvideo.train.stage import note_disabled, open_foundation, save_memory, save_model, stage_seed, training_device
 
 STAGE = "animate"
-TUNED = (*VideoUNet.trainable_names(), "norm_temp")
 VALIDATION_CLIPS = 48
 VALIDATION_BATCH = 8
 
@@ -49,7 +48,7 @@ class Diffusion:
 
     def losses(
         self,
-        unet: VideoUNet,
+        unet: Generator,
         clean_BcFhw: torch.Tensor,
         condition_BLC: torch.Tensor,
         noise_BcFhw: torch.Tensor,
@@ -71,7 +70,7 @@ class Diffusion:
         timestep = torch.randint(self.n_timesteps, (len(clean_BcFhw),))
         return {"clean": clean_BcFhw, "noise": torch.randn(clean_BcFhw.shape), "timestep": timestep}
 
-    def drawn_losses(self, unet: VideoUNet, batch: Batch, condition_BLC: torch.Tensor) -> torch.Tensor:
+    def drawn_losses(self, unet: Generator, batch: Batch, condition_BLC: torch.Tensor) -> torch.Tensor:
         """Losses (B,) of what `draw` gave."""
         clean, noise, timestep = (batch[name].to(condition_BLC.device) for name in ("clean", "noise", "timestep"))
         return self.losses(unet, clean, condition_BLC, noise, timestep)
@@ -104,7 +103,7 @@ class ClipValidation:
         frames, channels, *size = latents.shape[1:]
         self.noise = torch.randn(count, channels, frames, *size, generator=generator)
 
-    def __call__(self, unet: VideoUNet, condition: Callable[[np.ndarray], torch.Tensor]) -> dict[str, float]:
+    def __call__(self, unet: Generator, condition: Callable[[np.ndarray], torch.Tensor]) -> dict[str, float]:
         """``validation_loss`` and ``validation_loss_shuffled``; ``condition`` maps window indices to (B, L, C)."""
         unet.eval()
         sums = {"validation_loss": 0.0, "validation_loss_shuffled": 0.0}
@@ -124,8 +123,8 @@ class AnimateTask:
 
     Parameters
     ----------
-    unet : VideoUNet
-        Only attn1, attn2, attn_temp and norm_temp are trained.
+    unet : Generator
+        Only its ``trained_parts`` are.
     latents : Tensor, (N, F, c, h, w)
     text : TextFeatures
         Holds the training and validation captions and the empty one.
@@ -137,7 +136,7 @@ class AnimateTask:
 
     def __init__(
         self,
-        unet: VideoUNet,
+        unet: Generator,
         diffusion: Diffusion,
         latents: torch.Tensor,
         text: TextFeatures,
@@ -152,7 +151,7 @@ class AnimateTask:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Self-, cross- and temporal attention."""
-        return named_trainable(self.unet, TUNED)
+        return named_trainable(self.unet, self.unet.trained_parts)
 
     def tokens(self, row: torch.Tensor) -> torch.Tensor:
         """Caption tokens (B, L, C) float32 on the device."""
@@ -171,26 +170,6 @@ class AnimateTask:
         return self.diffusion.drawn_losses(self.unet, batch, self.tokens(batch["row"])), {}
 
 
-def start_motion(unet: VideoUNet, foundation: Foundation) -> None:
-    """Put the foundation's temporal attention in place of the identity that inflation begins with.
-
-    Raises
-    ------
-    ModelError
-        Where the names or shapes are not those of the generator's temporal parts.
-    """
-    weights, own = foundation.motion(), unet.state_dict()
-    temporal = {name: tuple(weight.shape) for name, weight in own.items() if any(part in name for part in CLIP_PARTS)}
-    found = {name: tuple(weight.shape) for name, weight in weights.items()}
-    if found != temporal:
-        differing = sorted(name for name in temporal.keys() | found.keys() if temporal.get(name) != found.get(name))
-        raise ModelError(
-            f"expected the foundation's part 'motion' to hold the {len(temporal)} temporal weights of its generator, "
-            f"found {len(differing)} missing, unexpected or misshapen, first {differing[0]}; set animate.motion=none"
-        )
-    unet.load_state_dict(own | weights)
-
-
 def run(context: StageContext) -> None:
     """Inflate the foundation's generator, tune it on captioned training clips and write ``RUN/animate/model``."""
     recipe, run_dir, folder, progress = context
@@ -198,10 +177,8 @@ def run(context: StageContext) -> None:
     seed = stage_seed(recipe.seed, STAGE)
     foundation = open_foundation(recipe)
     torch.manual_seed(seed)
-    is_trained = settings.motion == "foundation"
-    unet = VideoUNet.from_unet2d(foundation.unet, **(foundation.motion_settings if is_trained else {}))
-    if is_trained:
-        start_motion(unet, foundation)
+    motion = (foundation.motion_settings, foundation.motion()) if settings.motion == "foundation" else ()
+    unet = generator_class(settings.generator).from_foundation(foundation.unet, *motion)
     if not settings.enabled:
         note_disabled(folder)
         save_model(unet, folder / "model")

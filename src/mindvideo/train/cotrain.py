@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from mindvideo.config import Cotrain
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
-from mindvideo.errors import ModelError
+from mindvideo.models.encoders import load_encoder
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.own_encoder import AnyEncoder, OwnEncoder, load_encoder
-from mindvideo.models.video_unet import VideoUNet
+from mindvideo.models.generators import load_generator
+from mindvideo.models.interfaces import Encoder, Generator
 from mindvideo.stages import StageContext
-from mindvideo.train.animate import TUNED, ClipValidation, Diffusion, clip_latents
+from mindvideo.train.animate import ClipValidation, Diffusion, clip_latents
 from mindvideo.train.augmentation import augment_fmri
 from mindvideo.train.features import latent_features, require_width, text_features
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
@@ -38,10 +36,10 @@ class CotrainTask:
 
     Parameters
     ----------
-    encoder : FmriEncoder or OwnEncoder
+    encoder : Encoder
         Trained whole.
-    unet : VideoUNet
-        attn1, attn2, attn_temp and norm_temp are trained.
+    unet : Generator
+        Its ``trained_parts`` are trained.
     windows : Windows
         Of N training windows.
     latents : Tensor, (N, F, c, h, w)
@@ -52,8 +50,8 @@ class CotrainTask:
 
     def __init__(
         self,
-        encoder: AnyEncoder,
-        unet: VideoUNet,
+        encoder: Encoder,
+        unet: Generator,
         diffusion: Diffusion,
         windows: Windows,
         latents: torch.Tensor,
@@ -63,7 +61,7 @@ class CotrainTask:
     ) -> None:
         """Move both to the device."""
         self.encoder, self.unet = encoder.to(device), unet.to(device)
-        self.may_leave_out = isinstance(encoder, OwnEncoder)
+        self.may_leave_out = encoder.may_leave_out
         self.diffusion, self.windows, self.latents, self.target = diffusion, windows, latents, target
         self.settings, self.device = settings, device
 
@@ -71,7 +69,9 @@ class CotrainTask:
         """The whole encoder, but for its logits' scale, and the generator's attention."""
         self.encoder.logit_scale.requires_grad_(False)
         parameters = {f"fmri_encoder.{name}": parameter for name, parameter in trainable(self.encoder).items()}
-        return parameters | {f"unet.{name}": parameter for name, parameter in named_trainable(self.unet, TUNED).items()}
+        return parameters | {
+            f"unet.{name}": parameter for name, parameter in named_trainable(self.unet, self.unet.trained_parts).items()
+        }
 
     def lr_of(self, name: str) -> float:
         """``encoder_lr`` for the encoder where it is set."""
@@ -107,15 +107,6 @@ class CotrainTask:
         return diffusion + self.settings.token_weight * token, logged | {"token_loss": token.detach().mean()}
 
 
-def require_voxels(encoder: AnyEncoder, store: Store, where: Path) -> None:
-    """Refuse an encoder that was trained on other voxels than the store's."""
-    if encoder.config.voxel_id not in (None, store.voxel_id):
-        raise ModelError(
-            f"expected an encoder for the {store.n_voxels} voxels of subject {store.subject}, found one for "
-            f"{encoder.config.num_voxels} other voxels in {where}; run align again on this store"
-        )
-
-
 def run(context: StageContext) -> None:
     """Tune encoder and generator together; write ``RUN/cotrain/fmri_encoder`` and ``RUN/cotrain/unet``.
 
@@ -131,10 +122,10 @@ def run(context: StageContext) -> None:
     seed = stage_seed(recipe.seed, STAGE)
     store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), open_foundation(recipe)
     encoder = load_encoder(run_dir / "align" / "model")
-    require_voxels(encoder, store, run_dir / "align" / "model")
+    encoder.require_voxels(store.layout, run_dir / "align" / "model")
     length, width = encoder.config.condition_length, encoder.config.condition_width
     require_width(foundation, length, width, str(run_dir / "align" / "model"))
-    unet = VideoUNet.from_pretrained(run_dir / "animate" / "model")
+    unet = load_generator(run_dir / "animate" / "model")
     if not settings.enabled:
         note_disabled(folder)
     else:
@@ -147,8 +138,8 @@ def _train(
     context: StageContext,
     store: Store,
     foundation: Foundation,
-    encoder: AnyEncoder,
-    unet: VideoUNet,
+    encoder: Encoder,
+    unet: Generator,
     seed: int,
 ) -> None:
     recipe, run_dir, folder, progress = context

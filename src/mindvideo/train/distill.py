@@ -18,8 +18,9 @@ from mindvideo.config import Distill, Recipe, Reconstruct
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import SettingError
-from mindvideo.models.own_encoder import AnyEncoder, load_encoder
-from mindvideo.models.video_unet import VideoUNet, share_noise
+from mindvideo.models.encoders import load_encoder
+from mindvideo.models.generators import load_generator
+from mindvideo.models.interfaces import Encoder, Generator, share_noise
 from mindvideo.stages import StageContext
 from mindvideo.train.animate import VALIDATION_BATCH, VALIDATION_CLIPS, Diffusion, clip_latents
 from mindvideo.train.augmentation import augment_fmri
@@ -79,7 +80,7 @@ class Teacher:
 
     Attributes
     ----------
-    unet : VideoUNet
+    unet : Generator
         Frozen.
     ddim : Ddim
         Its noise schedule and steps.
@@ -89,7 +90,7 @@ class Teacher:
         Guided steps for one of the student's.
     """
 
-    unet: VideoUNet
+    unet: Generator
     ddim: Ddim
     settings: Reconstruct
     steps: int
@@ -138,9 +139,9 @@ class DistillTask:
 
     Parameters
     ----------
-    student : VideoUNet
+    student : Generator
         All of it is trained; it starts as the teacher.
-    encoder : FmriEncoder or OwnEncoder
+    encoder : Encoder
         Frozen.
     windows : Windows
         N training windows; their mean, or the empty caption, is the negative, as the teacher's settings say.
@@ -151,9 +152,9 @@ class DistillTask:
 
     def __init__(
         self,
-        student: VideoUNet,
+        student: Generator,
         teacher: Teacher,
-        encoder: AnyEncoder,
+        encoder: Encoder,
         windows: Windows,
         latents: torch.Tensor,
         text: TextFeatures,
@@ -300,7 +301,7 @@ def run(context: StageContext) -> None:
             f"{settings.sampler_steps} and {settings.teacher_steps}; lower one of them"
         )
     encoder = load_encoder(run_dir / "cotrain" / "fmri_encoder")
-    student, unet = (VideoUNet.from_pretrained(run_dir / "cotrain" / "unet") for _ in range(2))
+    student, unet = (load_generator(run_dir / "cotrain" / "unet") for _ in range(2))
     windows = Windows(store, "train", encoder.config.window)
     text = text_features(run_dir, store, foundation, recipe, progress)
     latents = latent_features(run_dir, store, foundation, "train", progress=progress)

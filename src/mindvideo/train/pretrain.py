@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from mindvideo.config import Adapt, MaskedBrain, Pretrain
+from mindvideo.config import Adapt, Pretrain
 from mindvideo.data.readers.hcp import BrainSegments
 from mindvideo.errors import DataError
+from mindvideo.models.encoders import load_masked_brain, new_masked_brain
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.stages import Progress, StageContext
 from mindvideo.train.loop import Batch, Draw, Metrics, train
@@ -82,8 +83,8 @@ class MaskedBrainTask:
                 output = self.model(fmri, generator=generator)
                 truth = self.model.patches(fmri)
                 for name, guess in (("validation_loss", output.prediction), ("mean_predictor_loss", mean)):
-                    errors[name] += float((guess - truth)[output.is_masked].double().square().sum())
-                masked += int(output.is_masked.sum()) * truth.shape[-1]
+                    errors[name] += float((self.model.errors(guess, truth) * output.is_masked).double().sum())
+                masked += int(output.is_masked.sum())
         return {name: error / masked for name, error in errors.items()}
 
     def _fmri(self, index: np.ndarray) -> torch.Tensor:
@@ -117,14 +118,6 @@ def fit_scale(fmri: np.ndarray) -> dict[str, float]:
     return {"input_mean": mean, "input_scale": scale}
 
 
-def new_masked_brain(
-    encoder: MaskedBrain, num_voxels: int, mask_ratio: float, seed: int, scale: dict[str, float]
-) -> MaskedBrainModel:
-    """A new masked brain model of the recipe's architecture, its weights drawn from ``seed``."""
-    torch.manual_seed(seed)
-    return MaskedBrainModel(num_voxels=num_voxels, mask_ratio=mask_ratio, **scale, **encoder.model_dump())
-
-
 def run(context: StageContext) -> None:
     """Pre-train on ``RUN/prepare/hcp.zarr``, or take ``pretrain.weights``, and write ``RUN/pretrain/model``."""
     recipe, run_dir, folder, progress = context
@@ -133,7 +126,7 @@ def run(context: StageContext) -> None:
         note_disabled(folder)
         return
     if settings.weights is not None:
-        model = MaskedBrainModel.from_pretrained(settings.weights)
+        model = load_masked_brain(settings.weights)
         note_disabled(folder)
         save_model(model, folder / "model")
         return
@@ -141,7 +134,9 @@ def run(context: StageContext) -> None:
     segments = BrainSegments.open(run_dir / "prepare" / "hcp.zarr")
     rows, held_out = split_rows(len(segments), settings.validation_share)
     scale = fit_scale(segments.take(spread(rows, 4 * VALIDATION_ROWS)))
-    model = new_masked_brain(recipe.encoder, segments.n_voxels, settings.mask_ratio, seed, scale)
+    torch.manual_seed(seed)
+    layouts, architecture = [segments.layout], recipe.encoder.model_dump()
+    model = new_masked_brain(recipe.align.encoder, layouts, architecture, mask_ratio=settings.mask_ratio, **scale)
     train_masked_brain(model, segments.take, (rows, held_out), settings, folder, seed, progress)
 
 

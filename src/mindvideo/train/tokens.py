@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from mindvideo.models.interfaces import TokenStatistics
 from mindvideo.train.features import TextFeatures
 from mindvideo.train.ridge import principal_components
 
@@ -56,6 +57,11 @@ class TokenTarget:
         scaled = (self.text.tokens[self._rows].float() - self.mean).flatten(1) * self._share.sqrt()[:, None]
         components, variances = principal_components(scaled.numpy())
         return torch.from_numpy(components), torch.from_numpy(variances)
+
+    @property
+    def statistics(self) -> TokenStatistics:
+        """What an encoder may start at."""
+        return TokenStatistics(self.mean, self.components, self.spread)
 
     @property
     def components(self) -> torch.Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from scipy.signal import correlate
 
-from mindvideo.atlas import hierarchy_order, parse_areas
+from mindvideo.atlas import area_labels, hierarchy_order, parse_areas
 from mindvideo.data.disk import StoreLock, disk_errors, flush_folder, link_folder
 from mindvideo.data.hcp_windows import read_cifti_windows, stream_npz_windows
 from mindvideo.data.intact import as_damage, record_content, refuse_damaged_segments, refuse_other_content
@@ -25,6 +25,7 @@ from mindvideo.data.store import listed
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file, require_content, walk_files
 from mindvideo.stages import Progress
+from mindvideo.voxel_layout import VoxelLayout
 
 FORMAT = "mindvideo-hcp"
 VERSION = 1
@@ -436,6 +437,12 @@ class BrainSegments:
     def n_voxels(self) -> int:
         """Number of voxels V."""
         return int(self._array.shape[1])
+
+    @property
+    def layout(self) -> VoxelLayout:
+        """Which voxels these are."""
+        area = None if self.vertex is None else area_labels()[self.vertex]
+        return VoxelLayout(self.n_voxels, None, self.vertex, area)
 
     def take(self, index: np.ndarray) -> np.ndarray:
         """Rows in the given order, float32 (B, V).

@@ -10,10 +10,9 @@ Shapes: B clips, F frames, C channels, H W latent pixels, N = H·W tokens of a f
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from mindvideo.errors import ModelError
-from mindvideo.models.loading import WholeModel
+from mindvideo.models.interfaces import Generator
+from mindvideo.models.loading import takes_settings_of
 from mindvideo.models.transformer import attend
 
 FAMILY_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
@@ -253,45 +253,7 @@ class VideoTransformerBlock(BasicTransformerBlock):
         return tokens + mixed.transpose(1, 2).flatten(0, 1)
 
 
-def _takes_settings_of(parent: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let a constructor that hands ``**settings`` on to ``parent`` show, and save, the parent's settings as its own."""
-
-    def decorate(init: Callable[..., None]) -> Callable[..., None]:
-        own = [item for item in inspect.signature(init).parameters.values() if item.kind is not item.VAR_KEYWORD]
-        theirs = list(inspect.signature(parent.__init__).parameters.values())  # type: ignore[misc]
-        init.__signature__ = inspect.Signature([*theirs, *own[1:]])  # type: ignore[attr-defined]
-        return init
-
-    return decorate
-
-
-def share_noise(unet: nn.Module, noise: torch.Tensor) -> torch.Tensor:
-    """Noise of which any two frames of a clip correlate as the denoiser's setting ``noise_share`` says.
-
-    Frames that begin alike end alike where nothing moves (Ge et al., Preserve Your Own Correlation, 2023). The map is the
-    symmetric square root of the frames' covariance, so that it takes no further random numbers.
-
-    Parameters
-    ----------
-    unet : Module
-        A denoiser; without the setting in its ``config`` the noise stays as it is.
-    noise : Tensor, (B, C, F, H, W)
-        Independent standard normal numbers.
-
-    Returns
-    -------
-    Tensor, (B, C, F, H, W)
-        Standard normal, correlated over F.
-    """
-    share = getattr(unet, "config", {}).get("noise_share", 0.0)
-    if not share or noise.shape[2] == 1:
-        return noise
-    own = (1 - share) ** 0.5
-    common = (1 - share + share * noise.shape[2]) ** 0.5 - own
-    return own * noise + common * noise.mean(2, keepdim=True)
-
-
-class VideoUNet(WholeModel, UNet2DConditionModel):
+class VideoUNet(Generator, UNet2DConditionModel):
     """Denoiser of clips.
 
     Parameters
@@ -320,9 +282,10 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
     """
 
     conv_norm_out: nn.GroupNorm
+    trained_parts = ("attn1", "attn2", "attn_temp", "norm_temp")  # paper section 3.4; the norm before attn_temp is ours
 
     @register_to_config
-    @_takes_settings_of(UNet2DConditionModel)
+    @takes_settings_of(UNet2DConditionModel)
     def __init__(
         self,
         *,
@@ -370,10 +333,34 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
         nn.Module.to(video, device=unet.device, dtype=unet.dtype)
         return video
 
-    @staticmethod
-    def trainable_names() -> tuple[str, ...]:
-        """Parts of the names of the parameters that ``animate`` and ``cotrain`` train (paper section 3.4)."""
-        return ("attn1", "attn2", "attn_temp")
+    @classmethod
+    def from_foundation(
+        cls,
+        unet: nn.Module,
+        settings: Mapping[str, Any] | None = None,
+        motion: Mapping[str, torch.Tensor] | None = None,
+    ) -> VideoUNet:
+        """`from_unet2d`, with the foundation's temporal attention in place of the identity where it is given.
+
+        Raises
+        ------
+        ModelError
+            For a UNet of another family, or weights whose names or shapes are not those of the temporal parts.
+        """
+        video = cls.from_unet2d(cast(UNet2DConditionModel, unet), **(settings or {}))
+        if motion is None:
+            return video
+        own = video.state_dict()
+        temporal = {name: weight.shape for name, weight in own.items() if any(part in name for part in CLIP_PARTS)}
+        found = {name: weight.shape for name, weight in motion.items()}
+        if found != temporal:
+            differing = sorted(n for n in temporal.keys() | found.keys() if temporal.get(n) != found.get(n))
+            raise ModelError(
+                f"expected the foundation's part 'motion' to hold the {len(temporal)} temporal weights of its generator, "
+                f"found {len(differing)} missing, unexpected or misshapen, first {differing[0]}; set animate.motion=none"
+            )
+        video.load_state_dict(own | dict(motion))
+        return video
 
     def get_aug_embed(self, emb: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor | None:
         """What is added to the timestep's embedding (B·F, width): which frame it is, where that is told."""
@@ -413,7 +400,7 @@ class VideoUNet(WholeModel, UNet2DConditionModel):
         elif timestep.numel() != 1:
             raise ModelError(f"expected one timestep or {batch}, found shape {tuple(timestep.shape)}")
         folded = latents.transpose(1, 2).flatten(0, 1)
-        sample = super().forward(folded, timestep, condition).sample
+        sample = UNet2DConditionModel.forward(self, folded, timestep, condition).sample
         sample = sample.unflatten(0, (batch, frames)).transpose(1, 2)
         return UNet2DConditionOutput(sample=sample) if return_dict else (sample,)
 

@@ -1,0 +1,102 @@
+"""Encoders of fMRI, by the name a recipe gives them (`align.encoder`).
+
+Another one is a file here whose class offers what `mindvideo.models.interfaces.Encoder` lists, and a line in `ENCODERS`; or a
+class anywhere, named ``module:Class``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mindvideo.config import MaskedBrain
+from mindvideo.errors import SettingError
+from mindvideo.models.encoders.areas import AreaEncoder
+from mindvideo.models.encoders.custom import CustomEncoder, import_encoder
+from mindvideo.models.encoders.fmri_encoder import FmriEncoder
+from mindvideo.models.encoders.read_out import ReadOutEncoder
+from mindvideo.models.interfaces import Encoder, only_person
+from mindvideo.models.loading import class_named
+from mindvideo.models.masked_areas import MaskedAreaModel
+from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.voxel_layout import VoxelLayout
+
+BY_RECIPE = {"self", "num_voxels", "layouts", "voxel_id", "window", "condition_length", "condition_width", "dropout"}
+BY_RECIPE |= {"input_mean", "input_scale", *MaskedBrain.model_fields}
+"""Constructor's arguments that other settings, the recordings and the foundation determine."""
+
+ENCODERS: dict[str, type[Encoder]] = {"paper": FmriEncoder, "read_out": ReadOutEncoder, "areas": AreaEncoder}
+
+
+def encoder_class(name: str) -> type[Encoder]:
+    """The class behind a name of `ENCODERS` or ``module:Class``; SettingError for neither."""
+    if name in ENCODERS:
+        return ENCODERS[name]
+    if ":" not in name:
+        raise SettingError(f"expected align.encoder to be one of {', '.join(ENCODERS)} or module:Class, found '{name}'")
+    import_encoder(name)
+    return CustomEncoder
+
+
+def encoder_arguments(name: str, dropout: float, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `Encoder.build` is told of this encoder alone, by the recipe's ``align.dropout`` and ``align.encoder_settings``.
+
+    Raises
+    ------
+    SettingError
+        For a setting that one of our encoders has not. What a class of the user's own takes, it says itself.
+    """
+    if name not in ENCODERS:
+        return {"encoder": name, "encoder_settings": dict(settings)}
+    offered = sorted(set(inspect.signature(ENCODERS[name].__init__).parameters) - BY_RECIPE)
+    unknown = sorted(set(settings) - set(offered))
+    if unknown:
+        raise SettingError(
+            f"expected align.encoder_settings of the encoder '{name}' among {', '.join(offered)}, found {', '.join(unknown)}"
+        )
+    return {"dropout": dropout, **settings}
+
+
+def load_encoder(folder: str | Path, **kwargs: Any) -> Encoder:
+    """The encoder in a folder, of the class its ``config.json`` names; arguments as `WholeModel.from_pretrained`."""
+    return class_named(folder, [*ENCODERS.values(), CustomEncoder]).from_pretrained(folder, **kwargs)
+
+
+def new_masked_brain(
+    name: str, layouts: Sequence[VoxelLayout], architecture: Mapping[str, Any], **settings: Any
+) -> MaskedBrainModel:
+    """A new masked brain model that the encoder ``name`` can go on from.
+
+    Parameters
+    ----------
+    layouts : sequence of VoxelLayout
+        One a person.
+    architecture : mapping
+        The recipe's section ``encoder``.
+    **settings
+        ``mask_ratio``, ``input_mean``, ``input_scale``.
+    """
+    if name == "areas":
+        chosen = {part: value for part, value in architecture.items() if not part.startswith("patch_")}
+        return MaskedAreaModel([layout.to_config() for layout in layouts], **chosen, **settings)
+    return MaskedBrainModel(only_person(layouts, name).num_voxels, **architecture, **settings)
+
+
+def load_masked_brain(folder: str | Path) -> MaskedBrainModel:
+    """The masked brain model in a folder, of the class its ``config.json`` names."""
+    return class_named(folder, [MaskedBrainModel, MaskedAreaModel]).from_pretrained(folder)
+
+
+def masked_brain_of(
+    model: MaskedBrainModel,
+    layouts: Sequence[VoxelLayout],
+    positions: Literal["recompute", "interpolate"] = "recompute",
+    **scale: float,
+) -> MaskedBrainModel:
+    """A masked brain model of other voxels that goes on from ``model``, see `MaskedBrainModel.from_other_voxels`."""
+    if isinstance(model, MaskedAreaModel):
+        return MaskedAreaModel.from_other_people(model, layouts, **scale)
+    voxels = only_person(layouts, "paper").num_voxels
+    return MaskedBrainModel.from_other_voxels(model, voxels, positions, **scale)

@@ -1,0 +1,108 @@
+"""An encoder whose tokens are cortical areas, for one person or several (docs/method.md, Tokens that are areas).
+
+The whole cortex is then 360 tokens a scan instead of some 3,700 patches, attention is attention between named areas, and a
+token means the same in every person: each has matrices from its own voxels to the areas, everything behind is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import register_to_config
+
+from mindvideo.models.area_maps import AreaMaps
+from mindvideo.models.encoders.read_out import ReadOut
+from mindvideo.models.masked_areas import MaskedAreaModel
+from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.models.transformer import check_scale
+from mindvideo.voxel_layout import VoxelLayout
+
+ARCHITECTURE = ("embed_dim", "depth", "num_heads", "mlp_ratio")
+
+
+class AreaEncoder(ReadOut):
+    """Scans to tokens that are areas, the paper's blocks, and a `LowRankHead`.
+
+    Parameters
+    ----------
+    layouts : list of dict
+        `VoxelLayout.to_config` of each person.
+    window, embed_dim, depth, num_heads, mlp_ratio, condition_length, condition_width, dropout, layer_norm
+        As in `FmriEncoder`.
+    head_rank : int
+        Linear combinations of a window's tokens that the condition is read from.
+    input_mean, input_scale, voxel_id, has_temporal_attention
+        As in `FmriEncoder`; ``voxel_id`` is the first person's.
+    num_voxels : int, optional
+        Of the person who has most; counted from the layouts.
+
+    Raises
+    ------
+    SettingError
+        For voxels without a known place.
+    """
+
+    many_people = True
+
+    @register_to_config
+    def __init__(
+        self,
+        layouts: list[dict[str, Any]],
+        window: int = 2,
+        embed_dim: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        mlp_ratio: float = 1.0,
+        condition_length: int = 77,
+        condition_width: int = 768,
+        dropout: float = 0.6,
+        layer_norm: bool = False,
+        head_rank: int = 256,
+        input_mean: float = 0.0,
+        input_scale: float = 1.0,
+        voxel_id: str | None = None,
+        has_temporal_attention: bool | None = None,
+        num_voxels: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_scale(input_scale)
+        self.settle_attention(has_temporal_attention)
+        maps = AreaMaps([VoxelLayout.from_config(layout) for layout in layouts], embed_dim)
+        self.register_to_config(num_voxels=maps.voxels)
+        self.build_trunk(maps.num_areas, maps)
+
+    @classmethod
+    def build(
+        cls, layouts: Sequence[VoxelLayout], sizes: Mapping[str, Any], architecture: Mapping[str, Any], **settings: Any
+    ) -> Self:
+        """A new encoder, see `Encoder.build`."""
+        chosen = {name: architecture[name] for name in ARCHITECTURE}
+        kept = [layout.to_config() for layout in layouts]
+        return cls(layouts=kept, voxel_id=layouts[0].voxel_id, **chosen, **sizes, **settings)
+
+    @classmethod
+    def from_masked_brain(
+        cls, model: MaskedBrainModel, *, window: int, condition_length: int, condition_width: int, **settings: Any
+    ) -> Self:
+        """An encoder that goes on from a `MaskedAreaModel` of the same people: its `tokens` equal ``model.encode``."""
+        assert isinstance(model, MaskedAreaModel)
+        shared = {name: model.config[name] for name in ("layouts", *ARCHITECTURE, "input_mean", "input_scale")}
+        sizes = {"window": window, "condition_length": condition_length, "condition_width": condition_width}
+        encoder = cls(**shared, **sizes, **settings)
+        encoder.take_trunk(model)
+        return encoder
+
+    def token_voxels(self, person: int = 0) -> list[np.ndarray]:
+        """Voxels of each area."""
+        assert isinstance(self.patch_embed, AreaMaps)
+        return self.patch_embed.members[person]
+
+    def embed(self, fmri: torch.Tensor, person: torch.Tensor | None) -> torch.Tensor:
+        """Areas' tokens with their positions: (B, W, V) to (B, W, A, D)."""
+        assert isinstance(self.patch_embed, AreaMaps)
+        batch, window = fmri.shape[:2]
+        people = None if person is None else person.repeat_interleave(window)
+        return self.patch_embed.encode(self.scaled(fmri).flatten(0, 1), people).unflatten(0, (batch, window))

@@ -1,0 +1,350 @@
+"""The fMRI encoder with spatiotemporal attention: a window of scans to condition tokens (docs/method.md, The encoder, paper 3.3).
+
+Shapes: B batch, W scans per window, V voxels, P patches, D embedding, L condition tokens, C condition width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from mindvideo.models.interfaces import Encoder, VoxelLayout, only_person
+from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.models.transformer import (
+    Attention,
+    Mlp,
+    PatchEmbed,
+    PatchWeights,
+    check_fmri,
+    check_scale,
+    count_patches,
+    initialise,
+    position_table,
+    split_patches,
+)
+
+
+class StochasticDepth(nn.Module):
+    """Drop a residual branch of whole windows with probability ``rate`` in training, scaling the others up."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        """Branch (B, ...) to (B, ...)."""
+        if not self.training or self.rate == 0.0:
+            return branch
+        shape = (len(branch),) + (1,) * (branch.ndim - 1)
+        is_kept = torch.rand(shape, device=branch.device) >= self.rate
+        return branch * (is_kept / (1.0 - self.rate)).to(branch.dtype)
+
+
+class WindowBlock(nn.Module):
+    """A pre-norm block: attention over the patches of each scan, then over the scans of each patch, then the MLP."""
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, dropout: float, has_temporal_attention: bool
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-5)
+        self.attn = Attention(dim, num_heads)
+        self.norm_temp = nn.LayerNorm(dim, eps=1e-5) if has_temporal_attention else None
+        self.attn_temp = Attention(dim, num_heads) if has_temporal_attention else None
+        self.norm2 = nn.LayerNorm(dim, eps=1e-5)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = StochasticDepth(dropout)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, W, P, D) to (B, W, P, D)."""
+        return self.mix_features(self.mix_scans(self.mix_patches(tokens)))
+
+    def mix_patches(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Add the attention over the P patches of each scan."""
+        mixed = self.attn(self.norm1(tokens).flatten(0, 1))
+        return tokens + self.drop_path(mixed.view_as(tokens))
+
+    def scans_by_patch(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Normalised tokens (B, W, P, D) as temporal attention sees them, (B·P, W, D)."""
+        assert self.norm_temp is not None
+        return self.norm_temp(tokens).transpose(1, 2).flatten(0, 1)
+
+    def mix_scans(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Add the attention over the W scans of each patch."""
+        if self.attn_temp is None:
+            return tokens
+        mixed = self.attn_temp(self.scans_by_patch(tokens))
+        return tokens + self.drop_path(mixed.unflatten(0, (tokens.shape[0], tokens.shape[2])).transpose(1, 2))
+
+    def mix_features(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Add the MLP."""
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+
+
+class ProjectionHead(nn.Module):
+    """All tokens of a window, side by side, to the condition tokens."""
+
+    def __init__(
+        self,
+        num_tokens: int,
+        embed_dim: int,
+        length: int,
+        width: int,
+        dropout: float,
+        has_layer_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.channel_mapper = nn.Linear(num_tokens, length, bias=False)
+        self.projection = nn.Linear(embed_dim, width, bias=False)
+        self.fc = nn.Linear(width, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.layer_norm = nn.LayerNorm(width, eps=1e-5) if has_layer_norm else None
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, W·P, D) to condition (B, L, C)."""
+        mapped = self.channel_mapper(tokens.transpose(1, 2)).transpose(1, 2)
+        projected = self.projection(mapped)
+        condition = projected + self.dropout(self.fc(F.gelu(projected)))
+        return condition if self.layer_norm is None else self.layer_norm(condition)
+
+
+class WindowTransformer(Encoder):
+    """Tokens of each scan, `WindowBlock` after `WindowBlock`, and a head: what the paper's encoder shares with others.
+
+    A subclass calls `build_trunk` at the end of its constructor and offers `embed`.
+    """
+
+    _supports_gradient_checkpointing = True
+    starts_from_masked_brain = True
+
+    def build_trunk(self, num_tokens: int, embedding: nn.Module) -> None:
+        """Make the blocks and the head by the configuration, for T tokens a scan."""
+        config = self.config
+        width = config.embed_dim
+        self.gradient_checkpointing = False
+        self.patch_embed = embedding
+        self.register_buffer("cls_token", torch.zeros(1, 1, width))
+        self.register_buffer("mask_token", torch.zeros(1, 1, width))
+        self.register_buffer("pos_embed", position_table(num_tokens, width))
+        mixes_scans = config.has_temporal_attention
+        self.blocks = nn.ModuleList(
+            WindowBlock(width, config.num_heads, config.mlp_ratio, config.dropout, mixes_scans)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-5)
+        self.proj_head = self.new_head(config.window * num_tokens)
+        self.add_logit_scale()
+        self.apply(initialise)
+        for block in self._window_blocks():
+            if block.attn_temp is not None:  # starts as identity; its bias is zero already
+                nn.init.zeros_(block.attn_temp.proj.weight)
+
+    def new_head(self, num_tokens: int) -> nn.Module:
+        """The paper's head of W·T tokens."""
+        config = self.config
+        sizes = (num_tokens, config.embed_dim, config.condition_length, config.condition_width)
+        return ProjectionHead(*sizes, config.dropout, config.layer_norm)
+
+    def take_trunk(self, model: MaskedBrainModel) -> None:
+        """Go on from a masked brain model's weights, on its device and in its precision."""
+        parts = ("patch_embed.", "cls_token", "pos_embed", "blocks.", "norm.")
+        copied = {name: weight for name, weight in model.state_dict().items() if name.startswith(parts)}
+        self.load_state_dict(self.state_dict() | copied)
+        nn.Module.to(self, device=model.device, dtype=model.dtype)
+
+    def settle_attention(self, has_temporal_attention: bool | None) -> None:
+        """Give a window of one scan no temporal attention where nothing is said of it."""
+        if has_temporal_attention is None:
+            self.register_to_config(has_temporal_attention=self.config.window > 1)
+
+    def embed(self, fmri: torch.Tensor, person: torch.Tensor | None) -> torch.Tensor:
+        """Tokens of each scan with their positions: (B, W, V) to (B, W, T, D)."""
+        raise NotImplementedError
+
+    def scaled(self, fmri: torch.Tensor) -> torch.Tensor:
+        """Scans (B, W, V) as the model takes them; ModelError for another window or number of voxels."""
+        check_fmri(fmri, (None, self.config.window, self.config.num_voxels), "BWV", type(self).__name__)
+        return (fmri - self.config.input_mean) / self.config.input_scale
+
+    def forward(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
+        """Condition of each window.
+
+        Parameters
+        ----------
+        fmri : Tensor, (B, W, V), float32
+        person : Tensor, (B,), int64, optional
+
+        Returns
+        -------
+        Tensor, (B, L, C)
+
+        Raises
+        ------
+        ModelError
+            For another window or another number of voxels.
+        """
+        return self.proj_head(self.tokens(fmri, person).flatten(1, 2))
+
+    def tokens(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
+        """Tokens before the head: fMRI (B, W, V) to (B, W, T, D)."""
+        tokens = self.embed(fmri, person)
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = self._gradient_checkpointing_func(block, tokens)
+            else:
+                tokens = block(tokens)
+        return self.norm(tokens)
+
+    @torch.no_grad()
+    def attention_maps(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
+        """Attention each token receives from the tokens of its scan: (depth, T), see `Encoder.attention_maps`."""
+        tokens = self.embed(fmri, person)
+        maps = []
+        for block in self._window_blocks():
+            maps.append(block.attn.mean_weights(block.norm1(tokens).flatten(0, 1)).mean(dim=0))
+            tokens = block(tokens)
+        return torch.stack(maps)
+
+    @torch.no_grad()
+    def temporal_attention(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Attention between the scans of a window: (depth, W, W), see `Encoder.temporal_attention`."""
+        if not self.config.has_temporal_attention:
+            return None
+        tokens = self.embed(fmri, person)
+        maps = []
+        for block in self._window_blocks():
+            assert block.attn_temp is not None
+            tokens = block.mix_patches(tokens)
+            maps.append(block.attn_temp.mean_weights(block.scans_by_patch(tokens)))
+            tokens = block.mix_features(block.mix_scans(tokens))
+        return torch.stack(maps)
+
+    def _window_blocks(self) -> list[WindowBlock]:
+        return cast(list[WindowBlock], list(self.blocks))
+
+
+class FmriEncoder(WindowTransformer):
+    """The paper's encoder of one person's fMRI.
+
+    Parameters
+    ----------
+    num_voxels : int
+        V; a last partial patch is wrapped around.
+    window : int
+        W, scans per window.
+    patch_size, patch_weights, embed_dim, depth, num_heads, mlp_ratio
+        As in `MaskedBrainModel`.
+    condition_length, condition_width : int
+        L and C of the text encoder whose place the condition takes.
+    dropout : float
+        Stochastic depth of every block and dropout of the projection head.
+    layer_norm : bool
+        Normalise the condition.
+    input_mean, input_scale : float
+        The scans are taken as (fmri - input_mean) / input_scale.
+    voxel_id : str, optional
+        Which voxels the encoder was trained on (the store's ``voxel_id``).
+    has_temporal_attention : bool, optional
+        Without it the blocks are those of a masked brain model. By default a window of one scan has none: the paper's
+        encoder then "falls back to a normal MBM encoder" (section 5).
+
+    Notes
+    -----
+    ``pos_embed`` is fixed, and ``cls_token`` and ``mask_token``, which released files hold, take no part: the three are
+    saved, but buffers rather than parameters.
+
+    References
+    ----------
+    Chen, Qing, Zhou, Cinematic Mindscapes, 2023, section 3.3, Eq. 1–2.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_voxels: int,
+        window: int = 2,
+        patch_size: int = 16,
+        patch_weights: PatchWeights = "shared",
+        embed_dim: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        mlp_ratio: float = 1.0,
+        condition_length: int = 77,
+        condition_width: int = 768,
+        dropout: float = 0.6,
+        layer_norm: bool = False,
+        input_mean: float = 0.0,
+        input_scale: float = 1.0,
+        voxel_id: str | None = None,
+        has_temporal_attention: bool | None = None,
+    ) -> None:
+        super().__init__()
+        check_scale(input_scale)
+        self.settle_attention(has_temporal_attention)
+        self.num_patches = count_patches(num_voxels, patch_size)
+        self.build_trunk(self.num_patches, PatchEmbed(self.num_patches, patch_size, embed_dim, patch_weights))
+
+    @classmethod
+    def build(
+        cls, layouts: Sequence[VoxelLayout], sizes: Mapping[str, Any], architecture: Mapping[str, Any], **settings: Any
+    ) -> Self:
+        """A new encoder, see `Encoder.build`; SettingError for more than one person."""
+        layout = only_person(layouts, cls.__name__)
+        names = ("patch_size", "patch_weights", "embed_dim", "depth", "num_heads", "mlp_ratio")
+        chosen = {name: architecture[name] for name in names}
+        return cls(num_voxels=layout.num_voxels, voxel_id=layout.voxel_id, **chosen, **sizes, **settings)
+
+    @classmethod
+    def from_masked_brain(
+        cls,
+        model: MaskedBrainModel,
+        *,
+        window: int,
+        condition_length: int,
+        condition_width: int,
+        **settings: Any,
+    ) -> Self:
+        """An encoder that starts from the masked brain model's; temporal attention is identity, the head is new.
+
+        Parameters
+        ----------
+        model : MaskedBrainModel
+            Of the same voxels.
+        window, condition_length, condition_width : int
+        **settings
+            The other settings that the masked brain model does not determine: ``dropout``, ``layer_norm``, ``voxel_id``,
+            ``has_temporal_attention``, and those of a subclass.
+
+        Returns
+        -------
+        FmriEncoder
+            Its `tokens` of every scan equal ``model.encode`` of that scan.
+        """
+        shared = ("num_voxels", "patch_size", "patch_weights", "embed_dim", "depth", "num_heads", "mlp_ratio",
+                  "input_mean", "input_scale")  # fmt: skip
+        encoder = cls(
+            window=window,
+            condition_length=condition_length,
+            condition_width=condition_width,
+            **{name: model.config[name] for name in shared},
+            **settings,
+        )
+        encoder.take_trunk(model)
+        return encoder
+
+    def token_voxels(self, person: int = 0) -> list[np.ndarray]:
+        """Voxels of each patch; the last one wraps around to the first voxels."""
+        places = np.arange(self.num_patches * self.config.patch_size) % self.config.num_voxels
+        return list(places.reshape(self.num_patches, -1))
+
+    def embed(self, fmri: torch.Tensor, person: torch.Tensor | None) -> torch.Tensor:
+        """Scaled patches with their positions: (B, W, V) to (B, W, P, D)."""
+        patches = split_patches(self.scaled(fmri).flatten(0, 1), self.config.patch_size)
+        tokens = self.patch_embed(patches) + self.pos_embed[:, 1:]
+        return tokens.unflatten(0, fmri.shape[:2])

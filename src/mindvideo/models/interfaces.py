@@ -1,0 +1,200 @@
+"""What the rest of the code may ask of an fMRI encoder and of a generator of clips.
+
+Everything outside `mindvideo.models.encoders` and `mindvideo.models.generators` works through these two, so that another
+encoder or generator changes nothing but the recipe.
+
+Shapes: B windows, W scans per window, V voxels, L condition tokens, C condition width, T tokens of an encoder,
+c F h w channels, frames and sides of latents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from mindvideo.errors import ModelError, SettingError
+from mindvideo.models.loading import WholeModel
+from mindvideo.models.masked_brain import MaskedBrainModel
+from mindvideo.voxel_layout import VoxelLayout
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """The text tokens that an encoder is to give: mean (L, C), principal components (K, L·C) and their variances (K,)."""
+
+    mean: torch.Tensor
+    components: torch.Tensor
+    spread: torch.Tensor
+
+
+class Encoder(WholeModel):
+    """A window of fMRI scans to the condition of the generator.
+
+    A subclass registers its constructor's arguments as its configuration, among them ``num_voxels`` (of the person who has
+    most), ``window``, ``condition_length``, ``condition_width``, ``input_mean``, ``input_scale`` and ``voxel_id``, calls
+    `add_logit_scale`, and offers `build`, `from_masked_brain` where it can start from one, and `forward`.
+    """
+
+    starts_from_masked_brain: ClassVar[bool] = False
+    many_people: ClassVar[bool] = False
+    may_leave_out: ClassVar[bool] = False
+    """Whether a step may leave some parameters without a gradient, as a class of the user's own may."""
+
+    logit_scale: nn.Parameter
+
+    @classmethod
+    def build(
+        cls, layouts: Sequence[VoxelLayout], sizes: Mapping[str, Any], architecture: Mapping[str, Any], **settings: Any
+    ) -> Self:
+        """A new encoder.
+
+        Parameters
+        ----------
+        layouts : sequence of VoxelLayout
+            One a person.
+        sizes : mapping
+            ``window``, ``condition_length``, ``condition_width``, and optionally ``input_mean`` and ``input_scale``.
+        architecture : mapping
+            The recipe's section ``encoder``.
+        **settings
+            Of this encoder alone: the recipe's ``align.dropout``, ``align.layer_norm`` and ``align.encoder_settings``.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_masked_brain(
+        cls, model: MaskedBrainModel, *, window: int, condition_length: int, condition_width: int, **settings: Any
+    ) -> Self:
+        """A new encoder that goes on from the masked brain model, where it ``starts_from_masked_brain``."""
+        raise NotImplementedError
+
+    def forward(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
+        """Condition (B, L, C) of windows (B, W, V) of persons (B,), int64; the first person's where none is given."""
+        raise NotImplementedError
+
+    def add_logit_scale(self) -> None:
+        """Add the learned scale of the contrast's similarities (Radford et al. 2021)."""
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    @staticmethod
+    def pool(condition: torch.Tensor) -> torch.Tensor:
+        """Mean over the condition's tokens: (B, L, C) to (B, C)."""
+        return condition.mean(dim=1)
+
+    def start_at(self, tokens: TokenStatistics) -> None:
+        """Begin at what the tokens are on average, where the encoder has parameters for it; the paper's has none."""
+
+    def token_voxels(self, person: int = 0) -> list[np.ndarray] | None:
+        """Voxel indices of each of T tokens that `attention_maps` speaks of, places of a voxel that comes twice included.
+
+        None for an encoder whose attention nobody knows; it is explained by silencing areas alone.
+        """
+        return None
+
+    def attention_maps(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
+        """Attention each token receives from the tokens of its scan, layer by layer.
+
+        Returns
+        -------
+        Tensor, (depth, T), float32
+            Mean over heads, queries, scans and windows; each row sums to 1. Windows of several calls may be averaged.
+        """
+        raise NotImplementedError
+
+    def temporal_attention(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Attention between the scans of a window, layer by layer (depth, W, W), float32; None where scans are not mixed.
+
+        Queries by keys; mean over heads, tokens and windows; rows sum to 1.
+        """
+        return None
+
+    def require_voxels(self, layout: VoxelLayout, where: Path | str) -> None:
+        """Raise ModelError when the encoder was made for other voxels than a store's."""
+        expected, found = self.config.voxel_id, layout.voxel_id
+        if self.config.num_voxels != layout.num_voxels or (expected is not None and expected != found):
+            raise ModelError(
+                f"expected the {self.config.num_voxels} voxels that the encoder in {where} was trained on (id "
+                f"{str(expected)[:12]}), found {layout.num_voxels} in the store (id {str(found)[:12]}): voxels of another "
+                "subject or selection; prepare the same recordings with the same selection, or run align again on this store"
+            )
+
+
+def only_person(layouts: Sequence[VoxelLayout], name: str) -> VoxelLayout:
+    """The layout of the one person that an encoder can have; SettingError for more."""
+    if len(layouts) != 1:
+        raise SettingError(
+            f"expected one person with the encoder '{name}', found {len(layouts)}; give --set align.encoder=areas"
+        )
+    return layouts[0]
+
+
+class Generator(WholeModel):
+    """A denoiser of clips, latents (B, c, F, h, w), under a condition (B, L, C).
+
+    Its configuration holds ``in_channels`` (c), ``sample_size`` (h and w it was first trained at) and
+    ``cross_attention_dim`` (C).
+    """
+
+    trained_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts of the names of the parameters that ``animate`` and ``cotrain`` train."""
+
+    @classmethod
+    def from_foundation(
+        cls,
+        unet: nn.Module,
+        settings: Mapping[str, Any] | None = None,
+        motion: Mapping[str, torch.Tensor] | None = None,
+    ) -> Self:
+        """The generator that the foundation's 2-D UNet becomes.
+
+        Parameters
+        ----------
+        unet : UNet2DConditionModel
+        settings : mapping, optional
+            With which the foundation's part ``motion`` was trained.
+        motion : mapping of str to Tensor, optional
+            That part: the weights that a 2-D UNet has not. Without it they start as identity.
+        """
+        raise NotImplementedError
+
+    def forward(self, latents: torch.Tensor, timestep: torch.Tensor | float, condition: torch.Tensor) -> Any:
+        """An object whose ``sample`` (B, c, F, h, w) is what the scheduler's ``prediction_type`` says."""
+        raise NotImplementedError
+
+    def constant_condition(self) -> AbstractContextManager[None]:
+        """Within, a condition comes again and again unchanged, and what follows from it may be kept."""
+        return nullcontext()
+
+
+def share_noise(unet: nn.Module, noise: torch.Tensor) -> torch.Tensor:
+    """Noise of which any two frames of a clip correlate as the denoiser's setting ``noise_share`` says.
+
+    Frames that begin alike end alike where nothing moves (Ge et al., Preserve Your Own Correlation, 2023). The map is the
+    symmetric square root of the frames' covariance, so that it takes no further random numbers.
+
+    Parameters
+    ----------
+    unet : Module
+        A denoiser; without the setting in its ``config`` the noise stays as it is.
+    noise : Tensor, (B, C, F, H, W)
+        Independent standard normal numbers.
+
+    Returns
+    -------
+    Tensor, (B, C, F, H, W)
+        Standard normal, correlated over F.
+    """
+    share = getattr(unet, "config", {}).get("noise_share", 0.0)
+    if not share or noise.shape[2] == 1:
+        return noise
+    own = (1 - share) ** 0.5
+    common = (1 - share + share * noise.shape[2]) ** 0.5 - own
+    return own * noise + common * noise.mean(2, keepdim=True)

@@ -1,0 +1,58 @@
+"""Which voxels an encoder is given, in their order, and where they lie."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from mindvideo.atlas import hierarchy_rank
+
+
+@dataclass(frozen=True)
+class VoxelLayout:
+    """The voxels of one person.
+
+    Attributes
+    ----------
+    num_voxels : int
+        V.
+    voxel_id : str, optional
+        The store's name for this choice of voxels.
+    vertex : ndarray, int32 (V,), optional
+        Cortical positions (0 to 59,411).
+    area : ndarray, int16 (V,), optional
+        MMP1 label of each, 1 to 360. Both are missing for arrays whose voxels have no known place.
+    """
+
+    num_voxels: int
+    voxel_id: str | None = None
+    vertex: np.ndarray | None = field(default=None, repr=False)
+    area: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def rank(self) -> np.ndarray | None:
+        """Where each voxel's area stands in the visual hierarchy, int16 (V,); V1 is 0."""
+        return None if self.area is None else hierarchy_rank(self.area)
+
+    def to_config(self) -> dict[str, Any]:
+        """What JSON holds of it; each array as one text."""
+        packed = {name: _pack(getattr(self, name)) for name in ("vertex", "area")}
+        return {"num_voxels": self.num_voxels, "voxel_id": self.voxel_id, **packed}
+
+    @classmethod
+    def from_config(cls, content: Mapping[str, Any]) -> Self:
+        """The layout that `to_config` wrote."""
+        vertex, area = _unpack(content.get("vertex"), np.int32), _unpack(content.get("area"), np.int16)
+        return cls(content["num_voxels"], content.get("voxel_id"), vertex, area)
+
+
+def _pack(array: np.ndarray | None) -> str | None:
+    return None if array is None else base64.b64encode(array.astype("<i4").tobytes()).decode()
+
+
+def _unpack(text: str | None, kind: type) -> np.ndarray | None:
+    return None if text is None else np.frombuffer(base64.b64decode(text), "<i4").astype(kind)
