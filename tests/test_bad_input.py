@@ -21,7 +21,7 @@ from mindvideo.errors import ModelError
 from mindvideo.foundation.kit import build_kit
 from mindvideo.models.encoders import load_encoder
 from mindvideo.models.foundation import Foundation
-from mindvideo.train.features import latent_features
+from mindvideo.train.features import Features
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -255,9 +255,8 @@ def test_damaged_features_are_made_anew(tiny_run: Path, tiny_recipe: Recipe, tmp
         chunk.write_bytes(bytes(content))
     else:
         (table / "zarr.json").write_text("{")
-    found = latent_features(
-        run_dir, Store.open(run_dir / "prepare" / "store.zarr"), Foundation(tiny_recipe.foundation), "train"
-    )
+    store = Store.open(run_dir / "prepare" / "store.zarr")
+    found = Features(run_dir, store, Foundation(tiny_recipe.foundation)).latents("train")
     np.testing.assert_array_equal(found.numpy(), whole)
 
 

@@ -50,7 +50,7 @@ def task(settings: Optimise, patch_weights: str = "shared", broken: int | None =
 def fit(name: str, folder: Path, **changes: object) -> None:
     settings = optimise(**(SETTINGS[name] | changes))
     job = task(settings, "per_patch" if name == "saving" else "shared")
-    train(job, settings, folder / name, seed=6, validate=job.validate, validate_every=3)
+    train(job, settings, folder / name, seed=6, validate=job.validate)
     save_model(whole_model(job.model), folder / name / "model")
     if processes.splits_weights():
         held = {"rank": processes.rank(), "bytes": own_bytes(job.parameters()), "class": type(job.model).__name__}

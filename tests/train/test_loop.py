@@ -64,13 +64,13 @@ def test_averaged_weights_follow_the_closed_form(tmp_path):
     path, weights = [], Line()
     first = weights.model.weight.detach().clone()
     train(
-        weights, settings(ema_decay=decay), tmp_path / "plain", seed=5,
-        validate=lambda step: path.append(weights.model.weight.detach().clone()) or {}, validate_every=1,
+        weights, settings(ema_decay=decay, checkpoint_every=1), tmp_path / "plain", seed=5,
+        validate=lambda step: path.append(weights.model.weight.detach().clone()) or {},
     )  # fmt: skip
     plain, raw = Line(), []
     train(
-        plain, settings(), tmp_path / "raw", seed=5,
-        validate=lambda step: raw.append(plain.model.weight.detach().clone()) or {}, validate_every=1,
+        plain, settings(checkpoint_every=1), tmp_path / "raw", seed=5,
+        validate=lambda step: raw.append(plain.model.weight.detach().clone()) or {},
     )  # fmt: skip
     used = [min(decay, (1 + step) / (10 + step)) for step in range(12)]
     for last in range(12):

@@ -27,7 +27,7 @@ from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.stages import StageContext
 from mindvideo.train import adapt, align, animate, cotrain, pretrain
 from mindvideo.train.animate import Diffusion
-from mindvideo.train.features import image_features, latent_features, text_features
+from mindvideo.train.features import Features
 
 VOXELS, SCANS, FRAMES, SIZE = 37, 12, 3, 32
 COLOURS, THINGS = ("red", "blue", "green"), ("dog", "car", "man", "boat")
@@ -296,15 +296,16 @@ def test_animate_pairs_every_runs_windows_with_their_own_captions(prepared, kit,
 def test_features_equal_the_foundations_own(finished, kit):
     store, foundation = Store.open(finished / "prepare" / "store.zarr"), Foundation(kit)
     seed = align.stage_seed(7, "features")
-    text = text_features(finished, store, foundation, make_recipe(kit))
+    features = Features(finished, store, foundation)
+    text = features.text(make_recipe(kit))
     assert not any("secret" in caption for caption in text.row)
     captions = store.captions("seg2")
     tokens, pooled = foundation.encode_text(captions)
     rows = text.rows(captions)
     torch.testing.assert_close(text.tokens[rows].float(), tokens.clone(), rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(text.pooled[rows, 0], pooled.clone(), rtol=1e-4, atol=1e-5)
-    images = image_features(finished, store, foundation, "train", crops=2, seed=seed)
-    latents = latent_features(finished, store, foundation, "train")
+    images = features.images("train", crops=2, seed=seed)
+    latents = features.latents("train")
     frames = store.frames("seg2")[4]
     assert images.shape == (2 * SCANS, FRAMES, 3, foundation.condition_width)
     expected = foundation.encode_image(frames).clone()

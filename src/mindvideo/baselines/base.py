@@ -116,6 +116,5 @@ class Bench:
             seed=self.seed if seed is None else seed,
             progress=self.progress,
             validate=task.validate if is_validated else None,
-            validate_every=settings.checkpoint_every,
             device=self.device,
         )

@@ -32,7 +32,7 @@ from mindvideo.config import GanRival
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.generate.clips import window_noise
-from mindvideo.train.features import latent_features
+from mindvideo.train.features import Features
 from mindvideo.train.loop import Batch, Draw, Metrics
 from mindvideo.train.stage import refuse_checkpointing
 
@@ -214,12 +214,10 @@ class VideoGan:
     def _fit_embedding(self, store: Store, training: Windows, validation: Windows | None) -> torch.Tensor:
         """Embeddings (N, E) of the training windows, out of fold."""
         bench = self.bench
-        targets = {}
+        features, targets = Features(bench.run_dir, store, bench.foundation, bench.progress), {}
         for part in (training, validation):
             if part is not None:
-                table = latent_features(
-                    bench.run_dir, store, bench.foundation, cast(Any, part.split), progress=bench.progress
-                )
+                table = features.latents(cast(Any, part.split))
                 targets[part.split] = table.flatten(1).float().numpy()
         components = Components(targets["train"], self.settings.components)
         scores = {split: components.scores(rows) for split, rows in targets.items()}

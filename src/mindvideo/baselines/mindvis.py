@@ -39,7 +39,7 @@ from mindvideo.models.interfaces import Encoder
 from mindvideo.train.align import new_encoder
 from mindvideo.train.animate import ClipValidation, Diffusion
 from mindvideo.train.augmentation import augment_fmri
-from mindvideo.train.features import caption_table, latent_features
+from mindvideo.train.features import Features, caption_table
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable
 from mindvideo.train.stage import save_memory, trainable
 from mindvideo.train.tokens import TokenTarget
@@ -190,7 +190,7 @@ class MindVis:
 
     def _latents(self, store: Store, split: Literal["train", "validation"]) -> torch.Tensor:
         bench = self.bench
-        return latent_features(bench.run_dir, store, bench.foundation, split, progress=bench.progress)
+        return Features(bench.run_dir, store, bench.foundation, bench.progress).latents(split)
 
     def _new_encoder(self, store: Store, training: Windows, target: TokenTarget | None) -> Encoder:
         """The study's masked autoencoder as an encoder of single scans; a new one where masked modelling is off."""

@@ -49,3 +49,8 @@ class Optimise(Section):
     precision: Precision = Field("auto", description=PRECISION)
     checkpoint_every: int = Field(200, ge=1)
     log_every: int = Field(20, ge=1)
+
+    @property
+    def validation_interval(self) -> int:
+        """Steps from one look at held-out samples to the next."""
+        return self.checkpoint_every

@@ -183,6 +183,11 @@ class Align(Optimise):
     steps: Steps = 12000
     val_every: int = Field(200, ge=1, description="validation is looked at this often")
 
+    @property
+    def validation_interval(self) -> int:
+        """Steps from one look at held-out windows to the next."""
+        return self.val_every
+
 
 class Animate(Optimise):
     """Text-conditioned video tuning of attn1, attn2 and attn_temp."""

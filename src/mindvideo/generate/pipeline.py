@@ -230,7 +230,13 @@ class MindVideoPipeline(DiffusionPipeline):
         latents = self._initial_latents(shape, generator, latents)
         plan = Plan(steps, scale, is_bf16=precision == "bf16")
         with self.progress_bar(total=steps) as bar:
-            latents = denoise(self.unet, self.scheduler, latents, positive, unwanted, plan, bar.update, callback)
+
+            def advance(done: int, of: int) -> None:
+                bar.update()
+                if callback is not None:
+                    callback(done, of)
+
+            latents = denoise(self.unet, self.scheduler, latents, positive, unwanted, plan, advance)
         made: Any = latents if output_type == "latent" else self.decode(latents, precision)
         self.maybe_free_model_hooks()
         return VideoOutput(frames=to_uint8(made) if output_type == "uint8" else made)

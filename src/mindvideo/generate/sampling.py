@@ -50,8 +50,7 @@ def denoise(
     positive: torch.Tensor,
     negative: torch.Tensor | None,
     plan: Plan,
-    update: Callable[[], Any] | None = None,
-    callback: Callable[[int, int], None] | None = None,
+    advance: Callable[[int, int], None] | None = None,
 ) -> torch.Tensor:
     """Sample latents under a condition and, by guidance, away from another.
 
@@ -62,8 +61,8 @@ def denoise(
     positive : Tensor, (B, L, C) float32
     negative : Tensor, (1, L, C) float32, optional
         None: no guidance.
-    update, callback : callable, optional
-        Called after each step, with nothing and with (steps done, steps).
+    advance : callable, optional
+        Called after each step with (steps done, steps).
 
     Returns
     -------
@@ -89,8 +88,6 @@ def denoise(
                 noise = guide(wanted, unwanted, plan.guidance_scale)
             with autocast(device, False):
                 latents = scheduler.step(noise, timestep, latents).prev_sample
-            if update is not None:
-                update()
-            if callback is not None:
-                callback(index + 1, plan.steps)
+            if advance is not None:
+                advance(index + 1, plan.steps)
     return latents

@@ -25,15 +25,7 @@ from mindvideo.models.interfaces import Encoder
 from mindvideo.stages import StageContext
 from mindvideo.train.adapt import pretrained_model, subject_scans
 from mindvideo.train.augmentation import augment_fmri
-from mindvideo.train.features import (
-    CROPS,
-    Progress,
-    TextFeatures,
-    image_features,
-    note_long_captions,
-    store_identity,
-    text_features,
-)
+from mindvideo.train.features import CROPS, Features, Split, TextFeatures, note_long_captions, store_identity
 from mindvideo.train.loop import Batch, Draw, Metrics, train
 from mindvideo.train.pretrain import fit_scale
 from mindvideo.train.stage import open_foundation, save_memory, save_model, stage_seed, trainable, training_device
@@ -197,23 +189,13 @@ def retrieval_top1(query_NC: torch.Tensor, target_NC: torch.Tensor, scene_N: np.
     return float(same[np.arange(len(best)), best].mean()), float(same.mean())
 
 
-def _split_data(
-    recipe: Recipe,
-    run_dir: Path,
-    store: Store,
-    foundation: Foundation,
-    text: TextFeatures,
-    split: Literal["train", "validation"],
-    progress: Progress | None,
-) -> AlignData:
+def _split_data(recipe: Recipe, features: Features, text: TextFeatures, split: Split) -> AlignData:
     settings = recipe.align
-    windows = Windows(store, split, settings.window)
+    windows = Windows(features.store, split, settings.window)
     images = None
     if "image" in settings.loss:
         has_crops = split == "train" and settings.crop_probability > 0 and settings.augmentation == "fixed"
-        seed = stage_seed(recipe.seed, "features")
-        crops = CROPS if has_crops else 0
-        images = image_features(run_dir, store, foundation, split, crops=crops, seed=seed, progress=progress)
+        images = features.images(split, CROPS if has_crops else 0, stage_seed(recipe.seed, "features"))
     target = TokenTarget(text, list(windows.captions), settings.token_whitening)
     if split == "train" and target.variance == 0.0:
         raise DataError(
@@ -251,12 +233,13 @@ def run(context: StageContext) -> None:
     settings = recipe.align
     folder.mkdir(parents=True, exist_ok=True)
     store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), open_foundation(recipe)
-    text = text_features(run_dir, store, foundation, recipe, progress)
+    features = Features(run_dir, store, foundation, progress)
+    text = features.text(recipe)
     note_long_captions(folder, foundation, text)
-    training = _split_data(recipe, run_dir, store, foundation, text, "train", progress)
+    training = _split_data(recipe, features, text, "train")
     validation = None
     if store.segments("validation"):
-        validation = _split_data(recipe, run_dir, store, foundation, text, "validation", progress)
+        validation = _split_data(recipe, features, text, "validation")
     encoder = new_encoder(recipe, run_dir, store, foundation)
     if settings.token_weight > 0:
         encoder.start_at(training.target.statistics)
@@ -286,7 +269,6 @@ def run(context: StageContext) -> None:
         seed=stage_seed(recipe.seed, STAGE),
         progress=progress,
         validate=None if validation is None else task.validate,
-        validate_every=settings.val_every,
         device=device,
     )
     save_model(encoder, folder / "model")

@@ -19,7 +19,7 @@ from mindvideo.errors import ModelError
 from mindvideo.models.generators import generator_class
 from mindvideo.models.interfaces import Generator, share_noise
 from mindvideo.stages import StageContext
-from mindvideo.train.features import TextFeatures, latent_features, note_long_captions, text_features
+from mindvideo.train.features import Features, TextFeatures, note_long_captions
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
 from mindvideo.train.stage import note_disabled, open_foundation, save_memory, save_model, stage_seed, training_device
 
@@ -184,16 +184,17 @@ def run(context: StageContext) -> None:
         save_model(unet, folder / "model")
         return
     store = Store.open(run_dir / "prepare" / "store.zarr")
-    text = text_features(run_dir, store, foundation, recipe, progress)
+    features = Features(run_dir, store, foundation, progress)
+    text = features.text(recipe)
     note_long_captions(folder, foundation, text)
-    latents = latent_features(run_dir, store, foundation, "train", progress=progress)
+    latents = features.latents("train")
     row = text.rows(Windows(store, "train", 1).captions)
     device, diffusion = training_device(), Diffusion(foundation.scheduler_config)
     save_memory(settings, unet)
     task = AnimateTask(unet, diffusion, latents, text, row, settings.caption_dropout, device)
     validate = None
     if store.segments("validation"):
-        held_out = latent_features(run_dir, store, foundation, "validation", progress=progress)
+        held_out = features.latents("validation")
         held_out_row = text.rows(Windows(store, "validation", 1).captions)
         validation = ClipValidation(diffusion, held_out, seed, device)
 
@@ -207,7 +208,6 @@ def run(context: StageContext) -> None:
         seed=seed,
         progress=progress,
         validate=validate,
-        validate_every=settings.checkpoint_every,
         device=device,
     )
     save_model(unet, folder / "model")

@@ -15,7 +15,7 @@ from mindvideo.models.interfaces import Encoder, Generator
 from mindvideo.stages import StageContext
 from mindvideo.train.animate import ClipValidation, Diffusion, clip_latents
 from mindvideo.train.augmentation import augment_fmri
-from mindvideo.train.features import latent_features, require_width, text_features
+from mindvideo.train.features import Features, require_width
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
 from mindvideo.train.stage import (
     note_disabled,
@@ -144,11 +144,11 @@ def _train(
 ) -> None:
     recipe, run_dir, folder, progress = context
     settings = recipe.cotrain
-    windows = Windows(store, "train", encoder.config.window)
-    latents = latent_features(run_dir, store, foundation, "train", progress=progress)
+    windows, features = Windows(store, "train", encoder.config.window), Features(run_dir, store, foundation, progress)
+    latents = features.latents("train")
     target = None
     if settings.token_weight > 0 or settings.caption_share > 0:
-        text = text_features(run_dir, store, foundation, recipe, progress)
+        text = features.text(recipe)
         target = TokenTarget(text, list(windows.captions), recipe.align.token_whitening)
     device, diffusion = training_device(), Diffusion(foundation.scheduler_config)
     save_memory(settings, encoder, unet)
@@ -156,7 +156,7 @@ def _train(
     validate = None
     if store.segments("validation"):
         held_out = Windows(store, "validation", encoder.config.window)
-        held_out_latents = latent_features(run_dir, store, foundation, "validation", progress=progress)
+        held_out_latents = features.latents("validation")
         validation = ClipValidation(diffusion, held_out_latents, seed, device)
 
         def validate(step: int) -> dict[str, float]:
@@ -168,9 +168,7 @@ def _train(
         settings,
         folder,
         seed=seed,
-        lr_of=task.lr_of,
         progress=progress,
         validate=validate,
-        validate_every=settings.checkpoint_every,
         device=device,
     )

@@ -24,7 +24,7 @@ from mindvideo.models.interfaces import Encoder, Generator, share_noise
 from mindvideo.stages import StageContext
 from mindvideo.train.animate import VALIDATION_BATCH, VALIDATION_CLIPS, Diffusion, clip_latents
 from mindvideo.train.augmentation import augment_fmri
-from mindvideo.train.features import TextFeatures, latent_features, text_features
+from mindvideo.train.features import Features, TextFeatures
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
 from mindvideo.train.stage import open_foundation, save_memory, save_model, stage_seed, training_device
 
@@ -302,9 +302,9 @@ def run(context: StageContext) -> None:
         )
     encoder = load_encoder(run_dir / "cotrain" / "fmri_encoder")
     student, unet = (load_generator(run_dir / "cotrain" / "unet") for _ in range(2))
-    windows = Windows(store, "train", encoder.config.window)
-    text = text_features(run_dir, store, foundation, recipe, progress)
-    latents = latent_features(run_dir, store, foundation, "train", progress=progress)
+    windows, features = Windows(store, "train", encoder.config.window), Features(run_dir, store, foundation, progress)
+    text = features.text(recipe)
+    latents = features.latents("train")
     device = training_device()
     save_memory(settings, student)
     teacher = Teacher(unet, ddim, sampling, settings.teacher_steps)
@@ -312,7 +312,7 @@ def run(context: StageContext) -> None:
     validate = None
     if store.segments("validation"):
         held_out = Windows(store, "validation", encoder.config.window)
-        held_out_latents = latent_features(run_dir, store, foundation, "validation", progress=progress)
+        held_out_latents = features.latents("validation")
         validate = DistillValidation(task, held_out, held_out_latents, seed)
     train(
         task,
@@ -321,7 +321,6 @@ def run(context: StageContext) -> None:
         seed=seed,
         progress=progress,
         validate=validate,
-        validate_every=settings.checkpoint_every,
         device=device,
     )
     save_model(student, folder / "unet")

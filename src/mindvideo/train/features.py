@@ -39,6 +39,9 @@ VARIANTS = 4
 """Augmented versions of a caption, beside the caption itself, where they are made once."""
 CROPS = 1
 """Random crops of each frame, beside the whole frame, where they are made once; a window's frames give half a dozen."""
+CAPTION_BATCH, CLIP_BATCH = 64, 16
+"""Rows of captions and of clips computed, and written, at once."""
+Split = Literal["train", "validation"]
 FILES = "files.json"
 """Size and digest of every file of a finished table, beside its arrays."""
 
@@ -168,19 +171,24 @@ class TextFeatures:
         return torch.tensor([self.row[caption] for caption in captions], dtype=torch.int64)
 
 
+@dataclass(frozen=True)
+class Variants:
+    """Augmented versions of every caption: how many, where their synonyms come from, and the seed they are drawn with."""
+
+    count: int
+    synonyms: Source
+    seed: int
+
+
 def caption_table(
     run_dir: Path,
     name: str,
     foundation: Foundation,
     captions: list[str],
-    *,
-    variants: int = 0,
-    synonyms: Source = "listed",
-    seed: int = 0,
-    batch: int = 64,
+    variants: Variants | None = None,
     progress: Progress | None = None,
 ) -> TextFeatures:
-    """Encode every distinct caption with the frozen text encoder, and ``variants`` augmented versions of each.
+    """Encode every distinct caption with the frozen text encoder, and augmented versions of each.
 
     Parameters
     ----------
@@ -188,57 +196,32 @@ def caption_table(
         Table name under ``RUN/features``.
     captions : list of str
         May repeat; sorted and made distinct.
-    variants : int
-        Augmented versions whose pooled embedding is kept beside the caption's own (column 0).
-    synonyms : {"wordnet", "listed"}
-        Where their synonyms come from.
+    variants : Variants, optional
+        Versions whose pooled embedding is kept beside the caption's own (column 0).
     """
     distinct = sorted(set(captions))
     key: dict[str, Any] = {"captions": distinct, "foundation": foundation.condition_identity}
-    key |= {"variants": variants, "synonyms": synonyms, "seed": seed} if variants else {}
-    thesaurus = open_thesaurus(synonyms, distinct) if variants else {}
+    key |= {"variants": variants.count, "synonyms": variants.synonyms, "seed": variants.seed} if variants else {}
+    thesaurus = open_thesaurus(variants.synonyms, distinct) if variants else {}
 
     def compute(start: int, stop: int) -> dict[str, np.ndarray]:
         chosen = distinct[start:stop]
         tokens, pooled = foundation.encode_text(chosen)
         columns = [_numpy(pooled, np.float32)]
-        for variant in range(variants):
-            rngs = [_caption_rng(seed, variant, text) for text in chosen]
+        for number in range(variants.count if variants else 0):
+            assert variants is not None
+            rngs = [_caption_rng(variants.seed, number, text) for text in chosen]
             changed = augment_captions(chosen, thesaurus, rngs, foundation)
             columns.append(_numpy(foundation.encode_text(changed)[1], np.float32))
         return {"tokens": _numpy(tokens, np.float16), "pooled": np.stack(columns, axis=1)}
 
-    table = compute_table(run_dir / "features" / name, key, len(distinct), batch, compute, progress)
+    table = compute_table(run_dir / "features" / name, key, len(distinct), CAPTION_BATCH, compute, progress)
     row = {caption: index for index, caption in enumerate(distinct)}
     return TextFeatures(row, read_array(table, "tokens"), read_array(table, "pooled"))
 
 
 def _caption_rng(seed: int, variant: int, caption: str) -> np.random.Generator:
     return np.random.default_rng([seed, variant, *hashlib.sha256(caption.encode()).digest()[:8]])
-
-
-def text_features(
-    run_dir: Path, store: Store, foundation: Foundation, recipe: Recipe, progress: Progress | None = None
-) -> TextFeatures:
-    """Features of the captions of training and validation windows and of the empty caption.
-
-    With augmented versions of each, where ``align`` takes fixed ones.
-    """
-    settings, captions = recipe.align, [""]
-    for split in ("train", "validation"):
-        for segment in store.segments(split):
-            captions += store.captions(segment)
-    is_fixed = settings.augmentation == "fixed" and settings.word_swap
-    return caption_table(
-        run_dir,
-        "text",
-        foundation,
-        captions,
-        variants=VARIANTS if is_fixed else 0,
-        synonyms=settings.synonyms,
-        seed=stage_seed(recipe.seed, "features"),
-        progress=progress,
-    )
 
 
 def note_long_captions(folder: Path, foundation: Foundation, text: TextFeatures) -> None:
@@ -252,67 +235,80 @@ def note_long_captions(folder: Path, foundation: Foundation, text: TextFeatures)
         write_text(folder / "remarks.json", json.dumps({"lines": [line]}, indent=1))
 
 
-def _window_batches(windows: Windows, start: int, stop: int) -> np.ndarray:
-    return windows.frames(np.arange(start, stop))
+@dataclass(frozen=True)
+class Features:
+    """Frozen features of a run's store.
 
-
-def image_features(
-    run_dir: Path,
-    store: Store,
-    foundation: Foundation,
-    split: Literal["train", "validation"],
-    *,
-    crops: int,
-    seed: int,
-    batch: int = 16,
-    progress: Progress | None = None,
-) -> torch.Tensor:
-    """CLIP image embeddings of every frame of a split and of ``crops`` random crops of each.
-
-    Returns
-    -------
-    Tensor
-        (N, F, 1 + crops, C) float16; column 0 is the whole frame.
+    Attributes
+    ----------
+    run_dir : Path
+    store : Store
+    foundation : Foundation
+    progress : callable, optional
+        Called with (rows done, rows, {}) while a table is filled.
     """
-    windows = Windows(store, split, window=1)
-    key = {
-        "store": store_identity(store), "foundation": foundation.condition_identity,
-        "split": split, "crops": crops, "side": CROP_SIDE, "seed": seed,
-    }  # fmt: skip
 
-    def compute(start: int, stop: int) -> dict[str, np.ndarray]:
-        clips = _window_batches(windows, start, stop)
-        n, n_frames, height, width, _ = clips.shape
-        frames = clips.reshape(n * n_frames, height, width, 3)
-        rng = np.random.default_rng([seed, start])
-        views = [frames] + [random_crops(frames, rng) for _ in range(crops)]
-        columns = [_numpy(foundation.encode_image(view), np.float16) for view in views]
-        return {"image": np.stack(columns, axis=1).reshape(n, n_frames, 1 + crops, -1)}
+    run_dir: Path
+    store: Store
+    foundation: Foundation
+    progress: Progress | None = None
 
-    table = compute_table(run_dir / "features" / f"image_{split}", key, len(windows), batch, compute, progress)
-    return read_array(table, "image")
+    def text(self, recipe: Recipe) -> TextFeatures:
+        """Features of the captions of training and validation windows and of the empty caption.
 
+        With augmented versions of each, where ``align`` takes fixed ones.
+        """
+        settings, captions = recipe.align, [""]
+        for split in ("train", "validation"):
+            for segment in self.store.segments(split):
+                captions += self.store.captions(segment)
+        is_fixed = settings.augmentation == "fixed" and settings.word_swap
+        variants = Variants(VARIANTS, settings.synonyms, stage_seed(recipe.seed, "features")) if is_fixed else None
+        return caption_table(self.run_dir, "text", self.foundation, captions, variants, self.progress)
 
-def latent_features(
-    run_dir: Path,
-    store: Store,
-    foundation: Foundation,
-    split: Literal["train", "validation"],
-    *,
-    batch: int = 16,
-    progress: Progress | None = None,
-) -> torch.Tensor:
-    """VAE latents of every clip of a split, scaled by the VAE's own factor: (N, F, c, h, w) float16."""
-    windows = Windows(store, split, window=1)
-    key = {"store": store_identity(store), "foundation": foundation.latent_identity, "split": split}
+    def images(self, split: Split, crops: int, seed: int) -> torch.Tensor:
+        """CLIP image embeddings of every frame of a split and of ``crops`` random crops of each.
 
-    def compute(start: int, stop: int) -> dict[str, np.ndarray]:
-        clips = _window_batches(windows, start, stop)
-        latents = _numpy(foundation.encode_latents(clips.reshape(-1, *clips.shape[2:])), np.float16)
-        return {"latents": latents.reshape(*clips.shape[:2], *latents.shape[1:])}
+        Returns
+        -------
+        Tensor
+            (N, F, 1 + crops, C) float16; column 0 is the whole frame.
+        """
+        key = {"foundation": self.foundation.condition_identity, "crops": crops, "side": CROP_SIDE, "seed": seed}
 
-    table = compute_table(run_dir / "features" / f"latents_{split}", key, len(windows), batch, compute, progress)
-    return read_array(table, "latents")
+        def compute(start: int, clips: np.ndarray) -> np.ndarray:
+            n, n_frames, height, width, _ = clips.shape
+            frames = clips.reshape(n * n_frames, height, width, 3)
+            rng = np.random.default_rng([seed, start])
+            views = [frames] + [random_crops(frames, rng) for _ in range(crops)]
+            columns = [_numpy(self.foundation.encode_image(view), np.float16) for view in views]
+            return np.stack(columns, axis=1).reshape(n, n_frames, 1 + crops, -1)
+
+        return self._of_clips("image", split, key, compute)
+
+    def latents(self, split: Split) -> torch.Tensor:
+        """VAE latents of every clip of a split, scaled by the VAE's own factor: (N, F, c, h, w) float16."""
+
+        def compute(start: int, clips: np.ndarray) -> np.ndarray:
+            latents = _numpy(self.foundation.encode_latents(clips.reshape(-1, *clips.shape[2:])), np.float16)
+            return latents.reshape(*clips.shape[:2], *latents.shape[1:])
+
+        return self._of_clips("latents", split, {"foundation": self.foundation.latent_identity}, compute)
+
+    def _of_clips(
+        self, name: str, split: Split, key: dict[str, Any], compute: Callable[[int, np.ndarray], np.ndarray]
+    ) -> torch.Tensor:
+        """A table with a row for every clip of a split; ``compute`` is given the first row's number and some clips."""
+        windows = Windows(self.store, split, window=1)
+
+        def rows(start: int, stop: int) -> dict[str, np.ndarray]:
+            return {name: compute(start, windows.frames(np.arange(start, stop)))}
+
+        path, key = (
+            self.run_dir / "features" / f"{name}_{split}",
+            {"store": store_identity(self.store), "split": split} | key,
+        )
+        return read_array(compute_table(path, key, len(windows), CLIP_BATCH, rows, self.progress), name)
 
 
 def require_width(foundation: Foundation, length: int, width: int, where: str) -> None:

@@ -84,7 +84,8 @@ def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 class Task(Protocol):
     """What a stage brings to the loop.
 
-    Every parameter takes part in every loss, or the task says ``may_leave_out = True``.
+    Every parameter takes part in every loss, or the task says ``may_leave_out = True``. A task may have ``lr_of(name)``, the
+    learning rate of a parameter by its name, where it is not the settings' for all.
     """
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -135,9 +136,7 @@ def train(
     *,
     seed: int,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
-    lr_of: Callable[[str], float] | None = None,
     validate: Callable[[int], dict[str, float]] | None = None,
-    validate_every: int | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, torch.Tensor]:
     """Train ``task`` for ``settings.steps`` steps, going on from ``folder/state`` if it is there.
@@ -154,10 +153,8 @@ def train(
         With the step it determines all randomness.
     progress : callable, optional
         Called with (steps done, steps, metrics).
-    lr_of : callable, optional
-        Learning rate of a parameter by its name; the settings' own otherwise.
     validate : callable, optional
-        Called with the step every ``validate_every`` steps and at the end; its metrics are logged. It sees the averaged
+        Called with the step every ``settings.validation_interval`` steps and at the end; its metrics are logged. It sees the averaged
         weights where averaging is on.
 
     Returns
@@ -181,24 +178,24 @@ def train(
         )
     is_first, device = processes.is_first(), torch.device(device)
     is_bf16 = settle_precision(folder, settings.precision, device) == "bf16"
-    trained = _Trained(task.parameters(), settings, lr_of)
+    trained = _Trained(task.parameters(), settings, getattr(task, "lr_of", None))
     start = trained.load(folder / "state")
     log = folder / "metrics.jsonl"
     processes.wait()  # before the first one changes what the others read
     if is_first:
         _keep_rows_before(log, start)
-    losses = _Losses(task, trained.parameters).shared()
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=is_bf16)
+    losses = _Losses(task, trained.parameters, autocast).shared()
     seconds_start = time.perf_counter()
     for step in range(start, settings.steps):
         factor = learning_rate_factor(settings, step)
         trained.begin_step(factor)
-        metrics = _compute_gradients(task, losses, trained.parameters, settings, seed, step, stage, autocast)
+        metrics = _compute_gradients(task, losses, trained.parameters, settings, seed, step, stage)
         trained.end_step(step)
         done = step + 1
         is_last = done == settings.steps
         row = None
-        if validate is not None and (is_last or (validate_every and done % validate_every == 0)):
+        if validate is not None and (is_last or done % settings.validation_interval == 0):
             with trained.averaged():
                 metrics |= validate(done)
             row = {"step": step, **metrics}
@@ -296,12 +293,13 @@ class _Trained:
 class _Losses(nn.Module):
     """A task's losses as a module that owns its parameters, which is what DDP wraps."""
 
-    def __init__(self, task: Task, parameters: dict[str, nn.Parameter]) -> None:
+    def __init__(self, task: Task, parameters: dict[str, nn.Parameter], autocast: torch.autocast) -> None:
         super().__init__()
-        self.task, self.trained = task, nn.ParameterList(parameters.values())
+        self.task, self.trained, self.autocast = task, nn.ParameterList(parameters.values()), autocast
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        return self.task.losses(batch)
+        with self.autocast:
+            return self.task.losses(batch)
 
     def shared(self) -> nn.Module:
         """Itself where it is alone or its weights are split; else with gradients averaged over the processes."""
@@ -319,7 +317,6 @@ def _compute_gradients(
     seed: int,
     step: int,
     stage: str,
-    autocast: torch.autocast,
 ) -> dict[str, float]:
     """Gradients of one step in the parameters, and its metrics; the step's one wait for the device is at the end.
 
@@ -343,8 +340,7 @@ def _compute_gradients(
         is_last = micro == settings.accumulate - 1
         without_exchange = nullcontext if is_last else getattr(losses, "no_sync", nullcontext)
         with without_exchange():
-            with autocast:
-                each, logged = losses(batch)
+            each, logged = losses(batch)
             # Gradients are averaged over the processes: shares of one batch, and of one size, come out as its mean.
             (each.mean() * (share * processes.count() / settings.accumulate)).backward()
         names = ["loss", *logged]

@@ -160,7 +160,6 @@ def train_masked_brain(
         seed=seed,
         progress=progress,
         validate=task.validate if len(rows[1]) else None,
-        validate_every=settings.checkpoint_every,
         device=device,
     )
     save_model(whole_model(model), folder / "model")
