@@ -277,7 +277,7 @@ def test_an_encoder_of_other_voxels_is_refused(finished, kit, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     config = tmp_path / "run" / "align" / "model" / "config.json"
     config.write_text(config.read_text().replace(Store.open(finished / "prepare" / "store.zarr").voxel_id, "0" * 64))
-    with pytest.raises(ModelError, match="voxels of subject"):
+    with pytest.raises(ModelError, match="voxels of another subject"):
         cotrain.run(StageContext.of(make_recipe(kit), tmp_path / "run", "cotrain"))
 
 

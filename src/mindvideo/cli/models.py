@@ -122,7 +122,8 @@ def reconstruct(
         raise SettingError(f"expected --out FILM.mp4 with a recording, found {out}")
     if settings:
         raise SettingError("expected no --set with a recording, found some; use the options")
-    _film(model, recording, out, asked, fps=fps, seed=seed or 0, first_volume=first_volume, scans=scans, store=store)
+    asked |= {"fps": fps, "seed": seed or 0, "first_volume": first_volume, "scans": scans}
+    _film(model, recording, out, asked, store)
 
 
 _TRAINED_STEPS = (
@@ -154,13 +155,9 @@ def _film(
     recording: list[str],
     out: Path,
     asked: dict[str, Any],
-    *,
-    fps: float | None,
-    seed: int,
-    first_volume: int,
-    scans: int | None,
     store: Path | None,
 ) -> None:
+    """Write the film of a recording; ``asked`` holds the command's options by name, None where one was not given."""
     import torch
 
     from mindvideo.artefacts import require_intact
@@ -176,6 +173,7 @@ def _film(
     if recipe is not None:
         require_intact(model, "reconstruct", below="model/")
     store = store or folder.parent / "prepare" / "store.zarr"
+    first_volume, scans, fps = (asked.pop(name) for name in ("first_volume", "scans", "fps"))
     pipeline = MindVideoPipeline.from_pretrained(folder)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     recorded = read_recorded(folder, store)
@@ -197,7 +195,7 @@ def _film(
         raise SettingError(f"expected --precision auto, fp32 or bf16, found '{precision}'")
     defaults["precision"] = resolve_precision(precision, pipeline.device)
     with progress_bars() as bar:
-        film = Film(pipeline, fmri, FilmSettings(count, **(defaults | given), seed=seed), bar("film"))
+        film = Film(pipeline, fmri, FilmSettings(count, **(defaults | given)), bar("film"))
         write_film(film, out, recorded.tr_s)
     say(
         f"film of {len(fmri)} scans in {out}: {film.n_frames} frames at {count / recorded.tr_s:g} a second; its second 0 "

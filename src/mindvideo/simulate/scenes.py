@@ -256,16 +256,15 @@ _LIGHT = {"day": (1.0, 1.0, 1.0), "sunset": (1.08, 0.78, 0.6), "dusk": (0.5, 0.5
 
 def _draw_figure(
     canvas: np.ndarray,
-    thing: str,
-    colour: str,
-    x: float,
-    y: float,
+    what: tuple[str, str],
+    place: tuple[float, float],
     height: float,
     flip: float,
     phase: float,
     view: np.ndarray,
 ) -> None:
-    """Draw a figure; ``view`` is the 2x3 matrix from frame fractions to canvas pixels."""
+    """Draw a thing of a colour with its feet at ``place``, in fractions of the frame; ``view`` is the 2x3 matrix from frame fractions to canvas pixels."""
+    (thing, colour), (x, y) = what, place
     value = COLOUR_VALUES[colour]
     shapes = FIGURES[thing](value, phase)
     placed = [(points * [flip * height, height] + [x, y]) @ view[:, :2].T + view[:, 2] for points, _ in shapes]
@@ -314,11 +313,11 @@ def render_scene(scene: Scene, times_s: np.ndarray, size: int = 64, hide_thing: 
         feet = staging.y + staging.height / 2 + dy
         if scene.other is not None:
             _draw_figure(
-                canvas, scene.other[0], scene.other[1], staging.other_x + dx, feet, staging.other_height,
-                staging.facing, phase + 1.0, view,
+                canvas, scene.other, (staging.other_x + dx, feet), staging.other_height, staging.facing, phase + 1.0,
+                view,
             )  # fmt: skip
         if not hide_thing:
-            _draw_figure(canvas, scene.thing, scene.colour, staging.x + dx, feet, staging.height, flip, phase, view)
+            _draw_figure(canvas, (scene.thing, scene.colour), (staging.x + dx, feet), staging.height, flip, phase, view)
         small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
         frames[number] = small if scene.light == "day" else np.clip(small * tint, 0, 255).astype(np.uint8)
     return frames
