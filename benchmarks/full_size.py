@@ -73,7 +73,9 @@ def train_step(stage: str, batch: int, has_checkpointing: bool) -> float:
     parameters = [
         parameter
         for model in models
-        for parameter in named_trainable(model, VideoUNet.trained_parts if isinstance(model, VideoUNet) else None).values()
+        for parameter in named_trainable(
+            model, VideoUNet.trained_parts if isinstance(model, VideoUNet) else None
+        ).values()
     ]
     optimiser = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
     for parameter in parameters:  # Adam's moments are there in every step but the first

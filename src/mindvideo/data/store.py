@@ -33,7 +33,6 @@ from mindvideo.data.disk import disk_errors
 from mindvideo.data.intact import as_damage, refuse_damaged_store
 from mindvideo.errors import DataError
 from mindvideo.files import beside, hash_file, require_content
-from mindvideo.files import beside, describe_absence, hash_file
 from mindvideo.voxel_layout import VoxelLayout
 
 FORMAT = "mindvideo-store"
