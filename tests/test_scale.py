@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from mindvideo.errors import ModelError, SettingError
 from mindvideo.explain.occlusion import MEANING
 from mindvideo.foundation.kit import TEST, build_kit
 from mindvideo.models.encoders import CustomEncoder, import_encoder, load_encoder, load_masked_brain
+from mindvideo.models.foundation import Foundation
+from mindvideo.models.generators import GENERATORS
+from mindvideo.models.generators.video_unet import VideoUNet
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.needs import Needs, _advice, check_recipe
 from mindvideo.preflight import refusals
@@ -51,9 +54,17 @@ def sd2_kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class QuietGenerator(VideoUNet):
+    """Another generator: one that only its temporal attention learns in."""
+
+    trained_parts = ("attn_temp",)
+
+
 @pytest.fixture(scope="session")
-def swapped_run(tiny_run: Path, tiny_recipe: Recipe, sd2_kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny study from align on with another generator and another encoder."""
+def swapped_run(
+    tiny_run: Path, tiny_recipe: Recipe, sd2_kit: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The tiny study from align on with another generator, another foundation and another encoder."""
     folder = tmp_path_factory.mktemp("swapped")
     run_dir = folder / "run"
     run_dir.mkdir()
@@ -62,18 +73,26 @@ def swapped_run(tiny_run: Path, tiny_recipe: Recipe, sd2_kit: Path, tmp_path_fac
     save_recipe(tiny_recipe, folder / "recipe.yaml")
     settings = [f"foundation={sd2_kit}", f"align.encoder={OWN}", "align.start_from=scratch"]
     settings += ["align.encoder_settings={hidden: 5}", "reconstruct.size=24", "reconstruct.num_frames=4"]
-    settings += ["reconstruct.max_windows=8", "explain.max_windows=4"]
-    Study(load_recipe(str(folder / "recipe.yaml"), settings), run_dir).run(say=lambda line: None)
-    return run_dir
+    settings += ["reconstruct.max_windows=8", "explain.max_windows=4", "animate.generator=quiet"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(GENERATORS, "quiet", QuietGenerator)
+        Study(load_recipe(str(folder / "recipe.yaml"), settings), run_dir).run(say=lambda line: None)
+        yield run_dir
 
 
-def test_another_generator_and_another_encoder_run_through(swapped_run: Path) -> None:
+def test_another_generator_and_another_encoder_run_through(swapped_run: Path, sd2_kit: Path) -> None:
     assert all((swapped_run / stage / "done.json").is_file() for stage in STAGES if stage != "distill")
     pipe = MindVideoPipeline.from_pretrained(swapped_run / "model")
     assert isinstance(pipe.fmri_encoder, CustomEncoder) and pipe.fmri_encoder.config.encoder == OWN
     assert pipe.fmri_encoder.body.body[0].out_channels == 5
     assert pipe.unet.config.use_linear_projection and tuple(pipe.unet.config.attention_head_dim) == (2, 3, 4)
     assert pipe.condition_shape == (45, 48)
+    assert isinstance(pipe.unet, QuietGenerator)
+    begun = Foundation(sd2_kit).unet.state_dict()
+    changed = {
+        name for name, weight in pipe.unet.state_dict().items() if not torch.equal(weight, begun.get(name, weight * 0))
+    }
+    assert changed and all("attn_temp." in name or "norm_temp." in name for name in changed)
     trained = load_encoder(swapped_run / "cotrain" / "fmri_encoder")
     started = load_encoder(swapped_run / "align" / "model")
     assert not torch.equal(trained.body.body[0].weight, started.body.body[0].weight)

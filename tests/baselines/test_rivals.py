@@ -28,8 +28,9 @@ from mindvideo.config import Baseline, Recipe, save_recipe, with_settings
 from mindvideo.cost import measure_cost
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError, ModelError, SettingError
+from mindvideo.models.encoders import new_masked_brain
 from mindvideo.models.masked_brain import MaskedBrainModel
-from mindvideo.train.pretrain import new_masked_brain
+from mindvideo.voxel_layout import VoxelLayout
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -121,7 +122,8 @@ def test_mindvis_samples_as_the_recipe_says(changes: dict, mindvis: MindVis, riv
 def mindvis(rival_recipe: Recipe, rival_store: Store, tmp_path_factory: pytest.TempPathFactory) -> MindVis:
     """Trained for a few steps, with activations computed again, on a masked model that was given."""
     run_dir = tmp_path_factory.mktemp("mindvis") / "run"
-    wide = new_masked_brain(rival_recipe.encoder, 60, 0.5, seed=1, scale={})
+    torch.manual_seed(1)
+    wide = new_masked_brain("paper", [VoxelLayout(60)], rival_recipe.encoder.model_dump(), mask_ratio=0.5)
     wide.save_pretrained(run_dir / "pretrain" / "model")
     settings = rival_recipe.baseline.mindvis.model_copy(update={"gradient_checkpointing": True, "guidance_scale": 5.0})
     recipe = rival_recipe.model_copy(

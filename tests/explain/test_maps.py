@@ -247,7 +247,7 @@ def test_encoders_of_other_voxels_or_none_are_refused(tmp_path, run_dir):
     FmriEncoder(
         num_voxels=VOXELS, patch_size=PATCH, embed_dim=16, depth=1, num_heads=2, voxel_id="another"
     ).save_pretrained(tmp_path / "align" / "model")
-    with pytest.raises(ModelError, match="another selection"):
+    with pytest.raises(ModelError, match="another subject or selection"):
         maps.load_encoders(tmp_path, store)
 
 

@@ -17,6 +17,8 @@ ROWS, LENGTH, WIDTH, VOXELS = 11, 3, 5, 7
 
 
 class Encoder(nn.Linear):
+    may_leave_out = False
+
     def __init__(self) -> None:
         super().__init__(VOXELS, LENGTH * WIDTH)
 

@@ -160,7 +160,7 @@ def test_memory_is_counted(student_recipe: Recipe, tmp_path: Path) -> None:
     needs = {need.stage: need for need in check_recipe(student_recipe, tmp_path).needs}
     assert list(needs)[-5:] == ["distill", "reconstruct", "evaluate", "explain", "report"]
     assert needs["distill"].memory_bytes > 0 and "3 steps" in needs["reconstruct"].what
-    assert needs["distill"].disk_bytes > needs["cotrain"].disk_bytes  # all of the generator trains
+    assert needs["distill"].disk_bytes > needs["animate"].disk_bytes  # all of the generator trains
 
 
 def test_killed_student_goes_on_to_the_same_bits(

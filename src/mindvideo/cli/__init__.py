@@ -12,7 +12,7 @@ import typer
 
 from mindvideo.cli import ablate, evidence, models, running  # noqa: F401 - their commands register themselves
 from mindvideo.cli.baselines import baseline_app
-from mindvideo.cli.foundation import foundation_app
+from mindvideo.cli.foundation_check import foundation_app
 from mindvideo.cli.prepare import prepare_app
 from mindvideo.cli.shared import app, terminal
 from mindvideo.errors import MindVideoError
