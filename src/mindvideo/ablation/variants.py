@@ -85,7 +85,11 @@ def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list
         Variant("no_align", "without align", {"align.loss": "none", "align.token_weight": 0.0}),
         Variant("no_animate", "without animate", {"animate.enabled": False}),
         Variant("no_cotrain", "without cotrain", {"cotrain.enabled": False}),
-        Variant("shared_patch_weights", "shared patch weights", {"encoder.patch_weights": "shared"}),
+        Variant(
+            "paper_encoder",
+            "the paper's encoder",
+            {"align.encoder": "paper", "align.encoder_settings": {}, "encoder.patch_weights": "shared"},
+        ),
     ]
     variants += [
         Variant(f"subject_{n}", f"subject {n}", {"data.subject": n}) for n in _check_subjects(recipe, subjects)
