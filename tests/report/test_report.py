@@ -305,7 +305,15 @@ def test_several_runs_side_by_side(browser: Browser, run_dir: Path, tmp_path: Pa
     ][:3]
     assert labels == ["truth", "one", "two"]
     text = " ".join(seen.page.inner_text("#comparison").split())
-    assert "2 methods on the same windows" in text and "0 of 5" in text
+    assert "2 methods on the same windows" in text and "one Content came from the simulated brain" in text
+    cells = {
+        item.get_attribute("data-label"): item.inner_text()
+        for item in seen.page.query_selector_all("#comparison td:not(.own)")
+    }
+    assert (
+        cells["better than two"] == "0 of 5" and cells["scores from the brain"] == "4 of 5" and cells["windows"] == "26"
+    )
+    assert len(seen.page.query_selector_all("#comparison .panels figure")) == 6
     assert seen.complaints == [] and overflowing(seen.page) == []
     assert len(seen.page.query_selector_all(".gallery")) == 3
     found = json.loads((page.parent / "differences.json").read_text())

@@ -180,10 +180,22 @@ def test_methods_of_other_networks_are_shown_but_not_compared(run_dir: Path) -> 
     entrants = list_rivals(read_run(run_dir))
     found = measure_differences(entrants)
     assert set(found["pairs"]["this study"]["ridge"]) == {"ssim_rgb", "epe"}  # what needs no network
+    assert "3 of their scores are of another definition or were measured by other networks" in str(found["untested"])
     table = tabulate(entrants, found, "differences.json")
     assert table and table["labels"] == ["this study", "ridge"]
     shown = {row["name"]: row["cells"][1]["difference"] != "" for row in table["rows"]}
     assert shown == {name: name in ("SSIM RGB", "flow end-point error") for name in shown} and len(shown) == 6
+
+
+def test_scores_of_one_name_but_another_label_do_not_share_a_row(run_dir: Path) -> None:
+    path = run_dir / "baselines" / "ridge" / "evaluate" / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["image_50way"]["label"] = "image 50-way, top-1 of 120"
+    path.write_text(json.dumps(scores))
+    entrants = list_rivals(read_run(run_dir))
+    table = tabulate(entrants, measure_differences(entrants), "differences.json")
+    assert table and {"image 50-way", "image 50-way, top-1 of 120"} <= set(table["alone"])
+    assert not [row for row in table["rows"] if row["name"].startswith("image 50-way")]
 
 
 def test_maps_no_better_than_untrained_networks_say_so(run_dir: Path) -> None:

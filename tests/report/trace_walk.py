@@ -73,6 +73,8 @@ def derive(run_dir: Path, page_dir: Path, file: str, how: str) -> str:
     if file == "reconstruct/windows.json":
         windows = json.loads((run_dir / file).read_text())
         return str(len(windows) if how == "windows" else len({window["segment"] for window in windows}))
+    if how == "windows scored":
+        return str(max(entry["n"] for entry in json.loads((run_dir / file).read_text()).values()))
     if how == "median way to caption":
         scores = json.loads((run_dir / file).read_text()).values()
         return f"{np.median([entry['way_to_caption'] for entry in scores if 'way_to_caption' in entry]):.0%}".replace(

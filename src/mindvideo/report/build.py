@@ -96,13 +96,16 @@ def _compose(
     tested: dict[str, Any] = {}
     pages = [_describe_run(item, i, assets, tested, progress) for i, item in enumerate(runs)]
     side_by_side = shared = None
+    about: list[dict[str, Any]] = []
     if len(runs) > 1:
         entrants = [comparison.Entrant(item.name, item, i) for i, item in enumerate(_named_apart(runs))]
+        about = comparison.describe_runs(entrants)
         side_by_side = _compare(entrants, "differences.json", assets, tested)
         shared = describe_shared(runs, assets)
     html = _render(
         pages=pages,
         shared=shared,
+        about=about,
         comparison=side_by_side,
         ablations=[Markup(ablation_section(path)) for path in ablations],
         n_beside=assets.n_beside,

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import median
 from typing import Any
 
 from markupsafe import Markup
@@ -15,9 +16,14 @@ from mindvideo.errors import DataError
 from mindvideo.evaluate.contrast import compare_runs, read_window_scores, smallest_p_holm
 from mindvideo.evaluate.score import LEVEL, ScoreResult, finite
 from mindvideo.evaluate.tables import csv_table
+from mindvideo.report.plots import Dot, draw_dots
 from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, cite_interval, count_of
+from mindvideo.report.verdict import list_aspects, write_title
+from mindvideo.report.wording import write_number, write_percent
 
+SHOWN = 6
+"""Scores drawn in view; the others' plots are folded."""
 COLUMNS = ("first", "second", "difference", "low", "high", "n", "p", "p_holm", "p_holm_class", "better", "design")
 
 
@@ -30,9 +36,14 @@ class Entrant:
     index: int | None = None
     folder: str = ""
 
-    def source(self, score: ScoreResult) -> Source:
-        """Where a score of this entrant lies."""
-        return Source(f"{self.folder}evaluate/scores.json", (score.name,), run=self.index)
+    def source(self, *key: str, derived: str = "") -> Source:
+        """Where a score of this entrant lies, or what was worked out from its scores."""
+        return Source(f"{self.folder}evaluate/scores.json", key, derived, self.index)
+
+    def score(self, name: str, label: str) -> ScoreResult | None:
+        """The score of this name and label: a label tells apart what one name may stand for (top-1 of 40, of 120)."""
+        score = self.run.scores.get(name)
+        return score if score is not None and score.label == label else None
 
 
 def list_rivals(run: Run, index: int | None = None) -> list[Entrant]:
@@ -56,11 +67,48 @@ def measure_differences(entrants: Sequence[Entrant]) -> dict[str, Any]:
             unread[entrant.label] = str(error)
     found["untested"] |= unread
     for first, second in combinations(read.values(), 2):
+        names = f"{first.name} and {second.name}"
         try:
-            found["pairs"].setdefault(first.name, {})[second.name] = compare_runs(first, second)
+            scores = found["pairs"].setdefault(first.name, {})[second.name] = compare_runs(first, second)
         except DataError as error:
-            found["untested"][f"{first.name} and {second.name}"] = str(error)
+            found["untested"][names] = str(error)
+            continue
+        n_other = len(first.values.keys() & second.values.keys()) - len(scores)
+        if n_other:
+            found["untested"][names] = (
+                f"{n_other} of their scores are of another definition or were measured by other networks; evaluate both "
+                "with the same settings and one foundation"
+            )
     return found
+
+
+def describe_runs(entrants: Sequence[Entrant]) -> list[dict[str, Any]]:
+    """What each run says of itself: its headline, scores from the brain, median way to the caption, test windows."""
+    rows = []
+    for each in entrants:
+        aspects = list_aspects(each.run)
+        tested = [score for aspect in aspects for score in aspect.tested]
+        beaten = [score for score in tested if score.from_brain]
+        ways = [score.way_to_caption for score in tested if score.way_to_caption is not None]
+        n = max((score.n or 0 for score in each.run.scores.values()), default=0)
+        counts = [
+            cite(len(scores), each.source(derived=f"scores {how}"), text=str(len(scores)))
+            for scores, how in ((beaten, "better than shuffled"), (tested, "tested"))
+        ]
+        rows.append(
+            {
+                "label": each.label,
+                "title": write_title(each.run, aspects) if aspects else "Not tested against shuffled brain activity.",
+                "shown": Markup("{} of {}").format(*counts) if tested else "–",
+                "way": cite(
+                    median(ways), each.source(derived="median way to caption"), text=write_percent(median(ways))
+                )
+                if ways
+                else "–",
+                "n": cite(n, each.source(derived="windows scored"), text=str(n)) if n else "–",
+            }
+        )
+    return rows
 
 
 def _each(found: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
@@ -98,22 +146,39 @@ def tabulate(entrants: Sequence[Entrant], found: dict[str, Any], file: str) -> d
         ``labels``, ``wins``, ``rows``, ``designs``, ``untested``, ``smallest`` and ``costs``; None when no
         score is common.
     """
-    counts = Counter(name for entrant in entrants for name in entrant.run.scores)
-    names = [name for name in counts if counts[name] > 1]
-    if not names:
+    counts = Counter((name, score.label) for entrant in entrants for name, score in entrant.run.scores.items())
+    common = [key for key in counts if counts[key] > 1]
+    if not common:
         return None
     rows = []
-    for name in names:
-        scores = [(entrant, entrant.run.scores.get(name)) for entrant in entrants]
+    for name, label in common:
+        scores = [(entrant, entrant.score(name, label)) for entrant in entrants]
         cells = [{"label": each.label} | _cell(entrants[0], each, score, found, file) for each, score in scores]
-        rows.append({"name": next(score.label for _, score in scores if score is not None), "cells": cells})
+        rows.append({"name": label, "cells": cells, "plot": _draw(label, scores, cells)})
     smallest = smallest_p_holm([scores for others in found["pairs"].values() for scores in others.values()])
     return {
         "labels": [entrant.label for entrant in entrants], "wins": _count_wins(entrants, found, file), "rows": rows,
+        "panels": [row for row in rows if row["plot"]], "shown": SHOWN,
+        "alone": sorted(label for (_, label), n in counts.items() if n == 1),
+        "has_shuffled": any("shuffled" in score.controls for each in entrants for score in each.run.scores.values()),
         "designs": sorted({entry["design"] for *_, entry in _each(found)}),
         "untested": [f"{label}: {why}" for label, why in found["untested"].items()],
         "smallest": smallest is not None and smallest >= LEVEL, "costs": _costs(entrants),
     }  # fmt: skip
+
+
+def _draw(label: str, scores: Sequence[tuple[Entrant, ScoreResult | None]], cells: list[dict[str, Any]]) -> Markup:
+    """One score of every entrant, with its interval and, as a tick, what shuffled brain activity reaches."""
+    dots = []
+    for place, ((entrant, score), cell) in enumerate(zip(scores, cells, strict=True)):
+        if score is not None:
+            kind = "floor" if not place else "main" if cell["better"] else "open"
+            source = entrant.source(score.name, "value")
+            dots.append(
+                Dot(entrant.label, score.value, score.interval, kind, source, mark=score.controls.get("shuffled"))
+            )
+    text = ", ".join(f"{dot.label} {write_number(dot.value)}" for dot in dots)
+    return draw_dots(f"{label}: {text}", dots)
 
 
 def _count_wins(entrants: Sequence[Entrant], found: dict[str, Any], file: str) -> list[dict[str, Any]]:
@@ -132,7 +197,7 @@ def _count_wins(entrants: Sequence[Entrant], found: dict[str, Any], file: str) -
                 text = Markup("{} of {}").format(
                     count_of(len(better), file, f"{row.label} better than {column.label}"), len(tested)
                 )
-            cells.append({"label": f"than {column.label}", "text": text, "won": bool(better)})
+            cells.append({"label": f"better than {column.label}", "text": text, "won": bool(better)})
         rows.append({"label": row.label, "cells": cells})
     return rows
 
@@ -160,7 +225,7 @@ def _cell(
 ) -> dict[str, Any]:
     if score is None:
         return {"value": "–", "interval": "", "difference": "", "better": ""}
-    source = entrant.source(score)
+    source = entrant.source(score.name)
     tested = found["pairs"].get(first.label, {}).get(entrant.label, {}).get(score.name)
     difference: Markup | str = ""
     better = ""
