@@ -71,7 +71,10 @@ def test_the_authors_are_the_same_everywhere_and_no_address_is_made_up() -> None
 def test_the_paper_cites_what_its_bibliography_has() -> None:
     cited = set(re.findall(r"@(\w+)", (ROOT / "paper.md").read_text()))
     assert cited == set(re.findall(r"^@\w+\{(\w+),", (ROOT / "paper.bib").read_text(), re.MULTILINE))
-    assert len((ROOT / "paper.md").read_text().split()) < 1200  # JOSS: 250 to 1000 words, without the head
+    body = (ROOT / "paper.md").read_text().split("---", 2)[2]
+    assert 750 < len(body.split()) < 1000  # JOSS asks for 750 to 1750 words, and for these sections
+    assert {"Summary", "Statement of need", "State of the field", "Software design", "Research impact statement",
+            "AI usage disclosure", "Acknowledgements", "References"} < set(re.findall("^# (.+)$", body, re.MULTILINE))  # fmt: skip
 
 
 def test_pythons_of_the_classifiers_are_those_of_the_range() -> None:

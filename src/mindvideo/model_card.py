@@ -76,7 +76,9 @@ def export_model(run_dir: Path, out: Path, licence: str | None = None) -> Path:
 def _write_card(recipe: Recipe, run_dir: Path, licence: str) -> str:
     store = Store.open(run_dir / "prepare" / "store.zarr")
     scans = {split: sum(map(store.n_scans, names)) for split, names in store.splits.items()}
-    header, *rows = brief_rows(read_scores(run_dir / "evaluate" / "scores.json"))
+    scores = read_scores(run_dir / "evaluate" / "scores.json")
+    header, *rows = brief_rows(scores)
+    n_windows = max((score.n or 0 for score in scores.values()), default=0)
     table = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
     simulated = (
         "a simulated subject, no person" if recipe.simulate else f"one person's fMRI (source: {recipe.data.source})"
@@ -108,12 +110,12 @@ def _write_card(recipe: Recipe, run_dir: Path, licence: str) -> str:
             "",
             "## Scores",
             "",
-            f"On {scans['test']} test scans, beside the same generator without this brain's signal. P by permuting blocks of "
+            f"On {n_windows} test windows, beside the same generator without this brain's signal. P by permuting blocks of "
             "windows.",
             "",
             *table,
             "",
-            "A score says something about the brain where it is above `shuffled`, and nothing where it is not.",
+            "A score says something about the brain where it is better than `shuffled` with P < .05, and nothing where it is not.",
             "",
             _USE,
             "",

@@ -29,8 +29,17 @@ def words(line: str) -> list[str]:
     return shlex.split(line)
 
 
+_LAUNCHED = re.compile(r"^(srun )?(accelerate launch .*?-m mindvideo\.cli|mindvideo) ")
+"""A command of ours by itself, under SLURM, or in several processes."""
+
+
 def commands(text: str) -> list[str]:
-    """Every ``mindvideo …`` of a page: those of its blocks, and those inside its lines."""
+    """Every ``mindvideo …`` of a page: those of its blocks, and those inside its lines, without what launches them."""
     printed = [line for language, _, content in blocks(text) if language == "bash" for line in lines(content)]
-    inside = re.findall(r"(?<!`)`(mindvideo [^`]+)`", _BLOCK.sub("", text))
-    return [line for line in printed if line.startswith("mindvideo ")] + [" ".join(each.split()) for each in inside]
+    inside = [" ".join(each.split()) for each in re.findall(r"(?<!`)`([^`]+)`", _BLOCK.sub("", text))]
+    return [_LAUNCHED.sub("mindvideo ", line) for line in (*printed, *inside) if _LAUNCHED.match(line)]
+
+
+def scripts(text: str) -> list[str]:
+    """Every script of the repository that a page tells to run."""
+    return re.findall(r"python\s+((?:benchmarks|docs|tools)/[\w/]+\.py)", text)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from pages import PAGES, ROOT, blocks, commands, lines, words
+from pages import PAGES, ROOT, blocks, commands, lines, scripts, words
 from small_data import make_fmriprep
 from typer.main import get_command
 
@@ -57,7 +57,10 @@ def test_every_printed_command_is_complete_and_its_settings_exist(line: str) -> 
 
 
 def test_shells_see_no_bare_brackets_and_every_page_is_read() -> None:
-    assert len(PRINTED) > 60
+    assert len(PRINTED) > 70
+    assert [line for line in PRINTED if "$PERSON" in line] and [line for line in PRINTED if "$VARIANT" in line]
+    named = {script for page in PAGES for script in scripts(page.read_text())}
+    assert len(named) > 4 and all((ROOT / script).is_file() for script in named)
     for page in PAGES:
         for language, name, content in blocks(page.read_text()):
             assert language in {"bash", "python", "yaml", "text"}, (
