@@ -320,6 +320,8 @@ def test_several_runs_side_by_side(browser: Browser, run_dir: Path, tmp_path: Pa
     assert found["pairs"]["one"]["two"]["epe"]["design"] == "paired"
     assert found["pairs"]["one"]["two"]["epe"]["difference"] == 0
     check_citations(seen.page, [run_dir, tmp_path / "two"], page.parent)
+    violations = Axe().run(seen.page).response["violations"]
+    assert [item["id"] for item in violations if item["impact"] in ("serious", "critical")] == []
     seen.page.close()
 
 
