@@ -25,7 +25,7 @@ from mindvideo.stages import StageContext
 from mindvideo.train import align
 
 SETTINGS = [
-    "simulate.people=1",
+    "simulate.pretrain_people=1",
     "data.selection=all",
     "encoder.patch_size=16",
     "align.start_from=scratch",
@@ -67,7 +67,7 @@ def make_run(out: Path, simulated: Path | None) -> Recipe:
         raw.symlink_to(simulated.resolve(), target_is_directory=True)
     if simulated is None:
         simulate(recipe.simulate, raw, recipe.seed)
-    areas = choose_areas(raw / "truth" / "vertices.npz")
+    areas = choose_areas(raw / "truth" / "vertices_subject1.npz")
     data = recipe.data.model_copy(update={"areas": ",".join(areas), "captions": str(raw / "truth" / "captions.json")})
     if not is_complete(out / "prepare" / "store.zarr"):
         prepare(raw, out / "prepare" / "store.zarr", data)

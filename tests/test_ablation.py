@@ -233,6 +233,16 @@ def test_subjects_are_found_and_missing_ones_named(tmp_path: Path) -> None:
         choose_variants(list_variants(recipe), ["windw_1"])
 
 
+def test_simulated_subjects_are_counted_and_others_refused() -> None:
+    recipe = load_recipe("demo", ["simulate.subjects=3"])
+    assert [v.name for v in list_variants(recipe) if v.name.startswith("subject")] == [
+        f"subject_{n}" for n in (1, 2, 3)
+    ]
+    assert [v.name for v in list_variants(recipe, [2]) if v.name.startswith("subject")] == ["subject_2"]
+    with pytest.raises(SettingError, match=r"found 5, 4 in --subjects; give --set simulate.subjects=5"):
+        list_variants(recipe, [2, 5, 4])
+
+
 def test_an_encoder_from_scratch_shares_the_row_without_masked_modelling(tiny_recipe: Recipe, tmp_path: Path) -> None:
     recipe = change_recipe(tiny_recipe, {"align.start_from": "scratch"})
     runs = Ablation(recipe, tmp_path, list_variants(recipe)).runs

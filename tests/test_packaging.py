@@ -113,9 +113,9 @@ assert mindvideo.__file__.startswith(sys.prefix), mindvideo.__file__
         "segment_s=8",
         "test_runs=2",
         "size=32",
-        "people=1",
-        "person_runs=1",
-        "person_run_s=36",
+        "pretrain_people=1",
+        "pretrain_runs=1",
+        "pretrain_run_s=36",
     ]
     settings = [word for setting in small for word in ("--set", f"simulate.{setting}")]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -34,6 +34,8 @@ TINY = Path(__file__).parent / "tiny.yaml"
         (["pretrain.batch_size=17"], "pretrain.batch_size of at most 16, the number of training samples"),
         (["cotrain.batch_size=90", "data.repeats=separate", "adapt.batch_size=121"], "adapt.batch_size of at most 120"),
         (["baselines=[mindvis]", "baseline.mindvis.batch_size=61"], "baseline.mindvis.batch_size of at most 60"),
+        (["data.subject=3", "simulate.subjects=2"], "data.subject of at most 2 (simulate.subjects), found 3; give --set "
+                                                    "simulate.subjects=3"),
         (["align.encoder=convolution_encoder:ConvolutionEncoder"], "give --set align.start_from=scratch"),
         (["evaluate.n_ways=[2,400]"], "distractors are drawn from all but the true clip's 3, found 400"),
     ],

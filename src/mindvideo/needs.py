@@ -99,8 +99,9 @@ class Needs:
 
     def _simulate(self) -> Need:
         sizes = self.sizes
-        what = f"{sizes.n_runs} recordings of {sizes.n_volumes} x {sizes.n_grayordinates}"
-        values = float(sizes.n_runs * sizes.n_volumes * sizes.n_grayordinates)
+        subjects = self.recipe.simulate.subjects if self.recipe.simulate else 1
+        what = f"{subjects * sizes.n_runs} recordings of {sizes.n_volumes} x {sizes.n_grayordinates}"
+        values = float(subjects * sizes.n_runs * sizes.n_volumes * sizes.n_grayordinates)
         return Need("simulate", self.base + 6e8, 5.7 * values, what)
 
     def _prepare(self) -> Need:

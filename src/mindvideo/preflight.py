@@ -22,7 +22,7 @@ from mindvideo.models.encoders import encoder_arguments, encoder_class
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.generators import generator_class
 from mindvideo.preparing import SIMULATED, TRUE_CAPTIONS
-from mindvideo.simulate.recordings import PERSON_TR_S
+from mindvideo.simulate.pretraining import PRETRAIN_TR_S
 from mindvideo.train.distill import check_student
 from mindvideo.train.thesaurus import require_wordnet
 
@@ -196,8 +196,9 @@ def _training_counts(recipe: Recipe) -> tuple[int | None, int | None]:
             round(simulate.segment_s / (data.tr_s or 2.0)),
             simulate.train_runs,
         )
-        volumes = int(simulate.person_run_s / PERSON_TR_S)
-        segments = simulate.people * simulate.person_runs * (volumes // max(1, round(pretrain.window_s / PERSON_TR_S)))
+        volumes = int(simulate.pretrain_run_s / PRETRAIN_TR_S)
+        a_run = volumes // max(1, round(pretrain.window_s / PRETRAIN_TR_S))
+        segments = simulate.pretrain_people * simulate.pretrain_runs * a_run
         held_out = max(1, round(pretrain.validation_share * segments)) if pretrain.validation_share else 0
         others: int | None = segments - held_out
     elif getattr(data.own, "expect", None) == "wen2018":
@@ -219,6 +220,11 @@ def missing_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
     """Folders and caption files that are not given, or not there."""
     data = recipe.data
     if recipe.simulate is not None:
+        if data.subject > recipe.simulate.subjects:
+            yield SettingError(
+                f"expected data.subject of at most {recipe.simulate.subjects} (simulate.subjects), found {data.subject}; "
+                f"give --set simulate.subjects={data.subject}"
+            )
         return
     if data.raw is None:
         yield SettingError("expected the folder of the recordings, found none; give --set data.raw=FOLDER")

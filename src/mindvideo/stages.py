@@ -97,7 +97,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "simulate",
             module="mindvideo.simulate.recordings",
-            summary="simulate films, a subject and people for pre-training",
+            summary="simulate films, subjects and people for pre-training",
             reads=("simulate", "seed"),
             example="simulate.segment_s=240",
         ),

@@ -114,7 +114,7 @@ def run_dir(tmp_path_factory):
     order = np.random.default_rng(2).permutation(VOXELS + 5)
     vertex = np.concatenate([make_vertex(), atlas.area_of("L_4")[:5]])[order]
     flags = np.concatenate([informative(), np.ones(5, bool)])[order]
-    np.savez(truth / "vertices.npz", vertex=vertex, is_informative=flags, signal_to_noise=flags * 0.5)
+    np.savez(truth / "vertices_subject1.npz", vertex=vertex, is_informative=flags, signal_to_noise=flags * 0.5)
     return folder
 
 
@@ -233,7 +233,7 @@ def test_areas_of_both_kinds_are_averaged():
 
 
 def test_truth_must_hold_every_voxel(run_dir):
-    path = run_dir / "simulate" / "truth" / "vertices.npz"
+    path = run_dir / "simulate" / "truth" / "vertices_subject1.npz"
     is_informative, _ = truth.read_truth(path, make_vertex())
     assert (is_informative == informative()).all()
     with pytest.raises(DataError, match="found 2 without an entry"):

@@ -17,13 +17,14 @@ from mindvideo.data.series import read_cortex, read_header
 from mindvideo.data.video import probe, read_frames
 from mindvideo.data.voxels import detrend_and_standardise, fisher_z, repeat_correlation
 from mindvideo.errors import DataError, SettingError
+from mindvideo.simulate.pretraining import simulate_pretraining
 from mindvideo.simulate.recordings import (
     Segment,
     choose_vertices,
     list_segments,
     scan_captions,
     simulate,
-    simulate_people,
+    simulated_subject,
     write_segment,
 )
 from mindvideo.simulate.scenes import Shot, draw_scene, is_held_out, locate, render_film, scene_caption
@@ -37,9 +38,9 @@ SETTINGS = Simulate(
     areas="visual",
     size=32,
     source_fps=6,
-    people=2,
-    person_runs=1,
-    person_run_s=30,
+    pretrain_people=2,
+    pretrain_runs=1,
+    pretrain_run_s=30,
 )
 SEED = 11
 
@@ -104,7 +105,7 @@ def test_truth_describes_every_scan_and_vertex(raw: Path) -> None:
         flags = [shot["is_held_out"] for shot in shots]
         assert flags == [is_held_out(shot["thing"], shot["place"], shot["motion"]) for shot in shots]
         assert any(flags) == name.startswith("test")
-    with np.load(raw / "truth" / "vertices.npz") as truth:
+    with np.load(raw / "truth" / "vertices_subject1.npz") as truth:
         vertex, informative = truth["vertex"], truth["is_informative"]
         np.testing.assert_array_equal(truth["area"], atlas.area_labels()[vertex])
         np.testing.assert_array_equal(informative, np.isin(vertex, atlas.visual_areas()))
@@ -121,7 +122,7 @@ def test_captions_join_across_a_cut() -> None:
 
 
 def test_reproducibility_is_real_looking(raw: Path) -> None:
-    with np.load(raw / "truth" / "vertices.npz") as truth:
+    with np.load(raw / "truth" / "vertices_subject1.npz") as truth:
         vertex, is_informative = truth["vertex"], truth["is_informative"]
     edges = atlas.adjacency()[vertex][:, vertex].tocoo()
     z, neighbour = [], []
@@ -152,7 +153,11 @@ def test_interrupted_simulation_goes_on_to_the_same_bytes(raw: Path, tmp_path: P
     first = tmp_path / "first"
     simulate(small, first, SEED)
     before = _digests(first)
-    for name in ("subject1/fmri/seg2/cifti/seg2_2_Atlas.dtseries.nii", "stimuli/test1.mp4", "truth/vertices.npz"):
+    for name in (
+        "subject1/fmri/seg2/cifti/seg2_2_Atlas.dtseries.nii",
+        "stimuli/test1.mp4",
+        "truth/vertices_subject1.npz",
+    ):
         (first / name).unlink()
     kept = (first / "stimuli" / "seg1.mp4").stat().st_mtime_ns
 
@@ -188,8 +193,8 @@ def test_segment_length_must_be_whole_scans() -> None:
         list_segments(Simulate(segment_s=61))
 
 
-def test_people_are_written_like_hcp(tmp_path: Path) -> None:
-    simulate_people(SETTINGS, tmp_path, SEED)
+def test_people_for_pretraining_are_written_like_hcp(tmp_path: Path) -> None:
+    simulate_pretraining(SETTINGS, tmp_path, SEED)
     paths = sorted((tmp_path / "hcp").rglob("*.nii"))
     results = "MNINonLinear/Results/tfMRI_MOVIE1/tfMRI_MOVIE1_Atlas_MSMAll.dtseries.nii"
     assert [str(path.relative_to(tmp_path / "hcp")) for path in paths] == [f"100001/{results}", f"100002/{results}"]
@@ -198,8 +203,35 @@ def test_people_are_written_like_hcp(tmp_path: Path) -> None:
     assert np.isfinite(first.data).all()
     assert not np.allclose(first.data, second.data)
     written = paths[0].stat().st_mtime_ns
-    simulate_people(SETTINGS, tmp_path, SEED)
+    simulate_pretraining(SETTINGS, tmp_path, SEED)
     assert paths[0].stat().st_mtime_ns == written
+
+
+def test_several_subjects_saw_the_same_films(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"segment_s": 12.0, "test_segments": 1, "test_runs": 2, "subjects": 2})
+    segments = list_segments(settings)
+    calls: list[tuple[int, int]] = []
+    simulate(settings, tmp_path, SEED, lambda done, total, figures: calls.append((done, total)))
+    assert calls[-1] == (4 + 2 * 4 * 2 + 1, 4 + 2 * 4 * 2 + 1)
+    assert len(list((tmp_path / "stimuli").iterdir())) == 4
+    for number in (1, 2):
+        source = discover(tmp_path, Data(raw=tmp_path, size=32, subject=number))
+        assert [segment.name for segment in source.segments] == ["seg1", "seg2", "seg3", "test1"]
+    path = "subject{}/fmri/seg1/cifti/seg1_{}_Atlas.dtseries.nii"
+    runs = {key: read_cortex(tmp_path / path.format(*key)) for key in ((1, 1), (1, 2), (2, 1), (2, 2))}
+    assert len({run.data.tobytes() for run in runs.values()}) == 4
+    np.testing.assert_array_equal(runs[1, 1].vertex, runs[2, 1].vertex)
+    truth = [np.load(tmp_path / "truth" / f"vertices_subject{number}.npz") for number in (1, 2)]
+    assert not np.array_equal(truth[0]["source"], truth[1]["source"])
+    assert not np.array_equal(truth[0]["signal_to_noise"], truth[1]["signal_to_noise"])
+    three = settings.model_copy(update={"subjects": 3})
+    assert simulated_subject(three, SEED, 2) is simulated_subject(settings, SEED, 2)
+    before = _digests(tmp_path)
+    for lost in ("subject2/fmri/seg1/cifti/seg1_2_Atlas.dtseries.nii", "truth/vertices_subject2.npz"):
+        (tmp_path / lost).unlink()
+    write_segment(settings, tmp_path, SEED, segments[0])
+    simulate(settings, tmp_path, SEED)
+    assert _digests(tmp_path) == before
 
 
 def test_subcortex_completes_the_grayordinates(tmp_path: Path) -> None:

@@ -100,13 +100,14 @@ def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list
 def _check_subjects(recipe: Recipe, subjects: Sequence[int] | None) -> list[int]:
     own = recipe.data.subject
     if recipe.simulate is not None:
-        others = [n for n in subjects or () if n != own]
+        simulated = range(1, recipe.simulate.subjects + 1)
+        others = [n for n in subjects or () if n not in simulated]
         if others:
             raise SettingError(
-                f"expected subject {own}, the only one of a simulated dataset, found {', '.join(map(str, others))} in "
-                "--subjects; --seeds simulates other subjects"
+                f"expected at most {len(simulated)} as a subject (simulate.subjects), found {', '.join(map(str, others))} in "
+                f"--subjects; give --set simulate.subjects={max(others)}, or --seeds for subjects who saw other films"
             )
-        return [own]
+        return list(dict.fromkeys(subjects or simulated))
     raw = recipe.data.raw
     found: list[int] = []
     if raw is not None and recipe.data.source == "wen2018":

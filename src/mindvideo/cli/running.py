@@ -20,9 +20,9 @@ def simulate(
     seed: Annotated[int | None, typer.Option(min=0, help="the recipe's own by default")] = None,
     settings: Set = None,
 ) -> None:
-    """Write a simulated subject in the layout of Wen 2018, with its truth, into OUT."""
+    """Write simulated subjects in the layout of Wen 2018, with their truth, into OUT."""
+    from mindvideo.simulate.pretraining import simulate_pretraining
     from mindvideo.simulate.recordings import simulate as run
-    from mindvideo.simulate.recordings import simulate_people
 
     resolved = load_recipe(recipe, settings or [])
     if resolved.simulate is None:
@@ -30,8 +30,8 @@ def simulate(
     seed = resolved.seed if seed is None else seed
     with progress_bars() as bar:
         run(resolved.simulate, out, seed, progress=bar("simulate"))
-        simulate_people(resolved.simulate, out, seed, progress=bar("people"))
-    say(f"simulated subject in {out}")
+        simulate_pretraining(resolved.simulate, out, seed, progress=bar("pre-training"))
+    say(f"simulated recordings in {out}")
 
 
 @app.command()

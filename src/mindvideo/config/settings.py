@@ -14,8 +14,11 @@ from mindvideo.sources import READERS, load_reader
 
 
 class Simulate(Section):
-    """A simulated subject written in the layout of Wen 2018, and simulated people written like HCP."""
+    """Simulated subjects written in the layout of Wen 2018, and people for masked pre-training written like HCP."""
 
+    subjects: int = Field(
+        1, ge=1, description="people who saw the films: 1 is the shared brain itself, of more each departs from it"
+    )
     train_segments: int = Field(18, ge=3, description="number of training films")
     test_segments: int = Field(5, ge=1, description="number of test films")
     segment_s: float = Field(480.0, gt=0, description="length of each film in seconds; a multiple of the TR")
@@ -26,9 +29,9 @@ class Simulate(Section):
     size: int = Field(64, ge=32, description="stimulus height and width in pixels")
     source_fps: int = Field(30, ge=3, description="stimulus frame rate")
     noise: float = Field(1.0, gt=0, description="noise amplitude relative to the default that gives real-looking r")
-    people: int = Field(4, ge=1, description="people simulated for pre-training")
-    person_runs: int = Field(2, ge=1, description="runs of each person")
-    person_run_s: float = Field(864.0, gt=0, description="length of each of these runs in seconds")
+    pretrain_people: int = Field(4, ge=1, description="other people, whom only masked pre-training meets")
+    pretrain_runs: int = Field(2, ge=1, description="runs of each of these")
+    pretrain_run_s: float = Field(864.0, gt=0, description="length of each of these runs in seconds")
 
 
 class _Data(Section):

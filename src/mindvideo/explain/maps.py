@@ -214,7 +214,7 @@ def run(context: StageContext) -> None:
     if not store.has_positions:
         _explain_without_places(encoders, fmri, store, folder)
         return
-    truth_path = run_dir / "simulate" / "truth" / "vertices.npz"
+    truth_path = run_dir / "simulate" / "truth" / f"vertices_subject{recipe.data.subject}.npz"
     areas = occlusion.group_by_area(store.area)
     targets = make_targets(foundation, windows, index)
     sources = encoder.token_voxels()

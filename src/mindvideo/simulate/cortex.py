@@ -16,6 +16,9 @@ from mindvideo import atlas
 MAX_ECCENTRICITY = 1.1
 """Largest eccentricity of a receptive field's centre, in half frame widths."""
 
+WARP_STEPS = 40
+"""Rounds of averaging of a warp: shifts are alike over about a centimetre."""
+
 
 class Sheet:
     """Neighbourhood of a set of vertices.
@@ -59,6 +62,41 @@ class Sheet:
             field = self.average @ field
         deviation = field.std(axis=0) if len(field) > 1 else 1.0
         return ((field - field.mean(axis=0)) / (deviation + 1e-12)).astype(np.float32)
+
+
+def warp(rng: np.random.Generator, vertex: np.ndarray, size_mm: float) -> np.ndarray:
+    """Shift every vertex along the cortex, neighbours alike: which vertex of the set lies where each one comes to lie.
+
+    The shifts are smooth random fields over both hemispheres (whatever the set), tangent to the sphere.
+
+    Parameters
+    ----------
+    rng : numpy Generator
+    vertex : ndarray, int (n,)
+        Cortical positions, ascending.
+    size_mm : float
+        Root mean square of the shift on the sphere.
+
+    Returns
+    -------
+    ndarray, int (n,)
+        Rows of ``vertex``, of the same hemisphere; where the set has a rim, its nearest vertex.
+    """
+    sphere = atlas.cortical_coordinates("sphere").astype(float)
+    outwards = sphere / np.linalg.norm(sphere, axis=1, keepdims=True)
+    shift = _whole_cortex().fields(rng, 3, WARP_STEPS).astype(float)
+    shift -= (shift * outwards).sum(axis=1, keepdims=True) * outwards
+    shift *= size_mm / np.sqrt((shift**2).sum(axis=1).mean())
+    source = np.empty(len(vertex), int)
+    for rows in (np.flatnonzero(vertex < atlas.N_LEFT), np.flatnonzero(vertex >= atlas.N_LEFT)):
+        if len(rows):
+            source[rows] = rows[cKDTree(sphere[vertex[rows]]).query((sphere + shift)[vertex[rows]])[1]]
+    return source
+
+
+@cache
+def _whole_cortex() -> Sheet:
+    return Sheet(np.arange(atlas.N_CORTEX))
 
 
 def _rank(values: np.ndarray) -> np.ndarray:

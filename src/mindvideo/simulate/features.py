@@ -27,6 +27,7 @@ from mindvideo.simulate.scenes import (
     Scene,
     Shot,
     render_film,
+    render_scene,
     scene_at,
 )
 
@@ -222,6 +223,13 @@ def scene_attributes(scene: Scene) -> np.ndarray:
     exemplar = np.random.default_rng([scene.seed, 7]).standard_normal(len(EXEMPLARS) * EXEMPLAR_WIDTH)
     row[BLOCKS[EXEMPLARS[0]].start : BLOCKS[EXEMPLARS[-1]].stop] = exemplar
     return row[SEMANTIC]
+
+
+def scene_features(scenes: list[Scene]) -> np.ndarray:
+    """Features of each scene in the middle of its shot, float32 (scenes, K)."""
+    pairs = [render_scene(scene, scene.duration_s / 2 + np.array([0, MOTION_STEP_S])) for scene in scenes]
+    first, second = np.stack(pairs, axis=1)
+    return np.concatenate([image_features(first, second), np.stack([scene_attributes(one) for one in scenes])], axis=1)
 
 
 def film_features(film: list[Shot], size: int = N_PIXELS) -> np.ndarray:

@@ -21,6 +21,8 @@ NOISE_TIME_S = 2.2
 """Time constant of the local noise: lag-1 autocorrelation .4 at a TR of 2 s."""
 
 NETWORK_TIME_S = 8.0
+RHYTHMS_HZ = (0.28, 1.1)
+"""Breathing and pulse."""
 BODY_HZ = 10.0
 """Physiology is made at this rate and then sampled at the volumes' times, so that it aliases as it does in a scanner."""
 
@@ -91,7 +93,14 @@ def draw_spikes(n_volumes: int, tr_s: float, rng: np.random.Generator) -> np.nda
     return spikes[:-1]
 
 
-def draw_noise(sheet: Sheet, loadings: np.ndarray, n_volumes: int, tr_s: float, rng: np.random.Generator) -> np.ndarray:
+def draw_noise(
+    sheet: Sheet,
+    loadings: np.ndarray,
+    n_volumes: int,
+    tr_s: float,
+    rng: np.random.Generator,
+    rhythms_hz: tuple[float, float] = RHYTHMS_HZ,
+) -> np.ndarray:
     """Noise of one run, float32 (T, n), about unit variance but for jerks of the head.
 
     Local and smooth, networks, a global signal, 1/f, breathing, pulse, thermal.
@@ -110,7 +119,7 @@ def draw_noise(sheet: Sheet, loadings: np.ndarray, n_volumes: int, tr_s: float, 
     noise += np.float32(THERMAL) * rng.standard_normal((n_volumes, n), dtype=np.float32)
     slow, breath, pulse = (part.T for part in np.split(sheet.fields(rng, 6, 12).astype(np.float32), [4, 5], axis=1))
     noise += np.float32(SLOW / 2) * (draw_slow(n_volumes, 4, rng) @ slow)
-    for weight, hz, field in ((BREATH, 0.28, breath), (PULSE, 1.1, pulse)):
+    for weight, hz, field in zip((BREATH, PULSE), rhythms_hz, (breath, pulse), strict=True):
         noise += np.float32(weight) * draw_rhythm(n_volumes, tr_s, hz, rng)[:, None] * (0.7 + 0.7 * field)
     parts = (LOCAL, NETWORK, GLOBAL, SLOW, BREATH, PULSE, THERMAL)
     noise /= np.float32(np.sqrt(sum(part**2 for part in parts)))

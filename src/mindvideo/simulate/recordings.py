@@ -1,4 +1,4 @@
-"""Write a simulated subject in the layout of Wen 2018, and simulated people in the layout of HCP.
+"""Write simulated subjects, who saw the same films, in the layout of Wen 2018.
 
 Every file is drawn from (seed, what it is, its number) alone, so the order of writing and interruptions change nothing;
 files that are already there are kept, and a file appears only when it is complete.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,9 @@ from mindvideo.data.cifti import SUBCORTEX, write_cortex
 from mindvideo.data.disk import disk_errors, write_text
 from mindvideo.data.video import write_video
 from mindvideo.errors import DataError, SettingError
+from mindvideo.simulate.draws import Draw, FileCount, draw_from
 from mindvideo.simulate.features import film_features
+from mindvideo.simulate.pretraining import simulate_pretraining
 from mindvideo.simulate.scenes import (
     WORLD,
     Shot,
@@ -37,22 +38,16 @@ from mindvideo.simulate.scenes import (
     render_film,
 )
 from mindvideo.simulate.subject import SimulatedSubject
+from mindvideo.simulate.truth import describe_vertices
 from mindvideo.simulate.tuning import AREA_TUNING, areas_of
 from mindvideo.stages import Progress, StageContext
 
 TR_S = 2.0
-PERSON_TR_S = 0.72
 AFTER_FILM_S = 10.0
 FRAMES_HZ = 3
 """How often ``truth/scenes.json`` says where a scene's thing is."""
-PERSON_AREAS = ("V1", "V2", "V3", "V4")
 
-_SUBJECT, _FILM, _CAST, _RUN, _CONTROLS, _PERSON, _MOVIE, _PERSON_RUN = range(8)
 _TEST_OFFSET = 10_000
-
-
-def _rng(seed: int, *path: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence([seed, *path]))
 
 
 @dataclass(frozen=True)
@@ -83,10 +78,12 @@ class Segment:
 
     def film(self, seed: int) -> list[Shot]:
         """The film; in test films about half of the shots are compositions that no training film has."""
-        film = make_film(_rng(seed, _FILM, self.index), self.duration_s, TR_S, held_out=None if self.is_test else False)
+        film = make_film(
+            draw_from(seed, Draw.FILM, self.index), self.duration_s, TR_S, held_out=None if self.is_test else False
+        )
         if not self.is_test:
             return film
-        rng = _rng(seed, _CAST, self.index)
+        rng = draw_from(seed, Draw.CAST, self.index)
         return [
             replace(shot, scene=draw_scene(rng, True, shot.end_s - shot.start_s)) if rng.random() < 0.5 else shot
             for shot in film
@@ -125,7 +122,7 @@ def choose_vertices(areas: str, seed: int) -> np.ndarray:
     visual = atlas.visual_areas()
     others = sorted(set(areas_of(np.arange(atlas.N_CORTEX))) - set(AREA_TUNING))
     chosen = [visual]
-    for name in _rng(seed, _CONTROLS).permutation(others):
+    for name in draw_from(seed, Draw.CONTROLS).permutation(others):
         if sum(map(len, chosen)) >= 2 * len(visual):
             break
         chosen.append(atlas.area_of(str(name)))
@@ -133,12 +130,24 @@ def choose_vertices(areas: str, seed: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _subject(areas: str, seed: int) -> SimulatedSubject:
-    return SimulatedSubject.create(_rng(seed, _SUBJECT), choose_vertices(areas, seed))
+def _shared_brain(areas: str, seed: int) -> SimulatedSubject:
+    return SimulatedSubject.create(draw_from(seed, Draw.SUBJECT), choose_vertices(areas, seed))
 
 
-def _fmri_path(out: Path, segment: Segment, run: int) -> Path:
-    folder = out / "subject1" / "fmri" / segment.name / "cifti"
+@lru_cache(maxsize=16)
+def _person(areas: str, seed: int, number: int) -> SimulatedSubject:
+    return _shared_brain(areas, seed).draw_person(draw_from(seed, Draw.OWN, number))
+
+
+def simulated_subject(settings: Simulate, seed: int, number: int) -> SimulatedSubject:
+    """The brain of subject ``number`` (from 1): the shared brain itself where it is the only one, else a departure."""
+    if settings.subjects == 1:
+        return _shared_brain(settings.areas, seed)
+    return _person(settings.areas, seed, number)
+
+
+def _fmri_path(out: Path, subject: int, segment: Segment, run: int) -> Path:
+    folder = out / f"subject{subject}" / "fmri" / segment.name / "cifti"
     return folder / f"{segment.name}_{run}_Atlas.dtseries.nii"
 
 
@@ -146,8 +155,17 @@ def _film_path(out: Path, segment: Segment) -> Path:
     return out / "stimuli" / f"{segment.name}.mp4"
 
 
-def _files(out: Path, segment: Segment) -> list[Path]:
-    return [_film_path(out, segment), *(_fmri_path(out, segment, run) for run in range(1, segment.runs + 1))]
+def _recordings(settings: Simulate, out: Path, segment: Segment) -> dict[tuple[int, int], Path]:
+    """File of each (subject, run) of a segment."""
+    return {
+        (subject, run): _fmri_path(out, subject, segment, run)
+        for subject in range(1, settings.subjects + 1)
+        for run in range(1, segment.runs + 1)
+    }
+
+
+def _files(settings: Simulate, out: Path, segment: Segment) -> list[Path]:
+    return [_film_path(out, segment), *_recordings(settings, out, segment).values()]
 
 
 def _frames(film: list[Shot], settings: Simulate) -> Iterator[np.ndarray]:
@@ -166,25 +184,31 @@ def write_segment(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_video(path, _frames(film, settings), settings.source_fps, settings.size)
         done()
-    missing = [run for run in range(1, segment.runs + 1) if not _fmri_path(out, segment, run).is_file()]
+    missing = {key: file for key, file in _recordings(settings, out, segment).items() if not file.is_file()}
     if not missing:
         return
-    subject = _subject(settings.areas, seed)
-    response = subject.respond(film_features(film, settings.size), segment.times_s)
-    _fmri_path(out, segment, 1).parent.mkdir(parents=True, exist_ok=True)
-    for run in missing:
-        rng = _rng(seed, _RUN, segment.index, run)
-        data = subject.record(response, TR_S, rng, settings.noise)
-        subcortex = None
-        if settings.subcortex:
-            shape = (len(data), sum(SUBCORTEX.values()))
-            subcortex = 9000 + 120 * rng.standard_normal(shape, dtype=np.float32)
-        write_cortex(_fmri_path(out, segment, run), data, subject.vertex, TR_S, subcortex)
-        done()
+    features = film_features(film, settings.size)
+    for number in sorted({subject for subject, _ in missing}):
+        subject = simulated_subject(settings, seed, number)
+        response = subject.respond(features, segment.times_s)
+        for run, file in ((run, file) for (of, run), file in missing.items() if of == number):
+            own = () if number == 1 else (number,)
+            rng = draw_from(seed, Draw.RUN, segment.index, run, *own)
+            data = subject.record(response, TR_S, rng, settings.noise)
+            subcortex = None
+            if settings.subcortex:
+                shape = (len(data), sum(SUBCORTEX.values()))
+                subcortex = 9000 + 120 * rng.standard_normal(shape, dtype=np.float32)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_cortex(file, data, subject.vertex, TR_S, subcortex)
+            done()
 
 
 def simulate(settings: Simulate, out: Path, seed: int, progress: Progress | None = None, workers: int = 1) -> None:
-    """Write a simulated subject: ``stimuli/``, ``subject1/fmri/…`` and ``truth/``, in the layout of Wen 2018.
+    """Write simulated subjects: ``stimuli/``, ``subject1/fmri/…`` and so on, and ``truth/``, in the layout of Wen 2018.
+
+    All see the same films. One subject is the shared brain; of several, each is a departure from it
+    (`SimulatedSubject.draw_person`) with noise of its own, whatever their number.
 
     Parameters
     ----------
@@ -206,14 +230,14 @@ def simulate(settings: Simulate, out: Path, seed: int, progress: Progress | None
         If the length of the segments is no multiple of the TR.
     """
     segments = list_segments(settings)
-    with disk_errors(out, "the simulated subject"):
+    with disk_errors(out, "the simulated subjects"):
         _claim(out, {"version": WORLD, "seed": seed, "settings": settings.model_dump(mode="json")})
-        todo = [segment for segment in segments if not all(path.is_file() for path in _files(out, segment))]
-        tick = _Ticker(progress, sum(len(_files(out, segment)) for segment in segments) + 1)
-        tick.add(sum(path.is_file() for segment in segments for path in _files(out, segment)))
+        todo = [segment for segment in segments if not all(path.is_file() for path in _files(settings, out, segment))]
+        tick = FileCount(progress, sum(len(_files(settings, out, segment)) for segment in segments) + 1)
+        tick.add(sum(path.is_file() for segment in segments for path in _files(settings, out, segment)))
         if workers > 1 and len(todo) > 1:
             with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn")) as pool:
-                missing = [sum(not path.is_file() for path in _files(out, segment)) for segment in todo]
+                missing = [sum(not path.is_file() for path in _files(settings, out, segment)) for segment in todo]
                 jobs = [pool.submit(write_segment, settings, out, seed, segment) for segment in todo]
                 for job, count in zip(jobs, missing, strict=True):
                     job.result()
@@ -223,18 +247,6 @@ def simulate(settings: Simulate, out: Path, seed: int, progress: Progress | None
                 write_segment(settings, out, seed, segment, tick.add)
         _write_truth(settings, out, seed, segments)
         tick.add()
-
-
-class _Ticker:
-    """Counts files and tells the progress callback."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total, self.count, self.start = progress, total, 0, time.perf_counter()
-
-    def add(self, count: int = 1) -> None:
-        self.count += count
-        if self.progress is not None and count:
-            self.progress(self.count, self.total, {"seconds": time.perf_counter() - self.start})
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -268,29 +280,19 @@ def scan_captions(film: list[Shot], duration_s: float) -> list[str]:
 
 
 def _write_truth(settings: Simulate, out: Path, seed: int, segments: list[Segment]) -> None:
-    """``truth/``: captions, scenes, and what every vertex is."""
+    """``truth/``: captions, scenes, and what every vertex of every subject is."""
     films = {segment.name: segment.film(seed) for segment in segments}
     captions = {segment.name: scan_captions(films[segment.name], segment.duration_s) for segment in segments}
     _write_json(out / "truth" / "captions.json", captions)
     scenes = {name: [_describe(shot) for shot in film] for name, film in films.items()}
     _write_json(out / "truth" / "scenes.json", scenes)
-    path = out / "truth" / "vertices.npz"
-    if path.is_file():
-        return
-    subject = _subject(settings.areas, seed)
-    share = subject.reliability
-    snr = np.sqrt(share / (1 - share)) / settings.noise
-    partial = path.with_name(".partial-vertices.npz")
-    np.savez(
-        partial,
-        vertex=subject.vertex,
-        area=atlas.area_labels()[subject.vertex],
-        kind=subject.kind,
-        is_informative=subject.is_informative,
-        hrf_peak_s=subject.hrf_peak_s,
-        signal_to_noise=snr.astype(np.float32),
-    )
-    os.replace(partial, path)
+    for number in range(1, settings.subjects + 1):
+        path = out / "truth" / f"vertices_subject{number}.npz"
+        if not path.is_file():
+            partial = path.with_name(f".partial-{path.name}")
+            arrays: dict[str, Any] = describe_vertices(simulated_subject(settings, seed, number), settings.noise)
+            np.savez(partial, **arrays)
+            os.replace(partial, path)
 
 
 def _describe(shot: Shot) -> dict[str, Any]:
@@ -305,55 +307,8 @@ def _describe(shot: Shot) -> dict[str, Any]:
     }
 
 
-def person_name(person: int) -> str:
-    """Folder name of a simulated person, six digits as in HCP."""
-    return f"{100001 + person}"
-
-
-def simulate_people(settings: Simulate, out: Path, seed: int, progress: Progress | None = None) -> None:
-    """Write simulated people for pre-training: areas V1–V4 at a TR of 0.72 s while watching films, as in HCP.
-
-    Files are ``out/hcp/PERSON/MNINonLinear/Results/tfMRI_MOVIEr/tfMRI_MOVIEr_Atlas_MSMAll.dtseries.nii``. All people
-    watch the same films, each with tuning, HRFs and noise of their own; films are no subject's training or test films.
-
-    Parameters
-    ----------
-    settings, out, seed, progress
-        As in `simulate`; ``people``, ``person_runs``, ``person_run_s`` and ``noise`` are used.
-
-    Raises
-    ------
-    DataError
-        If a file cannot be written.
-    """
-    vertex = np.sort(np.concatenate([atlas.area_of(name) for name in PERSON_AREAS]))
-    n_volumes = int(settings.person_run_s / PERSON_TR_S)
-    tick = _Ticker(progress, settings.people * settings.person_runs)
-    people: dict[int, SimulatedSubject] = {}
-    calibration: np.ndarray | None = None
-    with disk_errors(out, "the simulated people"):
-        for run in range(1, settings.person_runs + 1):
-            paths = {person: _person_path(out, person, run) for person in range(settings.people)}
-            missing = [person for person, path in paths.items() if not path.is_file()]
-            tick.add(len(paths) - len(missing))
-            if not missing:
-                continue
-            features = film_features(make_film(_rng(seed, _MOVIE, run), n_volumes * PERSON_TR_S, TR_S))
-            for person in missing:
-                if person not in people:
-                    if calibration is None:
-                        calibration = film_features(make_film(_rng(seed, _MOVIE, 0), 240.0))
-                    people[person] = SimulatedSubject.create(_rng(seed, _PERSON, person), vertex, calibration)
-                response = people[person].respond(features, PERSON_TR_S * np.arange(n_volumes))
-                rng = _rng(seed, _PERSON_RUN, person, run)
-                data = people[person].record(response, PERSON_TR_S, rng, settings.noise)
-                paths[person].parent.mkdir(parents=True, exist_ok=True)
-                write_cortex(paths[person], data, vertex, PERSON_TR_S)
-                tick.add()
-
-
 def run(context: StageContext) -> None:
-    """Stage ``simulate``: the subject and the people of a recipe into ``RUN/simulate``."""
+    """Stage ``simulate``: the subjects of a recipe and the people it pre-trains on into ``RUN/simulate``."""
     recipe, _, folder, progress = context
     settings = recipe.simulate
     if settings is None:
@@ -361,10 +316,4 @@ def run(context: StageContext) -> None:
     is_long = (settings.train_segments + settings.test_segments) * settings.segment_s > 1800
     workers = min(4, os.cpu_count() or 1) if is_long else 1  # the same bytes however many
     simulate(settings, folder, recipe.seed, progress=progress, workers=workers)
-    simulate_people(settings, folder, recipe.seed, progress=progress)
-
-
-def _person_path(out: Path, person: int, run: int) -> Path:
-    name = f"tfMRI_MOVIE{run}"
-    results = out / "hcp" / person_name(person) / "MNINonLinear" / "Results"
-    return results / name / f"{name}_Atlas_MSMAll.dtseries.nii"
+    simulate_pretraining(settings, folder, recipe.seed, progress=progress)

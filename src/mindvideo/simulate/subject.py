@@ -1,24 +1,27 @@
-"""A simulated person: from the features of a film to BOLD, vertex by vertex.
+"""A simulated brain: from the features of a film to BOLD, vertex by vertex; and people who are departures from it.
 
 features -> receptive fields and tuned units -> saturating neural response -> double-gamma HRF of each vertex -> gain,
 drift and noise of each run. It has the properties of visual cortex the software relies on (retinotopy, distributed
 non-linear semantic tuning, smoothness along the cortex, realistic reliability), not a random projection.
+
+`SimulatedSubject.create` draws a brain, `SimulatedSubject.draw_person` a person who shares its units: a vertex of the
+person takes its tuning from a place of the shared brain a few millimetres away, and adds a mixing of those units of its own.
 
 Legend: T feature samples (three a second), K feature columns, N volumes, n vertices.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
+from scipy.signal import fftconvolve
 from scipy.stats import gamma
 
 from mindvideo.errors import DataError
 from mindvideo.simulate import tuning
-from mindvideo.simulate.cortex import Sheet
+from mindvideo.simulate.cortex import Sheet, warp
+from mindvideo.simulate.drives import Drive
 from mindvideo.simulate.features import BLOCKS, FEATURE_HZ, N_FEATURES, SEMANTIC, film_features
-from mindvideo.simulate.noise import draw_drift, draw_noise, network_loadings
+from mindvideo.simulate.noise import RHYTHMS_HZ, draw_drift, draw_noise, network_loadings
 from mindvideo.simulate.scenes import make_film
 
 HRF_S = 24.0
@@ -31,6 +34,11 @@ PREFERENCE = 2.0
 """Weight of an area's general preference, for people and animals or for built places, beside its own mixtures."""
 ATTENTION = 0.15
 """Slow fluctuation of the response's gain within a run; between runs it varies by the same amount."""
+
+WARP_MM = 2.5
+"""How far a person's maps lie from the shared brain's, in millimetres of the sphere, root mean square."""
+PERSON_HRF_S, PERSON_ODDS, PERSON_RHYTHM = 0.3, 0.35, 0.12
+"""Spread over people of the mean HRF peak (s), of the odds of signal to noise and of the body's rhythms (both in logs)."""
 
 
 def double_gamma(t_s: np.ndarray, peak_s: float) -> np.ndarray:
@@ -59,45 +67,10 @@ def double_gamma(t_s: np.ndarray, peak_s: float) -> np.ndarray:
     return main - late / 6
 
 
-@dataclass
-class _Drive:
-    """One kind of drive: which vertices it moves, from which columns, and its calibration."""
-
-    kind: str
-    members: np.ndarray
-    strength: np.ndarray
-    weights: np.ndarray
-    columns: slice
-    units: tuple[np.ndarray, np.ndarray] | None = None
-    preference: np.ndarray | None = None
-    mean: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    scale: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-
-    def raw(self, features: np.ndarray) -> np.ndarray:
-        """Uncalibrated drive, (T, members)."""
-        chosen = features[:, self.columns]
-        if self.units is None:
-            pooled = chosen @ self.weights
-            return np.sqrt(np.maximum(pooled, 0))
-        unit_weights, threshold = self.units
-        drive = np.maximum(chosen @ unit_weights - threshold, 0) @ self.weights
-        if self.preference is not None:
-            drive = drive + chosen @ self.preference
-        return drive
-
-    def calibrate(self, features: np.ndarray) -> None:
-        """Take mean and standard deviation from a film; a preference is weighed against a mixture of deviation 1."""
-        if self.units is not None:
-            preference, self.preference = self.preference, None
-            self.weights = self.weights / (self.raw(features).std(axis=0) + 1e-6)
-            self.preference = preference
-        drive = self.raw(features)
-        self.mean, self.scale = drive.mean(axis=0), 1 / (drive.std(axis=0) + 1e-6)
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Standardised drive with saturation, times its strength, (T, members)."""
-        drive = (self.raw(features) - self.mean) * self.scale
-        return np.tanh(drive / 2) * 2 * self.strength
+def _blur(neural: np.ndarray) -> np.ndarray:
+    """What a typical HRF leaves of a neural response (T, m), from where it has settled: (T - settling, m)."""
+    kernel = double_gamma((np.arange(round(HRF_S * FEATURE_HZ)) + 0.5) / FEATURE_HZ, 5.5)[:, None]
+    return fftconvolve(neural, kernel.astype(np.float32), mode="valid", axes=0)
 
 
 class SimulatedSubject:
@@ -107,6 +80,10 @@ class SimulatedSubject:
     ----------
     vertex : ndarray, int32 (n,)
         Cortical positions.
+    source : ndarray, int32 (n,)
+        Positions of the shared brain whose maps the vertices have; ``vertex`` itself in that brain.
+    area : ndarray, str (n,)
+        Area of ``source``, without the hemisphere.
     kind : ndarray, str (n,)
         Strongest drive: contrast, colour, motion, object, place, or fluctuation for vertices that ignore the film.
     is_informative : ndarray, bool (n,)
@@ -120,6 +97,7 @@ class SimulatedSubject:
         n = len(vertex)
         self.vertex = vertex
         self.sheet = sheet
+        self.source = vertex
         self.area = tuning.areas_of(vertex)
         self.is_informative = np.isin(self.area, list(tuning.AREA_TUNING))
         self.kind = np.full(n, tuning.UNTUNED, dtype="<U12")
@@ -127,7 +105,9 @@ class SimulatedSubject:
         self.hrf_peak_s = np.full(n, 5.5, np.float32)
         self.baseline = np.full(n, 10000.0, np.float32)
         self.loadings = np.zeros((1, n), np.float32)
-        self._drives: list[_Drive] = []
+        self.rhythms_hz = RHYTHMS_HZ
+        self.calibration = np.zeros((0, N_FEATURES), np.float32)
+        self._drives: list[Drive] = []
         self._mean = np.zeros(n, np.float32)
         self._scale = np.ones(n, np.float32)
 
@@ -160,21 +140,50 @@ class SimulatedSubject:
             calibration = film_features(make_film(rng, CALIBRATION_S))
         for drive in subject._drives:
             drive.calibrate(calibration)
-        times = np.arange(10.0, len(calibration) / FEATURE_HZ, 1.0)
-        bold = subject.respond(calibration, times)
-        is_informative = subject.is_informative
-        subject._mean[is_informative] = bold[:, is_informative].mean(axis=0)
-        subject._scale[is_informative] = 1 / (bold[:, is_informative].std(axis=0) + 1e-6)
+        subject.calibration = calibration
+        subject._standardise()
         return subject
 
-    def _draw_physiology(self, rng: np.random.Generator) -> None:
-        """HRF peaks, mean intensity, fluctuations and reliability, all smooth along the cortex."""
-        peaks = 5.5 + 0.45 * self.sheet.fields(rng, 1, 6)[:, 0]
+    def draw_person(self, rng: np.random.Generator) -> SimulatedSubject:
+        """Draw a person who shares this brain's units, and in part how they are mixed onto the cortex.
+
+        A vertex has the area, receptive field and mixing of a place `WARP_MM` away (root mean square) in this brain; a
+        mixing of its own of the same units makes up the rest of each drive (`drives.SHARED`). Signal to noise, HRFs,
+        networks and rhythms of the body are drawn anew. Any two people drawn so are equally alike, but for chance.
+        """
+        person = SimulatedSubject(self.vertex, self.sheet)
+        source = warp(rng, self.vertex, WARP_MM)
+        person.source = self.vertex[source]
+        person.area, person.kind = self.area[source], self.kind[source]
+        person.is_informative = self.is_informative[source]
+        later, odds, breath, pulse = rng.standard_normal(4)
+        person._draw_physiology(rng, PERSON_HRF_S * later, PERSON_ODDS * odds)
+        breathing_hz, pulse_hz = RHYTHMS_HZ * np.exp(PERSON_RHYTHM * np.array([breath, pulse]))
+        person.rhythms_hz = float(breathing_hz), float(pulse_hz)
+        person._drives = [drive.depart(source, self.sheet, rng, self.calibration, _blur) for drive in self._drives]
+        person.calibration = self.calibration
+        person._standardise()
+        return person
+
+    def _standardise(self) -> None:
+        """Give every informative vertex mean 0 and variance 1 on the calibration film."""
+        times = np.arange(10.0, len(self.calibration) / FEATURE_HZ, 1.0)
+        bold = self.respond(self.calibration, times)
+        chosen = self.is_informative
+        self._mean[chosen] = bold[:, chosen].mean(axis=0)
+        self._scale[chosen] = 1 / (bold[:, chosen].std(axis=0) + 1e-6)
+
+    def _draw_physiology(self, rng: np.random.Generator, later_s: float = 0.0, log_odds: float = 0.0) -> None:
+        """HRF peaks, mean intensity, fluctuations and reliability, smooth along the cortex.
+
+        A person's HRFs may peak ``later_s`` and the odds of signal to noise be exp(``log_odds``) times as high.
+        """
+        peaks = 5.5 + later_s + 0.45 * self.sheet.fields(rng, 1, 6)[:, 0]
         self.hrf_peak_s = np.round(peaks.clip(4.5, 6.5), 1).astype(np.float32)
         self.baseline = (10000 * np.exp(0.15 * self.sheet.fields(rng, 1, 6)[:, 0])).astype(np.float32)
         self.loadings = network_loadings(self.sheet, self.vertex, rng)
         typical = np.array([tuning.AREA_TUNING[a].reliability if a in tuning.AREA_TUNING else 0 for a in self.area])
-        odds = typical / (1 - typical) * np.exp(0.6 * self.sheet.fields(rng, 1, 4)[:, 0])
+        odds = typical / (1 - typical) * np.exp(log_odds + 0.6 * self.sheet.fields(rng, 1, 4)[:, 0])
         self.reliability = (odds / (1 + odds)).astype(np.float32)
 
     def _draw_tuning(self, rng: np.random.Generator) -> None:
@@ -195,30 +204,37 @@ class SimulatedSubject:
 
     def _make_drive(
         self, kind: str, members: np.ndarray, strength: np.ndarray, table: np.ndarray, rng: np.random.Generator
-    ) -> _Drive:
+    ) -> Drive:
         vertex = self.vertex[members]
         if kind == "contrast":
             columns = slice(BLOCKS["fine"].start, BLOCKS["luminance"].stop)
-            return _Drive(kind, members, strength, tuning.contrast_weights(self.sheet, rng, members, vertex), columns)
+            return Drive(kind, members, strength, tuning.contrast_weights(self.sheet, rng, members, vertex), columns)
         if kind == "colour":
             weights = tuning.colour_weights(self.sheet, rng, members, vertex)
-            return _Drive(kind, members, strength, weights, BLOCKS["opponent"])
+            return Drive(kind, members, strength, weights, BLOCKS["opponent"])
         if kind == "motion":
             weights = tuning.motion_weights(self.sheet, rng, members, vertex)
-            return _Drive(kind, members, strength, weights, BLOCKS["flow"])
+            return Drive(kind, members, strength, weights, BLOCKS["flow"])
         units = tuning.conjunction_units(rng, table, kind)
         mixing = self.sheet.fields(rng, tuning.N_UNITS[kind], 6)[members].T
         weights = np.sign(mixing) * np.abs(mixing) ** 1.5
         prefers = np.stack([tuning.preference_row(tuning.AREA_TUNING[a].prefers) for a in self.area[members]], axis=1)
-        return _Drive(kind, members, strength, weights, SEMANTIC, units, PREFERENCE * prefers)
+        return Drive(kind, members, strength, weights, SEMANTIC, units, PREFERENCE * prefers)
 
-    def _neural(self, features: np.ndarray) -> np.ndarray:
+    def neural(self, features: np.ndarray) -> np.ndarray:
         """Neural response of the informative vertices, float32 (T, informative)."""
         place = np.cumsum(self.is_informative) - 1
         response = np.zeros((len(features), int(self.is_informative.sum())), np.float32)
         for drive in self._drives:
             response[:, place[drive.members]] += drive(features)
         return response
+
+    def strengths(self) -> np.ndarray:
+        """Strength of each kind of drive (`tuning.KINDS`) at every vertex, float32 (n, 5)."""
+        strengths = np.zeros((len(self.vertex), len(tuning.KINDS)), np.float32)
+        for drive in self._drives:
+            strengths[drive.members, tuning.KINDS.index(drive.kind)] = drive.strength
+        return strengths
 
     def _haemodynamics(self, neural: np.ndarray, times_s: np.ndarray) -> np.ndarray:
         """Convolve with each vertex's HRF: (T, m) sampled from time 0 -> (N, m) at ``times_s``."""
@@ -260,7 +276,7 @@ class SimulatedSubject:
         after_s = max(0.0, float(times_s[-1]) - len(features) / FEATURE_HZ) + 1
         blank = np.zeros((round(after_s * FEATURE_HZ), N_FEATURES), np.float32)
         n_lead = round(LEAD_S * FEATURE_HZ)
-        neural = self._neural(np.concatenate([still, features, blank]))
+        neural = self.neural(np.concatenate([still, features, blank]))
         neural = np.concatenate([np.repeat(neural[:1], n_lead, axis=0), neural[1:]])
         bold = np.zeros((len(times_s), len(self.vertex)), np.float32)
         informative = self.is_informative
@@ -289,7 +305,7 @@ class SimulatedSubject:
         slow = np.convolve(rng.standard_normal(n_volumes + 14), np.full(15, 15**-0.5), mode="valid")
         gain = 1 + ATTENTION * slow.clip(-2, 2) + ATTENTION * rng.standard_normal()
         regional = (1 + 0.1 * self.sheet.fields(rng, 1, 8)[:, 0]) * np.sqrt(self.reliability)
-        run = draw_noise(self.sheet, self.loadings, n_volumes, tr_s, rng)
+        run = draw_noise(self.sheet, self.loadings, n_volumes, tr_s, rng, self.rhythms_hz)
         run *= np.float32(noise) * np.sqrt(1 - self.reliability)
         run += response * gain[:, None].astype(np.float32) * regional
         run += draw_drift(self.sheet, n_volumes, rng)
