@@ -21,7 +21,7 @@ from mindvideo.report.build import build_report, find_ablations
 from mindvideo.report.comparison import list_rivals, measure_differences, tabulate
 from mindvideo.report.dataset import describe_validation, list_choices, summarise_data
 from mindvideo.report.gallery import find_ends, mean_ranks
-from mindvideo.report.methods import list_machine, write_bibliography, write_citation, write_methods
+from mindvideo.report.methods_text import list_machine, write_bibliography, write_citation, write_methods
 from mindvideo.report.plots import WAY_TICKS, Curve, Dot, draw_curves, draw_dots, find_ticks, thin_out
 from mindvideo.report.read import read_run
 from mindvideo.report.sections import list_curves
