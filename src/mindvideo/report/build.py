@@ -13,7 +13,7 @@ from PIL import Image
 
 from mindvideo.data.disk import beside, write_text
 from mindvideo.errors import DataError
-from mindvideo.report import comparison, methods, sections
+from mindvideo.report import comparison, methods_text, sections
 from mindvideo.report.ablation import ablation_section
 from mindvideo.report.assets import Assets
 from mindvideo.report.brain import judge_maps, list_brain, list_turning, split_pictures
@@ -161,7 +161,7 @@ def _describe_run(
     pictures = _pictures(item, key, assets, judged)
     rivals = comparison.list_rivals(item, index)
     title, verdict = write_verdict(item)
-    machine, machine_note = methods.list_machine(item)
+    machine, machine_note = methods_text.list_machine(item)
     data = summarise_data(item)
     return {
         "key": key,
@@ -196,9 +196,9 @@ def _describe_run(
         "total_time": sections.total_time(item),
         "machine": machine,
         "machine_note": machine_note,
-        "saved": methods.list_saved(item, key, assets),
-        "methods": methods.write_methods(item, data),
-        "citation": methods.write_citation(item),
+        "saved": methods_text.list_saved(item, key, assets),
+        "methods": methods_text.write_methods(item, data),
+        "citation": methods_text.write_citation(item),
         "recipe": item.recipe_text,
         "evaluate_settings": {
             name: item.setting(f"evaluate.{name}") for name in ("block_s", "permutations", "bootstraps", "top_k")
