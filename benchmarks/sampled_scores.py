@@ -31,8 +31,8 @@ from mindvideo.generate.clips import ClipMaker
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.reconstruct import assemble_pipeline, choose_windows
 from mindvideo.generate.scheduler import make_scheduler
-from mindvideo.models import video_unet
 from mindvideo.models.foundation import Foundation
+from mindvideo.models.generators import video_unet
 from mindvideo.models.generators.video_unet import VideoUNet
 from sampling import PAPER_STEPS, explicit_attention
 

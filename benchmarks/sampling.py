@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from diffusers import UNet2DConditionModel
 
-from mindvideo.models import video_unet
+from mindvideo.models.generators import video_unet
 from mindvideo.models.generators.video_unet import VideoUNet
 
 PAPER_STEPS = 200
