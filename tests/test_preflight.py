@@ -11,13 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
+import zarr
 from transformers import AutoConfig
 
+from mindvideo.ablation.variants import change_recipe
 from mindvideo.config import Recipe, load_recipe
 from mindvideo.data.store import Store
 from mindvideo.errors import SettingError
 from mindvideo.evaluate import n_way_top_k
+from mindvideo.models.masked_areas import MaskedAreaModel
 from mindvideo.preflight import refusals
+from mindvideo.voxel_layout import VoxelLayout
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -37,6 +41,9 @@ TINY = Path(__file__).parent / "tiny.yaml"
         (["data.subject=3", "simulate.subjects=2"], "data.subject of at most 2 (simulate.subjects), found 3; give --set "
                                                     "simulate.subjects=3"),
         (["align.encoder=convolution_encoder:ConvolutionEncoder"], "give --set align.start_from=scratch"),
+        (["align.encoder=transformer"], "one of paper, read_out, areas or module:Class, found 'transformer'"),
+        (["align.encoder=paper", "align.encoder_settings={head_rank: 5}"], "found head_rank"),
+        (["animate.generator=gan"], "animate.generator to be one of video_unet, found 'gan'"),
         (["evaluate.n_ways=[2,400]"], "distractors are drawn from all but the true clip's 3, found 400"),
     ],
 )  # fmt: skip
@@ -104,3 +111,30 @@ def test_what_only_the_store_can_tell_is_refused_before_training(tiny_run: Path,
     assert n_scenes < 60
     assert "windows without a scene in common" in said(batch_size=n_scenes + 1)
     assert said(batch_size=60, loss="none", token_weight=0) == ""
+
+
+def test_weights_for_patches_and_for_areas_are_told_apart_before_anything_runs(
+    tiny_recipe: Recipe, tiny_run: Path, tmp_path: Path
+) -> None:
+    weights = tiny_run / "pretrain" / "model"
+    recipe = change_recipe(tiny_recipe, {"pretrain.weights": str(weights), "align.encoder": "areas"})
+    said = [str(error) for error in refusals(recipe, store=tiny_run / "prepare" / "store.zarr")]
+    assert any(
+        "expected a MaskedAreaModel for the encoder 'areas'" in line and "align.encoder=paper" in line for line in said
+    )
+    other = MaskedAreaModel([VoxelLayout(2, None, np.arange(2), np.array([1, 181])).to_config()], embed_dim=4, depth=1,
+                            num_heads=1, decoder_embed_dim=4, decoder_depth=1, decoder_num_heads=1)  # fmt: skip
+    other.save_pretrained(tmp_path / "areas")
+    recipe = change_recipe(tiny_recipe, {"pretrain.weights": str(tmp_path / "areas")})
+    said = [str(error) for error in refusals(recipe, store=tiny_run / "prepare" / "store.zarr")]
+    assert any("expected a MaskedBrainModel for the encoder 'read_out'" in line for line in said)
+
+
+def test_areas_want_voxels_whose_place_is_known(tiny_recipe: Recipe, tiny_run: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(tiny_run / "prepare" / "store.zarr", tmp_path / "store.zarr")
+    recipe = change_recipe(tiny_recipe, {"align.encoder": "areas"})
+    assert not [*refusals(recipe, store=store)]
+    vertex = zarr.open_group(store, mode="r+")["vertex"]
+    vertex[:] = -1
+    said = [str(error) for error in refusals(recipe, store=store)]
+    assert any("published arrays that do not say it" in line for line in said), said

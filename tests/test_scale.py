@@ -60,7 +60,7 @@ class QuietGenerator(VideoUNet):
     trained_parts = ("attn_temp",)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def swapped_run(
     tiny_run: Path, tiny_recipe: Recipe, sd2_kit: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:

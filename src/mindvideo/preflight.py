@@ -18,7 +18,7 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
 from mindvideo.evaluate.semantic import refuse_ways
-from mindvideo.models.encoders import encoder_arguments, encoder_class
+from mindvideo.models.encoders import encoder_arguments, encoder_class, require_masked_brain
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.generators import generator_class
 from mindvideo.preparing import SIMULATED, TRUE_CAPTIONS
@@ -128,6 +128,8 @@ def impossible_start(recipe: Recipe) -> Iterator[MindVideoError]:
         yield ModelError(
             f"expected a converted MaskedBrainModel at {weights}, found none; run mindvideo convert, or change pretrain.weights"
         )
+    elif weights is not None:
+        yield from attempt(require_masked_brain, weights, settings.encoder)
     yield from attempt(generator_class, recipe.animate.generator)
     try:
         chosen = encoder_class(settings.encoder)
@@ -165,6 +167,11 @@ def unfilled_batches(recipe: Recipe, path: Path) -> Iterator[MindVideoError]:
         windows = Windows(Store.open(path), "train", recipe.align.window)
     except MindVideoError:
         return  # damage, which the stage that reads the store says with its file
+    if recipe.align.encoder == "areas" and not windows.store.has_positions:
+        yield SettingError(
+            "expected voxels whose place on the cortex is known with align.encoder=areas, found published arrays that do not "
+            "say it; give --set align.encoder=paper"
+        )
     oversized = [*_oversized(recipe, len(windows), None)]
     yield from oversized
     if not oversized and (recipe.align.loss != "none" or recipe.align.token_weight > 0):

@@ -131,7 +131,7 @@ class Study:
             own = {"wen2018": data.subject, "fmriprep": getattr(data.own, "participant", None)}.get(data.source)
         for file, *state in list_files(place, without=self.run_dir):
             labels = _PERSON.findall(file) if own is not None else []
-            if all(label == str(own).removeprefix("sub-").lstrip("0") for label in labels):
+            if all(label == (str(own).removeprefix("sub-").lstrip("0") or "0") for label in labels):
                 yield [file, *state]
 
     def _foundation_parts(self, stage: Stage) -> tuple[str, ...]:

@@ -39,7 +39,6 @@ class AreaMaps(nn.Module):
     An area without voxels in a person has a learned token, ``missing``, that all people share.
     """
 
-    person_ids: torch.Tensor
     is_present: torch.Tensor
     positions: torch.Tensor
 
@@ -72,7 +71,8 @@ class AreaMaps(nn.Module):
         width = self.missing.shape[1]
         for weight, sizes in zip(self.weight, self.sizes, strict=True):
             for part, size in zip(weight.data.split(sizes), sizes, strict=True):
-                nn.init.uniform_(part, -(bound := math.sqrt(6.0 / (size + width))), bound)
+                bound = math.sqrt(6.0 / (size + width))
+                nn.init.uniform_(part, -bound, bound)
         nn.init.normal_(self.missing, std=0.02)
 
     def _people(self, person: torch.Tensor | None, count: int) -> Iterator[tuple[int, torch.Tensor | slice]]:

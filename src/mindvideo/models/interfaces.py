@@ -10,6 +10,7 @@ c F h w channels, frames and sides of latents.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class TokenStatistics:
     spread: torch.Tensor
 
 
-class Encoder(WholeModel):
+class Encoder(WholeModel, ABC):
     """A window of fMRI scans to the condition of the generator.
 
     A subclass registers its constructor's arguments as its configuration, among them ``num_voxels`` (of the person who has
@@ -44,13 +45,13 @@ class Encoder(WholeModel):
     """
 
     starts_from_masked_brain: ClassVar[bool] = False
-    many_people: ClassVar[bool] = False
     may_leave_out: ClassVar[bool] = False
     """Whether a step may leave some parameters without a gradient, as a class of the user's own may."""
 
     logit_scale: nn.Parameter
 
     @classmethod
+    @abstractmethod
     def build(
         cls, layouts: Sequence[VoxelLayout], sizes: Mapping[str, Any], architecture: Mapping[str, Any], **settings: Any
     ) -> Self:
@@ -65,20 +66,19 @@ class Encoder(WholeModel):
         architecture : mapping
             The recipe's section ``encoder``.
         **settings
-            Of this encoder alone: the recipe's ``align.dropout``, ``align.layer_norm`` and ``align.encoder_settings``.
+            Of this encoder alone: the recipe's ``align.dropout`` and ``align.encoder_settings``.
         """
-        raise NotImplementedError
 
     @classmethod
     def from_masked_brain(
         cls, model: MaskedBrainModel, *, window: int, condition_length: int, condition_width: int, **settings: Any
     ) -> Self:
-        """A new encoder that goes on from the masked brain model, where it ``starts_from_masked_brain``."""
-        raise NotImplementedError
+        """A new encoder that goes on from the masked brain model; ModelError where it cannot."""
+        raise ModelError(f"expected an encoder that starts from a masked brain model, found {cls.__name__}")
 
+    @abstractmethod
     def forward(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
         """Condition (B, L, C) of windows (B, W, V) of persons (B,), int64; the first person's where none is given."""
-        raise NotImplementedError
 
     def add_logit_scale(self) -> None:
         """Add the learned scale of the contrast's similarities (Radford et al. 2021)."""
@@ -106,8 +106,13 @@ class Encoder(WholeModel):
         -------
         Tensor, (depth, T), float32
             Mean over heads, queries, scans and windows; each row sums to 1. Windows of several calls may be averaged.
+
+        Raises
+        ------
+        ModelError
+            For an encoder without `token_voxels`.
         """
-        raise NotImplementedError
+        raise ModelError(f"expected an encoder that tells its attention, found {type(self).__name__}")
 
     def temporal_attention(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor | None:
         """Attention between the scans of a window, layer by layer (depth, W, W), float32; None where scans are not mixed.
@@ -136,7 +141,7 @@ def only_person(layouts: Sequence[VoxelLayout], name: str) -> VoxelLayout:
     return layouts[0]
 
 
-class Generator(WholeModel):
+class Generator(WholeModel, ABC):
     """A denoiser of clips, latents (B, c, F, h, w), under a condition (B, L, C).
 
     Its configuration holds ``in_channels`` (c), ``sample_size`` (h and w it was first trained at) and
@@ -147,6 +152,7 @@ class Generator(WholeModel):
     """Parts of the names of the parameters that ``animate`` and ``cotrain`` train."""
 
     @classmethod
+    @abstractmethod
     def from_foundation(
         cls,
         unet: nn.Module,
@@ -163,11 +169,10 @@ class Generator(WholeModel):
         motion : mapping of str to Tensor, optional
             That part: the weights that a 2-D UNet has not. Without it they start as identity.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, latents: torch.Tensor, timestep: torch.Tensor | float, condition: torch.Tensor) -> Any:
         """An object whose ``sample`` (B, c, F, h, w) is what the scheduler's ``prediction_type`` says."""
-        raise NotImplementedError
 
     def constant_condition(self) -> AbstractContextManager[None]:
         """Within, a condition comes again and again unchanged, and what follows from it may be kept."""

@@ -42,7 +42,7 @@ def pretrained_model(recipe: Recipe, run_dir: Path, layout: VoxelLayout, scans: 
     Positions of weights that were given are interpolated.
     """
     positions: Literal["recompute", "interpolate"] = "recompute" if recipe.pretrain.weights is None else "interpolate"
-    pretrained = load_masked_brain(run_dir / "pretrain" / "model")
+    pretrained = load_masked_brain(run_dir / "pretrain" / "model", recipe.align.encoder)
     return masked_brain_of(pretrained, [layout], positions, **fit_scale(scans))
 
 

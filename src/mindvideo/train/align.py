@@ -218,7 +218,7 @@ def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundat
     if settings.start_from == "scratch" or not chosen.starts_from_masked_brain:
         return chosen.build([store.layout], sizes | fit_scale(scans), recipe.encoder.model_dump(), **own)
     if recipe.adapt.enabled:
-        masked = load_masked_brain(run_dir / "adapt" / "model")
+        masked = load_masked_brain(run_dir / "adapt" / "model", settings.encoder)
     else:
         masked = pretrained_model(recipe, run_dir, store.layout, scans)
     return chosen.from_masked_brain(masked, voxel_id=store.voxel_id, **sizes, **own)

@@ -126,7 +126,7 @@ def run(context: StageContext) -> None:
         note_disabled(folder)
         return
     if settings.weights is not None:
-        model = load_masked_brain(settings.weights)
+        model = load_masked_brain(settings.weights, recipe.align.encoder)
         note_disabled(folder)
         save_model(model, folder / "model")
         return

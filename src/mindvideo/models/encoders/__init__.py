@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mindvideo.config import MaskedBrain
-from mindvideo.errors import SettingError
+from mindvideo.errors import ModelError, SettingError
 from mindvideo.models.encoders.areas import AreaEncoder
 from mindvideo.models.encoders.custom import CustomEncoder, import_encoder
 from mindvideo.models.encoders.fmri_encoder import FmriEncoder
@@ -23,6 +23,8 @@ from mindvideo.models.masked_areas import MaskedAreaModel
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.voxel_layout import VoxelLayout
 
+MASKED = (MaskedBrainModel, MaskedAreaModel)
+"""What `pretrain` and `adapt` train: for encoders of patches, and of areas."""
 BY_RECIPE = {"self", "num_voxels", "layouts", "voxel_id", "window", "condition_length", "condition_width", "dropout"}
 BY_RECIPE |= {"input_mean", "input_scale", *MaskedBrain.model_fields}
 """Constructor's arguments that other settings, the recordings and the foundation determine."""
@@ -84,9 +86,22 @@ def new_masked_brain(
     return MaskedBrainModel(only_person(layouts, name).num_voxels, **architecture, **settings)
 
 
-def load_masked_brain(folder: str | Path) -> MaskedBrainModel:
-    """The masked brain model in a folder, of the class its ``config.json`` names."""
-    return class_named(folder, [MaskedBrainModel, MaskedAreaModel]).from_pretrained(folder)
+def load_masked_brain(folder: str | Path, name: str | None = None) -> MaskedBrainModel:
+    """The masked brain model in a folder; ModelError for one that the encoder ``name`` cannot go on from."""
+    if name is not None:
+        require_masked_brain(folder, name)
+    return class_named(folder, MASKED).from_pretrained(folder)
+
+
+def require_masked_brain(folder: str | Path, name: str) -> None:
+    """Raise ModelError where the masked brain model in a folder is not of the kind that the encoder ``name`` goes on from."""
+    found, wanted = class_named(folder, MASKED), MASKED[name == "areas"]
+    if found is not wanted:
+        other = "paper" if wanted is MaskedAreaModel else "areas"
+        raise ModelError(
+            f"expected a {wanted.__name__} for the encoder '{name}' in {folder}, found a {found.__name__}; give other "
+            f"weights, or --set align.encoder={other}"
+        )
 
 
 def masked_brain_of(

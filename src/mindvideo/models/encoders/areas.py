@@ -15,7 +15,6 @@ from diffusers.configuration_utils import register_to_config
 
 from mindvideo.models.area_maps import AreaMaps
 from mindvideo.models.encoders.read_out import ReadOut
-from mindvideo.models.masked_areas import MaskedAreaModel
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.transformer import check_scale
 from mindvideo.voxel_layout import VoxelLayout
@@ -44,8 +43,6 @@ class AreaEncoder(ReadOut):
     SettingError
         For voxels without a known place.
     """
-
-    many_people = True
 
     @register_to_config
     def __init__(
@@ -88,7 +85,6 @@ class AreaEncoder(ReadOut):
         cls, model: MaskedBrainModel, *, window: int, condition_length: int, condition_width: int, **settings: Any
     ) -> Self:
         """An encoder that goes on from a `MaskedAreaModel` of the same people: its `tokens` equal ``model.encode``."""
-        assert isinstance(model, MaskedAreaModel)
         shared = {name: model.config[name] for name in ("layouts", *ARCHITECTURE, "input_mean", "input_scale")}
         sizes = {"window": window, "condition_length": condition_length, "condition_width": condition_width}
         encoder = cls(**shared, **sizes, **settings)

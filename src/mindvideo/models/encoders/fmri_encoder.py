@@ -5,6 +5,7 @@ Shapes: B batch, W scans per window, V voxels, P patches, D embedding, L conditi
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
@@ -163,9 +164,9 @@ class WindowTransformer(Encoder):
         if has_temporal_attention is None:
             self.register_to_config(has_temporal_attention=self.config.window > 1)
 
+    @abstractmethod
     def embed(self, fmri: torch.Tensor, person: torch.Tensor | None) -> torch.Tensor:
         """Tokens of each scan with their positions: (B, W, V) to (B, W, T, D)."""
-        raise NotImplementedError
 
     def scaled(self, fmri: torch.Tensor) -> torch.Tensor:
         """Scans (B, W, V) as the model takes them; ModelError for another window or number of voxels."""
