@@ -243,9 +243,10 @@ class SimulatedSubject:
         bold = np.empty((len(times_s), neural.shape[1]), np.float32)
         peaks = self.hrf_peak_s[self.is_informative]
         for peak in np.unique(peaks):
-            kernel = np.where(is_near, double_gamma(np.where(is_near, delay, 0), float(peak)), 0) / FEATURE_HZ
+            kernel = np.zeros(delay.shape, np.float32)
+            kernel[is_near] = double_gamma(delay[is_near], float(peak)) / FEATURE_HZ
             chosen = peaks == peak
-            bold[:, chosen] = kernel.astype(np.float32) @ neural[:, chosen]
+            bold[:, chosen] = kernel @ neural[:, chosen]
         return bold
 
     def respond(self, features: np.ndarray, times_s: np.ndarray) -> np.ndarray:
