@@ -18,7 +18,7 @@ from mindvideo.data.voxels import (
     reproducibility_t_test,
     select_voxels,
 )
-from mindvideo.simulate.features import film_features
+from mindvideo.simulate.film_features import film_features
 from mindvideo.simulate.recordings import TR_S, choose_vertices, list_segments
 from mindvideo.simulate.subject import SimulatedSubject
 

@@ -16,7 +16,7 @@ from mindvideo import atlas
 from mindvideo.config import Simulate
 from mindvideo.data.voxels import detrend_and_standardise
 from mindvideo.simulate.draws import Draw, draw_from
-from mindvideo.simulate.features import film_features
+from mindvideo.simulate.film_features import film_features
 from mindvideo.simulate.recordings import TR_S, list_segments
 from mindvideo.simulate.subject import SimulatedSubject
 from mindvideo.simulate.tuning import AREA_TUNING, areas_of

@@ -11,7 +11,7 @@ from scipy.stats import f_oneway, spearmanr
 from mindvideo import atlas
 from mindvideo.simulate.cortex import warp
 from mindvideo.simulate.drives import SHARED
-from mindvideo.simulate.features import film_features, scene_features
+from mindvideo.simulate.film_features import film_features, scene_features
 from mindvideo.simulate.scenes import draw_scene, make_film
 from mindvideo.simulate.subject import WARP_MM, SimulatedSubject, double_gamma
 from mindvideo.simulate.truth import TOLD, describe_vertices, explained_share

@@ -11,7 +11,7 @@ from scipy import integrate
 from mindvideo import atlas
 from mindvideo.errors import DataError
 from mindvideo.simulate.cortex import Sheet, retinotopy
-from mindvideo.simulate.features import (
+from mindvideo.simulate.film_features import (
     ATTRIBUTES,
     BLOCKS,
     GRIDS,

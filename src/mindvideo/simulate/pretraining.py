@@ -11,7 +11,7 @@ from mindvideo.config import Simulate
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.disk import disk_errors
 from mindvideo.simulate.draws import Draw, FileCount, draw_from
-from mindvideo.simulate.features import film_features
+from mindvideo.simulate.film_features import film_features
 from mindvideo.simulate.scenes import make_film
 from mindvideo.simulate.subject import SimulatedSubject
 from mindvideo.stages import Progress

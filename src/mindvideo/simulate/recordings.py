@@ -25,7 +25,7 @@ from mindvideo.data.disk import disk_errors, write_text
 from mindvideo.data.video import write_video
 from mindvideo.errors import DataError, SettingError
 from mindvideo.simulate.draws import Draw, FileCount, draw_from
-from mindvideo.simulate.features import film_features
+from mindvideo.simulate.film_features import film_features
 from mindvideo.simulate.pretraining import simulate_pretraining
 from mindvideo.simulate.scenes import (
     WORLD,

@@ -20,7 +20,7 @@ from mindvideo.errors import DataError
 from mindvideo.simulate import tuning
 from mindvideo.simulate.cortex import Sheet, warp
 from mindvideo.simulate.drives import Drive
-from mindvideo.simulate.features import BLOCKS, FEATURE_HZ, N_FEATURES, SEMANTIC, film_features
+from mindvideo.simulate.film_features import BLOCKS, FEATURE_HZ, N_FEATURES, SEMANTIC, film_features
 from mindvideo.simulate.noise import RHYTHMS_HZ, draw_drift, draw_noise, network_loadings
 from mindvideo.simulate.scenes import make_film
 

@@ -12,7 +12,7 @@ import numpy as np
 from mindvideo import atlas
 from mindvideo.simulate.cortex import retinotopy
 from mindvideo.simulate.draws import Draw, draw_from
-from mindvideo.simulate.features import ATTRIBUTES, scene_features
+from mindvideo.simulate.film_features import ATTRIBUTES, scene_features
 from mindvideo.simulate.scenes import Scene, draw_scene
 from mindvideo.simulate.subject import SimulatedSubject
 from mindvideo.simulate.tuning import KINDS

@@ -14,7 +14,7 @@ import numpy as np
 
 from mindvideo import atlas
 from mindvideo.simulate.cortex import Sheet, retinotopy
-from mindvideo.simulate.features import (
+from mindvideo.simulate.film_features import (
     ATTRIBUTES,
     BLOCKS,
     EXEMPLAR_WIDTH,
