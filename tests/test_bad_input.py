@@ -217,11 +217,11 @@ def test_full_disk_in_training_goes_on_afterwards(cli: Cli, tiny_run: Path, tmp_
 def test_voxels_of_another_subject(tiny_run: Path, tmp_path: Path) -> None:
     store = Store.open(shutil.copytree(tiny_run / "prepare" / "store.zarr", tmp_path / "store.zarr"))
     encoder = load_encoder(tiny_run / "cotrain" / "fmri_encoder")
-    encoder.require_voxels(store.layout, "cotrain")
+    encoder.require_voxels([store.layout], "cotrain")
     group = zarr.open_group(store.path, mode="r+")
     group["vertex"][0] += 1
     with pytest.raises(ModelError, match="voxels of another subject"):
-        encoder.require_voxels(Store.open(store.path).layout, "cotrain")
+        encoder.require_voxels([Store.open(store.path).layout], "cotrain")
 
 
 @pytest.mark.parametrize(

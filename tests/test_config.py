@@ -121,7 +121,7 @@ def test_setting_names_cover_every_leaf() -> None:
             found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key}
         return found
 
-    every = {"simulate": {}, "distill": {}, "data": {name: {} for name in READERS}}
+    every = {"simulate": {}, "distill": {}, "data": {name: {} for name in READERS} | {"subjects": [2, 3]}}
     assert leaves(parse_recipe(every).model_dump()) - {"data.store"} == set(setting_names())
     assert isinstance(Recipe().align.lr, float)
 

@@ -101,11 +101,13 @@ def test_the_kit_is_refused_for_films_of_a_real_recording(random_kit: Path, tmp_
 def test_what_only_the_store_can_tell_is_refused_before_training(tiny_run: Path, tiny_recipe: Recipe) -> None:
     """Of 60 training windows no two of a batch may share a scene: fewer fit than there are windows."""
     store = tiny_run / "prepare" / "store.zarr"
-    assert refusals(tiny_recipe, store=store) == []
+    assert refusals(tiny_recipe, stores=[store]) == []
 
     def said(**changes: object) -> str:
         align = tiny_recipe.align.model_copy(update=changes)
-        return " ".join(str(error) for error in refusals(tiny_recipe.model_copy(update={"align": align}), store=store))
+        return " ".join(
+            str(error) for error in refusals(tiny_recipe.model_copy(update={"align": align}), stores=[store])
+        )
 
     n_scenes = len(np.unique(np.concatenate([Store.open(store).scene(f"seg{i}").ravel() for i in (1, 2, 3)])))
     assert n_scenes < 60
@@ -118,7 +120,7 @@ def test_weights_for_patches_and_for_areas_are_told_apart_before_anything_runs(
 ) -> None:
     weights = tiny_run / "pretrain" / "model"
     recipe = change_recipe(tiny_recipe, {"pretrain.weights": str(weights), "align.encoder": "areas"})
-    said = [str(error) for error in refusals(recipe, store=tiny_run / "prepare" / "store.zarr")]
+    said = [str(error) for error in refusals(recipe, stores=[tiny_run / "prepare" / "store.zarr"])]
     assert any(
         "expected a MaskedAreaModel for the encoder 'areas'" in line and "align.encoder=paper" in line for line in said
     )
@@ -126,15 +128,15 @@ def test_weights_for_patches_and_for_areas_are_told_apart_before_anything_runs(
                             num_heads=1, decoder_embed_dim=4, decoder_depth=1, decoder_num_heads=1)  # fmt: skip
     other.save_pretrained(tmp_path / "areas")
     recipe = change_recipe(tiny_recipe, {"pretrain.weights": str(tmp_path / "areas")})
-    said = [str(error) for error in refusals(recipe, store=tiny_run / "prepare" / "store.zarr")]
+    said = [str(error) for error in refusals(recipe, stores=[tiny_run / "prepare" / "store.zarr"])]
     assert any("expected a MaskedBrainModel for the encoder 'read_out'" in line for line in said)
 
 
 def test_areas_want_voxels_whose_place_is_known(tiny_recipe: Recipe, tiny_run: Path, tmp_path: Path) -> None:
     store = shutil.copytree(tiny_run / "prepare" / "store.zarr", tmp_path / "store.zarr")
     recipe = change_recipe(tiny_recipe, {"align.encoder": "areas"})
-    assert not [*refusals(recipe, store=store)]
+    assert not [*refusals(recipe, stores=[store])]
     vertex = zarr.open_group(store, mode="r+")["vertex"]
     vertex[:] = -1
-    said = [str(error) for error in refusals(recipe, store=store)]
+    said = [str(error) for error in refusals(recipe, stores=[store])]
     assert any("published arrays that do not say it" in line for line in said), said

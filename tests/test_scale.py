@@ -179,7 +179,7 @@ def test_converted_weights_take_the_place_of_pretraining(tiny_recipe: Recipe, tm
     recipe = load_recipe(str(tmp_path / "recipe.yaml"), [f"pretrain.weights={tmp_path / 'released'}"])
     pretrain.run(StageContext.of(recipe, tmp_path, "pretrain"))
     scans = np.random.default_rng(5).normal(2, 3, (6, 4 * 21))
-    model = adapt.starting_model(recipe, tmp_path, VoxelLayout(4 * 21), scans)
+    model = adapt.starting_model(recipe, tmp_path, [VoxelLayout(4 * 21)], [scans])
     assert torch.equal(model.patch_embed.proj.weight, released.patch_embed.proj.weight)
     assert all(torch.equal(model.pos_embed[0, 1 + p], released.pos_embed[0, 1 + int(p * 13 / 21)]) for p in range(21))
 

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from mindvideo.config import Optimise, Recipe, as_sampled
-from mindvideo.data.store import is_complete
+from mindvideo.data.store import is_complete, store_paths
 from mindvideo.precision import resolve_precisions
 from mindvideo.preflight import refusals, required_parts
 from mindvideo.sizing import PUBLISHED, Network, Networks, StudySizes
@@ -52,8 +52,8 @@ def check_recipe(recipe: Recipe, out: Path) -> Found:
         The run folder, or the folder it will lie in; what is prepared there already is used for the sizes.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    store = out / "prepare" / "store.zarr"
-    missing = [str(error) for error in refusals(recipe, store=store if is_complete(store) else None)]
+    stores = store_paths(recipe.data, out / "prepare")
+    missing = [str(error) for error in refusals(recipe, stores=stores if all(map(is_complete, stores)) else ())]
     needed = Needs(resolve_precisions(recipe, device), out)
     needs = list(needed.of_stages())
     lines = [*needed.sizes.notes, *needed.networks.notes, *_downloads(recipe), *_advice(needed, needs, out, device)]
@@ -84,7 +84,7 @@ class Needs:
         self.recipe = recipe
         self.sizes, self.networks = StudySizes.of(recipe, out), Networks(recipe)
         self.base = float(psutil.Process().memory_info().rss) + PROGRAM_BYTES
-        self.scans = float(self.sizes.n_windows * self.sizes.n_voxels * 4)
+        self.scans = float(len(recipe.data.people) * self.sizes.n_windows * self.sizes.n_voxels * 4)
         sampling = as_sampled(recipe).reconstruct
         frames, pixels = sampling.num_frames or self.sizes.num_frames, sampling.size or self.sizes.size
         self.clips = float((2 + len(sampling.controls)) * self.sizes.n_reconstructed * frames * pixels**2 * 3)

@@ -5,7 +5,7 @@ To add a refusal, write a function that yields an error for each thing that is w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
 from mindvideo.evaluate.semantic import refuse_ways
-from mindvideo.models.encoders import encoder_arguments, encoder_class, require_masked_brain
+from mindvideo.models.encoders import encoder_arguments, encoder_class, require_masked_brain, takes_several
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.generators import generator_class
-from mindvideo.preparing import SIMULATED, TRUE_CAPTIONS
+from mindvideo.preparing import SIMULATED, TRUE_CAPTIONS, each_person
 from mindvideo.simulate.pretraining import PRETRAIN_TR_S
 from mindvideo.train.distill import check_student
 from mindvideo.train.thesaurus import require_wordnet
@@ -33,23 +33,23 @@ WITHOUT_FOUNDATION = ("simulate", "prepare", "pretrain", "adapt")
 """Stages that no part of the foundation generates or is aligned with in."""
 
 
-def refusals(recipe: Recipe, *, store: Path | None = None, last: str | None = None) -> list[MindVideoError]:
+def refusals(recipe: Recipe, *, stores: Sequence[Path] = (), last: str | None = None) -> list[MindVideoError]:
     """Everything that a study is refused for, one sentence each; empty where it may start.
 
     Parameters
     ----------
-    store : Path, optional
+    stores : sequence of Path
         What `prepare` wrote, once it has; before, the headers and tables of all recordings are read instead.
     last : str, optional
         The last stage that is to run; what only later ones are refused for is left out.
     """
-    checks = [*CHECKS] if store is not None else [*CHECKS, unreadable_recordings]
+    checks = [*CHECKS] if stores else [*CHECKS, unreadable_recordings]
     if last not in ("simulate", "prepare"):
         checks.append(oversized_batches)
     if last not in WITHOUT_FOUNDATION:
         checks.append(kit_outside_its_world)
     found = [error for check in checks for error in check(recipe)]
-    return found if store is None or last in WITHOUT_FOUNDATION else [*found, *unfilled_batches(recipe, store)]
+    return found if not stores or last in WITHOUT_FOUNDATION else [*found, *unfilled_batches(recipe, stores)]
 
 
 def required_parts(recipe: Recipe) -> tuple[str, ...]:
@@ -151,6 +151,32 @@ def impossible_start(recipe: Recipe) -> Iterator[MindVideoError]:
         )
 
 
+def impossible_people(recipe: Recipe) -> Iterator[MindVideoError]:
+    """Several people with what is made for one."""
+    subjects, settings = recipe.data.subjects, recipe.align
+    if subjects is None:
+        return
+    try:
+        is_for_several = takes_several(settings.encoder)
+    except MindVideoError:
+        return  # no such encoder, which `impossible_start` says
+    if not is_for_several:
+        yield SettingError(
+            f"expected an encoder that takes several people with data.subjects={list(subjects)}, found "
+            f"align.encoder={settings.encoder}, which is one person's; give --set align.encoder=areas"
+        )
+    elif settings.encoder != "areas" and recipe.adapt.enabled:
+        yield SettingError(
+            f"expected adapt.enabled=false with several people and align.encoder={settings.encoder}, found true: the masked "
+            "model of patches is one person's; give --set adapt.enabled=false"
+        )
+    if recipe.baselines:
+        yield SettingError(
+            f"expected no rival methods with several people (data.subjects), found {', '.join(recipe.baselines)}: they learn "
+            "from one person; give --set baselines=[]"
+        )
+
+
 def impossible_student(recipe: Recipe) -> Iterator[MindVideoError]:
     """Guidance that a student cannot take over."""
     yield from attempt(check_student, recipe)
@@ -161,13 +187,13 @@ def oversized_batches(recipe: Recipe) -> Iterator[MindVideoError]:
     yield from _oversized(recipe, *_training_counts(recipe))
 
 
-def unfilled_batches(recipe: Recipe, path: Path) -> Iterator[MindVideoError]:
+def unfilled_batches(recipe: Recipe, paths: Sequence[Path]) -> Iterator[MindVideoError]:
     """Batches of more samples than were prepared, or than show different scenes, which those of ``align`` must."""
     try:
-        windows = Windows(Store.open(path), "train", recipe.align.window)
+        windows = Windows([Store.open(path) for path in paths], "train", recipe.align.window)
     except MindVideoError:
         return  # damage, which the stage that reads the store says with its file
-    if recipe.align.encoder == "areas" and not windows.store.has_positions:
+    if recipe.align.encoder == "areas" and not all(store.has_positions for store in windows.stores):
         yield SettingError(
             "expected voxels whose place on the cortex is known with align.encoder=areas, found published arrays that do not "
             "say it; give --set align.encoder=paper"
@@ -227,10 +253,10 @@ def missing_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
     """Folders and caption files that are not given, or not there."""
     data = recipe.data
     if recipe.simulate is not None:
-        if data.subject > recipe.simulate.subjects:
+        if (last := max(data.people)) > recipe.simulate.subjects:
             yield SettingError(
-                f"expected data.subject of at most {recipe.simulate.subjects} (simulate.subjects), found {data.subject}; "
-                f"give --set simulate.subjects={data.subject}"
+                f"expected data.subject of at most {recipe.simulate.subjects} (simulate.subjects), found {last}; "
+                f"give --set simulate.subjects={last}"
             )
         return
     if data.raw is None:
@@ -260,7 +286,8 @@ def unreadable_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
     if recipe.simulate is not None:
         return
     if data.raw is not None and data.raw.is_dir():
-        yield from attempt(discover, data.raw, data)
+        for one in each_person(recipe):
+            yield from attempt(discover, one.data.raw, one.data)
     if recipe.pretrain.enabled and recipe.pretrain.weights is None and data.hcp is not None:
         yield from attempt(find_sources, data.hcp)
 
@@ -270,6 +297,7 @@ CHECKS: tuple[Callable[[Recipe], Iterator[MindVideoError]], ...] = (
     undivided_sizes,
     too_many_ways,
     impossible_start,
+    impossible_people,
     impossible_student,
     missing_words,
     missing_recordings,

@@ -9,9 +9,10 @@ from mindvideo.config import Data, Recipe
 from mindvideo.data.captions import Captioning
 from mindvideo.data.disk import write_text
 from mindvideo.data.pool import Pool, local_workers, open_pool
+from mindvideo.data.preparation import refuse_others
 from mindvideo.data.readers import prepare
 from mindvideo.data.readers.hcp import prepare_hcp
-from mindvideo.data.store import Store, is_complete
+from mindvideo.data.store import Store, is_complete, store_paths
 from mindvideo.errors import SettingError
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress, StageContext
@@ -30,16 +31,39 @@ def recordings_of(recipe: Recipe, run_dir: Path) -> Path:
     return recipe.data.raw
 
 
+def each_person(recipe: Recipe) -> list[Recipe]:
+    """The recipe with one of its people at a time; of a folder of stores each has the one of their number."""
+    if recipe.data.subjects is None:
+        return [recipe]
+    found = []
+    for number in recipe.data.subjects:
+        data = recipe.data.model_copy(update={"subject": number, "subjects": None})
+        if data.source == "store" and data.raw is not None:
+            data = data.model_copy(update={"raw": data.raw / f"subject{number}.zarr"})
+        if data.source == "fmriprep":
+            data = data.model_copy(update={"fmriprep": data.own.model_copy(update={"participant": number})})
+        found.append(recipe.model_copy(update={"data": data}))
+    return found
+
+
 def run(context: StageContext) -> None:
-    """Write ``store.zarr``, and ``hcp.zarr`` where there are people to pre-train on; what is complete stays."""
+    """Write the people's stores, and ``hcp.zarr`` where there are others to pre-train on; what is complete stays.
+
+    Frames, scenes and captions are made for the first person, and the same files for all.
+    """
     recipe, run_dir, folder, progress = context
-    raw = recordings_of(recipe, run_dir)
-    store, segments = folder / "store.zarr", folder / "hcp.zarr"
-    if not is_complete(store):
-        with open_pool(local_workers()) as pool:  # its captions outlive it: other voxels, the same frames
-            prepare_recordings(recipe, raw, store, pool, progress, run_dir / "captions.jsonl")
-    hcp = raw / "hcp" if recipe.simulate is not None else recipe.data.hcp
-    remarks = Store.open(store).remarks
+    segments, remarks, films = folder / "hcp.zarr", [], None
+    for one, path in zip(each_person(recipe), store_paths(recipe.data, folder), strict=True):
+        if not is_complete(path):
+            with open_pool(local_workers()) as pool:  # its captions outlive it: other voxels, the same frames
+                raw, cache = recordings_of(one, run_dir), run_dir / "captions.jsonl"
+                prepare_recordings(one, raw, path, pool, progress, cache, films)
+        store = Store.open(path)
+        films = films or store
+        theirs = store.shown()
+        refuse_others(films, store.subject, [name for name, what in films.shown().items() if theirs.get(name) != what])
+        remarks += [f"{store.subject}: {line}" if recipe.data.subjects else line for line in store.remarks]
+    hcp = recordings_of(recipe, run_dir) / "hcp" if recipe.simulate is not None else recipe.data.hcp
     if hcp is not None and not is_complete(segments):
         remarks += prepare_people(recipe, hcp, segments, progress)
     write_text(folder / "remarks.json", json.dumps({"lines": remarks}, indent=1))
@@ -52,12 +76,13 @@ def prepare_recordings(
     pool: Pool,
     progress: Progress | None = None,
     caption_cache: Path | None = None,
+    films: Store | None = None,
 ) -> Store:
     """Prepare the recordings and films of a recipe; raises as `mindvideo.data.readers.prepare`."""
     data, captioning = choose_captioner(recipe, raw, caption_cache)
     if data.captions == "truth":
         data = data.model_copy(update={"captions": str(raw / TRUE_CAPTIONS)})
-    return prepare(raw, out, data, progress, captioning, pool)
+    return prepare(raw, out, data, progress, captioning, pool, films)
 
 
 def prepare_people(recipe: Recipe, raw: Path, out: Path, progress: Progress | None = None) -> list[str]:

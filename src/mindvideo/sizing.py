@@ -14,7 +14,7 @@ from torch import nn
 
 from mindvideo.atlas import area_labels, parse_areas
 from mindvideo.config import Optimise, Recipe
-from mindvideo.data.store import Store, is_complete
+from mindvideo.data.store import Store, is_complete, store_paths
 from mindvideo.models.encoders import encoder_arguments, encoder_class, new_masked_brain
 from mindvideo.models.foundation import embedded_kit
 from mindvideo.models.generators import generator_class
@@ -85,7 +85,7 @@ class StudySizes:
         held = data.validation_segments
         n_windows = {"train": (n_train - held) * scans, "validation": held * scans, "test": n_test * scans}
         num_frames, size = round(data.fps * tr_s), data.size or USUAL_SIZE
-        path = out / "prepare" / "store.zarr"
+        path = store_paths(data, out / "prepare")[0]
         if is_complete(path):
             store = Store.open(path)
             n_windows = {split: sum(map(store.n_scans, store.segments(split))) for split in n_windows}
@@ -193,17 +193,17 @@ class Networks:
         return self._count(
             stage,
             lambda: new_masked_brain(
-                self.recipe.align.encoder, [self.layout(n_voxels)], self.recipe.encoder.model_dump()
+                self.recipe.align.encoder, self.layouts(n_voxels), self.recipe.encoder.model_dump()
             ),
             lambda batch: (torch.randn(batch, n_voxels),),
             getattr(self.recipe, stage),
         )
 
-    def layout(self, n_voxels: int) -> VoxelLayout:
-        """So many voxels, evenly spread over the areas that they are chosen from."""
+    def layouts(self, n_voxels: int) -> list[VoxelLayout]:
+        """So many voxels of each person, evenly spread over the areas that they are chosen from."""
         vertex = parse_areas(self.recipe.data.areas)
         vertex = vertex[np.linspace(0, len(vertex) - 1, n_voxels).round().astype(int)]
-        return VoxelLayout(n_voxels, None, vertex, area_labels()[vertex])
+        return [VoxelLayout(n_voxels, None, vertex, area_labels()[vertex])] * len(self.recipe.data.people)
 
     def encoder(self, n_voxels: int) -> Network:
         """The fMRI encoder, the paper's or the recipe's own."""
@@ -213,7 +213,7 @@ class Networks:
         def build() -> nn.Module:
             own = encoder_arguments(settings.encoder, settings.dropout, settings.encoder_settings)
             return encoder_class(settings.encoder).build(
-                [self.layout(n_voxels)], sizes, self.recipe.encoder.model_dump(), **own
+                self.layouts(n_voxels), sizes, self.recipe.encoder.model_dump(), **own
             )
 
         return self._count("encoder", build, lambda batch: (torch.randn(batch, settings.window, n_voxels),), settings)

@@ -11,6 +11,8 @@ from mindvideo.config import Recipe
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 """What a stage calls with (done, total, figures) while it works."""
+STORE = "prepare/store.zarr"
+"""The store; among what a stage opens, where a study has several people, the store of each."""
 UNFINISHED = ".new"
 """What the name of a stage's folder ends in until the stage is complete."""
 
@@ -56,6 +58,7 @@ class Stage:
         Stages its result follows from.
     opens : tuple of str
         Where in the run it reads what other stages wrote; that is compared with what was recorded when it was written.
+        `STORE` stands for each person's store.
     foundation : str
         Which parts of the foundation its result follows from: ``condition``, ``generation``, ``whole`` or none.
     writes : tuple of str
@@ -125,7 +128,7 @@ STAGES: dict[str, Stage] = {
             summary="masked brain modelling on the subject",
             reads=("encoder", "adapt", "seed"),
             needs=("pretrain",),
-            opens=("prepare/store.zarr", "pretrain/model"),
+            opens=(STORE, "pretrain/model"),
             parallel=True,
             trains=True,
         ),
@@ -135,7 +138,7 @@ STAGES: dict[str, Stage] = {
             summary="contrastive alignment with CLIP",
             reads=("encoder", "align", "seed"),
             needs=("adapt",),
-            opens=("prepare/store.zarr", "pretrain/model", "adapt/model"),
+            opens=(STORE, "pretrain/model", "adapt/model"),
             foundation="condition",
             parallel=True,
             trains=True,
@@ -146,7 +149,7 @@ STAGES: dict[str, Stage] = {
             summary="text-conditioned video tuning of the generator",
             reads=("animate", "seed"),
             needs=("prepare",),
-            opens=("prepare/store.zarr",),
+            opens=(STORE,),
             foundation="generation",
             parallel=True,
             trains=True,
@@ -157,7 +160,7 @@ STAGES: dict[str, Stage] = {
             summary="encoder and generator tuned together",
             reads=("cotrain", "align", "seed"),
             needs=("align", "animate"),
-            opens=("prepare/store.zarr", "align/model", "animate/model"),
+            opens=(STORE, "align/model", "animate/model"),
             foundation="generation",
             parallel=True,
             trains=True,
@@ -168,7 +171,7 @@ STAGES: dict[str, Stage] = {
             summary="a student of the guided generator that samples in few steps",
             reads=("distill", "reconstruct.guidance_scale", "reconstruct.negative", "seed"),
             needs=("cotrain",),
-            opens=("prepare/store.zarr", "cotrain/fmri_encoder", "cotrain/unet"),
+            opens=(STORE, "cotrain/fmri_encoder", "cotrain/unet"),
             foundation="generation",
             parallel=True,
             trains=True,
@@ -180,7 +183,7 @@ STAGES: dict[str, Stage] = {
             summary="test windows to video, with controls",
             reads=("reconstruct", "evaluate.block_s", "seed"),
             needs=("cotrain", "distill"),
-            opens=("prepare/store.zarr", "cotrain/fmri_encoder", "cotrain/unet", "distill/unet"),
+            opens=(STORE, "cotrain/fmri_encoder", "cotrain/unet", "distill/unet"),
             foundation="generation",
             writes=("model",),
             parallel=True,
@@ -191,7 +194,7 @@ STAGES: dict[str, Stage] = {
             summary="scores beside their controls",
             reads=("evaluate", "seed"),
             needs=("reconstruct",),
-            opens=("simulate/truth", "prepare/store.zarr", "reconstruct/"),
+            opens=("simulate/truth", STORE, "reconstruct/"),
             foundation="whole",
             version=2,
         ),
@@ -201,7 +204,7 @@ STAGES: dict[str, Stage] = {
             summary="attention and occlusion on the cortex",
             reads=("explain", "seed"),
             needs=("cotrain", "adapt", "align"),
-            opens=("simulate/truth", "prepare/store.zarr", "adapt/model", "align/model", "cotrain/fmri_encoder"),
+            opens=("simulate/truth", STORE, "adapt/model", "align/model", "cotrain/fmri_encoder"),
             foundation="generation",
         ),
         Stage(
@@ -210,7 +213,7 @@ STAGES: dict[str, Stage] = {
             summary="a page to read",
             reads=("baselines", "baseline"),
             needs=("evaluate", "explain"),
-            opens=("prepare/store.zarr", "reconstruct/", "evaluate/", "explain/", *_LOGS),
+            opens=(STORE, "reconstruct/", "evaluate/", "explain/", *_LOGS),
         ),
     )
 }  # fmt: skip

@@ -25,13 +25,14 @@ from mindvideo.classes import digest_source
 from mindvideo.config import CAPTION_SOURCES, Recipe, as_sampled, read_recipe, save_recipe
 from mindvideo.cost import describe_machine, measure_cost
 from mindvideo.data.disk import is_full, only_one, replace_folder, write_text
+from mindvideo.data.store import store_paths
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import list_files
 from mindvideo.keys import Key, as_digest
 from mindvideo.precision import settled_precision
 from mindvideo.preflight import refusals
 from mindvideo.preparing import recordings_of
-from mindvideo.stages import STAGES, UNFINISHED, Progress, Stage, StageContext
+from mindvideo.stages import STAGES, STORE, UNFINISHED, Progress, Stage, StageContext
 from mindvideo.tracking import Tracker
 
 _PERSON = re.compile(r"(?:^|/)sub(?:ject|-)0*([A-Za-z0-9]+)(?=[/_.]|$)")
@@ -128,10 +129,11 @@ class Study:
         """Files of a setting with size and time; of a data set neither those of other people nor what this study writes."""
         data, own = self.recipe.data, None
         if setting == "data.raw":
-            own = {"wen2018": data.subject, "fmriprep": getattr(data.own, "participant", None)}.get(data.source)
+            known = {"wen2018": data.people, "fmriprep": data.subjects or [getattr(data.own, "participant", None)]}
+            own = [one for one in known.get(data.source, ()) if one is not None]
         for file, *state in list_files(place, without=self.run_dir):
-            labels = _PERSON.findall(file) if own is not None else []
-            if all(label == (str(own).removeprefix("sub-").lstrip("0") or "0") for label in labels):
+            labels = _PERSON.findall(file) if own else []
+            if set(labels) <= {str(one).removeprefix("sub-").lstrip("0") or "0" for one in own or ()}:
                 yield [file, *state]
 
     def _foundation_parts(self, stage: Stage) -> tuple[str, ...]:
@@ -182,8 +184,8 @@ class Study:
         """Refuse, before anything runs, what `mindvideo.preflight.refusals` finds; a finished study is not looked over."""
         if all(self.is_done(stage.name) for stage in self.stages):
             return
-        store = self.run_dir / "prepare" / "store.zarr" if self.is_done("prepare") else None
-        for error in refusals(self.recipe, store=store, last=last):
+        stores = store_paths(self.recipe.data, self.run_dir / "prepare") if self.is_done("prepare") else ()
+        for error in refusals(self.recipe, stores=stores, last=last):
             raise error
 
     def run(
@@ -306,7 +308,9 @@ class Study:
 
     def _begin(self, stage: Stage) -> None:
         """See that what the stage reads is whole, clear what another recipe left unfinished, and note what is to be made."""
-        for place in stage.opens:
+        stores = [f"prepare/{path.name}" for path in store_paths(self.recipe.data, self.run_dir)]
+        places = [each for place in stage.opens for each in (stores if place == STORE else [place])]
+        for place in places:
             name = place.partition("/")[0]
             if self._has(name) and not {name, place} & self._intact:
                 require_intact(self.run_dir, name, below=place)

@@ -44,6 +44,7 @@ class FakeWindows:
         self.scans = np.random.default_rng(3).standard_normal((11, 2, 22)).astype(np.float32)
         self.broken, self.n_batches = broken, 0
         self.captions = ["", *WORDS[1:]]
+        self.person, self.voxels = np.zeros(11, np.int64), [22]
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -51,7 +52,7 @@ class FakeWindows:
     def fmri(self, index: np.ndarray) -> np.ndarray:
         return self.scans[index]
 
-    def mean_fmri(self) -> np.ndarray:
+    def mean_fmri(self, person: int) -> np.ndarray:
         return self.scans.mean(0)
 
     def sample_batch(self, rng: np.random.Generator, size: int) -> np.ndarray:

@@ -198,7 +198,7 @@ class MindVis:
         start_from = "adapt" if recipe.adapt.enabled or recipe.pretrain.enabled else "scratch"
         align = Align(window=1, start_from=start_from, dropout=settings.dropout, encoder=settings.encoder)
         single = recipe.model_copy(update={"align": align, "seed": bench.seed})
-        encoder = new_encoder(single, bench.run_dir, store, bench.foundation)
+        encoder = new_encoder(single, bench.run_dir, [store], bench.foundation)
         if target is not None:
             encoder.start_at(target.statistics)
         return encoder

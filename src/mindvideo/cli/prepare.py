@@ -38,7 +38,7 @@ def offered_settings(source: str) -> dict[str, tuple[str, FieldInfo]]:
         return {
             f"--{name.replace('_', '-')}": (f"pretrain.{name}", Pretrain.model_fields[name]) for name in HCP_SETTINGS
         }
-    left_out = {"source", "raw", "hcp", *READERS}
+    left_out = {"source", "raw", "hcp", "subjects", *READERS}
     fields = [(f"data.{name}", item) for name, item in Data.model_fields.items() if name not in left_out]
     fields += [(f"data.{source}.{name}", item) for name, item in reader_settings(source).model_fields.items()]
     fields += [(name, Recipe.model_fields[name]) for name in ("foundation", "kit_on_real_films")]

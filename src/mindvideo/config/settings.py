@@ -41,6 +41,9 @@ class _Data(Section):
     raw: Path | None = Field(None, description="the download; empty where the recipe simulates one")
     hcp: Path | None = Field(None, description="HCP folder for pre-training; empty where the recipe simulates one")
     subject: int = Field(1, ge=1, description="number of the subject")
+    subjects: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] | None = Field(
+        None, description="several people who saw the same films, instead of one; one model is trained on all of them"
+    )
     tr_s: float = Field(2.0, ge=0, description="seconds between scans; empty: the recordings' own (fmriprep)")
     lag_s: float = Field(4.0, ge=0, description="movie time 0 pairs with the volume acquired this much later")
     fps: int = Field(3, ge=1, le=30, description="frames kept per second of film")
@@ -70,6 +73,13 @@ class _Data(Section):
     def _name_own(cls, value: Any) -> Any:
         return 0 if value is None else value
 
+    @field_validator("subjects")
+    @classmethod
+    def _name_each_once(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise PydanticCustomError("twice", "Input should name each subject once")
+        return value
+
     @field_validator("source")
     @classmethod
     def _know_reader(cls, value: str) -> str:
@@ -91,7 +101,13 @@ class _Data(Section):
 
     @model_serializer(mode="wrap")
     def _leave_out_others(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return {name: value for name, value in write(self).items() if name not in READERS or value is not None}
+        optional = {*READERS, "subjects"}
+        return {name: value for name, value in write(self).items() if name not in optional or value is not None}
+
+    @property
+    def people(self) -> tuple[int, ...]:
+        """Numbers of all people, one or several."""
+        return self.subjects or (self.subject,)
 
     @property
     def own(self) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -34,7 +35,7 @@ from mindvideo.data.measuring import (
 )
 from mindvideo.data.pool import Pool, open_pool
 from mindvideo.data.segments import Remark, Source, number_scenes
-from mindvideo.data.store import Store, identify_voxels, open_group
+from mindvideo.data.store import Store, identify_voxels, listed, open_group
 from mindvideo.data.video import MIN_SCENE_S
 from mindvideo.data.voxels import average_runs, reproducibility_t_test, select_voxels
 from mindvideo.data.writing import StoreWriter
@@ -65,6 +66,7 @@ def prepare_segments(
     progress: Progress | None = None,
     captioning: Captioning | None = None,
     pool: Pool | None = None,
+    films: Store | None = None,
 ) -> Store:
     """Check every input, select voxels on training runs, and write the store; goes on where it was interrupted.
 
@@ -82,6 +84,8 @@ def prepare_segments(
         Needed where ``data.captions`` is ``blip``.
     pool : Pool, optional
         Where the work on single runs and films is done; left out: here, one after the other. Same bytes either way.
+    films : Store, optional
+        Of another person, who saw the same films: frames, scenes and captions are taken from it.
 
     Raises
     ------
@@ -91,9 +95,11 @@ def prepare_segments(
     refuse_complete(out)
     if pool is None:
         with open_pool() as pool:
-            return prepare_segments(source, out, data, progress, captioning, pool)
+            return prepare_segments(source, out, data, progress, captioning, pool, films)
     if data.selection == "top_k" and data.k is None:
         raise SettingError("expected the number of voxels k for selection top_k, found none; set data.k (--k)")
+    if films is not None:
+        _refuse_other_films(source, data, films)
     tick = _Steps(progress, source)
     captions = given_captions(
         data, captioning, {item.name: item.times_s(data) for item in source.segments},
@@ -108,14 +114,14 @@ def prepare_segments(
         tick.skip(2 * sum(len(segment.runs) + 1 for segment in source.segments))
     if voxels is None:
         tick.restart()
-        voxels, sources = _check_sources(source, data, tick, pool)
+        voxels, sources = _check_sources(source, data, tick, pool, films)
         provenance = _provenance(source, data, voxels, captioning)
     fingerprint = _fingerprint(source, data, sources, captioning)
     splits = {
         split: [segment.name for segment in source.segments if segment.split == split]
         for split in ("train", "validation", "test")
     }
-    films = {
+    places = {
         item.name: (item.film, item.first * data.tr_s, sources[source.name_file(item.film)]) for item in source.segments
     }
     with StoreWriter(
@@ -124,8 +130,8 @@ def prepare_segments(
         order=[segment.name for segment in source.segments], fingerprint=fingerprint, provenance=provenance,
     ) as writer:  # fmt: skip
         writer.add_sources(sources)
-        writer.add_films(films, data.fit)
-        _write_segments(writer, source, data, captions or captioning, tick, pool)
+        writer.add_films(places, data.fit)
+        _write_segments(writer, source, data, films or captions or captioning, tick, pool)
         return writer.finish()
 
 
@@ -133,11 +139,14 @@ def _write_segments(
     writer: StoreWriter,
     source: Source,
     data: Data,
-    captions: dict[str, list[list[str]]] | Captioning | None,
+    captions: Store | dict[str, list[list[str]]] | Captioning | None,
     tick: _Steps,
     pool: Pool,
 ) -> None:
-    """Write what is missing, segment by segment; runs and films come from the pool a little ahead."""
+    """Write what is missing, segment by segment; runs and films come from the pool a little ahead.
+
+    A store in the place of captions is another person's, whose films these are.
+    """
     times = {segment.name: segment.times_s(data) for segment in source.segments}
     pending = [segment for segment in source.segments if not writer.has(segment.name)]
     runs = pool.map(
@@ -146,15 +155,18 @@ def _write_segments(
     )
     longest = max((times[item.name].size for item in pending), default=1)
     ahead = FRAME_BYTES // (longest * 3 * data.size**2) - 1  # one more is being written
-    films = pool.map(
-        take_film, (FilmTask(item.film, times[item.name].ravel(), data) for item in pending), max(0, ahead)
-    )
+    taken = [] if isinstance(captions, Store) else pending
+    films = pool.map(take_film, (FilmTask(item.film, times[item.name].ravel(), data) for item in taken), max(0, ahead))
     offset, missing = 0, {segment.name for segment in pending}
     for segment in source.segments:
         shape = times[segment.name].shape
         if segment.name in missing:
             repeats = np.stack([next(runs) for _ in segment.runs])
             writer.write_fmri(segment.name, average_runs(list(repeats)), repeats)
+            if isinstance(captions, Store):
+                writer.take_films(segment.name, captions)
+                tick(f"wrote {segment.name}")
+                continue
             film = next(films)
             frames = film.frames.reshape(*shape, *film.frames.shape[1:])
             writer.write_frames(segment.name, frames)
@@ -179,12 +191,39 @@ def write_captions(writer: StoreWriter, segment: str, rows: list[list[str]] | No
         writer.write_captions(segment, caption_windows(rows, scene), rows)
 
 
-def _check_sources(source: Source, data: Data, tick: _Steps, pool: Pool) -> tuple[Voxels, dict[str, str]]:
-    """Check and hash every run and film; the voxels chosen on training runs, and the hashes by name."""
+def _refuse_other_films(source: Source, data: Data, films: Store) -> None:
+    """Raise DataError where a person saw other films, or other parts of them, than the one whose store is given."""
+    other = []
+    for item in source.segments:
+        known = films.attrs["films"].get(item.name)
+        part = item.split, item.n_scans, item.first * data.tr_s, hash_file(item.film)
+        split = next((name for name, names in films.splits.items() if item.name in names), None)
+        if known is None or part != (split, films.n_scans(item.name), known["start_s"], known["sha256"]):
+            other.append(item.name)
+    refuse_others(films, source.subject, [*other, *sorted(set(films.order) - {item.name for item in source.segments})])
+
+
+def refuse_others(films: Store, subject: str, other: Sequence[str]) -> None:
+    """Raise DataError where there are segments ``other`` than those of the first person of several."""
+    if other:
+        raise DataError(
+            f"expected the films that {films.subject} saw of {subject} too (data.subjects), found {len(other)} that differ "
+            f"in content, length or split: {listed(other)}; leave {subject} out, or those films for all"
+        )
+
+
+def _check_sources(
+    source: Source, data: Data, tick: _Steps, pool: Pool, shown: Store | None
+) -> tuple[Voxels, dict[str, str]]:
+    """Check and hash every run and film; the voxels chosen on training runs, and the hashes by name.
+
+    Films ``shown`` to another person were decoded for that one's store.
+    """
     hashes: dict[Path, str] = {}
     voxels = measure_voxels(source, data, tick, pool, hashes)
-    films = (FilmTask(segment.film, segment.times_s(data).ravel(), data) for segment in source.segments)
-    for segment, sha256 in zip(source.segments, pool.map(check_film, films), strict=True):
+    pending = source.segments if shown is None else ()
+    films = (FilmTask(segment.film, segment.times_s(data).ravel(), data) for segment in pending)
+    for segment, sha256 in zip(pending, pool.map(check_film, films), strict=True):
         hashes[segment.film] = sha256
         tick(f"checked {segment.film.name}", 2)
     named = _name_hashes(source, data, hashes, pool)
@@ -336,7 +375,7 @@ def _fingerprint(source: Source, data: Data, sources: dict[str, str], captioning
 
 def shaping_settings(data: Data) -> dict[str, Any]:
     """The settings that shape a store: not where its files lie, nor how many of them there must be."""
-    content = data.model_dump(mode="json", exclude={"raw", "hcp", "captions"})
+    content = data.model_dump(mode="json", exclude={"raw", "hcp", "captions", "subjects"})
     own = {name: value for name, value in content[data.source].items() if not isinstance(getattr(data.own, name), Path)}
     return {**content, data.source: {**own, "expect": None}}
 

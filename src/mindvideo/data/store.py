@@ -18,6 +18,7 @@ Shapes: V voxels, n scans of a segment, R repeats, F frames a scan, H W pixels.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import zipfile
@@ -28,9 +29,11 @@ from typing import Any
 import numpy as np
 import zarr
 
+from mindvideo.artefacts import read_note
 from mindvideo.atlas import area_names
+from mindvideo.config import Data
 from mindvideo.data.disk import disk_errors
-from mindvideo.data.intact import as_damage, refuse_damaged_store
+from mindvideo.data.intact import RECORD, as_damage, refuse_damaged_store
 from mindvideo.errors import DataError
 from mindvideo.files import beside, hash_file, require_content
 from mindvideo.voxel_layout import VoxelLayout
@@ -59,6 +62,17 @@ def identify_voxels(vertex: np.ndarray) -> str:
 def is_unplaced(vertex: np.ndarray) -> bool:
     """Whether the numbers only name voxels, because nobody said where on the cortex they lie (all are negative)."""
     return bool((np.asarray(vertex) < 0).all())
+
+
+def store_paths(data: Data, folder: Path) -> list[Path]:
+    """Where the stage ``prepare`` puts each person's store: ``store.zarr``, or ``subjectN.zarr`` of each of several."""
+    names = ["store"] if data.subjects is None else [f"subject{number}" for number in data.subjects]
+    return [folder / f"{name}.zarr" for name in names]
+
+
+def open_stores(data: Data, run_dir: Path) -> list[Store]:
+    """The stores of a run, one a person; whatever is about films alone is asked of the first."""
+    return [Store.open(path) for path in store_paths(data, run_dir / "prepare")]
 
 
 class Store:
@@ -151,6 +165,18 @@ class Store:
                 f"expected the film of {segment} at {path} as it was prepared, found another; prepare it again"
             )
         return {"path": path, "start_s": float(film["start_s"]), "fit": str(film["fit"])}
+
+    def shown(self) -> dict[str, str]:
+        """A digest of what each segment shows, and in which split, whoever saw it and wherever the film lies."""
+        files, films, found = read_note(self.path / RECORD), self.attrs.get("films", {}), {}
+        split = {name: part for part, names in self.splits.items() for name in names}
+        for name in self.order:
+            film = {key: value for key, value in films.get(name, {}).items() if key not in ("path", "beside")}
+            frames = {file: entry for file, entry in files.items() if file.startswith(f"frames/{name}/")}
+            taken = [self.tr_s, self.fps, self.size, self.n_scans(name)]
+            content = [split[name], taken, film or frames or self.attrs["sources"]]
+            found[name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return found
 
     def scene(self, segment: str) -> np.ndarray:
         """Scene number of each frame, unique over the whole store, int32 (n, F)."""

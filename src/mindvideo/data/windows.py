@@ -5,6 +5,7 @@ Shapes: N windows of a split, B batch, W scans per window, V voxels, F frames, H
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,8 +39,30 @@ def pad_voxels(fmri: np.ndarray, patch_size: int) -> np.ndarray:
     return np.pad(fmri, [(0, 0)] * (fmri.ndim - 1) + [(0, missing)], mode="wrap")
 
 
+def stack_people(scans: Sequence[np.ndarray]) -> np.ndarray:
+    """Scans (n, V) of each of several people on top of one another, zeros past a person's own voxels: (N, most voxels)."""
+    if len(scans) == 1:
+        return scans[0]
+    stacked = np.zeros((sum(map(len, scans)), max(part.shape[1] for part in scans)), dtype=scans[0].dtype)
+    at = 0
+    for part in scans:
+        stacked[at : at + len(part), : part.shape[1]] = part
+        at += len(part)
+    return stacked
+
+
+def recorded_scans(store: Store, split: str) -> tuple[list[str], list[np.ndarray]]:
+    """Segments of a split and their scans (n, V), averaged over the runs, or of each training run where these are kept apart."""
+    names = store.segments(split)
+    if split == "train" and store.keeps_repeats_apart:
+        return [name for name in names for _ in range(store.n_repeats(name))], [
+            run for name in names for run in store.repeats(name)
+        ]
+    return names, [store.fmri(name) for name in names]
+
+
 class Windows:
-    """Every scan of a split as the start of a window, in order of segments and scans.
+    """Every scan of a split as the start of a window, in order of people, segments and scans.
 
     In a store prepared with ``repeats: separate`` the training split has the windows of every single run, one run of a
     segment after the other, instead of those of their average; validation and test always have the average.
@@ -48,6 +71,8 @@ class Windows:
 
     Parameters
     ----------
+    store : Store or sequence of Store
+        Of one person, or one of each of several who saw the same films. Whatever is about films is read from the first.
     split : str
         ``train``, ``validation`` or ``test``.
     window : int
@@ -55,6 +80,12 @@ class Windows:
 
     Attributes
     ----------
+    person : ndarray, int64 (N,)
+        Whose window it is, counted from 0.
+    film : ndarray, int64 (N,)
+        The first person's window at the same moment of the same film: features of films have a row for each of these.
+    voxels : list of int
+        Number of voxels of each person; a window's scans end in zeros beyond them.
     segment : ndarray of str (N,)
     scan : ndarray, int64 (N,)
         t, counted inside the segment.
@@ -69,26 +100,31 @@ class Windows:
         For a window below 1.
     """
 
-    def __init__(self, store: Store, split: str, window: int) -> None:
+    def __init__(self, store: Store | Sequence[Store], split: str, window: int) -> None:
         """Read scans, scenes and captions of the split; frames stay on disk."""
         if window < 1:
             raise SettingError(f"expected a window of at least 1 scan, found {window}")
-        names = store.segments(split)
-        if not names:
+        self.stores = list(store) if isinstance(store, Sequence) else [store]
+        self.store, self.split, self.window = self.stores[0], split, window
+        store = self.store
+        if not store.segments(split):
             raise DataError(
                 f"expected segments in split '{split}' of {store.path}, found none; prepare with more segments"
             )
-        self.store, self.split, self.window = store, split, window
-        fmri = [store.fmri(name) for name in names]
-        if split == "train" and store.keeps_repeats_apart:
-            names = [name for name in names for _ in range(store.n_repeats(name))]
-            fmri = [run for name in dict.fromkeys(names) for run in store.repeats(name)]
-        lengths = np.array([len(part) for part in fmri])
-        self._fmri = np.concatenate(fmri) if len(fmri) > 1 else fmri[0]
+        people = [recorded_scans(one, split) for one in self.stores]
+        names = [name for theirs, _ in people for name in theirs]
+        lengths = np.array([len(part) for _, parts in people for part in parts])
+        self._fmri = stack_people([np.concatenate(parts) if len(parts) > 1 else parts[0] for _, parts in people])
+        self.voxels = [parts[0].shape[1] for _, parts in people]
+        counts = [sum(map(len, parts)) for _, parts in people]
+        self.person: np.ndarray = np.repeat(np.arange(len(people)), counts)
         self._end = np.repeat(np.cumsum(lengths), lengths) - 1
         self._segment_number = np.repeat(np.arange(len(names)), lengths)
         self.segment: np.ndarray = np.array(names)[self._segment_number]
         self.scan: np.ndarray = np.concatenate([np.arange(length) for length in lengths])
+        starts = dict(zip(reversed(names), reversed((np.cumsum(lengths) - lengths).tolist()), strict=True))
+        same = np.array([starts[name] for name in names])[self._segment_number] + self.scan
+        self.film: np.ndarray = np.where(self.person == 0, np.arange(len(same)), same)
         scenes = np.concatenate([store.scene(name) for name in names])
         self.scene: np.ndarray = scenes[:, store.num_frames // 2]
         self._last_scene = scenes[:, -1]
@@ -106,7 +142,7 @@ class Windows:
 
     @property
     def n_voxels(self) -> int:
-        """Number of voxels V."""
+        """Number of voxels V, of the person who has most."""
         return self._fmri.shape[1]
 
     def fmri(self, index: np.ndarray) -> np.ndarray:
@@ -115,11 +151,12 @@ class Windows:
         rows = np.minimum(index[:, None] + np.arange(self.window), self._end[index][:, None])
         return self._fmri[rows]
 
-    def mean_fmri(self) -> np.ndarray:
-        """Mean window (W, V) float32."""
-        every = np.arange(len(self))
-        parts = [self.fmri(every[at : at + _READ]).sum(axis=0, dtype=np.float64) for at in every[::_READ]]
-        return (np.sum(parts, axis=0) / len(self)).astype(np.float32)
+    def mean_fmri(self, person: int = 0) -> np.ndarray:
+        """Mean window (W, V) float32 of a person."""
+        theirs = np.flatnonzero(self.person == person)
+        starts = range(0, len(theirs), _READ)
+        parts = [self.fmri(theirs[at : at + _READ]).sum(axis=0, dtype=np.float64) for at in starts]
+        return (np.sum(parts, axis=0) / len(theirs)).astype(np.float32)
 
     def frames(self, index: np.ndarray) -> np.ndarray:
         """Frames shown during the first scan of the given windows, uint8 (B, F, H, W, 3)."""
@@ -170,6 +207,8 @@ class Windows:
 
     def sample_batch(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
         """Random windows of which no two show the same scene in any of their frames (docs/method.md, The encoder).
+
+        What two people see at one moment of a film is the same scene.
 
         Returns
         -------

@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from mindvideo.atlas import N_CORTEX, area_labels
-from mindvideo.data.disk import StoreLock, disk_errors, flush_folder
+from mindvideo.data.disk import StoreLock, disk_errors, flush_folder, link_folder
 from mindvideo.data.intact import record_content
 from mindvideo.data.store import (
     FORMAT,
@@ -27,6 +27,8 @@ from mindvideo.data.store import (
 )
 from mindvideo.errors import DataError
 
+FILM_PARTS = ("frames", "scene", "captions")
+"""Parts of a store that are the same for all who saw the films."""
 _CHUNK_BYTES = 1_500_000
 
 
@@ -197,6 +199,13 @@ class StoreWriter:
         with disk_errors(self.path, f"captions of {segment}"):
             self._group.create_group(f"captions/{segment}", overwrite=True, attributes=attributes)
         self._mark(segment, "captions")
+
+    def take_films(self, segment: str, films: Store) -> None:
+        """Link frames, scenes and captions of a segment from the store of another person who saw the same."""
+        for part in FILM_PARTS:
+            self._group.require_group(part)
+            link_folder(films.path / part / segment, self.path / part / segment)
+        self._mark(segment, *FILM_PARTS)
 
     def leave_captions_out(self, segment: str) -> None:
         """Mark that a segment has no captions; whoever asks for them is told."""

@@ -55,7 +55,7 @@ def load_encoders(run_dir: Path, store: Store) -> dict[str, Encoder]:
         encoders["adapt"] = kind.from_masked_brain(model, window=1, condition_length=1, condition_width=1)
     encoders |= trained
     for stage, encoder in encoders.items():
-        encoder.require_voxels(store.layout, run_dir / stage)
+        encoder.require_voxels([store.layout], run_dir / stage)
         torch.nn.Module.to(encoder, "cuda" if torch.cuda.is_available() else "cpu")
         encoder.eval()
     return encoders

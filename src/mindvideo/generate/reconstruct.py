@@ -90,7 +90,7 @@ def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: F
         When a part is missing, or the encoder was trained on other voxels than the store's.
     """
     encoder = load_encoder(_require_part(run_dir / "cotrain" / "fmri_encoder"))
-    encoder.require_voxels(store.layout, run_dir / "cotrain" / "fmri_encoder")
+    encoder.require_voxels([store.layout], run_dir / "cotrain" / "fmri_encoder")
     window = encoder.config.window
     spacing = None if recipe.distill is None else "trailing"
     return MindVideoPipeline(

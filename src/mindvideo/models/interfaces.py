@@ -121,15 +121,22 @@ class Encoder(WholeModel, ABC):
         """
         return None
 
-    def require_voxels(self, layout: VoxelLayout, where: Path | str) -> None:
-        """Raise ModelError when the encoder was made for other voxels than a store's."""
-        expected, found = self.config.voxel_id, layout.voxel_id
-        if self.config.num_voxels != layout.num_voxels or (expected is not None and expected != found):
+    def require_voxels(self, layouts: Sequence[VoxelLayout], where: Path | str) -> None:
+        """Raise ModelError when the encoder was made for other voxels than the stores of its people have, or other people."""
+        known = self.config.get("layouts") or [dict(self.config)]
+        if len(known) != len(layouts):
             raise ModelError(
-                f"expected the {self.config.num_voxels} voxels that the encoder in {where} was trained on (id "
-                f"{str(expected)[:12]}), found {layout.num_voxels} in the store (id {str(found)[:12]}): voxels of another "
-                "subject or selection; prepare the same recordings with the same selection, or run align again on this store"
+                f"expected {len(known)} stores, one for each person that the encoder in {where} was trained on, found "
+                f"{len(layouts)}; prepare the same people, or run align again"
             )
+        for made, layout in zip(known, layouts, strict=True):
+            count, expected, found = made["num_voxels"], made.get("voxel_id"), layout.voxel_id
+            if count != layout.num_voxels or (expected is not None and expected != found):
+                raise ModelError(
+                    f"expected the {count} voxels that the encoder in {where} was trained on (id {str(expected)[:12]}), "
+                    f"found {layout.num_voxels} in the store (id {str(found)[:12]}): voxels of another subject or "
+                    "selection; prepare the same recordings with the same selection, or run align again on this store"
+                )
 
 
 def only_person(layouts: Sequence[VoxelLayout], name: str) -> VoxelLayout:

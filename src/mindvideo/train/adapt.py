@@ -1,7 +1,8 @@
-"""Stage ``adapt``: the masked brain model goes on with the target subject's own training scans (supplement B)."""
+"""Stage ``adapt``: the masked brain model goes on with the target subjects' own training scans (supplement B)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 
 from mindvideo.config import Recipe
-from mindvideo.data.store import Store
+from mindvideo.data.store import Store, open_stores
+from mindvideo.data.windows import recorded_scans, stack_people
 from mindvideo.models.encoders import load_masked_brain, masked_brain_of, new_masked_brain
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.stages import StageContext
@@ -20,43 +22,48 @@ from mindvideo.voxel_layout import VoxelLayout
 STAGE = "adapt"
 
 
-def subject_scans(store: Store, split: str) -> np.ndarray:
-    """Every scan of a split, float32 (N, V): averaged over its runs, or training scans run by run where kept apart."""
-    if split == "train" and store.keeps_repeats_apart:
-        return np.concatenate([np.concatenate(list(store.repeats(segment))) for segment in store.segments(split)])
-    return np.concatenate([store.fmri(segment) for segment in store.segments(split)])
+def subject_scans(stores: Sequence[Store], split: str) -> list[np.ndarray]:
+    """Every scan (N, V) of a split, of each person: averaged over runs, or training scans run by run where kept apart."""
+    return [np.concatenate(recorded_scans(store, split)[1]) for store in stores]
 
 
-def starting_model(recipe: Recipe, run_dir: Path, layout: VoxelLayout, scans: np.ndarray) -> MaskedBrainModel:
-    """The pre-trained model on the subject's training scans (N, V), or a new one where ``pretrain`` is switched off."""
+def starting_model(
+    recipe: Recipe, run_dir: Path, layouts: Sequence[VoxelLayout], scans: Sequence[np.ndarray]
+) -> MaskedBrainModel:
+    """The pre-trained model on each person's training scans (N, V), or a new one where ``pretrain`` is switched off."""
     torch.manual_seed(stage_seed(recipe.seed, STAGE))
     if recipe.pretrain.enabled:  # matrices of single patches start anew
-        return pretrained_model(recipe, run_dir, layout, scans)
+        return pretrained_model(recipe, run_dir, layouts, scans)
     architecture, ratio = recipe.encoder.model_dump(), recipe.adapt.mask_ratio
-    return new_masked_brain(recipe.align.encoder, [layout], architecture, mask_ratio=ratio, **fit_scale(scans))
+    return new_masked_brain(recipe.align.encoder, layouts, architecture, mask_ratio=ratio, **fit_scale(*scans))
 
 
-def pretrained_model(recipe: Recipe, run_dir: Path, layout: VoxelLayout, scans: np.ndarray) -> MaskedBrainModel:
-    """The model of ``pretrain`` on this subject's voxels, with the scale of the subject's training scans (N, V).
+def pretrained_model(
+    recipe: Recipe, run_dir: Path, layouts: Sequence[VoxelLayout], scans: Sequence[np.ndarray]
+) -> MaskedBrainModel:
+    """The model of ``pretrain`` on these people's voxels, with the scale of their training scans (N, V).
 
     Positions of weights that were given are interpolated.
     """
     positions: Literal["recompute", "interpolate"] = "recompute" if recipe.pretrain.weights is None else "interpolate"
     pretrained = load_masked_brain(run_dir / "pretrain" / "model", recipe.align.encoder)
-    return masked_brain_of(pretrained, [layout], positions, **fit_scale(scans))
+    return masked_brain_of(pretrained, layouts, positions, **fit_scale(*scans))
 
 
 def run(context: StageContext) -> None:
-    """Adapt the pre-trained model to the subject and write ``RUN/adapt/model``; validation segments only validate."""
+    """Adapt the pre-trained model to the subjects and write ``RUN/adapt/model``; validation segments only validate."""
     recipe, run_dir, folder, progress = context
     settings = recipe.adapt
     if not settings.enabled:
         note_disabled(folder)
         return
-    store = Store.open(run_dir / "prepare" / "store.zarr")
-    training = subject_scans(store, "train")
-    scans = np.concatenate([training, *(store.fmri(name) for name in store.segments("validation"))])
-    rows = np.split(np.arange(len(scans)), [len(training)])
-    model = starting_model(recipe, run_dir, store.layout, training)
-    seed = stage_seed(recipe.seed, STAGE)
-    train_masked_brain(model, lambda index: scans[index], (rows[0], rows[1]), settings, folder, seed, progress)
+    stores = open_stores(recipe.data, run_dir)
+    training = subject_scans(stores, "train")
+    held_out = subject_scans(stores, "validation") if stores[0].segments("validation") else []
+    scans = stack_people([*training, *held_out]) if len(stores) > 1 else np.concatenate([*training, *held_out])
+    rows = np.split(np.arange(len(scans)), [sum(map(len, training))])
+    model = starting_model(recipe, run_dir, [store.layout for store in stores], training)
+    seed, person = stage_seed(recipe.seed, STAGE), None
+    if len(stores) > 1:
+        person = np.concatenate([np.full(len(part), at % len(stores)) for at, part in enumerate(training + held_out)])
+    train_masked_brain(model, lambda index: scans[index], (rows[0], rows[1]), settings, folder, seed, progress, person)

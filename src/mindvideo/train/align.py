@@ -6,6 +6,7 @@ Shapes: B batch, N windows, W scans per window, V voxels, F frames, L condition 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from mindvideo import processes
 from mindvideo.config import Align, Recipe
-from mindvideo.data.store import Store
+from mindvideo.data.store import Store, open_stores
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
 from mindvideo.models.encoders import encoder_arguments, encoder_class, load_masked_brain
@@ -25,12 +26,13 @@ from mindvideo.models.interfaces import Encoder
 from mindvideo.stages import StageContext
 from mindvideo.train.adapt import pretrained_model, subject_scans
 from mindvideo.train.augmentation import augment_fmri
-from mindvideo.train.features import CROPS, Features, Split, TextFeatures, note_long_captions, store_identity
+from mindvideo.train.features import CROPS, Features, Split, TextFeatures, note_long_captions
 from mindvideo.train.loop import Batch, Draw, Metrics, train
 from mindvideo.train.pretrain import fit_scale
+from mindvideo.train.ridge import LinearDecoder
 from mindvideo.train.stage import open_foundation, save_memory, save_model, stage_seed, trainable, training_device
 from mindvideo.train.thesaurus import open_thesaurus
-from mindvideo.train.token_regression import TokenRegression, linear_reference
+from mindvideo.train.token_regression import TokenRegression, linear_references
 from mindvideo.train.tokens import TokenTarget
 from mindvideo.train.views import AlignData, DrawnViews, FixedViews, Views
 
@@ -118,13 +120,13 @@ class AlignTask:
         if self.regression is not None:
             batch = self.regression.add_targets(batch, index, rng)
         batch["fmri"] = augment_fmri(batch["fmri"], settings.sparsify, settings.input_noise, rng)
-        return batch | {"index": index}
+        return batch | {"index": index, "person": data.person(index)}
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         """Weighted contrastive loss and token regression of each row; the contrast is over all processes' rows."""
         self.encoder.train()
         settings, n = self.settings, self.settings.batch_size
-        condition = self.encoder(batch["fmri"].to(self.device))
+        condition = self.encoder(batch["fmri"].to(self.device), batch["person"].to(self.device))
         with torch.autocast(self.device.type, enabled=False):
             condition = condition.float()
             scale = self.encoder.logit_scale.exp().clamp(max=MOST_LOGIT_SCALE)
@@ -154,7 +156,7 @@ class AlignTask:
         with torch.inference_mode():
             for start in range(0, len(data), VALIDATION_BATCH):
                 index = np.arange(start, min(start + VALIDATION_BATCH, len(data)))
-                condition = self.encoder(data.fmri(index).to(self.device)).float()
+                condition = self.encoder(data.fmri(index).to(self.device), data.person(index).to(self.device)).float()
                 pooled.append(self.encoder.pool(condition).cpu())
                 predicted.append((condition.cpu() - mean).flatten(1))
                 tokens.append((data.target.tokens(index) - mean).flatten(1))
@@ -189,13 +191,15 @@ def retrieval_top1(query_NC: torch.Tensor, target_NC: torch.Tensor, scene_N: np.
     return float(same[np.arange(len(best)), best].mean()), float(same.mean())
 
 
-def _split_data(recipe: Recipe, features: Features, text: TextFeatures, split: Split) -> AlignData:
+def _split_data(
+    recipe: Recipe, stores: Sequence[Store], features: Features, text: TextFeatures, split: Split
+) -> AlignData:
     settings = recipe.align
-    windows = Windows(features.store, split, settings.window)
+    windows = Windows(stores, split, settings.window)
     images = None
     if "image" in settings.loss:
         has_crops = split == "train" and settings.crop_probability > 0 and settings.augmentation == "fixed"
-        images = features.images(split, CROPS if has_crops else 0, stage_seed(recipe.seed, "features"))
+        images = features.images(split, CROPS if has_crops else 0, stage_seed(recipe.seed, "features"))[windows.film]
     target = TokenTarget(text, list(windows.captions), settings.token_whitening)
     if split == "train" and target.variance == 0.0:
         raise DataError(
@@ -204,7 +208,7 @@ def _split_data(recipe: Recipe, features: Features, text: TextFeatures, split: S
     return AlignData(windows, target, images)
 
 
-def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation) -> Encoder:
+def new_encoder(recipe: Recipe, run_dir: Path, stores: Sequence[Store], foundation: Foundation) -> Encoder:
     """The encoder ``align`` starts from; its input's scale is the masked model's, that of the training scans.
 
     What it cannot start from, `mindvideo.preflight.impossible_start` has refused.
@@ -213,15 +217,15 @@ def new_encoder(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundat
     length, width = foundation.condition_length, foundation.condition_width
     sizes = {"window": settings.window, "condition_length": length, "condition_width": width}
     own = encoder_arguments(settings.encoder, settings.dropout, settings.encoder_settings)
-    scans = subject_scans(store, "train")
+    scans, layouts = subject_scans(stores, "train"), [store.layout for store in stores]
     torch.manual_seed(stage_seed(recipe.seed, STAGE))
     if settings.start_from == "scratch" or not chosen.starts_from_masked_brain:
-        return chosen.build([store.layout], sizes | fit_scale(scans), recipe.encoder.model_dump(), **own)
+        return chosen.build(layouts, sizes | fit_scale(*scans), recipe.encoder.model_dump(), **own)
     if recipe.adapt.enabled:
         masked = load_masked_brain(run_dir / "adapt" / "model", settings.encoder)
     else:
-        masked = pretrained_model(recipe, run_dir, store.layout, scans)
-    return chosen.from_masked_brain(masked, voxel_id=store.voxel_id, **sizes, **own)
+        masked = pretrained_model(recipe, run_dir, layouts, scans)
+    return chosen.from_masked_brain(masked, voxel_id=stores[0].voxel_id, **sizes, **own)
 
 
 def run(context: StageContext) -> None:
@@ -232,15 +236,15 @@ def run(context: StageContext) -> None:
     recipe, run_dir, folder, progress = context
     settings = recipe.align
     folder.mkdir(parents=True, exist_ok=True)
-    store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), open_foundation(recipe)
-    features = Features(run_dir, store, foundation, progress)
+    stores, foundation = open_stores(recipe.data, run_dir), open_foundation(recipe)
+    features = Features(run_dir, stores[0], foundation, progress)
     text = features.text(recipe)
     note_long_captions(folder, foundation, text)
-    training = _split_data(recipe, features, text, "train")
+    training = _split_data(recipe, stores, features, text, "train")
     validation = None
-    if store.segments("validation"):
-        validation = _split_data(recipe, features, text, "validation")
-    encoder = new_encoder(recipe, run_dir, store, foundation)
+    if stores[0].segments("validation"):
+        validation = _split_data(recipe, stores, features, text, "validation")
+    encoder = new_encoder(recipe, run_dir, stores, foundation)
     if settings.token_weight > 0:
         encoder.start_at(training.target.statistics)
     if settings.loss == "none" and settings.token_weight == 0:
@@ -248,19 +252,19 @@ def run(context: StageContext) -> None:
             (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "enabled": False}) + "\n")
         save_model(encoder, folder / "model")
         return
-    teacher = None
+    teachers: list[LinearDecoder] = []
     reference: dict[str, float] = {}
     if validation is not None or settings.teacher_weight > 0:
-        key = [store_identity(store), foundation.condition_identity, str(settings.window)]
+        key = [foundation.condition_identity, str(settings.window)]
         with processes.first_then_others():
-            teacher, reference = linear_reference(run_dir, training, validation, key)
+            teachers, reference = linear_references(run_dir, training, validation, key)
     device = training_device()
     save_memory(settings, encoder)
     views: Views = FixedViews(training, settings)
     if settings.augmentation == "drawn":
         thesaurus = open_thesaurus(settings.synonyms, training.windows.captions) if settings.word_swap else {}
         views = DrawnViews(training, settings, foundation, thesaurus)
-    regression = TokenRegression(training, settings, teacher) if settings.token_weight > 0 else None
+    regression = TokenRegression(training, settings, teachers) if settings.token_weight > 0 else None
     task = AlignTask(encoder, training, validation, settings, views, reference, device, regression)
     train(
         task,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import nn
 
-from mindvideo.data.store import Store
+from mindvideo.data.store import open_stores
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.models.generators import generator_class
@@ -183,7 +183,7 @@ def run(context: StageContext) -> None:
         note_disabled(folder)
         save_model(unet, folder / "model")
         return
-    store = Store.open(run_dir / "prepare" / "store.zarr")
+    store = open_stores(recipe.data, run_dir)[0]  # of several people all saw the same films
     features = Features(run_dir, store, foundation, progress)
     text = features.text(recipe)
     note_long_captions(folder, foundation, text)

@@ -67,11 +67,17 @@ class Mixture:
         Windows B of the batch.
     strength : float
         Parameter of the beta distribution of the shares; 0 mixes nothing.
+    person : ndarray of int (B,), optional
+        Whose windows they are: a partner is the same person's.
     """
 
-    def __init__(self, size: int, strength: float, rng: np.random.Generator) -> None:
+    def __init__(self, size: int, strength: float, rng: np.random.Generator, person: np.ndarray | None = None) -> None:
         """Draw every window's share and partner."""
-        self.partner = rng.permutation(size) if strength > 0 else np.arange(size)
+        self.partner = np.arange(size)
+        whose = np.zeros(size, int) if person is None else person
+        for number in np.unique(whose) if strength > 0 else ():
+            theirs = np.flatnonzero(whose == number)
+            self.partner[theirs] = theirs[rng.permutation(len(theirs))]
         share = rng.beta(strength, strength, size=size) if strength > 0 else np.ones(size)
         self.share = torch.from_numpy(share.astype(np.float32))
 

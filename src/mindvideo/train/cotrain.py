@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import nn
 
 from mindvideo.config import Cotrain
-from mindvideo.data.store import Store
+from mindvideo.data.store import Store, open_stores
 from mindvideo.data.windows import Windows
 from mindvideo.models.encoders import load_encoder
 from mindvideo.models.foundation import Foundation
@@ -43,6 +46,7 @@ class CotrainTask:
     windows : Windows
         Of N training windows.
     latents : Tensor, (N, F, c, h, w)
+        Of each window's clip.
     target : TokenTarget, optional
         Regressed with ``settings.token_weight``; its captions condition ``settings.caption_share`` of the windows, so
         that the generator does not forget how to read what the encoder is to say. Needed where either is above 0.
@@ -84,7 +88,9 @@ class CotrainTask:
         settings, index = self.settings, draw.rows(len(self.latents))
         fmri = torch.from_numpy(self.windows.fmri(index))
         fmri = augment_fmri(fmri, settings.sparsify, settings.input_noise, draw.rng)
-        batch = {"index": index, "fmri": fmri, **self.diffusion.draw(clip_latents(self.latents, index))}
+        person = torch.from_numpy(self.windows.person[index])
+        batch = {"index": index, "fmri": fmri, "person": person}
+        batch |= self.diffusion.draw(clip_latents(self.latents, index))
         if self.target is not None:
             is_caption = torch.from_numpy(draw.rng.random(draw.size) < settings.caption_share)
             batch |= {"tokens": self.target.tokens(index), "is_caption": is_caption}
@@ -94,7 +100,7 @@ class CotrainTask:
         """Diffusion loss of each clip, with the token regression where the recipe asks for it."""
         self.encoder.train()
         self.unet.train()
-        condition = self.encoder(batch["fmri"].to(self.device))
+        condition = self.encoder(batch["fmri"].to(self.device), batch["person"].to(self.device))
         read = condition.float()
         if self.target is not None:
             tokens, is_caption = batch["tokens"].to(self.device), batch["is_caption"].to(self.device)
@@ -120,23 +126,23 @@ def run(context: StageContext) -> None:
     recipe, run_dir, folder, _ = context
     settings = recipe.cotrain
     seed = stage_seed(recipe.seed, STAGE)
-    store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), open_foundation(recipe)
+    stores, foundation = open_stores(recipe.data, run_dir), open_foundation(recipe)
     encoder = load_encoder(run_dir / "align" / "model")
-    encoder.require_voxels(store.layout, run_dir / "align" / "model")
+    encoder.require_voxels([store.layout for store in stores], run_dir / "align" / "model")
     length, width = encoder.config.condition_length, encoder.config.condition_width
     require_width(foundation, length, width, str(run_dir / "align" / "model"))
     unet = load_generator(run_dir / "animate" / "model")
     if not settings.enabled:
         note_disabled(folder)
     else:
-        _train(context, store, foundation, encoder, unet, seed)
+        _train(context, stores, foundation, encoder, unet, seed)
     save_model(encoder, folder / "fmri_encoder")
     save_model(unet, folder / "unet")
 
 
 def _train(
     context: StageContext,
-    store: Store,
+    stores: Sequence[Store],
     foundation: Foundation,
     encoder: Encoder,
     unet: Generator,
@@ -144,8 +150,9 @@ def _train(
 ) -> None:
     recipe, run_dir, folder, progress = context
     settings = recipe.cotrain
-    windows, features = Windows(store, "train", encoder.config.window), Features(run_dir, store, foundation, progress)
-    latents = features.latents("train")
+    windows = Windows(stores, "train", encoder.config.window)
+    features = Features(run_dir, stores[0], foundation, progress)
+    latents = features.latents("train")[windows.film]
     target = None
     if settings.token_weight > 0 or settings.caption_share > 0:
         text = features.text(recipe)
@@ -154,14 +161,17 @@ def _train(
     save_memory(settings, encoder, unet)
     task = CotrainTask(encoder, unet, diffusion, windows, latents, target, settings, device)
     validate = None
-    if store.segments("validation"):
-        held_out = Windows(store, "validation", encoder.config.window)
-        held_out_latents = features.latents("validation")
-        validation = ClipValidation(diffusion, held_out_latents, seed, device)
+    if stores[0].segments("validation"):
+        held_out = Windows(stores, "validation", encoder.config.window)
+        validation = ClipValidation(diffusion, features.latents("validation")[held_out.film], seed, device)
+
+        def read(index: np.ndarray) -> torch.Tensor:
+            parts = (torch.from_numpy(part).to(device) for part in (held_out.fmri(index), held_out.person[index]))
+            return encoder(*parts).float()
 
         def validate(step: int) -> dict[str, float]:
             encoder.eval()
-            return validation(unet, lambda index: encoder(torch.from_numpy(held_out.fmri(index)).to(device)).float())
+            return validation(unet, read)
 
     train(
         task,

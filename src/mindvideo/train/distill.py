@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mindvideo.config import Distill, Recipe, Reconstruct
-from mindvideo.data.store import Store
+from mindvideo.data.store import open_stores
 from mindvideo.data.windows import Windows
 from mindvideo.errors import SettingError
 from mindvideo.models.encoders import load_encoder
@@ -168,24 +168,27 @@ class DistillTask:
         self.windows, self.latents, self.text, self.settings = windows, latents, text, settings
         self.row = text.rows(list(windows.captions))
         self.times, self.after = teacher.ddim.grid(settings.sampler_steps)
+        people = torch.arange(len(windows.voxels), device=device)
         with torch.no_grad():
-            mean = self.encoder(torch.from_numpy(windows.mean_fmri())[None].to(device)).float()
+            means = np.stack([windows.mean_fmri(person) for person in people.tolist()])
+            mean = self.encoder(torch.from_numpy(means).to(device), people).float()
         null = text.tokens[[text.row[""]]].float().to(device)
-        self.negative = null if teacher.settings.negative == "null" else mean
+        self.negative = null.expand(len(people), -1, -1) if teacher.settings.negative == "null" else mean
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The student's."""
         return named_trainable(self.student)
 
     def conditions(
-        self, fmri: torch.Tensor, row: torch.Tensor, is_caption: torch.Tensor
+        self, fmri: torch.Tensor, person: torch.Tensor, row: torch.Tensor, is_caption: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is wanted and what is not, (B, L, C) float32 each, of scans (B, W, V) or of captions by their rows (B,)."""
+        """What is wanted and what is not, (B, L, C) float32 each, of people's scans (B, W, V) or of captions by rows (B,)."""
         is_caption = is_caption[:, None, None].to(self.device)
         with torch.no_grad():
-            read = self.encoder(fmri.to(self.device)).float()
+            person = person.to(self.device)
+            read = self.encoder(fmri.to(self.device), person).float()
         captions, empty = (self.text.tokens[at].float().to(self.device) for at in (row, [self.text.row[""]]))
-        return torch.where(is_caption, captions, read), torch.where(is_caption, empty, self.negative)
+        return torch.where(is_caption, captions, read), torch.where(is_caption, empty, self.negative[person])
 
     def errors(
         self, noisy: torch.Tensor, node: torch.Tensor, condition: torch.Tensor, target: torch.Tensor,
@@ -206,6 +209,7 @@ class DistillTask:
         clean = clip_latents(self.latents, index)
         return {
             "index": index, "fmri": fmri, "row": self.row[index], "is_caption": is_caption, "node": node,
+            "person": torch.from_numpy(self.windows.person[index]),
             "clean": clean, "noise": share_noise(self.student, torch.randn(clean.shape)),
         }  # fmt: skip
 
@@ -213,7 +217,7 @@ class DistillTask:
         """How far the student's step is from the teacher's steps, for each window."""
         self.student.train()
         noisy, times = self.noised(batch["clean"], batch["noise"], batch["node"])
-        condition, negative = self.conditions(batch["fmri"], batch["row"], batch["is_caption"])
+        condition, negative = self.conditions(*(batch[name] for name in ("fmri", "person", "row", "is_caption")))
         target = self.teacher.walk(noisy, *times, condition, negative)
         return self.errors(noisy, batch["node"], condition, target), {}
 
@@ -249,8 +253,10 @@ class DistillValidation:
             part = slice(start, start + VALIDATION_BATCH)
             node = self.node[part]
             noisy, times = task.noised(clip_latents(self.latents, self.index[part]), self.noise[part], node)
-            fmri = torch.from_numpy(self.windows.fmri(self.index[part]))
-            condition, negative = task.conditions(fmri, self.row[part], torch.zeros(len(node), dtype=torch.bool))
+            index = self.index[part]
+            fmri, person = (torch.from_numpy(part) for part in (self.windows.fmri(index), self.windows.person[index]))
+            is_caption = torch.zeros(len(node), dtype=torch.bool)
+            condition, negative = task.conditions(fmri, person, self.row[part], is_caption)
             target = task.teacher.walk(noisy, *times, condition, negative)
             total[0] += float(task.errors(noisy, node, condition, target).sum())
             if self._one_step is None:
@@ -293,7 +299,7 @@ def run(context: StageContext) -> None:
         raise SettingError("expected a 'distill' section in the recipe, found none; set distill.sampler_steps=4")
     check_student(recipe)
     seed = stage_seed(recipe.seed, STAGE)
-    store, foundation = Store.open(run_dir / "prepare" / "store.zarr"), open_foundation(recipe)
+    stores, foundation = open_stores(recipe.data, run_dir), open_foundation(recipe)
     ddim = Ddim(Diffusion(foundation.scheduler_config))
     if settings.sampler_steps * settings.teacher_steps > ddim.n_timesteps:
         raise SettingError(
@@ -302,18 +308,18 @@ def run(context: StageContext) -> None:
         )
     encoder = load_encoder(run_dir / "cotrain" / "fmri_encoder")
     student, unet = (load_generator(run_dir / "cotrain" / "unet") for _ in range(2))
-    windows, features = Windows(store, "train", encoder.config.window), Features(run_dir, store, foundation, progress)
+    windows = Windows(stores, "train", encoder.config.window)
+    features = Features(run_dir, stores[0], foundation, progress)
     text = features.text(recipe)
-    latents = features.latents("train")
+    latents = features.latents("train")[windows.film]
     device = training_device()
     save_memory(settings, student)
     teacher = Teacher(unet, ddim, sampling, settings.teacher_steps)
     task = DistillTask(student, teacher, encoder, windows, latents, text, settings, device)
     validate = None
-    if store.segments("validation"):
-        held_out = Windows(store, "validation", encoder.config.window)
-        held_out_latents = features.latents("validation")
-        validate = DistillValidation(task, held_out, held_out_latents, seed)
+    if stores[0].segments("validation"):
+        held_out = Windows(stores, "validation", encoder.config.window)
+        validate = DistillValidation(task, held_out, features.latents("validation")[held_out.film], seed)
     train(
         task,
         settings,

@@ -1,4 +1,4 @@
-"""Frozen features, computed once per store and foundation and kept under ``RUN/features``.
+"""Frozen features, computed once for the films and the foundation, whoever saw them, and kept under ``RUN/features``.
 
 Each table is a zarr group of row-chunked arrays with a key. Rows are written batch by batch and the number of finished
 rows is noted after each, so a killed computation goes on where it stopped; another key starts it anew, and so does a
@@ -306,7 +306,7 @@ class Features:
 
         path, key = (
             self.run_dir / "features" / f"{name}_{split}",
-            {"store": store_identity(self.store), "split": split} | key,
+            {"films": self.store.shown(), "split": split} | key,
         )
         return read_array(compute_table(path, key, len(windows), CLIP_BATCH, rows, self.progress), name)
 

@@ -38,6 +38,8 @@ class MaskedBrainTask:
         Rows to train on and rows to validate on.
     seed : int
         Of the masks used for validation, the same each time.
+    person : ndarray of int, optional
+        Whose scan each row is, where the model is of several people.
     """
 
     def __init__(
@@ -48,14 +50,17 @@ class MaskedBrainTask:
         held_out: np.ndarray,
         seed: int,
         device: torch.device,
+        person: np.ndarray | None = None,
     ) -> None:
-        """Move the model to the device, split it where the launcher asks for it, and take the training mean."""
+        """Move the model to the device, split it where the launcher asks for it, and take each person's training mean."""
         self.model = model.to(device)
         split_weights(self.model)
         self.take, self.rows, self.held_out = take, rows, held_out
-        self.seed, self.device = seed, device
-        # Of at most a few thousand training rows, evenly spread.
-        self.mean_V = take(spread(rows, 4 * VALIDATION_ROWS)).mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.seed, self.device, self._person = seed, device, person
+        people = [rows] if person is None else [rows[person[rows] == number] for number in range(person.max() + 1)]
+        # Of at most a few thousand training rows each, evenly spread.
+        means = [take(spread(theirs, 4 * VALIDATION_ROWS)).mean(axis=0, dtype=np.float64) for theirs in people]
+        self.means_PV = torch.from_numpy(np.stack(means).astype(np.float32)).to(device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything but the fixed positions."""
@@ -69,7 +74,12 @@ class MaskedBrainTask:
     def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         """Mean squared error of each row's masked patches."""
         self.model.train()
-        return self.model(self._fmri(batch["index"]), noise=batch["noise"]).sample_loss, {}
+        index = batch["index"]
+        return self.model(self._fmri(index), noise=batch["noise"], person=self.person(index)).sample_loss, {}
+
+    def person(self, index: np.ndarray) -> torch.Tensor | None:
+        """Whose scans some rows are, where there are several people."""
+        return None if self._person is None else torch.from_numpy(self._person[index]).to(self.device)
 
     def validate(self, step: int) -> dict[str, float]:
         """Loss on held-out rows beside that of predicting each voxel's training mean, over the same masked patches."""
@@ -77,13 +87,15 @@ class MaskedBrainTask:
         errors, masked = {"validation_loss": 0.0, "mean_predictor_loss": 0.0}, 0
         generator = torch.Generator(self.device).manual_seed(self.seed)
         with torch.inference_mode():
-            mean = self.model.patches(torch.from_numpy(self.mean_V)[None].to(self.device))
             for start in range(0, len(self.held_out), VALIDATION_BATCH):
-                fmri = self._fmri(self.held_out[start : start + VALIDATION_BATCH])
-                output = self.model(fmri, generator=generator)
+                index = self.held_out[start : start + VALIDATION_BATCH]
+                fmri, person = self._fmri(index), self.person(index)
+                output = self.model(fmri, generator=generator, person=person)
                 truth = self.model.patches(fmri)
+                mean = self.model.patches(self.means_PV if person is None else self.means_PV[person])
                 for name, guess in (("validation_loss", output.prediction), ("mean_predictor_loss", mean)):
-                    errors[name] += float((self.model.errors(guess, truth) * output.is_masked).double().sum())
+                    error = self.model.errors(guess, truth, person) * output.is_masked
+                    errors[name] += float(error.double().sum())
                 masked += int(output.is_masked.sum())
         return {name: error / masked for name, error in errors.items()}
 
@@ -108,8 +120,9 @@ def split_rows(n_rows: int, validation_share: float) -> tuple[np.ndarray, np.nda
     return np.arange(n_rows - held_out), spread(np.arange(n_rows - held_out, n_rows), VALIDATION_ROWS)
 
 
-def fit_scale(fmri: np.ndarray) -> dict[str, float]:
-    """``input_mean`` and ``input_scale`` of a model, from training scans (..., V)."""
+def fit_scale(*people: np.ndarray) -> dict[str, float]:
+    """``input_mean`` and ``input_scale`` of a model, from training scans (..., V) of one person or of each of several."""
+    fmri = people[0] if len(people) == 1 else np.concatenate([scans.ravel() for scans in people])
     mean, scale = float(fmri.mean(dtype=np.float64)), float(fmri.std(dtype=np.float64))
     if not scale > 0:
         raise DataError(
@@ -148,11 +161,12 @@ def train_masked_brain(
     folder: Path,
     seed: int,
     progress: Progress | None,
+    person: np.ndarray | None = None,
 ) -> None:
     """Train on the first of ``rows``, validate on the second where there are any, and write ``folder/model``."""
     device = training_device()
     save_memory(settings, model)
-    task = MaskedBrainTask(model, take, *rows, seed, device)
+    task = MaskedBrainTask(model, take, *rows, seed, device, person)
     train(
         task,
         settings,

@@ -9,6 +9,7 @@ Shapes: B batch, N windows, W scans per window, V voxels, L condition tokens, C 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from mindvideo.config import Align
 from mindvideo.data.disk import write_text
 from mindvideo.errors import TrainingError
 from mindvideo.train.augmentation import Mixture
+from mindvideo.train.features import store_identity
 from mindvideo.train.loop import Batch
 from mindvideo.train.ridge import LinearDecoder, fit_linear_decoder, token_r2
 from mindvideo.train.views import AlignData
@@ -32,25 +34,29 @@ class TokenRegression:
     data : AlignData
     settings : Align
         ``token_weight``, ``mixup`` and ``teacher_weight``.
-    teacher : LinearDecoder, optional
-        Ridge regression on the same windows; ``teacher_weight`` is its share of the targets.
+    teachers : sequence of LinearDecoder
+        Ridge regression on each person's windows; ``teacher_weight`` is its share of the targets.
     """
 
-    def __init__(self, data: AlignData, settings: Align, teacher: LinearDecoder | None = None) -> None:
+    def __init__(self, data: AlignData, settings: Align, teachers: Sequence[LinearDecoder] = ()) -> None:
         """Refuse a share for a teacher that is not there."""
-        if teacher is None and settings.teacher_weight > 0:
+        if not teachers and settings.teacher_weight > 0:
             raise TrainingError("expected a linear decoder with align.teacher_weight > 0, found none")
-        self.data, self.settings, self.teacher = data, settings, teacher
+        self.data, self.settings, self.teachers = data, settings, teachers
 
     def add_targets(self, batch: Batch, index: np.ndarray, rng: np.random.Generator) -> Batch:
         """The batch of the windows ``index`` with its ``tokens`` (B, L, C), all of it mixed in pairs."""
-        batch = batch | {"tokens": self.data.target.tokens(index)}
+        batch, person = batch | {"tokens": self.data.target.tokens(index)}, self.data.windows.person[index]
         if self.settings.mixup > 0:
-            mix = Mixture(len(index), self.settings.mixup, rng)
+            mix = Mixture(len(index), self.settings.mixup, rng, person)
             batch = {name: mix(rows) for name, rows in batch.items()}
-        if self.teacher is not None and self.settings.teacher_weight > 0:
-            read = torch.from_numpy(self.teacher.predict(batch["fmri"].flatten(1).numpy()))
-            taught = read.unflatten(1, tuple(self.data.target.mean.shape))
+        if self.teachers and self.settings.teacher_weight > 0:
+            taught = torch.empty_like(batch["tokens"])
+            for number in np.unique(person):
+                theirs = torch.from_numpy(np.flatnonzero(person == number))
+                scans = batch["fmri"][theirs, :, : self.data.windows.voxels[number]]
+                read = torch.from_numpy(self.teachers[number].predict(scans.flatten(1).numpy()))
+                taught[theirs] = read.unflatten(1, tuple(self.data.target.mean.shape))
             batch["tokens"] = batch["tokens"].lerp(taught, self.settings.teacher_weight)
         return batch
 
@@ -59,19 +65,32 @@ class TokenRegression:
         return self.data.target.distances(condition_BLC, batch["tokens"])
 
 
-def linear_reference(
+def linear_references(
     run_dir: Path, training: AlignData, validation: AlignData | None, key: list[str]
+) -> tuple[list[LinearDecoder], dict[str, float]]:
+    """Ridge regression on each person's training windows, and the mean of its token R² on their validation windows."""
+    stores = training.windows.stores
+    found = []
+    for person, store in enumerate(stores):
+        path = run_dir / "features" / ("ridge.json" if len(stores) == 1 else f"ridge_{store.subject}.json")
+        found.append(_linear_reference(path, training, validation, [store_identity(store), *key], person))
+    references = [reference["ridge_token_r2"] for _, reference in found if reference]
+    mean = {"ridge_token_r2": float(np.mean(references))} if references else {}
+    return [decoder for decoder, _ in found], mean
+
+
+def _linear_reference(
+    path: Path, training: AlignData, validation: AlignData | None, key: list[str], person: int
 ) -> tuple[LinearDecoder, dict[str, float]]:
-    """Ridge regression on the training windows, kept with the features, and its token R² on validation windows."""
-    path = run_dir / "features" / "ridge.json"
+    """One person's, kept with the features."""
     kept_decoder = path.with_suffix(".safetensors")
     kept = read_note(path)
     if kept.get("key") == key and is_intact(path.parent, kept.get("files")):
         return LinearDecoder.open(kept_decoder), kept["reference"]
-    decoder = fit_linear_decoder(*_regressed(training))
+    decoder = fit_linear_decoder(*_regressed(training, person))
     reference = {}
     if validation is not None:
-        unseen, truth = _regressed(validation)
+        unseen, truth = _regressed(validation, person)
         reference["ridge_token_r2"] = token_r2(decoder.predict(unseen), truth, decoder.mean)
     path.unlink(missing_ok=True)
     decoder.save(kept_decoder)
@@ -80,7 +99,8 @@ def linear_reference(
     return decoder, reference
 
 
-def _regressed(data: AlignData) -> tuple[np.ndarray, np.ndarray]:
-    """Scans (N, W · V) and tokens (N, L · C) of all windows."""
-    every = np.arange(len(data))
-    return data.fmri(every).flatten(1).numpy(), data.target.tokens(every).flatten(1).numpy()
+def _regressed(data: AlignData, person: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scans (N, W · V) and tokens (N, L · C) of all windows of a person."""
+    every = np.flatnonzero(data.windows.person == person)
+    scans = data.fmri(every)[..., : data.windows.voxels[person]]
+    return scans.flatten(1).numpy(), data.target.tokens(every).flatten(1).numpy()

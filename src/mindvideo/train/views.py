@@ -36,6 +36,10 @@ class AlignData:
         """The scans of some windows, float32 (B, W, V)."""
         return torch.from_numpy(self.windows.fmri(index))
 
+    def person(self, index: np.ndarray) -> torch.Tensor:
+        """Whose windows they are, int64 (B,)."""
+        return torch.from_numpy(self.windows.person[index])
+
     @property
     def text(self) -> TextFeatures:
         """The frozen text features."""

@@ -56,6 +56,7 @@ def prepare(
     progress: Progress | None = None,
     captioning: Captioning | None = None,
     pool: Pool | None = None,
+    films: Store | None = None,
 ) -> Store:
     """Prepare one person's recordings and films as a store.
 
@@ -67,7 +68,7 @@ def prepare(
         The store's folder; a complete store there is refused, an interrupted one of the same settings goes on.
     data : Data
         Settings; ``source`` names the reader.
-    progress, captioning, pool
+    progress, captioning, pool, films
         As in `mindvideo.data.preparation.prepare_segments`.
 
     Raises
@@ -77,5 +78,5 @@ def prepare(
     """
     data = settle(raw, data)
     write = getattr(load_reader(data.source), "write", prepare_segments)
-    store: Store = write(discover(raw, data), out, data, progress, captioning, pool)
+    store: Store = write(discover(raw, data), out, data, progress, captioning, pool, films)
     return store

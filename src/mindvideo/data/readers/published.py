@@ -84,11 +84,13 @@ def write(
     progress: Progress | None = None,
     captioning: Captioning | None = None,
     pool: Pool | None = None,
+    films: Store | None = None,
 ) -> Store:
     """Write the store of one subject's arrays.
 
     Arguments as in `mindvideo.data.preparation.prepare_segments`; ``captions`` may be ``published``; selection, areas and
-    runs are the publishers' and are not applied. The pool hashes the files, the rest is done here.
+    runs are the publishers' and are not applied. The pool hashes the files, the rest is done here; frames are in the arrays
+    beside every person's scans, and ``films`` spares nothing.
     """
     refuse_complete(out)
     names = {split: source.segment_names(split) for split in ("train", "test")}

@@ -42,6 +42,13 @@ def encoder_class(name: str) -> type[Encoder]:
     return CustomEncoder
 
 
+def takes_several(name: str) -> bool:
+    """Whether an encoder may be of several people: ours of areas, and a class of the user's own that takes ``layouts``."""
+    if encoder_class(name) is not CustomEncoder:
+        return name == "areas"
+    return "layouts" in inspect.signature(import_encoder(name)).parameters
+
+
 def encoder_arguments(name: str, dropout: float, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What `Encoder.build` is told of this encoder alone, by the recipe's ``align.dropout`` and ``align.encoder_settings``.
 
