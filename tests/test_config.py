@@ -195,3 +195,9 @@ def test_saving_a_recipe_leaves_the_old_one_where_it_fails(tmp_path: Path, monke
     with pytest.raises(KeyboardInterrupt):
         save_recipe(load_recipe("demo", ["seed=5"]), path)
     assert path.read_bytes() == before
+
+
+def test_recipes_from_before_a_setting_was_renamed(tmp_path):
+    (tmp_path / "old.yaml").write_text("base: demo\nsimulate: {people: 5, person_runs: 3, person_run_s: 90}\n")
+    simulate = load_recipe(str(tmp_path / "old.yaml")).simulate
+    assert (simulate.pretrain_people, simulate.pretrain_runs, simulate.pretrain_run_s) == (5, 3, 90)

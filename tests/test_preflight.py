@@ -21,6 +21,7 @@ from mindvideo.errors import SettingError
 from mindvideo.evaluate import n_way_top_k
 from mindvideo.models.masked_areas import MaskedAreaModel
 from mindvideo.preflight import refusals
+from mindvideo.stages import STAGES
 from mindvideo.voxel_layout import VoxelLayout
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -96,6 +97,19 @@ def test_the_kit_is_refused_for_films_of_a_real_recording(random_kit: Path, tmp_
     (tmp_path / "truth").mkdir()
     (tmp_path / "truth" / "settings.json").write_text("{}")
     assert said() == ""  # drawn films, written by simulate
+
+
+def test_a_foundation_is_wanted_where_a_stage_to_run_uses_it(tmp_path: Path) -> None:
+    def stages_that_want_it(captions: str) -> list[str]:
+        recipe = load_recipe(str(TINY), [f"foundation={tmp_path / 'none'}", f"data.captions={captions}"])
+        found = {last: [str(error) for error in refusals(recipe, last=last)] for last in STAGES}
+        assert all(
+            len(said) <= 1 and "foundation folder" in "".join(said or ["foundation folder"]) for said in found.values()
+        )
+        return [last for last, said in found.items() if said]
+
+    assert stages_that_want_it("truth") == list(STAGES)[list(STAGES).index("align") :]
+    assert stages_that_want_it("blip") == [name for name in STAGES if name != "simulate"]
 
 
 def test_what_only_the_store_can_tell_is_refused_before_training(tiny_run: Path, tiny_recipe: Recipe) -> None:

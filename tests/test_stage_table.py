@@ -203,7 +203,10 @@ def test_damage_is_told_before_it_is_read_and_the_advice_works(
     ):
         changed(settings).run(say=_silent)
     (run_dir / file).unlink()
-    assert changed().status()[stage] == f"damaged – {run_dir / file}: no such file"
+    said: list[str] = []
+    changed().run(say=said.append)
+    lost = f"damaged – {run_dir / file}: no such file; remove the folder {run_dir / stage} to have it made anew"
+    assert changed().status()[stage] == lost and f"{stage}: {lost}" in said
     shutil.rmtree(run_dir / stage)
     assert stage in changed(settings).run(say=_silent)
     assert changed(settings).status() == dict.fromkeys(ALL, "up to date")

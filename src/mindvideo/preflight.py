@@ -48,14 +48,15 @@ def refusals(recipe: Recipe, *, stores: Sequence[Path] = (), last: str | None = 
         checks.append(oversized_batches)
     if last not in WITHOUT_FOUNDATION:
         checks.append(kit_outside_its_world)
-    found = [error for check in checks for error in check(recipe)]
+    found = [*incomplete_foundation(recipe, last), *(error for check in checks for error in check(recipe))]
     return found if not stores or last in WITHOUT_FOUNDATION else [*found, *unfilled_batches(recipe, stores)]
 
 
-def required_parts(recipe: Recipe) -> tuple[str, ...]:
-    """Parts of the foundation a recipe uses; the captioner only where it captions."""
-    captions = recipe.data.captions == "blip" and recipe.data.source != "store"
-    return tuple(part for part in (*MODEL_PARTS, *OTHER_PARTS) if part != "captioner" or captions)
+def required_parts(recipe: Recipe, last: str | None = None) -> tuple[str, ...]:
+    """Parts of the foundation a recipe uses up to its stage ``last``; the captioner only where it captions."""
+    captions = recipe.data.captions == "blip" and recipe.data.source != "store" and last != "simulate"
+    parts = ("captioner",) if last in WITHOUT_FOUNDATION else (*MODEL_PARTS, *OTHER_PARTS)
+    return tuple(part for part in parts if part != "captioner" or captions)
 
 
 def attempt(call: Callable[..., Any], *arguments: Any) -> Iterator[MindVideoError]:
@@ -66,14 +67,17 @@ def attempt(call: Callable[..., Any], *arguments: Any) -> Iterator[MindVideoErro
         yield error
 
 
-def incomplete_foundation(recipe: Recipe) -> Iterator[MindVideoError]:
+def incomplete_foundation(recipe: Recipe, last: str | None = None) -> Iterator[MindVideoError]:
     """Parts of the foundation that are not there, cannot be loaded, or do not belong together."""
+    parts = required_parts(recipe, last)
+    if not parts:
+        return
     try:
         foundation = Foundation(recipe.foundation, "meta")  # the device that reads headers only
     except MindVideoError as error:
         yield error
         return
-    for part in required_parts(recipe):
+    for part in parts:
         refused = [*attempt(foundation.require, part)]
         yield from refused or attempt(foundation.open, part)
 
@@ -293,7 +297,6 @@ def unreadable_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
 
 
 CHECKS: tuple[Callable[[Recipe], Iterator[MindVideoError]], ...] = (
-    incomplete_foundation,
     undivided_sizes,
     too_many_ways,
     impossible_start,

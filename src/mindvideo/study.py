@@ -27,7 +27,7 @@ from mindvideo.cost import describe_machine, measure_cost
 from mindvideo.data.disk import is_full, only_one, replace_folder, write_text
 from mindvideo.data.store import store_paths
 from mindvideo.errors import DataError, SettingError
-from mindvideo.files import list_files
+from mindvideo.files import digest_file, list_files, unless_copied
 from mindvideo.keys import Key, as_digest
 from mindvideo.precision import settled_precision
 from mindvideo.preflight import refusals
@@ -84,11 +84,13 @@ class Study:
         if name not in self._keys:
             stage = STAGES[name]
             parts = Key({"version": stage.version, **self._settings(stage)}).parts
-            for setting, place in self._files(name):
-                if place is not None:
-                    parts[setting] = "given"  # where the files lie changes nothing
-                for file, *state in self._list_inputs(setting, place):
-                    parts[f"file {file} of {setting}"] = as_digest(state)
+            parts |= {
+                setting: "given" for setting, place in self._files(name) if place is not None
+            }  # wherever they lie
+            known = read_note(self.run_dir / name / "done.json").get("given")
+            for part, path, state in self._list_inputs(name):
+                before = known.get(part) if isinstance(known, dict) else None
+                parts[part] = as_digest(unless_copied(path, state, before))
             parts |= {f"foundation part {part}": self._part_digest(part) for part in self._foundation_parts(stage)}
             own = self.recipe.align.encoder
             if name in ("pretrain", "adapt") and own == "areas":
@@ -125,16 +127,19 @@ class Study:
             yield "data.hcp", data.hcp
         yield from ((f"data.{data.source}.{name}", value) for name, value in data.own if isinstance(value, Path))
 
-    def _list_inputs(self, setting: str, place: Path | None) -> Iterator[list[Any]]:
-        """Files of a setting with size and time; of a data set neither those of other people nor what this study writes."""
-        data, own = self.recipe.data, None
-        if setting == "data.raw":
-            known = {"wen2018": data.people, "fmriprep": data.subjects or [getattr(data.own, "participant", None)]}
-            own = [one for one in known.get(data.source, ()) if one is not None]
-        for file, *state in list_files(place, without=self.run_dir):
-            labels = _PERSON.findall(file) if own else []
-            if set(labels) <= {str(one).removeprefix("sub-").lstrip("0") or "0" for one in own or ()}:
-                yield [file, *state]
+    def _list_inputs(self, name: str) -> Iterator[tuple[str, Path, list[int]]]:
+        """Files that settings of a stage name: in words, where, size and time.
+
+        Of a data set neither those of other people nor what this study writes.
+        """
+        data = self.recipe.data
+        known = {"wen2018": data.people, "fmriprep": data.subjects or [getattr(data.own, "participant", None)]}
+        people = {str(one).removeprefix("sub-").lstrip("0") or "0" for one in known.get(data.source, ()) if one is not None}
+        for setting, place in self._files(name):
+            for file, *state in list_files(place, without=self.run_dir):
+                labels = set(_PERSON.findall(file)) if people and setting == "data.raw" else set()
+                if place and labels <= people:
+                    yield f"file {file} of {setting}", place / file, state
 
     def _foundation_parts(self, stage: Stage) -> tuple[str, ...]:
         if stage.name == "prepare":
@@ -165,7 +170,8 @@ class Study:
         done, key = read_note(self.run_dir / name / "done.json"), self.key(name)
         if self.is_done(name):
             damage = find_damage(self.run_dir, done["files"], whole=False)
-            return "up to date" if damage is None else f"damaged – {damage[0]}: {damage[1]}"
+            way_out = f"remove the folder {self.run_dir / name} to have it made anew"
+            return "up to date" if damage is None else f"damaged – {damage[0]}: {damage[1]}; {way_out}"
         begun = read_note(self._unfinished(name) / "started.json").get("hash") == key.digest
         goes_on = "; the new one goes on where it stopped" if begun else ""
         if isinstance(done.get("parts"), dict):
@@ -181,8 +187,9 @@ class Study:
         return self.run_dir / f"{name}{UNFINISHED}"
 
     def check(self, last: str | None = None) -> None:
-        """Refuse, before anything runs, what `mindvideo.preflight.refusals` finds; a finished study is not looked over."""
-        if all(self.is_done(stage.name) for stage in self.stages):
+        """Refuse, before anything runs, what `mindvideo.preflight.refusals` finds; what is finished is not looked over."""
+        names = [stage.name for stage in self.stages]
+        if all(self.is_done(name) for name in (names[: names.index(last) + 1] if last else names)):
             return
         stores = store_paths(self.recipe.data, self.run_dir / "prepare") if self.is_done("prepare") else ()
         for error in refusals(self.recipe, stores=stores, last=last):
@@ -248,7 +255,7 @@ class Study:
                         ran += self._run_baselines(progress, say)
                 # Asked for by name, a report is written again: rivals that ran since are not in its key.
                 if processes.tell(self.is_done(name) and only != "report"):
-                    say(f"{name}: up to date")
+                    say(f"{name}: {self._status(name)}")
                     if processes.is_first():
                         shutil.rmtree(self._unfinished(name), ignore_errors=True)
                     continue
@@ -353,6 +360,7 @@ class Study:
             "machine": describe_machine(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "parts": self.key(name).parts,
+            "given": {part: [*state, digest_file(path)] for part, path, state in self._list_inputs(name)},
             "files": {
                 file if file.split("/")[0] in stage.writes else f"{name}/{file}": entry
                 for file, entry in record_files(folder, [folder]).items()

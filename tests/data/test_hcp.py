@@ -121,6 +121,15 @@ def test_recordings_that_are_there_twice_count_once(raw, tmp_path):
     assert {name.split("/")[-2] for name in left_out} == {"tfMRI_BOTH", "rfMRI_REST1_LR"}
 
 
+def test_a_person_saved_again_under_another_name_counts_once(raw, tmp_path):
+    again = write_run(raw, "990366_2", "rfMRI_REST1_LR", 35)
+    image = nibabel.load(raw / NAME.format("990366", "rfMRI_REST1_LR", "rfMRI_REST1_LR", ""))
+    nibabel.Cifti2Image(image.get_fdata() * 3, image.header).to_filename(again)
+    (line,) = hcp.prepare_hcp(raw, tmp_path / "hcp.zarr", 8.0, AREAS)
+    assert "left out, a copy of 990366/" in line and "990366_2/" in line
+    assert len(hcp.BrainSegments.open(tmp_path / "hcp.zarr")) == 5 + 4 + 4
+
+
 def test_a_run_inside_a_longer_recording_is_left_out(tmp_path):
     rng = np.random.default_rng(0)
     whole, other = rng.standard_normal((2, 5, 90))

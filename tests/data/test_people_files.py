@@ -1,5 +1,6 @@
 """fMRIPrep and BIDS folders as people have them: each kind of oddity gives the right scans, or a refusal with a way out."""
 
+import gzip
 import json
 import shutil
 
@@ -151,6 +152,8 @@ def test_logged_lengths_may_be_some_frames_off(folder):
     assert [segment.n_scans for segment in source.segments] == [SCANS] * 4
     lengthless = _words(source)["showings without a logged length, taken to last as long as their films"]
     assert lengthless == (f"{folder.run(3)}:c.mp4", f"{folder.run(4)}:t.mp4")
+    folder.write_events(1, [(4, 18.9, "a.mp4"), (34, 17.6, "a.mp4")])  # a player that closed late
+    assert folder.find().segments[0].n_scans == SCANS
     folder.write_events(1, [(4, 14, "a.mp4")])  # broken off
     assert folder.find().segments[0].n_scans == 7
     folder.write_events(1, [(4, -1, "a.mp4")])
@@ -159,6 +162,9 @@ def test_logged_lengths_may_be_some_frames_off(folder):
 
 def test_any_film_is_a_film_and_the_rest_is_named(folder):
     (folder.stimuli / "a.mp4").rename(folder.stimuli / "a.m4v")
+    folder.bold(2).rename(folder.bold(2).with_suffix(".nii.tmp"))
+    with gzip.open(f"{folder.bold(2)}.gz", "wb") as file:
+        file.write(folder.bold(2).with_suffix(".nii.tmp").read_bytes())
     (folder.stimuli / "note.txt").write_text("hello " * 400)
     rows = [(0, 1, "cross.png"), (1, 1, "note.txt"), (2, 1, "tone.wav"), (4, 18, "a.m4v"), (40, 1, "cross.png")]
     folder.write_events(1, rows)
@@ -323,6 +329,12 @@ def test_a_copy_is_no_repeat_even_of_a_test_film(folder):
 def test_one_recording_is_not_that_of_two_films(folder):
     shutil.copy(folder.bold(1), folder.bold(2))
     folder.refused("different recordings of a and b", "run-1", "run-2", "exclude")
+
+
+def test_a_recording_saved_again_in_other_numbers_is_a_copy(folder):
+    again = folder.data[1] * 3 + np.random.default_rng(5).normal(0, 1e-3, folder.data[1].shape)
+    folder.write_run(3, again)
+    folder.refused("different recordings of a and c", "run-1", "run-3", "exclude")
 
 
 # Confounds, volumes, vertices

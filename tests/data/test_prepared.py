@@ -86,6 +86,9 @@ def test_a_data_set_that_moved_or_grew_by_other_people_makes_nothing_stale(rando
     def study(folder):
         return Study(load_recipe("wen2018", [f"data.raw={moved}", *settings]), folder)
 
+    for path in moved.rglob("*"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))  # as a plain copy has new times
+    assert study(run_dir).is_done("prepare")
     (moved / "subject2" / "fmri").mkdir(parents=True)
     (moved / "subject2" / "fmri" / "notes.txt").touch()
     assert study(run_dir).is_done("prepare")
@@ -93,7 +96,9 @@ def test_a_data_set_that_moved_or_grew_by_other_people_makes_nothing_stale(rando
     assert study(run_dir).is_done("prepare")  # though what it wrote lies in the data set's folder
     again = prepare(moved, tmp_path / "again.zarr", study(run_dir).recipe.data)
     assert store_identity(again) == first
-    os.utime(moved / "subject1" / "fmri" / "seg1" / "cifti" / "seg1_1_Atlas.dtseries.nii", (1, 1))
+    with (moved / "subject1" / "fmri" / "seg1" / "cifti" / "seg1_1_Atlas.dtseries.nii").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x11")  # as many bytes, one of them another
     assert "seg1_1_Atlas.dtseries.nii of data.raw changed" in study(run_dir).status()["prepare"]
 
 

@@ -244,6 +244,7 @@ def test_nothing_in_a_pickle_is_executed(tmp_path, legacy):
         ("_orig_mod.module.", "model_state_dict"),
         ("model.", "state_dict"),  # Lightning
         ("module._orig_mod.", None),
+        ("_fsdp_wrapped_module.", "weights"),  # whatever its name, the only one that holds weights
     ],
 )
 def test_weights_of_wrapped_models_carry_their_own_names_again(tmp_path, prefix, nest):
@@ -303,6 +304,9 @@ def test_what_is_no_release_is_refused(tmp_path):
     with pytest.raises(ModelError, match="found names like weight"):
         convert_parts(tmp_path / "other.pth", tmp_path / "out")
     with pytest.raises(ModelError, match="expected weights"):
+        convert_parts(tmp_path, tmp_path / "out")
+    (tmp_path / ".metadata").write_bytes(b"")
+    with pytest.raises(ModelError, match="sharded checkpoint; join it: python -m torch"):
         convert_parts(tmp_path, tmp_path / "out")
 
 

@@ -36,7 +36,7 @@ from mindvideo.data.store import Store
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate.evaluation import OVER_TIME, evaluate_clips, list_missing, list_stutter
 from mindvideo.evaluate.tables import write_evaluation
-from mindvideo.files import list_files
+from mindvideo.files import list_contents
 from mindvideo.generate.reconstruct import fill_clips, open_clips, write_preview
 from mindvideo.keys import Key, as_digest
 from mindvideo.models.foundation import MOTION, PARTS, Foundation
@@ -53,7 +53,7 @@ RIVALS = {
 }
 BUILDS_ON = {"ridge": ("cotrain", "animate"), "mindvis": ("adapt", "pretrain")}
 """Stages of the study whose models a rival uses; when they change, the rival is out of date."""
-VERSION = 1
+VERSION = 2
 """Raised when the code of the rivals gives other results for the same settings."""
 MADE = ("reconstruction", "shuffled", "mean")
 Make = Callable[[str, np.ndarray], np.ndarray]
@@ -78,7 +78,7 @@ def rival_key(
     parts |= {f"foundation part {part}": as_digest(foundation.part_identity(part)) for part in (*PARTS, MOTION)}
     if name == "separable":
         parts["baseline.separable"]["films"] = None  # the files count, not where they lie
-        parts |= {f"file {file}": as_digest(state) for file, *state in list_files(recipe.baseline.separable.films)}
+        parts |= {f"file {file}": as_digest(state) for file, *state in list_contents(recipe.baseline.separable.films)}
     if name in BUILDS_ON:
         parts["encoder"] = content["encoder"]
     for stage in BUILDS_ON.get(name, ()):
@@ -309,7 +309,7 @@ def add_folder(
     """
     if name in RIVALS:
         raise SettingError(f"expected another name for {clips_dir}, found '{name}', which is one of the rivals")
-    made_by = {"clips": as_digest(list_files(clips_dir))}
+    made_by = {"clips": as_digest(list_contents(clips_dir))}
     attempt = Attempt(name, recipe, run_dir, store_path, made_by, progress)
     if attempt.is_done(say):
         return False

@@ -60,6 +60,10 @@ for _kind, (_pattern, _first) in _MEANINGS.items():
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"{_FLOAT}$"), list("-+.0123456789"))
 
 
+_RENAMED = {"people": "pretrain_people", "person_runs": "pretrain_runs", "person_run_s": "pretrain_run_s"}
+"""What settings under ``simulate`` were called in recipes from before ``simulate.subjects``."""
+
+
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in change.items():
@@ -122,6 +126,8 @@ def _place_paths(
 def _as_mapping(content: Any, where: str) -> dict[str, Any]:
     if not isinstance(content or {}, dict):
         raise SettingError(f"{where} must be a mapping of settings, found {type(content).__name__}")
+    if isinstance(content, dict) and isinstance(old := content.get("simulate"), dict):
+        content["simulate"] = {_RENAMED.get(name, name): value for name, value in old.items()}
     return content or {}
 
 

@@ -195,6 +195,6 @@ def _naming(where: Path | str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        if str(where) in str(error):
+        if isinstance(where, Path) and str(where) in str(error):
             raise
         raise DataError(f"{where}: {error}") from error

@@ -22,6 +22,7 @@ import zarr
 from mindvideo.atlas import N_CORTEX, hierarchy_order, parse_areas
 from mindvideo.config import Data
 from mindvideo.data.captions import Captioning, caption_windows, read_captions
+from mindvideo.data.copies import PROBES, find_copies, outline
 from mindvideo.data.measuring import (
     POLYNOMIAL,
     FilmTask,
@@ -35,6 +36,7 @@ from mindvideo.data.measuring import (
 )
 from mindvideo.data.pool import Pool, open_pool
 from mindvideo.data.segments import Remark, Source, number_scenes
+from mindvideo.data.series import SeriesFile
 from mindvideo.data.store import Store, identify_voxels, listed, open_group
 from mindvideo.data.video import MIN_SCENE_S
 from mindvideo.data.voxels import average_runs, reproducibility_t_test, select_voxels
@@ -219,6 +221,7 @@ def _check_sources(
 
     Films ``shown`` to another person were decoded for that one's store.
     """
+    _refuse_copies(source)
     hashes: dict[Path, str] = {}
     voxels = measure_voxels(source, data, tick, pool, hashes)
     pending = source.segments if shown is None else ()
@@ -226,23 +229,19 @@ def _check_sources(
     for segment, sha256 in zip(pending, pool.map(check_film, films), strict=True):
         hashes[segment.film] = sha256
         tick(f"checked {segment.film.name}", 2)
-    named = _name_hashes(source, data, hashes, pool)
-    _refuse_copies(source, named)
-    return voxels, named
+    return voxels, _name_hashes(source, data, hashes, pool)
 
 
-def _refuse_copies(source: Source, hashes: dict[str, str]) -> None:
+def _refuse_copies(source: Source) -> None:
     """A copy of a recording is no repeat of it, nor the recording of another film."""
-    owner: dict[str, tuple[Path, str]] = {}
-    for segment in source.segments:
-        for path in dict.fromkeys(run.path for run in segment.runs):
-            other, film = owner.setdefault(hashes[source.name_file(path)], (path, segment.name))
-            if other != path:
-                films = " and ".join(dict.fromkeys((film, segment.name)))
-                raise DataError(
-                    f"expected different recordings of {films}, found copies of one file: {other} and {path}; "
-                    "remove one, or list its run under exclude"
-                )
+    film_of = {run.path: segment.name for segment in source.segments for run in segment.runs}
+    probe = source.vertex[:: max(1, len(source.vertex) // PROBES)][:PROBES]
+    for path, first in find_copies({path: outline(SeriesFile(path).take(probe)) for path in film_of}).items():
+        films = " and ".join(dict.fromkeys((film_of[first], film_of[path])))
+        raise DataError(
+            f"expected different recordings of {films}, found copies of one: {first} and {path}; "
+            "remove one, or list its run under exclude"
+        )
 
 
 def measure_voxels(

@@ -414,16 +414,17 @@ def place_scans(film: Film, recordings: Sequence[Recording], data: Data) -> Film
 def _count_whole(film: Film, data: Data) -> int:
     """How many scans a whole showing of a film fills, according to the events and to the film.
 
-    A logged length within `LENGTH_TOLERANCE_S` of the film's own is the film's own.
+    A logged length within `LENGTH_TOLERANCE_S` of the film's own, or up to half a scan above it, is the film's own.
     """
     film_s = film.duration_s
+    longest_s = film_s + max(LENGTH_TOLERANCE_S, data.tr_s / 2)
     stated = [film_s if event.duration_s is None else event.duration_s for _, event in film.shown]
-    if min(stated) > film_s + max(LENGTH_TOLERANCE_S, data.tr_s / 2):
+    if min(stated) > longest_s:
         raise DataError(
             f"expected a film of {min(stated):g} s, as the events say, at {film.file}, found {film_s:.2f} s; "
             "supply the film that was shown"
         )
-    shown = [film_s if abs(length - film_s) <= LENGTH_TOLERANCE_S else length for length in stated]
+    shown = [film_s if film_s - LENGTH_TOLERANCE_S <= length <= longest_s else length for length in stated]
     if max(shown) - min(shown) > LENGTH_TOLERANCE_S:
         raise DataError(
             f"expected showings of one length of {film.file}, found {min(stated):g} to {max(stated):g} s in the events; "

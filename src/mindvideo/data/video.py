@@ -29,7 +29,8 @@ from mindvideo.files import beside, require_content
 
 Fit = Literal["crop", "stretch", "letterbox"]
 SUFFIXES = (
-    ".mp4", ".m4v", ".mkv", ".mov", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".ogv", ".3gp"
+    ".mp4", ".m4v", ".mkv", ".mov", ".qt", ".avi", ".divx", ".webm", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".wmv", ".asf",
+    ".flv", ".f4v", ".ts", ".mts", ".m2ts", ".mxf", ".ogv", ".ogm", ".3gp", ".3g2", ".dv", ".rm", ".rmvb",
 )  # fmt: skip
 """Endings that promise a film; whether a file is one, FFmpeg decides (`is_film`)."""
 TIME_TOLERANCE_S = 1e-3

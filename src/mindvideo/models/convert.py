@@ -87,6 +87,11 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     own = folder / "model.pth"  # as the fMRI encoder is released
     if is_there(own):
         return (own,)
+    if (folder / ".metadata").is_file():
+        raise ModelError(
+            f"expected weights in one file or in the shards of an index in {folder}, found torch's sharded checkpoint; join "
+            f"it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} joined.pth; then convert joined.pth"
+        )
     try:
         return find_weights(folder).paths
     except ModelError as error:

@@ -34,8 +34,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from mindvideo.errors import ModelError
-from mindvideo.files import describe_absence, walk_files
-from mindvideo.models.weight_files import add_content, load_network
+from mindvideo.files import add_content, describe_absence, walk_files
+from mindvideo.models.weight_files import load_network
 
 PARTS = (
     "vae",

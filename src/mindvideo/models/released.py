@@ -46,6 +46,17 @@ STAND_INS = (
     "pathlib._local.PosixPath",
     "lightning_fabric.utilities.data.AttributeDict",
     "lightning.fabric.utilities.data.AttributeDict",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.nodes.AnyNode",
+    "easydict.EasyDict",
+    "yacs.config.CfgNode",
+    "ml_collections.config_dict.config_dict.ConfigDict",
+    "collections.defaultdict",
+    "typing.Any",
+    *(f"builtins.{kind}" for kind in ("dict", "list", "tuple", "set", "int", "float", "str", "bool")),
 )
 """Classes beside the weights of released checkpoints, such as configurations; each is read as a bag of plain attributes."""
 
@@ -112,10 +123,12 @@ def read_release_file(path: Path) -> tuple[Weights, dict[str, Any]]:
     while isinstance(weights, dict) and not all(isinstance(value, torch.Tensor) for value in weights.values()):
         for value in (weights.get(name) for name in SETTINGS):
             stated |= value if isinstance(value, dict) else vars(value) if isinstance(value, StandIn) else {}
-        nest = next((name for name in NESTS if isinstance(weights.get(name), dict)), None)
-        if nest is None:
+        nests = {name: value for name, value in weights.items() if isinstance(value, dict)}
+        known = [name for name in NESTS if name in nests]
+        others = [name for name, value in nests.items() if name not in SETTINGS and _has_weights(value)]
+        if not known and len(others) != 1:
             break
-        weights = weights[nest]
+        weights = nests[known[0] if known else others[0]]
     if not isinstance(weights, dict) or not weights:
         raise ModelError(f"expected weights by name in {path}, found {type(weights).__name__}; give another file")
     other = sorted(str(name) for name, value in weights.items() if not isinstance(value, torch.Tensor))
@@ -124,6 +137,14 @@ def read_release_file(path: Path) -> tuple[Weights, dict[str, Any]]:
             f"expected only tensors among the weights in {path}, found {', '.join(other[:8])}; save the model's state_dict"
         )
     return dict(weights), stated
+
+
+def _has_weights(content: dict[Any, Any]) -> bool:
+    """Whether a dictionary, or one below it, holds tensors by name; an optimiser's hang on parameters' numbers."""
+    return any(
+        isinstance(name, str) and (isinstance(value, torch.Tensor) or (isinstance(value, dict) and _has_weights(value)))
+        for name, value in content.items()
+    )
 
 
 def plain_names(weights: Weights, where: Path) -> Weights:
@@ -155,7 +176,7 @@ def _read_pickle(path: Path) -> Any:
             if foreign:
                 raise ModelError(
                     f"expected tensors and plain settings in the pickle {path}, found {', '.join(foreign)}, which "
-                    "would have to be executed; ask its authors for safetensors"
+                    "would have to be executed; save the model's state_dict, or ask its authors for safetensors"
                 )
         with torch.serialization.safe_globals([(StandIn, name) for name in STAND_INS]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)

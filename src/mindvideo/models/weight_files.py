@@ -18,6 +18,8 @@ from mindvideo.files import describe_absence, is_there
 STEMS = (("safetensors", ("diffusion_pytorch_model", "model")), ("bin", ("diffusion_pytorch_model", "pytorch_model")))
 HALF_PRECISION = ("fp16", "bf16")
 """Variants that hold the whole model, rounded; loaded where the plain files are not there."""
+_BESIDE = (".json", ".txt", ".md", ".model")
+"""Endings of what lies beside weights."""
 _INDEX = re.compile(r"(?P<stem>\w+)\.(?P<kind>safetensors|bin)\.index(\.(?P<variant>\w+))?\.json")
 _SINGLE = re.compile(r"(?P<stem>\w+)(\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")
 
@@ -64,7 +66,9 @@ def find_weights(folder: Path) -> WeightFiles:
             if (variant, kind) in found:
                 return WeightFiles(_intact_files(found[variant, kind]), kind == "safetensors", variant)
     plain = " or ".join(f"{stem}.{kind}" for kind, stems in STEMS for stem in stems[:1])
-    others = ", ".join(path.name for path in found.values())
+    others = ", ".join(
+        path.name for path in (sorted(folder.glob("*")) if folder.is_dir() else ()) if path.suffix not in _BESIDE
+    )
     raise ModelError(f"expected weights such as {plain} in {folder}, found {others or 'none'}; fetch the folder again")
 
 
@@ -134,15 +138,3 @@ def load_network(kind: Any, folder: Path, device: torch.device | str = "cpu", **
             f"{' …' if len(wrong) > 3 else ''} missing or over; fetch another model"
         )
     return model.eval().requires_grad_(False).to(device)
-
-
-def add_content(digest: Any, path: Path) -> None:
-    """A file's content into a hash: all of it, or of a large one its header, its end and one part in sixteen."""
-    size = path.stat().st_size
-    with path.open("rb") as handle:
-        if size <= 2**26:
-            digest.update(handle.read())
-            return
-        for start in (*range(0, size, 2**24), size - 2**20):
-            handle.seek(start)
-            digest.update(handle.read(2**20))

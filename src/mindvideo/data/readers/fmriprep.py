@@ -46,7 +46,8 @@ from mindvideo.data.voxels import find_silent
 from mindvideo.errors import DataError, SettingError
 
 _SUFFIX = "_bold.dtseries.nii"
-_IMAGES = ("_bold.nii", "_bold.nii.gz", "_bold.func.gii", _SUFFIX)
+_SUFFIXES = (_SUFFIX, f"{_SUFFIX}.gz")
+_IMAGES = ("_bold.nii", "_bold.nii.gz", "_bold.func.gii", *_SUFFIXES)
 _CACHE_BYTES = 1_000_000_000
 _VARIANTS = ("desc", "echo", "part", "res", "rec", "proc")
 """Keys that tell files of one recording apart."""
@@ -305,7 +306,7 @@ def _find_files(derivatives: Path, data: Data) -> tuple[str, list[Path], list[Re
     subject = _find_subject({keys["sub"] for _, keys in of_task if "sub" in keys}, derivatives, data)
     own = [path for path, keys in of_task if keys.get("sub") == subject]
     wanted = {"space": "fsLR", "den": "91k"}
-    chosen = [path for path in own if path.name.endswith(_SUFFIX) and wanted.items() <= parse_name(path.name).items()]
+    chosen = [path for path in own if path.name.endswith(_SUFFIXES) and wanted.items() <= parse_name(path.name).items()]
     if not chosen:
         spaces = sorted({_space(path) for path in own})
         raise DataError(
@@ -415,7 +416,7 @@ def _read_timing(path: Path, derivatives: Path, data: Data) -> _Timing:
     if abs(tr_s - header.tr_s) > 1e-3:
         raise DataError(
             f"expected the TR of {tr_s:g} s that {origin['RepetitionTime'].name} states in {path}, found {header.tr_s:g} s; "
-            "are the two of one run of fMRIPrep?"
+            "correct the one that is wrong (both are in seconds), or exclude the run if the two are not of one"
         )
     if tr_s > _LONGEST_TR_S:
         raise DataError(

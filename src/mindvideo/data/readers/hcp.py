@@ -16,6 +16,7 @@ import zarr
 from scipy.signal import correlate
 
 from mindvideo.atlas import area_labels, hierarchy_order, parse_areas
+from mindvideo.data.copies import PROBES, find_copies, outline
 from mindvideo.data.disk import StoreLock, disk_errors, flush_folder, link_folder
 from mindvideo.data.hcp_windows import read_cifti_windows, stream_npz_windows
 from mindvideo.data.intact import as_damage, record_content, refuse_damaged_segments, refuse_other_content
@@ -33,8 +34,6 @@ RUN_PATTERN = "*/MNINonLinear/Results/*/*_Atlas_MSMAll*.dtseries.nii"
 NPZ_NAME = "HCP_visual_voxel.npz"
 
 _CHUNK_ROWS = 16
-_PROBES = 16
-"""Vertices by which recordings are compared with one another."""
 _SAME = 0.95
 """Mean correlation from which two recordings are one; filters differ between a run and the concatenation it is in."""
 _IN_MEMORY_BYTES = 512 * 1024**2
@@ -220,7 +219,7 @@ def survey(sources: dict[str, Source], vertex: np.ndarray | None, areas: Sequenc
 
     A recording is left out that lacks a signal at more than `MOST_SILENT` of the vertices, or whose volumes are in other
     recordings of the person too: a concatenation of runs beside its runs, a run beside a longer recording that holds
-    it, the same run under two names.
+    it, the same run under two names, also as another person's.
 
     Raises
     ------
@@ -230,6 +229,7 @@ def survey(sources: dict[str, Source], vertex: np.ndarray | None, areas: Sequenc
     left_out: dict[str, str] = {}
     seen: dict[Path, str] = {}
     silent: dict[str, np.ndarray] = {}
+    outlines: dict[str, np.ndarray] = {}
     for _, group in itertools.groupby(sources.items(), key=lambda item: _person(item[1])):
         series: dict[str, np.ndarray] = {}
         for name, source in group:
@@ -240,7 +240,7 @@ def survey(sources: dict[str, Source], vertex: np.ndarray | None, areas: Sequenc
             if vertex is not None:
                 file = SeriesFile(source.path)
                 is_silent = np.isnan(read_cifti_windows(file, vertex, window_s)[0])
-                series[name] = file.take(vertex[:: max(1, len(vertex) // _PROBES)])
+                series[name] = file.take(vertex[:: max(1, len(vertex) // PROBES)])
             else:
                 is_silent = np.isnan(next(stream_npz_windows(source.path, areas, window_s))[0])
             if is_silent.mean() > MOST_SILENT:
@@ -249,6 +249,8 @@ def survey(sources: dict[str, Source], vertex: np.ndarray | None, areas: Sequenc
             else:
                 silent[name] = is_silent
         left_out |= find_contained(series)
+        outlines |= {name: outline(part) for name, part in series.items() if name not in left_out}
+    left_out |= {name: f"a copy of {first}" for name, first in find_copies(outlines).items()}
     read = [silent[name] for name in silent if name not in left_out]
     if not read:
         raise DataError(

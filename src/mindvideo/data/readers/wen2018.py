@@ -17,7 +17,7 @@ from mindvideo.config import Data, Section
 from mindvideo.data.segments import Remark, Run, Segment, Source, frame_times
 from mindvideo.data.series import CortexHeader, read_layout
 from mindvideo.data.store import listed, natural_key
-from mindvideo.data.video import SUFFIXES, probe
+from mindvideo.data.video import is_film, probe
 from mindvideo.errors import DataError, SettingError
 
 AFTER_FILM_S = 10.0
@@ -155,7 +155,7 @@ def _find_layout(raw: Path, data: Data) -> _Layout:
     segments, runs = _parse_exclude(data)
     films: dict[str, Path] = {}
     for path in sorted((raw / "stimuli").iterdir()):
-        if path.suffix.lower() in SUFFIXES and _SEGMENT.fullmatch(path.stem) and path.stem not in segments:
+        if _SEGMENT.fullmatch(path.stem) and path.stem not in segments and is_film(path):
             if path.stem in films:
                 raise DataError(f"expected one film of {path.stem} in {path.parent}, found several; keep one of them")
             films[path.stem] = path
