@@ -134,7 +134,9 @@ class Study:
         """
         data = self.recipe.data
         known = {"wen2018": data.people, "fmriprep": data.subjects or [getattr(data.own, "participant", None)]}
-        people = {str(one).removeprefix("sub-").lstrip("0") or "0" for one in known.get(data.source, ()) if one is not None}
+        people = {
+            str(one).removeprefix("sub-").lstrip("0") or "0" for one in known.get(data.source, ()) if one is not None
+        }
         for setting, place in self._files(name):
             for file, *state in list_files(place, without=self.run_dir):
                 labels = set(_PERSON.findall(file)) if people and setting == "data.raw" else set()
