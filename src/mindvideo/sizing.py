@@ -15,11 +15,13 @@ from torch import nn
 from mindvideo.atlas import area_labels, parse_areas
 from mindvideo.config import Optimise, Recipe
 from mindvideo.data.store import Store, is_complete, store_paths
+from mindvideo.errors import ModelError
 from mindvideo.models.encoders import encoder_arguments, encoder_class, new_masked_brain
 from mindvideo.models.foundation import embedded_kit
 from mindvideo.models.generators import generator_class
 from mindvideo.models.interfaces import Generator
 from mindvideo.models.meter import count_parameters, count_per_item
+from mindvideo.models.weight_files import find_weights
 from mindvideo.voxel_layout import VoxelLayout
 
 PUBLISHED_VOXELS = 6224  # of Wen 2018's second subject with the paper's rule; for recipes whose selection is to come
@@ -151,11 +153,14 @@ class Networks:
         return {**content, **(content.get("text_config") or {})}
 
     def part_bytes(self, *parts: str) -> float:
-        """Memory of frozen parts in float32."""
+        """Memory of frozen parts in float32; of the published sizes where they cannot be loaded."""
         total = 0.0
         for part in parts:
-            files = [*(self.folder / part).glob("*.safetensors")] or [*(self.folder / part).glob("*.bin")]
-            total += sum(file.stat().st_size for file in files) or PUBLISHED[part].parameters * 4
+            try:
+                files = find_weights(self.folder / part)
+                total += sum(path.stat().st_size for path in files.paths) * (1 if files.variant is None else 2)
+            except ModelError:  # `incomplete_foundation` says what is wrong
+                total += PUBLISHED[part].parameters * 4
         return total
 
     def of_stage(self, stage: str, sizes: StudySizes) -> Network:

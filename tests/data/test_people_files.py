@@ -184,7 +184,14 @@ def test_any_film_is_a_film_and_the_rest_is_named(folder):
 
 @pytest.mark.parametrize(
     "stated",
-    ["/stimuli/deep/a.mp4", "./deep/a.mp4", "stimuli\\deep\\a.mp4", "C:\\exp\\stimuli\\deep\\a.mp4", "deep//a.mp4"],
+    [
+        "/stimuli/deep/a.mp4",
+        "STIMULI/deep/a.mp4",
+        "./deep/a.mp4",
+        "stimuli\\deep\\a.mp4",
+        "C:\\exp\\stimuli\\deep\\a.mp4",
+        "deep//a.mp4",
+    ],
 )
 def test_stimuli_are_found_as_people_write_them(folder, stated):
     (folder.stimuli / "deep").mkdir()

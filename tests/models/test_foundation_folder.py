@@ -16,6 +16,7 @@ from mindvideo.config import load_recipe
 from mindvideo.errors import ModelError
 from mindvideo.models.foundation import Foundation
 from mindvideo.preflight import MODEL_PARTS, refusals
+from mindvideo.sizing import PUBLISHED, Networks
 from mindvideo.train.augmentation import augment_captions
 from mindvideo.train.features import TextFeatures, note_long_captions
 
@@ -69,6 +70,16 @@ def test_half_precision_shards_and_pickles_load_in_float32(kit: Path) -> None:
             assert found[name].dtype == torch.float32 and torch.equal(found[name], rounded), (part, name)
 
 
+def test_memory_is_counted_of_halved_weights_and_where_they_are_gone(kit: Path) -> None:
+    networks = Networks(load_recipe("demo", [f"foundation={kit}"]))
+    whole = networks.part_bytes("unet")
+    halve(weights(kit / "unet"), "diffusion_pytorch_model.fp16.safetensors")
+    assert networks.part_bytes("unet") == pytest.approx(whole, rel=0.1)
+    weights(kit / "unet").unlink()
+    (kit / "unet" / "diffusion_pytorch_model.safetensors").symlink_to("blobs/gone")
+    assert networks.part_bytes("unet") == 4 * PUBLISHED["unet"].parameters
+
+
 def test_check_opens_every_weight_file(kit: Path) -> None:
     """One fault a part; each is found from headers alone, named with its file, and nothing else is."""
     second = shard(weights(kit / "text_encoder"))[1]
@@ -88,7 +99,7 @@ def test_check_opens_every_weight_file(kit: Path) -> None:
         r"unet/diffusion_pytorch_model\.safetensors, found a pointer .* run: git lfs pull",
         r"load AutoencoderKL from .*vae, found: .*(incomplete|covered|Unable)",
         r"expected the weights of ViTForImageClassification in .*image_classifier, found those of CLIPVision",
-        r"expected weights such as .* in .*video_classifier, found none",
+        r"expected weights such as .* in .*video_classifier, found tf_model\.h5;",
         r"image_encoder/model\.safetensors, found a web page",
         r"the part 'captioner' in .* to load",
     ):

@@ -307,7 +307,10 @@ def test_numbers_as_written() -> None:
     assert [write_seconds(s) for s in (7.21, 252, 11100)] == ["7.2 s", "4 min 12 s", "3 h 05 min"]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.213, 0.2141), (-3.0, 12.0), (5.0, 5.0), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.0, 1.0), (0.213, 0.2141), (-3.0, 12.0), (5.0, 5.0), (0.0, 0.0), (1e-13, 1e-13), (0.2, 0.2 + 1e-16)],
+)
 def test_ticks_cover_the_range(low: float, high: float) -> None:
     ticks = find_ticks([low, high])
     assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8

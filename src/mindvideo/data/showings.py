@@ -149,9 +149,10 @@ def locate_film(stimulus: str, stimuli: Path, table: Path) -> Path | None:
     """
     parts = [part for part in PurePosixPath(stimulus.replace("\\", "/")).parts if part not in ("/", ".")]
     tried = [parts]
-    for folder in ("stimuli", stimuli.name):
-        if folder in parts[:-1]:
-            tried.append(parts[parts.index(folder) + 1 :])
+    above = [part.casefold() for part in parts[:-1]]
+    for folder in ("stimuli", stimuli.name.casefold()):
+        if folder in above:
+            tried.append(parts[above.index(folder) + 1 :])
     for relative in tried:
         found = None if ".." in relative else _find_path(stimuli, relative)
         if found is not None:

@@ -139,7 +139,8 @@ class Shown:
             for segment in {*self.windows.segment[self.chosen].tolist(), *self.train.segment.tolist()}:
                 self.store.film(segment)
         except DataError as error:
-            return {"frames_from": "store", "why_not_films": str(error)}
+            again = "then remove the folder of these clips to have them made anew"
+            return {"frames_from": "store", "why_not_films": f"{error}; {again}"}
         return {"frames_from": "films"}
 
     def _shown(self, windows: Windows, index: np.ndarray) -> np.ndarray:

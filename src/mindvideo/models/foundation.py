@@ -184,7 +184,7 @@ class Foundation:
     @property
     def latent_factor(self) -> int:
         """How many times smaller a latent is than a frame, along each side."""
-        return int(2 ** (len(self._config("vae")["block_out_channels"]) - 1))
+        return int(2 ** (len(self._config("vae").get("block_out_channels", (64,))) - 1))  # diffusers' default
 
     @cached_property
     def identity(self) -> str:

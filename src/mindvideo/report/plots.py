@@ -205,8 +205,8 @@ def draw_curves(title: str, curves: Sequence[Curve]) -> Markup:
 def find_ticks(values: Sequence[float], wanted: int = 4) -> list[float]:
     """Round numbers that cover the values, about ``wanted`` of them."""
     low, high = min(values), max(values)
-    if not high > low:
-        margin = (abs(low) or 1.0) * 0.1
+    if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):  # no picture tells them apart
+        margin = max(1.0, abs(low)) * 0.1
         low, high = low - margin, high + margin
     found = [float(tick) for tick in MaxNLocator(wanted, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
     step = min(b - a for a, b in pairwise(found))
