@@ -191,7 +191,12 @@ def test_folders_that_are_something_else(mindvideo, neuroclips, tmp_path):
     [
         ("fmri_test_subject3", np.zeros((2, 5, 36)), ("fmri of one shape", "(2, 5, 36)")),
         ("fmri_train_subject3", np.zeros((4, 4, 37)), ("fMRI (4, 5, 'voxels')", "(4, 4, 37)")),
-        ("fmri_train_subject3", np.full((4, 5, 37), np.nan), ("finite fMRI", "in seg1")),
+        ("fmri_train_subject3", np.full((4, 5, 37), np.nan), ("nearly every voxel", "37 of 37")),
+        (
+            "fmri_train_subject3",
+            np.where(np.arange(740).reshape(4, 5, 37) == 500, np.inf, np.arange(740).reshape(4, 5, 37)),
+            ("finite values", "1 of 37", "seg3 of "),
+        ),
         ("video_test_256_3hz", np.zeros((2, 5, 6, 16, 3)), ("(segments, scans, frames, H, H, 3)",)),
         ("video_test_256_3hz", np.full((2, 5, 6, 16, 16, 3), 0.5), ("whole numbers 0…255",)),
         ("text_train_256_3hz", np.full((4, 5, 5), "a"), ("strings (4, 5, 6)",)),
@@ -203,6 +208,20 @@ def test_folders_that_are_something_else(mindvideo, neuroclips, tmp_path):
 def test_arrays_that_do_not_fit(mindvideo, name, array, parts):
     np.save(mindvideo / "preprocessed" / f"{name}.npy", array, allow_pickle=True)
     _refused(mindvideo, *parts)
+
+
+def test_voxels_without_signal_are_left_out_and_named(mindvideo, tmp_path):
+    train, test = (mindvideo / "preprocessed" / f"fmri_{split}_subject3.npy" for split in ("train", "test"))
+    damaged = {path: np.load(path) for path in (train, test)}
+    damaged[train][1, :, 4] = 0.25
+    damaged[test][1, :, 20] = np.nan
+    for path, array in damaged.items():
+        np.save(path, array)
+    store = prepare(mindvideo, tmp_path / "store", _settings())
+    assert store.remarks == ["voxels left out, which have no signal in some film (2): 4, 20"]
+    assert store.n_voxels == len(store.vertex) == N_VOXELS - 2
+    expected = np.delete(FMRI["test"][1].mean(axis=1), [4, 20], axis=1)
+    np.testing.assert_allclose(store.fmri("test2"), expected, atol=1e-6)
 
 
 class _Trap:

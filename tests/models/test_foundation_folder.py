@@ -94,6 +94,10 @@ def test_check_opens_every_weight_file(kit: Path) -> None:
     weights(kit / "image_encoder").write_text("<!DOCTYPE html><html>log in</html>")
     (kit / "captioner" / "preprocessor_config.json").unlink()
     said = refused(kit)
+    (kit / "vae" / "config.json").write_text(POINTER)
+    assert any(
+        re.search(r"vae/config\.json, found a pointer .* run: git lfs pull", sentence) for sentence in refused(kit)
+    )
     for pattern in (
         rf"expected weights in .*text_encoder/{second}, found no such file",
         r"unet/diffusion_pytorch_model\.safetensors, found a pointer .* run: git lfs pull",

@@ -118,6 +118,8 @@ def load_network(kind: Any, folder: Path, device: torch.device | str = "cpu", **
     ModelError
         For absent or damaged files, and for weights of another class.
     """
+    if absence := describe_absence(folder / "config.json"):
+        raise ModelError(f"expected the settings of a model in {folder / 'config.json'}, {absence}")
     is_diffusers = issubclass(kind, ModelMixin)
     given = settings | find_weights(folder).arguments | {"torch_dtype" if is_diffusers else "dtype": torch.float32}
     if str(device) == "meta":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from pathlib import Path
 
 import jinja2
@@ -121,8 +120,9 @@ def write_page(store: Store, sections: Sections, out: Path) -> Path:
     pictures.append(
         {"name": "overview.png", "text": "Voxels by area; reproducibility of all and of chosen vertices; windows."}
     )
-    save_figure(_draw_examples(store), out / "frames.png")
-    pictures.append({"name": "frames.png", "text": "Middle frames of evenly spaced scans with their captions."})
+    figure, captions = _draw_examples(store)
+    save_figure(figure, out / "frames.png")
+    pictures.append({"name": "frames.png", "text": f"Middle frames of evenly spaced scans. {captions}"})
     template = jinja2.Environment(loader=jinja2.PackageLoader("mindvideo.report"), autoescape=True).get_template(
         "store.html"
     )
@@ -168,10 +168,11 @@ def _draw_counts(store: Store) -> Figure:
     return figure
 
 
-def _draw_examples(store: Store) -> Figure:
-    """A few frames of each split with their captions."""
+def _draw_examples(store: Store) -> tuple[Figure, str]:
+    """A few numbered frames of each split, and what they are: their names and captions may be in any script."""
     used = [split for split in SPLITS if store.segments(split)]
-    figure = Figure(figsize=(11, 2.5 * len(used)), layout="constrained")
+    figure = Figure(figsize=(11, 2.2 * len(used)), layout="constrained")
+    told: list[str] = []
     for row, split in zip(figure.subplots(len(used), EXAMPLES, squeeze=False), used, strict=True):
         scans = [(name, scan) for name in store.segments(split) for scan in range(store.n_scans(name))]
         wanted = np.linspace(0, len(scans) - 1, EXAMPLES).round().astype(int)
@@ -179,10 +180,7 @@ def _draw_examples(store: Store) -> Figure:
             frame = store.frames(name, scan, scan + 1)[0, store.num_frames // 2]
             axis.imshow(frame)
             axis.set_axis_off()
-            axis.set_title(f"{split}: {name}, scan {scan}", fontsize=7)
-            words = store.captions(name)[scan] if store.has_captions else "no caption"
-            caption = textwrap.fill(words, 38, max_lines=4, placeholder=" …")
-            axis.text(
-                0.5, -0.04, caption, fontsize=6, ha="center", va="top", transform=axis.transAxes, parse_math=False
-            )
-    return figure
+            words = f"“{store.captions(name)[scan]}”" if store.has_captions else "no caption"
+            told.append(f"{len(told) + 1}: {split}, {name}, scan {scan}, {words}")
+            axis.set_title(f"{len(told)}", fontsize=8)
+    return figure, "; ".join(told)

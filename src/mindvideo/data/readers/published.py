@@ -20,10 +20,18 @@ from mindvideo.config import Data, Section
 from mindvideo.data.arrays import MindVideoFolder, NeuroClipsFolder, PublishedFolder, read_npy
 from mindvideo.data.captions import Captioning
 from mindvideo.data.pool import Pool
-from mindvideo.data.preparation import captions_from, given_captions, refuse_complete, shaping_settings, write_captions
+from mindvideo.data.preparation import (
+    MOST_SILENT,
+    captions_from,
+    given_captions,
+    refuse_complete,
+    shaping_settings,
+    write_captions,
+)
 from mindvideo.data.segments import frame_times, number_scenes
 from mindvideo.data.store import Store, open_group
 from mindvideo.data.video import MIN_SCENE_S, find_cuts, resize
+from mindvideo.data.voxels import find_silent
 from mindvideo.data.windows import near_duplicates
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, SettingError
@@ -103,24 +111,24 @@ def write(
         )
     order = names["train"] + names["test"]
     given = given_captions(data, captioning, dict.fromkeys(order, times))
-    _check_values(source, names, data)
+    kept = _check_values(source, names, data)
     hashed = map(hash_file, source.files) if pool is None else pool.map(hash_file, source.files)
     sources = {
         path.relative_to(source.root).as_posix(): sha256 for path, sha256 in zip(source.files, hashed, strict=True)
     }
-    vertex = _place_voxels(source.n_voxels, sources, data)
+    vertex = _place_voxels(source.n_voxels, sources, data)[kept]
     fingerprint = _fingerprint(data, sources, captioning)
     with StoreWriter(
         out, subject=f"subject{data.subject}", tr_s=data.tr_s, lag_s=data.lag_s, fps=data.fps, size=data.size,
         splits=splits, vertex=vertex, order=order, fingerprint=fingerprint,
-        provenance=_provenance(source, data, captioning),
+        provenance=_provenance(source, data, captioning, np.flatnonzero(~kept)),
     ) as writer:  # fmt: skip
         writer.add_sources(sources)
         for number, name in enumerate(order):
             if not writer.has(name):
                 split = "train" if name in names["train"] else "test"
                 index = names[split].index(name)
-                frames = _write_signals(writer, source, split, index, name, data)
+                frames = _write_signals(writer, source, split, index, name, data, kept)
                 cuts_s = find_cuts(
                     zip(times.ravel(), frames.reshape(-1, *frames.shape[2:]), strict=True), data.cut_threshold
                 )
@@ -157,25 +165,32 @@ def _split(names: dict[str, list[str]], source: PublishedFolder, data: Data) -> 
     return {"train": names["train"][:first_held], "validation": names["train"][first_held:], "test": names["test"]}
 
 
-def _check_values(source: PublishedFolder, names: dict[str, list[str]], data: Data) -> None:
-    """Look at every value once before anything is written; reading frames and captions refuses what does not fit."""
+def _check_values(source: PublishedFolder, names: dict[str, list[str]], data: Data) -> np.ndarray:
+    """Look at every value once before anything is written; which voxels have a signal in every film, bool (V,).
+
+    Reading frames and captions refuses what does not fit.
+    """
+    is_silent, folder = np.zeros(source.n_voxels, dtype=bool), source.files[0].parent
     for split, members in names.items():
         for index, name in enumerate(members):
-            if not np.isfinite(source.repeats(split, index)).all():
-                raise DataError(
-                    f"expected finite fMRI in {source.files[0].parent}, found NaN or infinite values in {name}; "
-                    "download the arrays again or leave that film out"
-                )
+            for repeat in source.repeats(split, index):
+                is_silent |= find_silent(repeat, f"{name} of {folder}")
             source.frames(split, index)
             if data.captions == "published":
                 source.captions(split, index)
+    if is_silent.mean() > MOST_SILENT:
+        raise DataError(
+            f"expected a signal at nearly every voxel in {folder}, found {int(is_silent.sum())} of {len(is_silent)} that "
+            "never change, or are no numbers, in some film; download the arrays again"
+        )
+    return ~is_silent
 
 
 def _write_signals(
-    writer: StoreWriter, source: PublishedFolder, split: str, index: int, name: str, data: Data
+    writer: StoreWriter, source: PublishedFolder, split: str, index: int, name: str, data: Data, kept: np.ndarray
 ) -> np.ndarray:
     """Write fMRI and frames of a segment; the frames, uint8 (n, F, size, size, 3), are returned."""
-    repeats = source.repeats(split, index)
+    repeats = source.repeats(split, index)[:, :, kept]
     writer.write_fmri(name, repeats.mean(axis=0, dtype=np.float64).astype(np.float32), repeats)
     frames = resize_frames(source.frames(split, index), data.size)
     writer.write_frames(name, frames)
@@ -212,8 +227,11 @@ def _fingerprint(data: Data, sources: dict[str, str], captioning: Captioning | N
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _provenance(source: PublishedFolder, data: Data, captioning: Captioning | None) -> dict[str, dict[str, Any]]:
+def _provenance(
+    source: PublishedFolder, data: Data, captioning: Captioning | None, silent: np.ndarray
+) -> dict[str, dict[str, Any]]:
     """What the publishers did, and what was done here."""
+    left_out = {"text": "voxels left out, which have no signal in some film", "names": [str(i) for i in silent]}
     place = "not known" if data.own.vertex is None else f"given in {data.own.vertex.name}"
     return {
         "discover": {"source": "published", "layout": source.name, "subject": data.subject, **source.notes()},
@@ -222,7 +240,8 @@ def _provenance(source: PublishedFolder, data: Data, captioning: Captioning | No
             "cannot_be_undone": "the recordings before these steps are not in the folder; values are kept as they are",
             "lag_s": f"built into the published pairs; {data.lag_s:g} s is stated by the recipe, not measured",
         },
-        "voxels": {"number": source.n_voxels, "places": place, "order": "as published"},
+        "remarks": {"list": [left_out] if len(silent) else []},
+        "voxels": {"number": source.n_voxels - len(silent), "places": place, "order": "as published"},
         "repeats": {"fmri": "mean of the published repeats", "repeats": source.repeats_note, "windows": data.repeats},
         "frames": {"fps": data.fps, "size": data.size, "published_size": source.size},
         "scenes": {"detector": "ContentDetector on the published frames", "threshold": data.cut_threshold,
