@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kit import generator, judges, scans, seeing, words
+from kit import generator, judges, reader, scans, seeing, words
 from kit.loop import run
 from kit.pool import Pool
 from mindvideo.foundation.judges import Judge, judge_clips, load_judge
@@ -166,3 +166,26 @@ def test_swapped_direction_changes_one_word() -> None:
             changed = [(a, b) for a, b in zip(before.split(), after.split(), strict=True) if a != b]
             assert changed == [(clip.scene.motion, generator.OPPOSITE[clip.scene.motion])]
     assert len(COLOURS) == 8
+
+
+def test_what_is_read_of_a_guess_counts_by_hand(tmp_path: Path) -> None:
+    """Nothing is lost where guess and truth agree but what the reader cannot read; clips of two scenes have no labels."""
+    torch.manual_seed(6)
+    reader.save_reader(reader.LatentReader(), tmp_path)
+    reads = reader.load_reader(tmp_path)
+    clips = [plan_clip(np.random.default_rng([8, i]), with_cut=i == 2) for i in range(3)]
+    labels = reader.labels_of(clips)
+    assert {name: int(label[2]) for name, label in labels.items()} == dict.fromkeys(reader.READS, -1)
+    assert [THINGS[label] for label in labels["thing"][:2]] == [clip.scene.thing for clip in clips[:2]]
+    latents, weight = torch.randn(3, 4, 6, 16, 16), torch.tensor([0.2, 1.0, 0.7])
+    far, told = reader.read_loss(reads, latents, latents, labels, weight)
+    logits = {name: values.numpy() for name, values in reads(latents)[0].items()}
+    expected = 0.0
+    for i in (0, 1):
+        for name in ("thing", "motion"):
+            row = logits[name][i]
+            expected += float(weight[i]) * (np.log(np.exp(row).sum()) - row[labels[name][i]]) / 3
+    assert float(far) == 0.0
+    assert float(told) == pytest.approx(expected, rel=1e-5)
+    farther, _ = reader.read_loss(reads, latents + 0.1 * torch.randn_like(latents), latents, labels, weight)
+    assert float(farther) > 0

@@ -4,7 +4,7 @@
 
 ``KIT`` is a foundation folder (`mindvideo.foundation.kit` builds an untrained one); the part's weights there are the start, and are replaced at
 the end. ``STATE`` keeps what a killed run needs. Parts: words, image_classifier, video_classifier, image_encoder, captioner,
-image_judge, video_judge. The generator has a module of its own (`kit.generator`).
+image_judge, video_judge, and reader, which helps to train the generator and is not shipped. The generator has a module of its own (`kit.generator`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from kit import judges, seeing, words
+from kit import judges, reader, seeing, words
 from kit.loop import run
 from kit.pool import Pool
 from kit.save import save_part
 from mindvideo.foundation.judges import Judge
+from mindvideo.models.foundation import Foundation
 
 CLIPS, JUDGE_SEED = 12_000, 1
 SETTINGS: dict[str, tuple[int, int, float]] = {
@@ -39,6 +40,7 @@ SETTINGS: dict[str, tuple[int, int, float]] = {
     "captioner": (1500, 48, 5e-4),
     "image_judge": (2500, 64, 2e-3),
     "video_judge": (2500, 32, 2e-3),
+    "reader": (1500, 48, 2e-3),
 }
 """Steps, batch and learning rate of each part."""
 
@@ -64,6 +66,12 @@ def train_part(part: str, state: Path, kit: Path, steps: int, batch: int, lr: fl
         judge = Judge(part.removesuffix("_judge"))
         run(judges.JudgeTask(judge, pool, batch), state, steps, lr)
         judges.save_judge(judge, kit / "judges")
+        return
+    if part == "reader":
+        latents = reader.encode_pool(Foundation(kit), pool, state / "latents.npy")
+        reads = reader.LatentReader()
+        run(reader.ReaderTask(reads, latents, reader.labels_of(pool.clips), batch), state, steps, lr)
+        reader.save_reader(reads, kit)
         return
     model: Any
     if part == "image_encoder":

@@ -12,7 +12,8 @@ What differs from plain denoising, and why:
 * cells of the thing, and cells that change between frames, weigh more; timesteps are shifted towards noise, where the
   layout and the direction of movement are decided;
 * errors of the change from frame to frame count once more, since movement is little of a clip's plain error;
-* frames share part of their noise (Ge et al. 2023), so that what stands still stays still;
+* frames share most of their noise (Ge et al. 2023), so that what stands still stays still;
+* what a frozen network reads of the guessed clip counts beside its squared error (`kit.reader`);
 * some conditions are drawn to the mean and mixed with others', as those decoded from a brain are.
 
 Shapes: B clips, F frames, L condition tokens, D width.
@@ -34,6 +35,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
 
 from kit.loop import has_bf16
+from kit.reader import labels_of, load_reader, read_loss
 from kit.scans import Chunk, draw_chunk, encode_chunk
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.generators.video_unet import VideoUNet
@@ -47,7 +49,8 @@ EMA = 0.999
 SHIFT = 3.0
 REPA = 0.35
 CHANGE = 0.5
-NOISE_SHARE = 0.5
+FAR, TOLD = 0.1, 0.008
+NOISE_SHARE = 0.85
 EMPTY, ROUGH = 0.1, 0.35
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 GAP_STEPS = (400, 600, 800, 950)
@@ -94,6 +97,7 @@ class Training:
         self.parameters = [*self.unet.parameters(), *self.heads.parameters()]
         self.optimiser = torch.optim.AdamW(self.parameters, lr=LR, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
         self.averaged = {name: value.detach().clone() for name, value in self.unet.state_dict().items()}
+        self.reader = load_reader(kit)
         self.step = 0
         self.chunks: dict[int, Chunk] = {}
 
@@ -127,8 +131,8 @@ class Training:
             os.replace(path.with_suffix(".tmp"), path)
             say(f"chunk {number}: {time.time() - begun:.0f} s")
 
-    def batch(self, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
-        """Latents, weights, tokens of both kinds and conditions of clips drawn from the pool."""
+    def batch(self, rng: np.random.Generator) -> tuple[Any, ...]:
+        """Latents, weights, tokens of both kinds, conditions and labels of clips drawn from the pool."""
         numbers = self.chunk_numbers()
         picked = [(self.chunks[numbers[rng.integers(KEPT)]], int(rng.integers(CHUNK))) for _ in range(BATCH)]
         captions = ["" if rng.random() < EMPTY else chunk.clips[i].caption(rng) for chunk, i in picked]
@@ -137,11 +141,13 @@ class Training:
             condition = roughen(condition, rng)
         fields = [torch.stack([getattr(chunk, name)[i] for chunk, i in picked]).float()
                   for name in ("latents", "weight", "image_tokens", "video_tokens")]  # fmt: skip
-        return *fields, condition
+        labels = labels_of([chunk.clips[i] for chunk, i in picked])
+        told = np.array([caption != "" for caption in captions])
+        return *fields, condition, {name: np.where(told, label, -1) for name, label in labels.items()}
 
     def loss(self, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Weighted squared error of v, the same of its change from frame to frame, and the alignment."""
-        latents, weight, image, video, condition = self.batch(rng)
+        latents, weight, image, video, condition, labels = self.batch(rng)
         noise = share_noise(self.unet, torch.randn_like(latents))
         uniform = torch.rand(BATCH)
         timestep = (1000 * SHIFT * uniform / (1 + (SHIFT - 1) * uniform)).long().clamp(0, 999)
@@ -153,8 +159,12 @@ class Training:
         wrong = output - target
         error = (weight * wrong**2).mean()
         stray = (weight[:, :, 1:] * (wrong[:, :, 1:] - wrong[:, :, :-1]) ** 2).mean()
-        figures = {"error": float(error.detach()), "stray": float(stray.detach()), "off": float(off.detach())}
-        return error + CHANGE * stray + REPA * off, figures
+        kept = self.scheduler.alphas_cumprod[timestep]
+        guess = to_rank(kept.sqrt()) * noisy - to_rank((1 - kept).sqrt()) * output
+        far, told = read_loss(self.reader, guess, latents, labels, kept**0.25)
+        figures = {"error": float(error.detach()), "stray": float(stray.detach()), "off": float(off.detach()),
+                   "far": float(far.detach()), "told": float(told.detach())}  # fmt: skip
+        return error + CHANGE * stray + REPA * off + FAR * far + TOLD * told, figures
 
     def train_step(self, clips: int) -> dict[str, float]:
         """One step of a run of ``clips`` in all."""
@@ -190,6 +200,11 @@ class Training:
         self.heads.load_state_dict(state["heads"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.averaged, self.step = state["averaged"], state["step"]
+
+
+def to_rank(values: torch.Tensor) -> torch.Tensor:
+    """(B,) to (B, 1, 1, 1, 1)."""
+    return values.view(-1, 1, 1, 1, 1)
 
 
 def roughen(condition: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
