@@ -11,7 +11,7 @@ from scipy.signal import lfilter
 from mindvideo import atlas
 from mindvideo.simulate.cortex import Sheet
 
-LOCAL, NETWORK, GLOBAL, SLOW, BREATH, PULSE, THERMAL = 0.55, 0.55, 0.2, 0.3, 0.2, 0.2, 0.3
+LOCAL, NETWORK, GLOBAL, SLOW, BREATH, PULSE, THERMAL = 0.55, 0.65, 0.3, 0.3, 0.2, 0.2, 0.3
 """Weights of noise along the cortex, network fluctuations, a global signal, 1/f noise, breathing, pulse, independent noise."""
 
 SPIKES_PER_MINUTE, SPIKE = 0.4, 2.5
