@@ -99,7 +99,7 @@ class Sampler:
         self.foundation = Foundation(self.recipe.foundation)
 
         def assemble(recipe: Recipe) -> MindVideoPipeline:
-            pipeline = assemble_pipeline(recipe, run_dir, self.store, self.foundation)
+            pipeline = assemble_pipeline(recipe, run_dir, [self.store], self.foundation)
             pipeline.unet.to(memory_format=torch.channels_last)
             return pipeline
 

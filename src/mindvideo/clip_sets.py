@@ -26,6 +26,14 @@ CLIP_SETS = {
     for each in (
         ClipSet("shuffled", "control", "shuffled brain", "same method and seeds, fMRI of a window of another scene"),
         ClipSet("mean", "control", "mean brain", "same method and seeds, the mean training fMRI as the condition"),
+        ClipSet(
+            "other_person", "control", "another person, another scene",
+            "same method and seeds, another person's fMRI of a window of another scene",
+        ),
+        ClipSet(
+            "same_scene", "control", "another person, same scene",
+            "same method and seeds, another person's fMRI of the same window: what the people's brains share",
+        ),
         ClipSet("random_train", "baseline", "random training clip", "a random training clip for every window"),
         ClipSet("constant", "baseline", "mean training frame", "the mean training frame"),
         ClipSet(

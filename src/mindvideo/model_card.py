@@ -10,7 +10,7 @@ from pathlib import Path
 from mindvideo.artefacts import require_intact
 from mindvideo.config import Recipe
 from mindvideo.data.disk import beside_folder
-from mindvideo.data.store import Store
+from mindvideo.data.store import open_stores
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate.tables import brief_rows, read_scores
 from mindvideo.study import Study
@@ -74,14 +74,17 @@ def export_model(run_dir: Path, out: Path, licence: str | None = None) -> Path:
 
 
 def _write_card(recipe: Recipe, run_dir: Path, licence: str) -> str:
-    store = Store.open(run_dir / "prepare" / "store.zarr")
+    stores = open_stores(recipe.data, run_dir)
+    store = stores[0]
     scans = {split: sum(map(store.n_scans, names)) for split, names in store.splits.items()}
     scores = read_scores(run_dir / "evaluate" / "scores.json")
     header, *rows = brief_rows(scores)
     n_windows = max((score.n or 0 for score in scores.values()), default=0)
     table = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
     simulated = (
-        "a simulated subject, no person" if recipe.simulate else f"one person's fMRI (source: {recipe.data.source})"
+        f"{'a simulated subject' if len(stores) == 1 else f'{len(stores)} simulated subjects'}, no person"
+        if recipe.simulate
+        else f"the fMRI of {', '.join(each.subject for each in stores)} (source: {recipe.data.source})"
     )
     trained = ", ".join(
         f"{name} {json.loads(line)['step'] + 1} steps"
@@ -103,7 +106,8 @@ def _write_card(recipe: Recipe, run_dir: Path, licence: str) -> str:
             "",
             "## Trained on",
             "",
-            f"- {simulated}: {scans['train']} training scans, {scans['validation']} held out for choices, {store.n_voxels} "
+            f"- {simulated}: {scans['train']} training scans, {scans['validation']} held out for choices, "
+            f"{' and '.join(str(each.n_voxels) for each in stores)} "
             f"voxels, TR {store.tr_s:g} s, lag {store.lag_s:g} s; films at {store.fps} frames a second, {store.size} pixels",
             f"- {trained}",
             f"- frozen parts and the generator it started from: {base}",

@@ -10,6 +10,7 @@ import zarr
 
 from mindvideo.artefacts import read_note
 from mindvideo.config import Recipe
+from mindvideo.data.store import person_folders
 from mindvideo.errors import SettingError
 from mindvideo.stages import Progress, Stage
 
@@ -30,6 +31,7 @@ class Tracker:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         assert recipe.track is not None
+        self._data = recipe.data
         kind: Any = LOGGER_TYPE_TO_CLASS[recipe.track]
         place = {"logging_dir": run_dir / "track"} if kind.requires_logging_directory else {}
         try:
@@ -56,7 +58,8 @@ class Tracker:
     def tell_result(self, stage: str, run_dir: Path) -> None:
         """What a finished stage has to show: strips of clips, truth above reconstruction, or scores and controls."""
         if stage == "reconstruct" and hasattr(self._tracker, "log_images"):
-            clips = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="r")
+            first = person_folders(self._data, run_dir / "reconstruct")[0]
+            clips = zarr.open_group(first / "clips.zarr", mode="r")
             truth, made = (np.asarray(clips[name]) for name in ("truth", "reconstruction"))
             chosen = np.linspace(0, len(truth) - 1, min(SAMPLES, len(truth))).round().astype(int)
             strips = [

@@ -243,12 +243,12 @@ def test_truth_must_hold_every_voxel(run_dir):
 def test_encoders_of_other_voxels_or_none_are_refused(tmp_path, run_dir):
     store = Store.open(run_dir / "prepare" / "store.zarr")
     with pytest.raises(ModelError, match="run align first"):
-        maps.load_encoders(tmp_path, store)
+        maps.load_encoders(tmp_path, [store])
     FmriEncoder(
         num_voxels=VOXELS, patch_size=PATCH, embed_dim=16, depth=1, num_heads=2, voxel_id="another"
     ).save_pretrained(tmp_path / "align" / "model")
     with pytest.raises(ModelError, match="another subject or selection"):
-        maps.load_encoders(tmp_path, store)
+        maps.load_encoders(tmp_path, [store])
 
 
 def test_untrained_encoder_is_seeded_and_leaves_the_random_state(run_dir):

@@ -124,6 +124,11 @@ class Attempt:
     ) -> None:
         self.name, self.recipe, self.run_dir, self.progress = name, recipe, run_dir, progress
         self.folder = rival_folder(run_dir, name)
+        if store_path is None and recipe.data.subjects is not None:
+            raise SettingError(
+                f"expected a study of one person for rival methods, found data.subjects={list(recipe.data.subjects)} in "
+                f"{run_dir}; run a study of one of them (data.subject)"
+            )
         self.store = Store.open(store_path or run_dir / "prepare" / "store.zarr")
         self.foundation = Foundation(recipe.foundation, training_device())
         self.key = rival_key(name, recipe, run_dir, self.store, self.foundation, made_by).digest

@@ -65,7 +65,7 @@ class Ridge:
         The generator itself samples, not a student, which has only seen the study's own conditions.
         """
         recipe = self.bench.recipe.model_copy(update={"distill": None})
-        pipeline = assemble_pipeline(recipe, self.bench.run_dir, store, self.bench.foundation)
+        pipeline = assemble_pipeline(recipe, self.bench.run_dir, [store], self.bench.foundation)
         if self.settings.generator == "animate":
             unet = load_generator(self.bench.run_dir / "animate" / "model").eval()
             pipeline.register_modules(unet=unet)

@@ -177,10 +177,11 @@ def _film(
     pipeline = MindVideoPipeline.from_pretrained(folder)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     recorded = read_recorded(folder, store)
+    pipeline = pipeline.of_person(recorded.person)
     check_recorded(pipeline, recorded)
     if len(recording) == 1 and not Path(recording[0]).exists() and store.is_dir():
         if recipe is not None:
-            require_intact(model, "prepare", below=f"prepare/store.zarr/fmri/{recording[0]}/")
+            require_intact(model, "prepare", below=f"prepare/{store.name}/fmri/{recording[0]}/")
         fmri = Store.open(store).fmri(recording[0])
         fmri = fmri[first_volume : None if scans is None else first_volume + scans]
     else:

@@ -70,6 +70,11 @@ def store_paths(data: Data, folder: Path) -> list[Path]:
     return [folder / f"{name}.zarr" for name in names]
 
 
+def person_folders(data: Data, folder: Path) -> list[Path]:
+    """Where a stage keeps what it makes of each person: in its folder, or in ``subjectN`` below it of each of several."""
+    return [folder] if data.subjects is None else [folder / f"subject{number}" for number in data.subjects]
+
+
 def open_stores(data: Data, run_dir: Path) -> list[Store]:
     """The stores of a run, one a person; whatever is about films alone is asked of the first."""
     return [Store.open(path) for path in store_paths(data, run_dir / "prepare")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 import zarr
 
 from mindvideo import processes
-from mindvideo.config import Evaluate
-from mindvideo.data.disk import disk_errors, write_text
-from mindvideo.data.store import Store
+from mindvideo.config import Evaluate, Recipe
+from mindvideo.data.disk import disk_errors, link_file, write_text
+from mindvideo.data.store import Store, person_folders, store_paths
 from mindvideo.data.windows import block_numbers
 from mindvideo.errors import DataError
 from mindvideo.evaluate import attributes, caption_scores, measure, motion, pixel, retrieval, semantic, statistics
@@ -24,6 +25,8 @@ from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress, StageContext
 
+ANOTHERS = {"shuffled": "other_person", "reconstruction": "same_scene"}
+"""Another person's sets of clips, and what they are beside one's own: the window's noise is the same for all people."""
 OVER_TIME = "over_time"
 """Stands for `Score.over_time` among what an evaluation goes without."""
 
@@ -155,6 +158,7 @@ def evaluate_clips(
     judge = Judge(block, film, settings, seed)
     named = name_networks(networks, needs)
     results: dict[str, ScoreResult] = {}
+    paired: dict[str, np.ndarray] = {}
     for score in chosen:
         if score.needs in NETWORKS:
             true = features[TRUTH]
@@ -163,19 +167,52 @@ def evaluate_clips(
             del windows[score.name][TRUTH]
         pairs = None
         if score.pairwise is not None and score.needs in NETWORKS:
-            pairs = score.pairwise(features[MAIN], features[TRUTH])
+            pairs = paired[score.name] = score.pairwise(features[MAIN], features[TRUTH])
         result = judge.judge(score, windows[score.name], named.get(score.needs, ""))
         results[score.name] = judge.add_chance(result, pairs, sampled.get(score.name, []), allowed)
-    tested = sum("shuffled" in result.p or "shuffled_pairing" in result.p for result in results.values())
-    smallest = statistics.smallest_p(len(np.unique(block)), None, settings.permutations, two_sided=False)
     return Evaluation(
         add_holm(results),
         {score.name: windows[score.name] for score in chosen},
         left_out,
-        min(1.0, tested * smallest) if tested else None,
+        _smallest_p(results, judge),
         measure.fingerprint(truth, TRUTH),
         networks.identity if networks is not None else "none",
+        paired,
     )
+
+
+def _smallest_p(results: Mapping[str, ScoreResult], judge: Judge) -> float | None:
+    """What a P after Holm could be at best; None where nothing was tested."""
+    tested = sum("shuffled" in result.p or "shuffled_pairing" in result.p for result in results.values())
+    n_blocks, settings = len(np.unique(judge.block)), judge.settings
+    smallest = statistics.smallest_p(n_blocks, None, settings.permutations, two_sided=False)
+    return min(1.0, tested * smallest) if tested else None
+
+
+def average_people(
+    evaluations: Sequence[Evaluation],
+    scores: Sequence[Score],
+    judge: Judge,
+    scene: np.ndarray,
+) -> Evaluation:
+    """Several people's evaluations of the same windows as one: a window's value is the mean over the people.
+
+    What they saw is one sample, whoever watched: intervals and P are over its windows, in blocks.
+    """
+    first, known = evaluations[0], {score.name: score for score in scores}
+    allowed = measure.allowed_pairs(scene, len(judge.block))
+    results, windows = {}, {}
+    for name, entry in first.scores.items():
+        sets = first.windows[name]
+        windows[name] = {key: np.mean([each.windows[name][key] for each in evaluations], axis=0) for key in sets}
+        result = judge.judge(known[name], windows[name], entry.network)
+        if name in first.pairs:
+            results[name] = judge.add_chance(result, np.mean([e.pairs[name] for e in evaluations], axis=0), [], allowed)
+        else:
+            chances = [chance for each in evaluations if (chance := each.scores[name].chance) is not None]
+            results[name] = replace(result, chance=float(np.mean(chances)) if chances else None)
+    smallest, about = _smallest_p(results, judge), (first.truth, first.networks)
+    return Evaluation(add_holm(results), windows, first.left_out, smallest, *about)
 
 
 def name_networks(networks: Any, needs: Collection[str]) -> dict[str, str]:
@@ -250,7 +287,9 @@ def open_reconstructions(folder: Path) -> tuple[zarr.Group, dict[str, Any], Any]
 def run(context: StageContext) -> None:
     """Score ``RUN/reconstruct/clips.zarr`` and write ``RUN/evaluate``.
 
-    Blocks are made anew from ``evaluate.block_s``, so that another block length needs no new reconstructions.
+    Blocks are made anew from ``evaluate.block_s``, so that another block length needs no new reconstructions. Of several
+    people, each has a folder ``subjectN`` with two controls more: what another person's scans of another scene, and of the
+    same, give. ``RUN/evaluate`` itself then holds the mean over the people.
 
     Raises
     ------
@@ -258,10 +297,53 @@ def run(context: StageContext) -> None:
         When there are no reconstructions, or their list of windows does not fit them.
     """
     recipe, run_dir, folder, progress = context
-    source = run_dir / "reconstruct"
+    stores, sources = (
+        store_paths(recipe.data, run_dir / "prepare"),
+        person_folders(recipe.data, run_dir / "reconstruct"),
+    )
+    places = person_folders(recipe.data, folder)
+    found = []
+    for person, (store, source, place) in enumerate(zip(stores, sources, places, strict=True)):
+        sets = {}
+        if person != (other := (person - 1) % len(stores)):
+            theirs = open_reconstructions(sources[other])[1]
+            sets = {name: theirs[kind] for kind, name in ANOTHERS.items() if kind in theirs}
+            _share_features(places, person, other)
+        found.append(_evaluate_person(recipe, run_dir, store, source, place, sets, progress))
+    if len(found) > 1:
+        judge, windows, scores, about = found[0][1:]
+        scene = np.array([window["scene"] for window in windows])
+        together = average_people([each[0] for each in found], scores, judge, scene)
+        about |= {"people": [place.name for place in places]}
+        write_text(folder / "near_duplicates.json", (places[0] / "near_duplicates.json").read_text())
+        write_evaluation(together, folder, windows, judge.block, about)
+
+
+def _share_features(places: Sequence[Path], person: int, other: int) -> None:
+    """Link what networks said of clips that another person has too; each file says of which clips it is."""
+    at, before = places[person] / "features", places[other] / "features"
+    same = {name: name for name in (TRUTH, "caption", "vae", "random_train", "constant")} | ANOTHERS
+    for name, here in same.items():
+        source, target = before / f"{name}.safetensors", at / f"{here}.safetensors"
+        if source.is_file() and not target.exists():
+            at.mkdir(parents=True, exist_ok=True)
+            link_file(source, target)
+
+
+def _evaluate_person(
+    recipe: Recipe,
+    run_dir: Path,
+    store_path: Path,
+    source: Path,
+    folder: Path,
+    others: Mapping[str, Any],
+    progress: Progress | None,
+) -> tuple[Evaluation, Judge, list[dict[str, Any]], list[Score], dict[str, Any]]:
+    """One person's scores, written to ``folder``; with what an evaluation over people needs of them."""
     group, sets, truth = open_reconstructions(source)
+    sets = sets | dict(others)
     windows = _read_windows(source / "windows.json", truth.shape[0])
-    store = Store.open(run_dir / "prepare" / "store.zarr")
+    store = Store.open(store_path)
     block_scans = max(1, round(recipe.evaluate.block_s / store.tr_s))
     film = np.array([window["segment"] for window in windows])
     block = block_numbers(film, np.array([window["scan"] for window in windows]), block_scans)
@@ -308,3 +390,5 @@ def run(context: StageContext) -> None:
         for name, text in audit.items():
             write_text(folder / name, text)
         write_evaluation(evaluation, folder, windows, block, about)
+    judge = Judge(block, film, recipe.evaluate, recipe.seed)
+    return evaluation, judge, windows, list_scores(recipe.evaluate, len(block), world), about

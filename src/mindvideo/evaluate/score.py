@@ -194,6 +194,8 @@ class Evaluation:
         What a P after Holm could be at best with these blocks and permutations; None where nothing was tested.
     truth, networks : str
         Fingerprints of the true clips and of the networks that measured.
+    pairs : dict
+        Of scores that have it, every prediction against every truth, float64 (n, n).
     """
 
     scores: dict[str, ScoreResult]
@@ -202,6 +204,7 @@ class Evaluation:
     smallest_p: float | None
     truth: str
     networks: str
+    pairs: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def finite(value: Any) -> float | None:

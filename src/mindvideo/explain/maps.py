@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from mindvideo.atlas import yeo17_labels, yeo17_names
+from mindvideo.config import Recipe
 from mindvideo.data.disk import beside, disk_errors, write_text
-from mindvideo.data.store import Store
+from mindvideo.data.store import Store, open_stores, person_folders
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.explain import attention, occlusion
@@ -28,21 +29,21 @@ from mindvideo.explain.truth import (
 )
 from mindvideo.models.encoders import load_encoder, load_masked_brain
 from mindvideo.models.foundation import Foundation
-from mindvideo.models.interfaces import Encoder
-from mindvideo.stages import StageContext
+from mindvideo.models.interfaces import Encoder, of_person
+from mindvideo.stages import Progress, StageContext
 
 MAP_WINDOWS = 64
 _FINAL_STAGES = ("cotrain", "align")
 Advance = Callable[[str], None]
 
 
-def load_encoders(run_dir: Path, store: Store) -> dict[str, Encoder]:
+def load_encoders(run_dir: Path, stores: Sequence[Store]) -> dict[str, Encoder]:
     """The encoder after each stage that has one: ``adapt`` (as an encoder of one scan), ``align``, ``cotrain``.
 
     Raises
     ------
     ModelError
-        When neither ``align`` nor ``cotrain`` has run, or a model was made for other voxels than the store's.
+        When neither ``align`` nor ``cotrain`` has run, or a model was made for other voxels than the stores'.
     """
     folders = {"align": run_dir / "align" / "model", "cotrain": run_dir / "cotrain" / "fmri_encoder"}
     trained = {stage: load_encoder(folder) for stage, folder in folders.items() if (folder / "config.json").is_file()}
@@ -55,7 +56,7 @@ def load_encoders(run_dir: Path, store: Store) -> dict[str, Encoder]:
         encoders["adapt"] = kind.from_masked_brain(model, window=1, condition_length=1, condition_width=1)
     encoders |= trained
     for stage, encoder in encoders.items():
-        encoder.require_voxels([store.layout], run_dir / stage)
+        encoder.require_voxels([store.layout for store in stores], run_dir / stage)
         torch.nn.Module.to(encoder, "cuda" if torch.cuda.is_available() else "cpu")
         encoder.eval()
     return encoders
@@ -179,7 +180,7 @@ def _explain_without_places(encoders: Mapping[str, Encoder], fmri: np.ndarray, s
 
 
 def run(context: StageContext) -> None:
-    """Write ``RUN/explain``.
+    """Write ``RUN/explain``, of each of several people in a folder ``subjectN``.
 
     - ``attention.json`` {stage: {layer: {network: share}}} and ``networks.json`` {network: {voxels, share}};
     - ``temporal.json`` {stage: {layer: {time after onset: weight}}};
@@ -198,9 +199,24 @@ def run(context: StageContext) -> None:
         When no trained encoder is there, or it was made for other voxels or another condition.
     """
     recipe, run_dir, folder, progress = context
-    store = Store.open(run_dir / "prepare" / "store.zarr")
-    foundation = Foundation(recipe.foundation)
-    encoders = load_encoders(run_dir, store)
+    stores = open_stores(recipe.data, run_dir)
+    encoders, foundation = load_encoders(run_dir, stores), Foundation(recipe.foundation)
+    for person, place in enumerate(person_folders(recipe.data, folder)):
+        theirs = {stage: of_person(encoder, person) for stage, encoder in encoders.items()}
+        truth = run_dir / "simulate" / "truth" / f"vertices_subject{recipe.data.people[person]}.npz"
+        explain_person(recipe, stores[person], theirs, foundation, truth, place, progress)
+
+
+def explain_person(
+    recipe: Recipe,
+    store: Store,
+    encoders: dict[str, Encoder],
+    foundation: Foundation,
+    truth_path: Path,
+    folder: Path,
+    progress: Progress | None,
+) -> None:
+    """Maps of one person's voxels, see `run`; ``truth_path`` is there where the person is simulated."""
     final = next(stage for stage in _FINAL_STAGES if stage in encoders)
     encoder = encoders[final]
     if encoder.config.condition_width != foundation.condition_width:
@@ -214,7 +230,6 @@ def run(context: StageContext) -> None:
     if not store.has_positions:
         _explain_without_places(encoders, fmri, store, folder)
         return
-    truth_path = run_dir / "simulate" / "truth" / f"vertices_subject{recipe.data.subject}.npz"
     areas = occlusion.group_by_area(store.area)
     targets = make_targets(foundation, windows, index)
     sources = encoder.token_voxels()

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from mindvideo.errors import DataError
 from mindvideo.explain import attention, occlusion
-from mindvideo.models.interfaces import Encoder
+from mindvideo.models.interfaces import Encoder, OfPerson, of_person
 
 RANDOM_MAPS = 200
 UNTRAINED = 3
@@ -27,6 +27,8 @@ Maps = dict[str, np.ndarray]
 
 def untrained_like(encoder: Encoder, seed: int) -> Encoder:
     """An encoder of the same settings with new random weights; the global random state stays as it was."""
+    if isinstance(encoder, OfPerson):
+        return of_person(untrained_like(encoder.encoder, seed), encoder.person)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(encoder).from_config(dict(encoder.config))

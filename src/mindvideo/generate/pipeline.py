@@ -26,7 +26,7 @@ from mindvideo.generate.sampling import Plan, autocast, denoise
 from mindvideo.generate.scheduler import load_scheduler
 from mindvideo.models.encoders import load_encoder
 from mindvideo.models.generators import load_generator
-from mindvideo.models.interfaces import Encoder, Generator
+from mindvideo.models.interfaces import Encoder, Generator, OfPerson, of_person
 from mindvideo.models.loading import forget_path
 from mindvideo.models.weight_files import load_network
 
@@ -71,7 +71,8 @@ class MindVideoPipeline(DiffusionPipeline):
     num_inference_steps, guidance_scale
         What a call uses when it does not say; the paper's 200 and 12.5, or the study's. Saved in ``model_index.json``.
     train_mean : Tensor, optional
-        Mean training window (W, V) float32, the default negative. Saved as ``train_mean.safetensors`` in the folder.
+        Mean training window (W, V) float32, the default negative; of several people each one's, (people, W, V). Saved as
+        ``train_mean.safetensors`` in the folder.
     null_condition : Tensor, optional
         The empty caption's tokens (L, C) float32, the negative ``null``: a pipeline has no text encoder. Saved as
         ``null_condition.safetensors``.
@@ -110,6 +111,15 @@ class MindVideoPipeline(DiffusionPipeline):
         self.train_mean, self.null_condition = train_mean, null_condition
         self.set_progress_bar_config(disable=True)
         _check_fit(self)
+
+    def of_person(self, person: int) -> MindVideoPipeline:
+        """The pipeline of one of the encoder's people, counted from 0: it takes that one's own voxels."""
+        encoder, mean = of_person(self.fmri_encoder, person), self.train_mean
+        if encoder is self.fmri_encoder:
+            return self
+        parts = {name: getattr(self, name) for name in ("unet", "vae", "scheduler", "null_condition")}
+        settings = {name: self.config[name] for name in CALL_SETTINGS}
+        return MindVideoPipeline(encoder, **parts, **settings, train_mean=None if mean is None else mean[person])
 
     @property
     def latent_factor(self) -> int:
@@ -358,7 +368,9 @@ def _check_fit(pipeline: MindVideoPipeline) -> None:
         raise ModelError(
             f"expected the UNet to take the VAE's {vae.latent_channels} latent channels, found {unet.in_channels}"
         )
-    shapes = {"train_mean": (encoder.window, encoder.num_voxels), "null_condition": pipeline.condition_shape}
+    people = len(encoder.get("layouts") or ()) if not isinstance(pipeline.fmri_encoder, OfPerson) else 1
+    mean = ((people,) if people > 1 else ()) + (encoder.window, encoder.num_voxels)
+    shapes = {"train_mean": mean, "null_condition": pipeline.condition_shape}
     for name, shape in shapes.items():
         tensor = getattr(pipeline, name)
         if tensor is not None and tuple(tensor.shape) != shape:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from mindvideo import processes
 from mindvideo.artefacts import record_files
 from mindvideo.config import Recipe, as_sampled
 from mindvideo.data.disk import beside, beside_folder, disk_errors, write_text
-from mindvideo.data.store import Store
+from mindvideo.data.store import Store, open_stores, person_folders
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.generate.clips import ClipMaker, split_batches
@@ -36,11 +36,15 @@ from mindvideo.models.generators import load_generator
 from mindvideo.precision import sampling_in, settle_precision
 from mindvideo.stages import Progress, StageContext
 
+WITHOUT_BRAIN = ("truth", "caption", "vae", "random_train", "constant")
+"""Sets of clips that are the same whoever watched."""
+
 
 def run(context: StageContext) -> None:
     """Write ``RUN/model`` and ``RUN/reconstruct/{clips.zarr, windows.json, preview.png}``.
 
-    Clips are written batch by batch; a killed run goes on after its last finished batch, to the same bits.
+    Clips are written batch by batch; a killed run goes on after its last finished batch, to the same bits. Of several
+    people, each has a folder ``subjectN`` of these; what needs nobody's brain is made for the first and copied.
 
     Raises
     ------
@@ -51,18 +55,49 @@ def run(context: StageContext) -> None:
     """
     recipe, run_dir, folder, progress = context
     recipe, device = as_sampled(recipe), processes.device()
-    store = Store.open(run_dir / "prepare" / "store.zarr")
+    stores = open_stores(recipe.data, run_dir)
     foundation = Foundation(recipe.foundation, device)
     if processes.is_first():
-        save_pipeline(assemble_pipeline(recipe, run_dir, store, foundation), folder / "model", store)
+        save_pipeline(assemble_pipeline(recipe, run_dir, stores, foundation), folder / "model", stores)
     processes.wait()
     pipeline = MindVideoPipeline.from_pretrained(folder / "model").to(device)
     recipe = sampling_in(recipe, settle_precision(folder, recipe.reconstruct.precision, device))
+    first: zarr.Group | None = None
+    for person, place in enumerate(person_folders(recipe.data, folder)):
+        own, print_ = pipeline.of_person(person), _fingerprint(recipe, run_dir, stores[person], foundation)
+        clips = reconstruct_person(recipe, stores[person], own, foundation, place, print_, first, progress)
+        first = first or clips
+
+
+def reconstruct_person(
+    recipe: Recipe,
+    store: Store,
+    pipeline: MindVideoPipeline,
+    foundation: Foundation,
+    folder: Path,
+    fingerprint: str,
+    others: zarr.Group | None,
+    progress: Progress | None,
+) -> zarr.Group:
+    """Clips of one person's test windows.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        As `mindvideo.config.as_sampled` gives it.
+    others : zarr.Group, optional
+        The finished clips of another person, who saw the same: what needs no brain is copied from these.
+    """
     windows = Windows(store, "test", pipeline.fmri_encoder.config.window)
     blocks = windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
     chosen = choose_windows(blocks, recipe.reconstruct.max_windows)
     makers = ClipMaker(recipe, store, windows, chosen, pipeline, foundation)
-    fingerprint = _fingerprint(recipe, run_dir, store, foundation)
+
+    def make(name: str, positions: np.ndarray) -> np.ndarray:
+        if others is None or name not in WITHOUT_BRAIN:
+            return makers.make(name, positions)
+        return np.asarray(cast(zarr.Array, others[name])[positions[0] : positions[-1] + 1])
+
     with disk_errors(folder, "clips", makers.n_bytes):
         folder.mkdir(parents=True, exist_ok=True)
         with processes.first_then_others():
@@ -71,12 +106,15 @@ def run(context: StageContext) -> None:
             negative = recipe.reconstruct.negative
             about = {"negative": negative, "is_transductive": is_transductive(negative), **makers.about_frames}
             clips = open_clips(folder / "clips.zarr", makers.labels, makers.shape, len(chosen), fingerprint, **about)
-        fill_clips(clips, makers.make, recipe.reconstruct.batch_size, progress)
+        fill_clips(clips, make, recipe.reconstruct.batch_size, progress)
         if processes.is_first():
             write_preview(folder / "preview.png", clips["truth"], clips["reconstruction"])
+    return clips
 
 
-def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation) -> MindVideoPipeline:
+def assemble_pipeline(
+    recipe: Recipe, run_dir: Path, stores: Sequence[Store], foundation: Foundation
+) -> MindVideoPipeline:
     """Put the study's encoder and UNet, or its student, and the foundation's VAE and noise schedule together.
 
     Parameters
@@ -87,11 +125,12 @@ def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: F
     Raises
     ------
     ModelError
-        When a part is missing, or the encoder was trained on other voxels than the store's.
+        When a part is missing, or the encoder was trained on other voxels than the stores'.
     """
     encoder = load_encoder(_require_part(run_dir / "cotrain" / "fmri_encoder"))
-    encoder.require_voxels([store.layout], run_dir / "cotrain" / "fmri_encoder")
-    window = encoder.config.window
+    encoder.require_voxels([store.layout for store in stores], run_dir / "cotrain" / "fmri_encoder")
+    windows = Windows(stores, "train", encoder.config.window)
+    means = torch.from_numpy(np.stack([windows.mean_fmri(person) for person in range(len(stores))]))
     spacing = None if recipe.distill is None else "trailing"
     return MindVideoPipeline(
         fmri_encoder=encoder.eval(),
@@ -100,10 +139,10 @@ def assemble_pipeline(recipe: Recipe, run_dir: Path, store: Store, foundation: F
         scheduler=make_scheduler(dict(foundation.scheduler_config), recipe.reconstruct.scheduler, spacing),
         num_inference_steps=recipe.reconstruct.steps,
         guidance_scale=recipe.reconstruct.guidance_scale,
-        train_mean=torch.from_numpy(Windows(store, "train", window).mean_fmri()),
+        train_mean=means[0] if len(stores) == 1 else means,
         null_condition=foundation.null_condition(),
-        num_frames=store.num_frames,
-        frame_size=store.size,
+        num_frames=stores[0].num_frames,
+        frame_size=stores[0].size,
     )
 
 
@@ -117,12 +156,12 @@ def _require_part(folder: Path) -> Path:
     return folder
 
 
-def save_pipeline(pipeline: MindVideoPipeline, folder: Path, store: Store) -> None:
+def save_pipeline(pipeline: MindVideoPipeline, folder: Path, stores: Sequence[Store]) -> None:
     """Write a pipeline, and which voxels it is for, beside ``folder``, flush it, and rename it into place."""
     try:
         with disk_errors(folder, "the pipeline"), beside_folder(folder) as place:
             pipeline.save_pretrained(place)
-            write_recorded(store, place)
+            write_recorded(stores, place)
     except SafetensorError as error:
         raise ModelError(
             f"expected to write the pipeline to {folder}, found: {error}; see that the disk has room"

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,12 +35,18 @@ class Recorded:
         Their digest, as in the encoder's configuration.
     tr_s, lag_s : float
         Seconds between scans, and from a film moment to the scan it is paired with.
+    subject : str
+        Whose they are, where the model is of several people.
+    person : int
+        Which of these, counted from 0.
     """
 
     vertex: tuple[int, ...]
     voxel_id: str
     tr_s: float
     lag_s: float
+    subject: str = ""
+    person: int = 0
 
 
 def describe_store(store: Store) -> Recorded:
@@ -48,9 +55,15 @@ def describe_store(store: Store) -> Recorded:
     return Recorded(vertex, store.voxel_id, store.tr_s, store.lag_s)
 
 
-def write_recorded(store: Store, folder: Path) -> None:
-    """Put the voxel selection and the timing beside a model's weights, as ``recording.json``."""
-    (folder / RECORDING_FILE).write_text(json.dumps(asdict(describe_store(store))) + "\n")
+def write_recorded(stores: Sequence[Store], folder: Path) -> None:
+    """Put voxel selection and timing, of several people one after the other, beside a model's weights, as ``recording.json``."""
+    kept = ("vertex", "voxel_id", "tr_s", "lag_s")
+    described = [
+        {name: part for name, part in asdict(describe_store(store)).items() if name in kept} for store in stores
+    ]
+    people = [{"subject": store.subject, **part} for store, part in zip(stores, described, strict=True)]
+    content = described[0] if len(stores) == 1 else {"people": people}
+    (folder / RECORDING_FILE).write_text(json.dumps(content) + "\n")
 
 
 def read_recorded(model: Path, store: Path | None = None) -> Recorded:
@@ -61,20 +74,24 @@ def read_recorded(model: Path, store: Path | None = None) -> Recorded:
     model : Path
         A pipeline folder.
     store : Path, optional
-        The store of the run the model belongs to; used where the model was saved without ``recording.json``.
+        The store of the run the model belongs to; used where the model was saved without ``recording.json``, and where
+        it is of several people, for whose scans they are.
 
     Raises
     ------
     ModelError
-        Where neither says which voxels the model was made for.
+        Where neither says which voxels the model was made for, or whose.
     """
     path = model / RECORDING_FILE
     if path.is_file():
         try:
             content = json.loads(path.read_text())
+            number, content = _whose(content["people"], model, store) if "people" in content else (0, content)
             vertex = tuple(int(position) for position in content["vertex"])
-            found = Recorded(vertex, content["voxel_id"], content["tr_s"], content["lag_s"])
-        except (ValueError, TypeError, KeyError) as error:
+            found = Recorded(
+                vertex, content["voxel_id"], content["tr_s"], content["lag_s"], content.get("subject", ""), number
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"expected vertex, tr_s and lag_s in {path}, found other content ({error})") from None
         if identify_voxels(np.array(found.vertex)) != found.voxel_id:
             raise ModelError(f"expected the vertices in {path} to have the id it states, found others; copy it again")
@@ -85,6 +102,19 @@ def read_recorded(model: Path, store: Path | None = None) -> Recorded:
             "for; give the run folder it came from, or run reconstruct again"
         )
     return describe_store(Store.open(store))
+
+
+def _whose(people: list[dict[str, Any]], model: Path, store: Path | None) -> tuple[int, dict[str, Any]]:
+    """Number and entry of the person whose store it is."""
+    names = [str(entry["subject"]) for entry in people]
+    if store is None or not store.is_dir():
+        raise ModelError(
+            f"expected the store of one of the {len(names)} people that the model in {model} knows ({', '.join(names)}), "
+            "found none; give it (--store RUN/prepare/subjectN.zarr)"
+        )
+    if (subject := Store.open(store).subject) not in names:
+        raise ModelError(f"expected a store of {', '.join(names)}, whom the model in {model} knows, found {subject}")
+    return names.index(subject), people[names.index(subject)]
 
 
 def read_scans(

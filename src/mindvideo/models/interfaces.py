@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
+from diffusers.configuration_utils import FrozenDict
 from torch import nn
 
 from mindvideo.errors import ModelError, SettingError
@@ -137,6 +138,54 @@ class Encoder(WholeModel, ABC):
                     f"found {layout.num_voxels} in the store (id {str(found)[:12]}): voxels of another subject or "
                     "selection; prepare the same recordings with the same selection, or run align again on this store"
                 )
+
+
+class OfPerson(nn.Module):
+    """An encoder of several people as one of them has it: it takes that person's own voxels, (B, W, V) of them."""
+
+    def __init__(self, encoder: Encoder, person: int) -> None:
+        super().__init__()
+        self.encoder, self.person = encoder, person
+        own = {name: encoder.config.layouts[person][name] for name in ("num_voxels", "voxel_id")}
+        self.config = FrozenDict({**encoder.config, **own})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return self.encoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return self.encoder.dtype
+
+    def _given(self, fmri: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        missing = self.encoder.config.num_voxels - fmri.shape[-1]
+        person = torch.full((len(fmri),), self.person, dtype=torch.long, device=fmri.device)
+        return torch.nn.functional.pad(fmri, (0, missing)), person
+
+    def forward(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
+        """See `Encoder.forward`."""
+        condition: torch.Tensor = self.encoder(*self._given(fmri))
+        return condition
+
+    def token_voxels(self, person: int = 0) -> list[np.ndarray] | None:
+        """See `Encoder.token_voxels`."""
+        return self.encoder.token_voxels(self.person)
+
+    def attention_maps(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
+        """See `Encoder.attention_maps`."""
+        return self.encoder.attention_maps(*self._given(fmri))
+
+    def temporal_attention(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor | None:
+        """See `Encoder.temporal_attention`."""
+        return self.encoder.temporal_attention(*self._given(fmri))
+
+
+def of_person(encoder: Encoder, person: int) -> Encoder:
+    """The encoder itself where it is of one person, else one of its people's view of it, which looks like an encoder."""
+    several = len(encoder.config.get("layouts") or ()) > 1
+    return cast(Encoder, OfPerson(encoder, person)) if several else encoder
 
 
 def only_person(layouts: Sequence[VoxelLayout], name: str) -> VoxelLayout:

@@ -19,6 +19,7 @@ from mindvideo.report.assets import Assets
 from mindvideo.report.brain import judge_maps, list_brain, list_turning, split_pictures
 from mindvideo.report.dataset import describe_validation, list_choices, summarise_data
 from mindvideo.report.gallery import describe_gallery, describe_shared
+from mindvideo.report.people import OWN_STAGES, link_people, list_people
 from mindvideo.report.read import Run, read_run
 from mindvideo.report.sprites import encode_picture
 from mindvideo.report.verdict import draw_way, write_verdict, write_way
@@ -26,7 +27,8 @@ from mindvideo.stages import Progress, StageContext
 
 
 def run(context: StageContext) -> None:
-    """Stage ``report``: write ``RUN/report/index.html`` from the files of ``run_dir``."""
+    """Stage ``report``: write ``RUN/report/index.html`` from the files of ``run_dir``, and of each of several people in it."""
+    link_people(context.recipe, context.run_dir)
     build_report([context.run_dir], context.folder, context.progress)
 
 
@@ -36,7 +38,8 @@ def build_report(run_dirs: Sequence[Path], out: Path, progress: Progress | None 
     Parameters
     ----------
     run_dirs : sequence of Path
-        Run folders of any completeness; what a run lacks is named on the page. A folder that ``mindvideo ablate`` wrote
+        Run folders of any completeness; what a run lacks is named on the page. A run of several people is followed by each of
+        them. A folder that ``mindvideo ablate`` wrote
         adds its table; with nothing else, the page is of its full method.
     out : Path
         Folder that receives ``index.html``, ``differences*.json`` where differences between runs or methods were tested,
@@ -61,7 +64,7 @@ def build_report(run_dirs: Sequence[Path], out: Path, progress: Progress | None 
         paths = [ablations[0] / "full"]  # every ablation has it
     if not paths:
         raise DataError("expected at least one run folder, found none; give the folder of a run, e.g. runs/demo")
-    runs = [read_run(path) for path in paths]
+    runs = [read_run(each) for path in paths for each in (path, *list_people(path))]
     out.mkdir(parents=True, exist_ok=True)
     assets = Assets(out)
     try:
@@ -100,10 +103,12 @@ def _compose(
     if len(runs) > 1:
         entrants = [comparison.Entrant(item.name, item, i) for i, item in enumerate(_named_apart(runs))]
         about = comparison.describe_runs(entrants)
-        side_by_side = _compare(entrants, "differences.json", assets, tested)
-        shared = describe_shared(runs, assets)
+        alone = [entrant for entrant in entrants if not entrant.run.people]  # people's mean is no rival of theirs
+        side_by_side = _compare(alone, "differences.json", assets, tested)
+        shared = describe_shared([entrant.run for entrant in alone], assets, [entrant.index for entrant in alone])
     html = _render(
         pages=pages,
+        people=[name for item in runs for name in item.people],
         shared=shared,
         about=about,
         comparison=side_by_side,
@@ -175,7 +180,7 @@ def _describe_run(
         "way": draw_way(item),
         "way_text": write_way(item),
         "missing": [state.sentence for state in item.stages.values() if state.state != "done"],
-        "stage_sentence": {name: state.sentence for name, state in item.stages.items()},
+        "stage_sentence": {name: state.sentence for name, state in item.stages.items()} | _of_each(item),
         "choices": list_choices(item),
         "gallery": describe_gallery(item, key, assets, progress),
         "controls": sections.list_sets(item),
@@ -205,6 +210,12 @@ def _describe_run(
         },
         "problems": item.problems,
     }
+
+
+def _of_each(item: Run) -> dict[str, str]:
+    """What is said in the place of what each of several people has."""
+    names = f"{', '.join(item.people[:-1])} and {item.people[-1]}" if item.people else ""
+    return dict.fromkeys(("prepare", *OWN_STAGES), f"in the parts of {names}") if item.people else {}
 
 
 def _pictures(item: Run, key: str, assets: Assets, judged: dict[str, Markup]) -> list[dict[str, Any]]:

@@ -172,6 +172,8 @@ def list_choices(run: Run) -> list[dict[str, Any]]:
 def _limits(run: Run) -> list[dict[str, Any]]:
     """The paper's two limitations, with this run's own share of the cortex."""
     people = "Trained and tested within one person; whether it carries over to other people is not explored (the paper's limitation)."
+    if run.people or run.path.parent.name == "people":
+        people = "One model was trained on all people of this study; nobody was left out, so this is no test on a new person."
     share: str | Markup = (
         "Only the chosen voxels are used, in the paper less than a tenth of the cortex; the rest is left unexploited."
     )

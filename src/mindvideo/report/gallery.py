@@ -26,9 +26,12 @@ def describe_gallery(run: Run, key: str, assets: Assets, progress: Progress | No
     return _gallery(run, key, run.clips, labels, run.window_scores, assets, progress)
 
 
-def describe_shared(runs: Sequence[Run], assets: Assets) -> dict[str, Any] | None:
-    """Truth above every run's reconstruction, when all runs reconstructed the same windows; else None."""
-    if not all({"truth", "reconstruction"} <= run.clips.keys() for run in runs):
+def describe_shared(runs: Sequence[Run], assets: Assets, numbers: Sequence[int | None]) -> dict[str, Any] | None:
+    """Truth above every run's reconstruction, when all runs reconstructed the same windows; else None.
+
+    ``numbers`` are those of the runs on the page.
+    """
+    if len(runs) < 2 or not all({"truth", "reconstruction"} <= run.clips.keys() for run in runs):
         return None
     first = runs[0]
     places = [[(window.get("segment"), window.get("scan")) for window in run.windows] for run in runs]
@@ -45,7 +48,7 @@ def describe_shared(runs: Sequence[Run], assets: Assets) -> dict[str, Any] | Non
             scores.setdefault(score, {})[name] = kinds.get("reconstruction", [])
     labels = {"truth": "truth"} | {name: run.name for name, run in zip(names, runs, strict=True)}
     gallery = _gallery(first, "shared", clips, labels, scores, assets, None)
-    for number, clip in enumerate(gallery["clips"][1:]):
+    for number, clip in zip(numbers, gallery["clips"][1:], strict=True):
         clip["run"] = number
     return gallery
 

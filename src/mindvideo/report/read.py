@@ -64,6 +64,7 @@ class Run:
     metrics: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     noise_ceiling: dict[str, float] = field(default_factory=dict)
     explain: dict[str, Any] = field(default_factory=dict)
+    people: list[str] = field(default_factory=list)
     baselines: list[Run] = field(default_factory=list)
     pictures: list[Path] = field(default_factory=list)
 
@@ -134,6 +135,7 @@ def read_run(path: Path) -> Run:
     for source in sorted((path / "explain").glob("*.json")):
         if source.name not in ("done.json", "started.json"):
             run.explain[source.stem] = _read_json(source, dict, problems) or {}
+    run.people = [f"subject{number}" for number in run.setting("data.subjects") or ()]
     run.pictures = sorted((path / "explain").glob("*.png"))
     run.baselines = [read_run(found.parent) for found in sorted((path / "baselines").glob("*/recipe.yaml"))]
     return run
