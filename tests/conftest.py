@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from kit.parts import build_kit
 from mindvideo.config import Recipe, load_recipe
-from mindvideo.foundation.kit import build_kit
 from mindvideo.study import Study
 
 TINY = Path(__file__).parent / "tiny.yaml"

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import zarr
 
+from kit.parts import build_kit
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.series import read_cortex
 from mindvideo.data.store import Store
 from mindvideo.errors import ModelError
-from mindvideo.foundation.kit import build_kit
 from mindvideo.models.encoders import load_encoder
 from mindvideo.models.foundation import Foundation
 from mindvideo.train.features import Features

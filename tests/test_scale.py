@@ -15,12 +15,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
+from kit.parts import TEST, build_kit
 from mindvideo import MindVideoPipeline
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.data.store import Store
 from mindvideo.errors import ModelError, SettingError
 from mindvideo.explain.occlusion import MEANING
-from mindvideo.foundation.kit import TEST, build_kit
 from mindvideo.models.encoders import CustomEncoder, import_encoder, load_encoder, load_masked_brain
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.generators import GENERATORS

@@ -75,7 +75,7 @@ def record_arrays() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as place:
         kit, run_dir = Path(place) / "kit", Path(place) / "run"
         make = (
-            "import sys; from pathlib import Path; sys.path.insert(0, 'tests'); "
+            "import sys; from pathlib import Path; sys.path[:0] = ['tests', 'tools']; "
             f"from conftest import build_kit; build_kit(Path({str(kit)!r}), 'test', seed=0)"
         )
         subprocess.run([sys.executable, "-c", make], check=True, env=environment(), cwd=ROOT)

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from skimage.metrics import structural_similarity
 
+from kit.parts import IMAGE_CLASSES
 from mindvideo.data.video import write_video
 from mindvideo.errors import DataError
 from mindvideo.evaluate.others import Reordered, deal_to_other_blocks
 from mindvideo.evaluate.results import Clips, align_clips, pair_clips, read_clips, read_gif, split_side_by_side
 from mindvideo.evaluate.seam import find_layout
-from mindvideo.foundation.kit import IMAGE_CLASSES
 
 N, F, H, W = 12, 3, 40, 48
 

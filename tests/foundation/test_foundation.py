@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from kit.parts import IMAGE_CLASSES, VIDEO_CLASSES, build_tokenizer, caption_corpus
 from mindvideo.errors import ModelError
 from mindvideo.foundation.check import VISIBLE, caption_accuracy, near_miss
 from mindvideo.foundation.drawn import fresh_clips
-from mindvideo.foundation.kit import IMAGE_CLASSES, VIDEO_CLASSES, build_tokenizer, caption_corpus
 from mindvideo.models.foundation import PARTS, Foundation, embedded_kit
 
 Cli = Callable[..., tuple[int, str]]

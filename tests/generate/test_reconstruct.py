@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_pipeline import tiny_encoder
 
+from kit.parts import Sizes, build_kit
 from mindvideo.config import Recipe, parse_recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, ModelError
-from mindvideo.foundation.kit import Sizes, build_kit
 from mindvideo.generate import reconstruct
 from mindvideo.generate.clips import ClipMaker, derange_scenes, pick_frames, window_noise
 from mindvideo.generate.pipeline import MindVideoPipeline

@@ -50,7 +50,7 @@ def test_distances_are_squared_over_the_variance() -> None:
             count = (ids != 1).sum(1).float()
             return type("Output", (), {"last_hidden_state": count[:, None, None].expand(-1, 7, 3)})
 
-    from mindvideo.foundation.kit import build_tokenizer
+    from kit.parts import build_tokenizer
 
     tokenizer = build_tokenizer()
     found = words.apart(Counting(), tokenizer, count=50, seed=4)  # type: ignore[arg-type]

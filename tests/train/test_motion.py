@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kit.parts import build_kit
 from kit.save import save_generator
 from mindvideo.errors import ModelError
-from mindvideo.foundation.kit import build_kit
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.generators.video_unet import VideoUNet
 

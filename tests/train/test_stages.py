@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kit.parts import build_kit
 from mindvideo.config import parse_recipe, save_recipe
 from mindvideo.data.readers.hcp import prepare_hcp
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import ModelError
-from mindvideo.foundation.kit import build_kit
 from mindvideo.models.encoders.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.generators.video_unet import VideoUNet

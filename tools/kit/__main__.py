@@ -2,9 +2,10 @@
 
     python -m kit PART STATE --kit KIT [--steps N --batch N --lr X]
 
-``KIT`` is a foundation folder (`mindvideo.foundation.kit` builds an untrained one); the part's weights there are the start, and are replaced at
-the end. ``STATE`` keeps what a killed run needs. Parts: words, image_classifier, video_classifier, image_encoder, captioner,
-image_judge, video_judge, and reader, which helps to train the generator and is not shipped. The generator has a module of its own (`kit.generator`).
+``KIT`` is a foundation folder (`kit.parts` builds an untrained one); the part's weights there are the start, and are
+replaced at the end. ``STATE`` keeps what a killed run needs. Parts: words, image_classifier, video_classifier,
+image_encoder, captioner, image_judge, video_judge, and reader, which helps to train the generator and is not shipped. The
+generator has a module of its own (`kit.generator`).
 """
 
 from __future__ import annotations

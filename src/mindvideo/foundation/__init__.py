@@ -1,1 +1,1 @@
-"""The embedded foundation kit: build, train and check it."""
+"""The embedded foundation kit: what its parts can do, measured."""
