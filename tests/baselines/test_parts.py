@@ -262,8 +262,7 @@ def test_the_generators_loss_leaves_the_discriminator_alone() -> None:
     embedding = torch.randn(2, 5)
     clips = generator(embedding, torch.randn(2, 3))
     assert clips.shape == (2, 3, 3, 16, 16)
-    with frozen(judge):
-        judge(clips, embedding).mean().backward()
+    frozen(judge)(clips, embedding).mean().backward()
     assert all(parameter.grad is None for parameter in judge.parameters())
     assert all(parameter.grad is not None for parameter in generator.parameters())
     assert all(parameter.requires_grad for parameter in judge.parameters())

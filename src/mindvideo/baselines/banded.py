@@ -19,7 +19,9 @@ from himalaya.backend import set_backend
 from himalaya.kernel_ridge import solve_multiple_kernel_ridge_random_search
 from scipy.linalg import solve
 
-from mindvideo.data.windows import Windows
+from mindvideo.baselines.base import SplitWindows
+from mindvideo.train.features import Split
+from mindvideo.train.ridge import token_r2 as explained_variance
 
 STEPS_BETWEEN_TWO = 4
 SEARCHED = 12
@@ -54,8 +56,10 @@ class BandedRidge:
     weighting : ndarray (W, T)
         What was chosen for each target.
     chosen_on : {"validation", "cross_validation"}
+    chosen_MT : ndarray, float32
+        Predictions for the windows that it was chosen on: the validation windows, or the training windows out of fold.
     r2 : float
-        Variance of all targets of these windows together that is explained beyond the training mean.
+        Their `explained_variance`.
     """
 
     def __init__(self, alphas: Sequence[float]) -> None:
@@ -100,29 +104,24 @@ class BandedRidge:
         self.dual_NT = self._solve(kernels_WNN, centred_NT)
         if keeps_out_of_fold or validation is None:
             self.out_of_fold = self._out_of_fold(kernels_WNN, targets_NT, fold)
-        if validation is None:
-            self.chosen_on, self.r2 = "cross_validation", self._explained(self.out_of_fold, targets_NT)
-        else:
-            self.chosen_on, self.r2 = "validation", self._explained(self.predict(validation[0]), validation[1])
+        self.chosen_on = "cross_validation" if validation is None else "validation"
+        self.chosen_MT = self.out_of_fold if validation is None else self.predict(validation[0])
+        truth_MT = targets_NT if validation is None else validation[1]
+        self.r2 = explained_variance(self.chosen_MT, truth_MT, self.mean_T)
         return self
 
     def fit_windows(
-        self,
-        training: Windows,
-        validation: Windows | None,
-        targets: dict[str, np.ndarray],
-        keeps_out_of_fold: bool = False,
+        self, windows: SplitWindows, targets: dict[Split, np.ndarray], keeps_out_of_fold: bool = False
     ) -> BandedRidge:
-        """`fit` on the fMRI of some windows; ``targets`` by split."""
-        fmri = training.fmri(np.arange(len(training)))
-        held_out = None
-        if validation is not None:
-            held_out = validation.fmri(np.arange(len(validation))), targets["validation"]
-        return self.fit(fmri, targets["train"], segment_folds(training.segment), held_out, keeps_out_of_fold)
+        """`fit` on the fMRI of some windows."""
+        fmri = {split: part.fmri(np.arange(len(part))) for split, part in windows.items()}
+        held_out = (fmri["validation"], targets["validation"]) if "validation" in windows else None
+        fold = segment_folds(windows["train"].segment)
+        return self.fit(fmri["train"], targets["train"], fold, held_out, keeps_out_of_fold)
 
-    def note(self, folder: Path, name: str, **more: float) -> None:
-        """Write what was chosen, and how well that predicts the windows it was chosen on, as ``fit.json``."""
-        found = {f"{self.chosen_on}_{name}": self.r2, **more}
+    def note(self, folder: Path, **r2: float) -> None:
+        """Write how much is explained in the windows that it was chosen on, as ``fit.json``."""
+        found = {f"{self.chosen_on}_{name}_r2": value for name, value in r2.items()}
         (folder / "fit.json").write_text(json.dumps(found, indent=1))
 
     def predict(self, fmri_BWV: np.ndarray) -> np.ndarray:
@@ -187,10 +186,6 @@ class BandedRidge:
                 total += kernel[np.ix_(inside, outside)] @ (weight_T * dual)
             predicted[inside] = total + mean_T
         return predicted
-
-    def _explained(self, predicted_MT: np.ndarray, targets_MT: np.ndarray) -> float:
-        error = np.square(predicted_MT - targets_MT, dtype=np.float64).sum()
-        return float(1 - error / np.square(targets_MT - self.mean_T, dtype=np.float64).sum())
 
 
 def segment_folds(segment: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress
+from mindvideo.train.features import Split
 from mindvideo.train.loop import train
+
+SplitWindows = dict[Split, Windows]
 
 
 class Method(Protocol):
@@ -103,18 +106,22 @@ class Bench:
         """Scans per window W."""
         return self.recipe.align.window
 
-    def held_out(self, store: Store, window: int | None = None) -> Windows | None:
-        """Validation windows, where films are held out."""
-        return Windows(store, "validation", window or self.window) if store.segments("validation") else None
+    def windows(self, store: Store, window: int | None = None) -> SplitWindows:
+        """Training windows and, where films are held out, validation windows."""
+        splits: tuple[Split, ...] = get_args(Split)
+        return {split: Windows(store, split, window or self.window) for split in splits if store.segments(split)}
 
-    def train(self, task: Any, settings: Optimise, is_validated: bool, part: str = "", seed: int | None = None) -> None:
-        """Train a task with the stages' own loop, in ``folder`` or its sub-folder ``part``; validation only watches."""
+    def train(self, task: Any, settings: Optimise, part: str = "", seed: int | None = None) -> None:
+        """Train a task with the stages' own loop, in ``folder`` or its sub-folder ``part``.
+
+        ``task.validate`` only watches, and only where ``task.windows`` has validation windows.
+        """
         train(
             task,
             settings,
             self.folder / part,
             seed=self.seed if seed is None else seed,
             progress=self.progress,
-            validate=task.validate if is_validated else None,
+            validate=task.validate if "validation" in task.windows else None,
             device=self.device,
         )

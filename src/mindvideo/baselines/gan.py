@@ -16,23 +16,20 @@ Shapes: N windows, B batch, F frames, H W pixels, E embedding, Z noise, C channe
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 from mindvideo.baselines.banded import BandedRidge, Components
-from mindvideo.baselines.base import Bench
+from mindvideo.baselines.base import Bench, SplitWindows
 from mindvideo.baselines.pixels import as_clips, as_tensor, channels_at, halvings, held_out_pixel_loss, pixel_norm
-from mindvideo.config import GanRival
 from mindvideo.data.store import Store
-from mindvideo.data.windows import Windows
 from mindvideo.generate.clips import window_noise
-from mindvideo.train.features import Features
+from mindvideo.train.features import Features, Split
 from mindvideo.train.loop import Batch, Draw, Metrics
 from mindvideo.train.stage import refuse_checkpointing
 
@@ -106,33 +103,20 @@ class Discriminator(nn.Module):
         return self.judge(x).squeeze(1) + (self.match(embedding) * x).sum(dim=1) / embedding.shape[1] ** 0.5
 
 
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """No gradient reaches the module's weights from what is computed inside."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in module.parameters():
-            parameter.requires_grad_(True)
+def frozen(module: nn.Module) -> Callable[..., torch.Tensor]:
+    """The module as a function: gradients pass through it, and none reaches its weights."""
+    weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    return lambda *inputs: functional_call(module, weights, inputs)
 
 
 class GanTask:
     """Random training clips: the generator against both discriminators, all in one loss with separated gradients."""
 
     def __init__(
-        self,
-        networks: nn.ModuleDict,
-        windows: Windows,
-        embedding_NE: torch.Tensor,
-        held_out: tuple[Windows, torch.Tensor] | None,
-        settings: GanRival,
-        device: torch.device,
+        self, bench: Bench, networks: nn.ModuleDict, windows: SplitWindows, embedding_NE: dict[Split, torch.Tensor]
     ) -> None:
-        self.networks = networks.to(device)
-        self.windows, self.embedding, self.held_out = windows, embedding_NE, held_out
-        self.settings, self.device = settings, device
+        self.settings, self.device = bench.recipe.baseline.gan, bench.device
+        self.networks, self.windows, self.embedding = networks.to(bench.device), windows, embedding_NE
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Of the generator and both discriminators."""
@@ -140,12 +124,13 @@ class GanTask:
 
     def sample(self, draw: Draw) -> Batch:
         """Embeddings and clips of some windows, noise, and the frame of each that is judged alone."""
-        index = draw.rows(len(self.windows))
+        windows = self.windows["train"]
+        index = draw.rows(len(windows))
         return {
-            "index": index, "real": as_tensor(self.windows.frames(index), self.device),
-            "embedding": self.embedding[index].to(self.device),
+            "index": index, "real": as_tensor(windows.frames(index), self.device),
+            "embedding": self.embedding["train"][index].to(self.device),
             "noise": torch.randn(draw.size, self.settings.noise_width).to(self.device),
-            "frame": np.full(draw.size, draw.rng.integers(self.windows.store.num_frames)),
+            "frame": np.full(draw.size, draw.rng.integers(windows.store.num_frames)),
         }  # fmt: skip
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
@@ -162,8 +147,7 @@ class GanTask:
         )
         for name, weight, frames in judged:
             judge = networks[name]
-            with frozen(judge):
-                total = total - weight * judge(fake[:, :, frames], embedding)
+            total = total - weight * frozen(judge)(fake[:, :, frames], embedding)
             on_real, on_fake = judge(real[:, :, frames], embedding), judge(fake[:, :, frames].detach(), embedding)
             hinge = F.relu(1 - on_real) + F.relu(1 + on_fake)
             total = total + hinge
@@ -172,14 +156,13 @@ class GanTask:
 
     def validate(self, step: int) -> dict[str, float]:
         """Pixel loss on the validation windows with their own embeddings and with those of other windows."""
-        assert self.held_out is not None, "validation needs held-out windows"
-        windows, embedding = self.held_out
         noise = torch.zeros(1, self.settings.noise_width, device=self.device)
 
         def make(rows: np.ndarray) -> torch.Tensor:
-            return self.networks["generator"](embedding[rows].to(self.device), noise.expand(len(rows), -1))
+            embedding = self.embedding["validation"][rows].to(self.device)
+            return self.networks["generator"](embedding, noise.expand(len(rows), -1))
 
-        return held_out_pixel_loss(windows, make, self.device)
+        return held_out_pixel_loss(self.windows["validation"], make, self.device)
 
 
 class VideoGan:
@@ -192,11 +175,13 @@ class VideoGan:
         """Fit the embedding, then train the GAN or go on training it."""
         bench, settings = self.bench, self.settings
         refuse_checkpointing(settings, "gan")
-        training, validation = Windows(store, "train", bench.window), bench.held_out(store)
-        embedding = self._fit_embedding(store, training, validation)
+        windows = bench.windows(store)
+        embedding: dict[Split, torch.Tensor] = {"train": self._fit_embedding(store, windows)}
+        if "validation" in windows:
+            embedding["validation"] = torch.from_numpy(self.ridge.chosen_MT / self.scale)
         torch.manual_seed(bench.seed)
         width, size, frames = settings.width, store.size, store.num_frames
-        n_embedding = embedding.shape[1]
+        n_embedding = embedding["train"].shape[1]
         self.networks = nn.ModuleDict(
             {
                 "generator": Generator(n_embedding, settings.noise_width, width, frames, size),
@@ -204,35 +189,24 @@ class VideoGan:
                 "sequence": Discriminator(n_embedding, width, size, 3 if frames > 1 else 1),
             }
         )
-        held_out = None
-        if validation is not None:
-            held_out = validation, self.embed(validation.fmri(np.arange(len(validation))))
-        task = GanTask(self.networks, training, embedding, held_out, settings, bench.device)
-        bench.train(task, settings, validation is not None)
+        bench.train(GanTask(bench, self.networks, windows, embedding), settings)
         self.networks.eval()
 
-    def _fit_embedding(self, store: Store, training: Windows, validation: Windows | None) -> torch.Tensor:
+    def _fit_embedding(self, store: Store, windows: SplitWindows) -> torch.Tensor:
         """Embeddings (N, E) of the training windows, out of fold."""
         bench = self.bench
-        features, targets = Features(bench.run_dir, store, bench.foundation, bench.progress), {}
-        for part in (training, validation):
-            if part is not None:
-                table = features.latents(cast(Any, part.split))
-                targets[part.split] = table.flatten(1).float().numpy()
+        features = Features(bench.run_dir, store, bench.foundation, bench.progress)
+        targets = {split: features.latents(split).flatten(1).float().numpy() for split in windows}
         components = Components(targets["train"], self.settings.components)
         scores = {split: components.scores(rows) for split, rows in targets.items()}
-        self.ridge = BandedRidge(self.settings.alphas).fit_windows(training, validation, scores, keeps_out_of_fold=True)
+        self.ridge = BandedRidge(self.settings.alphas).fit_windows(windows, scores, keeps_out_of_fold=True)
         self.scale = float(self.ridge.out_of_fold.std()) or 1.0
-        self.ridge.note(bench.folder, "embedding_r2")
+        self.ridge.note(bench.folder, embedding=self.ridge.r2)
         return torch.from_numpy(self.ridge.out_of_fold / self.scale)
-
-    def embed(self, fmri: np.ndarray) -> torch.Tensor:
-        """Embedding (B, E) float32 of fMRI windows (B, W, V)."""
-        return torch.from_numpy(self.ridge.predict(fmri) / self.scale)
 
     @torch.inference_mode()
     def reconstruct(self, fmri: np.ndarray, window: np.ndarray) -> np.ndarray:
         """Clips (B, F, H, W, 3); a window's noise follows from its number."""
         noise = [window_noise(self.bench.recipe.seed, int(number), (self.settings.noise_width,)) for number in window]
-        device = self.bench.device
-        return as_clips(self.networks["generator"](self.embed(fmri).to(device), torch.stack(noise).to(device)))
+        embedding, device = torch.from_numpy(self.ridge.predict(fmri) / self.scale), self.bench.device
+        return as_clips(self.networks["generator"](embedding.to(device), torch.stack(noise).to(device)))

@@ -15,11 +15,9 @@ Shapes: N windows, B batch, W scans, V voxels, F frames, H W pixels, P patches, 
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
-from mindvideo.baselines.banded import BandedRidge, Components
+from mindvideo.baselines.banded import BandedRidge, Components, explained_variance
 from mindvideo.baselines.base import Bench
 from mindvideo.baselines.vision import VisionNetwork
 from mindvideo.data.store import Store
@@ -41,15 +39,17 @@ class Linear:
     def fit(self, store: Store) -> None:
         """Regress the features of the training windows' frames."""
         self.frames, self.size = store.num_frames, store.size
-        training, validation = Windows(store, "train", self.bench.window), self.bench.held_out(store)
-        self.components = self._early_components(training)
+        windows = self.bench.windows(store)
+        self.components = self._early_components(windows["train"])
         self.n_early = len(self.components.basis)
-        targets = {part.split: self._targets(part) for part in (training, validation) if part is not None}
-        self.ridge = BandedRidge(self.settings.alphas).fit_windows(training, validation, targets)
-        if validation is None:
-            self._note(self.ridge.out_of_fold, targets["train"])
-        else:
-            self._note(self.ridge.predict(validation.fmri(np.arange(len(validation)))), targets["validation"])
+        targets = {split: self._targets(part) for split, part in windows.items()}
+        self.ridge = ridge = BandedRidge(self.settings.alphas).fit_windows(windows, targets)
+        truth, split = targets[[*targets][-1]], self.frames * self.n_early
+        r2 = {
+            name: explained_variance(ridge.chosen_MT[:, part], truth[:, part], ridge.mean_T[part])
+            for name, part in (("early", slice(None, split)), ("semantic", slice(split, None)))
+        }
+        ridge.note(self.bench.folder, **r2)
 
     def _early_components(self, windows: Windows) -> Components:
         """Principal components of single frames' feature maps, and their de-convolution.
@@ -80,14 +80,6 @@ class Linear:
             if self.bench.progress is not None:
                 self.bench.progress(start + n, len(windows), {})
         return np.concatenate(rows).astype(np.float32)
-
-    def _note(self, found: np.ndarray, truth: np.ndarray) -> None:
-        split, figures = self.frames * self.n_early, {}
-        for name, part in (("early", slice(None, split)), ("semantic", slice(split, None))):
-            error = np.square(found[:, part] - truth[:, part], dtype=np.float64).sum()
-            spread = np.square(truth[:, part] - self.ridge.mean_T[part], dtype=np.float64).sum()
-            figures[f"{self.ridge.chosen_on}_{name}_r2"] = 1 - error / spread
-        (self.bench.folder / "fit.json").write_text(json.dumps(figures, indent=1))
 
     def reconstruct(self, fmri: np.ndarray) -> np.ndarray:
         """Clips (B, F, H, W, 3): every frame's estimated feature maps, de-convolved."""

@@ -18,7 +18,7 @@ Shapes: N windows, B batch, V voxels, F frames, c h w latents, L condition token
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,10 +26,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
-from mindvideo.baselines.base import Bench
-from mindvideo.config import Align, MindVisRival
+from mindvideo.baselines.base import Bench, SplitWindows
+from mindvideo.config import Align
 from mindvideo.data.store import Store
-from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.generate.clips import window_noise
 from mindvideo.generate.guidance import negative_condition
@@ -39,7 +38,7 @@ from mindvideo.models.interfaces import Encoder
 from mindvideo.train.align import new_encoder
 from mindvideo.train.animate import ClipValidation, Diffusion
 from mindvideo.train.augmentation import augment_fmri
-from mindvideo.train.features import Features, caption_table
+from mindvideo.train.features import Features, Split, caption_table
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable
 from mindvideo.train.stage import save_memory, trainable
 from mindvideo.train.tokens import TokenTarget
@@ -94,27 +93,27 @@ class PictureTask:
         Of windows of one scan; trained whole.
     unet : PictureUNet
         Cross-attention and the second condition's projection are trained.
-    training, validation : (Windows, Tensor)
-        Windows of a split and their latents (N, F, c, h, w); the middle frame is validated on.
+    latents : dict of str to Tensor
+        By split (N, F, c, h, w); the middle frame is validated on.
     """
 
     def __init__(
         self,
+        bench: Bench,
         encoder: Encoder,
         unet: PictureUNet,
-        diffusion: Diffusion,
-        training: tuple[Windows, torch.Tensor],
-        validation: tuple[Windows, torch.Tensor] | None,
+        windows: SplitWindows,
+        latents: dict[Split, torch.Tensor],
         target: TokenTarget | None,
-        settings: MindVisRival,
-        device: torch.device,
     ) -> None:
-        self.encoder, self.unet = encoder.to(device), cast(Any, unet.to(device))
-        self.diffusion, self.target, self.settings, self.device = diffusion, target, settings, device
-        self.windows, self.latents = training
-        if validation is not None:
-            self.held_out, latents = validation
-            self.validation = ClipValidation(diffusion, latents[:, latents.shape[1] // 2][:, None], 0, device)
+        self.settings, self.device = bench.recipe.baseline.mindvis, bench.device
+        self.encoder, self.unet = encoder.to(self.device), cast(Any, unet.to(self.device))
+        self.diffusion = Diffusion(bench.foundation.scheduler_config)
+        self.windows, self.latents, self.target = windows, latents["train"], target
+        if "validation" in windows:
+            held_out = latents["validation"]
+            middle = held_out[:, held_out.shape[1] // 2][:, None]
+            self.validation = ClipValidation(self.diffusion, middle, 0, self.device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The whole encoder with its projection, cross-attention, the second condition."""
@@ -126,7 +125,8 @@ class PictureTask:
         """Scans, each with one of its frames."""
         settings, index, rng = self.settings, draw.rows(len(self.latents)), draw.rng
         frame = rng.integers(self.latents.shape[1], size=draw.size)
-        fmri = augment_fmri(torch.from_numpy(self.windows.fmri(index)), settings.sparsify, settings.input_noise, rng)
+        scans = torch.from_numpy(self.windows["train"].fmri(index))
+        fmri = augment_fmri(scans, settings.sparsify, settings.input_noise, rng)
         clean = self.latents[index, frame].float().unsqueeze(2)
         return {"index": index, "fmri": fmri, **self.diffusion.draw(clean)}
 
@@ -147,7 +147,7 @@ class PictureTask:
         self.encoder.eval()
 
         def condition(index: np.ndarray) -> torch.Tensor:
-            return self.encoder(torch.from_numpy(self.held_out.fmri(index)).to(self.device)).float()
+            return self.encoder(torch.from_numpy(self.windows["validation"].fmri(index)).to(self.device)).float()
 
         return self.validation(self.unet, condition)
 
@@ -162,37 +162,23 @@ class MindVis:
         """Tune encoder, projections and cross-attention on the training scans, or go on doing so."""
         bench, settings, foundation = self.bench, self.settings, self.bench.foundation
         self.frames, self.size = store.num_frames, store.size
-        training = Windows(store, "train", 1)
-        latents, validation = self._latents(store, "train"), None
-        if (held_out := bench.held_out(store, window=1)) is not None:
-            validation = held_out, self._latents(store, "validation")
+        windows = bench.windows(store, window=1)
+        features = Features(bench.run_dir, store, foundation, bench.progress)
+        latents = {split: features.latents(split) for split in windows}
+        training = windows["train"]
         self.mean = torch.from_numpy(training.mean_fmri())
         target = None
         if settings.token_weight > 0:
             text = caption_table(bench.folder, "text", foundation, training.captions, progress=bench.progress)
             target = TokenTarget(text, training.captions)
-        self.encoder = self._new_encoder(store, training, target)
+        self.encoder = self._new_encoder(store, target)
         self.unet = condition_twice(foundation.unet)
         save_memory(settings, self.encoder, self.unet)
-        task = PictureTask(
-            self.encoder,
-            self.unet,
-            Diffusion(foundation.scheduler_config),
-            (training, latents),
-            validation,
-            target,
-            settings,
-            bench.device,
-        )
-        bench.train(task, settings, validation is not None)
+        bench.train(PictureTask(bench, self.encoder, self.unet, windows, latents, target), settings)
         self.encoder.eval()
         self.unet.eval()
 
-    def _latents(self, store: Store, split: Literal["train", "validation"]) -> torch.Tensor:
-        bench = self.bench
-        return Features(bench.run_dir, store, bench.foundation, bench.progress).latents(split)
-
-    def _new_encoder(self, store: Store, training: Windows, target: TokenTarget | None) -> Encoder:
+    def _new_encoder(self, store: Store, target: TokenTarget | None) -> Encoder:
         """The study's masked autoencoder as an encoder of single scans; a new one where masked modelling is off."""
         bench, recipe, settings = self.bench, self.bench.recipe, self.settings
         start_from = "adapt" if recipe.adapt.enabled or recipe.pretrain.enabled else "scratch"

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 import zarr
 from torch import nn
 
-from mindvideo.baselines.base import Bench
+from mindvideo.baselines.base import Bench, SplitWindows
 from mindvideo.baselines.pixels import (
     VALIDATION_BATCH,
     as_clips,
@@ -36,7 +36,6 @@ from mindvideo.baselines.pixels import (
     pixel_norm,
 )
 from mindvideo.baselines.vision import VisionNetwork
-from mindvideo.config import SeparableRival
 from mindvideo.data.store import Store
 from mindvideo.data.video import SUFFIXES, probe, read_frames
 from mindvideo.data.windows import Windows
@@ -125,16 +124,8 @@ class FmriToFrames(nn.Module):
 class EncoderTask:
     """Random training pairs: predicted against recorded fMRI, by squared error and by cosine."""
 
-    def __init__(
-        self,
-        encoder: FramesToFmri,
-        training: Windows,
-        validation: Windows | None,
-        settings: SeparableRival,
-        device: torch.device,
-    ) -> None:
-        self.encoder = encoder.to(device)
-        self.training, self.validation, self.settings, self.device = training, validation, settings, device
+    def __init__(self, encoder: FramesToFmri, windows: SplitWindows, device: torch.device) -> None:
+        self.encoder, self.windows, self.device = encoder.to(device), windows, device
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything."""
@@ -142,7 +133,7 @@ class EncoderTask:
 
     def sample(self, draw: Draw) -> Batch:
         """Clips and the fMRI they were seen with."""
-        return draw_pairs(self.training, draw, self.device)
+        return draw_pairs(self.windows["train"], draw, self.device)
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         """Loss of each pair."""
@@ -154,12 +145,11 @@ class EncoderTask:
     @torch.inference_mode()
     def validate(self, step: int) -> dict[str, float]:
         """Mean over voxels of the correlation between predicted and recorded validation fMRI."""
-        assert self.validation is not None, "validation needs held-out windows"
-        found, truth = [], []
-        for start in range(0, len(self.validation), VALIDATION_BATCH):
-            index = np.arange(start, min(start + VALIDATION_BATCH, len(self.validation)))
-            found.append(self.encoder(as_tensor(self.validation.frames(index), self.device)).cpu())
-            truth.append(torch.from_numpy(self.validation.fmri(index)))
+        windows, found, truth = self.windows["validation"], [], []
+        for start in range(0, len(windows), VALIDATION_BATCH):
+            index = np.arange(start, min(start + VALIDATION_BATCH, len(windows)))
+            found.append(self.encoder(as_tensor(windows.frames(index), self.device)).cpu())
+            truth.append(torch.from_numpy(windows.fmri(index)))
         first, second = (torch.cat(part).flatten(1) for part in (found, truth))
         r = F.cosine_similarity(first - first.mean(dim=0), second - second.mean(dim=0), dim=0)
         return {"validation_voxel_r": float(r.mean())}
@@ -170,18 +160,16 @@ class DecoderTask:
 
     def __init__(
         self,
+        bench: Bench,
         decoder: FmriToFrames,
         encoder: FramesToFmri,
-        network: VisionNetwork,
-        training: Windows,
-        validation: Windows | None,
+        windows: SplitWindows,
         unlabelled: tuple[int, Clips],
-        settings: SeparableRival,
-        device: torch.device,
     ) -> None:
-        self.decoder, self.encoder, self.network = decoder.to(device), encoder.eval().requires_grad_(False), network
-        self.training, self.validation, self.unlabelled = training, validation, unlabelled
-        self.settings, self.device = settings, device
+        self.settings, self.device = bench.recipe.baseline.separable, bench.device
+        self.network = VisionNetwork(bench.foundation)
+        self.decoder, self.encoder = decoder.to(self.device), encoder.eval().requires_grad_(False)
+        self.windows, self.unlabelled = windows, unlabelled
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The decoder alone."""
@@ -200,13 +188,14 @@ class DecoderTask:
 
     def sample(self, draw: Draw) -> Batch:
         """Pairs, unlabelled clips, and the frame of each of the two that the vision network sees."""
-        batch = draw_pairs(self.training, draw, self.device)
+        windows = self.windows["train"]
+        batch = draw_pairs(windows, draw, self.device)
         if self.settings.self_supervised_weight > 0:
             count, read = self.unlabelled
             # With replacement: a folder of films may hold fewer clips than a batch.
             batch["unlabelled"] = as_tensor(read(draw.rng.integers(count, size=draw.size)), self.device)
-        frames = self.training.store.num_frames
-        return batch | {"frame": np.tile(draw.rng.integers(frames, size=2), (draw.size, 1))}
+        frames = draw.rng.integers(windows.store.num_frames, size=2)
+        return batch | {"frame": np.tile(frames, (draw.size, 1))}
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         """Supervised loss of each pair and self-supervised loss of each unlabelled clip."""
@@ -223,11 +212,12 @@ class DecoderTask:
 
     def validate(self, step: int) -> dict[str, float]:
         """Pixel loss on the validation windows with their own fMRI and with that of other windows."""
-        assert self.validation is not None, "validation needs held-out windows"
-        windows = self.validation
-        return held_out_pixel_loss(
-            windows, lambda rows: self.decoder(torch.from_numpy(windows.fmri(rows)).to(self.device)), self.device
-        )
+        windows = self.windows["validation"]
+
+        def make(rows: np.ndarray) -> torch.Tensor:
+            return self.decoder(torch.from_numpy(windows.fmri(rows)).to(self.device))
+
+        return held_out_pixel_loss(windows, make, self.device)
 
 
 def draw_pairs(windows: Windows, draw: Draw, device: torch.device) -> Batch:
@@ -285,19 +275,17 @@ class Separable:
         """Train the encoder, then the decoder, or go on where a killed run stopped."""
         bench, settings = self.bench, self.settings
         refuse_checkpointing(settings, "separable")
-        training, validation = Windows(store, "train", bench.window), bench.held_out(store)
-        unlabelled = later_clips(training) if settings.films is None else film_clips(bench, store)
+        windows = bench.windows(store)
+        unlabelled = later_clips(windows["train"]) if settings.films is None else film_clips(bench, store)
         torch.manual_seed(bench.seed)
         shape = (store.num_frames, store.size, settings.width)
         encoder = FramesToFmri(bench.window, store.n_voxels, *shape)
-        encoding = EncoderTask(encoder, training, validation, settings, bench.device)
         first = settings.model_copy(update={"steps": settings.encoder_steps})
-        bench.train(encoding, first, validation is not None, "encoder")
+        bench.train(EncoderTask(encoder, windows, bench.device), first, "encoder")
         torch.manual_seed(bench.seed + 1)
         self.decoder = FmriToFrames(encoder, *shape)
-        network = VisionNetwork(bench.foundation)
-        decoding = DecoderTask(self.decoder, encoder, network, training, validation, unlabelled, settings, bench.device)
-        bench.train(decoding, settings, validation is not None, "decoder", seed=bench.seed + 1)
+        decoding = DecoderTask(bench, self.decoder, encoder, windows, unlabelled)
+        bench.train(decoding, settings, "decoder", seed=bench.seed + 1)
         self.decoder.eval()
 
     @torch.inference_mode()

@@ -14,15 +14,12 @@ Shapes: N windows, B batch, W scans, V voxels, L condition tokens, C condition w
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import torch
 
-from mindvideo.baselines.banded import BandedRidge, Components
+from mindvideo.baselines.banded import BandedRidge, Components, explained_variance
 from mindvideo.baselines.base import Bench
 from mindvideo.data.store import Store
-from mindvideo.data.windows import Windows
 from mindvideo.generate.clips import sampling_arguments, window_noise
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.reconstruct import assemble_pipeline
@@ -40,23 +37,16 @@ class Ridge:
         """Regress the tokens of the training windows' captions."""
         bench = self.bench
         self.frames, self.size = store.num_frames, store.size
-        training, validation = Windows(store, "train", bench.window), bench.held_out(store)
-        windows = [part for part in (training, validation) if part is not None]
-        captions = [caption for part in windows for caption in part.captions]
+        windows = bench.windows(store)
+        captions = [caption for part in windows.values() for caption in part.captions]
         text = caption_table(bench.folder, "text", bench.foundation, captions, progress=bench.progress)
-        tokens = {part.split: text.tokens[text.rows(part.captions)].flatten(1).float().numpy() for part in windows}
+        rows = {split: text.rows(part.captions) for split, part in windows.items()}
+        tokens = {split: text.tokens[index].flatten(1).float().numpy() for split, index in rows.items()}
         self.components = Components(tokens["train"], self.settings.components)
         scores = {split: self.components.scores(values) for split, values in tokens.items()}
-        self.ridge = BandedRidge(self.settings.alphas).fit_windows(training, validation, scores)
-        if validation is None:
-            predicted = self.ridge.out_of_fold
-        else:
-            predicted = self.ridge.predict(validation.fmri(np.arange(len(validation))))
-        truth = tokens[windows[-1].split]
-        error = np.square(self.components.restore(predicted) - truth, dtype=np.float64).sum()
-        spread = np.square(self.components.mean - truth, dtype=np.float64).sum()
-        figures = {f"{self.ridge.chosen_on}_token_r2": 1 - error / spread, "components": len(self.components.basis)}
-        (bench.folder / "fit.json").write_text(json.dumps(figures, indent=1))
+        self.ridge = BandedRidge(self.settings.alphas).fit_windows(windows, scores)
+        found, truth = self.components.restore(self.ridge.chosen_MT), tokens[[*tokens][-1]]
+        self.ridge.note(bench.folder, token=explained_variance(found, truth, self.components.mean))
         self.pipeline = self._open_pipeline(store)
 
     def _open_pipeline(self, store: Store) -> MindVideoPipeline:
