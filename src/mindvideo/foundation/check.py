@@ -79,7 +79,7 @@ def retrieval(
 
 
 def caption_accuracy(foundation: Foundation, clips: Sequence[Clip], frames: np.ndarray) -> dict[str, float]:
-    """Share of captions that name the right thing, colour and place of one frame of each clip, and where the thing is."""
+    """Share of the captions of one frame of each clip that name the right thing, colour and place."""
     canonical = {synonym: word for word, synonyms in SYNONYMS.items() for synonym in synonyms}
     right: dict[str, list[bool]] = {"thing": [], "colour": [], "place": []}
     for clip, caption in zip(clips, foundation.caption(frames), strict=True):

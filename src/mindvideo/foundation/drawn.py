@@ -1,6 +1,6 @@
-"""What a kit's generator draws from true captions, read by its own classifiers and by judges that no training saw.
+"""What a kit's generator draws from true captions, read by its own classifiers and by independent judges.
 
-Every reading stands beside the same reader's on the true clips; gates are on the share of it, and of two readers the lower
+A figure is a reader's accuracy on the drawn clips as a share of its accuracy on the true ones; of two readers the lower
 share counts.
 
 Shapes: N clips, F frames, H W pixels.
@@ -15,12 +15,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from scipy.stats import mannwhitneyu
 
 from mindvideo.foundation import judges
+from mindvideo.generate.sampling import Plan, denoise
+from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.generators import generator_class
-from mindvideo.models.interfaces import Generator, share_noise
+from mindvideo.models.interfaces import Generator
 from mindvideo.simulate.scenes import COLUMNS, MOTIONS, PLACES, ROWS, Clip, locate, plan_clip
 
 FRESH_SEED = 31_337
@@ -34,42 +36,33 @@ def fresh_clips(count: int, with_cut: bool = False) -> list[Clip]:
     return [plan_clip(np.random.default_rng([FRESH_SEED, int(with_cut), i]), with_cut=with_cut) for i in range(count)]
 
 
-@torch.inference_mode()
 def sample(foundation: Foundation, unet: Generator, captions: Sequence[str], steps: int, guidance: float) -> np.ndarray:
     """Clips (N, F, H, W, 3) uint8 from captions, by the demo's sampler."""
-    config = {k: v for k, v in foundation.scheduler_config.items() if k.startswith(("beta", "prediction", "num_train"))}
-    scheduler = DPMSolverMultistepScheduler(**config, timestep_spacing="trailing")
-    clips = []
+    scheduler = make_scheduler(dict(foundation.scheduler_config), "dpm++")
+    empty, clips = foundation.encode_text([""])[0].float(), []
     for start in range(0, len(captions), 16):
-        part = list(captions[start : start + 16])
-        condition = torch.cat([foundation.encode_text([""] * len(part))[0], foundation.encode_text(part)[0]]).float()
-        shape = (len(part), 4, 6, unet.config.sample_size, unet.config.sample_size)
-        latents = share_noise(unet, torch.randn(shape, generator=torch.Generator().manual_seed(start)))
-        scheduler.set_timesteps(steps)
-        for t in scheduler.timesteps:
-            without, given = unet(torch.cat([latents, latents]), t, condition).sample.float().chunk(2)
-            latents = scheduler.step(without + guidance * (given - without), t, latents).prev_sample
+        condition = foundation.encode_text(list(captions[start : start + 16]))[0].float()
+        shape = (len(condition), 4, 6, unet.config.sample_size, unet.config.sample_size)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(start))
+        latents = denoise(unet, scheduler, noise, condition, empty, Plan(steps, guidance))
         pixels = foundation.decode_latents(latents.transpose(1, 2).flatten(0, 1))
-        clips.append(np.asarray(pixels).reshape(len(part), 6, *np.asarray(pixels).shape[1:]))
+        clips.append(pixels.reshape(len(condition), 6, *pixels.shape[1:]))
     return np.concatenate(clips)
-
-
-def _pairs(names: dict[int, str], first: bool) -> np.ndarray:
-    return np.array([names[i].split(" ")[0 if first else 1] for i in range(len(names))])
 
 
 def kit_reads(foundation: Foundation, clips: np.ndarray, truth: Sequence[Clip]) -> Found:
     """Thing and colour by the image classifier, motion by the video classifier."""
-    image, video = foundation.image_classifier.config.id2label, foundation.video_classifier.config.id2label
-    pictures = np.asarray(foundation.classify_images(clips.reshape(-1, *clips.shape[2:]))).reshape(*clips.shape[:2], -1)
-    films = np.asarray(foundation.classify_videos(clips))
+    pictures = foundation.classify_images(clips.reshape(-1, *clips.shape[2:])).reshape(*clips.shape[:2], -1)
+    films = foundation.classify_videos(clips)
     found: Found = {}
-    for name, probabilities, labels, wanted in (
-        ("thing", pictures, _pairs(image, False), [clip.scene.thing for clip in truth]),
-        ("colour", pictures, _pairs(image, True), [clip.scene.colour for clip in truth]),
-        ("motion", films, _pairs(video, False), [clip.scene.motion for clip in truth]),
+    for name, probabilities, classifier, word in (
+        ("thing", pictures, foundation.image_classifier, 1),
+        ("colour", pictures, foundation.image_classifier, 0),
+        ("motion", films, foundation.video_classifier, 1),
     ):
-        values = sorted(set(labels))
+        names = classifier.config.id2label
+        labels = np.array([names[i].split(" ")[word] for i in range(len(names))])
+        wanted, values = [getattr(clip.scene, name) for clip in truth], sorted(set(labels))
         sums = np.stack([probabilities[..., labels == value].sum(-1) for value in values], -1)
         right = np.array(values)[sums.argmax(-1)]
         found[name] = (right == np.array(wanted).reshape(-1, *[1] * (right.ndim - 1))).astype(float)
@@ -124,19 +117,9 @@ def flow_direction(clips: np.ndarray, truth: Sequence[Clip]) -> np.ndarray:
     return right
 
 
-def frame_change(clips: np.ndarray) -> float:
-    """Mean absolute difference of adjacent frames, 0..255."""
-    return float(np.abs(np.diff(clips.astype(np.float32), axis=1)).mean())
-
-
-def cut_change(clips: np.ndarray) -> np.ndarray:
-    """The greatest mean absolute difference between adjacent frames of each clip, (N,)."""
-    return np.abs(np.diff(clips.astype(np.float32), axis=1)).mean((2, 3, 4)).max(1)
-
-
-def area_under_curve(high: np.ndarray, low: np.ndarray) -> float:
-    """Probability that one of ``high`` exceeds one of ``low``."""
-    return float((high[:, None] > low[None]).mean() + 0.5 * (high[:, None] == low[None]).mean())
+def frame_change(clips: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of adjacent frames, 0..255: (N, F - 1)."""
+    return np.abs(np.diff(clips.astype(np.float32), axis=1)).mean((2, 3, 4))
 
 
 def read_clips(foundation: Foundation, clips: np.ndarray, truth: Sequence[Clip]) -> dict[str, dict[str, float]]:
@@ -188,7 +171,8 @@ def check_generator(
     drawn = sample(foundation, unet, [clip.caption() for clip in clips], steps, guidance)
     found, wanted = read_clips(foundation, drawn, clips), read_clips(foundation, truth, clips)
     figures = {name: min(found[name][reader] / wanted[name][reader] for reader in found[name]) for name in found}
-    figures["frame change"] = frame_change(drawn) / frame_change(truth)
+    figures["frame change"] = float(frame_change(drawn).mean() / frame_change(truth).mean())
     with_cut = sample(foundation, unet, [clip.caption() for clip in cut], steps, guidance)
-    figures["cuts"] = area_under_curve(cut_change(with_cut), cut_change(drawn))
+    greatest = [frame_change(clips).max(1) for clips in (with_cut, drawn)]
+    figures["cuts"] = float(mannwhitneyu(*greatest).statistic) / (count * cuts)  # the area under the ROC curve
     return figures, truth, drawn

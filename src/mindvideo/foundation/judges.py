@@ -1,8 +1,7 @@
-"""Judges that no training of the kit saw: two small convolutional networks, trained on other films from other seeds.
+"""Judges of a kit's generator: two small convolutional networks, trained on other films from other seeds.
 
-The kit's own classifiers help to train its generator, so what they say of its clips is not independent. These read thing,
-colour, place, column and row from a picture, and thing, motion, column and row from a film; a gate is read by both
-families, and the lower figure counts.
+The kit's own classifiers help to train its generator, so their word on its clips is not independent. These read thing,
+colour, place, column and row from a picture, and thing, motion, column and row from a film.
 """
 
 from __future__ import annotations
