@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from mindvideo.errors import SettingError
 
 STYLES = {"purple": "magenta", "pink": "bright_magenta"}
 COLUMNS = 4
-"""Scores side by side on the terminal; the others follow in tables of their own."""
+"""Scores side by side on the terminal; more of them follow in further tables."""
 
 
 @app.command()
@@ -78,8 +79,6 @@ def _style(p_class: str | None) -> str:
 
 
 def _print_table(folder: Path) -> None:
-    import json
-
     from mindvideo.ablation.rows import cell_text, row_label
     from mindvideo.report.wording import CLASSES
 

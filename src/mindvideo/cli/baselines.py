@@ -20,13 +20,6 @@ StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="the prepared s
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", help="a shipped recipe or a YAML file; by default RUN/recipe.yaml")
 ]
-DOES = {
-    "ridge": "banded ridge regression to the condition tokens, with the study's generator",
-    "linear": "linear maps to an image network's features (Wen et al. 2018)",
-    "gan": "a video GAN on a linear fMRI embedding (Wang et al. 2022)",
-    "separable": "self-supervised separable encoder and decoder (Kupershmidt et al. 2022)",
-    "mindvis": "one picture a scan by doubly conditioned image diffusion (Chen et al. 2023)",
-}
 
 
 def _recipe(run_dir: Path, name: str | None, settings: list[str] | None) -> Recipe:
@@ -36,9 +29,9 @@ def _recipe(run_dir: Path, name: str | None, settings: list[str] | None) -> Reci
         raise SettingError(
             "expected the package mindvideo.baselines, found it removed from this installation; install mindvideo again"
         ) from None
-    path = run_dir / "recipe.yaml"
     if name is not None:
         return load_recipe(name, settings or [])
+    path = run_dir / "recipe.yaml"
     if not path.is_file():
         raise SettingError(f"expected the study's recipe at {path}, found none; give --recipe, e.g. --recipe demo")
     return with_settings(read_recipe(path), settings or [])
@@ -49,46 +42,43 @@ def _print_table(run_dir: Path, every: bool, seeds: int = 1) -> None:
 
     rows = write_table(run_dir, seeds)
     text = as_brief_text(rows, score_columns(rows, every))
-    table = Table(
-        Column(text[0][0], no_wrap=True), *(Column(name, overflow="fold") for name in text[0][1:]), show_lines=True
-    )
+    first, *others = text[0]
+    columns = (Column(first, no_wrap=True), *(Column(name, overflow="fold") for name in others))
+    table = Table(*columns, show_lines=True)
     for line in text[1:]:
         table.add_row(*line)
     console.print(table)
     console.print(
-        "below each value its shuffled control; * better than it, P < .05 by Holm; intervals: baselines/table.csv; methods "
-        "against one another, window by window: baselines/differences.json",
+        "below each value its shuffled control; * better than that, P < .05 by Holm; intervals: baselines/table.csv; "
+        "methods against one another, window by window: baselines/differences.json",
     )
     if note := cost_note(rows):
         console.print(note)
 
 
 def _run(name: str, store: Path, out: Path, recipe: Recipe, seeds: int, method: str | None = None) -> None:
-    """Run a method with so many seeds, each in the run folder of its seed, and print the table."""
+    """Run a method with each seed, in the run folder of that seed, and print the table."""
     from mindvideo.baselines.compare import run_rival
     from mindvideo.evaluate.contrast import name_seed
 
     for seed in range(recipe.seed, recipe.seed + seeds):
         folder = out.with_name(name_seed(out.name, seed, recipe.seed))
-        own = folder / "prepare" / "store.zarr"
+        own, seeded = folder / "prepare" / "store.zarr", recipe.model_copy(update={"seed": seed})
+        place = own if seed > recipe.seed and own.is_dir() else store
         with progress_bars() as bar:
-            run_rival(
-                name, recipe.model_copy(update={"seed": seed}), folder, own if seed > recipe.seed and own.is_dir() else store,
-                method=method, progress=bar(name), say=say,
-            )  # fmt: skip
+            run_rival(name, seeded, folder, place, method=method, progress=bar(name), say=say)
     _print_table(out, every=False, seeds=seeds)
 
 
-def _rival_command(name: str, does: str) -> None:
+def _rival_command(name: str, does: str | None) -> None:
     def command(store: StorePath, out: Out, recipe: RecipeName = None, settings: Set = None, seeds: Seeds = 1) -> None:
         _run(name, store, out, _recipe(out, recipe, settings), seeds)
 
-    command.__doc__ = f"Run {does}."
-    baseline_app.command(name)(command)
+    baseline_app.command(name, help=does)(command)
 
 
-for _name in Baseline.model_fields:
-    _rival_command(_name, DOES[_name])
+for _name, _field in Baseline.model_fields.items():
+    _rival_command(_name, _field.annotation.__doc__)
 
 
 @baseline_app.command("own")

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from mindvideo.cli.shared import Set, app, console, progress_bars, run_stage, say
-from mindvideo.config import load_recipe, read_yaml, with_settings
+from mindvideo.config import load_recipe, read_setting, with_settings
 from mindvideo.errors import SettingError
 
 if TYPE_CHECKING:
@@ -30,13 +30,7 @@ def convert(
     """Turn released weights into a folder that from_pretrained loads, without executing anything in a pickle."""
     from mindvideo.generate.converted import convert as run
 
-    overrides: dict[str, Any] = {}
-    for setting in settings or []:
-        key, sign, value = setting.partition("=")
-        if not sign:
-            raise SettingError(f"expected --set key=value, found '{setting}'")
-        overrides[key] = read_yaml(value, f"--set {setting}")
-    dropped = tuple(drop or ())
+    overrides, dropped = dict(map(read_setting, settings or [])), tuple(drop or ())
     for note in run(release, out, num_voxels=num_voxels, overrides=overrides, drop=dropped, foundation=foundation):
         say(note)
     say(f"converted to {out}")
@@ -112,7 +106,11 @@ def reconstruct(
                 "is --set seed=NUMBER"
             )
         if fps is not None:
-            asked["num_frames"] = _frames_of_run(model, fps, num_frames)
+            from mindvideo.generate.film import frames_per_scan
+            from mindvideo.study import Study
+
+            data = Study.open(model).recipe.data
+            asked["num_frames"] = frames_per_scan(data.tr_s, fps, num_frames, round(data.fps * data.tr_s))
         if steps is not None:
             _refuse_for_student(model, {"steps": steps}, settings or [])
         given = [f"reconstruct.{name}={value}" for name, value in asked.items() if value is not None]
@@ -126,37 +124,20 @@ def reconstruct(
     _film(model, recording, out, asked, store)
 
 
-_TRAINED_STEPS = (
-    "expected no {} with a run whose student samples in the steps that it was trained for, found it; leave it out, or take "
-    "the section 'distill' out of the recipe (--set distill=null)"
-)
-
-
 def _refuse_for_student(model: Path, asked: dict[str, Any], settings: list[str]) -> None:
-    """Refuse what would leave the steps, or guide once more, of a run that has a student under these settings."""
+    """Refuse other steps and guidance for a run that has a student under these settings."""
     recipe = _recipe_of(model)
     if recipe is None or with_settings(recipe, settings).distill is None:
         return
     for name in ("steps", "guidance_scale"):
         if asked.get(name) is not None:
-            raise SettingError(_TRAINED_STEPS.format(f"--{name.replace('_', '-')}"))
+            raise SettingError(
+                f"expected no --{name.replace('_', '-')} with a run whose student samples in the steps that it was "
+                "trained for, found it; leave it out, or drop the student (--set distill=null)"
+            )
 
 
-def _frames_of_run(run_dir: Path, fps: float, num_frames: int | None) -> int:
-    from mindvideo.generate.film import frames_per_scan
-    from mindvideo.study import Study
-
-    data = Study.open(run_dir).recipe.data
-    return frames_per_scan(data.tr_s, fps, num_frames, round(data.fps * data.tr_s))
-
-
-def _film(
-    model: Path,
-    recording: list[str],
-    out: Path,
-    asked: dict[str, Any],
-    store: Path | None,
-) -> None:
+def _film(model: Path, recording: list[str], out: Path, asked: dict[str, Any], store: Path | None) -> None:
     """Write the film of a recording; ``asked`` holds the command's options by name, None where one was not given."""
     import torch
 

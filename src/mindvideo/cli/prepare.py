@@ -1,4 +1,4 @@
-"""``mindvideo prepare SOURCE RAW --out STORE``: recordings and stimuli to one prepared store; looking into a store."""
+"""``mindvideo prepare SOURCE RAW --out STORE``, and looking into a store: ``inspect``, ``export``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mindvideo.data.store import Store
 from mindvideo.sources import READERS
 
 HCP = "hcp"
-"""Not a source of films, but of people to pre-train on."""
+"""Not a source of films but of people to pre-train on."""
 HCP_SETTINGS = ("window_s", "areas")
 SUMMARIES = {name: reader.summary for name, reader in READERS.items()} | {
     HCP: "HCP recordings or HCP_visual_voxel.npz files, for pre-training"
@@ -33,7 +33,7 @@ Scheduler = Annotated[
 
 
 def offered_settings(source: str) -> dict[str, tuple[str, FieldInfo]]:
-    """The settings that preparing a source depends on: by option, the dotted name in a recipe and the field itself."""
+    """The settings that preparing a source depends on: dotted name and field, by option."""
     if source == HCP:
         return {
             f"--{name.replace('_', '-')}": (f"pretrain.{name}", Pretrain.model_fields[name]) for name in HCP_SETTINGS
@@ -51,32 +51,8 @@ def _flag(dotted: str, item: FieldInfo) -> str:
     return str(extra.get("option", f"--{dotted.rpartition('.')[2].replace('_', '-')}"))
 
 
-def prepare_source(
-    source: str,
-    raw: Path,
-    out: Path,
-    values: dict[str, Any],
-    settings: list[str],
-    workers: int | None,
-    scheduler: str | None,
-) -> None:
-    """Prepare one data set by itself, as the stage ``prepare`` of a study would, and say what was left out."""
-    from mindvideo.preparing import prepare_people, prepare_recordings
-
-    recipe = source_recipe("wen2018" if source == HCP else source, values, settings)
-    with progress_bars() as bar:
-        if source == HCP:
-            remarks = prepare_people(recipe, raw, out, bar(HCP))
-        else:
-            with open_pool(workers or (1 if scheduler else local_workers()), scheduler) as pool:
-                remarks = prepare_recordings(recipe, raw, out, pool, bar("prepare")).remarks
-    say(f"prepared {'segments' if source == HCP else 'store'} in {out}")
-    for line in remarks:
-        say(line)
-
-
 def _option(flag: str, dotted: str, item: FieldInfo, start: Any) -> signatures.Parameter:
-    """A command's option for one setting, with the setting's own help and what it is where nothing is said."""
+    """A command's option for one setting, with the setting's own help and default."""
     kind: Any = str | None
     if item.annotation is bool:
         kind, flag = bool | None, f"{flag}/--no-{flag[2:]}"
@@ -86,41 +62,47 @@ def _option(flag: str, dotted: str, item: FieldInfo, start: Any) -> signatures.P
     about = [item.description or "", f"one of {', '.join(words)}" if words else ""]
     value = ", ".join(start) if isinstance(start, list) else "" if start in (None, 0) else str(start)
     help_text = f"{'; '.join(filter(None, about))} ({dotted}{': ' if value else ''}{value})"
-    return _parameter(_name(dotted), Annotated[kind, typer.Option(flag, help=help_text)], None)
+    return _parameter(dotted.replace(".", "_"), Annotated[kind, typer.Option(flag, help=help_text)], None)
 
 
 def _parameter(name: str, annotation: Any, default: Any = signatures.Parameter.empty) -> signatures.Parameter:
     return signatures.Parameter(name, signatures.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _name(dotted: str) -> str:
-    return dotted.replace(".", "_")
-
-
 def _command(source: str) -> typer.Typer:
     """The command that prepares one source; its options are the settings, by their own names."""
     offered = offered_settings(source)
-    fields = {_name(dotted): (dotted, item) for dotted, item in offered.values()}
+    fields = {dotted.replace(".", "_"): (dotted, item) for dotted, item in offered.values()}
+    base = "wen2018" if source == HCP else source
 
     def command(
         raw: Path, out: Path, settings: Any = None, workers: Any = None, scheduler: Any = None, **given: Any
     ) -> None:
+        from mindvideo.preparing import prepare_people, prepare_recordings
+
         stated = [(*fields[name], value) for name, value in given.items() if value is not None]
-        values = {dotted: _as_value(value, item) for dotted, item, value in stated}
-        prepare_source(source, raw, out, values, settings or [], workers, scheduler)
+        recipe = source_recipe(base, {name: _as_value(value, item) for name, item, value in stated}, settings or [])
+        with progress_bars() as bar:
+            if source == HCP:
+                remarks = prepare_people(recipe, raw, out, bar(HCP))
+            else:
+                with open_pool(workers or (1 if scheduler else local_workers()), scheduler) as pool:
+                    remarks = prepare_recordings(recipe, raw, out, pool, bar("prepare")).remarks
+        say(f"prepared {'segments' if source == HCP else 'store'} in {out}")
+        for line in remarks:
+            say(line)
 
     parameters = [
         _parameter("raw", Annotated[Path, typer.Argument(help="folder of the data set")]),
         _parameter("out", Out),
+        _parameter("settings", Set, None),
     ]
-    parameters.append(_parameter("settings", Set, None))
     if source != HCP:
         parameters += [_parameter("workers", Workers, None), _parameter("scheduler", Scheduler, None)]
-    content: Any = source_recipe("wen2018" if source == HCP else source, {}, []).model_dump(mode="json")
+    content: Any = source_recipe(base, {}, []).model_dump(mode="json")
     for flag, (dotted, item) in offered.items():
-        parameters.append(
-            _option(flag, dotted, item, reduce(lambda part, name: part[name], dotted.split("."), content))
-        )
+        default = reduce(lambda part, name: part[name], dotted.split("."), content)
+        parameters.append(_option(flag, dotted, item, default))
     command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {item.name: item.annotation for item in parameters}
     own = typer.Typer(add_completion=False)
@@ -136,7 +118,7 @@ def _as_value(value: Any, item: FieldInfo) -> Any:
 
 
 class _Sources(TyperGroup):
-    """A command for each source, made when it is asked for: its settings are its reader's."""
+    """A command for each source, made when it is asked for, since its options are its reader's settings."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*SUMMARIES, *super().list_commands(ctx)]

@@ -3,7 +3,7 @@
 A misspelt key or a value of another type is refused with the nearest valid name. The shipped recipes in
 ``mindvideo/recipes`` are plain YAML; a user's own file may start with ``base: demo`` and state what differs.
 
-``section`` is what all settings are made of, ``settings`` and ``rivals`` are the settings, ``recipe`` holds them all, and
+``section`` is what all settings are made of, ``settings`` and ``rivals`` declare them, ``recipe`` holds them all, and
 ``reading`` turns YAML and ``--set`` into a recipe and back.
 """
 
@@ -12,6 +12,7 @@ from mindvideo.config.reading import (
     load_recipe,
     parse_recipe,
     read_recipe,
+    read_setting,
     read_yaml,
     save_recipe,
     shipped_recipes,
@@ -36,41 +37,3 @@ from mindvideo.config.settings import (
     Simulate,
     reader_settings,
 )
-
-__all__ = [
-    "CAPTION_SOURCES",
-    "Adapt",
-    "Align",
-    "Animate",
-    "Baseline",
-    "Cotrain",
-    "Data",
-    "Distill",
-    "Evaluate",
-    "Explain",
-    "GanRival",
-    "LinearRival",
-    "MaskedBrain",
-    "MindVisRival",
-    "Optimise",
-    "Precision",
-    "Pretrain",
-    "Recipe",
-    "Reconstruct",
-    "RidgeRival",
-    "Section",
-    "SeparableRival",
-    "Simulate",
-    "as_sampled",
-    "load_recipe",
-    "nearest_setting",
-    "parse_recipe",
-    "read_recipe",
-    "read_yaml",
-    "reader_settings",
-    "save_recipe",
-    "setting_names",
-    "shipped_recipes",
-    "source_recipe",
-    "with_settings",
-]

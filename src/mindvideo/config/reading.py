@@ -1,8 +1,8 @@
 """Recipes as YAML: the shipped ones and a user's own, ``base:``, ``--set key=value``, in and out.
 
-One reading for files and ``--set``: numbers, truth values and null as in YAML 1.2 (``1e-4`` is a number; ``on``, ``no``
-and ``010`` are text), and no key twice in a mapping. A path counts from the folder of the recipe that states it, or
-from the working folder with ``--set``; ``~`` is the user's home.
+Files and ``--set`` are read alike: numbers, truth values and null as in YAML 1.2 (``1e-4`` is a number; ``on``, ``no``
+and ``010`` are text), and no key twice in a mapping. A path is relative to the folder of the recipe that states it, with
+``--set`` to the working directory; ``~`` is the user's home.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def shipped_recipes() -> list[str]:
 def _read_recipe(name: str, folder: Path, derived: dict[str, str]) -> dict[str, Any]:
     """The settings of a recipe and of its base.
 
-    ``name`` counts from ``folder``; ``derived`` are the recipes that build on it, by what they are, as they were named.
+    ``name`` is relative to ``folder``; ``derived`` maps each recipe that builds on it to the name it was given by.
     """
     path = folder / Path(name).expanduser()
     if path.suffix in (".yaml", ".yml"):
@@ -171,8 +171,8 @@ def with_settings(recipe: Recipe, settings: list[str] | tuple[str, ...]) -> Reci
 def source_recipe(source: str, values: dict[str, Any], settings: list[str]) -> Recipe:
     """The recipe that prepares one data set by itself.
 
-    Its ``data`` are those of the shipped recipe of that name, with values by dotted name and ``key=value`` settings on top.
-    A study may insist on a whole download; what is prepared by itself is what is there.
+    It takes ``data`` from the shipped recipe of that name, then values by dotted name, then ``key=value`` settings.
+    A study may insist on a complete download; here whatever is there is prepared.
     """
     shipped = _read_recipe(source, Path(), {})["data"] if source in shipped_recipes() else {}
     shipped.pop("wen2018", None)
@@ -183,14 +183,19 @@ def source_recipe(source: str, values: dict[str, Any], settings: list[str]) -> R
 
 
 def _apply_settings(content: dict[str, Any], settings: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    for setting in settings:
-        key, sign, value = setting.partition("=")
-        if not sign or not key:
-            raise SettingError(f"expected --set key=value, found '{setting}'")
+    for key, value in map(read_setting, settings):
         if not is_setting(key):
             raise SettingError(f"unknown setting '{key}' in --set; the nearest valid name is '{nearest_setting(key)}'")
-        content = _apply(content, key, read_yaml(value, f"--set {setting}"))
+        content = _apply(content, key, value)
     return content
+
+
+def read_setting(setting: str) -> tuple[str, Any]:
+    """Name and value of ``key=value``, the value read as YAML; SettingError for anything else."""
+    key, sign, value = setting.partition("=")
+    if not sign or not key:
+        raise SettingError(f"expected --set key=value, found '{setting}'")
+    return key, read_yaml(value, f"--set {setting}")
 
 
 def _apply(content: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import types
 import typing
 from typing import Any, Literal
 
@@ -38,13 +37,11 @@ class Recipe(Section):
     foundation: str = Field("embedded", description="'embedded' (the shipped kit) or a folder in Hugging Face layout")
     kit_on_real_films: bool = Field(
         False,
-        description="let the embedded kit, which knows one drawn world, work on films of a real recording, to try the plumbing",
+        description="try the plumbing with the embedded kit, which knows one drawn world, on films of a real recording",
     )
     track: (
         Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"] | None
-    ) = Field(
-        None, description="a tracker that is told losses, rates, scores and sample clips; some send them to a host"
-    )
+    ) = Field(None, description="a tracker for losses, rates, scores and sample clips; some send them to a host")
     simulate: Simulate | None = None
     data: Data = Field(default_factory=Data)
     encoder: MaskedBrain = MaskedBrain()
@@ -71,30 +68,18 @@ def as_sampled(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update=student)})
 
 
-def section_behind(annotation: Any) -> type[Section] | None:
-    """The Section class behind an annotation such as ``Simulate | None``."""
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    for option in options:
-        if isinstance(option, type) and issubclass(option, Section):
-            return option
-    return None
-
-
 def inner_section(section: type[Section], name: str) -> type[Section] | None:
     """The section that a setting of a section holds, a reader's own included; None where it holds a value."""
     if issubclass(section, Data) and name in READERS:
         return reader_settings(name)
-    return section_behind(section.model_fields[name].annotation)
+    annotation = section.model_fields[name].annotation
+    options = typing.get_args(annotation) or (annotation,)  # Simulate | None, or Align
+    return next((each for each in options if isinstance(each, type) and issubclass(each, Section)), None)
 
 
 def is_setting(dotted: str) -> bool:
     """Whether a dotted name is one of a recipe's settings or sections."""
-    section: type[Section] | None = Recipe
-    for name in dotted.split("."):
-        if section is None or name not in section.model_fields:
-            return False
-        section = inner_section(section, name)
-    return True
+    return any(f"{name}.".startswith(f"{dotted}.") for name in setting_names())
 
 
 def setting_names(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
