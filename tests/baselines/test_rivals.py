@@ -245,4 +245,4 @@ def test_the_study_runs_the_rivals_its_recipe_names_before_the_report(
     code, text = cli("baseline", "table", folder)
     assert code == 0
     assert "ridge" in text
-    assert "ridge's does not hold training the generator" in " ".join(text.split())
+    assert "ridge's does not include training the generator" in " ".join(text.split())

@@ -35,9 +35,9 @@ class Method(Protocol):
     def reconstruct(self, fmri: np.ndarray) -> np.ndarray:
         """Clips uint8 (B, F, H, W, 3) of fMRI windows float32 (B, W, V).
 
-        A method that draws noise names a second argument ``window``, ndarray of int (B,): the numbers of the test
-        windows, from which each clip's noise should follow, so that a control has the noise of what it controls. One
-        that also names categories from the fMRI has ``categories(fmri)``, see `judge_categories`.
+        A method that draws noise names a second argument ``window``, ndarray of int (B,): indices of the test windows,
+        which should determine each clip's noise, so that a control has the noise of what it controls. One that also
+        names categories from the fMRI has ``categories(fmri)``, see `mindvideo.baselines.trial.judge_categories`.
         """
         ...
 
@@ -45,7 +45,7 @@ class Method(Protocol):
 class StoreWithoutTest(Store):
     """A store whose test segments cannot be read: what a method is given to learn from.
 
-    Its attributes are the whole store's, so that frozen features computed for the study's own stages are used again.
+    Its attributes are the whole store's, so that frozen features of the study's own stages are reused.
     """
 
     @classmethod

@@ -24,9 +24,8 @@ import zarr
 
 from mindvideo.artefacts import read_note, record_files, require_intact
 from mindvideo.baselines.base import Bench, Method, Progress, StoreWithoutTest
-from mindvideo.baselines.categories import judge_categories
 from mindvideo.baselines.folder import read_folder
-from mindvideo.baselines.trial import Trial
+from mindvideo.baselines.trial import Trial, judge_categories
 from mindvideo.classes import digest_source, import_class
 from mindvideo.clip_sets import clip_set
 from mindvideo.config import Recipe, save_recipe
@@ -52,25 +51,18 @@ RIVALS = {
     "mindvis": ("mindvideo.baselines.mindvis", "MindVis"),
 }
 BUILDS_ON = {"ridge": ("cotrain", "animate"), "mindvis": ("adapt", "pretrain")}
-"""Stages of the study whose models a rival uses; when they change, the rival is out of date."""
+"""Stages whose models a rival uses; it is stale when they change."""
 VERSION = 2
-"""Raised when the code of the rivals gives other results for the same settings."""
+"""Raised when the rivals' code gives other results for the same settings."""
 MADE = ("reconstruction", "shuffled", "mean")
 Make = Callable[[str, np.ndarray], np.ndarray]
 """A set's name and positions of windows to their clips."""
 
 
-def rival_folder(run_dir: Path, name: str) -> Path:
-    """``RUN/baselines/NAME``; raises SettingError for a name that is no folder name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise SettingError(f"expected a name of letters, digits, '-', '_' and '.', found '{name}'")
-    return run_dir / "baselines" / name
-
-
 def rival_key(
     name: str, recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation, made_by: dict[str, Any]
 ) -> Key:
-    """Everything a rival's result follows from; ``made_by`` is the class or the clips of one that is not ours."""
+    """Everything a rival's result follows from; ``made_by`` is the class, or the clips, of one that is not ours."""
     content = recipe.model_dump(mode="json")
     parts: dict[str, Any] = {"name": name, "version": VERSION, "store": as_digest(store_identity(store)), **made_by}
     parts |= {f"baseline.{name}": content["baseline"].get(name), "align.window": content["align"]["window"]}
@@ -122,13 +114,15 @@ class Attempt:
         made_by: dict[str, Any],
         progress: Progress | None,
     ) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise SettingError(f"expected a name of letters, digits, '-', '_' and '.', found '{name}'")
         self.name, self.recipe, self.run_dir, self.progress = name, recipe, run_dir, progress
-        self.folder = rival_folder(run_dir, name)
         if store_path is None and recipe.data.subjects is not None:
             raise SettingError(
                 f"expected a study of one person for rival methods, found data.subjects={list(recipe.data.subjects)} in "
                 f"{run_dir}; run a study of one of them (data.subject)"
             )
+        self.folder = run_dir / "baselines" / name
         self.store = Store.open(store_path or run_dir / "prepare" / "store.zarr")
         self.foundation = Foundation(recipe.foundation, training_device())
         self.key = rival_key(name, recipe, run_dir, self.store, self.foundation, made_by).digest
@@ -136,14 +130,14 @@ class Attempt:
         self.trial.require_same(run_dir / "reconstruct" / "windows.json")
 
     def is_done(self, say: Callable[[str], None]) -> bool:
-        """Whether its result is there and made from the same things, which is then said."""
+        """Whether its result is there and up to date, which is then said."""
         if read_note(self.folder / "done.json").get("hash") != self.key:
             return False
         say(f"{self.name}: up to date")
         return True
 
     def begin(self) -> None:
-        """Keep what an interrupted attempt at the same left, or start with an empty folder."""
+        """Keep what an interrupted attempt with the same key left, or start with an empty folder."""
         started = self.folder / "started.json"
         self.was_begun = read_note(started).get("hash") == self.key
         if self.was_begun:
@@ -156,9 +150,9 @@ class Attempt:
         save_recipe(self.recipe.model_copy(update={"distill": None}), self.folder / "recipe.yaml")
 
     def fill(self, makers: dict[str, Make], counts: Collection[int] = ()) -> zarr.Group:
-        """The clips that ``makers`` make, beside those that need no method; goes on after the last batch that is there.
+        """The clips that ``makers`` make, and those that need no method; resumes after the last complete batch.
 
-        The attribute ``frames_made`` lists how many frames their clips had, or had (``counts``) before they were read.
+        The attribute ``frames_made`` lists the numbers of frames of their clips, or of the files they are from (``counts``).
         """
         folder, trial = self.folder / "reconstruct", self.trial
         labels = {each: clip_set(each, "none").definition for each in ("truth", *makers, "random_train", "constant")}
@@ -258,7 +252,15 @@ def run_rival(
     trial = attempt.trial
     if method is None:
         module, class_name = RIVALS[name]
-        rival: Method = getattr(importlib.import_module(module), class_name)(_bench_of(attempt))
+        device = training_device()
+        precision = settled_precision(run_dir / "reconstruct") or resolve_precision(
+            recipe.reconstruct.precision, device
+        )
+        seed = stage_seed(recipe.seed, f"baseline {name}")
+        bench = Bench(
+            sampling_in(recipe, precision), run_dir, attempt.folder, attempt.foundation, device, seed, progress
+        )
+        rival: Method = getattr(importlib.import_module(module), class_name)(bench)
     else:
         rival = load_class(method)()
     costs = {}
@@ -280,22 +282,6 @@ def run_rival(
         write_text(attempt.folder / "categories.json", json.dumps(figures, indent=1))
     attempt.finish(clips, costs)
     return True
-
-
-def _bench_of(attempt: Attempt) -> Bench:
-    """What one of our own rivals works with, in the precision that the study's clips were sampled in."""
-    recipe, device = attempt.recipe, training_device()
-    settled = settled_precision(attempt.run_dir / "reconstruct")
-    precision = settled or resolve_precision(recipe.reconstruct.precision, device)
-    return Bench(
-        sampling_in(recipe, precision),
-        attempt.run_dir,
-        attempt.folder,
-        attempt.foundation,
-        device,
-        stage_seed(recipe.seed, f"baseline {attempt.name}"),
-        attempt.progress,
-    )
 
 
 def add_folder(
@@ -330,33 +316,27 @@ def add_folder(
 
 
 def check_made(clips: Any, n: int, trial: Trial) -> np.ndarray:
-    """Clips of a method as they must be, uint8 (B, F, H, W, 3); `Attempt.fill` brings them to the table's shape.
-
-    Raises
-    ------
-    DataError
-        For anything but ``n`` uint8 clips of the store's size or of the size that is asked for.
-    """
+    """A method's clips, uint8 (B, F, H, W, 3); DataError for anything but ``n`` of the store's size or the size asked for."""
     found = np.asarray(clips.cpu() if isinstance(clips, torch.Tensor) else clips)
     size = trial.store.size
     sizes = {(size, size, 3), trial.shape[1:]}
     if found.dtype != np.uint8 or found.ndim != 5 or found.shape[0] != n or found.shape[2:] not in sizes:
         raise DataError(
-            f"expected reconstruct(fmri) to return uint8 clips (B, F, H, W, 3) = {(n, trial.store.num_frames, size, size, 3)}, "
-            f"found {found.dtype} {found.shape}; return as many clips as windows, in the store's size, with values 0…255"
+            f"expected reconstruct(fmri) to return uint8 clips {(n, trial.store.num_frames, size, size, 3)}, found "
+            f"{found.dtype} {found.shape}; return a clip for each window, in the store's size, with values 0…255"
         )
     return found
 
 
 def list_own_stutter(clips: zarr.Group, n_frames: int) -> dict[str, str]:
-    """Clips that were made with other numbers of frames repeat some of them, or skip unevenly: what to go without."""
+    """What to go without where clips were made with another number of frames, so that some repeat or are skipped."""
     odd = [count for count in cast(list[int], clips.attrs.get("frames_made", [])) if count % n_frames]
     made = ", ".join(map(str, odd))
     return {OVER_TIME: f"the method's {made} frames a scan do not move like {n_frames}"} if odd else {}
 
 
 def _reuse_features(source: Path, target: Path) -> None:
-    """Take the study's features of clips that are the same for every method; another clip's are refused by their key."""
+    """Take the study's features of clips that are the same for every method; a key refuses any others."""
     target.mkdir(parents=True, exist_ok=True)
     for name in ("truth", "random_train", "constant"):
         if (source / f"{name}.safetensors").is_file() and not (target / f"{name}.safetensors").is_file():

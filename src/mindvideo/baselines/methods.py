@@ -1,4 +1,4 @@
-"""One table for all methods: scores with intervals, P against their own shuffled control, seconds and peak memory."""
+"""One table for all methods: scores with intervals, P against their shuffled control, seconds and peak memory."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ NOT_PAID = {
     "mindvis": "masked modelling (pretrain, adapt), on which it builds, and the study's latents",
     "gan": "the study's latents",
 }
-"""What a rival takes ready-made from a study; the main method's own cost has it in."""
+"""What a rival takes ready-made from a study, whose own cost includes it."""
 
 
 def cost_note(rows: list[dict[str, Any]]) -> str:
     """A sentence for under the table; empty where every method paid for all it uses."""
-    parts = [f"{row['method']}'s does not hold {NOT_PAID[row['method']]}" for row in rows if row["method"] in NOT_PAID]
+    names = [row["method"] for row in rows if row["method"] in NOT_PAID]
+    parts = [f"{name}'s does not include {NOT_PAID[name]}" for name in names]
     return f"cost: {'; '.join(parts)}" if parts else ""
 
 
@@ -53,10 +54,10 @@ def collect(run_dir: Path, seeds: int = 1) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        ``method``, ``seconds``, ``peak_memory_bytes`` (None where nothing was run), ``n``, and ``scores``: for each
-        score ``value``, ``interval``, ``from_brain``, and for ``shuffled`` and ``mean`` the value, ``p_…`` and ``p_holm_…``,
-        which is corrected over the method's scores. Over several seeds means of values and costs, ``sd`` of the value,
-        the largest P, and from the brain what is so with every seed.
+        ``method``, ``seconds``, ``peak_memory_bytes`` (None where nothing was run), and ``scores``: for each score
+        ``value``, ``interval``, ``from_brain``, and for ``shuffled`` and ``mean`` the value, ``p_…`` and ``p_holm_…``
+        (over the method's scores). With several seeds: means of values and costs, ``sd`` of the value, the largest P;
+        ``from_brain`` must hold with every seed.
 
     Raises
     ------
@@ -82,7 +83,7 @@ def collect(run_dir: Path, seeds: int = 1) -> list[dict[str, Any]]:
 
 
 def _short(entries: list[ScoreResult]) -> dict[str, Any]:
-    """A score of one method: with several seeds their means and spread, the largest P, and the first one's interval."""
+    """A score of one method; with several seeds mean, spread, the largest P, and the first seed's interval."""
     first, verdicts = entries[0], [entry.from_brain for entry in entries]
 
     def largest(values: list[float | None]) -> float | None:
@@ -123,8 +124,8 @@ def score_columns(rows: list[dict[str, Any]], every: bool = False) -> list[str]:
 def as_brief_text(rows: list[dict[str, Any]], columns: list[str]) -> list[list[str]]:
     """A line a score, a column a method, then seconds and peak memory, header first.
 
-    A cell reads value, with ``*`` where the method took it from the brain (`ScoreResult.from_brain`), and below it the
-    method's shuffled control.
+    A cell holds the value, with ``*`` where it came from the brain (`ScoreResult.from_brain`), and below it the method's
+    shuffled control.
     """
     table = [["score", *(row["method"] for row in rows)]]
     table += [[name, *(_brief_cell(row["scores"].get(name)) for row in rows)] for name in columns]
@@ -143,13 +144,13 @@ def _brief_cell(score: dict[str, Any] | None) -> str:
 
 
 def compare_methods(run_dir: Path, columns: Sequence[str], seeds: int = 1) -> dict[str, dict[str, Any]]:
-    """Every method against every other, window by window, by the scores both have; P by Holm over these scores.
+    """Every two methods, window by window, by the scores both have; P by Holm over these scores.
 
     Returns
     -------
     dict
-        ``{"gan − mindvideo": {score: …}}`` as `mindvideo.evaluate.contrast.compare_runs` gives it; a pair that cannot
-        be compared has ``{"untested": why}``.
+        ``{"gan − mindvideo": {score: …}}`` from `mindvideo.evaluate.contrast.compare_runs`; ``{"untested": why}`` for
+        a pair that cannot be compared.
     """
     folders = _list_seeds(run_dir, seeds)
     found: dict[str, dict[str, Any]] = {}
@@ -159,22 +160,15 @@ def compare_methods(run_dir: Path, columns: Sequence[str], seeds: int = 1) -> di
             one, other = (
                 pool_seeds([read_window_scores(folder, name) for folder in folders[name]]) for name in (first, second)
             )
-            found[pair] = compare_runs(
-                one, other, [name for name in columns if name in one.values and name in other.values]
-            )
+            common = [name for name in columns if name in one.values and name in other.values]
+            found[pair] = compare_runs(one, other, common)
         except DataError as error:
             found[pair] = {"untested": str(error)}
     return found
 
 
 def write_table(run_dir: Path, seeds: int = 1) -> list[dict[str, Any]]:
-    """Write ``RUN/baselines/table.json`` and ``table.csv`` with every score, ``differences.json`` with every pair of methods.
-
-    Returns
-    -------
-    list of dict
-        What `collect` returns.
-    """
+    """Write and return what `collect` finds: ``RUN/baselines/table.json`` and ``.csv``; ``differences.json`` has every pair."""
     rows = collect(run_dir, seeds)
     folder = run_dir / "baselines"
     folder.mkdir(parents=True, exist_ok=True)

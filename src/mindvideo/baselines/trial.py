@@ -1,11 +1,13 @@
 """The same windows for everyone: which they are, what was shown, and the controls that need no method.
 
-Shapes: n test windows, W scans, V voxels, F frames, H W pixels.
+Shapes: n test windows, B batch, W scans, V voxels, F frames, H W pixels.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,15 @@ from mindvideo.config import Recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
-from mindvideo.generate.clips import Shown
+from mindvideo.evaluate.semantic import n_way_top_k, top_classes
+from mindvideo.evaluate.statistics import block_permutation_p
+from mindvideo.generate.clips import Shown, split_batches
 from mindvideo.generate.reconstruct import choose_windows
+from mindvideo.models.foundation import Foundation
 
 
 class Trial(Shown):
-    """The test windows of a study as ``reconstruct`` chooses them; no method is given any of it before it is fitted.
+    """The test windows of a study as ``reconstruct`` chooses them; a method sees them only once it is fitted.
 
     Parameters
     ----------
@@ -33,7 +38,7 @@ class Trial(Shown):
     chosen : ndarray of int (n,)
         Numbers of the windows among all test windows.
     block : ndarray of int (n,)
-        Blocks that are permuted and resampled together, counted as ``evaluate`` counts them.
+        Blocks that are permuted and resampled together, as in ``evaluate``.
     """
 
     def __init__(self, recipe: Recipe, store: Store) -> None:
@@ -42,7 +47,7 @@ class Trial(Shown):
         super().__init__(recipe, store, windows, choose_windows(blocks, recipe.reconstruct.max_windows))
         self.block = blocks[self.chosen]
 
-    @property
+    @cached_property
     def description(self) -> list[dict[str, Any]]:
         """Segment, scan, scene, block and caption of every window, as in ``reconstruct/windows.json``."""
         return self.describe(self.block)
@@ -60,7 +65,7 @@ class Trial(Shown):
 
     @cached_property
     def truth(self) -> np.ndarray:
-        """What was shown, uint8 (n, F, H, W, 3), at the number of frames and the size the main method is asked for."""
+        """What was shown, uint8 (n, F, H, W, 3), in the frames and size that the main method is asked for."""
         return self.make("truth", np.arange(len(self.chosen)))
 
     def fmri(self, name: str, positions: np.ndarray) -> np.ndarray:
@@ -73,3 +78,34 @@ class Trial(Shown):
     @cached_property
     def _mean_fmri(self) -> np.ndarray:
         return self.train.mean_fmri()
+
+
+def judge_categories(
+    name_categories: Callable[[np.ndarray], np.ndarray], trial: Trial, foundation: Foundation
+) -> dict[str, dict[str, float]]:
+    """N-way top-K scores of categories named from the fMRI, without a picture (Wen et al. 2018), and from another scene's.
+
+    Parameters
+    ----------
+    name_categories : callable
+        FMRI windows (B, W, V) to class probabilities (B, classes) of the foundation's image classifier.
+
+    Returns
+    -------
+    dict
+        ``{N}way``: ``value``, ``shuffled`` and ``p_shuffled`` (one-sided, blocks permuted). The ground truth is the
+        three classes of the middle frame that the classifier thinks most probable.
+    """
+    settings, n = trial.recipe.evaluate, len(trial.chosen)
+    truth = top_classes(foundation.classify_images(trial.truth[:, trial.truth.shape[1] // 2]))
+    named = {
+        key: np.concatenate([name_categories(trial.fmri(key, rows)) for rows in split_batches(n, 64)])
+        for key in ("reconstruction", "shuffled")
+    }
+    figures: dict[str, Any] = {}
+    for n_way in settings.n_ways:
+        own, other = (n_way_top_k(values, truth, n_way, settings.top_k) for values in named.values())
+        rng = np.random.default_rng([trial.recipe.seed, zlib.crc32(f"categories {n_way}".encode())])
+        p = block_permutation_p(own - other, trial.block, settings.permutations, rng)
+        figures[f"{n_way}way"] = {"value": float(own.mean()), "shuffled": float(other.mean()), "p_shuffled": p}
+    return figures
