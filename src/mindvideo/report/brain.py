@@ -1,9 +1,9 @@
-"""The section on the brain: attention by network, the weight of lags, occlusion by area, and all of it against truth."""
+"""The section on the brain: attention by network, the weight of lags, occlusion by area, all of it against the truth."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from mindvideo.report.trace import Source, cite
 from mindvideo.report.wording import write_number
 
 MOST_AREAS = 20
-
 MEASURES = ("tokens", "text", "image")
+MEASURES_OF_MAPS = (
+    ("auc", "area under the ROC curve", 0.5),
+    ("rank_correlation", "rank correlation with the true reliability", 0.0),
+)
 
 
 def final_stage(run: Run) -> str:
@@ -29,19 +32,20 @@ def final_stage(run: Run) -> str:
 def list_brain(run: Run) -> list[dict[str, Any]]:
     """Groups of panels, each with a title, a sentence, the file they come from and whether they start folded."""
     final = final_stage(run)
-    attention = {
-        stage: layers for stage, layers in run.explain.get("attention", {}).items() if isinstance(layers, dict)
-    }
-    groups = [_against_truth(run.explain.get("truth", {}), final)]
-    groups += [_attention(run, stage, layers, final) for stage, layers in attention.items() if stage == final]
-    groups.append(_occlusion(run.explain.get("occlusion", {})))
-    groups.append(_temporal(run.explain.get("temporal", {})))
-    groups += [_attention(run, stage, layers, final) for stage, layers in attention.items() if stage != final]
+    layers = {stage: found for stage, found in run.explain.get("attention", {}).items() if isinstance(found, dict)}
+    attention = {stage: _attention(run, stage, found, final) for stage, found in layers.items()}
+    groups = [
+        _against_truth(run.explain.get("truth", {}), final),
+        *(group for stage, group in attention.items() if stage == final),
+        _occlusion(run.explain.get("occlusion", {})),
+        _temporal(run.explain.get("temporal", {})),
+        *(group for stage, group in attention.items() if stage != final),
+    ]
     return [group for group in groups if group["panels"] or group["note"]]
 
 
 def list_turning(run: Run, out: Path, judged: Mapping[str, Markup]) -> list[dict[str, Any]]:
-    """Address from the page's folder ``out``, label and warning of the files in which the cortex can be turned."""
+    """Files in which the cortex can be turned: address from the page's folder ``out``, label and warning."""
     found = []
     for path in sorted((run.path / "explain").glob("surface_*.html")):
         name = path.stem.removeprefix("surface_")
@@ -59,35 +63,24 @@ def split_pictures(run: Run) -> tuple[list[str], list[str]]:
     return first, [name for name in names if name not in first]
 
 
-MEASURES_OF_MAPS = (
-    ("auc", "area under the ROC curve", 0.5),
-    ("rank_correlation", "rank correlation with the true reliability", 0.0),
-)
-
-
 def judge_maps(run: Run) -> dict[str, Markup]:
-    """A sentence for every map that finds the true voxels no better than the best untrained network's map of its kind."""
-    truth = run.explain.get("truth", {})
-    sentences: dict[str, Markup] = {}
+    """A sentence for every map that finds the true voxels no better than the best map of its kind without training."""
+    truth, place = run.explain.get("truth", {}), Source("explain/truth.json")
+    found: dict[str, list[Markup]] = {}
     for key, words, _ in MEASURES_OF_MAPS:
         untrained = truth.get(f"{key}_untrained")
         for name, value in _values(truth.get(key)).items():
             kind, _, rest = name.partition("_")
             alike = f"attention_{rest.partition('_')[2]}" if kind == "attention" else name
-            values = untrained.get(alike) if isinstance(untrained, dict) else None
-            known = [found for each in values or () if (found := finite(each)) is not None]
-            if known and value <= max(known):
-                place = Source("explain/truth.json")
-                sentence = Markup("{} {}, an untrained network’s {}").format(
-                    words,
-                    cite(value, place.at(key, name)),
-                    cite(max(known), place.at(f"{key}_untrained", alike, (values or []).index(max(known)))),
-                )
-                before = sentences.get(
-                    name, Markup("Not above untrained networks in finding the voxels that carry signal:")
-                )
-                sentences[name] = before + ("; " if name in sentences else " ") + sentence
-    return {name: sentence + "." for name, sentence in sentences.items()}
+            others = (untrained.get(alike) if isinstance(untrained, dict) else None) or []
+            best = max(_known(others), default=None)
+            if best is not None and value <= best:
+                own = cite(value, place.at(key, name))
+                other = cite(best, place.at(f"{key}_untrained", alike, others.index(best)))
+                part = Markup("{} {}, an untrained network’s {}").format(words, own, other)
+                found.setdefault(name, []).append(part)
+    start = Markup("Not above untrained networks in finding the voxels that carry signal: ")
+    return {name: start + Markup("; ").join(parts) + "." for name, parts in found.items()}
 
 
 def _group(title: str, text: str, source: str, panels: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -99,6 +92,10 @@ def _values(content: Any) -> dict[str, float]:
     """The entries of a mapping that are finite numbers."""
     pairs = content.items() if isinstance(content, dict) else ()
     return {str(key): float(value) for key, value in pairs if finite(value) is not None}
+
+
+def _known(values: Iterable[Any]) -> list[float]:
+    return [found for value in values if (found := finite(value)) is not None]
 
 
 def _describe(name: str, values: dict[str, float]) -> str:
@@ -188,14 +185,11 @@ def _against_truth(content: dict[str, Any], final: str) -> dict[str, Any]:
     panels.append(_ablation(content.get("ablation") or {}))
     text = Markup("This subject is simulated, so the voxels that carry signal are known")
     if "n_informative" in content:
-        known, total = (
-            cite(finite(content.get(key)), source.at(key), "count") for key in ("n_informative", "n_voxels")
-        )
-        text += Markup(f": {known} of the {total} selected")
-    text += (
-        ". How well each map finds them, beside the maps of untrained encoders (grey, with the lowest and highest of "
-    )
-    text += "several); the dashed line is chance."
+        keys = ("n_informative", "n_voxels")
+        counts = [cite(finite(content.get(key)), source.at(key), "count") for key in keys]
+        text += Markup(": {} of the {} selected").format(*counts)
+    text += ". How well each map finds them, beside the maps of untrained encoders (grey, with the range of several); "
+    text += "the dashed line is chance."
     return _group("Against the truth", text, "explain/truth.json", panels, note=str(content.get("note") or ""))
 
 
@@ -203,8 +197,7 @@ def _untrained(content: Any, key: str) -> list[Dot]:
     """Mean and range of each kind of map over the untrained encoders."""
     dots = []
     for name, values in content.items() if isinstance(content, dict) else ():
-        known = [found for value in values if (found := finite(value)) is not None]
-        if known:
+        if known := _known(values):
             source = Source("explain/truth.json", derived=f"mean of {key}_untrained, {name}")
             label = f"untrained {_short(name)}"
             dots.append(Dot(label, sum(known) / len(known), (min(known), max(known)), "floor", source))

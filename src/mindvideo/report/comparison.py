@@ -1,4 +1,4 @@
-"""Runs and rival methods side by side: a column for each, every two of them tested against each other where they can be."""
+"""Runs and rival methods side by side: a column for each, every two tested against each other where they can be."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mindvideo.evaluate.tables import csv_table
 from mindvideo.report.plots import Dot, draw_dots
 from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, cite_interval, count_of
-from mindvideo.report.verdict import list_aspects, write_title
+from mindvideo.report.verdict import count_shown, list_aspects, list_known_ways, list_tested, write_title
 from mindvideo.report.wording import write_number, write_percent
 
 SHOWN = 6
@@ -29,7 +29,7 @@ COLUMNS = ("first", "second", "difference", "low", "high", "n", "p", "p_holm", "
 
 @dataclass(frozen=True)
 class Entrant:
-    """One column: a run, its name on the page, its number there, and its folder within that run's."""
+    """One column: a run, its name and index on the page, and its folder within that run's."""
 
     label: str
     run: Run
@@ -41,7 +41,7 @@ class Entrant:
         return Source(f"{self.folder}evaluate/scores.json", key, derived, self.index)
 
     def score(self, name: str, label: str) -> ScoreResult | None:
-        """The score of this name and label: a label tells apart what one name may stand for (top-1 of 40, of 120)."""
+        """The score of this name and label; one name may stand for several (top-1 of 40, of 120)."""
         score = self.run.scores.get(name)
         return score if score is not None and score.label == label else None
 
@@ -86,28 +86,17 @@ def describe_runs(entrants: Sequence[Entrant]) -> list[dict[str, Any]]:
     """What each run says of itself: its headline, scores from the brain, median way to the caption, test windows."""
     rows = []
     for each in entrants:
-        aspects = list_aspects(each.run)
-        tested = [score for aspect in aspects for score in aspect.tested]
-        beaten = [score for score in tested if score.from_brain]
-        ways = [score.way_to_caption for score in tested if score.way_to_caption is not None]
-        n = max((score.n or 0 for score in each.run.scores.values()), default=0)
-        counts = [
-            cite(len(scores), each.source(derived=f"scores {how}"), text=str(len(scores)))
-            for scores, how in ((beaten, "better than shuffled"), (tested, "tested"))
-        ]
-        rows.append(
-            {
-                "label": each.label,
-                "title": write_title(each.run, aspects) if aspects else "Not tested against shuffled brain activity.",
-                "shown": Markup("{} of {}").format(*counts) if tested else "–",
-                "way": cite(
-                    median(ways), each.source(derived="median way to caption"), text=write_percent(median(ways))
-                )
-                if ways
-                else "–",
-                "n": cite(n, each.source(derived="windows scored"), text=str(n)) if n else "–",
-            }
-        )
+        aspects, tested = list_aspects(each.run), list_tested(each.run)
+        row: dict[str, Any] = {"label": each.label, "title": "Not tested against shuffled brain activity."}
+        rows.append(row | {"shown": "–", "way": "–", "n": "–"})
+        if tested:
+            shown = Markup("{} of {}").format(*count_shown(tested, each.source()))
+            rows[-1] |= {"title": write_title(each.run, aspects), "shown": shown}
+        if ways := list_known_ways(tested):
+            source = each.source(derived="median way to caption")
+            rows[-1]["way"] = cite(median(ways), source, text=write_percent(median(ways)))
+        if n := max((score.n or 0 for score in each.run.scores.values()), default=0):
+            rows[-1]["n"] = cite(n, each.source(derived="windows scored"), text=str(n))
     return rows
 
 
@@ -129,22 +118,9 @@ def write_differences(found: dict[str, Any]) -> str:
 
 
 def tabulate(entrants: Sequence[Entrant], found: dict[str, Any], file: str) -> dict[str, Any] | None:
-    """Table of the scores at least two entrants have.
+    """Table of the scores that at least two entrants have, with differences from the first; None without such a score.
 
-    Parameters
-    ----------
-    entrants : sequence of Entrant
-        The first is what the table's differences are from.
-    found : dict
-        From `measure_differences`.
-    file : str
-        The file beside the page that holds ``found``.
-
-    Returns
-    -------
-    dict or None
-        ``labels``, ``wins``, ``rows``, ``designs``, ``untested``, ``smallest`` and ``costs``; None when no
-        score is common.
+    ``found`` is what `measure_differences` gave; ``file``, beside the page, holds it.
     """
     counts = Counter((name, score.label) for entrant in entrants for name, score in entrant.run.scores.items())
     common = [key for key in counts if counts[key] > 1]
@@ -168,7 +144,7 @@ def tabulate(entrants: Sequence[Entrant], found: dict[str, Any], file: str) -> d
 
 
 def _draw(label: str, scores: Sequence[tuple[Entrant, ScoreResult | None]], cells: list[dict[str, Any]]) -> Markup:
-    """One score of every entrant, with its interval and, as a tick, what shuffled brain activity reaches."""
+    """One score of every entrant, with its interval and, as a tick, its value with shuffled brain activity."""
     dots = []
     for place, ((entrant, score), cell) in enumerate(zip(scores, cells, strict=True)):
         if score is not None:
@@ -182,7 +158,7 @@ def _draw(label: str, scores: Sequence[tuple[Entrant, ScoreResult | None]], cell
 
 
 def _count_wins(entrants: Sequence[Entrant], found: dict[str, Any], file: str) -> list[dict[str, Any]]:
-    """A row for each method: by how many scores it is better than each other one, of how many that were tested."""
+    """A row for each method: by how many of the tested scores it is better than each other one."""
     rows = []
     for row in entrants:
         cells: list[dict[str, Any]] = []

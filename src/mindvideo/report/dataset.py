@@ -1,7 +1,8 @@
-"""The data a run was made from, and the choices a reader must know of before believing its scores."""
+"""The data of a run, and the choices a reader must know of before believing its scores."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -23,8 +24,8 @@ MOST_PAIRS = 24
 
 
 def summarise_data(run: Run) -> dict[str, Any] | None:
-    """Subject, voxels per area, windows per split and provenance of ``prepare/store.zarr``; None without a store."""
-    path = run.path / "prepare" / "store.zarr"
+    """Subject, voxels by area, windows by split and provenance of ``prepare/store.zarr``; None without a store."""
+    path = run.path / STORE
     if not path.is_dir():
         return None
     try:
@@ -49,10 +50,7 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
         ("subject", str(summary["subject"])),
         ("voxels used", Markup(f"{count('voxels')} in {count_of(len(areas), STORE, 'areas')} areas")),
         ("left, right hemisphere", Markup(f"{count('voxels_left')}, {count('voxels_right')}")),
-        (
-            "median between-run r of these",
-            cite(summary["reproducibility_median"], source.at("reproducibility_median")),
-        ),
+        ("their median between-run r", cite(summary["reproducibility_median"], source.at("reproducibility_median"))),
         ("repetition time", Markup(f"{count('tr_s')} s")),
         ("lag of the scans", Markup(f"{count('lag_s')} s")),
         ("frames", Markup(f"{count('fps')} a second, {count('size')} px")),
@@ -129,14 +127,12 @@ def _write_step(step: Any) -> tuple[str, str]:
 
 def write_value(value: Any) -> str:
     """A provenance value in a few words: long lists are counted, not listed."""
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) if len(value) <= 6 else f"({len(value)} values)"
+    if isinstance(value, list | tuple | dict) and len(value) > 6:
+        return f"({len(value)} values)"
     if isinstance(value, dict):
-        return (
-            "; ".join(f"{key} {write_value(item)}" for key, item in value.items())
-            if len(value) <= 6
-            else f"({len(value)} values)"
-        )
+        return "; ".join(f"{key} {write_value(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -145,8 +141,7 @@ def describe_validation(run: Run) -> str:
     if run.setting("data.validation_segments") == 0:
         return (
             "No training film was held out (data.validation_segments = 0, as in the paper), so there are no validation "
-            "figures; the rivals chose their penalties by blocked cross-validation on the training films. The test films "
-            "take no part in any choice."
+            "figures; the rivals chose their penalties by blocked cross-validation on the training films."
         )
     return (
         "Validation is measured on training films held out of training; choices, the rivals' too, are made there, never "
@@ -155,12 +150,19 @@ def describe_validation(run: Run) -> str:
 
 
 def list_choices(run: Run) -> list[dict[str, Any]]:
-    """Choices that decide what the scores mean: each with what this run did, its kind, and whether it needs a warning.
+    """Choices that decide what the scores mean: what this run did, the kind of choice, and whether it needs a warning.
 
     ``kind`` is ``transductive`` (test recordings shape a reconstruction), ``inductive`` (from training alone),
     ``limit`` (what the method itself leaves open, as the paper says) or ``note``.
     """
-    choices = [_negative(run), *_windows(run), *_captions(run), *_duplicates(run), *_voxels(run), *_limits(run)]
+    choices = [_negative(run)]
+    if most := run.setting("reconstruct.max_windows"):
+        text = f"Only {most} test windows, evenly spread and fixed before anything was scored, were reconstructed."
+        choices.append(_choice("Test windows", text, "note", True))
+    if run.setting("data.captions") == "truth":
+        text = "The captions are the simulation's own (data.captions = truth); a captioner's would be less exact."
+        choices.append(_choice("Captions", text, "note", True))
+    choices += [*_duplicates(run), *_voxels(run), *_limits(run)]
     if run.scores and not any("shuffled" in score.controls for score in run.scores.values()):
         text = "The shuffled control was not computed: these scores do not show that the brain was used."
         choices.append(_choice("Controls", text, "note", True))
@@ -171,21 +173,17 @@ def list_choices(run: Run) -> list[dict[str, Any]]:
 
 def _limits(run: Run) -> list[dict[str, Any]]:
     """The paper's two limitations, with this run's own share of the cortex."""
-    people = "Trained and tested within one person; whether it carries over to other people is not explored (the paper's limitation)."
+    people = "Trained and tested within one person; other people are not explored (the paper's limitation)."
     if run.people or run.path.parent.name == "people":
-        people = "One model was trained on all people of this study; nobody was left out, so this is no test on a new person."
-    share: str | Markup = (
-        "Only the chosen voxels are used, in the paper less than a tenth of the cortex; the rest is left unexploited."
-    )
-    try:
-        store = Store.open(run.path / "prepare" / "store.zarr")
-    except DataError:
-        return [_choice("People", people, "limit"), _choice("Cortex", share, "limit")]
-    if store.has_positions:
-        source = Source(STORE)
-        share = Markup(
-            "{} of the {} positions of the cortex are used; what the rest holds is left unexploited (the paper’s limitation)."
-        ).format(cite(store.n_voxels, source.at("voxels"), "count"), write_count(N_CORTEX))
+        people = "One model was trained on all people of this study; none was left out, so no new person was tested."
+    share: str | Markup = "Only the chosen voxels are used, in the paper less than a tenth of the cortex."
+    with suppress(DataError):
+        store = Store.open(run.path / STORE)
+        if store.has_positions:
+            used = cite(store.n_voxels, Source(STORE).at("voxels"), "count")
+            share = Markup(
+                "{} of the {} positions of the cortex are used; the rest is left unexploited (the paper’s limitation)."
+            ).format(used, write_count(N_CORTEX))
     return [_choice("People", people, "limit"), _choice("Cortex", share, "limit")]
 
 
@@ -197,8 +195,8 @@ def _negative(run: Run) -> dict[str, Any]:
     negative = run.setting("reconstruct.negative", "train_mean")
     if negative == "test_mean":
         text = (
-            "The negative condition is the mean of the test scans (reconstruct.negative = test_mean, the paper's choice), "
-            "so a clip cannot be reconstructed without the other test scans."
+            "The negative condition is the mean of the test scans (reconstruct.negative = test_mean, the paper's "
+            "choice), so a clip cannot be reconstructed without the other test scans."
         )
         return _choice("Guidance", text, "transductive", True)
     words = {
@@ -223,21 +221,6 @@ def _voxels(run: Run) -> list[dict[str, Any]]:
         return [_choice("Voxels", f"All voxels of the areas {run.setting('data.areas', 'cortex')}.", "inductive")]
     text = f"Rule “{rule}”, by the repeats of the training films; test recordings take no part."
     return [_choice("Voxels", text, "inductive")] if rule else []
-
-
-def _windows(run: Run) -> list[dict[str, Any]]:
-    most = run.setting("reconstruct.max_windows")
-    if not most:
-        return []
-    text = f"Only {most} test windows, evenly spread and fixed before anything was scored, were reconstructed."
-    return [_choice("Test windows", text, "note", True)]
-
-
-def _captions(run: Run) -> list[dict[str, Any]]:
-    if run.setting("data.captions") != "truth":
-        return []
-    text = "The captions are the simulation's own (data.captions = truth); a captioner's would be less exact."
-    return [_choice("Captions", text, "note", True)]
 
 
 def _duplicates(run: Run) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The gallery of clips: what the page's script needs to draw, play and sort the windows of one run or of several."""
+"""The gallery of clips: what the page's script needs to draw, play and sort the windows of a run, or of several."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def describe_shared(runs: Sequence[Run], assets: Assets, numbers: Sequence[int |
 
 
 def mean_ranks(run: Run) -> list[float | None]:
-    """Mean over a run's scores of each window's rank in them: 0 where it is the worst by all, 1 where the best."""
+    """Each window's rank, averaged over the scores: 0 where it is the worst by all of them, 1 the best."""
     ranks = []
     for name, kinds in run.window_scores.items():
         direction = _is_higher_better(run, name)
@@ -92,7 +92,10 @@ def _gallery(
         name: {
             "label": run.scores[name].label,
             "higher": _is_higher_better(run, name),
-            "values": {clip: [_short(value) for value in values] for clip, values in kinds.items()},
+            "values": {
+                clip: [None if value is None else float(f"{value:.6g}") for value in values]
+                for clip, values in kinds.items()
+            },
         }
         for name, kinds in window_scores.items()
         if "reconstruction" in kinds and _is_higher_better(run, name) is not None
@@ -108,7 +111,9 @@ def _gallery(
         "clips": [{"name": name, "label": labels[name]} for name in clips],
         "windows": [
             {
-                "place": _write_place(window, i),
+                "place": "{segment} · scan {scan}".format(**window)
+                if {"segment", "scan"} <= window.keys()
+                else f"window {i + 1}",
                 "caption": str(window.get("caption") or ""),
                 "scene": window.get("scene", i),
             }
@@ -122,13 +127,3 @@ def _gallery(
 
 def _is_higher_better(run: Run, name: str) -> bool | None:
     return run.scores[name].higher_is_better if name in run.scores else None
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
-
-
-def _write_place(window: dict[str, Any], i: int) -> str:
-    if "segment" in window and "scan" in window:
-        return f"{window['segment']} · scan {window['scan']}"
-    return f"window {i + 1}"

@@ -1,4 +1,4 @@
-"""What a reader takes along: a paragraph of methods, how to cite, what computed this, and the files behind the page."""
+"""What a reader takes along: a paragraph of methods, how to cite, what computed this, the files behind the page."""
 
 from __future__ import annotations
 
@@ -58,22 +58,20 @@ def _code(run: Run) -> str:
 
 
 def list_machine(run: Run) -> tuple[list[tuple[str, str]], str]:
-    """Code, commit, packages, precision and hardware as the stages recorded them, and a sentence on what was not.
+    """Code, commit, packages, precision and hardware as the stages recorded them, every value where they differ.
 
-    Where stages differ every value is given. Runs of before these were recorded show the environment that wrote the page.
+    The second is a note: where nothing was recorded, the environment that writes the page is described.
     """
-    recorded = [state.done["machine"] for state in run.stages.values() if isinstance(state.done.get("machine"), dict)]
-    note = "As recorded by the stages."
-    if not recorded:
-        recorded, note = (
-            [describe_machine()],
-            "The stages recorded none; these are of the machine that wrote this page.",
-        )
-    found: dict[str, list[str]] = {"MinD-Video": [_code(run)]}
-    precision = dict.fromkeys(
-        str(state.done["precision"]) for state in run.stages.values() if state.done.get("precision")
+    done = [state.done for state in run.stages.values()]
+    recorded, note = (
+        [each["machine"] for each in done if isinstance(each.get("machine"), dict)],
+        "As recorded by the stages.",
     )
-    if precision:
+    if not recorded:
+        recorded = [describe_machine()]
+        note = "The stages recorded none; these are of the machine that wrote this page."
+    found: dict[str, list[str]] = {"MinD-Video": [_code(run)]}
+    if precision := dict.fromkeys(str(each["precision"]) for each in done if each.get("precision")):
         found["precision"] = list(precision)
     for machine in recorded:
         for name, value in machine.items():
@@ -86,7 +84,12 @@ def list_machine(run: Run) -> tuple[list[tuple[str, str]], str]:
 
 def write_methods(run: Run, data: dict[str, Any] | None) -> str:
     """A paragraph of methods from the run's own settings, ready to be edited into a paper."""
-    parts = [_data_sentence(run, data), _training_sentence(run), _sampling_sentence(run), _scores_sentence(run)]
+    parts = [
+        _data_sentence(run, data) if data else "",
+        _training_sentence(run),
+        _sampling_sentence(run),
+        _scores_sentence(run),
+    ]
     machine = dict(list_machine(run)[0])
     words = f"Computed with MinD-Video {machine.pop('MinD-Video')}"
     words += f" (commit {commit})" if (commit := machine.get("commit")) else ""
@@ -96,9 +99,7 @@ def write_methods(run: Run, data: dict[str, Any] | None) -> str:
     return " ".join(part for part in (*parts, words + (f" on {hardware}." if hardware else ".")) if part)
 
 
-def _data_sentence(run: Run, data: dict[str, Any] | None) -> str:
-    if data is None:
-        return ""
+def _data_sentence(run: Run, data: dict[str, Any]) -> str:
     summary = data["summary"]
     films = {split: len(names) for split, names in summary["segments"].items()}
     text = "Simulated brain" if run.is_simulated else "Brain"

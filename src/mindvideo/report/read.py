@@ -1,4 +1,4 @@
-"""Read what a run folder holds, whatever stage it has reached; what is not there is named, never guessed."""
+"""Read what a run folder holds, however far the run is; what is missing is named, never guessed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 
 from mindvideo.clip_sets import ClipSet, clip_set
 from mindvideo.config import read_yaml
@@ -91,17 +90,7 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run folder of any completeness.
-
-    Parameters
-    ----------
-    path : Path
-        The run folder; it must hold ``recipe.yaml``.
-
-    Returns
-    -------
-    Run
-        With ``problems``: one sentence for every file that is there but cannot be used.
+    """Read a run folder, however far it is; ``problems`` has a sentence for every file that cannot be used.
 
     Raises
     ------
@@ -153,7 +142,7 @@ def _stage_state(path: Path, name: str, recipe: dict[str, Any], problems: list[s
 
 
 def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
-    """The content of a JSON file, or None with a sentence in ``problems`` when it is there but of no use."""
+    """The content of a JSON file; None where it is missing or, with a sentence in ``problems``, of no use."""
     if not path.is_file():
         return None
     where = f"{path.parent.name}/{path.name}"
@@ -206,9 +195,7 @@ def _read_clips(run: Run) -> None:
         return
     attrs: dict[str, Any] = dict(group.attrs)
     if not attrs.get("complete", True):
-        run.problems.append(
-            "reconstruct/clips.zarr is not finished, clips that are still to come are black; run reconstruct again"
-        )
+        run.problems.append("reconstruct/clips.zarr is not finished, missing clips are black; run reconstruct again")
     wanted = [str(name) for name in attrs.get("names") or sorted(arrays)]
     run.clip_labels = {str(name): str(label) for name, label in (attrs.get("labels") or {}).items()}
     order = [name for name in ("truth", "reconstruction") if name in arrays]
@@ -266,7 +253,7 @@ def _read_window_scores(run: Run) -> None:
 
 
 def _row_places(rows: list[dict[str, str]], windows: list[dict[str, Any]]) -> list[int] | None:
-    """Which clip each row belongs to: by segment and scan where both files name them, else by the window number."""
+    """Which clip each row belongs to: by segment and scan where both files name them, else by window."""
     if windows and rows and {"segment", "scan"} <= rows[0].keys() and {"segment", "scan"} <= windows[0].keys():
         place = {(str(window["segment"]), int(window["scan"])): i for i, window in enumerate(windows)}
         found = [place.get((row["segment"], int(float(row["scan"])))) for row in rows]
@@ -293,8 +280,3 @@ def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, float]]:
         if len(row) > 1 and "step" in row:
             rows.append(row)
     return rows
-
-
-def take_clips(array: Any, start: int, stop: int) -> NDArray[np.uint8]:
-    """Clips ``start`` to ``stop`` of one array, uint8 (n, F, H, W, 3)."""
-    return np.asarray(array[start:stop], dtype=np.uint8)

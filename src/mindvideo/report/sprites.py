@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mindvideo.data.video import write_video
-from mindvideo.report.read import take_clips
 from mindvideo.stages import Progress
 
 QUALITY = 84
@@ -83,7 +82,7 @@ def draw_sheets(arrays: dict[str, Any], fps: float, in_film: int = 2, progress: 
     pictures, films = [], []
     for start in range(0, n, chunk):
         stop = min(n, start + chunk)
-        blocks = {kind: take_clips(arrays[kind], start, stop) for kind in kinds}
+        blocks = {kind: np.asarray(arrays[kind][start:stop], np.uint8) for kind in kinds}
         for i in range(start, stop):
             clips = _same_size([blocks[kind][i - start] for kind in kinds])
             sheet = draw_sprite(clips)
@@ -96,7 +95,7 @@ def draw_sheets(arrays: dict[str, Any], fps: float, in_film: int = 2, progress: 
 
 
 def encode_film(clips: NDArray[np.uint8], fps: float) -> bytes:
-    """Clips (K, F, H, W, 3) side by side as MP4; small ones are enlarged, since the codec halves colours."""
+    """Clips (K, F, H, W, 3) side by side as MP4; small ones are enlarged, since the codec halves colour resolution."""
     beside = np.concatenate(list(clips), axis=2)
     times = max(1, -(-FILM_HEIGHT // beside.shape[1]))
     times += (times * beside.shape[1]) % 2 or (times * beside.shape[2]) % 2

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mindvideo.data.disk import write_text
 from mindvideo.data.store import SPLITS, Store
-from mindvideo.data.windows import NearDuplicate, near_duplicates
+from mindvideo.data.windows import near_duplicates
 from mindvideo.errors import DataError
 from mindvideo.explain.surfaces import draw_flat_map, save_figure
 
@@ -23,7 +23,7 @@ _INK, _PALE = "#20639b", "#c9d6e2"
 
 
 def describe_store(store: Store) -> Sections:
-    """Everything `inspect` says, by section: subject, voxels, windows, films, near-duplicates, steps, sources."""
+    """What ``mindvideo inspect`` says, by section."""
     summary = store.summary()
     median = summary["reproducibility_median"]
     placed = f"{summary['voxels_left']} left, {summary['voxels_right']} right"
@@ -52,7 +52,11 @@ def describe_store(store: Store) -> Sections:
         },
         "Near-duplicates between training and test films": {
             "test scans that look like a training scan": f"{len(near)} of {test_scans}",
-            **{f"{pair.test_segment} scan {pair.test_scan}": _describe_pair(pair) for pair in near[:MOST_PAIRS]},
+            **{
+                f"{pair.test_segment} scan {pair.test_scan}": f"{pair.train_segment} scan {pair.train_scan}, correlation "
+                f"{pair.correlation:.3f}"
+                for pair in near[:MOST_PAIRS]
+            },
             **({"more": f"{len(near) - MOST_PAIRS}"} if len(near) > MOST_PAIRS else {}),
         },
         "Steps": {item["step"]: json.dumps(item["parameters"], ensure_ascii=False) for item in summary["provenance"]},
@@ -70,25 +74,8 @@ def _describe_split(store: Store, split: str, n_scenes: int) -> str:
     return f"{n_scans} in {len(names)} segments ({', '.join(names)}), {n_scenes} scenes, {runs} runs a segment"
 
 
-def _describe_pair(pair: NearDuplicate) -> str:
-    return f"{pair.train_segment} scan {pair.train_scan}, correlation {pair.correlation:.3f}"
-
-
 def write_page(store: Store, sections: Sections, out: Path) -> Path:
-    """Write ``index.html`` with its pictures; the page appears last.
-
-    Parameters
-    ----------
-    store : Store
-    sections : dict
-        What `describe_store` gave.
-    out : Path
-        A folder outside the store.
-
-    Returns
-    -------
-    Path
-        The page.
+    """Write ``index.html`` with its pictures into ``out``; the page appears last, and its path is returned.
 
     Raises
     ------
@@ -101,34 +88,28 @@ def write_page(store: Store, sections: Sections, out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"expected a folder that can be written at {out}, found: {error.strerror}") from error
-    pictures = []
-    reproducibility = store.reproducibility
-    if np.isfinite(reproducibility).any():
-        draw_flat_map(
-            reproducibility, out / "reproducibility.png", f"Reproducibility, {store.subject}", "between-run correlation"
+    pictures: dict[str, str] = {}
+    values = store.reproducibility
+    if np.isfinite(values).any():
+        title, name = f"Reproducibility, {store.subject}", "reproducibility.png"
+        draw_flat_map(values, out / name, title, "between-run correlation")
+        pictures[name] = (
+            "Mean correlation of each vertex between two recordings of a training film; grey: not measured."
         )
-        text = "Mean correlation of each vertex between two recordings of one training film; grey: not measured."
-        pictures.append({"name": "reproducibility.png", "text": text})
     if store.has_positions:
-        chosen = np.full(len(reproducibility), np.nan)
+        chosen = np.full(len(values), np.nan)
         chosen[store.vertex] = np.arange(store.n_voxels)
         draw_flat_map(chosen, out / "voxels.png", f"{store.n_voxels} voxels of the store", "place in the voxel order")
-        pictures.append(
-            {"name": "voxels.png", "text": "The voxels of the store, coloured by their place in its order."}
-        )
+        pictures["voxels.png"] = "The voxels of the store, coloured by their place in its order."
     save_figure(_draw_counts(store), out / "overview.png")
-    pictures.append(
-        {"name": "overview.png", "text": "Voxels by area; reproducibility of all and of chosen vertices; windows."}
-    )
+    pictures["overview.png"] = "Voxels by area; reproducibility of all and of chosen vertices; windows."
     figure, captions = _draw_examples(store)
     save_figure(figure, out / "frames.png")
-    pictures.append({"name": "frames.png", "text": f"Middle frames of evenly spaced scans. {captions}"})
-    template = jinja2.Environment(loader=jinja2.PackageLoader("mindvideo.report"), autoescape=True).get_template(
-        "store.html"
-    )
-    page = out / "index.html"
-    write_text(page, template.render(title=f"Prepared store of {store.subject}", pictures=pictures, sections=sections))
-    return page
+    pictures["frames.png"] = f"Middle frames of evenly spaced scans. {captions}"
+    templates = jinja2.Environment(loader=jinja2.PackageLoader("mindvideo.report"), autoescape=True)
+    content = {"title": f"Prepared store of {store.subject}", "pictures": pictures, "sections": sections}
+    write_text(out / "index.html", templates.get_template("store.html").render(content))
+    return out / "index.html"
 
 
 def _draw_counts(store: Store) -> Figure:

@@ -1,12 +1,9 @@
-"""What a run's scores say, in words: which parts of the picture came from the brain, and for which there is no evidence.
-
-The rule is `ScoreResult.from_brain`, here as everywhere; nothing is picked by its value.
-"""
+"""What a run's scores say, in words: which parts of the picture came from the brain, by `ScoreResult.from_brain`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from markupsafe import Markup, escape
@@ -23,19 +20,19 @@ ABOUT = "evaluate/evaluation.json"
 
 @dataclass(frozen=True)
 class Aspect:
-    """One part of the picture: its tested scores, and those that are better than with shuffled brain activity."""
+    """One part of the picture and its scores that were tested against shuffled brain activity."""
 
     name: str
     tested: tuple[ScoreResult, ...]
 
     @property
     def beaten(self) -> tuple[ScoreResult, ...]:
-        """Scores of which may be said that they are from the brain."""
+        """Scores that are from the brain."""
         return tuple(score for score in self.tested if score.from_brain)
 
     @property
     def better_baselines(self) -> dict[str, list[ScoreResult]]:
-        """Baselines that are better still, each with the scores by which they are."""
+        """Baselines that are better still, and by which scores."""
         return list_better(self.beaten)
 
     @property
@@ -46,7 +43,7 @@ class Aspect:
 
 
 def list_better(scores: Sequence[ScoreResult]) -> dict[str, list[ScoreResult]]:
-    """Baselines that are better than the reconstruction by some of these scores."""
+    """Baselines that are better than the reconstruction, and by which of these scores."""
     found: dict[str, list[ScoreResult]] = {}
     for score in scores:
         for name in score.better_baselines:
@@ -61,22 +58,36 @@ def list_aspects(run: Run) -> list[Aspect]:
     return [aspect for aspect in aspects if aspect.tested]
 
 
+def list_tested(run: Run) -> list[ScoreResult]:
+    """Every score of these aspects, in their order."""
+    return [score for aspect in list_aspects(run) for score in aspect.tested]
+
+
+def list_known_ways(scores: Sequence[ScoreResult]) -> list[float]:
+    """How far scores come from the shuffled control (0) to the true caption's ceiling (1), where that is known."""
+    return [score.way_to_caption for score in scores if score.way_to_caption is not None]
+
+
+def count_shown(tested: Sequence[ScoreResult], source: Source) -> list[Markup]:
+    """How many of these scores are from the brain, and how many they are."""
+    counts = {"better than shuffled": sum(bool(score.from_brain) for score in tested), "tested": len(tested)}
+    return [cite(n, replace(source, derived=f"scores {how}"), text=str(n)) for how, n in counts.items()]
+
+
 def join_words(words: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
 def write_title(run: Run, aspects: Sequence[Aspect]) -> str:
-    """The headline: what came from the brain, what only in part, and for what there is no evidence.
-
-    Baselines that are better still are named in the same sentence.
-    """
+    """The headline: what came from the brain, what in part (with baselines that are better still), and what did not."""
     brain = "the simulated brain" if run.is_simulated else "the brain"
     shown, part, none = ([a for a in aspects if a.state == state] for state in ("yes", "part", "no"))
     named = join_words([aspect.name for aspect in none])
     if not shown and not part:
         return f"No evidence that {named} came from {brain}." if none else ""
-    partly = join_words([aspect.name + _write_limits(run, aspect) for aspect in part])
+    limits = {a.name: join_words([run.clip_set(name).label for name in a.better_baselines]) for a in part}
+    partly = join_words([f"{name} (better still: {names})" if names else name for name, names in limits.items()])
     if shown:
         title = f"{join_words([aspect.name for aspect in shown])} came from {brain}"
         title += f", {partly} in part" if part else ""
@@ -85,20 +96,8 @@ def write_title(run: Run, aspects: Sequence[Aspect]) -> str:
     return (title[0].upper() + title[1:]) + (f"; for {named} there is no evidence." if none else ".")
 
 
-def _write_limits(run: Run, aspect: Aspect) -> str:
-    """`` (a mean training frame is better still)``, or nothing."""
-    names = [run.clip_set(name).label for name in aspect.better_baselines]
-    return f" (better still: {join_words(names)})" if names else ""
-
-
 def write_verdict(run: Run) -> tuple[str, Markup]:
-    """The headline of a run and the sentence below it, as plain as the numbers allow.
-
-    Returns
-    -------
-    (str, Markup)
-        What the evidence says, and over how many scores it says so.
-    """
+    """The headline of a run, and the sentence below it: over how many scores the evidence says so."""
     if not run.scores:
         return "Nothing has been scored yet.", Markup(escape(run.stages["evaluate"].sentence.capitalize() + "."))
     aspects = list_aspects(run)
@@ -106,36 +105,27 @@ def write_verdict(run: Run) -> tuple[str, Markup]:
     if not aspects:
         title = "Whether this follows the brain is not known: the shuffled control is missing."
         return title, Markup("No score was tested against shuffled brain activity.")
-    tested = [score for aspect in aspects for score in aspect.tested]
-    beaten = [score for score in tested if score.from_brain]
-    counts = [
-        count_of(len(scores), FILE, f"scores {how}")
-        for scores, how in ((beaten, "better than shuffled"), (tested, "tested"))
-    ]
+    tested = list_tested(run)
+    counts = count_shown(tested, Source(FILE))
     text = Markup(
         f"{counts[0]} of {counts[1]} scores are better than with the brain activity of another moment at P &lt; "
         '<span class="level">.05</span> after Holm’s correction over the scores'
     )
-    for name, scores in list_better(beaten).items():
+    for name, scores in list_better([score for score in tested if score.from_brain]).items():
         count = count_of(len(scores), FILE, f"scores by which {name} is better still")
-        words = escape(join_words([score.label for score in scores]) if len(scores) < 4 else "them")
-        words = words if len(scores) < 4 else Markup("{} of them").format(count)
+        few = escape(join_words([score.label for score in scores]))
+        words = few if len(scores) < 4 else Markup("{} of them").format(count)
         text += Markup("; by {} the {}, which needs no brain, is better still").format(words, run.clip_set(name).label)
-    return title, text + "." + _write_smallest(run)
-
-
-def _write_smallest(run: Run) -> Markup:
-    """What P could be at best with so few blocks and permutations."""
-    smallest = run.smallest_p
-    if smallest is None:
-        return Markup("")
-    text = Markup(" With these blocks and permutations no corrected P can be below ")
-    text += cite(smallest, Source(ABOUT, ("smallest_p",)), "short")
-    return text + (Markup(": nothing can be shown with so short a test.") if smallest >= LEVEL else Markup("."))
+    text += "."
+    if run.smallest_p is not None:
+        smallest = cite(run.smallest_p, Source(ABOUT, ("smallest_p",)), "short")
+        text += Markup(" With these blocks and permutations no corrected P can be below {}").format(smallest)
+        text += ": nothing can be shown with so short a test." if run.smallest_p >= LEVEL else "."
+    return title, text
 
 
 def draw_way(run: Run) -> Markup:
-    """Every tested score on its way from the shuffled control to the true caption's ceiling, a row for each aspect."""
+    """Every tested score on its way from shuffled brain to true caption, a row for each aspect."""
     strips = []
     for aspect in list_aspects(run):
         ways = {score.name: way for score in aspect.tested if (way := score.way_to_caption) is not None}
@@ -158,13 +148,13 @@ def draw_way(run: Run) -> Markup:
 
 
 def kind_of(score: ScoreResult) -> str:
-    """How the page marks a score: full where it is from the brain, hollow where that was not shown."""
+    """How the page draws a score: full where it is from the brain, hollow where that was not shown."""
     return "main" if score.from_brain else "open"
 
 
 def write_way(run: Run) -> Markup:
-    """How far the scores come from shuffled brain activity towards the true caption, in one sentence."""
-    known = [s.way_to_caption for a in list_aspects(run) for s in a.tested if s.way_to_caption is not None]
+    """The median of these ways, in one sentence."""
+    known = list_known_ways(list_tested(run))
     if not known:
         return Markup("")
     source = Source(FILE, derived="median way to caption")
