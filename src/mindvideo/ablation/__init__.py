@@ -2,5 +2,3 @@
 
 from mindvideo.ablation.runs import Ablation
 from mindvideo.ablation.variants import Variant, choose_variants, list_variants
-
-__all__ = ["Ablation", "Variant", "choose_variants", "list_variants"]

@@ -1,8 +1,7 @@
 """The numbers of an ablation: ``ablation.json``, the same as tidy CSV, and the paper's table in LaTeX.
 
-Every value is the mean over test windows that ``evaluate`` wrote for that run. P-values are those of
-:func:`mindvideo.evaluate.contrast.compare_runs` against the full method, adjusted by Holm over the variants, score by
-score.
+A value is the mean over test windows that ``evaluate`` wrote; P is that of `mindvideo.evaluate.contrast.compare_runs`
+against the full method, adjusted by Holm over the variants, score by score.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mindvideo.ablation.variants import FULL, Variant
+from mindvideo.artefacts import read_note
 from mindvideo.config import Recipe
 from mindvideo.data.disk import write_text
 from mindvideo.evaluate import statistics
@@ -48,24 +48,12 @@ class RowRuns:
     changed: tuple[str, ...]
 
 
-def _finite(interval: tuple[float, float]) -> list[float | None]:
-    return [None if math.isnan(end) else end for end in interval]
-
-
 def _read_scores(run_dir: Path) -> dict[str, ScoreResult]:
     return read_scores(run_dir / "evaluate" / "scores.json")
 
 
 class TableWriter:
-    """Writes the table anew whenever a run is finished; what was compared once is kept.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        The full method's.
-    folder : Path
-        Receives ``ablation.json``, ``ablation.csv`` and ``ablation.tex``.
-    """
+    """Writes the table into ``folder`` whenever a run is finished; what was compared once is kept."""
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
@@ -132,7 +120,7 @@ class TableWriter:
         }
 
     def _interval(self, row: RowRuns, seeds: list[int], pooled: WindowScores, name: str) -> list[float | None]:
-        """The run's own interval; over several seeds a block bootstrap of all their windows."""
+        """The run's own interval; with several seeds, by block bootstrap over all their windows."""
         if len(seeds) == 1:
             return list(_read_scores(row.run_dirs[seeds[0]])[name].interval)
         known = np.isfinite(pooled.values[name])
@@ -141,7 +129,8 @@ class TableWriter:
         rng = np.random.default_rng([self.recipe.seed, 1])
         bootstraps = self.recipe.evaluate.bootstraps
         values, block = pooled.values[name][known], pooled.block[known]
-        return _finite(statistics.block_bootstrap_interval(values, block, bootstraps, rng))
+        interval = statistics.block_bootstrap_interval(values, block, bootstraps, rng)
+        return [None if math.isnan(end) else end for end in interval]
 
     def _compare(self, row: RowRuns, full: RowRuns, shown: list[str], permutations: int) -> dict[str, dict[str, Any]]:
         seeds = sorted(set(row.run_dirs) & set(full.run_dirs))
@@ -161,7 +150,7 @@ class TableWriter:
 
 
 def smallest_p(full: RowRuns, n_tests: int, permutations: int) -> float | None:
-    """The smallest corrected P that so few blocks and permutations allow; None where nothing is compared."""
+    """The smallest corrected P that blocks and permutations allow; None where nothing is compared."""
     if n_tests < 1:
         return None
     pooled = pool_seeds([read_window_scores(path) for _, path in sorted(full.run_dirs.items())])
@@ -193,7 +182,7 @@ def _references(full: RowRuns, shown: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _films(rows: Sequence[RowRuns]) -> list[dict[str, Any]]:
-    """SSIM of every subject on each test film (the paper's Fig. 6), beside what needs no brain; of the first seed."""
+    """SSIM by subject and test film (the paper's Fig. 6), beside what needs no brain; of the first seed."""
     found: list[dict[str, Any]] = []
     for row in rows:
         score = _read_scores(row.run_dirs[min(row.run_dirs)]).get(PIXEL)
@@ -211,7 +200,7 @@ def _seconds(row: RowRuns) -> float:
     """Seconds of the stages that this row's own runs took, without those they share."""
     total = 0.0
     for run_dir in row.run_dirs.values():
-        shared = json.loads((run_dir / "shared.json").read_text()) if (run_dir / "shared.json").is_file() else {}
+        shared = read_note(run_dir / "shared.json")
         for path in run_dir.glob("*/done.json"):
             if path.parent.name not in shared:
                 total += json.loads(path.read_text())["seconds"]
@@ -225,7 +214,7 @@ def row_label(entry: Mapping[str, Any]) -> str:
 
 
 def cell_text(cell: Mapping[str, Any]) -> str:
-    """``.171`` with stars for the class of the corrected P, and the standard deviation over seeds where there is one."""
+    """``.171``, with stars for the class of the corrected P, and the standard deviation over seeds if any."""
     if cell["value"] is None:
         return "–"
     spread = "" if cell["sd"] is None else f" ± {cell['sd']:.3f}"

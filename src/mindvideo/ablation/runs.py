@@ -1,26 +1,31 @@
-"""The runs of an ablation: which stages each has, shares or must run, and carrying them out one after another."""
+"""The runs of an ablation: which stages each has, shares or must run, and carrying them out one after another.
+
+A stage that does not change is not run again: a variant's folder gets it as hard links. A hard link costs no room, and
+removing one variant leaves the others whole. Every stage replaces its files and never writes into them, except for its
+log, which is copied.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mindvideo.ablation.rows import RowRuns, TableWriter
-from mindvideo.ablation.sharing import find_results, link_features
 from mindvideo.ablation.variants import FULL, Variant, change_recipe, effective_recipe
-from mindvideo.artefacts import require_intact
+from mindvideo.artefacts import read_note, require_intact
 from mindvideo.config import Recipe
-from mindvideo.data.disk import link_folder, only_one
+from mindvideo.data.disk import link_file, link_folder, only_one
 from mindvideo.errors import DataError
 from mindvideo.evaluate.contrast import name_seed
 from mindvideo.stages import STAGES, Progress
 from mindvideo.study import Study
+from mindvideo.train.features import FILES
 
 LAST = "evaluate"
-"""The table needs no stage after this one."""
+"""The last stage that the table needs."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,9 @@ class VariantRun:
     Attributes
     ----------
     name : str
-        Of the run folder: the variant's, and ``-seedN`` for every seed but the recipe's own.
+        Of the run folder: the variant's, with ``-seedN`` for every seed but the recipe's own.
     same_as : str or None
-        Name of the variant whose settings lead to the same results; this one is then not run.
+        A variant whose settings lead to the same results; this one is then not run.
     """
 
     name: str
@@ -55,7 +60,7 @@ class VariantRun:
 
 @dataclass(frozen=True)
 class Step:
-    """What becomes of one stage of one run: it is ``there``, ``shared`` with the run ``source``, or to be ``run``."""
+    """One stage of one run: it is ``there``, ``shared`` by the run ``source``, or to be ``run``."""
 
     stage: str
     what: Literal["there", "shared", "run"]
@@ -74,11 +79,11 @@ class Ablation:
     variants : sequence of Variant
         To run. The full method first.
     seeds : int
-        How many; the recipe's own and those after it.
+        How many, from the recipe's own on.
     reuse : sequence of Path
         Run folders elsewhere whose finished stages are shared too.
     others : sequence of Variant
-        Not to run, but shown in the table where an earlier call has run them.
+        Not run, but shown in the table where an earlier call ran them.
     """
 
     def __init__(
@@ -110,14 +115,14 @@ class Ablation:
             first.setdefault(key, variant.name)
             name = name_seed(variant.name, seed, self.recipe.seed)
             changes: dict[str, Any] = {"name": f"{self.recipe.name}-{name}"}
-            # Controls and rival methods cost as much again; the full method's serve as reference for all.
+            # Controls and rivals cost as much again; the full method's serve all.
             changes |= {} if variant.name == FULL else {"reconstruct.controls": [], "baselines": []}
             study = Study(change_recipe(recipe, changes), self.folder / name)
             runs.append(VariantRun(name, variant, seed, study, same_as))
         return runs
 
     def plan(self) -> dict[str, list[Step]]:
-        """Every stage of every run that has results of its own: what is there, what is shared, what must run."""
+        """What is there, what is shared and what must run, of every run that has results of its own."""
         results = find_results([*(run.study.run_dir for run in self.all_runs), *self.reuse])
         sources = {stage_hash: path.parent.name for stage_hash, path in results.items()}
         plan: dict[str, list[Step]] = {}
@@ -138,9 +143,7 @@ class Ablation:
         return plan
 
     def run(
-        self,
-        progress: Callable[[str], Progress] | None = None,
-        say: Callable[[str], None] = print,
+        self, progress: Callable[[str], Progress] | None = None, say: Callable[[str], None] = print
     ) -> dict[str, list[str]]:
         """Carry out what is missing and write the table after every run.
 
@@ -148,8 +151,6 @@ class Ablation:
         ----------
         progress : callable, optional
             Given "VARIANT: STAGE", returns what is called with (done, total, figures).
-        say : callable
-            Prints a line.
 
         Returns
         -------
@@ -172,9 +173,8 @@ class Ablation:
             for number, run in enumerate(own):
                 plan = self.plan()
                 left = sum(step.what == "run" for steps in list(plan.values())[number:] for step in steps)
-                say(
-                    f"[{number + 1}/{len(own)}] {run.name}: {describe_steps(plan[run.name])}; stages left in all: {left}"
-                )
+                steps = describe_steps(plan[run.name])
+                say(f"[{number + 1}/{len(own)}] {run.name}: {steps}; stages left in all: {left}")
                 if not run.is_done:
                     ran[run.name] = self._run_one(run, plan[run.name], progress, say)
                 if ran.get(run.name) is not None or run is own[-1]:
@@ -188,7 +188,7 @@ class Ablation:
         run_dir.mkdir(parents=True, exist_ok=True)
         results = find_results([*(other.study.run_dir for other in self.all_runs), *self.reuse])
         note = run_dir / "shared.json"
-        shared = json.loads(note.read_text()) if note.is_file() else {}
+        shared = read_note(note)
         for step in steps:
             if step.what == "shared":
                 source = results[run.study.key(step.stage).digest]
@@ -211,7 +211,7 @@ class Ablation:
         return run.study.run(until=LAST, progress=bar, say=say_what_runs)
 
     def _rows(self) -> list[RowRuns]:
-        """Finished runs, one group a row of the table: the variants that share it, and a run folder a seed."""
+        """The table's rows: finished runs, the variants that share each, and its run folders by seed."""
         finished_full = {run.seed for run in self.all_runs if run.variant.name == FULL and run.is_done}
         rows = []
         for run in self.all_runs:
@@ -223,16 +223,11 @@ class Ablation:
                 if other.variant.name == run.variant.name and other.seed in finished_full and other.is_done
             ]
             also = [other.variant for other in self.all_runs if other.same_as == run.name and other.seed == run.seed]
+            full = self.all_runs[0].study
+            changed = [stage for stage in run.stages if run.study.key(stage).digest != full.key(stage).digest]
             if mine:
-                rows.append(RowRuns(run.variant, tuple(also), dict(mine), _changed_stages(self.all_runs[0], run)))
+                rows.append(RowRuns(run.variant, tuple(also), dict(mine), tuple(changed)))
         return rows
-
-
-def _changed_stages(full: VariantRun, run: VariantRun) -> tuple[str, ...]:
-    """Stages whose result is not the full method's own."""
-    return tuple(
-        stage for stage in run.stages if stage in STAGES and run.study.key(stage).digest != full.study.key(stage).digest
-    )
 
 
 def describe_steps(steps: Sequence[Step]) -> str:
@@ -249,3 +244,29 @@ def describe_steps(steps: Sequence[Step]) -> str:
     if all(step.what == "there" for step in steps):
         return "up to date"
     return "; ".join(parts)
+
+
+def find_results(run_dirs: Iterable[Path]) -> dict[str, Path]:
+    """Folder of every finished stage by the stage's hash; of several, the one in the first run folder."""
+    found: dict[str, Path] = {}
+    for run_dir in run_dirs:
+        for stage in STAGES:
+            key = read_note(run_dir / stage / "done.json").get("hash")
+            if key is not None:
+                found.setdefault(key, run_dir / stage)
+    return found
+
+
+def link_features(donors: Iterable[Path], run_dir: Path) -> None:
+    """Link finished tables of frozen features that ``run_dir`` does not have; their keys decide later whether they fit."""
+    for donor in donors:
+        folder = donor / "features"
+        for source in sorted(folder.iterdir()) if folder.is_dir() else ():
+            target = run_dir / "features" / source.name
+            if target.exists() or source.suffix == ".tmp":
+                continue
+            if source.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_file(source, target)
+            elif (source / FILES).is_file():  # every row is there
+                link_folder(source, target)

@@ -1,8 +1,8 @@
 """What an ablation leaves out: each variant is the recipe with a few settings changed (paper Table 1).
 
-``no_align`` means that the encoder goes from masked modelling straight into co-training: neither the contrastive loss nor
-the token regression of ``align`` is applied, and its read-out to the condition starts from random weights. In a recipe
-without token regression (the paper's) that is the paper's "w/o Contrastive", and both share one row.
+``no_align`` means that the encoder goes from masked modelling straight into co-training: ``align`` applies neither the
+contrastive loss nor the token regression, and the read-out to the condition starts from random weights. In a recipe
+without token regression, that is the paper's "w/o Contrastive", and both share one row.
 """
 
 from __future__ import annotations
@@ -21,17 +21,7 @@ WINDOWS = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table.
-
-    Attributes
-    ----------
-    name : str
-        Name of its run folder, and what ``--only`` takes.
-    label : str
-        Its words in the table.
-    changes : dict
-        Dotted settings and their values, on top of the recipe.
-    """
+    """A row of the table: its run folder's name, its label, and the dotted settings that it changes."""
 
     name: str
     label: str
@@ -44,8 +34,7 @@ def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list
     Parameters
     ----------
     subjects : sequence of int, optional
-        Subjects to run the full method on. By default the recipe's own and, of recordings in Wen 2018's layout, every
-        ``subjectN`` folder there is.
+        Subjects to run the full method on; by default the recipe's own and, in Wen 2018's layout, every ``subjectN``.
 
     Raises
     ------
@@ -54,8 +43,11 @@ def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list
     DataError
         For a subject without recordings.
     """
-    scratch = {"align.start_from": "scratch"}
+    scratch: dict[str, Any] = {"align.start_from": "scratch"}
+    no_pretrain: dict[str, Any] = {"pretrain.enabled": False}
+    no_adapt: dict[str, Any] = {"adapt.enabled": False}
     untokened = {"align.token_weight": 0.0, "cotrain.token_weight": 0.0}
+    paper = {"align.encoder": "paper", "align.encoder_settings": {}, "encoder.patch_weights": "shared"}
     variants = [Variant(FULL, "full method", {})]
     variants += [
         Variant(f"window_{n}", f"window of {n} scan{'s' if n > 1 else ''}", {"align.window": n}) for n in WINDOWS
@@ -67,29 +59,13 @@ def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list
         Variant("no_token_regression", "without token regression", untokened),
         Variant("no_guidance", "without guidance", {"reconstruct.negative": "none"}),
         Variant("null_guidance", "null condition as negative", {"reconstruct.negative": "null"}),
-        Variant(
-            "no_pretrain",
-            "without pretrain",
-            {"pretrain.enabled": False} | ({} if recipe.adapt.enabled else scratch),
-        ),
-        Variant(
-            "no_adapt",
-            "without adapt",
-            {"adapt.enabled": False} | ({} if recipe.pretrain.enabled else scratch),
-        ),
-        Variant(
-            "no_masked_modelling",
-            "without pretrain and adapt",
-            {"pretrain.enabled": False, "adapt.enabled": False, **scratch},
-        ),
+        Variant("no_pretrain", "without pretrain", no_pretrain | ({} if recipe.adapt.enabled else scratch)),
+        Variant("no_adapt", "without adapt", no_adapt | ({} if recipe.pretrain.enabled else scratch)),
+        Variant("no_masked_modelling", "without pretrain and adapt", {**no_pretrain, **no_adapt, **scratch}),
         Variant("no_align", "without align", {"align.loss": "none", "align.token_weight": 0.0}),
         Variant("no_animate", "without animate", {"animate.enabled": False}),
         Variant("no_cotrain", "without cotrain", {"cotrain.enabled": False}),
-        Variant(
-            "paper_encoder",
-            "the paper's encoder",
-            {"align.encoder": "paper", "align.encoder_settings": {}, "encoder.patch_weights": "shared"},
-        ),
+        Variant("paper_encoder", "the paper's encoder", paper),
     ]
     variants += [
         Variant(f"subject_{n}", f"subject {n}", {"data.subject": n}) for n in _check_subjects(recipe, subjects)
@@ -104,7 +80,7 @@ def _check_subjects(recipe: Recipe, subjects: Sequence[int] | None) -> list[int]
         others = [n for n in subjects or () if n not in simulated]
         if others:
             raise SettingError(
-                f"expected at most {len(simulated)} as a subject (simulate.subjects), found {', '.join(map(str, others))} in "
+                f"expected subjects up to {len(simulated)} (simulate.subjects), found {', '.join(map(str, others))} in "
                 f"--subjects; give --set simulate.subjects={max(others)}, or --seeds for subjects who saw other films"
             )
         return list(dict.fromkeys(subjects or simulated))
