@@ -16,12 +16,12 @@ import torch
 import zarr
 from safetensors.torch import load_file
 
+from kit.parts import build_kit
 from mindvideo.config import Recipe, parse_recipe, save_recipe
 from mindvideo.data.store import Store, open_stores
 from mindvideo.data.windows import Windows
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, ModelError, SettingError
-from mindvideo.foundation.kit import build_kit
 from mindvideo.models.encoders import load_encoder
 from mindvideo.preflight import refusals
 from mindvideo.stages import StageContext
