@@ -26,8 +26,7 @@ from trace_walk import COLLECT, UNCITED, derive, look_up, rank_windows
 
 from mindvideo.report.assets import Assets
 from mindvideo.report.build import build_report
-from mindvideo.report.trace import FORMS
-from mindvideo.report.wording import write_number
+from mindvideo.report.wording import FORMS, write_number
 
 
 def find_chromium() -> str:

@@ -12,13 +12,12 @@ import typer
 
 from mindvideo.cli import ablate, evidence, models, running
 from mindvideo.cli.baselines import baseline_app
-from mindvideo.cli.foundation_check import foundation_app
 from mindvideo.cli.prepare import prepare_app
 from mindvideo.cli.shared import app, terminal
 from mindvideo.errors import MindVideoError
 
 app.add_typer(prepare_app, name="prepare")
-app.add_typer(foundation_app, name="foundation")
+app.add_typer(models.foundation_app, name="foundation")
 app.add_typer(baseline_app, name="baseline")
 
 

@@ -1,7 +1,8 @@
-"""Models and what they need: ``mindvideo convert``, ``check``, ``reconstruct``."""
+"""Models and what they need: ``mindvideo convert``, ``check``, ``reconstruct``, ``foundation check``."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ from mindvideo.errors import SettingError
 
 if TYPE_CHECKING:
     from mindvideo.config import Recipe
+
+foundation_app = typer.Typer(no_args_is_help=True, help="The frozen parts a study stands on.")
 
 
 @app.command()
@@ -192,3 +195,29 @@ def _recipe_of(model: Path) -> Recipe | None:
     from mindvideo.study import Study
 
     return Study.open(model).recipe
+
+
+@foundation_app.command("check")
+def foundation_check(
+    folder: Annotated[str, typer.Argument(help="a foundation folder; the shipped kit by default")] = "embedded",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Measure every gate of a kit on fresh scenes; exits with 1 where one is missed."""
+    from mindvideo.foundation.check import check_kit
+
+    with progress_bars() as bar:
+        gates = check_kit(folder, progress=bar("check"))
+    if as_json:
+        print(json.dumps(gates, indent=2))
+    else:
+        table = Table("gate", "found", "wanted", "")
+        for gate in gates:
+            table.add_row(
+                gate["gate"],
+                f"{gate['found']:.3f}",
+                f"{'≤' if gate['at_most'] else '≥'} {gate['wanted']}",
+                "ok" if gate["passed"] else "[red]missed",
+            )
+        console.print(table)
+    if not all(gate["passed"] for gate in gates):
+        raise typer.Exit(1)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from mindvideo.config.section import BatchSize, Optimise, Precision, Rate, Section, Steps
 
+Alphas = Annotated[tuple[float, ...], Field(description="penalties to choose from, on validation")]
+ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
 
 class RidgeRival(Section):
     """Banded ridge regression to the condition tokens, with the main method's generator."""
 
-    alphas: tuple[float, ...] = Field(
-        (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0), description="penalties to choose from, on validation"
-    )
+    alphas: Alphas = ALPHAS
     components: int = Field(256, ge=1, description="principal components of the caption tokens that are predicted")
     generator: Literal["cotrain", "animate"] = "cotrain"
 
@@ -23,14 +24,14 @@ class RidgeRival(Section):
 class LinearRival(Section):
     """Linear maps to early feature maps and semantic features of an image network (Wen et al. 2018)."""
 
-    alphas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    alphas: Alphas = ALPHAS
     components: int = Field(512, ge=1, description="principal components of the early feature maps of a frame")
 
 
 class GanRival(Optimise):
     """A video GAN on a linear fMRI embedding (Wang et al. 2022)."""
 
-    alphas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    alphas: Alphas = ALPHAS
     components: int = Field(128, ge=1, description="width of the linear fMRI embedding")
     noise_width: int = Field(16, ge=1)
     width: int = Field(64, ge=8, description="channels of the generator at its coarsest size; a multiple of 8")

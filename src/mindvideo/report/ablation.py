@@ -9,16 +9,11 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from mindvideo.clip_sets import clip_set
 from mindvideo.errors import DataError
 from mindvideo.report.plots import Dot, draw_dots
 from mindvideo.report.trace import Source, cite, cite_interval, count_of
-from mindvideo.report.wording import (
-    CLASSES,
-    name_clip,
-    write_interval,
-    write_number,
-    write_p,
-)
+from mindvideo.report.wording import CLASSES, write_interval, write_number, write_p
 
 STYLE = """<style>
 .ablation { --purple: #ddd0f5; --pink: #fad3e2; --yellow: #fbf0b4; --green: #dcefd3; }
@@ -37,14 +32,7 @@ STYLE = """<style>
 
 
 def ablation_section(folder: Path) -> str:
-    """The ablation in ``folder`` as an HTML fragment without outer resources, light and dark.
-
-    It uses the page's CSS variables (``--ink``, ``--soft``, …) and its classes ``panels``, ``plot`` and ``source``.
-
-    Parameters
-    ----------
-    folder : Path
-        What ``mindvideo ablate --out`` wrote; holds ``ablation.json``.
+    """The ablation in ``folder`` (``mindvideo ablate --out``) as an HTML fragment that uses the page's style sheet.
 
     Raises
     ------
@@ -110,7 +98,7 @@ def _table(content: Mapping[str, Any], source: Source) -> str:
     body = [_row(entry, columns, source.at("rows", i)) for i, entry in enumerate(content["rows"])]
     body += [
         _row(
-            entry | {"label": f"{name_clip(entry['name'])} ({entry['role']})", "also": []}, columns,
+            entry | {"label": f"{clip_set(entry['name']).label} ({entry['role']})", "also": []}, columns,
             source.at("references", i), "reference",
         )
         for i, entry in enumerate(content["references"])
@@ -172,7 +160,7 @@ def _films(content: Mapping[str, Any], source: Source) -> str:
     films: dict[str, list[Dot]] = {}
     for i, entry in enumerate(content["films"]):
         kind = "floor" if entry["name"] in ("shuffled", "constant") else "main"
-        label = name_clip(entry["label"]) if kind == "floor" else entry["label"]
+        label = clip_set(entry["label"]).label if kind == "floor" else entry["label"]
         place = source.at("films", i, "value")
         films.setdefault(entry["film"], []).append(
             Dot(label, entry["value"], _interval(entry["interval"]), kind, place)

@@ -10,7 +10,8 @@ from itertools import pairwise
 from markupsafe import Markup, escape
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from mindvideo.report.trace import FORMS, Source
+from mindvideo.report.trace import Source
+from mindvideo.report.wording import FORMS
 
 WIDTH = 340
 LETTER = 6.2
@@ -22,7 +23,7 @@ WAY_TICKS = {0.0: "shuffled", 0.5: "50 %", 1.0: "caption"}
 
 @dataclass(frozen=True)
 class Dot:
-    """One row of a dot plot. ``kind`` is ``main``, ``other``, ``floor`` or ``ceiling``; ``mark`` a value to compare with."""
+    """One row of a dot plot; ``kind`` decides its look, ``mark`` is a value to compare with."""
 
     label: str
     value: float | None
@@ -41,7 +42,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Strip:
-    """One row of a strip plot: a dot for every value, by name and kind, and a tick at ``middle``; words at the right."""
+    """One row of a strip plot: a dot for every value, by name and kind, a tick at ``middle``, words at the right."""
 
     label: str
     values: Mapping[str, tuple[float, str]]
@@ -60,7 +61,7 @@ class Curve:
 
 @dataclass
 class _Canvas:
-    """Parts of a picture, and the place of a value on its horizontal axis; values outside are drawn at the ends."""
+    """Parts of a picture with a horizontal axis; values outside are drawn at its ends."""
 
     ticks: Sequence[float]
     left: float
@@ -108,7 +109,7 @@ def draw_dots(
     label_width: float = 132.0,
     axis: Mapping[float, str] | None = None,
 ) -> Markup:
-    """A row per value on one axis, intervals as bars, chance as a dashed line.
+    """A row for each value on one axis, intervals as bars, chance as a dashed line.
 
     Parameters
     ----------
@@ -116,10 +117,8 @@ def draw_dots(
         Read out instead of the picture.
     dots : sequence of Dot
         From top to bottom; rows without a value are left out.
-    chance : float, optional
-        Drawn as a dashed line.
     label_width : float
-        Room for the labels, in units of the plot's 340.
+        Room for the labels, of the plot's 340.
     axis : dict of float to str, optional
         Names of ticks on the axis of `WAY`; else the axis covers the values.
     """
@@ -167,15 +166,7 @@ def draw_strips(title: str, strips: Sequence[Strip]) -> Markup:
 
 
 def draw_curves(title: str, curves: Sequence[Curve]) -> Markup:
-    """Lines over training steps; the vertical axis is logarithmic when the values span more than a factor of 50.
-
-    Parameters
-    ----------
-    title : str
-        Read out instead of the picture.
-    curves : sequence of Curve
-        Training first; a curve of one point is drawn as a dot.
-    """
+    """Lines over training steps, one point as a dot; logarithmic where values span more than a factor of 50."""
     values = [y for curve in curves for _, y in curve.points]
     if not values:
         return Markup("")
@@ -228,7 +219,7 @@ def write_tick(value: float) -> str:
 
 
 def thin_out(points: Sequence[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:
-    """At most ``most`` points, each the mean of its neighbours, so that a long log stays a small picture."""
+    """At most ``most`` points, each the mean of neighbours, so that a long log stays a small picture."""
     if len(points) <= most:
         return list(points)
     size = math.ceil(len(points) / most)

@@ -74,7 +74,7 @@ def list_scores(run: Run) -> list[dict[str, Any]]:
 
 
 def list_ways(run: Run) -> list[dict[str, Any]]:
-    """A panel for each part of the picture: how far each of its scores comes from shuffled to the true caption."""
+    """A panel for each aspect: how far its scores come from shuffled brain to true caption."""
     panels = []
     for aspect in list_aspects(run):
         dots = [
@@ -89,7 +89,7 @@ def list_ways(run: Run) -> list[dict[str, Any]]:
 
 
 def list_films(run: Run) -> list[dict[str, Any]]:
-    """SSIM of every test film, as the paper gives it: a panel each, the reconstruction beside what needs no brain."""
+    """A panel for each test film: SSIM, as in the paper, of the reconstruction and of what needs no brain."""
     score = run.scores.get("ssim_rgb")
     panels = []
     for film, entry in score.films.items() if score is not None else ():
@@ -156,15 +156,7 @@ _LINES = {"training": "train", "validation": "validation"}
 
 
 def list_curves(rows: list[dict[str, float]], file: str) -> list[dict[str, Any]]:
-    """Panels of one stage's log: the lines of one figure together, training, validation and what they compare with.
-
-    Parameters
-    ----------
-    rows : list of dict
-        Rows of ``metrics.jsonl``; ``lr`` and ``steps_per_s`` are not drawn.
-    file : str
-        Where they lie in the run folder.
-    """
+    """Panels of one stage's log ``file``: a figure's lines together, training, validation and what they compare with."""
     figures: dict[str, dict[str, list[tuple[float, float]]]] = {}
     fields: dict[tuple[str, str], str] = {}
     for row in rows:
@@ -229,7 +221,6 @@ def list_stages(run: Run) -> list[dict[str, Any]]:
                 "memory": cite(memory, Source(f"{state.name}/done.json", ("peak_memory_bytes",)), "bytes"),
                 "finished": str(state.done.get("finished") or "–"),
                 "precision": str(state.done.get("precision") or "–"),
-                "seconds": seconds,
             }
         )
     return rows

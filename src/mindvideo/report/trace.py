@@ -16,39 +16,16 @@ A number worked out from a whole file (a count, a sum) has ``data-derived`` in p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from mindvideo.report.wording import (
-    write_bytes,
-    write_count,
-    write_number,
-    write_p,
-    write_percent,
-    write_plain,
-    write_seconds,
-    write_short,
-    write_signed,
-)
-
-FORMS: dict[str, Callable[[float | None], str]] = {
-    "number": write_number,
-    "count": write_count,
-    "plain": write_plain,
-    "short": write_short,
-    "signed": write_signed,
-    "percent": write_percent,
-    "p": write_p,
-    "seconds": write_seconds,
-    "bytes": write_bytes,
-}
+from mindvideo.report.wording import FORMS
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a number lies: a file of the run folder (of run number ``run`` on a page of several), and the way in it."""
+    """Where a number lies: a file of the run folder (of the ``run``-th run on a page of several), and the way in it."""
 
     file: str
     key: tuple[str, ...] = ()
@@ -73,16 +50,9 @@ class Source:
 
 
 def cite(value: float | None, source: Source, form: str = "number", text: str | None = None) -> Markup:
-    """A number as written, in an element that names its source; an en dash or nothing where there is none.
+    """A number written in a form of `FORMS`, in an element that names its source; a dash or nothing where it is None.
 
-    Parameters
-    ----------
-    value : float or None
-    source : Source
-    form : str
-        Of `FORMS`: how the value is written.
-    text : str, optional
-        For derived numbers: the words to show instead.
+    ``text`` is shown instead of derived numbers.
     """
     shown = FORMS[form](value) if text is None else text
     if value is None and text is None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-from mindvideo.clip_sets import clip_set
-
 CLASSES = {
     "p<0.0001": ("purple", "***", "P < .0001"),
     "p<0.01": ("pink", "**", "P < .01"),
@@ -13,11 +11,6 @@ CLASSES = {
     "p>0.05": ("green", "", "P > .05"),
 }
 """Colour of the paper's Table 1, stars that say the same without colour, and words of each class of a P-value."""
-
-
-def name_clip(name: str) -> str:
-    """The label of a set of clips."""
-    return clip_set(name).label
 
 
 def write_number(value: float | None, decimals: int = 3) -> str:
@@ -97,3 +90,17 @@ def write_bytes(size: float | None) -> str:
     if size is None:
         return "–"
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+FORMS = {
+    "number": write_number,
+    "count": write_count,
+    "plain": write_plain,
+    "short": write_short,
+    "signed": write_signed,
+    "percent": write_percent,
+    "p": write_p,
+    "seconds": write_seconds,
+    "bytes": write_bytes,
+}
+"""How a number may be written, by name."""
