@@ -1,4 +1,4 @@
-"""Rival methods on the same footing: the same prepared dataset, windows, scores and controls (docs/method.md, Rivals).
+"""Rival methods on the same store, windows, scores and controls (docs/method.md, Rivals).
 
-Nothing outside this package but the command line and the study imports it, and they only when asked for a rival.
+Only the command line and the study import this package, and only when asked for a rival.
 """

@@ -31,7 +31,7 @@ FOLDS = 5
 def band_weightings(n_bands: int) -> np.ndarray:
     """Weightings that are tried, float64 (G, W), each summing to 1.
 
-    All of one band, all bands alike, and for two bands quarters in between; for more, samples of a Dirichlet distribution.
+    One band alone, all alike, and in between quarters for two bands, Dirichlet samples for more.
     """
     if n_bands == 1:
         return np.ones((1, 1))
@@ -83,8 +83,8 @@ class BandedRidge:
         validation : (ndarray (M, W, V), ndarray (M, T)), optional
             What is chosen on; without it every fold is predicted from the others.
         keeps_out_of_fold : bool
-            Keep ``out_of_fold`` (N, T), which predicts the training windows of each fold from the others, with the
-            penalties chosen: what a later stage should learn from, since a fitted window is predicted too well.
+            Keep ``out_of_fold`` (N, T), predictions of each fold of training windows from the others with the penalties
+            chosen: what a later stage should learn from, since a fitted window is predicted too well.
         """
         set_backend("numpy")
         self.centre_WV = fmri_NWV.mean(axis=0)

@@ -1,4 +1,4 @@
-"""``folder``: clips somebody else's program made, one file a test window, enter the table under a name.
+"""``folder``: clips of another program, one file a test window, enter the table under a name.
 
 Files are ``SEGMENT_SCAN`` with the suffix of a film, ``.gif`` or ``.npy`` (see `mindvideo.evaluate.results.read_clip`);
 ``RUN/reconstruct/windows.json`` or ``RUN/baselines/NAME/windows.json`` lists segment and scan.
@@ -46,10 +46,9 @@ def find_clips(folder: Path, names: list[str]) -> list[Path]:
 
 
 def read_folder(folder: Path, windows: list[dict[str, Any]], shape: tuple[int, ...]) -> tuple[np.ndarray, set[int]]:
-    """Clips of the windows in the table's shape, uint8 (n, F, H, W, 3), and the numbers of frames their files have.
+    """Clips of the windows in the table's shape, uint8 (n, F, H, W, 3), and the numbers of frames in their files.
 
-    Frames are taken at evenly spaced times; square frames of another size are resampled (area averaging where they
-    shrink), others are refused.
+    Frames are taken at evenly spaced times; square frames of another size are resampled.
 
     Raises
     ------

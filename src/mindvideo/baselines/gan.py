@@ -4,11 +4,14 @@ Follows Wang, Yan, Huang, Li, He, Fan, "Reconstructing rapid natural vision with
 adversarial network", Cerebral Cortex 32, 2022: a linear fMRI embedding with noise conditions a generator of clips, which
 an image discriminator (single frames) and a sequence discriminator (whole clips) judge together with the embedding.
 
-Departs: the embedding is ridge regression to the leading principal components of the training clips' latents and stays
-fixed, and the generator learns from out-of-fold embeddings – trained through the GAN on a few thousand windows it would
-learn the training windows by heart; hinge loss and exact spectral norms (one singular value decomposition a step, so
-that nothing but the weights needs to be kept in a checkpoint); a pixel loss beside the adversarial ones; both sides take
-their step at the same time, which one optimiser and one checkpoint hold.
+Departs:
+
+- the embedding is ridge regression to the leading principal components of the training clips' latents and stays fixed,
+  and the generator learns from out-of-fold embeddings: trained through the GAN on a few thousand windows, the embedding
+  would memorise them;
+- hinge loss, and exact spectral norms (a singular value decomposition a step), so that a checkpoint needs only weights;
+- a pixel loss beside the adversarial ones;
+- both sides take their step together, with one optimiser and one checkpoint.
 
 Shapes: N windows, B batch, F frames, H W pixels, E embedding, Z noise, C channels.
 """
@@ -110,7 +113,7 @@ def frozen(module: nn.Module) -> Callable[..., torch.Tensor]:
 
 
 class GanTask:
-    """Random training clips: the generator against both discriminators, all in one loss with separated gradients."""
+    """Random training clips: the generator against both discriminators, in one loss with separate gradients."""
 
     def __init__(
         self, bench: Bench, networks: nn.ModuleDict, windows: SplitWindows, embedding_NE: dict[Split, torch.Tensor]

@@ -1,14 +1,17 @@
 """``linear``: regularised linear maps from fMRI to an image network's features (Wen et al. 2018).
 
-Follows Wen, Shi, Zhang, Lu, Cao, Liu, "Neural encoding and decoding with deep learning for dynamic natural vision",
-Cerebral Cortex 28, 2018: its parts on decoding, where multivariate linear models predict feature maps of a convolutional
-network's first layer, which de-convolution turns into pictures, and of its last layers, which its classifier names.
+Follows the decoding of Wen, Shi, Zhang, Lu, Cao, Liu, "Neural encoding and decoding with deep learning for dynamic
+natural vision", Cerebral Cortex 28, 2018: multivariate linear models predict feature maps of a convolutional network's
+first layer, which de-convolution turns into pictures, and of its last layers, which its classifier names.
 
-Departs: the foundation's image classifier (a ViT) takes AlexNet's place, its patch embedding that of the first
-convolution and its class token that of the last hidden layer; the patch embedding is linear, so the linear map of least
-squared error over training frames undoes it, rather than a trained de-convolution network; the penalty is quadratic for all targets and chosen on
-the validation segments, or by cross-validation; all scans of the window are read, each scan a band; every one of a window's frames is predicted,
-not their average over the TR.
+Departs:
+
+- the foundation's image classifier (a ViT) replaces AlexNet: its patch embedding the first convolution, its class token
+  the last hidden layer;
+- the patch embedding is linear, so a linear least-squares map over training frames inverts it, not a trained network;
+- the penalty is quadratic for all targets, and chosen on validation segments or by cross-validation;
+- all scans of the window are read, each a band;
+- each of a window's frames is predicted, not their average over the TR.
 
 Shapes: N windows, B batch, W scans, V voxels, F frames, H W pixels, P patches, D embedding, Q components.
 """
@@ -26,7 +29,7 @@ from mindvideo.data.windows import Windows
 READ = 32
 """Windows whose frames are in memory at once."""
 MOST_ROWS = 2000
-"""Windows, evenly spread, that the principal components of the feature maps are found from."""
+"""Windows, evenly spread, from which the principal components of the feature maps are computed."""
 
 
 class Linear:
@@ -52,10 +55,7 @@ class Linear:
         ridge.note(self.bench.folder, **r2)
 
     def _early_components(self, windows: Windows) -> Components:
-        """Principal components of single frames' feature maps, and their de-convolution.
-
-        From one frame of each of ``MOST_ROWS`` windows.
-        """
+        """Principal components of feature maps, and their de-convolution, from a frame of each of ``MOST_ROWS`` windows."""
         chosen = np.unique(np.linspace(0, len(windows) - 1, min(len(windows), MOST_ROWS)).astype(int))
         batches = [chosen[start : start + READ] for start in range(0, len(chosen), READ)]
 

@@ -2,15 +2,18 @@
 
 Follows Chen, Qing, Xiang, Yue, Zhou, "Seeing beyond the brain: conditional diffusion model with sparse masked modeling
 for vision decoding", CVPR 2023: the masked autoencoder's encoder reads one averaged scan; its tokens are projected to the
-cross-attention's condition, and a second time into the time embedding; encoder, projections and cross-attention are
-tuned on {scan, picture}, the rest of the diffusion model stays. A picture a scan, held for the scan's duration.
+cross-attention's condition and, a second time, into the time embedding; encoder, projections and cross-attention are
+tuned on {scan, picture}, the rest of the diffusion model is frozen. A scan gives one picture, held for its duration.
 
-Departs: the picture of a scan is one of its frames, a random one in training; the time embedding is given the mean of
-the condition tokens through one matrix that starts at zero, so that tuning starts at the foundation's own model; the
-study's masked autoencoder (``adapt``) is used; ``token_weight`` may add the study's own regression of the caption's
-tokens (0 as published); sampling is the recipe's (``reconstruct``, but for the guidance scale, which is
-``baseline.mindvis``'s; where its negative is the mean test fMRI, the mean training fMRI is taken, as no rival sees test
-data before it is scored).
+Departs:
+
+- the picture of a scan is one of its frames, a random one in training;
+- the time embedding takes the mean condition token through a matrix of zeros at first, so that tuning starts at the
+  foundation's own model;
+- the masked autoencoder is the study's (``adapt``);
+- ``token_weight`` may add the study's regression of the caption's tokens (0 as published);
+- sampling is the recipe's (``reconstruct``) except for the guidance scale; the mean training fMRI replaces the mean test
+  fMRI as the negative, since no rival sees test data before it is scored.
 
 Shapes: N windows, B batch, V voxels, F frames, c h w latents, L condition tokens, C condition width.
 """
@@ -47,7 +50,7 @@ TUNED = ("attn2", "class_embedding")
 
 
 class PictureUNet(UNet2DConditionModel):
-    """An image diffusion model conditioned twice, called with clips of one frame as `VideoUNet` is with longer ones."""
+    """An image diffusion model conditioned twice, called with clips of one frame."""
 
     constant_condition = staticmethod(nullcontext)
 
@@ -61,7 +64,7 @@ class PictureUNet(UNet2DConditionModel):
 
 
 def condition_twice(unet: UNet2DConditionModel) -> PictureUNet:
-    """A copy that also adds a projection of the mean condition token (B, C), zero at first, to the time embedding.
+    """A copy whose time embedding also takes a projection, zero at first, of the mean condition token (B, C).
 
     Raises
     ------

@@ -5,12 +5,15 @@ movies from brain activity", 2022: an encoder from frames to fMRI learns from pa
 learns from pairs and, through the fixed encoder, from films without fMRI (frames → encoder → decoder → the same
 frames), with pixel and perceptual losses; layers convolve in space and in time separately.
 
-Departs: the foundation's image classifier gives the perceptual loss in place of VGG; every voxel's read-out of the
-encoder is a receptive field times channel weights, and the decoder's projection back starts as its adjoint; without a
-folder of films, the unlabelled clips are the training films half a TR later, which no scan is paired with; test fMRI is
-never used for the self-supervision, not even without its frames.
+Departs:
 
-Shapes: B batch, W scans, V voxels (R = W · V read-outs), F frames, H W pixels, C channels, S places of the coarsest map.
+- the foundation's image classifier replaces VGG in the perceptual loss;
+- a voxel's read-out of the encoder is a receptive field times channel weights, and the decoder's projection back starts
+  as its adjoint;
+- without a folder of films, the unlabelled clips are the training films half a TR later, which no scan is paired with;
+- test fMRI is never used for self-supervision, not even without its frames.
+
+Shapes: B batch, W scans, V voxels, R = W · V read-outs, F frames, H W pixels, C channels, S places of the coarsest map.
 """
 
 from __future__ import annotations
@@ -92,7 +95,7 @@ class FramesToFmri(nn.Module):
 class FmriToFrames(nn.Module):
     """Decoder: fMRI (B, W, V) to clips (B, 3, F, H, W) in [0, 1].
 
-    It projects fMRI back to maps by the adjoint of the encoder's read-out, at first, and paints frames from the maps.
+    fMRI is projected to maps, at first by the adjoint of the encoder's read-out, and frames are painted from the maps.
     """
 
     def __init__(self, encoder: FramesToFmri, frames: int, size: int, width: int) -> None:
@@ -101,7 +104,7 @@ class FmriToFrames(nn.Module):
         self.side, readouts = size // 2**count, len(encoder.field)
         width = channels_at(width, 0)
         self.field = nn.Parameter(encoder.field.detach().clone())
-        # Fields sum to about 1 over the places, so that this gives maps of about unit variance.
+        # Fields sum to about 1 over the places: this gives maps of about unit variance.
         scale = self.side**2 * readouts**-0.5 / encoder.channel.detach().std()
         self.channel = nn.Parameter(encoder.channel.detach() * scale)
         self.moments = nn.Parameter(torch.ones(width, frames) + 0.1 * torch.randn(width, frames))

@@ -1,13 +1,13 @@
 """``ridge``: banded ridge regression to the condition tokens, with the main method's generator.
 
-The comparison that isolates the encoder: everything after the condition is the study's own, except that of a study with a
-student its guided generator samples all the same. It follows no paper's system; the regression is himalaya's (la Tour et
-al. 2022) and the generator that of *Cinematic Mindscapes*, section 3.4.
+The comparison that isolates the encoder: everything after the condition is the study's own, without a student. It follows
+no paper's system; the regression is himalaya's (la Tour et al. 2022), the generator that of *Cinematic Mindscapes*,
+section 3.4.
 
-Choices: the caption's tokens are predicted through their leading principal components on the training windows; scans of
-the window are bands with weights of their own; the negative of the guidance is what the mean fMRI predicts, the mean
-token matrix. The ``cotrain`` generator has been tuned to the study's own encoder, not to ridge regression; with
-``baseline.ridge.generator=animate`` it has seen neither, only captions.
+Choices: the caption's tokens are predicted through their leading principal components on the training windows; each scan
+of the window is a band; the negative of the guidance is what the mean fMRI predicts, the mean token matrix. The
+``cotrain`` generator was tuned to the study's own encoder; with ``baseline.ridge.generator=animate`` it has seen
+captions only.
 
 Shapes: N windows, B batch, W scans, V voxels, L condition tokens, C condition width, Q components.
 """
@@ -50,7 +50,7 @@ class Ridge:
         self.pipeline = self._open_pipeline(store)
 
     def _open_pipeline(self, store: Store) -> MindVideoPipeline:
-        """The study's parts as ``reconstruct`` puts them together, from the folders that the rival's hash digests.
+        """The study's parts as ``reconstruct`` puts them together.
 
         The generator itself samples, not a student, which has only seen the study's own conditions.
         """
