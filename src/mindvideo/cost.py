@@ -1,4 +1,4 @@
-"""What a stage or a rival costs: seconds, the largest resident memory while it runs, and the machine it ran on."""
+"""What a stage or a rival costs: seconds, peak resident memory, and the machine it ran on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "nibabel", "
 
 @contextmanager
 def measure_cost(every_s: float = 0.1) -> Iterator[dict[str, float]]:
-    """Yields a dictionary: ``peak_memory_bytes`` of this process and its children so far; in the end ``seconds``."""
+    """``peak_memory_bytes`` of this process and its children so far, and at the end ``seconds``."""
     process, stop = psutil.Process(), threading.Event()
     cost = {"seconds": 0.0, "peak_memory_bytes": 0.0}
 
@@ -50,8 +50,8 @@ def measure_cost(every_s: float = 0.1) -> Iterator[dict[str, float]]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Commit, operating system, processor, cores, memory, accelerators, Python and packages of this process."""
-    torch = sys.modules.get("torch")  # a stage that has not loaded it did not use an accelerator
+    """Commit, operating system, processor, cores, memory, accelerators, Python and packages."""
+    torch = sys.modules.get("torch")  # a stage that did not import it used no accelerator
     accelerators = []
     if torch is not None and torch.cuda.is_available():
         accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -70,7 +70,7 @@ def describe_machine() -> dict[str, Any]:
 
 @cache
 def find_commit() -> str:
-    """The commit of the checkout this package is imported from; empty where it is installed without one."""
+    """The commit of the checkout that this package is imported from; empty where there is none."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)

@@ -1,6 +1,6 @@
-"""Before a study starts: what is missing, and how much memory and disk every stage will need on this machine.
+"""Before a study starts: what is missing, and the memory and disk that each stage will need on this machine.
 
-Memory is counted on fake tensors (`mindvideo.models.meter`). Nothing is downloaded: all weights are local files.
+Memory is counted on fake tensors (`mindvideo.models.meter`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mindvideo.preflight import refusals, required_parts
 from mindvideo.sizing import PUBLISHED, Network, Networks, StudySizes
 from mindvideo.stages import STAGES
 
-# What a stage's process takes beyond networks and arrays: libraries, the allocator's reserve; seen with the demo.
+# A process beyond its networks and arrays: libraries, the allocator's reserve; measured with the demo.
 PROGRAM_BYTES = 6e8
 
 
@@ -36,7 +36,7 @@ class Need:
 
 @dataclass
 class Found:
-    """What `check_recipe` found: needs, remarks and advice, and what is missing (one sentence each)."""
+    """What `check_recipe` found: needs, remarks and advice, and what is missing, in sentences."""
 
     needs: list[Need] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ def check_recipe(recipe: Recipe, out: Path) -> Found:
     Parameters
     ----------
     out : Path
-        The run folder, or the folder it will lie in; what is prepared there already is used for the sizes.
+        The run folder, or the folder that will hold it; sizes are those of a store prepared there.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stores = store_paths(recipe.data, out / "prepare")
@@ -57,9 +57,7 @@ def check_recipe(recipe: Recipe, out: Path) -> Found:
     needed = Needs(resolve_precisions(recipe, device), out)
     needs = list(needed.of_stages())
     lines = [*needed.sizes.notes, *needed.networks.notes, *_downloads(recipe), *_advice(needed, needs, out, device)]
-    lines.append(
-        "memory is counted for each stage's networks, arrays and libraries; measured peaks are in docs/scale.md"
-    )
+    lines.append("memory counts each stage's networks, arrays and libraries; measured peaks are in docs/scale.md")
     return Found(needs, lines, missing)
 
 
@@ -113,7 +111,7 @@ class Needs:
         return Need("prepare", memory, disk, f"{frames} frames of {sizes.size} x {sizes.size} pixels")
 
     def _training(self, stage: str) -> Need:
-        """A stage that trains: weights, Adam's two moments, the average, and what one micro-batch keeps alive."""
+        """A training stage: weights, Adam's moments, the averaged weights, and what a micro-batch keeps alive."""
         settings: Optimise = getattr(self.recipe, stage)
         network, (held, kept, frozen) = self.network(stage), self._around(stage)
         copies = 2 + (settings.ema_decay is not None)
@@ -130,7 +128,7 @@ class Needs:
         return self.networks.of_stage(stage, self.sizes)
 
     def _around(self, stage: str) -> tuple[float, float, float]:
-        """Bytes of the arrays that a training stage holds, of those it leaves on disk, and of frozen networks beside it."""
+        """Bytes of the arrays that a training stage holds, of those it leaves on disk, and of frozen networks."""
         features, frozen = self.networks.features(self.sizes), self.networks.part_bytes
         if stage == "adapt":
             return 2 * self.scans, 0.0, 0.0

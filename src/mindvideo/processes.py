@@ -23,7 +23,7 @@ from torch.distributed.nn.functional import all_gather
 from mindvideo.errors import SettingError
 
 PATIENCE = timedelta(days=7)
-"""How long a process waits for the others; stages that only the first one carries out may take hours."""
+"""How long a process waits for the others: some stages are the first one's alone, and take hours."""
 
 _alone: list[bool] = []
 
@@ -52,10 +52,10 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Take leave of the other processes at the end of a program, while Python still runs.
+    """End the process group while Python still runs.
 
-    The group's threads end with its last reference. If that goes with the interpreter (a wrapped model in a cycle still
-    holds the group), a thread that lets go of a tensor then finds no Python any more, and aborts the process.
+    Its threads end with its last reference. Where a wrapped model in a cycle still holds the group, that would be when
+    the interpreter is gone, and a thread that then frees a tensor aborts the process.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -65,30 +65,30 @@ def leave() -> None:
 def is_partner_lost(error: BaseException) -> bool:
     """Whether an error says that another process ended while this one waited for it.
 
-    gloo says so in a plain RuntimeError: its connection was closed, or reset, by the peer.
+    gloo raises a plain RuntimeError then: the connection was closed, or reset, by the peer.
     """
     is_told = isinstance(error, RuntimeError) and "by peer" in str(error)
     return dist.is_initialized() and (is_told or isinstance(error, dist.DistError))
 
 
 def count() -> int:
-    """Number of processes at work on what is being done."""
+    """How many processes work together at present (the world size)."""
     return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def splits_weights() -> bool:
-    """Whether the launcher asks several processes to split weights among them (``accelerate launch --use_fsdp``)."""
+    """Whether processes shard their weights (``accelerate launch --use_fsdp``)."""
     return count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def rank() -> int:
-    """Number of this process, 0 for the first."""
+    """Index of this process, 0 for the first."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within, this process works as if it were the only one; the others do something else, or wait."""
+    """Within, this process works as if it were the only one."""
     _alone.append(True)
     try:
         yield
@@ -97,7 +97,7 @@ def alone() -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and talks."""
+    """Whether this is the process that writes files and prints."""
     return rank() == 0
 
 
@@ -111,14 +111,14 @@ def device() -> torch.device:
 
 
 def wait() -> None:
-    """Wait until every process is here."""
+    """Wait until every process is here (a barrier)."""
     if count() > 1:
         dist.barrier()
 
 
 @contextmanager
 def first_then_others() -> Iterator[None]:
-    """The block runs in the first process, then in the others, which find what the first has written."""
+    """The block runs in the first process, then in the others, which find its files."""
     if not is_first():
         wait()
     try:
@@ -130,7 +130,7 @@ def first_then_others() -> Iterator[None]:
 
 
 def tell(answer: Any) -> Any:
-    """The first process's answer, in every process."""
+    """The first process's answer, broadcast to all."""
     if count() == 1:
         return answer
     box = [answer]
@@ -139,7 +139,7 @@ def tell(answer: Any) -> Any:
 
 
 def collect(items: Iterable[Any]) -> list[Any]:
-    """Every process's items, in the order of the processes."""
+    """Every process's items, gathered in the order of the processes."""
     if count() == 1:
         return list(items)
     found: list[Any] = [None] * count()
@@ -166,7 +166,7 @@ def all_rows(own: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def add_up(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum of a tensor over the processes, in place; a value that is not finite anywhere is so everywhere."""
+    """All-reduce in place: the sum over the processes; a value that is not finite in one is so in all."""
     if count() > 1:
         dist.all_reduce(tensor)
     return tensor

@@ -1,4 +1,4 @@
-"""How much a study holds, and how much memory its networks take: from the recipe, the foundation's files and counting."""
+"""How much a study holds, and the memory of its networks, from the recipe and the foundation's files."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from mindvideo.models.meter import count_parameters, count_per_item
 from mindvideo.models.weight_files import find_weights
 from mindvideo.voxel_layout import VoxelLayout
 
-PUBLISHED_VOXELS = 6224  # of Wen 2018's second subject with the paper's rule; for recipes whose selection is to come
+PUBLISHED_VOXELS = 6224  # of Wen 2018's second subject by the paper's rule; used before prepare
 HCP_VOXELS = 4183
 USUAL_TR_S, USUAL_SIZE = 2.0, 256  # of Wen 2018; for recipes that leave them to the recordings
 
 
 @dataclass(frozen=True)
 class PublishedPart:
-    """A part of the paper's foundation: where it is published, its parameters, and what of its configuration counts."""
+    """A part of the paper's foundation: where it is published, its parameters, its configuration."""
 
     place: str
     parameters: float
@@ -54,7 +54,7 @@ PUBLISHED: dict[str, PublishedPart] = {
 
 @dataclass
 class StudySizes:
-    """Counts of a study: of its store where it is prepared, else from the recipe, saying what was assumed."""
+    """Counts of a study: of its store where it is prepared, else from the recipe with assumptions noted."""
 
     n_train: int
     n_validation: int
@@ -106,7 +106,7 @@ class StudySizes:
 
 @dataclass(frozen=True)
 class Network:
-    """Parameters of a network in training, and bytes that a step keeps alive: once, and for each sample of the batch."""
+    """Parameters of a network in training, and bytes that a step keeps alive: once, and for each sample."""
 
     parameters: float
     trainable: float
@@ -237,7 +237,7 @@ class Networks:
         return torch.randn(batch, channels, frames, side, side), torch.zeros(batch, dtype=torch.long), condition
 
     def unet(self, sizes: StudySizes, is_whole: bool = False) -> Network:
-        """The video UNet in training: its attention, as ``animate`` trains it, or all of it, as ``distill`` does."""
+        """The video UNet in training: its attention (``animate``), or all of it (``distill``)."""
         return self._count(
             ("unet", is_whole),
             lambda: self._build_unet(is_whole),
@@ -261,7 +261,7 @@ class Networks:
         return once + batch * each
 
     def features(self, sizes: StudySizes) -> Features:
-        """Frozen features of training and validation windows: images and captions for align, latents for animate."""
+        """Frozen features of training and validation windows."""
         windows = sizes.n_train + sizes.n_validation
         tokens = 2.0 * windows * self.length * self.width
         images = 4.0 * windows * sizes.num_frames * self.width if "image" in self.recipe.align.loss else 0.0

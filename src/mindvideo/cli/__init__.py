@@ -1,4 +1,4 @@
-"""The command line: thin over :mod:`mindvideo.study` and the readers. One module for each kind of command."""
+"""The command line, thin over `mindvideo.study`: one module for each kind of command."""
 
 from __future__ import annotations
 

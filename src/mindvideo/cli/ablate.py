@@ -34,7 +34,7 @@ def ablate(
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="say what would run, and run nothing")] = False,
 ) -> None:
-    """Run the study without each of its parts and print one table; stages that do not change are shared."""
+    """Run the study without each of its parts and print one table; unchanged stages are shared."""
     from mindvideo.ablation import Ablation, choose_variants, list_variants
 
     resolved = load_recipe(recipe, settings or [])

@@ -1,4 +1,4 @@
-"""``mindvideo baseline …``: rival methods on the same windows with the same scores, and the table of all methods."""
+"""``mindvideo baseline …``: rival methods on the same windows and scores, and the table of all methods."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _recipe(run_dir: Path, name: str | None, settings: list[str] | None) -> Reci
         import_module("mindvideo.baselines")
     except ModuleNotFoundError:
         raise SettingError(
-            "expected the package mindvideo.baselines, found it removed from this installation; install mindvideo again"
+            "expected the package mindvideo.baselines, found it removed from this installation; reinstall mindvideo"
         ) from None
     if name is not None:
         return load_recipe(name, settings or [])
@@ -91,7 +91,7 @@ def own(
     settings: Set = None,
     seeds: Seeds = 1,
 ) -> None:
-    """Run a class of your own: fit(store), then reconstruct(fmri) of the test windows and their controls."""
+    """Run a class of your own: fit(store), then reconstruct(fmri) for test windows and controls."""
     _run(name, store, out, _recipe(out, recipe, settings), seeds, method)
 
 
@@ -120,7 +120,7 @@ def table(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     seeds: Seeds = 1,
 ) -> None:
-    """Print method by score with intervals, P against each method's own shuffled control, seconds and peak memory."""
+    """Print each method's scores and shuffled control, seconds and peak memory."""
     _recipe(run_dir, None, None)
     if as_json:
         from mindvideo.baselines.methods import write_table

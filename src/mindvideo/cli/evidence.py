@@ -19,10 +19,10 @@ def evaluate(
     source: Annotated[Path, typer.Argument(metavar="RUN|CLIPS", help="a run folder, or anyone's clips")],
     reference: Annotated[
         Path | None,
-        typer.Option("--reference", help="the true clips; without it CLIPS are GIFs with the truth on their left half"),
+        typer.Option("--reference", help="the true clips; if none, CLIPS are GIFs with the truth on their left half"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="folder of the scores of CLIPS; CLIPS_scores beside them by default")
+        Path | None, typer.Option("--out", help="folder for the scores of CLIPS; CLIPS_scores by default")
     ] = None,
     block: Annotated[
         int | None, typer.Option("--block", help="consecutive CLIPS permuted and resampled together; 10 by default")
@@ -32,17 +32,17 @@ def evaluate(
     foundation: Annotated[
         str | None,
         typer.Option(
-            "--foundation", help="folder of the networks that judge CLIPS; without it pixel and flow scores only"
+            "--foundation", help="folder of the networks that judge CLIPS; if none, pixel and flow scores only"
         ),
     ] = None,
     settings: Set = None,
 ) -> None:
-    """Score the reconstructions of a run, or anyone's clips, beside their controls, and print the table."""
+    """Score the reconstructions of a run, or anyone's clips, beside their controls."""
     if (source / "recipe.yaml").is_file():
         if any(option is not None for option in (reference, out, block, size, fit, foundation)):
             raise SettingError(
-                "expected --reference, --out, --block, --size, --fit and --foundation for clips only, found a run folder at "
-                f"{source}; its settings are given with --set"
+                "expected --reference, --out, --block, --size, --fit and --foundation for clips only, found a run folder "
+                f"at {source}; its settings are given with --set"
             )
         run_stage("evaluate", source, settings)
         _print_scores(source / "evaluate")
@@ -99,11 +99,11 @@ def compare(
     ] = None,
     seeds: Seeds = 1,
 ) -> None:
-    """Compare runs with the first one, score by score: window by window where they share them, else as two samples."""
+    """Compare runs with the first one: window by window where they share them, else as two samples."""
     from mindvideo.evaluate.contrast import compare_folders
 
     chosen = [name.strip() for name in scores.split(",")] if scores else None
-    names, *columns = zip(*compare_folders(sources, out, chosen, seeds), strict=True)  # a score a line: runs are few
+    names, *columns = zip(*compare_folders(sources, out, chosen, seeds), strict=True)  # runs are few
     _print_table(["score", *names[1:]], [list(column) for column in columns])
     say("classes of P after Holm's correction over scores; every number is in comparison.json")
     smallest = json.loads((out / "comparison.json").read_text())["smallest_p_holm"]

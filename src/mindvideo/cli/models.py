@@ -30,7 +30,7 @@ def convert(
         Path | None, typer.Option(help="folder with the release's tokenizer and text_encoder, for negative null")
     ] = None,
 ) -> None:
-    """Turn released weights into a folder that from_pretrained loads, without executing anything in a pickle."""
+    """Turn released weights into a folder for from_pretrained; nothing in a pickle is executed."""
     from mindvideo.generate.converted import convert as run
 
     overrides, dropped = dict(map(read_setting, settings or [])), tuple(drop or ())
@@ -47,7 +47,7 @@ def export_model(
         str | None, typer.Option("--license", help="of the weights, as the hub writes it; known for the embedded kit")
     ] = None,
 ) -> None:
-    """Write a run's pipeline as a folder for the Hugging Face hub, with a model card. Nothing is sent anywhere."""
+    """Write a run's pipeline and a model card for the Hugging Face hub; nothing is sent."""
     from mindvideo.model_card import export_model as run
 
     console.print(f"card: {run(run_dir, out, licence)}", soft_wrap=True)
@@ -60,7 +60,7 @@ def check(
     out: Annotated[Path, typer.Option("--out", help="where the run would go; its disk is looked at")] = Path("runs"),
     settings: Set = None,
 ) -> None:
-    """Say what a study is missing and what each stage will need here; exits with 1 where something is missing."""
+    """Say what is missing and what each stage will need here; exits with 1 if anything is missing."""
     from mindvideo.needs import check_recipe
 
     found = check_recipe(load_recipe(recipe, settings or []), out)
@@ -141,7 +141,7 @@ def _refuse_for_student(model: Path, asked: dict[str, Any], settings: list[str])
 
 
 def _film(model: Path, recording: list[str], out: Path, asked: dict[str, Any], store: Path | None) -> None:
-    """Write the film of a recording; ``asked`` holds the command's options by name, None where one was not given."""
+    """Write the film of a recording; ``asked`` holds the command's options, None where not given."""
     import torch
 
     from mindvideo.artefacts import require_intact

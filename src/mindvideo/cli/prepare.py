@@ -27,9 +27,7 @@ SUMMARIES = {name: reader.summary for name, reader in READERS.items()} | {
 Workers = Annotated[
     int | None, typer.Option(min=1, help=f"local threads for runs and films; one a core, at most {MOST_WORKERS}")
 ]
-Scheduler = Annotated[
-    str | None, typer.Option(help="address of a dask scheduler, whose workers see the recordings under the same paths")
-]
+Scheduler = Annotated[str | None, typer.Option(help="address of a dask scheduler whose workers see the same paths")]
 
 
 def offered_settings(source: str) -> dict[str, tuple[str, FieldInfo]]:
@@ -166,6 +164,6 @@ def inspect(
 def export(
     store: Path, out: Path, frames: Annotated[bool, typer.Option("--frames", help="also the frames")] = False
 ) -> None:
-    """Write a prepared store as plain arrays (npz): fmri_train, fmri_test, vertex, and with --frames the frames."""
+    """Write a prepared store as plain arrays (npz): fmri_train, fmri_test, vertex, with --frames also frames."""
     Store.open(store).export_npz(out, frames=frames)
     say(f"exported to {out}")

@@ -42,7 +42,7 @@ def run(
     until: Annotated[str | None, typer.Option(help="last stage to run")] = None,
     seeds: Seeds = 1,
 ) -> None:
-    """Run a study from recordings to a report; what is up to date is skipped, what was killed goes on."""
+    """Run a study from recordings to a report: skip what is up to date, resume what was killed."""
     from mindvideo.evaluate.contrast import name_seed
     from mindvideo.study import Study
 
@@ -64,7 +64,7 @@ def status(
     recipe: Annotated[str | None, typer.Option("--recipe", help="another recipe than RUN/recipe.yaml")] = None,
     settings: Set = None,
 ) -> None:
-    """Say of every stage of RUN whether it is up to date, and if not, which setting, file or class changed."""
+    """Say whether each stage of RUN is up to date, and if not, which setting, file or class changed."""
     from mindvideo.study import Study
 
     given = settings or []

@@ -1,6 +1,6 @@
-"""The memory of a computation, counted without doing it: the most bytes alive at once, and a model's parameters.
+"""Peak memory of a computation and parameters of a model, counted without computing.
 
-Models run on fake tensors, which have shapes but no data, so full-size networks can be counted on any machine.
+Fake tensors have shapes but no data, so full-size networks can be counted on any machine.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class _Meter(TorchDispatchMode):
 
 
 def count_peak(prepare: Callable[[], Callable[[], Any]]) -> float:
-    """Most bytes alive at once that a call itself allocates: activations, gradients and scratch.
+    """Peak bytes that a call allocates: activations, gradients and scratch.
 
     Parameters
     ----------
     prepare : callable
-        Builds model and inputs, whose memory is not counted, and returns the call to count; both run on fake tensors.
+        Builds model and inputs, which are not counted, and returns the call that is.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         call = prepare()
@@ -63,10 +63,9 @@ def count_peak(prepare: Callable[[], Callable[[], Any]]) -> float:
 
 
 def count_per_item(prepare: Callable[[int], Callable[[], Any]], batch: int = 4) -> tuple[float, float]:
-    """Bytes that come once, and those of each further item of a batch, from batches of ``batch`` and half as many.
+    """Bytes needed once, and for each item of a batch, from a batch and half of it (at least two and one).
 
-    The peak does not grow in a line: below some batch gradients fill it, above it activations. Take the batch that is
-    asked about (two at least).
+    The peak is not linear: gradients fill it for small batches, activations for large ones. Give the batch that is used.
     """
     large = max(2, batch)
     small = large // 2
@@ -76,7 +75,7 @@ def count_per_item(prepare: Callable[[int], Callable[[], Any]], batch: int = 4) 
 
 
 def count_parameters(build: Callable[[], torch.nn.Module]) -> tuple[int, int]:
-    """Parameters of a model that is never filled with numbers: all, and those that train."""
+    """Parameters of a model that is never allocated: all, and those that train."""
     with FakeTensorMode():
         parameters = list(build().parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
