@@ -29,8 +29,7 @@ class Method(Protocol):
     """A method that enters the table: one of ours or a user's own class."""
 
     def fit(self, store: Store) -> None:
-        """Learn from the training segments and choose on the validation segments; the store refuses test segments."""
-        ...
+        """Learn from training segments and choose on validation segments; the store refuses test segments."""
 
     def reconstruct(self, fmri: np.ndarray) -> np.ndarray:
         """Clips uint8 (B, F, H, W, 3) of fMRI windows float32 (B, W, V).
@@ -39,7 +38,6 @@ class Method(Protocol):
         which should determine each clip's noise, so that a control has the noise of what it controls. One that also
         names categories from the fMRI has ``categories(fmri)``, see `mindvideo.baselines.trial.judge_categories`.
         """
-        ...
 
 
 class StoreWithoutTest(Store):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, create_model, field_validator, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
@@ -171,10 +171,7 @@ class Align(Optimise):
     contrastive_weight: float = Field(1.0, ge=0)
     token_weight: float = Field(0.0, ge=0, description="weight of the regression of the caption's text tokens")
     token_whitening: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="1: the tokens' weak principal components count as much as the strong ones; 0: plain",
+        0.0, ge=0, le=1, description="1: weak principal components of the tokens count as much as strong ones; 0: plain"
     )
     dropout: float = Field(0.6, ge=0, lt=1)
     encoder: str = Field(
@@ -184,10 +181,12 @@ class Align(Optimise):
     )
     encoder_settings: dict[str, Any] = Field({}, description="further arguments of that encoder")
     mixup: float = Field(
-        0.0, ge=0, description="windows are mixed in pairs, and their targets alike; parameter of the beta distribution"
+        0.0,
+        ge=0,
+        description="parameter of the beta distribution by which pairs of windows and their targets are mixed; 0: not",
     )
     teacher_weight: float = Field(
-        0.0, ge=0, le=1, description="share of ridge regression's reading in the token targets; 0 in the paper"
+        0.0, ge=0, le=1, description="share of a ridge regression's prediction in the token targets; 0 in the paper"
     )
     sparsify: float = Field(0.2, ge=0, lt=1, description="fraction of voxels set to zero")
     input_noise: float = Field(0.0, ge=0, description="standard deviation of noise added to the scans")
@@ -197,7 +196,7 @@ class Align(Optimise):
         "drawn", description="captions and crops anew each time a window is drawn, or a few of each made once"
     )
     synonyms: Literal["wordnet", "listed"] = Field(
-        "wordnet", description="where synonyms come from: WordNet (mindvideo[thesaurus]), or a list of fifty groups"
+        "wordnet", description="source of synonyms: WordNet (mindvideo[thesaurus]), or a list of fifty groups"
     )
     steps: Steps = 12000
     val_every: int = Field(200, ge=1, description="validation is looked at this often")
@@ -251,6 +250,9 @@ class Distill(Optimise):
     ema_decay: float | None = Field(0.99, gt=0, lt=1)
 
 
+Control = Literal["shuffled", "mean", "caption", "vae", "random_train", "constant"]
+
+
 class Reconstruct(Section):
     """Sampling with adversarial guidance (paper Eq. 6)."""
 
@@ -261,14 +263,7 @@ class Reconstruct(Section):
     num_frames: int | None = Field(None, ge=1, description="frames per clip; empty: as many as the store has")
     size: int | None = Field(None, ge=16, description="height and width of the clips; empty: the store's")
     batch_size: int = Field(4, ge=1)
-    controls: tuple[Literal["shuffled", "mean", "caption", "vae", "random_train", "constant"], ...] = (
-        "shuffled",
-        "mean",
-        "caption",
-        "vae",
-        "random_train",
-        "constant",
-    )
+    controls: tuple[Control, ...] = get_args(Control)
     max_windows: int | None = Field(
         None, ge=1, description="only this many test windows, evenly spread in whole blocks"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ from mindvideo.simulate.scenes import (
     render_scene,
     scene_caption,
 )
+from mindvideo.stages import Progress
 
-Progress = Callable[[int, int, dict[str, float]], None]
 VISIBLE = {"thing": THINGS, "colour": COLOURS, "place": PLACES, "size": SIZES, "light": LIGHTS}
 """Attributes that a single frame shows, by name of the scene's field."""
 SHARES = {"thing": 0.85, "colour": 0.95, "place": 0.95, "motion": 0.7, "flow direction": 0.7, "position": 0.7}
@@ -101,18 +101,7 @@ def classifier_accuracy(probabilities: np.ndarray, names: dict[int, str], truth:
 def check_kit(
     folder: Path | str = "embedded", count: int = 384, progress: Progress | None = None
 ) -> list[dict[str, Any]]:
-    """Measure the gates of a kit on fresh scenes.
-
-    Returns
-    -------
-    list of dict
-        ``gate``, ``found``, ``wanted``, ``passed``, ``n`` each.
-
-    Raises
-    ------
-    ModelError
-        Where a part is missing.
-    """
+    """Measure a kit on fresh scenes: ``gate``, ``found``, ``wanted``, ``passed``, ``n`` each; ModelError without a part."""
     foundation = Foundation(folder)
     foundation.require("vae", "text_encoder", "tokenizer", "image_encoder", "captioner", "image_classifier")
     foundation.require("video_classifier", "unet")
