@@ -88,15 +88,16 @@ def describe_runs(entrants: Sequence[Entrant]) -> list[dict[str, Any]]:
     for each in entrants:
         aspects, tested = list_aspects(each.run), list_tested(each.run)
         row: dict[str, Any] = {"label": each.label, "title": "Not tested against shuffled brain activity."}
-        rows.append(row | {"shown": "–", "way": "–", "n": "–"})
+        row |= {"shown": "–", "way": "–", "n": "–"}
         if tested:
-            shown = Markup("{} of {}").format(*count_shown(tested, each.source()))
-            rows[-1] |= {"title": write_title(each.run, aspects), "shown": shown}
+            row["title"] = write_title(each.run, aspects)
+            row["shown"] = Markup("{} of {}").format(*count_shown(tested, each.source()))
         if ways := list_known_ways(tested):
             source = each.source(derived="median way to caption")
-            rows[-1]["way"] = cite(median(ways), source, text=write_percent(median(ways)))
+            row["way"] = cite(median(ways), source, text=write_percent(median(ways)))
         if n := max((score.n or 0 for score in each.run.scores.values()), default=0):
-            rows[-1]["n"] = cite(n, each.source(derived="windows scored"), text=str(n))
+            row["n"] = cite(n, each.source(derived="windows scored"), text=str(n))
+        rows.append(row)
     return rows
 
 
