@@ -59,14 +59,13 @@ def list_rivals(run: Run, index: int | None = None) -> list[Entrant]:
 def measure_differences(entrants: Sequence[Entrant]) -> dict[str, Any]:
     """Every two entrants, score by score: ``pairs[first][second]`` of `compare_runs`; ``untested`` says why not."""
     found: dict[str, Any] = {"pairs": {}, "untested": {}}
-    read, unread = {}, {}
+    read = []
     for entrant in entrants:
         try:
-            read[entrant.label] = read_window_scores(entrant.run.path, entrant.label)
+            read.append(read_window_scores(entrant.run.path, entrant.label))
         except DataError as error:
-            unread[entrant.label] = str(error)
-    found["untested"] |= unread
-    for first, second in combinations(read.values(), 2):
+            found["untested"][entrant.label] = str(error)
+    for first, second in combinations(read, 2):
         names = f"{first.name} and {second.name}"
         try:
             scores = found["pairs"].setdefault(first.name, {})[second.name] = compare_runs(first, second)
