@@ -253,22 +253,10 @@ def _walk(points: np.ndarray, entry: np.ndarray) -> np.ndarray:
     """Order in which a walk visits points, entering nearest to ``entry``.
 
     Points are halved across their longest direction again and again, the half nearer to the walk's start first: what is
-    close in the order is a compact patch of the surface.
-
-    Parameters
-    ----------
-    points : ndarray (n, 3)
-    entry : ndarray (3,)
-
-    Returns
-    -------
-    ndarray, intp (n,)
-        A permutation of 0…n−1.
+    close in the order is a compact patch of the surface. (n, 3) and (3,) to a permutation (n,).
     """
     n = len(points)
-    if n == 1:
-        return np.zeros(1, dtype=np.intp)
-    if n == 2:
+    if n <= 2:
         return np.argsort(((points - entry) ** 2).sum(axis=1), kind="stable")
     centre = points.mean(axis=0)
     direction = np.linalg.eigh((points - centre).T @ (points - centre))[1][:, -1]

@@ -25,7 +25,7 @@ _USE = """\
 
 
 def export_model(run_dir: Path, out: Path, licence: str | None = None) -> Path:
-    """Write ``RUN/model`` and its card into a new folder in the hub's layout; nothing is sent anywhere.
+    """Write ``RUN/model`` and its card, whose path is returned, into a new folder in the hub's layout; nothing is sent.
 
     Parameters
     ----------
@@ -34,13 +34,7 @@ def export_model(run_dir: Path, out: Path, licence: str | None = None) -> Path:
     out : Path
         Must not exist yet; appears when complete.
     licence : str, optional
-        The hub's identifier for the weights, which follows from that of the generator they were tuned from; known for the
-        embedded kit.
-
-    Returns
-    -------
-    Path
-        The card.
+        The hub's name for the licence of the weights, which follows from their generator's; known for the embedded kit.
 
     Raises
     ------

@@ -145,22 +145,9 @@ class Ablation:
     def run(
         self, progress: Callable[[str], Progress] | None = None, say: Callable[[str], None] = print
     ) -> dict[str, list[str]]:
-        """Carry out what is missing and write the table after every run.
+        """Carry out what is missing, write the table after every run, and return the stages that ran, by run.
 
-        Parameters
-        ----------
-        progress : callable, optional
-            Given "VARIANT: STAGE", returns what is called with (done, total, figures).
-
-        Returns
-        -------
-        dict of str to list of str
-            Stages that ran, by run.
-
-        Raises
-        ------
-        MindVideoError
-            Of any stage; finished stages stay, and the same call goes on from there.
+        ``progress`` is given "VARIANT: STAGE". Where a stage raises, finished ones stay, and the same call goes on.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         ran: dict[str, list[str]] = {}

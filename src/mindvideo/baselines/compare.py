@@ -92,7 +92,7 @@ def load_class(place: str) -> type:
 
 
 class Attempt:
-    """One method on the study's test windows: what it follows from, its folder, and what becomes of its clips.
+    """One method on the study's test windows: its key, its folder, and what becomes of its clips.
 
     Parameters
     ----------
@@ -101,8 +101,7 @@ class Attempt:
     store_path : Path, optional
         The prepared store; the study's own by default.
     made_by : dict
-        What it follows from besides, see `rival_key`.
-    progress : callable, optional
+        See `rival_key`.
     """
 
     def __init__(

@@ -51,12 +51,9 @@ def pixel_norm(x: torch.Tensor) -> torch.Tensor:
 def held_out_pixel_loss(
     windows: Windows, make: Callable[[np.ndarray], torch.Tensor], device: torch.device
 ) -> dict[str, float]:
-    """Mean absolute error of the clips of validation windows, and of those made from other windows' fMRI.
+    """Mean absolute error of clips of validation windows, made from their own fMRI and from other windows'.
 
-    Parameters
-    ----------
-    make : callable
-        Indices (B,) of the windows whose fMRI is used to clips (B, 3, F, H, W).
+    ``make`` maps indices (B,) of the windows whose fMRI is used to clips (B, 3, F, H, W).
     """
     sums = {"validation_pixel_loss": 0.0, "validation_pixel_loss_shuffled": 0.0}
     for start in range(0, len(windows), VALIDATION_BATCH):

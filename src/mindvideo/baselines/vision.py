@@ -39,9 +39,7 @@ class VisionNetwork:
             )
         self.kernel = projection.weight.detach().cpu().double().flatten(1)
         self.bias = projection.bias.detach().cpu().double()
-        blank = np.stack(
-            [np.zeros((self.size, self.size, 3), np.uint8), np.full((self.size, self.size, 3), 255, np.uint8)]
-        )
+        blank = np.stack([np.full((self.size, self.size, 3), grey, np.uint8) for grey in (0, 255)])
         low, high = foundation._pixels("image_classifier", blank)[:, :, 0, 0].double().cpu()
         self.offset, self.range = low, high - low
 
@@ -66,12 +64,7 @@ class VisionNetwork:
 
         With mean m and covariance S of the training patches and the kernel K, it is f → m + S Kᵀ (K S Kᵀ)⁻¹ (f − K m −
         b): the inverse of the convolution where there is one, else the best linear estimate. Patches do not overlap, so
-        each is solved alone.
-
-        Parameters
-        ----------
-        read : callable
-            Number of a batch to frames uint8 (N, H, W, 3).
+        each is solved alone. ``read`` gives the frames uint8 (N, H, W, 3) of a batch.
         """
         width = self.kernel.shape[1]
         total, square, count = torch.zeros(width).double(), torch.zeros(width, width).double(), 0

@@ -147,16 +147,7 @@ def load_generator(foundation: Foundation) -> Generator:
 def check_generator(
     foundation: Foundation, unet: Generator, count: int = 384, cuts: int = 192, steps: int = 10, guidance: float = 3.0
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """The generator's figures on fresh scenes, with the demo's steps and guidance.
-
-    Parameters
-    ----------
-    foundation : Foundation
-    unet : Generator
-    count, cuts : int
-        Fresh clips of one scene, and with a cut.
-    steps, guidance
-        Of the sampler.
+    """The generator's figures on fresh scenes: ``count`` clips of one scene, and ``cuts`` with a cut.
 
     Returns
     -------

@@ -33,33 +33,24 @@ def run(context: StageContext) -> None:
 
 
 def build_report(run_dirs: Sequence[Path], out: Path, progress: Progress | None = None) -> Path:
-    """Write the report of one run or of several side by side.
+    """Write the report of one run or of several side by side; returns the path of ``index.html``.
 
     Parameters
     ----------
     run_dirs : sequence of Path
-        Run folders of any completeness; what a run lacks is named on the page. A run of several people is followed by each of
-        them. A folder that ``mindvideo ablate`` wrote
-        adds its table; with nothing else, the page is of its full method.
+        Run folders, finished or not. A run of several people is followed by each of them. A folder that ``mindvideo
+        ablate`` wrote adds its table; alone, it gives the page of its full method.
     out : Path
-        Folder that receives ``index.html``, ``differences*.json`` where differences between runs or methods were tested,
-        and ``assets/`` where the pictures do not fit the page; other files in it are left alone.
-    progress : callable, optional
-        Called with (test windows drawn, windows, {}).
-
-    Returns
-    -------
-    Path
-        Of ``index.html``.
+        Receives ``index.html``, ``differences*.json`` where differences were tested, and ``assets/`` where pictures do
+        not fit the page; other files are left alone.
 
     Raises
     ------
     DataError
         When one of the folders is no run folder, or none is given.
     """
-    paths = [Path(path) for path in run_dirs]
-    ablations = find_ablations(paths)
-    paths = [path for path in paths if (path / "recipe.yaml").is_file() or path not in ablations]
+    ablations = find_ablations(run_dirs)
+    paths = [path for path in run_dirs if (path / "recipe.yaml").is_file() or path not in ablations]
     if not paths and ablations:
         paths = [ablations[0] / "full"]  # every ablation has it
     if not paths:

@@ -23,31 +23,15 @@ LARGEST_FRAME = 128
 
 
 def draw_sprite(clips: NDArray[np.uint8]) -> Image.Image:
-    """Lay clips out as rows of frames.
-
-    Parameters
-    ----------
-    clips : uint8 array (K, F, H, W, 3)
-        K kinds of clip of one window.
-
-    Returns
-    -------
-    Image
-        RGB, K·h high and F·w wide, where (h, w) is (H, W) scaled down to at most ``LARGEST_FRAME``.
-    """
+    """Clips uint8 (K, F, H, W, 3) of one window as rows of frames, scaled down to at most ``LARGEST_FRAME``."""
     kinds, frames, height, width, _ = clips.shape
-    sheet = clips.transpose(0, 2, 1, 3, 4).reshape(kinds * height, frames * width, 3)
-    picture = Image.fromarray(sheet)
     scale = min(1.0, LARGEST_FRAME / max(height, width))
-    if scale == 1.0:
-        return picture
     h, w = round(height * scale), round(width * scale)
-    small = Image.new("RGB", (frames * w, kinds * h))
-    for kind in range(kinds):
-        for frame in range(frames):
-            one = Image.fromarray(clips[kind, frame]).resize((w, h), Image.Resampling.LANCZOS)
-            small.paste(one, (frame * w, kind * h))
-    return small
+    sheet = Image.new("RGB", (frames * w, kinds * h))
+    for kind, frame in np.ndindex(kinds, frames):
+        one = Image.fromarray(clips[kind, frame])
+        sheet.paste(one if scale == 1.0 else one.resize((w, h), Image.Resampling.LANCZOS), (frame * w, kind * h))
+    return sheet
 
 
 @dataclass(frozen=True)
@@ -63,17 +47,9 @@ class Sheets:
 
 
 def draw_sheets(arrays: dict[str, Any], fps: float, in_film: int = 2, progress: Progress | None = None) -> Sheets:
-    """One WebP picture and one MP4 film a window.
+    """One WebP picture and one MP4 film a window, of clips uint8 (n, F, H, W, 3) by kind.
 
-    Parameters
-    ----------
-    arrays : dict of str to array-like uint8 (n, F, H, W, 3)
-        Clips by kind, in the order of the rows; all of one n and F.
-    fps : float
-    in_film : int
-        How many of the kinds stand side by side in the film.
-    progress : callable, optional
-        Called with (windows done, windows, {}).
+    The picture has a row for each kind; the first ``in_film`` kinds stand side by side in the film.
     """
     kinds = list(arrays)
     n, frames, height, width = arrays[kinds[0]].shape[:4]
