@@ -79,7 +79,12 @@ def inner_section(section: type[Section], name: str) -> type[Section] | None:
 
 def is_setting(dotted: str) -> bool:
     """Whether a dotted name is one of a recipe's settings or sections."""
-    return any(f"{name}.".startswith(f"{dotted}.") for name in setting_names())
+    section: type[Section] | None = Recipe
+    for name in dotted.split("."):  # by the way there: listing all names would import every reader
+        if section is None or name not in section.model_fields:
+            return False
+        section = inner_section(section, name)
+    return True
 
 
 def setting_names(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
