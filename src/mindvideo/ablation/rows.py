@@ -167,7 +167,7 @@ def _adjust(entries: Sequence[dict[str, Any]], shown: Sequence[str]) -> None:
 
 
 def _references(full: RowRuns, shown: Sequence[str]) -> list[dict[str, Any]]:
-    """The full method's controls and ceilings, as its ``scores.json`` has them."""
+    """The full method's controls and ceilings, from its ``scores.json``."""
     every = [_read_scores(path) for _, path in sorted(full.run_dirs.items())]
     found = []
     for name in REFERENCES:
@@ -223,7 +223,7 @@ def cell_text(cell: Mapping[str, Any]) -> str:
 
 
 def write_csv(content: Mapping[str, Any]) -> str:
-    """One line a row and score."""
+    """One line per row and score."""
     fields = ("value", "sd", "n", "difference", "p", "p_holm", "p_class", "p_t_test", "design")
     rows: list[list[Any]] = [["row", "label", "score", "low", "high", "difference_low", "difference_high", *fields]]
     for entry in [*content["rows"], *content["references"]]:
@@ -235,7 +235,7 @@ def write_csv(content: Mapping[str, Any]) -> str:
 
 
 def write_latex(content: Mapping[str, Any]) -> str:
-    """The paper's Table 1: a row a variant, a column a score, cells coloured by the class of the corrected P."""
+    """The paper's Table 1: a row per variant, a column per score, cells coloured by class of corrected P."""
     columns = content["columns"]
     arrows = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}
     head = ["", *(_escape(column["score"]) + arrows[column["higher_is_better"]] for column in columns)]

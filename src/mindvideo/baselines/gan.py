@@ -126,7 +126,7 @@ class GanTask:
         return dict(self.networks.named_parameters())
 
     def sample(self, draw: Draw) -> Batch:
-        """Embeddings and clips of some windows, noise, and the frame of each that is judged alone."""
+        """Embeddings and clips of some windows, noise, and the frame of each that the image discriminator sees."""
         windows = self.windows["train"]
         index = draw.rows(len(windows))
         return {
@@ -209,7 +209,7 @@ class VideoGan:
 
     @torch.inference_mode()
     def reconstruct(self, fmri: np.ndarray, window: np.ndarray) -> np.ndarray:
-        """Clips (B, F, H, W, 3); a window's noise follows from its number."""
+        """Clips (B, F, H, W, 3); a window's index determines its noise."""
         noise = [window_noise(self.bench.recipe.seed, int(number), (self.settings.noise_width,)) for number in window]
         embedding, device = torch.from_numpy(self.ridge.predict(fmri) / self.scale), self.bench.device
         return as_clips(self.networks["generator"](embedding.to(device), torch.stack(noise).to(device)))

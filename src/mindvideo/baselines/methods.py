@@ -43,7 +43,7 @@ def list_scored(run_dir: Path) -> dict[str, Path]:
 
 
 def _list_seeds(run_dir: Path, seeds: int) -> dict[str, list[Path]]:
-    """The folders of each method, a seed each; only methods that have them all."""
+    """Each method's folders, one per seed; only methods with every seed."""
     every = [list_scored(folder) for folder in (seed_folders(run_dir, seeds) if seeds > 1 else [run_dir])]
     return {name: [found[name] for found in every] for name in every[0] if all(name in found for found in every)}
 
@@ -122,7 +122,7 @@ def score_columns(rows: list[dict[str, Any]], every: bool = False) -> list[str]:
 
 
 def as_brief_text(rows: list[dict[str, Any]], columns: list[str]) -> list[list[str]]:
-    """A line a score, a column a method, then seconds and peak memory, header first.
+    """A row per score and a column per method, then seconds and peak memory; the header comes first.
 
     A cell holds the value, with ``*`` where it came from the brain (`ScoreResult.from_brain`), and below it the method's
     shuffled control.

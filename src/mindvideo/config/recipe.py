@@ -80,7 +80,7 @@ def inner_section(section: type[Section], name: str) -> type[Section] | None:
 def is_setting(dotted: str) -> bool:
     """Whether a dotted name is one of a recipe's settings or sections."""
     section: type[Section] | None = Recipe
-    for name in dotted.split("."):  # by the way there: listing all names would import every reader
+    for name in dotted.split("."):  # part by part: a list of all names would import every reader
         if section is None or name not in section.model_fields:
             return False
         section = inner_section(section, name)

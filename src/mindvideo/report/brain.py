@@ -45,7 +45,7 @@ def list_brain(run: Run) -> list[dict[str, Any]]:
 
 
 def list_turning(run: Run, out: Path, judged: Mapping[str, Markup]) -> list[dict[str, Any]]:
-    """Files in which the cortex can be turned: address from the page's folder ``out``, label and warning."""
+    """Interactive surfaces: address relative to the page's folder ``out``, label and warning."""
     found = []
     for path in sorted((run.path / "explain").glob("surface_*.html")):
         name = path.stem.removeprefix("surface_")

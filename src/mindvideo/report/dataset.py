@@ -206,7 +206,7 @@ def _negative(run: Run) -> dict[str, Any]:
     }
     text = f"The negative condition is {words.get(str(negative), str(negative))} (reconstruct.negative = {negative})."
     made = run.stages["reconstruct"].done
-    if "distill" in made.get("inputs", {}):  # by what made the clips: the recipe may have changed since
+    if "distill" in made.get("inputs", {}):  # what made the clips; the recipe may have changed since
         steps = made["settings"]["reconstruct"]["steps"]
         text += f" A student of the guided generator samples the clips in {steps} passes (stage distill)."
     return _choice("Guidance", text, "inductive")

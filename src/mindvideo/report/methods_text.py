@@ -1,4 +1,4 @@
-"""What a reader takes along: a paragraph of methods, how to cite, what computed this, the files behind the page."""
+"""For the reader's own work: a paragraph of methods, citations, the machine, the files behind the page."""
 
 from __future__ import annotations
 

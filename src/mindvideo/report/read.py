@@ -32,7 +32,7 @@ class StageState:
 
     @property
     def sentence(self) -> str:
-        """What a reader is told about a stage that is not done."""
+        """The stage's state in words."""
         return {
             "done": "finished",
             "off": f"{self.name} is switched off in this recipe",
@@ -187,7 +187,7 @@ def _read_clips(run: Run) -> None:
     run.windows = _read_json(folder / "windows.json", list, run.problems) or []
     if not (folder / "clips.zarr").is_dir():
         return
-    try:  # one of many kinds of damage: the reader of the page is told which
+    try:  # damage of many kinds, which the page reports
         group = zarr.open_group(str(folder / "clips.zarr"), mode="r")
         arrays = {name: group[name] for name in group.array_keys()}
     except (OSError, ValueError, KeyError, TypeError) as error:
