@@ -50,7 +50,7 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
         ("subject", str(summary["subject"])),
         ("voxels used", Markup(f"{count('voxels')} in {count_of(len(areas), STORE, 'areas')} areas")),
         ("left, right hemisphere", Markup(f"{count('voxels_left')}, {count('voxels_right')}")),
-        ("their median between-run r", cite(summary["reproducibility_median"], source.at("reproducibility_median"))),
+        ("median between-run r", cite(summary["reproducibility_median"], source.at("reproducibility_median"))),
         ("repetition time", Markup(f"{count('tr_s')} s")),
         ("lag of the scans", Markup(f"{count('lag_s')} s")),
         ("frames", Markup(f"{count('fps')} a second, {count('size')} px")),
