@@ -124,6 +124,9 @@ def test_the_masked_loss_is_a_mean_within_areas_then_over_the_hidden_ones_that_a
                 errors.append(float((output.prediction[row, voxels] - wanted).square().mean()))
         assert float(output.sample_loss[row]) == pytest.approx(np.mean(errors), rel=1e-5)
         assert int(output.is_masked[row].sum()) == len(errors)
+    alone = model(scans, noise=noise, person=PERSON, mask_ratio=0.95)  # of few areas, one stays visible
+    assert bool((alone.is_masked | output.is_masked == alone.is_masked).all())
+    assert not alone.is_masked[torch.arange(3), noise.argmin(dim=1)].any() and bool(torch.isfinite(alone.loss))
 
 
 def test_an_encoder_goes_on_from_the_masked_model_and_comes_back_whole(

@@ -162,8 +162,9 @@ class Store:
                 f"expected the place of the film of {segment} in {self.path}, found none: it was prepared from arrays, "
                 "or by an older version; prepare it again from films"
             )
-        places = [Path(os.path.normpath(self.path.resolve() / film["beside"])), Path(film["path"])]
-        path = next((place for place in places if place.is_file()), places[1])
+        places = [Path(os.path.normpath(self.path.resolve() / film["beside"]))]
+        places += [Path(film["path"])] if film["path"] else []
+        path = next((place for place in places if place.is_file()), places[-1])
         require_content(path, f"the film of {segment}")
         if hash_file(path) != film["sha256"]:
             raise DataError(

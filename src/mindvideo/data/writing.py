@@ -227,11 +227,14 @@ class StoreWriter:
     def add_films(self, films: dict[str, tuple[Path, float, str]], fit: str) -> None:
         """Record where each segment's film lies, the movie time of its first scan and its SHA-256, for reading it again.
 
-        The place is kept as seen from the store and from the root, so that a run folder may move with its films.
+        The place is kept as seen from the store and from the root, so that a run folder may move with its films; of films
+        that the run itself simulated, as seen from the store alone: the same study gives the same bytes anywhere.
         """
         store, described = self.path.resolve(), {}
         for segment, (film, start_s, sha256) in films.items():
-            place = {"path": str(film.resolve()), "beside": os.path.relpath(film.resolve(), store)}
+            found = film.resolve()
+            is_own = found.is_relative_to(store.parent.parent / "simulate")
+            place = {"path": "" if is_own else str(found), "beside": os.path.relpath(found, store)}
             described[segment] = {**place, "start_s": float(start_s), "fit": fit, "sha256": sha256}
         with disk_errors(self.path, "provenance"):
             self._group.attrs["films"] = described

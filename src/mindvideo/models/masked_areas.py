@@ -36,6 +36,8 @@ class MaskedAreaModel(MaskedBrainModel):
         Of the person who has most; counted from the layouts.
     """
 
+    fewest_visible = 1  # a choice of voxels may lie in two areas
+
     @register_to_config
     def __init__(
         self,

@@ -90,6 +90,9 @@ class MaskedBrainModel(WholeModel):
 
     _supports_gradient_checkpointing = True
 
+    fewest_visible = 0
+    """Patches that stay visible whatever the ratio."""
+
     @register_to_config
     def __init__(
         self,
@@ -280,7 +283,7 @@ class MaskedBrainModel(WholeModel):
         if noise.shape != shape:
             raise ModelError(f"expected noise of shape (B, P) = {tuple(shape)}, found {tuple(noise.shape)}")
         ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
-        num_kept = int(self.num_patches * (1 - ratio))
+        num_kept = max(self.fewest_visible, int(self.num_patches * (1 - ratio)))
         if not 0 < num_kept < self.num_patches:
             raise ModelError(
                 f"expected a mask ratio that leaves some of {self.num_patches} patches visible and some masked, "
