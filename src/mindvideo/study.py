@@ -133,7 +133,12 @@ class Study:
         Of a data set neither those of other people nor what this study writes.
         """
         data = self.recipe.data
-        known = {"wen2018": data.people, "fmriprep": data.subjects or [getattr(data.own, "participant", None)]}
+        several = data.subjects or ()
+        known = {
+            "wen2018": data.people,
+            "fmriprep": several or [getattr(data.own, "participant", None)],
+            "store": several,
+        }
         people = {
             str(one).removeprefix("sub-").lstrip("0") or "0" for one in known.get(data.source, ()) if one is not None
         }

@@ -223,7 +223,7 @@ class Windows:
         order = rng.permutation(len(self))
         batch = self._without_repeats(order, batch_size)
         if len(batch) < batch_size:  # an unlucky order; by the end of their last scene as many fit as can
-            most = self._without_repeats(order[np.argsort(self._last_scene[order], kind="stable")], len(self))
+            most = self._as_many(order)
             if len(most) < batch_size:
                 raise DataError(
                     f"expected at least {batch_size} windows without a scene in common in split '{self.split}' of "
@@ -231,6 +231,13 @@ class Windows:
                 )
             batch = rng.permutation(most)[:batch_size]
         return batch
+
+    def most_apart(self) -> int:
+        """How many windows there are of which no two show the same scene."""
+        return len(self._as_many(np.arange(len(self))))
+
+    def _as_many(self, order: np.ndarray) -> np.ndarray:
+        return self._without_repeats(order[np.argsort(self._last_scene[order], kind="stable")], len(self))
 
     def _without_repeats(self, order: np.ndarray, most: int) -> np.ndarray:
         """The first windows of an order, at most so many, that show no scene of one before."""

@@ -56,8 +56,8 @@ class AreaMaps(nn.Module):
         self.num_areas, self.voxels = len(present), max(layout.num_voxels for layout in layouts)
         self.members = [[np.flatnonzero(place == area) for area in present] for place in places]
         self.sizes = [[len(voxels) for voxels in members] for members in self.members]
-        for person, members in enumerate(self.members):
-            self.register_buffer(f"order{person}", torch.from_numpy(np.concatenate(members)), persistent=False)
+        for person in range(len(layouts)):
+            self.register_buffer(f"order{person}", torch.from_numpy(self.rows(person)), persistent=False)
         self.register_buffer("is_present", torch.tensor(self.sizes) > 0, persistent=False)
         positions = sincos_position(ALL_AREAS, embed_dim)[torch.from_numpy(present)]
         self.register_buffer("positions", positions, persistent=False)
@@ -84,6 +84,10 @@ class AreaMaps(nn.Module):
             raise SettingError(f"expected one person a scan, {count}, found {len(person)}")
         for number in person.unique().tolist():
             yield number, (person == number).nonzero()[:, 0]
+
+    def rows(self, person: int) -> np.ndarray:
+        """Which voxel each row of a person's matrices is of: area after area."""
+        return np.concatenate(self.members[person])
 
     def _order(self, person: int) -> torch.Tensor:
         order: torch.Tensor = getattr(self, f"order{person}")

@@ -1,0 +1,172 @@
+"""Maps of a new person behind which everything is other people's (docs/people.md, after Scotti et al., MindEye2, 2024).
+
+Shapes: N scans, V voxels, A areas, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from himalaya.backend import set_backend
+from himalaya.ridge import RidgeCV
+from torch import nn
+
+from mindvideo.config import Align
+from mindvideo.errors import SettingError
+from mindvideo.models.area_maps import AreaMaps
+from mindvideo.models.encoders.areas import AreaEncoder
+from mindvideo.train.align import AlignTask
+from mindvideo.train.loop import train
+from mindvideo.train.stage import training_device
+from mindvideo.train.token_regression import TokenRegression
+from mindvideo.train.views import AlignData, FixedViews
+from mindvideo.voxel_layout import VoxelLayout
+
+ALPHAS = 10.0 ** np.arange(-1, 8)
+FOLDS = 5
+OWN = ("patch_embed.weight", "patch_embed.bias")
+"""What is a person's own in an encoder of areas."""
+
+
+def maps_of(encoder: AreaEncoder) -> AreaMaps:
+    """An encoder's maps."""
+    assert isinstance(encoder.patch_embed, AreaMaps)
+    return encoder.patch_embed
+
+
+def encoder_of_newcomer(shared: AreaEncoder, layout: VoxelLayout) -> AreaEncoder:
+    """An encoder of one new person, whose maps are the mean of the others' on the same vertices.
+
+    Parameters
+    ----------
+    shared : AreaEncoder
+        Of the others; everything behind its maps is copied.
+    layout : VoxelLayout
+        Of the new person; a vertex that none of the others has starts at zero.
+
+    Raises
+    ------
+    SettingError
+        Where the person's voxels lie in other areas than the others'.
+    """
+    config = dict(shared.config) | {"num_voxels": None, "voxel_id": layout.voxel_id, "layouts": [layout.to_config()]}
+    encoder = AreaEncoder.from_config(config)
+    own, others = maps_of(encoder), maps_of(shared)
+    if own.positions.shape != others.positions.shape or not torch.equal(own.positions, others.positions):
+        raise SettingError(
+            f"expected voxels in the {others.num_areas} areas that the others have voxels in, found {own.num_areas} areas; "
+            "give data.areas that all of them have"
+        )
+    copied = {name: weight for name, weight in shared.state_dict().items() if not name.startswith(OWN)}
+    encoder.load_state_dict(encoder.state_dict() | copied)
+    known = [VoxelLayout.from_config(each) for each in shared.config.layouts]
+    with torch.no_grad():
+        own.bias.copy_(others.bias.mean(0, keepdim=True))
+        own.weight[0].copy_(_mean_on_vertices(own, layout, others, known))
+    return encoder
+
+
+def _mean_on_vertices(
+    own: AreaMaps, layout: VoxelLayout, others: AreaMaps, known: Sequence[VoxelLayout]
+) -> torch.Tensor:
+    """Rows (V, D) of a new person's map: the mean over those others who have the vertex too."""
+    total, count = torch.zeros_like(own.weight[0]), torch.zeros(len(own.weight[0]), 1)
+    vertex = layout.vertex[own.rows(0)] if layout.vertex is not None else np.empty(0)
+    for person, theirs in enumerate(known):
+        assert theirs.vertex is not None
+        place = {int(at): row for row, at in enumerate(theirs.vertex[others.rows(person)])}
+        rows = [(row, place[int(at)]) for row, at in enumerate(vertex) if int(at) in place]
+        if rows:
+            mine, row = (torch.tensor(each) for each in zip(*rows, strict=True))
+            total[mine] += others.weight[person][row]
+            count[mine] += 1
+    return total / count.clamp(min=1)
+
+
+@torch.no_grad()
+def start_by_ridge(
+    encoder: AreaEncoder, shared: AreaEncoder, scans_NV: np.ndarray, others: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Set a new person's maps by ridge regression onto the mean of the others' area tokens at the same moments of the films.
+
+    The penalty of each area is chosen by cross-validation over contiguous fifths of the scans.
+
+    Parameters
+    ----------
+    scans_NV : ndarray, float32 (N, V)
+        The new person's.
+    others : sequence of ndarray, float32 (N, their V)
+        What each of the others had at the same moments.
+
+    Returns
+    -------
+    dict of str to float
+        ``log10_alpha``, the median over the areas, and ``r2`` of the tokens on the scans it was fitted to.
+    """
+    set_backend("numpy")
+    own, maps = maps_of(encoder), maps_of(shared)
+    tokens = torch.zeros(len(scans_NV), maps.num_areas, maps.missing.shape[1])
+    for person, scans in enumerate(others):
+        padded = np.zeros((len(scans), maps.voxels), np.float32)
+        padded[:, : scans.shape[1]] = scans
+        whose = torch.full((len(scans),), person)
+        tokens += maps.encode(torch.from_numpy(_scaled(shared, padded)), whose) - maps.positions
+    target = (tokens / len(others)).numpy().astype(np.float64)
+    scaled = _scaled(encoder, scans_NV).astype(np.float64)
+    weights, alphas, error = [], [], 0.0
+    for area, voxels in enumerate(own.members[0]):
+        if not len(voxels):
+            continue
+        model = RidgeCV(ALPHAS, fit_intercept=True, cv=FOLDS, solver_params={"local_alpha": False, "warn": False}).fit(
+            scaled[:, voxels], target[:, area]
+        )
+        weights.append(model.coef_)
+        own.bias[0, area] = torch.from_numpy(np.asarray(model.intercept_)).float()
+        alphas.append(float(np.log10(np.atleast_1d(model.best_alphas_)[0])))
+        error += float(np.square(model.predict(scaled[:, voxels]) - target[:, area]).sum())
+    own.weight[0].copy_(torch.from_numpy(np.concatenate(weights)).float())
+    spread = float(np.square(target - target.mean(0)).sum())
+    return {"log10_alpha": float(np.median(alphas)), "r2": 1 - error / spread}
+
+
+def _scaled(encoder: AreaEncoder, scans_NV: np.ndarray) -> np.ndarray:
+    """Single scans as an encoder's maps take them."""
+    scaled: np.ndarray = (scans_NV - encoder.config.input_mean) / encoder.config.input_scale
+    return scaled.astype(np.float32)
+
+
+class MapsTask(AlignTask):
+    """`AlignTask` in which only the person's maps learn."""
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The maps; all else is frozen."""
+        for name, parameter in self.encoder.named_parameters():
+            parameter.requires_grad_(name.startswith(OWN))
+        return {name: parameter for name, parameter in self.encoder.named_parameters() if parameter.requires_grad}
+
+
+def train_on_minutes(
+    encoder: AreaEncoder, data: AlignData, settings: Align, folder: Path, seed: int, is_whole: bool
+) -> None:
+    """Train an encoder on a person's minutes as ``align`` does, without ridge regression as a teacher.
+
+    Parameters
+    ----------
+    is_whole : bool
+        All of it learns; else only the maps.
+    """
+    settings = settings.model_copy(
+        update={
+            "teacher_weight": 0.0,
+            "augmentation": "fixed",
+            "batch_size": min(settings.batch_size, data.windows.most_apart()),
+        }
+    )
+    regression = TokenRegression(data, settings) if settings.token_weight > 0 else None
+    kind = AlignTask if is_whole else MapsTask
+    task = kind(encoder, data, None, settings, FixedViews(data, settings), {}, training_device(), regression)
+    train(task, settings, folder, seed=seed, device=training_device())
+    encoder.eval()
