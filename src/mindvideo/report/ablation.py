@@ -110,7 +110,8 @@ def _row(entry: Mapping[str, Any], columns: list[dict[str, Any]], source: Source
     also = ", ".join(variant["label"] for variant in entry["also"])
     small = f"<small>also: {escape(also)}</small>" if also else ""
     if entry.get("changes"):
-        changes = ", ".join(f"{key} = {_plain(value)}" for key, value in entry["changes"].items())
+        values = {key: str(v).lower() if isinstance(v, bool) else str(v) for key, v in entry["changes"].items()}
+        changes = ", ".join(f"{key} = {value}" for key, value in values.items())
         small += f'<small class="settings">{escape(changes)}</small>'
     if entry.get("seconds"):
         small += f"<small>own stages {cite(entry['seconds'], source.at('seconds'), 'seconds')}</small>"
@@ -119,10 +120,6 @@ def _row(entry: Mapping[str, Any], columns: list[dict[str, Any]], source: Source
         for column in columns
     )
     return f'<tr class="{kind}"><th scope="row">{escape(entry["label"])}{small}</th>{cells}</tr>'
-
-
-def _plain(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _cell(label: str, cell: Mapping[str, Any], source: Source) -> str:

@@ -172,7 +172,12 @@ def _against_truth(content: dict[str, Any], final: str) -> dict[str, Any]:
     for key, name, chance in MEASURES_OF_MAPS:
         values = _values(content.get(key))
         dots = [
-            Dot(_short(map_name), value, kind=_kind(map_name, final), source=source.at(key, map_name))
+            Dot(
+                map_name.replace("_", " "),
+                value,
+                kind="main" if final in map_name or map_name.startswith("occlusion") else "other",
+                source=source.at(key, map_name),
+            )
             for map_name, value in values.items()
         ]
         dots.sort(key=lambda dot: -(dot.value or 0.0))
@@ -199,7 +204,7 @@ def _untrained(content: Any, key: str) -> list[Dot]:
     for name, values in content.items() if isinstance(content, dict) else ():
         if known := _known(values):
             source = Source("explain/truth.json", derived=f"mean of {key}_untrained, {name}")
-            label = f"untrained {_short(name)}"
+            label = f"untrained {name.replace('_', ' ')}"
             dots.append(Dot(label, sum(known) / len(known), (min(known), max(known)), "floor", source))
     return dots
 
@@ -216,11 +221,3 @@ def _ablation(content: dict[str, Any]) -> dict[str, Any]:
     plot = draw_dots(_describe("drop", known), dots, label_width=150.0)
     silenced = cite(finite(content.get("n_silenced")), source.at("n_silenced"), "count")
     return {"name": "drop when voxels are silenced", "note": Markup(f"{silenced} of each kind"), "plot": plot}
-
-
-def _short(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _kind(name: str, final: str) -> str:
-    return "main" if final in name or name.startswith("occlusion") else "other"

@@ -14,14 +14,9 @@ from mindvideo.report.plots import WAY_TICKS, Curve, Dot, draw_curves, draw_dots
 from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, cite_interval, count_of
 from mindvideo.report.verdict import FILE as SCORES
-from mindvideo.report.verdict import kind_of, list_aspects, source_of_p
+from mindvideo.report.verdict import kind_of, list_aspects
 from mindvideo.report.wording import write_number, write_percent, write_seconds
 from mindvideo.stages import STAGES
-
-
-def order_sets(run: Run) -> list[str]:
-    """Every set of clips beside a run's reconstruction: those to beat first, ceilings last."""
-    return _in_order({name for score in run.scores.values() for name in score.controls})
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
@@ -38,23 +33,24 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def list_sets(run: Run) -> list[dict[str, Any]]:
-    """Label, role, note and meaning of every set of clips, in the order of the table's columns."""
-    return [asdict(run.clip_set(name)) for name in order_sets(run)]
+    """Every set of clips beside a run's reconstruction, in the order of the table's columns: ceilings last."""
+    names = _in_order({name for score in run.scores.values() for name in score.controls})
+    return [asdict(run.clip_set(name)) for name in names]
 
 
 def list_scores(run: Run) -> list[dict[str, Any]]:
     """Rows of the table of scores, every number with its source."""
-    rows = []
+    rows, sets = [], {each["name"]: each["label"] for each in list_sets(run)}
     for score in run.scores.values():
         source = Source(SCORES, (score.name,))
         cells = [
             {
-                "label": run.clip_set(name).label,
+                "label": label,
                 "value": cite(score.controls.get(name), source.at("controls", name)),
-                "p": cite(score.p_holm.get(name), source_of_p(score, name), "p"),
+                "p": cite(score.p_holm.get(name), source.at("p_holm", name), "p"),
                 "is_ceiling": score.roles.get(name) == "ceiling",
             }
-            for name in order_sets(run)
+            for name, label in sets.items()
         ]
         rows.append(
             {

@@ -161,8 +161,3 @@ def write_way(run: Run) -> Markup:
     return Markup(
         "The median score comes {} of the way from another moment’s brain activity to the film’s own caption."
     ).format(cite(median(known), source, text=write_percent(median(known))))
-
-
-def source_of_p(score: ScoreResult, control: str, run: int | None = None, file: str = FILE) -> Source:
-    """Where the corrected P-value against a control lies."""
-    return Source(file, (score.name, "p_holm", control), run=run)
