@@ -97,17 +97,17 @@ def _compose(
         alone = [entrant for entrant in entrants if not entrant.run.people]  # people's mean is no rival of theirs
         side_by_side = _compare(alone, "differences.json", assets, tested)
         shared = describe_shared([entrant.run for entrant in alone], assets, [entrant.index for entrant in alone])
-    html = _render(
-        pages=pages,
-        people=[name for item in runs for name in item.people],
-        shared=shared,
-        about=about,
-        comparison=side_by_side,
-        ablations=[Markup(ablation_section(path)) for path in ablations],
-        n_beside=assets.n_beside,
-        title=" and ".join(item.name for item in runs) if len(runs) < 4 else f"{len(runs)} runs",
-    )
-    return html, tested
+    content = {
+        "pages": pages,
+        "people": [name for item in runs for name in item.people],
+        "shared": shared,
+        "about": about,
+        "comparison": side_by_side,
+        "ablations": [Markup(ablation_section(path)) for path in ablations],
+        "n_beside": assets.n_beside,
+        "title": " and ".join(item.name for item in runs) if len(runs) < 4 else f"{len(runs)} runs",
+    }
+    return _render(content), tested
 
 
 def _named_apart(runs: Sequence[Run]) -> list[Run]:
@@ -132,7 +132,7 @@ def _compare(
     return table | {"file": file, "csv_name": name, "csv": place}
 
 
-def _render(**content: Any) -> str:
+def _render(content: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mindvideo.report", "templates"),
         autoescape=True,
@@ -140,12 +140,7 @@ def _render(**content: Any) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    templates = Path(__file__).parent / "templates"
-    read = {
-        part: Markup((templates / name).read_text(encoding="utf-8"))
-        for part, name in (("style", "report.css"), ("script", "report.js"))
-    }
-    return environment.get_template("report.html").render(**read, **content)
+    return environment.get_template("report.html").render(content)
 
 
 def _describe_run(
@@ -163,7 +158,6 @@ def _describe_run(
         "key": key,
         "index": index,
         "name": item.name,
-        "recipe_name": item.setting("name", item.name),
         "is_simulated": item.is_simulated,
         "is_embedded": item.setting("foundation", "embedded") == "embedded",
         "title": title,
@@ -196,9 +190,7 @@ def _describe_run(
         "methods": methods_text.write_methods(item, data),
         "citation": methods_text.write_citation(item),
         "recipe": item.recipe_text,
-        "evaluate_settings": {
-            name: item.setting(f"evaluate.{name}") for name in ("block_s", "permutations", "bootstraps", "top_k")
-        },
+        "evaluate_settings": {name: item.setting(f"evaluate.{name}") for name in ("block_s", "permutations")},
         "problems": item.problems,
     }
 
