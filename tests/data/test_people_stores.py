@@ -110,3 +110,16 @@ def test_stores_that_were_prepared_apart_are_compared(raw: Path, run_dir: Path, 
     with pytest.raises(DataError, match="1 that differ in content, length or split: seg4"):
         preparing.run(StageContext.of(other, tmp_path / "again", "prepare"))
     assert isinstance(both[0], Store)
+
+
+def test_each_reader_is_told_whom_to_read() -> None:
+    data = {"subjects": [3, 12], "raw": "/download", "fmriprep": {"stimuli": "/films"}}
+    fmriprep = parse_recipe({"data": data | {"source": "fmriprep", "tr_s": 2.0, "size": 64}})
+    assert [one.data.own.participant for one in preparing.each_person(fmriprep)] == [3, 12]
+    stores = parse_recipe({"data": data | {"source": "store"}})
+    assert [str(one.data.raw) for one in preparing.each_person(stores)] == [
+        "/download/subject3.zarr",
+        "/download/subject12.zarr",
+    ]
+    plain = parse_recipe({"data": {"raw": "/download"}})
+    assert preparing.each_person(plain) == [plain] and "subjects" not in plain.data.model_dump()

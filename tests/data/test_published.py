@@ -10,12 +10,14 @@ import pytest
 import torch
 from scipy import ndimage
 
+from mindvideo import preparing
 from mindvideo.atlas import area_of
-from mindvideo.config import Data, load_recipe
+from mindvideo.config import Data, load_recipe, parse_recipe
 from mindvideo.data.captions import Captioning
 from mindvideo.data.readers import discover, prepare
 from mindvideo.data.readers.published import resize_frames
-from mindvideo.data.store import Store
+from mindvideo.data.store import Store, open_stores
+from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, SettingError
 from mindvideo.explain import maps
 from mindvideo.models.encoders.fmri_encoder import FmriEncoder
@@ -94,6 +96,29 @@ def _check_store(store):
     assert set(store.area) == {0} and np.isnan(store.reproducibility).all()
     assert store.summary()["voxels_per_area"] == {"place not known": N_VOXELS}
     return steps
+
+
+def test_two_people_of_published_arrays(mindvideo, tmp_path):
+    """Each has the frames in a store of their own, and they are the same; in another order they are not."""
+    folder = mindvideo / "preprocessed"
+    for split in ("train", "test"):
+        np.save(folder / f"fmri_{split}_subject1.npy", FMRI[split].mean(axis=2)[..., :23])
+    data = _settings().model_dump(mode="json") | {"subjects": [3, 1], "raw": str(mindvideo)}
+    recipe = parse_recipe({"data": data})
+    preparing.run(StageContext.of(recipe, tmp_path / "run", "prepare"))
+    first, second = open_stores(recipe.data, tmp_path / "run")
+    assert (first.n_voxels, second.n_voxels) == (N_VOXELS, 23) and first.shown() == second.shown()
+    np.testing.assert_allclose(second.fmri("seg2"), FMRI["train"][1].mean(axis=1)[:, :23], atol=1e-6)
+    windows = Windows([first, second], "train", 2)
+    assert windows.voxels == [N_VOXELS, 23] and len(windows) == 2 * (N_TRAIN - 1) * N_SCANS
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "subject3.zarr").symlink_to(first.path)
+    np.save(folder / "video_train_256_3hz.npy", FRAMES["train"][::-1].astype(np.float32))
+    prepare(mindvideo, other / "subject1.zarr", _settings(subject=1))
+    both = parse_recipe({"data": data | {"source": "store", "raw": str(other), "published": None}})
+    with pytest.raises(DataError, match="films that subject3 saw of subject1 too"):
+        preparing.run(StageContext.of(both, tmp_path / "again", "prepare"))
 
 
 def test_mindvideo_arrays(mindvideo, tmp_path):
