@@ -179,7 +179,8 @@ class Store:
         for name in self.order:
             film = {key: value for key, value in films.get(name, {}).items() if key not in ("path", "beside")}
             frames = {file: entry for file, entry in files.items() if file.startswith(f"frames/{name}/")}
-            taken = [self.tr_s, self.fps, self.size, self.n_scans(name)]
+            n_scans = int(Store._array(self, f"fmri/{name}").shape[0])  # of what no method may read too
+            taken = [self.tr_s, self.fps, self.size, n_scans]
             content = [split[name], taken, film or frames or self.attrs["sources"]]
             found[name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return found
