@@ -64,9 +64,9 @@ def run(context: StageContext) -> None:
     recipe = sampling_in(recipe, settle_precision(folder, recipe.reconstruct.precision, device))
     first: zarr.Group | None = None
     for person, place in enumerate(person_folders(recipe.data, folder)):
-        own, print_ = pipeline.of_person(person), _fingerprint(recipe, run_dir, stores[person], foundation)
-        clips = reconstruct_person(recipe, stores[person], own, foundation, place, print_, first, progress)
-        first = first or clips
+        own, fingerprint = pipeline.of_person(person), _fingerprint(recipe, run_dir, stores[person], foundation)
+        clips = reconstruct_person(recipe, stores[person], own, foundation, place, fingerprint, first, progress)
+        first = clips if first is None else first
 
 
 def reconstruct_person(
