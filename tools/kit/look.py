@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("state", type=Path)
     parser.add_argument("--kit", type=Path, required=True)
     parser.add_argument("--count", type=int, default=192)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--picture", type=Path)
     given = parser.parse_args()

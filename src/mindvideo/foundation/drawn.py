@@ -145,7 +145,7 @@ def load_generator(foundation: Foundation) -> Generator:
 
 
 def check_generator(
-    foundation: Foundation, unet: Generator, count: int = 384, cuts: int = 192, steps: int = 10, guidance: float = 3.0
+    foundation: Foundation, unet: Generator, count: int = 384, cuts: int = 192, steps: int = 5, guidance: float = 3.0
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """The generator's figures on fresh scenes: ``count`` clips of one scene, and ``cuts`` with a cut.
 
