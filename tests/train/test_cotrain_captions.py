@@ -22,7 +22,7 @@ class Encoder(nn.Linear):
     def __init__(self) -> None:
         super().__init__(VOXELS, LENGTH * WIDTH)
 
-    def forward(self, fmri: torch.Tensor) -> torch.Tensor:
+    def forward(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
         return super().forward(fmri.mean(1)).unflatten(1, (LENGTH, WIDTH))
 
 
@@ -47,7 +47,10 @@ def read_by_the_generator(
 
     diffusion = SimpleNamespace(drawn_losses=drawn_losses, draw=lambda clean: {"clean": clean})
     settings = Cotrain(caption_share=share, token_weight=token_weight, batch_size=9)
-    encoder, windows = Encoder(), SimpleNamespace(fmri=lambda index: np.ones((len(index), 2, VOXELS), np.float32))
+    windows = SimpleNamespace(
+        fmri=lambda index: np.ones((len(index), 2, VOXELS), np.float32), person=np.zeros(ROWS, np.int64)
+    )
+    encoder = Encoder()
     task = CotrainTask(encoder, nn.Linear(1, 1), diffusion, windows,  # type: ignore[arg-type]
                        torch.zeros(ROWS, 6, 4, 2, 2), Target(), settings, torch.device("cpu"))  # type: ignore[arg-type]  # fmt: skip
     batch = task.sample(Draw(np.random.default_rng(3), 9, 0, 0, 5))

@@ -18,7 +18,7 @@ Name = TypeVar("Name")
 
 def outline(series: np.ndarray) -> np.ndarray:
     """The first volumes of a few vertices (P, T), each standardised, as one row of length 1; zeros without a signal."""
-    part = series[:, :_VOLUMES].astype(np.float64)
+    part = np.nan_to_num(series[:, :_VOLUMES].astype(np.float64), posinf=0, neginf=0)
     part -= part.mean(axis=1, keepdims=True)
     deviation = part.std(axis=1, keepdims=True)
     row = np.divide(part, deviation, out=np.zeros_like(part), where=deviation > 0).ravel()

@@ -35,7 +35,7 @@ from mindvideo.data.measuring import (
     take_film,
 )
 from mindvideo.data.pool import Pool, open_pool
-from mindvideo.data.segments import Remark, Source, number_scenes
+from mindvideo.data.segments import Remark, Run, Source, number_scenes
 from mindvideo.data.series import SeriesFile
 from mindvideo.data.store import Store, identify_voxels, listed, open_group
 from mindvideo.data.video import MIN_SCENE_S
@@ -236,12 +236,22 @@ def _refuse_copies(source: Source) -> None:
     """A copy of a recording is no repeat of it, nor the recording of another film."""
     film_of = {run.path: segment.name for segment in source.segments for run in segment.runs}
     probe = source.vertex[:: max(1, len(source.vertex) // PROBES)][:PROBES]
-    for path, first in find_copies({path: outline(SeriesFile(path).take(probe)) for path in film_of}).items():
+    outlines = {
+        run.path: outline(_take(run, source.vertex, probe)) for segment in source.segments for run in segment.runs
+    }
+    for path, first in find_copies(outlines).items():
         films = " and ".join(dict.fromkeys((film_of[first], film_of[path])))
         raise DataError(
             f"expected different recordings of {films}, found copies of one: {first} and {path}; "
             "remove one, or list its run under exclude"
         )
+
+
+def _take(run: Run, vertex: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Some vertices' volumes (P, T), straight from a CIFTI file; a reader of other files gives its scans."""
+    if run.read is None or ".dtseries.nii" in run.path.name:
+        return SeriesFile(run.path).take(wanted)
+    return run.read(vertex, wanted).T
 
 
 def measure_voxels(
