@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import zarr
-from torch import nn
 
 from mindvideo import MindVideoPipeline
 from mindvideo.config import Recipe, load_recipe, save_recipe
@@ -142,42 +140,13 @@ def test_a_film_says_whose_scans_it_is_of(run_dir: Path, cli: Cli, tmp_path: Pat
     assert (tmp_path / "a.mp4").stat().st_size > 0
 
 
-class TwoPeople(nn.Module):
-    """A linear map for each person, and attention that is the share of each third of the voxels."""
-
-    def __init__(self, layouts, num_voxels, window, condition_length, condition_width):
-        super().__init__()
-        self.shape, self.voxels = (condition_length, condition_width), [layout.num_voxels for layout in layouts]
-        self.maps = nn.ModuleList(nn.Linear(window * n, condition_length * condition_width) for n in self.voxels)
-
-    def forward(self, fmri, person):
-        rows = [
-            self.maps[p](scans[:, : self.voxels[p]].flatten()) for scans, p in zip(fmri, person.tolist(), strict=True)
-        ]
-        return torch.stack(rows).unflatten(1, self.shape)
-
-    def token_voxels(self, person):
-        return np.array_split(np.arange(self.voxels[person]), 3)
-
-    def attention_maps(self, fmri, person):
-        return torch.tensor([[0.5, 0.3, 0.2]])
-
-
-@pytest.fixture
-def importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setitem(sys.modules, "tests_several", sys.modules[__name__])
-    yield "tests_several:TwoPeople"
-
-
-def test_an_encoder_of_ones_own_for_two_people_runs_through(
-    run_dir: Path, tiny_recipe: Recipe, importable: str, tmp_path: Path
-) -> None:
+def test_an_encoder_of_ones_own_for_two_people_runs_through(run_dir: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
     own = tmp_path / "run"
     own.mkdir()
     for stage in ("simulate", "prepare", "animate", "features"):
         shutil.copytree(run_dir / stage, own / stage)
     settings = [
-        f"align.encoder={importable}",
+        "align.encoder=two_people_encoder:TwoPeople",
         "align.start_from=scratch",
         "adapt.enabled=false",
         "pretrain.enabled=false",

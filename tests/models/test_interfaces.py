@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from mindvideo.errors import SettingError
 from mindvideo.models.encoders import CustomEncoder, encoder_arguments, encoder_class, load_encoder
@@ -19,38 +18,10 @@ from mindvideo.voxel_layout import VoxelLayout
 SIZES = dict(window=2, condition_length=3, condition_width=4)
 
 
-class TwoPeople(nn.Module):
-    """A linear map for each person, and attention that is the share of each third of the voxels."""
-
-    def __init__(self, layouts, num_voxels, window, condition_length, condition_width):
-        super().__init__()
-        self.shape, self.voxels = (condition_length, condition_width), [layout.num_voxels for layout in layouts]
-        self.maps = nn.ModuleList(nn.Linear(window * n, condition_length * condition_width) for n in self.voxels)
-
-    def forward(self, fmri, person):
-        rows = [
-            self.maps[p](scans[:, : self.voxels[p]].flatten()) for scans, p in zip(fmri, person.tolist(), strict=True)
-        ]
-        return torch.stack(rows).unflatten(1, self.shape)
-
-    def token_voxels(self, person):
-        return np.array_split(np.arange(self.voxels[person]), 3)
-
-    def attention_maps(self, fmri, person):
-        return torch.tensor([[0.5, 0.3, 0.2]])
-
-
 def _two_people() -> CustomEncoder:
     layouts = [VoxelLayout(7, "a", np.arange(7), np.ones(7)), VoxelLayout(5, "b")]
-    own = encoder_arguments("tests_two_people:TwoPeople", 0.1, {})
-    return encoder_class("tests_two_people:TwoPeople").build(layouts, SIZES | {"input_scale": 2.0}, {}, **own).eval()
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "tests_two_people", sys.modules[__name__])
+    own = encoder_arguments("two_people_encoder:TwoPeople", 0.1, {})
+    return encoder_class("two_people_encoder:TwoPeople").build(layouts, SIZES | {"input_scale": 2.0}, {}, **own).eval()
 
 
 def test_a_custom_encoder_is_told_who_it_is(tmp_path: Path) -> None:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import zarr
+from killing import kill_stages
 from safetensors.torch import load_file
 
 from kit.parts import build_kit
-from mindvideo.config import Recipe, parse_recipe, save_recipe
+from mindvideo.config import Recipe, parse_recipe
 from mindvideo.data.store import Store, open_stores
 from mindvideo.data.windows import Windows
 from mindvideo.data.writing import StoreWriter
@@ -196,33 +192,8 @@ def test_no_stage_looks_at_anybodys_test_windows(kit: Path, finished: Path, tmp_
 
 
 def test_killed_stages_go_on_to_the_same_bits(finished: Path, kit: Path, tmp_path: Path) -> None:
-    save_recipe(make_recipe(kit), tmp_path / "recipe.yaml")
-    script = """
-        import os, sys
-        from pathlib import Path
-        import torch
-        from mindvideo.config import load_recipe
-        from mindvideo.stages import StageContext
-        from mindvideo.train import adapt, align, cotrain
-        torch.set_num_threads(1)
-        folder = Path(sys.argv[1])
-        for module in (adapt, align, cotrain):
-            os.environ["MINDVIDEO_TEST_KILL"] = f"{module.STAGE}:3"
-            child = os.fork()
-            if child == 0:
-                recipe = load_recipe(str(folder / "recipe.yaml"))
-                module.run(StageContext.of(recipe, folder / module.STAGE, module.STAGE))
-                os._exit(0)
-            print(os.waitpid(child, 0)[1], flush=True)
-    """
     killed = ("adapt", "align", "cotrain")
-    for stage in killed:
-        shutil.copytree(finished, tmp_path / stage)
-        shutil.rmtree(tmp_path / stage / stage)
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
-    environment = {name: value for name, value in os.environ.items() if name != "MINDVIDEO_TEST_KILL"}
-    output = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert output.stdout.split() == ["9"] * 3, output.stderr
+    kill_stages(make_recipe(kit), finished, tmp_path, *killed)
     for stage in killed:
         folder = tmp_path / stage / stage
         assert (folder / "state").is_dir() and not (folder / MODELS[stage]).exists()

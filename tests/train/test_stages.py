@@ -1,20 +1,17 @@
 """Every stage at tiny size, on a prepared store and a foundation of the standard classes; kills and resumes."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from killing import kill_stages
 from safetensors.torch import load_file
 
 from kit.parts import build_kit
-from mindvideo.config import parse_recipe, save_recipe
+from mindvideo.config import parse_recipe
 from mindvideo.data.readers.hcp import prepare_hcp
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
@@ -226,32 +223,7 @@ def test_no_stage_looks_at_the_test_windows(kit, finished, tmp_path):
 
 
 def test_a_killed_stage_goes_on_to_the_same_bits(finished, kit, tmp_path):
-    save_recipe(make_recipe(kit), tmp_path / "recipe.yaml")
-    script = """
-        import os, sys
-        from pathlib import Path
-        import torch
-        from mindvideo.config import load_recipe
-        from mindvideo.stages import StageContext
-        from mindvideo.train import align, cotrain
-        torch.set_num_threads(1)
-        folder = Path(sys.argv[1])
-        for module, step in ((align, 3), (cotrain, 3)):
-            os.environ["MINDVIDEO_TEST_KILL"] = f"{module.STAGE}:{step}"
-            child = os.fork()
-            if child == 0:
-                recipe = load_recipe(str(folder / "recipe.yaml"))
-                module.run(StageContext.of(recipe, folder / module.STAGE, module.STAGE))
-                os._exit(0)
-            print(os.waitpid(child, 0)[1], flush=True)
-    """
-    for stage in ("align", "cotrain"):
-        shutil.copytree(finished, tmp_path / stage)
-        shutil.rmtree(tmp_path / stage / stage)
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
-    environment = {name: value for name, value in os.environ.items() if name != "MINDVIDEO_TEST_KILL"}
-    output = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert output.stdout.split() == ["9", "9"], output.stderr
+    kill_stages(make_recipe(kit), finished, tmp_path, "align", "cotrain")
     for stage, models in (("align", ["model"]), ("cotrain", ["fmri_encoder", "unet"])):
         folder = tmp_path / stage / stage
         assert (folder / "state").is_dir() and not any((folder / model).exists() for model in models)

@@ -166,16 +166,23 @@ def build_text_encoder(sizes: Sizes, tokenizer: CLIPTokenizer) -> CLIPTextModelW
     )
 
 
+def _vision(sizes: Sizes, width: int) -> dict[str, int]:
+    """What all transformers that see have in common."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": sizes.vision_layers,
+        "num_attention_heads": sizes.heads,
+        "image_size": sizes.size,
+        "patch_size": sizes.patch,
+    }
+
+
 def build_image_encoder(sizes: Sizes) -> CLIPVisionModelWithProjection:
     """CLIP's image tower with its projection."""
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
-            hidden_size=sizes.vision_width,
-            intermediate_size=2 * sizes.vision_width,
-            num_hidden_layers=sizes.vision_layers,
-            num_attention_heads=sizes.heads,
-            image_size=sizes.size,
-            patch_size=sizes.patch,
+            **_vision(sizes, sizes.vision_width),
             projection_dim=sizes.width,
             hidden_act="gelu",
         )
@@ -199,17 +206,12 @@ def build_captioner(sizes: Sizes, tokenizer: BertTokenizer) -> BlipForConditiona
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    vision = dict(
-        hidden_size=sizes.vision_width,
-        intermediate_size=2 * sizes.vision_width,
-        num_hidden_layers=sizes.vision_layers,
-        num_attention_heads=sizes.heads,
-        image_size=sizes.size,
-        patch_size=sizes.patch,
-    )
     return BlipForConditionalGeneration(
         BlipConfig(
-            text_config=text, vision_config=vision, projection_dim=sizes.width, image_text_hidden_size=sizes.width
+            text_config=text,
+            vision_config=_vision(sizes, sizes.vision_width),
+            projection_dim=sizes.width,
+            image_text_hidden_size=sizes.width,
         )
     )
 
@@ -218,12 +220,7 @@ def build_image_classifier(sizes: Sizes) -> ViTForImageClassification:
     """ViT over thing x colour."""
     return ViTForImageClassification(
         ViTConfig(
-            hidden_size=sizes.vision_width,
-            intermediate_size=2 * sizes.vision_width,
-            num_hidden_layers=sizes.vision_layers,
-            num_attention_heads=sizes.heads,
-            image_size=sizes.size,
-            patch_size=sizes.patch,
+            **_vision(sizes, sizes.vision_width),
             id2label=dict(enumerate(IMAGE_CLASSES)),
             label2id={name: number for number, name in enumerate(IMAGE_CLASSES)},
         )
@@ -234,12 +231,7 @@ def build_video_classifier(sizes: Sizes) -> VideoMAEForVideoClassification:
     """VideoMAE over thing x motion."""
     return VideoMAEForVideoClassification(
         VideoMAEConfig(
-            hidden_size=sizes.video_width,
-            intermediate_size=2 * sizes.video_width,
-            num_hidden_layers=sizes.vision_layers,
-            num_attention_heads=sizes.heads,
-            image_size=sizes.size,
-            patch_size=sizes.patch,
+            **_vision(sizes, sizes.video_width),
             num_frames=sizes.num_frames,
             tubelet_size=2,
             use_mean_pooling=True,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from PIL import Image
 
@@ -19,6 +18,7 @@ from mindvideo.report.assets import Assets
 from mindvideo.report.brain import judge_maps, list_brain, list_turning, split_pictures
 from mindvideo.report.dataset import describe_validation, list_choices, summarise_data
 from mindvideo.report.gallery import describe_gallery, describe_shared
+from mindvideo.report.page import render
 from mindvideo.report.people import OWN_STAGES, link_people, list_people
 from mindvideo.report.read import Run, read_run
 from mindvideo.report.sprites import encode_picture
@@ -107,7 +107,7 @@ def _compose(
         "n_beside": assets.n_beside,
         "title": " and ".join(item.name for item in runs) if len(runs) < 4 else f"{len(runs)} runs",
     }
-    return _render(content), tested
+    return render("report.html", content), tested
 
 
 def _named_apart(runs: Sequence[Run]) -> list[Run]:
@@ -130,17 +130,6 @@ def _compare(
     name = f"{Path(file).stem}.csv"
     place = assets.add(name, comparison.write_differences(found).encode()) if found["pairs"] else ""
     return table | {"file": file, "csv_name": name, "csv": place}
-
-
-def _render(content: dict[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mindvideo.report", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("report.html").render(content)
 
 
 def _describe_run(

@@ -6,17 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from mindvideo.data.disk import write_text
 from mindvideo.errors import DataError
+from mindvideo.report.page import render
 from mindvideo.report.plots import Curve, draw_curves
 from mindvideo.report.trace import Source, cite, cite_interval
 from mindvideo.report.wording import write_number
 
 FILE = "people.json"
-KINDS = {"shared": "train", "scratch": "validation", "ridge": "reference", "none": "train"}
+KINDS = {"shared": "train", "scratch": "validation", "ridge": "rival", "none": "train"}
 WORDS = {"shared": "others' model, own maps", "scratch": "from scratch", "ridge": "ridge", "none": "no minutes"}
 
 
@@ -38,23 +38,17 @@ def write_curve_page(folder: Path) -> Path:
     rows = content["rows"]
     first = rows[0]["scores"]
     names = [name for name, entry in first.items() if entry["is_main"]] or list(first)
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("mindvideo.report", "templates"), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    style = Markup((Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8"))
-    html = templates.get_template("people.html").render(
-        style=style,
-        subject=content["subject"],
-        others=content["others"],
-        is_simulated=content["is_simulated"],
-        arms=[(WORDS[name], text) for name, text in content["arms"].items()],
-        panels=[{"name": first[name]["label"], "plot": _panel(rows, name, first[name]["label"])} for name in names],
-        heads=[first[name]["label"] for name in names],
-        rows=[_row(row, i, names) for i, row in enumerate(rows)],
-        differences=[_difference(entry, i, names) for i, entry in enumerate(content["differences"])],
-    )
-    write_text(folder / "index.html", html)
+    of_folder = {row["folder"]: f"{WORDS[row['arm']]}, {row['used_minutes']:g} min" for row in rows}
+    about = {
+        "title": "A new person from minutes",
+        **{name: content[name] for name in ("subject", "others", "is_simulated")},
+        "arms": [(WORDS[name], text) for name, text in content["arms"].items()],
+        "panels": [{"name": first[name]["label"], "plot": _panel(rows, name, first[name]["label"])} for name in names],
+        "heads": [first[name]["label"] for name in names],
+        "rows": [_row(row, i, names) for i, row in enumerate(rows)],
+        "differences": [_difference(entry, i, names, of_folder) for i, entry in enumerate(content["differences"])],
+    }
+    write_text(folder / "index.html", render("people.html", about))
     return folder / "index.html"
 
 
@@ -63,7 +57,7 @@ def _minutes(row: dict[str, Any]) -> float:
 
 
 def _panel(rows: list[dict[str, Any]], name: str, label: str) -> Markup:
-    """One score of every arm over minutes; without minutes a dot; each arm's shuffled control is the dashed line."""
+    """One score of every arm over minutes; without minutes a dot; the shuffled control of the others' model is dotted."""
     curves = []
     for arm in WORDS:
         points = [(_minutes(row), row["scores"][name]["value"]) for row in rows if row["arm"] == arm]
@@ -97,7 +91,7 @@ def _row(row: dict[str, Any], number: int, names: list[str]) -> dict[str, Any]:
     return {"arm": WORDS[row["arm"]], "minutes": minutes, "cells": cells}
 
 
-def _difference(entry: dict[str, Any], number: int, names: list[str]) -> dict[str, Any]:
+def _difference(entry: dict[str, Any], number: int, names: list[str], of_folder: dict[str, str]) -> dict[str, Any]:
     source = Source(FILE, ("differences", str(number)))
     cells = []
     for name in names:
@@ -112,4 +106,4 @@ def _difference(entry: dict[str, Any], number: int, names: list[str]) -> dict[st
                 "p": cite(found["p"], place.at("p"), "p"),
             }
         )
-    return {"name": f"{escape(entry['second'])} − {escape(entry['first'])}", "cells": cells}
+    return {"name": f"{of_folder[entry['second']]} − {of_folder[entry['first']]}", "cells": cells}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -14,6 +13,7 @@ from mindvideo.data.store import SPLITS, Store
 from mindvideo.data.windows import near_duplicates
 from mindvideo.errors import DataError
 from mindvideo.explain.surfaces import draw_flat_map, save_figure
+from mindvideo.report.page import render
 
 Sections = dict[str, dict[str, str]]
 MOST_AREAS = 25
@@ -106,9 +106,8 @@ def write_page(store: Store, sections: Sections, out: Path) -> Path:
     figure, captions = _draw_examples(store)
     save_figure(figure, out / "frames.png")
     pictures["frames.png"] = f"Middle frames of evenly spaced scans. {captions}"
-    templates = jinja2.Environment(loader=jinja2.PackageLoader("mindvideo.report"), autoescape=True)
     content = {"title": f"Prepared store of {store.subject}", "pictures": pictures, "sections": sections}
-    write_text(out / "index.html", templates.get_template("store.html").render(content))
+    write_text(out / "index.html", render("store.html", content))
     return out / "index.html"
 
 
