@@ -217,7 +217,7 @@ def test_variants_of_the_papers_recipe_that_mean_the_same_share_a_row(random_kit
     same = {name: other for name, other in runs.items() if other is not None}
     assert same == {
         "window_2": "full", "no_token_regression": "full", "paper_encoder": "full",
-        "no_align": "no_contrastive", "subject_1": "full",
+        "paper_loss": "full", "paper_encoder_loss": "full", "no_align": "no_contrastive", "subject_1": "full",
     }  # fmt: skip
 
 

@@ -47,7 +47,9 @@ def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list
     no_pretrain: dict[str, Any] = {"pretrain.enabled": False}
     no_adapt: dict[str, Any] = {"adapt.enabled": False}
     untokened = {"align.token_weight": 0.0, "cotrain.token_weight": 0.0}
-    paper = {"align.encoder": "paper", "align.encoder_settings": {}, "encoder.patch_weights": "shared"}
+    paper: dict[str, Any] = {"align.encoder": "paper", "align.encoder_settings": {}, "encoder.patch_weights": "shared"}
+    contrast = {"contrastive_weight": 1.0, "mixup": 0.0, "teacher_weight": 0.0, "token_whitening": 0.0}
+    loss: dict[str, Any] = untokened | {f"align.{name}": value for name, value in contrast.items()}
     variants = [Variant(FULL, "full method", {})]
     variants += [
         Variant(f"window_{n}", f"window of {n} scan{'s' if n > 1 else ''}", {"align.window": n}) for n in WINDOWS
@@ -66,6 +68,8 @@ def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list
         Variant("no_animate", "without animate", {"animate.enabled": False}),
         Variant("no_cotrain", "without cotrain", {"cotrain.enabled": False}),
         Variant("paper_encoder", "the paper's encoder", paper),
+        Variant("paper_loss", "the paper's loss", loss),
+        Variant("paper_encoder_loss", "the paper's encoder and loss", paper | loss),
     ]
     variants += [
         Variant(f"subject_{n}", f"subject {n}", {"data.subject": n}) for n in _check_subjects(recipe, subjects)
