@@ -20,6 +20,7 @@ from mindvideo.data.store import Store
 from mindvideo.errors import SettingError
 from mindvideo.evaluate import n_way_top_k
 from mindvideo.models.masked_areas import MaskedAreaModel
+from mindvideo.needs import Need, Needs
 from mindvideo.preflight import refusals
 from mindvideo.stages import STAGES
 from mindvideo.voxel_layout import VoxelLayout
@@ -49,8 +50,15 @@ TINY = Path(__file__).parent / "tiny.yaml"
     ],
 )  # fmt: skip
 def test_check_and_run_refuse_alike(
-    settings: list[str], said: str, cli: Callable[..., tuple[int, str]], random_kit: Path, tmp_path: Path
+    settings: list[str],
+    said: str,
+    cli: Callable[..., tuple[int, str]],
+    random_kit: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    counted = Need("prepare", 0.0, 0.0, "memory is counted elsewhere: it takes seconds and refuses nothing")
+    monkeypatch.setattr(Needs, "of_stages", lambda _: iter([counted]))
     given = [word for setting in (f"foundation={random_kit}", *settings) for word in ("--set", setting)]
     for command in ("check", "run"):
         code, text = cli(command, TINY, "--out", tmp_path / "run", *given)
