@@ -197,7 +197,7 @@ def unfilled_batches(recipe: Recipe, paths: Sequence[Path]) -> Iterator[MindVide
         windows = Windows([Store.open(path) for path in paths], "train", recipe.align.window)
     except MindVideoError:
         return  # damage, which the stage that reads the store says with its file
-    if recipe.align.encoder == "areas" and not all(store.has_positions for store in windows.stores):
+    if recipe.align.encoder == "areas" and not all(store.has_areas for store in windows.stores):
         yield SettingError(
             "expected voxels whose place on the cortex is known with align.encoder=areas, found published arrays that do not "
             "say it; give --set align.encoder=paper"

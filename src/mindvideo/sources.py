@@ -20,6 +20,7 @@ READERS = {
     ),
     "fmriprep": Reader("mindvideo.data.readers.fmriprep", "fMRIPrep's CIFTI outputs (fsLR, 91k) with BIDS events"),
     "published": Reader("mindvideo.data.readers.published", "MinD-Video's arrays or NeuroClips' tensors"),
+    "parcels": Reader("mindvideo.data.readers.parcels", "arrays people x time x parcels with BIDS events"),
     "store": Reader("mindvideo.data.readers.prepared", "a store that was prepared before"),
 }
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from mindvideo.atlas import hierarchy_rank
 
+MMP1_AREAS = 360
+
 
 @dataclass(frozen=True)
 class VoxelLayout:
@@ -26,28 +28,43 @@ class VoxelLayout:
         Cortical positions (0 to 59,411).
     area : ndarray, int16 (V,), optional
         MMP1 label of each, 1 to 360. Both are missing for arrays whose voxels have no known place.
+    parcels : tuple of str
+        Names of all parcels of another atlas, where voxels are these: ``area`` then counts them from 1 on, and ``vertex``
+        are negative numbers that stand for them.
     """
 
     num_voxels: int
     voxel_id: str | None = None
     vertex: np.ndarray | None = field(default=None, repr=False)
     area: np.ndarray | None = field(default=None, repr=False)
+    parcels: tuple[str, ...] = field(default=(), repr=False)
 
     @property
-    def rank(self) -> np.ndarray | None:
-        """Where each voxel's area stands in the visual hierarchy, int16 (V,); V1 is 0."""
-        return None if self.area is None else hierarchy_rank(self.area)
+    def num_places(self) -> int:
+        """Areas of the atlas."""
+        return len(self.parcels) or MMP1_AREAS
+
+    @property
+    def place(self) -> np.ndarray | None:
+        """Where each voxel's area stands among all of the atlas, int64 (V,): along the visual hierarchy, left before right;
+        parcels in their own order."""
+        if self.area is None:
+            return None
+        if self.parcels:
+            return self.area.astype(np.int64) - 1
+        return 2 * hierarchy_rank(self.area).astype(np.int64) + (self.area > MMP1_AREAS // 2)
 
     def to_config(self) -> dict[str, Any]:
         """What JSON holds of it; each array as one text."""
         packed = {name: _pack(getattr(self, name)) for name in ("vertex", "area")}
-        return {"num_voxels": self.num_voxels, "voxel_id": self.voxel_id, **packed}
+        parcels = {"parcels": list(self.parcels)} if self.parcels else {}
+        return {"num_voxels": self.num_voxels, "voxel_id": self.voxel_id, **packed, **parcels}
 
     @classmethod
     def from_config(cls, content: Mapping[str, Any]) -> Self:
         """The layout that `to_config` wrote."""
         vertex, area = _unpack(content.get("vertex"), np.int32), _unpack(content.get("area"), np.int16)
-        return cls(content["num_voxels"], content.get("voxel_id"), vertex, area)
+        return cls(content["num_voxels"], content.get("voxel_id"), vertex, area, tuple(content.get("parcels", ())))
 
 
 def _pack(array: np.ndarray | None) -> str | None:

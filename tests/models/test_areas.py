@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mindvideo.atlas import area_labels, area_names, area_of, hierarchy_order
+from mindvideo.atlas import area_labels, area_names, area_of, hierarchy_order, hierarchy_rank
 from mindvideo.errors import SettingError
 from mindvideo.models.area_maps import AreaMaps
 from mindvideo.models.encoders import load_encoder, load_masked_brain
@@ -49,13 +49,7 @@ def maps(layouts: list[VoxelLayout]) -> AreaMaps:
 def _areas(layouts: list[VoxelLayout]) -> list[str]:
     """Names of all areas that anyone has, by the hierarchy."""
     seen = {int(label) for layout in layouts for label in layout.area}
-    return [area_names()[label] for label in sorted(seen, key=lambda label: (_rank(label), label > 180))]
-
-
-def _rank(label: int) -> int:
-    rank = VoxelLayout(1, None, np.zeros(1), np.array([label])).rank
-    assert rank is not None
-    return int(rank[0])
+    return [area_names()[label] for label in sorted(seen, key=lambda label: (hierarchy_rank(label), label > 180))]
 
 
 def _scans(layouts: list[VoxelLayout], seed: int) -> torch.Tensor:

@@ -67,4 +67,10 @@ def test_a_layout_comes_back_from_json() -> None:
     layout = VoxelLayout(3, "abc", np.array([5, 59_411, 0], np.int32), np.array([1, 360, 181], np.int16))
     again = VoxelLayout.from_config(layout.to_config())
     assert again.vertex.tolist() == [5, 59_411, 0] and again.area.tolist() == [1, 360, 181]
-    assert again.rank.tolist() == layout.rank.tolist() and again.rank[0] == again.rank[2] == 0  # V1, left and right
+    assert again.place.tolist() == layout.place.tolist() and again.place[[0, 2]].tolist() == [
+        0,
+        1,
+    ]  # V1, left and right
+    parcels = VoxelLayout(2, "def", np.array([-9, -7], np.int32), np.array([1, 3], np.int16), ("a", "b", "c"))
+    again = VoxelLayout.from_config(parcels.to_config())
+    assert again.parcels == ("a", "b", "c") and again.place.tolist() == [0, 2] and again.num_places == 3

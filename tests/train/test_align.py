@@ -13,7 +13,7 @@ from mindvideo.models.encoders.read_out import LowRankHead
 from mindvideo.train.align import clip_losses, contrastive_losses, retrieval_top1
 from mindvideo.train.augmentation import CROP_SIDE, Mixture, augment_caption, augment_fmri
 from mindvideo.train.features import TextFeatures, compute_table, read_array
-from mindvideo.train.ridge import ALPHAS, LinearDecoder, fit_linear_decoder, token_r2
+from mindvideo.train.ridge import ALPHAS, LinearDecoder, WindowInputs, fit_linear_decoder, token_r2
 from mindvideo.train.thesaurus import open_thesaurus, require_wordnet
 from mindvideo.train.tokens import TokenTarget
 from mindvideo.train.views import AlignData, DrawnViews, FixedViews
@@ -230,6 +230,32 @@ def test_ridge_reference_equals_scikit_learn_at_the_best_penalty():
     assert found == pytest.approx(max(scores), abs=0.02)
     assert min(apart) < 0.01 < sorted(apart)[1]  # one and the same penalty for every target
     assert token_r2(np.broadcast_to(targets.mean(0), truth.shape), truth, targets.mean(0)) == 0.0
+
+
+@pytest.mark.parametrize(("n", "width"), [(60, 35), (25, 130)])
+def test_ridge_by_blocks_is_the_closed_form_and_takes_windows_as_they_are(n, width, monkeypatch):
+    monkeypatch.setattr("mindvideo.train.ridge._COLUMNS", 14)  # blocks of 14 columns, the last one shorter
+    rng = np.random.default_rng(5)
+    inputs = rng.standard_normal((n, width)).astype(np.float32) + 3
+    targets = (inputs @ rng.standard_normal((width, 4)) + rng.standard_normal((n, 4))).astype(np.float32)
+    decoder = fit_linear_decoder(inputs, targets)
+    assert decoder.scale == pytest.approx(float(inputs.std()), rel=1e-5)
+    plain = [Ridge(alpha=alpha * decoder.scale**2).fit(inputs.astype(np.float64), targets) for alpha in ALPHAS]
+    apart = sorted(np.abs(model.predict(inputs[:7]) - decoder.predict(inputs[:7])).max() for model in plain)
+    assert apart[0] < 1e-4 and apart[1] > 1e-2
+
+    class Windows:  # two people's, of 2 scans and up to 9 voxels; the second person has 5
+        window, voxels, person = 2, [9, 5], np.array([0, 1] * 20)
+        scans = rng.standard_normal((40, 2, 9)).astype(np.float32)
+
+        def fmri(self, index, voxels=slice(None)):
+            return self.scans[index][..., voxels]
+
+    windows, wanted = Windows(), rng.standard_normal((20, 3)).astype(np.float32)
+    flat = np.ascontiguousarray(windows.scans[1::2, :, :5]).reshape(20, 10)
+    found, expected = (fit_linear_decoder(given, wanted) for given in (WindowInputs(windows, 1), flat))
+    np.testing.assert_allclose(found.weights, expected.weights, atol=1e-6)
+    np.testing.assert_allclose(found.predict(flat), expected.predict(flat), atol=1e-5)
 
 
 def test_a_table_goes_on_where_it_stopped_and_starts_anew_for_another_key(tmp_path):

@@ -129,7 +129,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         For a missing file, or one that is no JSON object.
     """
     try:
-        content = json.loads(_read_text(path))
+        content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
         raise DataError(f"expected a JSON sidecar at {path}, found damage ({error}); write it anew") from error
     if not isinstance(content, dict):
@@ -168,7 +168,7 @@ def read_table(path: Path) -> dict[str, list[str]]:
     try:  # line by line: a lone quotation mark must not swallow the lines after it
         rows = [
             [value.strip() for value in next(csv.reader([line], delimiter="\t"), [])]
-            for line in _read_text(path).splitlines()
+            for line in read_text(path).splitlines()
         ]
     except csv.Error as error:
         raise DataError(f"expected a tab-separated table in {path}, found damage ({error}); repair it") from error
@@ -227,7 +227,8 @@ def read_number(text: str) -> float:
         return math.nan
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, or in UTF-16 as Excel writes it; DataError for anything else."""
     absent = describe_absence(path)
     if absent:
         raise DataError(f"expected {path.name} in {path.parent}, {absent}")

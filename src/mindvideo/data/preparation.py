@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from mindvideo.atlas import N_CORTEX, hierarchy_order, parse_areas
+from mindvideo.atlas import N_CORTEX, hierarchy_order
 from mindvideo.config import Data
 from mindvideo.data.captions import Captioning, caption_windows, read_captions
 from mindvideo.data.copies import PROBES, find_copies, outline
@@ -53,12 +53,13 @@ FRAME_BYTES = 3 * 2**30
 
 @dataclass(frozen=True)
 class Voxels:
-    """The chosen cortical positions in voxel order (V,), both maps over the cortex, (59412,), and what was left out."""
+    """The chosen cortical positions in voxel order (V,), both maps over the cortex, (59412,), what was left out and tested."""
 
     vertex: np.ndarray
     reproducibility: np.ndarray
     p_value: np.ndarray
     silent: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    n_tested: int = 0
 
 
 def prepare_segments(
@@ -130,6 +131,7 @@ def prepare_segments(
         out, subject=source.subject, tr_s=data.tr_s, lag_s=data.lag_s, fps=data.fps, size=data.size, splits=splits,
         vertex=voxels.vertex, reproducibility=voxels.reproducibility, p_value=voxels.p_value,
         order=[segment.name for segment in source.segments], fingerprint=fingerprint, provenance=provenance,
+        parcels=source.parcels,
     ) as writer:  # fmt: skip
         writer.add_sources(sources)
         writer.add_films(places, data.fit)
@@ -269,9 +271,7 @@ def measure_voxels(
     DataError
         For values that are not finite, too many vertices without signal, copies of one file, or too few voxels.
     """
-    candidate = np.intersect1d(source.vertex, parse_areas(data.areas))
-    if not len(candidate):
-        raise DataError(f"expected vertices of the areas '{data.areas}' in the recordings of {source.root}, found none")
+    candidate = source.candidates(data.areas)
     tasks = (SegmentTask(segment, source.vertex, candidate, is_measured(segment)) for segment in source.segments)
     scores = []
     silent: dict[str, np.ndarray] = {}
@@ -283,27 +283,29 @@ def measure_voxels(
             hashes |= {run.path: sha256 for run, sha256 in zip(segment.runs, measure.sha256, strict=True)}
         for run in segment.runs:
             tick(f"checked {run.label}", 2)
-    is_silent = _refuse_silence(silent, data)
+    is_silent = _refuse_silence(silent, data, "parcel" if source.parcels else "vertex")
     left_out, candidate = candidate[is_silent], candidate[~is_silent]
     scores = [z[~is_silent] for z in scores]
     p = np.full(len(candidate), np.nan)
     reproducibility, p_value = np.full(N_CORTEX, np.nan), np.full(N_CORTEX, np.nan)
-    if scores:
-        reproducibility[candidate] = np.tanh(np.mean(scores, axis=0))
     if len(scores) >= 2 or data.selection != "all":
         p = reproducibility_t_test(np.array(scores))
-    p_value[candidate] = p
     chosen = candidate[select_voxels(p, data.selection, data.alpha, data.top_fraction, data.k)]
-    return Voxels(chosen[hierarchy_order(chosen)].astype(np.int32), reproducibility, p_value, left_out)
+    if not source.parcels:  # these have no place in the maps, and keep their atlas's order
+        p_value[candidate] = p
+        if scores:
+            reproducibility[candidate] = np.tanh(np.mean(scores, axis=0))
+        chosen = chosen[hierarchy_order(chosen)]
+    return Voxels(chosen.astype(np.int32), reproducibility, p_value, left_out, int(np.isfinite(p).sum()))
 
 
-def _refuse_silence(silent: dict[str, np.ndarray], data: Data) -> np.ndarray:
+def _refuse_silence(silent: dict[str, np.ndarray], data: Data, what: str) -> np.ndarray:
     """Which candidates have no signal in some run, bool (N,), of each run's file; DataError where they are too many."""
     is_silent = np.any(list(silent.values()), axis=0)
     if is_silent.mean() > MOST_SILENT:
         worst = max(silent, key=lambda path: int(silent[path].sum()))
         raise DataError(
-            f"expected a signal at nearly every vertex of the areas '{data.areas}', found {int(is_silent.sum())} of "
+            f"expected a signal at nearly every {what} of the areas '{data.areas}', found {int(is_silent.sum())} of "
             f"{len(is_silent)} that never change in some run, {int(silent[worst].sum())} of them in {worst}; exclude that run "
             f"(data.{data.source}.exclude), or choose areas that all runs cover (data.areas, --areas)"
         )
@@ -413,7 +415,7 @@ def _unfinished_voxels(out: Path, fingerprint: str) -> Voxels | None:
     arrays = [np.asarray(item[:]) for name in names if isinstance(item := group.get(name), zarr.Array)]
     if len(arrays) < len(names) or identify_voxels(arrays[0]) != group.attrs.get("voxel_id"):
         return None
-    return Voxels(*arrays)
+    return Voxels(arrays[0], arrays[1], arrays[2])
 
 
 def _provenance(source: Source, data: Data, voxels: Voxels, captioning: Captioning | None) -> dict[str, dict[str, Any]]:
@@ -430,9 +432,9 @@ def _provenance(source: Source, data: Data, voxels: Voxels, captioning: Captioni
         "reproducibility": {"segments": measured, "test": "one-sided t of Fisher z", "df": len(measured) - 1},
         "select": {
             "areas": data.areas, "selection": data.selection, "alpha": data.alpha, "top_fraction": data.top_fraction,
-            "k": data.k, "tested": int(np.isfinite(voxels.p_value).sum()), "voxels": len(voxels.vertex),
+            "k": data.k, "tested": voxels.n_tested, "voxels": len(voxels.vertex),
         },
-        "order": {"atlas": "HCP-MMP1", "order": "visual hierarchy"},
+        "order": {"order": "the atlas's"} if source.parcels else {"atlas": "HCP-MMP1", "order": "visual hierarchy"},
         "repeats": {"fmri": "average of standardised runs", "windows": data.repeats},
         "frames": {"fps": data.fps, "size": data.size, "fit": data.fit},
         "scenes": {"detector": "ContentDetector", "threshold": data.cut_threshold, "min_scene_s": MIN_SCENE_S},
@@ -441,8 +443,8 @@ def _provenance(source: Source, data: Data, voxels: Voxels, captioning: Captioni
     }  # fmt: skip
     remarks = [*source.remarks]
     if len(voxels.silent):
-        names = tuple(map(str, voxels.silent.tolist()))
-        remarks.append(Remark("vertices left out, which have no signal in some run", names))
+        what = f"{'parcels' if source.parcels else 'vertices'} left out, which have no signal in some run"
+        remarks.append(Remark(what, source.name_vertices(voxels.silent)))
     if data.captions == "none":
         films = tuple(segment.name for segment in source.segments)
         remarks.append(

@@ -5,6 +5,7 @@ Shapes: n scans of a segment, F frames a scan, N vertices of a file.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from mindvideo.atlas import parse_areas
 from mindvideo.config import Data
 from mindvideo.data.video import TIME_TOLERANCE_S
-from mindvideo.errors import SettingError
+from mindvideo.errors import DataError, SettingError
 
 MOST_FPS = 30
 
@@ -69,6 +71,7 @@ class Source:
 
     A note replaces the general step of the same name in the provenance. ``files`` are further files the result depends
     on; ``roots`` are folders beside ``root``, by the name that stands for them in the store. ``remarks`` are kept too.
+    ``parcels`` are the names of all parcels where values are of these; ``vertex`` is `parcel_vertices` of them then.
     """
 
     root: Path
@@ -79,6 +82,41 @@ class Source:
     files: tuple[Path, ...] = ()
     roots: dict[str, Path] = field(default_factory=dict)
     remarks: tuple[Remark, ...] = ()
+    parcels: tuple[str, ...] = ()
+
+    def candidates(self, areas: str) -> np.ndarray:
+        """The vertices that a setting of areas means, ascending: MMP1 areas, or parcels by name with ``*`` and ``?``.
+
+        Raises
+        ------
+        SettingError
+            For an area or a name that is not there.
+        DataError
+            Where the source has no vertex of the areas.
+        """
+        if not self.parcels:
+            found = np.intersect1d(self.vertex, parse_areas(areas))
+            if not len(found):
+                raise DataError(
+                    f"expected vertices of the areas '{areas}' in the recordings of {self.root}, found none"
+                )
+            return found
+        chosen: set[str] = set()
+        for name in filter(None, map(str.strip, areas.split(","))):
+            matching = self.parcels if name == "cortex" else fnmatch.filter(self.parcels, name)
+            if not matching:
+                raise SettingError(
+                    f"expected 'cortex' for all parcels, or names of some with * and ?, found '{name}', which none of "
+                    f"{self.parcels[0]}, … {self.parcels[-1]} is called"
+                )
+            chosen |= set(matching)
+        return self.vertex[[name in chosen for name in self.parcels]]
+
+    def name_vertices(self, vertex: np.ndarray) -> tuple[str, ...]:
+        """What remarks call some vertices: their numbers, or the names of parcels."""
+        if not self.parcels:
+            return tuple(map(str, vertex.tolist()))
+        return tuple(self.parcels[at] for at in np.searchsorted(self.vertex, vertex))
 
     def name_file(self, path: Path) -> str:
         """The name of a file in the store: its path below the root, or below one of ``roots`` after that one's name."""

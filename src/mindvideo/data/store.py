@@ -10,7 +10,8 @@ Shapes: V voxels, n scans of a segment, R repeats, F frames a scan, H W pixels.
 ``captions/{segment}``    a group whose attributes ``scan`` (n strings) and ``frame`` (n lists of F) hold captions, or
                           whose ``left_out`` says that there are none
 ``vertex``, ``area``      int32 (V,) cortical position 0…59,411; int16 (V,) HCP-MMP1 label 1…360; where a publisher
-                          does not say where voxels lie: negative numbers that name them; label 0
+                          does not say where voxels lie: negative numbers that name them; label 0; of parcels: such
+                          numbers, and each one's place in the attribute ``parcels``, from 1 on
 ``reproducibility``       float32 (59412,) mean between-run correlation, NaN where not recorded; ``p_value`` likewise
 ========================  ==================================================================================
 """
@@ -62,6 +63,17 @@ def identify_voxels(vertex: np.ndarray) -> str:
 def is_unplaced(vertex: np.ndarray) -> bool:
     """Whether the numbers only name voxels, because nobody said where on the cortex they lie (all are negative)."""
     return bool((np.asarray(vertex) < 0).all())
+
+
+def unplaced_vertices(identity: bytes, count: int) -> np.ndarray:
+    """Negative numbers int32 (count,) that name voxels without a place, and those of no other data set (by SHA-256)."""
+    first = int.from_bytes(hashlib.sha256(identity).digest()[:4], "little") % (2**31 - count - 1)
+    return (-1 - first - np.arange(count)).astype(np.int32)
+
+
+def parcel_vertices(names: Sequence[str]) -> np.ndarray:
+    """Numbers that stand for the parcels of an atlas, int32, ascending: the same wherever these are its names."""
+    return unplaced_vertices("\n".join(names).encode(), len(names))[::-1]
 
 
 def store_paths(data: Data, folder: Path) -> list[Path]:
@@ -244,8 +256,19 @@ class Store:
     @property
     def layout(self) -> VoxelLayout:
         """Which voxels these are, for the encoder that reads them."""
-        places = (self.vertex, self.area) if self.has_positions else (None, None)
-        return VoxelLayout(self.n_voxels, self.voxel_id, *places)
+        if not self.has_areas:
+            return VoxelLayout(self.n_voxels, self.voxel_id)
+        return VoxelLayout(self.n_voxels, self.voxel_id, self.vertex, self.area, self.parcels)
+
+    @property
+    def parcels(self) -> tuple[str, ...]:
+        """Names of all parcels of the atlas, by area from 1 on, where voxels are these; else none."""
+        return tuple(self.attrs.get("parcels", ()))
+
+    @property
+    def has_areas(self) -> bool:
+        """Whether it is known which area each voxel is of."""
+        return self.has_positions or bool(self.parcels)
 
     @property
     def has_positions(self) -> bool:
@@ -311,7 +334,7 @@ class Store:
 
     def summary(self) -> dict[str, Any]:
         """What is in the store, as plain values that JSON can hold (for ``inspect``)."""
-        names = area_names()
+        names = ("", *(f"_{name}" for name in self.parcels)) if self.parcels else area_names()
         area, count = np.unique(self.area, return_counts=True)
         voxels_per_area: dict[str, int] = {}
         for label, number in zip(area, count, strict=True):
@@ -328,8 +351,8 @@ class Store:
             "path": str(self.path),
             "subject": self.subject,
             "voxels": self.n_voxels,
-            "voxels_left": int(((self.area > 0) & (self.area <= 180)).sum()),
-            "voxels_right": int((self.area > 180).sum()),
+            "voxels_left": int(((self.area > 0) & (self.area <= 180)).sum()) if self.has_positions else 0,
+            "voxels_right": int((self.area > 180).sum()) if self.has_positions else 0,
             "voxels_per_area": dict(sorted(voxels_per_area.items(), key=lambda item: -item[1])),
             "voxel_id": self.voxel_id,
             "reproducibility_median": float(np.median(tested)) if len(tested) else None,

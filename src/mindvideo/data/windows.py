@@ -145,11 +145,11 @@ class Windows:
         """Number of voxels V, of the person who has most."""
         return self._fmri.shape[1]
 
-    def fmri(self, index: np.ndarray) -> np.ndarray:
-        """The scans of the given windows, float32 (B, W, V)."""
+    def fmri(self, index: np.ndarray, voxels: slice = slice(None)) -> np.ndarray:
+        """The scans of the given windows, float32 (B, W, V), or some voxels of them."""
         index = self._checked(index)
         rows = np.minimum(index[:, None] + np.arange(self.window), self._end[index][:, None])
-        return self._fmri[rows]
+        return self._fmri[rows, voxels]
 
     def mean_fmri(self, person: int = 0) -> np.ndarray:
         """Mean window (W, V) float32 of a person."""

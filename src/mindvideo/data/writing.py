@@ -24,6 +24,7 @@ from mindvideo.data.store import (
     is_unplaced,
     natural_key,
     open_group,
+    parcel_vertices,
 )
 from mindvideo.errors import DataError
 
@@ -70,6 +71,8 @@ class StoreWriter:
         Whatever else must be equal for an interrupted store to go on (hash of settings and sources).
     provenance : dict, optional
         Steps by name with their parameters, for a new store; one that goes on keeps its own.
+    parcels : sequence of str, optional
+        Names of all parcels of an atlas whose `parcel_vertices` the voxels are.
 
     Raises
     ------
@@ -93,6 +96,7 @@ class StoreWriter:
         order: Sequence[str] | None = None,
         fingerprint: str = "",
         provenance: dict[str, dict[str, Any]] | None = None,
+        parcels: Sequence[str] = (),
     ) -> None:
         """Lock the folder; begin a new store or go on with an equal unfinished one."""
         self.path = path
@@ -112,7 +116,7 @@ class StoreWriter:
             "order": self.order,
             "voxel_id": identify_voxels(self.vertex),
             "fingerprint": fingerprint,
-        }
+        } | ({"parcels": list(parcels)} if parcels else {})
         self._lock = StoreLock(path)
         try:
             with disk_errors(path, "the store"):
@@ -124,8 +128,14 @@ class StoreWriter:
                         raise DataError(f"expected {name} of shape ({N_CORTEX},), found {filled.shape}")
                     self._write(name, filled.astype(np.float32))
                 self._write("vertex", self.vertex)
-                unplaced = np.zeros(len(self.vertex), dtype=np.int16)
-                self._write("area", unplaced if is_unplaced(self.vertex) else area_labels()[self.vertex])
+                area = (
+                    np.zeros(len(self.vertex), dtype=np.int16)
+                    if is_unplaced(self.vertex)
+                    else area_labels()[self.vertex]
+                )
+                if parcels:
+                    area = (1 + np.searchsorted(parcel_vertices(parcels), self.vertex)).astype(np.int16)
+                self._write("area", area)
         except BaseException:
             self._lock.release()
             raise

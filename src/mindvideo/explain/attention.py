@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from mindvideo.atlas import N_CORTEX, yeo17_labels, yeo17_names
+from mindvideo.atlas import N_CORTEX, area_labels, area_names, yeo17_labels, yeo17_names
 from mindvideo.errors import DataError
 from mindvideo.models.interfaces import Encoder
 
@@ -99,6 +99,21 @@ def map_to_cortex(values: np.ndarray, vertex: np.ndarray) -> np.ndarray:
     cortex = np.full(N_CORTEX, np.nan, dtype=np.float32)
     cortex[vertex] = values
     return cortex
+
+
+def map_parcels(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Values of parcels (V,) at every position of those that are MMP1 areas by name (``L_V1``, ``L_V1_ROI``), else NaN.
+
+    Returns
+    -------
+    ndarray, float32 (59412,)
+    """
+    known = {name: label for label, name in enumerate(area_names()) if label}
+    by_label = np.full(len(area_names()), np.nan, dtype=np.float32)
+    for value, name in zip(values, names, strict=True):
+        if (label := known.get(name.removesuffix("_ROI"))) is not None:
+            by_label[label] = value
+    return by_label[area_labels()]
 
 
 def sum_by_network(values: np.ndarray, vertex: np.ndarray) -> dict[str, float]:

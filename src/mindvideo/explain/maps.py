@@ -13,7 +13,7 @@ import torch
 from mindvideo.atlas import yeo17_labels, yeo17_names
 from mindvideo.config import Recipe
 from mindvideo.data.disk import beside, disk_errors, write_text
-from mindvideo.data.store import Store, open_stores, person_folders
+from mindvideo.data.store import Store, listed, open_stores, person_folders
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.explain import attention, occlusion
@@ -141,6 +141,22 @@ def write_occlusion(
     write_json(path, content | {"intact": intact, "areas": by_area})
 
 
+def _shares(values: np.ndarray, store: Store, areas: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Attention by network, or by parcel."""
+    if not store.parcels:
+        return attention.sum_by_network(values, store.vertex)
+    return {name: float(values[voxels].sum() / values.sum()) for name, voxels in areas.items()}
+
+
+def _describe_parcels(names: Sequence[str]) -> dict[str, Any]:
+    """Each parcel's share of all of them, and which have no place on the surface."""
+    placed = np.array([np.isfinite(attention.map_parcels(np.ones(1), [name])).any() for name in names])
+    lost = [name for name, is_placed in zip(names, placed, strict=True) if not is_placed]
+    note = f"no place on the surface is known of {len(lost)} of {len(names)} parcels ({listed(lost)})" if lost else ""
+    note += "" if not lost else ", which are left out of the maps" if placed.any() else ", so there is no map"
+    return {"parcels": {name: {"voxels": 1, "share": 1 / len(names)} for name in names}, "note": note}
+
+
 def _network_sizes(vertex: np.ndarray) -> dict[str, dict[str, float]]:
     """Voxels of each network and their share: what a map without preference would give."""
     shares = attention.sum_by_network(np.ones(len(vertex)), vertex)
@@ -183,6 +199,8 @@ def run(context: StageContext) -> None:
     """Write ``RUN/explain``, of each of several people in a folder ``subjectN``.
 
     - ``attention.json`` {stage: {layer: {network: share}}} and ``networks.json`` {network: {voxels, share}};
+    - of parcels, ``attention.json`` by these, and ``parcels.json`` {parcels {name: {voxels, share}}, note} instead of networks; the
+      note says which have no place on the surface, where none has there is no map;
     - ``temporal.json`` {stage: {layer: {time after onset: weight}}};
     - ``occlusion.json`` {stage, n_windows, measures {measure: words}, intact {measure: value}, areas {area: {n_voxels,
       measure: drop}}};
@@ -227,16 +245,17 @@ def explain_person(
     windows = Windows(store, "test", encoder.config.window)
     index = choose_evenly(len(windows), recipe.explain.max_windows)
     fmri = windows.fmri(index)
-    if not store.has_positions:
+    if not store.has_areas:
         _explain_without_places(encoders, fmri, store, folder)
         return
-    areas = occlusion.group_by_area(store.area)
+    areas = occlusion.group_by_area(store.area, store.parcels)
     targets = make_targets(foundation, windows, index)
     sources = encoder.token_voxels()
     layers = {} if sources is None else {stage: attention_by_layer(model, fmri) for stage, model in encoders.items()}
     total, done = len(areas), 0
+    is_drawn = not store.parcels or bool(np.isfinite(attention.map_parcels(np.ones(len(areas)), list(areas))).any())
     if sources is not None:
-        total += sum(map(len, layers.values())) + 1 + len(sources) * (1 + UNTRAINED * truth_path.is_file())
+        total += (sum(map(len, layers.values())) + 1) * is_drawn + len(sources) * (1 + UNTRAINED * truth_path.is_file())
 
     def advance(what: str) -> None:
         nonlocal done
@@ -254,7 +273,7 @@ def explain_person(
     shares: dict[str, dict[str, dict[str, float]]] = {}
     for stage, by_layer in layers.items():
         voxel_maps |= {f"attention_{stage}_{layer}": values * store.n_voxels for layer, values in by_layer.items()}
-        shares[stage] = {layer: attention.sum_by_network(values, store.vertex) for layer, values in by_layer.items()}
+        shares[stage] = {layer: _shares(values, store, areas) for layer, values in by_layer.items()}
     few = choose_evenly(len(index), MAP_WINDOWS)
     few_targets = occlusion.Targets(targets.text[few], targets.image[few], targets.tokens[few])
     for measure, values in occlusion_map(encoder, fmri[few], few_targets, advance).items():
@@ -272,15 +291,24 @@ def explain_person(
         truth = compare_with_truth(voxel_maps, untrained, is_informative, signal, sources, rng)
         truth["ablation"] = ablate_truth(encoder, fmri, targets, is_informative, rng)
         truth["areas"] = ablate_areas(drops, areas, is_informative)
-    cortex = {name: attention.map_to_cortex(values, store.vertex) for name, values in voxel_maps.items()}
+    cortex = {
+        name: attention.map_parcels(values, list(areas))
+        if store.parcels
+        else attention.map_to_cortex(values, store.vertex)
+        for name, values in voxel_maps.items()
+    }
     with disk_errors(folder, "the maps"):
         folder.mkdir(parents=True, exist_ok=True)
-        with beside(folder / "maps.npz") as place, place.open("wb") as handle:
-            np.savez_compressed(handle, allow_pickle=False, **cortex)
-        _draw(folder, cortex, final, advance)
-        sizes = _network_sizes(store.vertex)
-        draw_networks(shares, {name: size["share"] for name, size in sizes.items()}, folder / "networks.png")
-        write_json(folder / "networks.json", sizes)
+        if is_drawn:
+            with beside(folder / "maps.npz") as place, place.open("wb") as handle:
+                np.savez_compressed(handle, allow_pickle=False, **cortex)
+            _draw(folder, cortex, final, advance)
+        if store.parcels:
+            write_json(folder / "parcels.json", _describe_parcels(list(areas)))
+        else:
+            sizes = _network_sizes(store.vertex)
+            draw_networks(shares, {name: size["share"] for name, size in sizes.items()}, folder / "networks.png")
+            write_json(folder / "networks.json", sizes)
         write_json(folder / "temporal.json", temporal_weights(encoders, fmri, store.lag_s, store.tr_s))
         write_occlusion(folder / "occlusion.json", final, len(index), intact, drops, areas)
         if truth is not None:

@@ -5,7 +5,7 @@ Shapes: n windows, W scans, V voxels, L condition tokens, C condition width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,16 +141,18 @@ def measure_drops(
     return intact, drops
 
 
-def group_by_area(area: np.ndarray) -> dict[str, np.ndarray]:
-    """Voxel indices by MMP1 area, both hemispheres together, in the order of the voxels.
+def group_by_area(area: np.ndarray, parcels: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Voxel indices by area, in the order of the voxels: MMP1's with both hemispheres together, or parcels.
 
     Parameters
     ----------
     area : ndarray, int (V,)
-        MMP1 label of each voxel, 1…360.
+        MMP1 label of each voxel, 1…360, or the place of its parcel, from 1 on.
+    parcels : sequence of str
+        Names of parcels, where voxels are these.
     """
-    names = area_names()
+    names = ["", *parcels] if parcels else [name[2:] for name in area_names()]
     groups: dict[str, list[int]] = {}
     for voxel, label in enumerate(area):
-        groups.setdefault(names[label].removeprefix("L_").removeprefix("R_"), []).append(voxel)
+        groups.setdefault(names[label], []).append(voxel)
     return {name: np.array(voxels) for name, voxels in groups.items()}

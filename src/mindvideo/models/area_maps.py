@@ -16,8 +16,6 @@ from mindvideo.errors import SettingError
 from mindvideo.models.transformer import sincos_position
 from mindvideo.voxel_layout import VoxelLayout
 
-ALL_AREAS = 360
-
 
 class AreaMaps(nn.Module):
     """A matrix of its own for every area of every person.
@@ -46,12 +44,16 @@ class AreaMaps(nn.Module):
         super().__init__()
         places = []
         for layout in layouts:
-            if layout.area is None or layout.rank is None:
+            if layout.place is None:
                 raise SettingError(
                     "expected voxels whose place on the cortex is known with tokens that are areas, found none; give "
                     "--set align.encoder=paper"
                 )
-            places.append(2 * layout.rank.astype(int) + (layout.area > ALL_AREAS // 2))
+            places.append(layout.place)
+        if len({layout.parcels for layout in layouts}) > 1:
+            raise SettingError(
+                "expected the parcels of one atlas of all people, found those of several; prepare them with one"
+            )
         present = np.unique(np.concatenate(places))
         self.num_areas, self.voxels = len(present), max(layout.num_voxels for layout in layouts)
         self.members = [[np.flatnonzero(place == area) for area in present] for place in places]
@@ -59,7 +61,7 @@ class AreaMaps(nn.Module):
         for person in range(len(layouts)):
             self.register_buffer(f"order{person}", torch.from_numpy(self.rows(person)), persistent=False)
         self.register_buffer("is_present", torch.tensor(self.sizes) > 0, persistent=False)
-        positions = sincos_position(ALL_AREAS, embed_dim)[torch.from_numpy(present)]
+        positions = sincos_position(layouts[0].num_places, embed_dim)[torch.from_numpy(present)]
         self.register_buffer("positions", positions, persistent=False)
         self.weight = nn.ParameterList(nn.Parameter(torch.empty(layout.num_voxels, embed_dim)) for layout in layouts)
         self.bias = nn.Parameter(torch.zeros(len(layouts), self.num_areas, embed_dim))

@@ -103,7 +103,8 @@ def _describe(name: str, values: dict[str, float]) -> str:
 
 
 def _attention(run: Run, stage: str, layers: dict[str, Any], final: str) -> dict[str, Any]:
-    sizes = run.explain.get("networks", {})
+    parcels = run.explain.get("parcels", {})
+    sizes = parcels.get("parcels") or run.explain.get("networks", {})
     expected = {name: finite(size.get("share")) for name, size in sizes.items() if isinstance(size, dict)}
     panels = []
     source = Source("explain/attention.json", (stage,))
@@ -112,14 +113,17 @@ def _attention(run: Run, stage: str, layers: dict[str, Any], final: str) -> dict
         shares = {name: share for name, share in shares.items() if share > 0 or expected.get(name)}
         dots = [
             Dot(name, share, kind="main", source=source.at(layer, name), mark=expected.get(name))
-            for name, share in sorted(shares.items(), key=lambda pair: -pair[1])
+            for name, share in sorted(shares.items(), key=lambda pair: -pair[1])[:MOST_AREAS]
         ]
         plot = draw_dots(_describe(f"attention of the {layer} layer", shares), dots, chance=0.0, label_width=178.0)
         panels.append({"name": f"{layer} layer", "plot": plot})
-    text = "Share of the attention that voxels of each Yeo-17 network receive."
-    text += " The tick is the network's share of the voxels: what no preference would give." if expected else ""
-    files = "explain/attention.json and explain/networks.json"
-    return _group(f"Attention after {stage}", text, files, panels, is_folded=stage != final)
+    kind, what = ("parcels", "each parcel") if parcels else ("networks", "voxels of each Yeo-17 network")
+    text = f"Share of the attention that {what} receive{'s' * bool(parcels)}"
+    text += f"; the largest {MOST_AREAS} of {len(sizes)}." if parcels and len(sizes) > MOST_AREAS else "."
+    text += f" The tick is the {kind[:-1]}'s share of the voxels: what no preference would give." if expected else ""
+    note = str(parcels.get("note") or "")
+    files = f"explain/attention.json and explain/{kind}.json"
+    return _group(f"Attention after {stage}", text, files, panels, is_folded=stage != final, note=note)
 
 
 def _temporal(content: dict[str, Any]) -> dict[str, Any]:

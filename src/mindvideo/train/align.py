@@ -254,10 +254,11 @@ def run(context: StageContext) -> None:
         return
     teachers: list[LinearDecoder] = []
     reference: dict[str, float] = {}
-    if validation is not None or settings.teacher_weight > 0:
+    are_teachers = settings.teacher_weight > 0
+    if settings.token_weight > 0 and (validation is not None or are_teachers):
         key = [foundation.condition_identity, str(settings.window)]
         with processes.first_then_others():
-            teachers, reference = linear_references(run_dir, training, validation, key)
+            teachers, reference = linear_references(run_dir, training, validation, key, are_teachers)
     device = training_device()
     save_memory(settings, encoder)
     views: Views = FixedViews(training, settings)

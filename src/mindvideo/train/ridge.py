@@ -5,16 +5,22 @@ Shapes: N training windows, M validation windows, X inputs (W * V), T targets (L
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from himalaya.backend import set_backend
 from himalaya.kernel_ridge import KernelRidgeCV
 from safetensors.numpy import load_file, save_file
 
+from mindvideo.data.windows import Windows
+
 ALPHAS = 10.0 ** np.arange(0, 8)
 MOST_COMPONENTS = 256
+_COLUMNS = 4096
+"""Inputs of all windows that are taken into memory at once."""
 
 
 def token_r2(predicted: np.ndarray, truth: np.ndarray, training_mean: np.ndarray) -> float:
@@ -35,8 +41,8 @@ class LinearDecoder:
 
     def predict(self, inputs_MX: np.ndarray) -> np.ndarray:
         """Targets (M, T) float32 of inputs (M, X)."""
-        scaled = ((inputs_MX - self.centre) / self.scale).astype(np.float32)
-        return scaled @ self.weights @ self.components + self.mean
+        scores = (inputs_MX @ self.weights - self.centre @ self.weights) / np.float32(self.scale)
+        return scores @ self.components + self.mean
 
     def save(self, path: Path) -> None:
         """Write everything as safetensors, beside its place first."""
@@ -52,23 +58,80 @@ class LinearDecoder:
         return cls(**{**arrays, "scale": arrays["scale"].item()})
 
 
-def fit_linear_decoder(inputs_NX: np.ndarray, targets_NT: np.ndarray) -> LinearDecoder:
+class Inputs(Protocol):
+    """A matrix of inputs (N, X) that is read some columns at a time."""
+
+    shape: tuple[int, int]
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield some columns' numbers (b,) and values (N, b), float32, until each came once."""
+        ...
+
+
+class ArrayInputs:
+    """Inputs that are an array (N, X)."""
+
+    def __init__(self, array_NX: np.ndarray) -> None:
+        self.array, self.shape = array_NX, array_NX.shape
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `Inputs`."""
+        for columns in _pieces(self.shape[1], _COLUMNS):
+            yield np.arange(columns.start, columns.stop), self.array[:, columns]
+
+
+class WindowInputs:
+    """The scans of all windows of a person (N, W · V), gathered some voxels at a time."""
+
+    def __init__(self, windows: Windows, person: int) -> None:
+        self.windows, self.index = windows, np.flatnonzero(windows.person == person)
+        self.shape = len(self.index), windows.window * windows.voxels[person]
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `Inputs`."""
+        window = self.windows.window
+        n_voxels = self.shape[1] // window
+        for voxels in _pieces(n_voxels, max(1, _COLUMNS // window)):
+            columns = n_voxels * np.arange(window)[:, None] + np.arange(voxels.start, voxels.stop)
+            yield columns.ravel(), self.windows.fmri(self.index, voxels).reshape(len(self.index), -1)
+
+
+def _pieces(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def fit_linear_decoder(inputs_NX: np.ndarray | Inputs, targets_NT: np.ndarray) -> LinearDecoder:
     """Kernel ridge regression from the training windows' scans to their tokens.
 
     The targets are reduced to their leading principal components on the training windows; one penalty for all is
     chosen by cross-validation over contiguous fifths of the training windows, since neighbouring windows are alike.
+
+    Notes
+    -----
+    The dual form: the kernel (N, N) is summed, and the weights are made, over blocks of inputs in float32, so that beside the
+    inputs nothing of their size is held but the weights.
     """
     set_backend("numpy")
-    centre, scale = inputs_NX.mean(axis=0), float(inputs_NX.std())
-    fitted = ((inputs_NX - centre) / scale).astype(np.float64)
+    inputs = ArrayInputs(inputs_NX) if isinstance(inputs_NX, np.ndarray) else inputs_NX
+    n, width = inputs.shape
+    centre, kernel = np.empty(width, np.float32), np.zeros((n, n))
+    for columns, block in inputs.blocks():
+        centre[columns] = block.mean(axis=0, dtype=np.float64)
+        centred = (block - centre[columns]).astype(np.float32)
+        kernel += centred @ centred.T
+    scale = float(np.sqrt(np.trace(kernel) / (n * width) + centre.var(dtype=np.float64)))
+    kernel /= scale**2
     mean_T = targets_NT.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred_NT = targets_NT - mean_T
     components_QT, _ = principal_components(centred_NT)
     scores_NQ = (centred_NT @ components_QT.T).astype(np.float64)
     # One penalty for all: with one each, the components that hold thing and motion are shrunk to nothing.
     model = KernelRidgeCV(alphas=ALPHAS, kernel="precomputed", cv=5, solver_params={"local_alpha": False}, warn=False)
-    model.fit(fitted @ fitted.T, scores_NQ)
-    weights = (fitted.T @ np.asarray(model.dual_coef_)).astype(np.float32)
+    model.fit(kernel, scores_NQ)
+    dual_NQ = (np.asarray(model.dual_coef_) / scale).astype(np.float32)
+    weights = np.empty((width, dual_NQ.shape[1]), np.float32)
+    for columns, block in inputs.blocks():
+        weights[columns] = (block - centre[columns]).astype(np.float32).T @ dual_NQ
     return LinearDecoder(centre, scale, weights, components_QT.astype(np.float32), mean_T)
 
 

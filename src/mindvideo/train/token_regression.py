@@ -22,7 +22,7 @@ from mindvideo.errors import TrainingError
 from mindvideo.train.augmentation import Mixture
 from mindvideo.train.features import store_identity
 from mindvideo.train.loop import Batch
-from mindvideo.train.ridge import LinearDecoder, fit_linear_decoder, token_r2
+from mindvideo.train.ridge import LinearDecoder, WindowInputs, fit_linear_decoder, token_r2
 from mindvideo.train.views import AlignData
 
 
@@ -66,9 +66,12 @@ class TokenRegression:
 
 
 def linear_references(
-    run_dir: Path, training: AlignData, validation: AlignData | None, key: list[str]
+    run_dir: Path, training: AlignData, validation: AlignData | None, key: list[str], are_teachers: bool
 ) -> tuple[list[LinearDecoder], dict[str, float]]:
-    """Ridge regression on each person's training windows, and the mean of its token R² on their validation windows."""
+    """Ridge regression on each person's training windows, and the mean of its token R² on their validation windows.
+
+    The regressions themselves are held only where they ``are_teachers``.
+    """
     stores = training.windows.stores
     found = []
     for person, store in enumerate(stores):
@@ -76,31 +79,30 @@ def linear_references(
         found.append(_linear_reference(path, training, validation, [store_identity(store), *key], person))
     references = [reference["ridge_token_r2"] for _, reference in found if reference]
     mean = {"ridge_token_r2": float(np.mean(references))} if references else {}
-    return [decoder for decoder, _ in found], mean
+    return [LinearDecoder.open(path) for path, _ in found] if are_teachers else [], mean
 
 
 def _linear_reference(
     path: Path, training: AlignData, validation: AlignData | None, key: list[str], person: int
-) -> tuple[LinearDecoder, dict[str, float]]:
-    """One person's, kept with the features."""
+) -> tuple[Path, dict[str, float]]:
+    """One person's, kept with the features: where, and its figure."""
     kept_decoder = path.with_suffix(".safetensors")
     kept = read_note(path)
     if kept.get("key") == key and is_intact(path.parent, kept.get("files")):
-        return LinearDecoder.open(kept_decoder), kept["reference"]
-    decoder = fit_linear_decoder(*_regressed(training, person))
+        return kept_decoder, kept["reference"]
+    decoder = fit_linear_decoder(WindowInputs(training.windows, person), _tokens(training, person))
     reference = {}
     if validation is not None:
-        unseen, truth = _regressed(validation, person)
-        reference["ridge_token_r2"] = token_r2(decoder.predict(unseen), truth, decoder.mean)
+        unseen = np.flatnonzero(validation.windows.person == person)
+        scans = validation.windows.fmri(unseen, slice(validation.windows.voxels[person])).reshape(len(unseen), -1)
+        reference["ridge_token_r2"] = token_r2(decoder.predict(scans), _tokens(validation, person), decoder.mean)
     path.unlink(missing_ok=True)
     decoder.save(kept_decoder)
     files = record_files(path.parent, [kept_decoder])
     write_text(path, json.dumps({"key": key, "reference": reference, "files": files}))
-    return decoder, reference
+    return kept_decoder, reference
 
 
-def _regressed(data: AlignData, person: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scans (N, W · V) and tokens (N, L · C) of all windows of a person."""
-    every = np.flatnonzero(data.windows.person == person)
-    scans = data.fmri(every)[..., : data.windows.voxels[person]]
-    return scans.flatten(1).numpy(), data.target.tokens(every).flatten(1).numpy()
+def _tokens(data: AlignData, person: int) -> np.ndarray:
+    """Tokens (N, L · C) of all windows of a person."""
+    return data.target.tokens(np.flatnonzero(data.windows.person == person)).flatten(1).numpy()

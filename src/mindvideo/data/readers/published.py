@@ -29,7 +29,7 @@ from mindvideo.data.preparation import (
     write_captions,
 )
 from mindvideo.data.segments import frame_times, number_scenes
-from mindvideo.data.store import Store, open_group
+from mindvideo.data.store import Store, open_group, unplaced_vertices
 from mindvideo.data.video import MIN_SCENE_S, find_cuts, resize
 from mindvideo.data.voxels import find_silent
 from mindvideo.data.windows import near_duplicates
@@ -206,9 +206,7 @@ def _place_voxels(n_voxels: int, sources: dict[str, str], data: Data) -> np.ndar
     """Positions from the user's file, int32 (V,); or names that no other data set's voxels have."""
     path = data.own.vertex
     if path is None:
-        digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).digest()
-        first = int.from_bytes(digest[:4], "little") % (2**31 - n_voxels - 1)
-        return (-1 - first - np.arange(n_voxels)).astype(np.int32)
+        return unplaced_vertices(json.dumps(sources, sort_keys=True).encode(), n_voxels)
     vertex = np.asarray(read_npy(path))
     if vertex.shape != (n_voxels,) or vertex.dtype.kind not in "iu":
         raise DataError(
