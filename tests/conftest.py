@@ -60,7 +60,7 @@ def opened(tiny_run: Path) -> list[tuple[str, str]]:
     return OPENED
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cli() -> Callable[..., tuple[int, str]]:
     """Run the command line in this process: (exit code, standard output and error)."""
     from mindvideo.cli import main

@@ -59,7 +59,9 @@ def test_readers_have_settings_of_their_own() -> None:
         parse_recipe({"data": {"fmriprep": {"high_pass_hz": -1}}})
     with pytest.raises(SettingError, match=r"nearest valid name is 'data\.wen2018\.expect'"):  # its name in 0.1
         parse_recipe({"data": {"expect": None}})
-    with pytest.raises(SettingError, match=r"setting 'data\.source'.*wen2018 or fmriprep or published or parcels or store"):
+    with pytest.raises(
+        SettingError, match=r"setting 'data\.source'.*wen2018 or fmriprep or published or parcels or store"
+    ):
         parse_recipe({"data": {"source": "openneuro"}})
 
 

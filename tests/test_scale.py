@@ -28,6 +28,7 @@ from mindvideo.models.generators.video_unet import VideoUNet
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.needs import Needs, _advice, check_recipe
 from mindvideo.preflight import refusals
+from mindvideo.sizing import Network, Networks
 from mindvideo.stages import STAGES, StageContext
 from mindvideo.study import Study
 from mindvideo.train import adapt, pretrain
@@ -241,7 +242,31 @@ def test_check_counts_what_a_stage_holds(tiny_run: Path, tiny_recipe: Recipe, mo
     needed = Needs(tiny_recipe, tiny_run)
     lines = list(_advice(needed, [needs["align"]], tiny_run, torch.device("cpu")))
     assert lines[-1].startswith("align does not fit: ") and "weights and optimiser alone" in lines[-1]
-    room = needs["align"].memory_bytes - 2.5 * needed.networks.encoder(400).item_bytes  # for three samples of six
+    room = (
+        needs["align"].memory_bytes - 2.5 * needed.networks.encoder(needed.sizes.layouts).item_bytes
+    )  # for three samples of six
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": room})())
     lines = list(_advice(needed, [needs["align"]], tiny_run, torch.device("cpu")))
     assert "--set align.batch_size=3 --set align.accumulate=2" in lines[-1]
+
+
+def test_check_counts_every_person(tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Networks, "_count", lambda *told: Network(11.0, 7.0, 5.0, 3.0))
+    monkeypatch.setattr(Networks, "sampling_bytes", lambda *told: 13.0)
+    save_recipe(tiny_recipe, tmp_path / "recipe.yaml")
+    two = ["simulate.subjects=2", "data.subjects=[1, 2]", "align.encoder=areas", "align.encoder_settings={}"]
+    several = Needs(load_recipe(str(tmp_path / "recipe.yaml"), two), tmp_path)
+    alone = Needs(load_recipe(str(tmp_path / "recipe.yaml"), two[2:]), tmp_path)
+    frames = alone.sizes.n_windows * alone.sizes.num_frames * 32 * 32 * 3  # once, whoever saw them
+    recordings = alone._prepare().disk_bytes - frames
+    assert several._prepare().disk_bytes == frames + 2 * recordings
+    scans, latents = 120 * 400 * 4, 4 * 20 * 6 * 4 * 8 * 8 * 2  # windows x voxels; windows x frames x channels x sides
+    assert alone.scans == scans and several.scans == 2 * scans
+    one, both = (needs._around("cotrain")[0] for needs in (alone, several))
+    assert both - one == scans + latents
+    clip_set = 24 * 6 * 32 * 32 * 3
+    one, both = (needs._reconstruct().disk_bytes for needs in (alone, several))
+    assert both - one == clip_set * (2 + len(tiny_recipe.reconstruct.controls))
+    one, both = (needs._evaluate().memory_bytes - needs.base for needs in (alone, several))
+    assert both - one == pytest.approx(2 * clip_set)
+    assert "2 people x" in several._explain().what and "people" not in alone._explain().what

@@ -18,6 +18,7 @@ from mindvideo.data.store import open_stores
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
 from mindvideo.evaluate.tables import read_scores
+from mindvideo.model_card import export_model
 from mindvideo.models.encoders import load_encoder
 from mindvideo.report.read import read_run
 from mindvideo.study import Study
@@ -112,6 +113,14 @@ def test_a_page_of_each_and_of_all(run_dir: Path) -> None:
         assert alone.clips and alone.scores and alone.explain and not alone.problems
         assert all(state.state in ("done", "off") for state in alone.stages.values())
         assert alone.setting("data.subject") == number
+
+
+def test_the_model_card_names_everybody_it_was_fitted_to(run_dir: Path, tmp_path: Path) -> None:
+    text = " ".join(export_model(run_dir, tmp_path / "model", "mit").read_text().split())
+    assert "fitted to 2 people (subject1 and subject2) and does not work on anybody else without maps" in text
+    assert (
+        "2 simulated subjects, no person" in text and "of each, 300 and 300 voxels" in text and "one person" not in text
+    )
 
 
 def test_all_is_up_to_date_and_damage_of_one_persons_store_is_told(

@@ -68,7 +68,12 @@ def test_export_model(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
     scores = json.loads((tiny_run / "evaluate" / "scores.json").read_text())
     row = next(line for line in text.splitlines() if line.startswith("| SSIM RGB") or line.startswith("| ssim_rgb"))
     assert f"{scores['ssim_rgb']['value']:.3f}".lstrip("0") in row
-    assert "must not be used" in text and "a simulated subject" in text and "align 6 steps" in text
+    assert (
+        "must not be used" in text
+        and "a simulated subject" in text
+        and "fitted to one person (subject1)" in text
+        and "align 6 steps" in text
+    )
     assert str(tiny_run) not in text
     pipe, kept = (MindVideoPipeline.from_pretrained(folder) for folder in (out, tiny_run / "model"))
     fmri = torch.randn(1, pipe.fmri_encoder.config.window, pipe.fmri_encoder.config.num_voxels)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from mindvideo.artefacts import require_intact
 from mindvideo.config import Recipe
 from mindvideo.data.disk import beside_folder
-from mindvideo.data.store import open_stores
+from mindvideo.data.store import Store, open_stores
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate.tables import brief_rows, read_scores
 from mindvideo.study import Study
@@ -18,8 +19,8 @@ from mindvideo.study import Study
 _USE = """\
 ## What it must not be used for
 
-- On any person who did not agree to being decoded. It was fitted to one person and does not work on another; its weights and
-  the list of its voxels are that person's data.
+- On any person who did not agree to being decoded. It was fitted to {whom} and does not work on anybody else{maps}; its weights and
+  the list of its voxels are {whose} data.
 - To judge truthfulness, for hiring, insurance, policing, courts or war, or to diagnose anyone.
 - As a record of what somebody saw: the generator draws something plausible for any input, noise included."""
 
@@ -67,6 +68,15 @@ def export_model(run_dir: Path, out: Path, licence: str | None = None) -> Path:
     return out / "README.md"
 
 
+def _fitted_to(stores: Sequence[Store]) -> str:
+    """What the card says of use, with the people the model was fitted to."""
+    if len(stores) == 1:
+        return _USE.format(whom=f"one person ({stores[0].subject})", maps="", whose="that person's")
+    names = f"{', '.join(each.subject for each in stores[:-1])} and {stores[-1].subject}"
+    maps = " without maps fitted to that person"
+    return _USE.format(whom=f"{len(stores)} people ({names})", maps=maps, whose="these people's")
+
+
 def _write_card(recipe: Recipe, run_dir: Path, licence: str) -> str:
     stores = open_stores(recipe.data, run_dir)
     store = stores[0]
@@ -100,9 +110,9 @@ def _write_card(recipe: Recipe, run_dir: Path, licence: str) -> str:
             "",
             "## Trained on",
             "",
-            f"- {simulated}: {scans['train']} training scans, {scans['validation']} held out for choices, "
-            f"{' and '.join(str(each.n_voxels) for each in stores)} "
-            f"voxels, TR {store.tr_s:g} s, lag {store.lag_s:g} s; films at {store.fps} frames a second, {store.size} pixels",
+            f"- {simulated}: {scans['train']} training scans, {scans['validation']} held out for choices"
+            f"{', of each' if len(stores) > 1 else ''}, {' and '.join(str(each.n_voxels) for each in stores)} "
+            f"{'parcels' if store.parcels else 'voxels'}, TR {store.tr_s:g} s, lag {store.lag_s:g} s; films at {store.fps} frames a second, {store.size} pixels",
             f"- {trained}",
             f"- frozen parts and the generator it started from: {base}",
             "",
@@ -115,7 +125,7 @@ def _write_card(recipe: Recipe, run_dir: Path, licence: str) -> str:
             "",
             "A score says something about the brain where it is better than `shuffled` with P < .05, and nothing where it is not.",
             "",
-            _USE,
+            _fitted_to(stores),
             "",
         ]
     )

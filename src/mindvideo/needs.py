@@ -82,10 +82,16 @@ class Needs:
         self.recipe = recipe
         self.sizes, self.networks = StudySizes.of(recipe, out), Networks(recipe)
         self.base = float(psutil.Process().memory_info().rss) + PROGRAM_BYTES
-        self.scans = float(len(recipe.data.people) * self.sizes.n_windows * self.sizes.n_voxels * 4)
+        self.people = len(recipe.data.people)
+        self.scans = float(self.people * self.sizes.n_windows * self.sizes.n_voxels * 4)
         sampling = as_sampled(recipe).reconstruct
         frames, pixels = sampling.num_frames or self.sizes.num_frames, sampling.size or self.sizes.size
-        self.clips = float((2 + len(sampling.controls)) * self.sizes.n_reconstructed * frames * pixels**2 * 3)
+        self.clip_set = float(self.sizes.n_reconstructed * frames * pixels**2 * 3)
+        self.clips = (2 + len(sampling.controls)) * self.clip_set
+
+    @property
+    def _times(self) -> str:
+        return f"{self.people} people x " if self.people > 1 else ""
 
     def of_stages(self) -> Iterator[Need]:
         """The stages that will run, in order."""
@@ -106,7 +112,11 @@ class Needs:
         sizes = self.sizes
         frames = sizes.n_windows * sizes.num_frames
         captioner = self.networks.part_bytes("captioner") if self.recipe.data.captions == "blip" else 0.0
-        disk = frames * sizes.size**2 * 3.0 + sizes.n_runs * sizes.n_volumes * sizes.n_voxels * 4 + self.scans
+        times = (
+            self.people if self.recipe.data.source == "published" else 1
+        )  # else linked, since everybody saw the same
+        runs = self.people * sizes.n_runs * sizes.n_volumes * sizes.n_voxels * 4
+        disk = times * frames * sizes.size**2 * 3.0 + runs + self.scans
         memory = self.base + 12.0 * sizes.n_volumes * sizes.n_grayordinates + captioner
         return Need("prepare", memory, disk, f"{frames} frames of {sizes.size} x {sizes.size} pixels")
 
@@ -133,12 +143,14 @@ class Needs:
         if stage == "adapt":
             return 2 * self.scans, 0.0, 0.0
         if stage == "align":
-            return self.scans + features.align, features.align, frozen("text_encoder", "image_encoder")
+            kept = features.tokens + features.images
+            held = self.scans + features.tokens + self.people * features.images
+            return held, kept, frozen("text_encoder", "image_encoder")
         if stage == "animate":
             return features.latents, features.latents, frozen("vae", "text_encoder", "unet")
         if stage in ("cotrain", "distill"):
             teacher = 4.0 * self.network("cotrain").parameters if stage == "distill" else 0.0
-            return self.scans + features.latents + features.tokens, 0.0, teacher
+            return self.scans + self.people * features.latents + features.tokens, 0.0, teacher
         return 0.0, 0.0, 0.0
 
     def _reconstruct(self) -> Need:
@@ -149,22 +161,24 @@ class Needs:
         weights = 4.0 * self.network("cotrain").parameters
         memory = self.base + weights + self.networks.part_bytes("vae", "text_encoder") + alive
         sampled = 1 + len({"shuffled", "mean", "caption"} & set(settings.controls))
-        what = f"{sampled} x {sizes.n_reconstructed} clips, {settings.steps} steps"
-        return Need("reconstruct", memory, weights + self.clips, what)
+        what = f"{self._times}{sampled} x {sizes.n_reconstructed} clips, {settings.steps} steps"
+        return Need("reconstruct", memory, weights + self.people * self.clips, what)
 
     def _evaluate(self) -> Need:
         classifiers = self.networks.part_bytes("image_classifier", "video_classifier")
-        what = f"{self.sizes.n_reconstructed} clips of each set classified"
-        return Need("evaluate", self.base + classifiers + self.clips, 4e6, what)
+        what = f"{self._times}{self.sizes.n_reconstructed} clips of each set classified"
+        others = 2 * self.clip_set if self.people > 1 else 0.0  # another person's, same scene and another one
+        return Need("evaluate", self.base + classifiers + self.clips + others, self.people * 4e6, what)
 
     def _explain(self) -> Need:
-        encoder = 4.0 * self.networks.encoder(self.sizes.n_voxels).parameters
+        encoder = 4.0 * self.networks.encoder(self.sizes.layouts).parameters
         windows = min(self.recipe.explain.max_windows, self.sizes.n_test)
         memory = self.base + encoder + self.networks.part_bytes("text_encoder", "image_encoder")
-        return Need("explain", memory, 2e7, f"{windows} windows encoded with one part silenced at a time")
+        what = f"{self._times}{windows} windows encoded with one part silenced at a time"
+        return Need("explain", memory, self.people * 2e7, what)
 
     def _report(self) -> Need:
-        return Need("report", self.base + 5e8, self.clips / 10, "one page")
+        return Need("report", self.base + 5e8, self.people * self.clips / 10, "one page")
 
 
 def _advice(needed: Needs, needs: list[Need], out: Path, device: torch.device) -> Iterator[str]:

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from mindvideo.atlas import area_labels, parse_areas
-from mindvideo.config import Optimise, Recipe
-from mindvideo.data.store import Store, is_complete, store_paths
-from mindvideo.errors import ModelError
+from mindvideo.config import Data, Optimise, Recipe
+from mindvideo.data.readers.parcels import read_labels
+from mindvideo.data.store import Store, is_complete, parcel_vertices, store_paths
+from mindvideo.errors import DataError, ModelError
 from mindvideo.models.encoders import encoder_arguments, encoder_class, new_masked_brain
 from mindvideo.models.foundation import embedded_kit
 from mindvideo.models.generators import generator_class
@@ -26,6 +27,7 @@ from mindvideo.voxel_layout import VoxelLayout
 
 PUBLISHED_VOXELS = 6224  # of Wen 2018's second subject by the paper's rule; used before prepare
 HCP_VOXELS = 4183
+USUAL_PARCELS = 1000
 USUAL_TR_S, USUAL_SIZE = 2.0, 256  # of Wen 2018; for recipes that leave them to the recordings
 
 
@@ -66,6 +68,7 @@ class StudySizes:
     num_frames: int
     size: int
     n_reconstructed: int
+    layouts: list[VoxelLayout] = field(default_factory=list, repr=False)
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -84,24 +87,42 @@ class StudySizes:
             notes.append("assumed: 18 training and 5 test films of 240 scans, as in Wen 2018")
         is_chosen = data.selection == "top_k" and bool(data.k)
         voxels = data.k if is_chosen and data.k else PUBLISHED_VOXELS
+        layouts = [_assumed_layout(data, voxels, notes)] * len(data.people)
         held = data.validation_segments
         n_windows = {"train": (n_train - held) * scans, "validation": held * scans, "test": n_test * scans}
         num_frames, size = round(data.fps * tr_s), data.size or USUAL_SIZE
-        path = store_paths(data, out / "prepare")[0]
-        if is_complete(path):
-            store = Store.open(path)
+        paths = store_paths(data, out / "prepare")
+        if all(map(is_complete, paths)):
+            stores = [Store.open(path) for path in paths]
+            store, layouts = stores[0], [each.layout for each in stores]
             n_windows = {split: sum(map(store.n_scans, store.segments(split))) for split in n_windows}
-            voxels, num_frames, size = store.n_voxels, store.num_frames, store.size
-        elif not is_chosen:
+            num_frames, size = store.num_frames, store.size
+        elif not is_chosen and not layouts[0].parcels:
             notes.append(f"assumed: {voxels} selected voxels, as published for one subject; known after prepare")
+        voxels = max(layout.num_voxels for layout in layouts)
         train, validation, test = n_windows.values()
         chosen = min(recipe.reconstruct.max_windows or test, test)
-        return cls(train, validation, test, runs, scans + 5, grayordinates, voxels, num_frames, size, chosen, notes)
+        counts = (train, validation, test, runs, scans + 5, grayordinates, voxels, num_frames, size, chosen)
+        return cls(*counts, layouts, notes)
 
     @property
     def n_windows(self) -> int:
         """Windows of all splits."""
         return self.n_train + self.n_validation + self.n_test
+
+
+def _assumed_layout(data: Data, n_voxels: int, notes: list[str]) -> VoxelLayout:
+    """So many voxels, evenly spread over the areas that they are chosen from; or all parcels that the labels name."""
+    if data.source == "parcels":
+        try:
+            names = read_labels(data.own.labels)
+        except DataError:  # which the refusals say
+            names = tuple(map(str, range(USUAL_PARCELS)))
+            notes.append(f"assumed: {USUAL_PARCELS} parcels; known from their labels")
+        return VoxelLayout(len(names), None, parcel_vertices(names), 1 + np.arange(len(names)), names)
+    vertex = parse_areas(data.areas)
+    vertex = vertex[np.linspace(0, len(vertex) - 1, n_voxels).round().astype(int)]
+    return VoxelLayout(n_voxels, None, vertex, area_labels()[vertex])
 
 
 @dataclass(frozen=True)
@@ -122,7 +143,7 @@ class Network:
 class Features:
     """Bytes of the frozen features that the stages keep."""
 
-    align: float
+    images: float
     latents: float
     tokens: float
 
@@ -165,12 +186,14 @@ class Networks:
 
     def of_stage(self, stage: str, sizes: StudySizes) -> Network:
         """What a stage trains."""
-        if stage in ("pretrain", "adapt"):
-            return self.masked_brain(stage, HCP_VOXELS if stage == "pretrain" else sizes.n_voxels)
+        if stage == "adapt":
+            return self.masked_brain(stage, sizes.layouts)
+        if stage == "pretrain":
+            return self.masked_brain(stage, [_assumed_layout(Data(), HCP_VOXELS, [])])
         if stage == "align":
-            return self.encoder(sizes.n_voxels)
+            return self.encoder(sizes.layouts)
         unet = self.unet(sizes, is_whole=stage == "distill")
-        return unet if stage in ("animate", "distill") else self.encoder(sizes.n_voxels).beside(unet)
+        return unet if stage in ("animate", "distill") else self.encoder(sizes.layouts).beside(unet)
 
     def _count(
         self, key: Any, build: Callable[[], nn.Module], inputs: Callable[[int], tuple[torch.Tensor, ...]], at: Optimise
@@ -193,35 +216,26 @@ class Networks:
             self._kept[key] = Network(*count_parameters(build), *count_per_item(prepare, at.batch_size))
         return self._kept[key]
 
-    def masked_brain(self, stage: str, n_voxels: int) -> Network:
+    def masked_brain(self, stage: str, layouts: list[VoxelLayout]) -> Network:
         """The masked autoencoder of ``pretrain`` or ``adapt``."""
         return self._count(
             stage,
-            lambda: new_masked_brain(
-                self.recipe.align.encoder, self.layouts(n_voxels), self.recipe.encoder.model_dump()
-            ),
-            lambda batch: (torch.randn(batch, n_voxels),),
+            lambda: new_masked_brain(self.recipe.align.encoder, layouts, self.recipe.encoder.model_dump()),
+            lambda batch: (torch.randn(batch, _most(layouts)),),
             getattr(self.recipe, stage),
         )
 
-    def layouts(self, n_voxels: int) -> list[VoxelLayout]:
-        """So many voxels of each person, evenly spread over the areas that they are chosen from."""
-        vertex = parse_areas(self.recipe.data.areas)
-        vertex = vertex[np.linspace(0, len(vertex) - 1, n_voxels).round().astype(int)]
-        return [VoxelLayout(n_voxels, None, vertex, area_labels()[vertex])] * len(self.recipe.data.people)
-
-    def encoder(self, n_voxels: int) -> Network:
+    def encoder(self, layouts: list[VoxelLayout]) -> Network:
         """The fMRI encoder, the paper's or the recipe's own."""
         settings, sizes = self.recipe.align, {"condition_length": self.length, "condition_width": self.width}
         sizes["window"] = settings.window
 
         def build() -> nn.Module:
             own = encoder_arguments(settings.encoder, settings.dropout, settings.encoder_settings)
-            return encoder_class(settings.encoder).build(
-                self.layouts(n_voxels), sizes, self.recipe.encoder.model_dump(), **own
-            )
+            return encoder_class(settings.encoder).build(layouts, sizes, self.recipe.encoder.model_dump(), **own)
 
-        return self._count("encoder", build, lambda batch: (torch.randn(batch, settings.window, n_voxels),), settings)
+        shape = settings.window, _most(layouts)
+        return self._count("encoder", build, lambda batch: (torch.randn(batch, *shape),), settings)
 
     def _build_unet(self, is_whole: bool = False) -> Generator:
         chosen = generator_class(self.recipe.animate.generator)
@@ -267,7 +281,11 @@ class Networks:
         images = 4.0 * windows * sizes.num_frames * self.width if "image" in self.recipe.align.loss else 0.0
         side = sizes.size // self.latent_factor
         latents = 2.0 * windows * sizes.num_frames * self.config("vae").get("latent_channels", 4) * side**2
-        return Features(tokens + images, latents, tokens)
+        return Features(images, latents, tokens)
+
+
+def _most(layouts: list[VoxelLayout]) -> int:
+    return max(layout.num_voxels for layout in layouts)
 
 
 def _autocast(precision: str) -> Any:

@@ -24,6 +24,7 @@ from mindvideo.explain import attention, maps
 from mindvideo.models.area_maps import AreaMaps
 from mindvideo.models.encoders import load_encoder
 from mindvideo.report.brain import list_brain
+from mindvideo.sizing import StudySizes
 from mindvideo.stages import StageContext
 from mindvideo.study import Study
 from mindvideo.voxel_layout import VoxelLayout
@@ -170,6 +171,13 @@ def test_who_lacks_a_parcel_has_a_learned_token_for_it(run_dir: Path) -> None:
     tokens = embed.encode(torch.zeros(2, 11), torch.tensor([0, 1])) - embed.positions
     torch.testing.assert_close(tokens[1, MISSING], embed.missing[MISSING])
     assert not torch.allclose(tokens[0, MISSING], embed.missing[MISSING])
+
+
+def test_check_counts_the_voxels_that_each_has(run_dir: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(run_dir)
+    assert [layout.num_voxels for layout in StudySizes.of(recipe, run_dir).layouts] == [11, 10]
+    (known,) = set(map(str, StudySizes.of(recipe, tmp_path).layouts))  # before anything is prepared, by the labels
+    assert "num_voxels=11" in known
 
 
 def test_attention_and_occlusion_by_the_names_of_parcels(run_dir: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,13 +177,45 @@ def same_bits(first: Path, second: Path) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_whole_command_and_what_never_reaches_training(cli: Cli, kit: Path, tmp_path: Path) -> None:
-    here, test, all_of_them = (tmp_path / name for name in ("here", "test", "all"))
-    for folder, splits in ((here, ()), (test, ("test",)), (all_of_them, ("train", "test"))):
-        for number in (1, 2):
-            write_store(folder / "raw", number)
-        write_store(folder / "raw", 3, recordings=5, splits=splits)
-    run_people(cli, here, kit, "0,0.4,all")
+def write_people(folder: Path, splits: tuple[str, ...] = ()) -> Path:
+    for number in (1, 2):
+        write_store(folder / "raw", number)
+    write_store(folder / "raw", 3, recordings=5, splits=splits)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(cli: Cli, kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole command, done."""
+    folder = write_people(tmp_path_factory.mktemp("here"))
+    run_people(cli, folder, kit, "0,0.4,all")
+    return folder
+
+
+def test_a_command_that_was_killed_goes_on_to_the_same_bits(
+    finished: Path, cli: Cli, kit: Path, tmp_path: Path
+) -> None:
+    folder = write_people(tmp_path / "killed")
+    shutil.copytree(finished / "out", folder / "out", symlinks=True)
+    shutil.rmtree(folder / "out" / "shared-0.4")
+    save_recipe(make_recipe(folder / "raw", kit), folder / "recipe.yaml")
+    command = [sys.executable, "-m", "mindvideo.cli", "people", folder / "recipe.yaml", "--leave-out", 3, "--minutes", "0,0.4,all",
+               "--out", folder / "out"]  # fmt: skip
+    died = subprocess.run(list(map(str, command)), env={**os.environ, "MINDVIDEO_TEST_KILL": "maps:2"}, check=False)
+    assert died.returncode == -9
+    assert (folder / "out/shared-0.4/maps/state").is_dir() and not (folder / "out/shared-0.4/encoder").exists()
+    said = run_people(cli, folder, kit, "0,0.4,all")
+    assert "shared-0.4: done" in said and "none-0: up to date" in said and "ridge-all: up to date" in said
+    assert same_bits(folder / "out/shared-0.4/encoder", finished / "out/shared-0.4/encoder")
+    assert json.loads((folder / "out/people.json").read_text()) == json.loads(
+        (finished / "out/people.json").read_text()
+    )
+
+
+def test_the_whole_command_and_what_never_reaches_training(finished: Path, cli: Cli, kit: Path, tmp_path: Path) -> None:
+    here, test, all_of_them = finished, tmp_path / "test", tmp_path / "all"
+    for folder, splits in ((test, ("test",)), (all_of_them, ("train", "test"))):
+        write_people(folder, splits)
     content = json.loads((here / "out" / "people.json").read_text())
     arms = [(row["arm"], row["minutes"]) for row in content["rows"]]
     assert arms == [("none", 0.0), *((arm, m) for m in (0.4, None) for arm in ("shared", "scratch", "ridge"))]
@@ -197,13 +232,6 @@ def test_the_whole_command_and_what_never_reaches_training(cli: Cli, kit: Path, 
     for name, weight in own.items():
         assert torch.equal(weight, shared[name]) != name.startswith(("patch_embed.weight", "patch_embed.bias")), name
     assert not same_bits(here / "out/shared-0.4/encoder", here / "out/none-0/encoder")
-
-    # again: nothing runs; a removed result comes back to the same bits, going on from its checkpoint
-    before = weights(here / "out/shared-0.4/encoder")
-    (here / "out/shared-0.4/done.json").unlink()
-    said = run_people(cli, here, kit, "0,0.4,all")
-    assert "shared-0.4: done" in said and "scratch-0.4: up to date" in said and "none-0: up to date" in said
-    assert all(torch.equal(weight, before[name]) for name, weight in weights(here / "out/shared-0.4/encoder").items())
 
     # other test recordings of the new person: the same weights; other recordings altogether: without minutes, the same too
     for folder, minutes in ((test, "0,0.4"), (all_of_them, "0,0.4")):

@@ -13,10 +13,13 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from mindvideo import processes
+from mindvideo.atlas import area_labels, area_of
 from mindvideo.config import Align, Distill, Optimise, Reconstruct
 from mindvideo.errors import TrainingError
+from mindvideo.models.encoders.areas import AreaEncoder
 from mindvideo.models.encoders.fmri_encoder import FmriEncoder
 from mindvideo.models.generators.video_unet import VideoUNet
+from mindvideo.models.masked_areas import MaskedAreaModel
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.train.align import AlignTask
 from mindvideo.train.animate import AnimateTask, Diffusion
@@ -24,8 +27,10 @@ from mindvideo.train.distill import Ddim, DistillTask, Teacher
 from mindvideo.train.features import TextFeatures
 from mindvideo.train.loop import train
 from mindvideo.train.pretrain import MaskedBrainTask
+from mindvideo.train.token_regression import TokenRegression
 from mindvideo.train.tokens import TokenTarget
 from mindvideo.train.views import AlignData, FixedViews
+from mindvideo.voxel_layout import VoxelLayout
 
 CPU = torch.device("cpu")
 WORDS = [str(number) for number in range(11)]
@@ -83,6 +88,44 @@ def masked_task() -> MaskedBrainTask:
     return MaskedBrainTask(model, lambda index: scans[index], np.arange(10), np.arange(10, 13), 0, CPU)
 
 
+def two_layouts() -> list[VoxelLayout]:
+    """Of 22 and 17 voxels; each has an area that the other has not."""
+    counts = ({"L_V1": 8, "R_V1": 5, "L_MT": 9}, {"L_V1": 6, "R_V1": 4, "L_V4": 7})
+    vertex = [np.concatenate([area_of(name)[:n] for name, n in each.items()]).astype(np.int32) for each in counts]
+    return [VoxelLayout(len(own), str(number), own, area_labels()[own]) for number, own in enumerate(vertex)]
+
+
+class TwoPeoplesWindows(FakeWindows):
+    """Six of one person and five of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.person, self.voxels = np.arange(11) % 2, [22, 17]
+        self.scans[self.person == 1, :, 17:] = 0
+
+
+def people_task() -> AlignTask:
+    """A batch's share of a process may have no scans of one of the two."""
+    torch.manual_seed(5)
+    sizes = {"window": 2, "condition_length": 5, "condition_width": 12, "input_scale": 1.5}
+    architecture = {"embed_dim": 8, "depth": 1, "num_heads": 2, "mlp_ratio": 1.0}
+    encoder = AreaEncoder.build(two_layouts(), sizes, architecture, head_rank=4, dropout=0.0)
+    data = AlignData(TwoPeoplesWindows(), TokenTarget(text(), ["", *WORDS[1:]]), None)
+    settings = Align(batch_size=5, token_weight=0.5, loss="text", word_swap=False, sparsify=0.2, mixup=0.6)
+    return AlignTask(
+        encoder, data, data, settings, FixedViews(data, settings), {}, CPU, TokenRegression(data, settings)
+    )
+
+
+def masked_people_task() -> MaskedBrainTask:
+    torch.manual_seed(6)
+    layouts, windows = [layout.to_config() for layout in two_layouts()], TwoPeoplesWindows()
+    model = MaskedAreaModel(layouts, embed_dim=8, depth=1, num_heads=2, decoder_embed_dim=6, decoder_depth=1,
+                            decoder_num_heads=3, mask_ratio=0.5)  # fmt: skip
+    take = lambda index: windows.scans[index, 0]  # noqa: E731
+    return MaskedBrainTask(model, take, np.arange(9), np.arange(9, 11), 0, CPU, windows.person)
+
+
 def make_unet() -> VideoUNet:
     unet = UNet2DConditionModel(
         sample_size=4, in_channels=3, out_channels=3, block_out_channels=(4, 8), layers_per_block=1,
@@ -112,6 +155,10 @@ def distill_task() -> DistillTask:
 
 
 TASKS = {"align": align_task, "masked": masked_task, "animate": animate_task, "distill": distill_task}
+TASKS |= {"people": people_task, "masked_people": masked_people_task}
+MODELS = {"align": "encoder", "masked": "model", "animate": "unet", "distill": "student", "people": "encoder",
+          "masked_people": "model"}  # fmt: skip
+"""The attribute of each task that is trained."""
 
 
 def optimise(**changes: object) -> Optimise:

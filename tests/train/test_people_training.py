@@ -31,13 +31,13 @@ SEGMENTS = {"train": ["seg1", "seg2"], "validation": ["seg3"], "test": ["test1"]
 COLOURS, THINGS = ("red", "blue", "green"), ("dog", "car", "man", "boat")
 
 
-def write_store(folder: Path, number: int, recordings: int = 0, split: str = "") -> Store:
-    """A person's store; ``recordings`` draws those of a ``split`` anew, the films stay."""
+def write_store(folder: Path, number: int, recordings: int = 0, split: str = "", runs: int = 0) -> Store:
+    """A person's store; ``recordings`` draws those of a ``split`` anew, the films stay; ``runs`` of each film, kept apart."""
     rng, films = np.random.default_rng([number]), np.random.default_rng(9)
     other = np.random.default_rng([number, recordings])
     writer = StoreWriter(
         folder / f"subject{number}.zarr", subject=f"subject{number}", tr_s=1.5, lag_s=4.0, fps=2, size=SIZE,
-        splits=SEGMENTS, vertex=VERTEX[number],
+        splits=SEGMENTS, vertex=VERTEX[number], provenance={"repeats": {"windows": "separate" if runs else "average"}},
     )  # fmt: skip
     scene = 0
     for segment in ("seg1", "seg2", "seg3", "test1"):
@@ -46,7 +46,8 @@ def write_store(folder: Path, number: int, recordings: int = 0, split: str = "")
         fmri = rng.standard_normal((SCANS, len(VERTEX[number]))).astype(np.float32)
         if segment in SEGMENTS.get(split, ()):
             fmri = other.standard_normal(fmri.shape).astype(np.float32)
-        writer.write_fmri(segment, (number + 1) * fmri + 0.5, np.stack([fmri, fmri]))
+        apart = other.standard_normal((runs, *fmri.shape)).astype(np.float32) if runs else np.stack([fmri, fmri])
+        writer.write_fmri(segment, (number + 1) * fmri + 0.5, apart)
         writer.write_frames(segment, films.integers(0, 255, (SCANS, FRAMES, SIZE, SIZE, 3), dtype=np.uint8))
         writer.write_scene(segment, np.repeat(numbers[:, None], FRAMES, axis=1))
         captions = [f"a {COLOURS[n % 3]} {THINGS[n % 4]} walks" for n in numbers]
@@ -132,6 +133,20 @@ def test_a_batch_holds_both_people_and_no_scene_twice(stores: list[Store]) -> No
     assert {0, 1} == set(windows.person[batch])
     with pytest.raises(DataError, match="found 12; lower batch_size"):
         windows.sample_batch(rng, 13)  # as many scenes as one person saw
+
+
+def test_people_may_have_other_numbers_of_recordings(tmp_path: Path) -> None:
+    stores = [write_store(tmp_path, number, runs=number + 1) for number in (1, 2)]
+    both, first = Windows(stores, "train", 2), Windows(stores[0], "train", 2)
+    assert np.bincount(both.person).tolist() == [2 * 2 * SCANS, 3 * 2 * SCANS] and len(first) == 2 * 2 * SCANS
+    for index, film in enumerate(both.film):  # features have a row for each of the first person's windows
+        assert (both.segment[index], both.scan[index], both.captions[index]) == (
+            first.segment[film], first.scan[film], first.captions[film]
+        )  # fmt: skip
+    third = 2 * 2 * SCANS + 2 * SCANS + 5  # of the second person's third recording of the first film
+    np.testing.assert_array_equal(both.fmri(np.array([third]))[0, :, :29], stores[1].repeats("seg1")[2, 5:7])
+    batch = both.sample_batch(np.random.default_rng(2), 8)
+    assert len(set(both.scene[batch])) == 8 and {0, 1} == set(both.person[batch])
 
 
 def test_partners_are_of_the_same_person() -> None:

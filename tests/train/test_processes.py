@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from shared_tasks import TASKS, losses, optimise, train_all
+from shared_tasks import MODELS, TASKS, losses, optimise, train_all
 
 from mindvideo import processes
 from mindvideo.errors import SettingError
@@ -116,7 +116,7 @@ def test_one_process_where_several_were_asked_for_is_refused(monkeypatch: pytest
 def test_gradient_checkpointing_is_a_setting_that_changes_no_loss(tmp_path: Path) -> None:
     for name, make in TASKS.items():
         plain, saving = make(), make()
-        model = getattr(saving, {"align": "encoder", "masked": "model", "animate": "unet", "distill": "student"}[name])
+        model = getattr(saving, MODELS[name])
         save_memory(optimise(gradient_checkpointing=True), model)
         assert model.is_gradient_checkpointing
         train(plain, optimise(), tmp_path / f"{name}_plain", seed=6)

@@ -46,8 +46,8 @@ class Encoder(WholeModel, ABC):
     """
 
     starts_from_masked_brain: ClassVar[bool] = False
-    may_leave_out: ClassVar[bool] = False
-    """Whether a step may leave some parameters without a gradient, as a class of the user's own may."""
+    may_leave_out: bool = False
+    """Whether a step may leave some parameters without a gradient, as of a person whom a batch has no scans of."""
 
     logit_scale: nn.Parameter
 

@@ -57,6 +57,7 @@ class MaskedBrainTask:
         split_weights(self.model)
         self.take, self.rows, self.held_out = take, rows, held_out
         self.seed, self.device, self._person = seed, device, person
+        self.may_leave_out = person is not None
         people = [rows] if person is None else [rows[person[rows] == number] for number in range(person.max() + 1)]
         # Of at most a few thousand training rows each, evenly spread.
         means = [take(spread(theirs, 4 * VALIDATION_ROWS)).mean(axis=0, dtype=np.float64) for theirs in people]

@@ -67,6 +67,7 @@ class AreaEncoder(ReadOut):
         super().__init__()
         check_scale(input_scale)
         self.settle_attention(has_temporal_attention)
+        self.may_leave_out = len(layouts) > 1
         maps = AreaMaps([VoxelLayout.from_config(layout) for layout in layouts], embed_dim)
         self.register_to_config(num_voxels=maps.voxels)
         self.build_trunk(maps.num_areas, maps)
