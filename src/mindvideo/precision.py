@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 import torch
 
-from mindvideo import processes
+from mindvideo import distributed
 from mindvideo.config import Precision, Recipe
 from mindvideo.data.disk import write_text
 from mindvideo.errors import DataError
@@ -43,8 +43,8 @@ def settle_precision(folder: Path, asked: Precision, device: torch.device) -> Ch
         When the note cannot be understood.
     """
     precision = settled_precision(folder) if asked == "auto" else None
-    precision = processes.tell(precision or resolve_precision(asked, device))
-    if processes.is_first():
+    precision = distributed.broadcast(precision or resolve_precision(asked, device))
+    if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / FILE, precision)
     return cast(Chosen, precision)

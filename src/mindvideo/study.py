@@ -240,30 +240,30 @@ class Study:
                 )
             if name is not None and name not in names:
                 raise SettingError(f"expected a stage, one of {', '.join(names)}, found '{name}'")
-        from mindvideo import processes
+        from mindvideo import distributed
 
         self.check(only or until)
-        processes.join()
-        if not processes.is_first():
+        distributed.init_process_group()
+        if not distributed.is_main():
             progress, say = None, _say_nothing
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        if self.recipe.track is not None and processes.is_first():
+        if self.recipe.track is not None and distributed.is_main():
             self._tracker = Tracker(self.recipe, self.run_dir)
         # The first process's lock stands for all of them.
-        with only_one(self.run_dir, "study") if processes.is_first() else nullcontext():
+        with only_one(self.run_dir, "study") if distributed.is_main() else nullcontext():
             if only is not None:
                 self._require_needs(only)
-            if processes.is_first():
+            if distributed.is_main():
                 save_recipe(self.recipe, self.run_dir / "recipe.yaml")
             ran: list[str] = []
             for name in [only] if only else names[: names.index(until) + 1] if until else names:
-                if name == "report" and only is None and processes.is_first():
-                    with processes.alone():
+                if name == "report" and only is None and distributed.is_main():
+                    with distributed.alone():
                         ran += self._run_baselines(progress, say)
                 # Asked for by name, a report is written again: rivals that ran since are not in its key.
-                if processes.tell(self.is_done(name) and only != "report"):
+                if distributed.broadcast(self.is_done(name) and only != "report"):
                     say(f"{name}: {self._status(name)}")
-                    if processes.is_first():
+                    if distributed.is_main():
                         shutil.rmtree(self._unfinished(name), ignore_errors=True)
                     continue
                 self._run_stage(STAGES[name], progress(name) if progress else None, say)
@@ -302,20 +302,20 @@ class Study:
 
     def _run_stage(self, stage: Stage, progress: Progress | None, say: Callable[[str], None]) -> None:
         """Run a stage: every process takes part in training and sampling, the others wait for the first one."""
-        from mindvideo import processes
+        from mindvideo import distributed
 
         say(f"{stage.name}: {stage.summary} …")
-        if processes.is_first():
+        if distributed.is_main():
             self._begin(stage)
-        processes.wait()
-        if processes.splits_weights() and stage.trains and stage.foundation:
+        distributed.barrier()
+        if distributed.uses_fsdp() and stage.trains and stage.foundation:
             say(f"{stage.name}: weights are whole in every process; --use_fsdp splits those of pretrain and adapt")
-        if processes.is_first():
-            with nullcontext() if stage.parallel else processes.alone():
+        if distributed.is_main():
+            with nullcontext() if stage.parallel else distributed.alone():
                 self._carry_out(stage, progress, say)
         elif stage.parallel:
             import_module(stage.module).run(self._context(stage, None))
-        processes.wait()
+        distributed.barrier()
 
     def _context(self, stage: Stage, progress: Progress | None) -> StageContext:
         return StageContext(self.recipe, self.run_dir, self._unfinished(stage.name), progress)

@@ -244,13 +244,12 @@ def test_cuts_at_source_rate(tmp_path):
     path = tmp_path / "cuts.mp4"
     write_video(path, _scenes(lengths), 30, 64)
     truth = np.cumsum(lengths)[:-1] / 30
-    np.testing.assert_allclose(find_cuts(path), truth, atol=1e-3)
     film = read_film(path, np.array([0.5, 3.0]), 32, cut_threshold=27.0)
     np.testing.assert_allclose(film.cuts_s, truth, atol=1e-3)
     np.testing.assert_array_equal(film.frames, read_frames(path, np.array([0.5, 3.0]), 32))
     direct = find_cuts((i / 30, frame) for i, frame in enumerate(_scenes(lengths)))
     np.testing.assert_allclose(direct, truth, atol=1e-9)
-    assert find_cuts(path, threshold=200.0) == []
+    assert read_film(path, np.array([]), 32, cut_threshold=200.0).cuts_s == []
 
 
 def test_a_flash_is_not_two_cuts(tmp_path):
@@ -291,7 +290,7 @@ def test_short_and_broken_films_name_the_second(tmp_path):
     with pytest.raises(DataError, match=r"stops at second [01]\.\d\d"):
         read_frames(path, np.arange(20) / 10, 32)
     path.write_bytes(b"not a film")
-    for call in (probe, find_cuts, lambda p: read_frames(p, np.zeros(1), 32)):
+    for call in (probe, lambda p: read_frames(p, np.zeros(1), 32)):
         with pytest.raises(DataError, match="damaged or unknown"):
             call(path)
     with pytest.raises(DataError, match="no such file"):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_store import HEADER, SPLITS, fill, make_parts, make_vertex
@@ -8,9 +9,10 @@ from small_wen import FPS_SOURCE, N_SCANS, SIZE, make_raw, marker
 from mindvideo.config import Data
 from mindvideo.data.readers import prepare
 from mindvideo.data.store import Store
-from mindvideo.data.windows import Windows, near_duplicates, pad_voxels
+from mindvideo.data.windows import Windows, near_duplicates
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, SettingError
+from mindvideo.models.transformer import split_patches
 
 SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
@@ -130,9 +132,9 @@ def test_blocks_are_runs_inside_a_segment(store, block):
 @given(n_voxels=st.integers(1, 40), patch_size=st.integers(1, 17))
 def test_padding_wraps_round(n_voxels, patch_size):
     fmri = np.arange(3 * 2 * n_voxels).reshape(3, 2, n_voxels)
-    padded = pad_voxels(fmri, patch_size)
+    padded = split_patches(torch.from_numpy(fmri), patch_size).flatten(2)
     width = -(-n_voxels // patch_size) * patch_size
-    np.testing.assert_array_equal(padded, fmri[..., np.arange(width) % n_voxels])
+    np.testing.assert_array_equal(padded, np.pad(fmri, [(0, 0), (0, 0), (0, width - n_voxels)], mode="wrap"))
 
 
 def test_near_duplicates_are_found_where_they_were_put(tmp_path):

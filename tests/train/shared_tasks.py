@@ -1,4 +1,4 @@
-"""Tiny tasks for `test_processes`; as a program, one of several processes that train them together."""
+"""Tiny tasks for `test_distributed`; as a program, one of several processes that train them together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
-from mindvideo import processes
+from mindvideo import distributed
 from mindvideo.atlas import area_labels, area_of
 from mindvideo.config import Align, Distill, Optimise, Reconstruct
 from mindvideo.errors import TrainingError
@@ -180,7 +180,7 @@ def telling_a_lost_partner() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not processes.is_partner_lost(error):
+        if not distributed.is_peer_lost(error):
             raise
         sys.exit("the other process has ended")
 
@@ -193,7 +193,7 @@ def main() -> None:
     """``shared_tasks.py FOLDER``: every task, then one whose window 7 is broken."""
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    processes.join()
+    distributed.init_process_group()
     with telling_a_lost_partner():
         train_all(folder)
     broken = align_task(broken=7)
@@ -203,7 +203,7 @@ def main() -> None:
         after = list(broken.parameters().values())
         message = {"error": str(error), "n_steps": len(losses(folder / "broken"))}
         message["is_finite"] = all(bool(torch.isfinite(parameter).all()) for parameter in after)
-        (folder / f"error_{processes.rank()}.json").write_text(json.dumps(message))
+        (folder / f"error_{distributed.rank()}.json").write_text(json.dumps(message))
 
 
 if __name__ == "__main__":

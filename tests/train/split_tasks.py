@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from shared_tasks import CPU, losses, optimise, telling_a_lost_partner
 
-from mindvideo import processes
+from mindvideo import distributed
 from mindvideo.config import Optimise
 from mindvideo.errors import TrainingError
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.train.loop import train
 from mindvideo.train.pretrain import MaskedBrainTask
-from mindvideo.train.sharding import whole_model
+from mindvideo.train.sharding import full_model
 from mindvideo.train.stage import save_memory, save_model
 
 SETTINGS = {
@@ -51,10 +51,10 @@ def fit(name: str, folder: Path, **changes: object) -> None:
     settings = optimise(**(SETTINGS[name] | changes))
     job = task(settings, "per_patch" if name == "saving" else "shared")
     train(job, settings, folder / name, seed=6, validate=job.validate)
-    save_model(whole_model(job.model), folder / name / "model")
-    if processes.splits_weights():
-        held = {"rank": processes.rank(), "bytes": own_bytes(job.parameters()), "class": type(job.model).__name__}
-        (folder / f"{name}_{processes.rank()}.json").write_text(json.dumps(held))
+    save_model(full_model(job.model), folder / name / "model")
+    if distributed.uses_fsdp():
+        held = {"rank": distributed.rank(), "bytes": own_bytes(job.parameters()), "class": type(job.model).__name__}
+        (folder / f"{name}_{distributed.rank()}.json").write_text(json.dumps(held))
 
 
 def own_bytes(parameters: dict[str, torch.nn.Parameter]) -> int:
@@ -66,7 +66,7 @@ def main() -> None:
     """``split_tasks.py FOLDER``: every setting, then one whose scan 7 is broken."""
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    processes.join()
+    distributed.init_process_group()
     with telling_a_lost_partner():
         for name in SETTINGS:
             fit(name, folder)
@@ -86,7 +86,7 @@ def stop_at_broken(folder: Path) -> None:
         parts = zip(job.parameters().values(), untroubled.parameters().values(), strict=True)
         is_left = all(torch.equal(mine.full_tensor(), other.full_tensor()) for mine, other in parts)
         told = {"error": str(error), "n_steps": n_steps, "is_left": is_left}
-        (folder / f"error_{processes.rank()}.json").write_text(json.dumps(told))
+        (folder / f"error_{distributed.rank()}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

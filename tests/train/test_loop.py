@@ -130,7 +130,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_though_the_loss_is_fin
 
 
 def test_a_batch_of_fewer_rows_than_processes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("mindvideo.processes.count", lambda: 3)
+    monkeypatch.setattr("mindvideo.distributed.world_size", lambda: 3)
     with pytest.raises(SettingError, match=r"batch_size of at least 3, .* found 2 in stem"):
         train(Line(), settings(batch_size=2), tmp_path / "stem", seed=1)
     assert not (tmp_path / "stem").exists()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from shared_tasks import losses
 from split_tasks import SETTINGS, fit
-from test_processes import comparable, kill_one, together
+from test_distributed import comparable, kill_one, together
 
 from mindvideo.models.masked_brain import MaskedBrainModel
 
@@ -36,7 +36,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_split_weights_have_the_losses_and_parameters_of_whole_ones(name: str, split: Path, alone: Path) -> None:
+def test_sharded_weights_have_the_losses_and_parameters_of_whole_ones(name: str, split: Path, alone: Path) -> None:
     expected, found = losses(alone / name), losses(split / name)
     assert len(expected) == 4 and max(expected) - min(expected) > 1e-2
     assert found == pytest.approx(expected, abs=BOUND[name])

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import zarr
 
+from mindvideo import distributed
 from mindvideo.artefacts import read_note, record_files, require_intact
 from mindvideo.baselines.base import Bench, Method, Progress, StoreWithoutTest
 from mindvideo.baselines.folder import read_folder
@@ -41,7 +42,7 @@ from mindvideo.keys import Key, as_digest
 from mindvideo.models.foundation import MOTION, PARTS, Foundation
 from mindvideo.precision import resolve_precision, sampling_in, settled_precision
 from mindvideo.train.features import store_identity
-from mindvideo.train.stage import stage_seed, training_device
+from mindvideo.train.stage import stage_seed
 
 RIVALS = {
     "ridge": ("mindvideo.baselines.token_ridge", "Ridge"),
@@ -123,7 +124,7 @@ class Attempt:
             )
         self.folder = run_dir / "baselines" / name
         self.store = Store.open(store_path or run_dir / "prepare" / "store.zarr")
-        self.foundation = Foundation(recipe.foundation, training_device())
+        self.foundation = Foundation(recipe.foundation, distributed.device())
         self.key = rival_key(name, recipe, run_dir, self.store, self.foundation, made_by).digest
         self.trial = Trial(recipe, self.store)
         self.trial.require_same(run_dir / "reconstruct" / "windows.json")
@@ -251,7 +252,7 @@ def run_rival(
     trial = attempt.trial
     if method is None:
         module, class_name = RIVALS[name]
-        device = training_device()
+        device = distributed.device()
         precision = settled_precision(run_dir / "reconstruct") or resolve_precision(
             recipe.reconstruct.precision, device
         )

@@ -52,9 +52,9 @@ def main() -> None:
               "and run the same command again", file=sys.stderr)  # fmt: skip
         sys.exit(1)
     except RuntimeError as error:
-        from mindvideo import processes
+        from mindvideo import distributed
 
-        if not processes.is_partner_lost(error):
+        if not distributed.is_peer_lost(error):
             raise
         print(f"error: process {os.environ['RANK']} waited for another one, which has ended; see what that one said, and "
               "run the same command again: it goes on where it stopped", file=sys.stderr)  # fmt: skip

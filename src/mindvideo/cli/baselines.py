@@ -1,4 +1,4 @@
-"""``mindvideo baseline …``: rival methods on the same windows and scores, and the table of all methods."""
+"""``mindvideo baseline …``: rival methods on the same windows and scores."""
 
 from __future__ import annotations
 
@@ -57,7 +57,6 @@ def _print_table(run_dir: Path, every: bool, seeds: int = 1) -> None:
 
 
 def _run(name: str, store: Path, out: Path, recipe: Recipe, seeds: int, method: str | None = None) -> None:
-    """Run a method with each seed, in the run folder of that seed, and print the table."""
     from mindvideo.baselines.compare import run_rival
     from mindvideo.evaluate.contrast import name_seed
 

@@ -141,7 +141,7 @@ def _refuse_for_student(model: Path, asked: dict[str, Any], settings: list[str])
 
 
 def _film(model: Path, recording: list[str], out: Path, asked: dict[str, Any], store: Path | None) -> None:
-    """Write the film of a recording; ``asked`` holds the command's options, None where not given."""
+    """Write the film of a recording; ``asked`` holds the command's options."""
     import torch
 
     from mindvideo.artefacts import require_intact
@@ -189,7 +189,6 @@ def _film(model: Path, recording: list[str], out: Path, asked: dict[str, Any], s
 
 
 def _recipe_of(model: Path) -> Recipe | None:
-    """The recipe of a run folder; None for a pipeline folder."""
     if not (model / "recipe.yaml").is_file():
         return None
     from mindvideo.study import Study

@@ -20,7 +20,7 @@ def people(
     tune_all: Annotated[bool, typer.Option("--tune-all", help="after the maps, train all of the model too")] = False,
     settings: Set = None,
 ) -> None:
-    """Train a model on all subjects but one, and show what that one's first minutes are worth with it and without."""
+    """Train a model on all subjects but one, and show what that one's first minutes are worth."""
     from mindvideo.newcomer import LeftOut, run_curve
     from mindvideo.report.newcomer import write_curve_page
 

@@ -44,13 +44,12 @@ def offered_settings(source: str) -> dict[str, tuple[str, FieldInfo]]:
 
 
 def _flag(dotted: str, item: FieldInfo) -> str:
-    """The option of a setting: its name, or the one that it shares with other readers' settings."""
+    """The option of a setting, which other readers' settings may share."""
     extra = item.json_schema_extra if isinstance(item.json_schema_extra, dict) else {}
     return str(extra.get("option", f"--{dotted.rpartition('.')[2].replace('_', '-')}"))
 
 
 def _option(flag: str, dotted: str, item: FieldInfo, start: Any) -> signatures.Parameter:
-    """A command's option for one setting, with the setting's own help and default."""
     kind: Any = str | None
     if item.annotation is bool:
         kind, flag = bool | None, f"{flag}/--no-{flag[2:]}"
@@ -68,7 +67,6 @@ def _parameter(name: str, annotation: Any, default: Any = signatures.Parameter.e
 
 
 def _command(source: str) -> typer.Typer:
-    """The command that prepares one source; its options are the settings, by their own names."""
     offered = offered_settings(source)
     fields = {dotted.replace(".", "_"): (dotted, item) for dotted, item in offered.values()}
     base = "wen2018" if source == HCP else source
@@ -109,14 +107,14 @@ def _command(source: str) -> typer.Typer:
 
 
 def _as_value(value: Any, item: FieldInfo) -> Any:
-    """What was typed for a setting; ``none`` stands for nothing where the setting may be empty."""
+    """A setting's value as typed; ``none`` stands for nothing where it may be empty."""
     if isinstance(value, list):
         return [] if value == ["none"] else value
     return None if value == "none" and type(None) in typing.get_args(item.annotation) else value
 
 
 class _Sources(TyperGroup):
-    """A command for each source, made when it is asked for, since its options are its reader's settings."""
+    """A command for each source, made when asked for: its options are its reader's settings."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*SUMMARIES, *super().list_commands(ctx)]

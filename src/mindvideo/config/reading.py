@@ -30,7 +30,7 @@ _MEANINGS = {
     "float": (_FLOAT, "-+.0123456789"),
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 }
-"""YAML 1.2's core schema, less octal and hexadecimal numbers; whatever matches nothing here is text."""
+"""YAML 1.2's core schema without octal and hexadecimal numbers; all else is text."""
 CAPTION_SOURCES = ("blip", "truth", "published", "none")
 _PATH_OR_WORD = {"foundation": ("embedded",), "data.captions": CAPTION_SOURCES}
 """Settings that hold a path unless they are one of these words."""
@@ -132,7 +132,7 @@ def _as_mapping(content: Any, where: str) -> dict[str, Any]:
 
 
 def read_yaml(text: str | bytes, where: str) -> Any:
-    """What YAML text, or the bytes of a file, means; SettingError with ``where`` for anything else."""
+    """The content of YAML text or bytes; SettingError naming ``where`` for anything else."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -191,7 +191,7 @@ def _apply_settings(content: dict[str, Any], settings: list[str] | tuple[str, ..
 
 
 def read_setting(setting: str) -> tuple[str, Any]:
-    """Name and value of ``key=value``, the value read as YAML; SettingError for anything else."""
+    """Name and value of ``key=value``, the value read as YAML."""
     key, sign, value = setting.partition("=")
     if not sign or not key:
         raise SettingError(f"expected --set key=value, found '{setting}'")
@@ -199,7 +199,6 @@ def read_setting(setting: str) -> tuple[str, Any]:
 
 
 def _apply(content: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """The settings with one of them changed."""
     for part in reversed(dotted.split(".")):
         value = {part: value}
     return _merge(content, _place_paths(value, Path()))

@@ -61,7 +61,7 @@ class Recipe(Section):
 
 
 def as_sampled(recipe: Recipe) -> Recipe:
-    """The recipe with the sampler that is used: where there is a student, its few DDIM steps of one pass each."""
+    """The recipe with the sampler in use: a student's few DDIM steps without guidance, if there is one."""
     if recipe.distill is None:
         return recipe
     student: dict[str, Any] = {"scheduler": "ddim", "steps": recipe.distill.sampler_steps, "guidance_scale": 1.0}
@@ -69,7 +69,7 @@ def as_sampled(recipe: Recipe) -> Recipe:
 
 
 def inner_section(section: type[Section], name: str) -> type[Section] | None:
-    """The section that a setting of a section holds, a reader's own included; None where it holds a value."""
+    """The section that a setting holds, or None for a value."""
     if issubclass(section, Data) and name in READERS:
         return reader_settings(name)
     annotation = section.model_fields[name].annotation
@@ -100,7 +100,7 @@ def setting_names(section: type[Section] = Recipe, prefix: str = "") -> list[str
 
 
 def nearest_setting(name: str) -> str:
-    """The valid dotted name most like ``name``; ``learning_rate`` finds ``lr`` by its initials."""
+    """The valid dotted name most like ``name``, also by its initials."""
     section, _, leaf = name.rpartition(".")
     initials = "".join(word[:1] for word in leaf.split("_"))
     names = [*setting_names(), *Recipe.model_fields]
@@ -113,7 +113,7 @@ def nearest_setting(name: str) -> str:
 
 
 def explain(error: ValidationError, where: str) -> SettingError:
-    """What is wrong with the first setting that pydantic refuses, and the nearest valid name."""
+    """An error about the first setting that pydantic refuses."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

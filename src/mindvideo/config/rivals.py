@@ -22,7 +22,7 @@ class RidgeRival(Section):
 
 
 class LinearRival(Section):
-    """Linear maps to early feature maps and semantic features of an image network (Wen et al. 2018)."""
+    """Linear maps to features of an image network (Wen et al. 2018)."""
 
     alphas: Alphas = ALPHAS
     components: int = Field(512, ge=1, description="principal components of the early feature maps of a frame")

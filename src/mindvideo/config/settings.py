@@ -14,7 +14,7 @@ from mindvideo.sources import READERS, load_reader
 
 
 class Simulate(Section):
-    """Simulated subjects written in the layout of Wen 2018, and people for masked pre-training written like HCP."""
+    """Simulated subjects in the layout of Wen 2018, and people to pre-train on in that of HCP."""
 
     subjects: int = Field(
         1, ge=1, description="people who saw the films: 1 is the shared brain itself, of more each departs from it"
@@ -35,7 +35,7 @@ class Simulate(Section):
 
 
 class _Data(Section):
-    """Where recordings come from and how they are prepared (paper section 3.2); each reader has a section of its own."""
+    """Where recordings come from, and how they are prepared (paper section 3.2)."""
 
     source: str = Field("wen2018", description="which reader; its own settings stand under its name")
     raw: Path | None = Field(None, description="the download; empty where the recipe simulates one")
@@ -128,7 +128,7 @@ def reader_settings(source: str) -> type[Section]:
 
 
 class MaskedBrain(Section):
-    """Architecture of the masked autoencoder (paper Table B.1) and of the encoder grown from it."""
+    """Architecture of the masked autoencoder (paper Table B.1) and of the encoder."""
 
     patch_size: int = Field(16, ge=1)
     patch_weights: Literal["shared", "per_patch"] = "shared"
@@ -237,7 +237,7 @@ class Cotrain(Optimise):
 
 
 class Distill(Optimise):
-    """A student of the guided generator that samples in a few steps of one pass each (not in the paper)."""
+    """A student of the guided generator, which samples in a few steps (not in the paper)."""
 
     sampler_steps: int = Field(4, ge=1, le=50, description="steps in which the student samples")
     teacher_steps: int = Field(

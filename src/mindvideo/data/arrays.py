@@ -1,4 +1,4 @@
-"""The two published layouts, read without executing anything: npy files and torch tensors (docs/method.md, What others publish).
+"""The two published layouts, npy files and torch tensors, read safely (docs/method.md, What others publish).
 
 Shapes: S segments, n scans of a segment, F frames a scan, R repeats, V voxels, N = S · n scans, H W pixels.
 """
@@ -49,9 +49,9 @@ def read_npy(path: Path) -> np.ndarray:
 
 
 def read_pt(path: Path) -> Any:
-    """What a torch file holds: tensors, strings, lists and plain NumPy arrays; nothing in it is executed.
+    """Tensors, strings, lists and plain NumPy arrays of a torch file; nothing in it is executed.
 
-    Tensors of zip files stay on disk until they are used.
+    Tensors of zip files are mapped into memory.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def read_pt(path: Path) -> Any:
 
 
 def _plain_types() -> list[Any]:
-    """What NumPy arrays and scalars are rebuilt by; torch allows tensors, numbers, strings and lists by itself."""
+    """What rebuilds NumPy arrays and scalars, which torch does not allow by itself."""
     rebuild: list[Any] = [np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
     older = [(function, f"numpy.core.multiarray.{function.__name__}") for function in rebuild]  # NumPy 1's name
     kinds = [type(np.dtype(kind)) for kind in ("U1", "S1", "O", "f2", "f4", "f8", "i4", "i8", "u1")]
@@ -81,20 +81,10 @@ def _plain_types() -> list[Any]:
 
 
 class _Folder:
-    """One subject of a published layout, of one of the two below.
+    """One subject of a published layout.
 
-    Attributes
-    ----------
-    name, pattern : str
-        What the layout is called, and the file it is recognised by.
-    done : tuple of str
-        What its makers did to the recordings.
-    root : Path
-        The folder it was looked for in.
-    files : tuple of Path
-        Every file that is used.
-    n_scans, num_frames, n_voxels, size : int
-        n, F, V and H = W.
+    Its ``name``, the ``pattern`` of its file, what was ``done`` to the recordings, all ``files``, and n, F, V
+    and H = W.
     """
 
     name: ClassVar[str]
@@ -164,12 +154,8 @@ class MindVideoFolder(_Folder):
     def _check(self) -> None:
         for split, video in self._video.items():
             place = f"{self._folder}/video_{split}"
-            if (
-                video.ndim != 6
-                or video.shape[5] != 3
-                or video.shape[3] != video.shape[4]
-                or video.dtype.kind not in "uif"
-            ):
+            is_square = video.ndim == 6 and video.shape[3] == video.shape[4] and video.shape[5] == 3
+            if not is_square or video.dtype.kind not in "uif":
                 raise DataError(f"expected numbers (segments, scans, frames, H, H, 3) in {place}…, found {video.shape}")
             fmri, wanted = self._fmri[split], video.shape[:2]
             if fmri.ndim != 3 or fmri.shape[:2] != wanted or fmri.dtype.kind != "f":
@@ -212,7 +198,7 @@ class MindVideoFolder(_Folder):
         return _checked([[text.strip() for text in row] for row in rows.tolist()], f"{self._folder}/text_{split}…")
 
     def notes(self) -> dict[str, Any]:
-        """What else the provenance should say."""
+        """Further notes for the provenance."""
         if self._scenes is None:
             return {}
         overlaps = int((np.asarray(self._scenes).astype(str) == "-").sum())
@@ -265,7 +251,6 @@ class NeuroClipsFolder(_Folder):
         return tensor
 
     def _count(self, split: str) -> int:
-        """Segments of a split, after checking that its tensors agree."""
         fmri, clips = self._fmri[split], self._clips[split]
         wanted = (len(clips), self.num_frames, 3, self.size, self.size)
         if tuple(clips.shape) != wanted:
@@ -283,7 +268,6 @@ class NeuroClipsFolder(_Folder):
         return len(clips) // self.n_scans
 
     def _captions(self, path: Path, n_clips: int) -> list[list[str]]:
-        """One caption a clip, or one a frame, as N lists of F."""
         content = read_pt(path)
         rows = content.tolist() if isinstance(content, np.ndarray) else content
         if not isinstance(rows, list | tuple) or len(rows) != n_clips:
@@ -320,7 +304,7 @@ class NeuroClipsFolder(_Folder):
         return self._text[split][self._rows(index)]
 
     def notes(self) -> dict[str, Any]:
-        """What else the provenance should say."""
+        """Further notes for the provenance."""
         return {"segments": f"consecutive rows, {self.n_scans} a film, in the order of the tensors"}
 
 
@@ -328,7 +312,6 @@ PublishedFolder = MindVideoFolder | NeuroClipsFolder
 
 
 def _numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
-    """Files below a folder by the number in their names."""
     found: dict[int, Path] = {}
     for path in walk_files(folder):
         match = pattern.fullmatch(path.name)
@@ -340,7 +323,6 @@ def _numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
 
 
 def _checked(rows: list[list[str]], where: str) -> list[list[str]]:
-    """Captions none of which is empty."""
     for number, row in enumerate(rows):
         if not all(row):
             raise DataError(f"expected a caption for every frame in {where}, found an empty one in scan {number}")

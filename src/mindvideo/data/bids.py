@@ -1,8 +1,8 @@
 """BIDS files: names, sidecars, tables, and the events that say which film was shown when.
 
-BIDS 1.10 (bids-specification.readthedocs.io): file names are ``key-value`` pairs; a table is tab-separated with one
-header line and ``n/a`` for what is missing; onsets count in seconds from the first volume of the run; a file higher up
-holds for all recordings whose names it does not contradict.
+BIDS 1.10 (bids-specification.readthedocs.io): file names are ``key-value`` pairs; tables are tab-separated,
+with ``n/a`` for what is missing; onsets count from the first volume of the run; a file higher up holds for all
+recordings whose names it does not contradict.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MISSING = ("", "n/a", "na", "nan")
 
 @dataclass(frozen=True)
 class Event:
-    """One row of events: onset in seconds from the run's first volume, length (None where not stated), stimulus."""
+    """A row of events: onset in seconds from the first volume, length (None if not stated), stimulus."""
 
     onset_s: float
     duration_s: float | None
@@ -41,7 +41,7 @@ def is_missing(text: str) -> bool:
 
 
 def parse_name(name: str) -> dict[str, str]:
-    """The keys and values of a BIDS file name, ``{"sub": "01", "task": "movie", "run": "1"}``, without the suffix.
+    """The keys and values of a BIDS file name: ``{"sub": "01", "task": "movie", "run": "1"}``.
 
     Indices stand without leading zeros.
     """
@@ -51,7 +51,7 @@ def parse_name(name: str) -> dict[str, str]:
 
 
 def recording_name(name: str) -> str:
-    """Which recording a file of fMRIPrep belongs to: ``sub-01_ses-2_task-movie_run-1``, without space and density."""
+    """A recording's name without space and density: ``sub-01_ses-2_task-movie_run-1``."""
     parts = name.split(".", 1)[0].split("_")
     return "_".join(part for part in parts if "-" in part and part.split("-", 1)[0] not in _DERIVED)
 
@@ -71,7 +71,7 @@ def raw_places(name: str, bids: Path) -> list[Path]:
 
 
 def find_inherited(name: str, suffix: str, places: Sequence[Path]) -> Iterator[Path]:
-    """Files that hold for a recording, nearest first: none of their keys contradicts its name (inheritance principle).
+    """Files that hold for a recording, nearest first (inheritance principle).
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def find_inherited(name: str, suffix: str, places: Sequence[Path]) -> Iterator[P
 
 
 def find_events(name: str, folder: Path, derivatives: Path, bids: Path | None) -> Path:
-    """The events table of a recording: beside it or above it in the derivatives, or in the raw data set.
+    """The events table of a recording, in the derivatives or the raw data set.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def read_inherited(name: str, places: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Path]]:
-    """A recording's sidecars in one mapping, the nearest winning key by key, and the file that each key is from."""
+    """A recording's sidecars merged, the nearest winning, and the file of each key."""
     content: dict[str, Any] = {}
     origin: dict[str, Path] = {}
     for path in find_inherited(name, "bold.json", places):
@@ -163,7 +163,7 @@ def read_table(path: Path) -> dict[str, list[str]]:
     Raises
     ------
     DataError
-        For a missing or damaged file, rows of another length than the header, or a column that is there twice.
+        For a missing or damaged file, rows of another length, or a repeated column.
     """
     try:  # line by line: a lone quotation mark must not swallow the lines after it
         rows = [
@@ -188,7 +188,7 @@ def read_table(path: Path) -> dict[str, list[str]]:
 
 
 def read_events(path: Path, column: str = "stim_file") -> list[Event]:
-    """The rows of a table that name a stimulus, in order of onset; a duration of 0, an impulse, states no length.
+    """The rows of a table that name a stimulus, by onset; a duration of 0 states no length.
 
     Raises
     ------

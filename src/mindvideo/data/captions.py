@@ -1,4 +1,4 @@
-"""Captions: one per frame from a captioner or a file, joined to one per scan ("A. Then B" across a shot change).
+"""Captions of frames, from a captioner or a file, joined to one per scan.
 
 Shapes: n scans, F frames per scan, N frames.
 """
@@ -26,10 +26,7 @@ Captioner = Callable[[np.ndarray], list[str]]
 
 @dataclass(frozen=True)
 class Captioning:
-    """Who captions frames: ``captioner``, its ``name`` in the cache's keys and in the provenance, and the ``cache``.
-
-    The cache lies beside the store, ``OUT.captions.jsonl``, unless another file is given.
-    """
+    """A captioner, its ``name``, and its ``cache``, by default ``OUT.captions.jsonl``."""
 
     captioner: Captioner
     name: str = "captioner"
@@ -45,14 +42,14 @@ class Captioning:
 def caption_windows(frame_captions: Sequence[Sequence[str]], scene: np.ndarray) -> list[str]:
     """One caption per scan from those of its frames (docs/method.md, The encoder).
 
-    Each scene within a scan is described by the most frequent caption of its frames, the earliest of them where
-    several are equally frequent. Scenes described differently are joined in order: ``A. Then B``.
+    Each scene within a scan has the most frequent caption of its frames, the earliest if tied. Different captions are joined
+    in order: ``A. Then B``.
 
     Parameters
     ----------
     frame_captions : nested list of str, (n, F)
     scene : ndarray, int (n, F)
-        Scene number of each frame.
+        Scene of each frame.
 
     Returns
     -------
@@ -93,15 +90,15 @@ def read_captions(
     Parameters
     ----------
     path : Path
-        A ``.csv`` with the columns ``segment, scan, caption`` (scans count from 0) or ``segment, time_s, caption`` (a
-        caption holds from its time until the next one's), or a ``.json`` of the form
-        ``{segment: [caption of scan 0, …]}``, where a scan may also have a list of F captions.
+        A ``.csv`` of ``segment, scan, caption`` (scans from 0) or ``segment, time_s, caption`` (from that time
+        on), or a ``.json`` of ``{segment: [caption of scan 0, …]}``, where a scan may have a list of F
+        captions.
     times_s : mapping of str to ndarray, float (n, F)
-        Movie time of each frame of the segments that need captions; other segments in the file are ignored.
+        Movie time of each frame, by segment; other segments in the file are ignored.
     other_names : mapping of str to sequence of str, optional
         What else the file may call a segment.
     first : mapping of str to int, optional
-        Of a segment that is part of a film, the scans before it; the file may have captions of the whole film.
+        Scans before a segment that is part of a film, in captions of the whole film.
 
     Returns
     -------
@@ -110,7 +107,7 @@ def read_captions(
     Raises
     ------
     DataError
-        For a missing or malformed file, or segments, scans or captions that are missing, double or empty.
+        For a missing or malformed file, or captions that are missing, repeated or empty.
     """
     require_content(path, "captions (a csv or json file, or 'blip')")
     try:
@@ -236,28 +233,14 @@ def _spread_times(path: Path, segment: str, rows: dict[float, str], times: np.nd
 def caption_frames(
     captioner: Captioner, frames: np.ndarray, cache_path: Path, batch: int = 32, captioner_name: str = ""
 ) -> list[str]:
-    """Caption frames in batches; what was captioned before, by content, is read from the cache.
+    """Caption frames, uint8 (N, H, W, 3), in batches, or read known ones from the cache.
 
-    Parameters
-    ----------
-    captioner : callable
-        Maps uint8 (N, H, W, 3) to N captions.
-    frames : ndarray, uint8 (N, H, W, 3)
-    cache_path : Path
-        A file of JSON lines; grows by one batch at a time, so a killed run goes on where it stopped.
-    batch : int
-        Frames per call.
-    captioner_name : str
-        Part of the cache's key, so that captions of different captioners never mix.
-
-    Returns
-    -------
-    list of str, (N,)
+    The cache is a file of JSON lines, which grows by a batch at a time; its keys hold the captioner's name.
 
     Raises
     ------
     DataError
-        For a damaged cache, a captioner that returns something else, or a cache that cannot be written.
+        For a damaged cache, one that cannot be written, or a captioner that fails.
     """
     cache = _read_cache(cache_path)
     keys = [_frame_key(frame, captioner_name) for frame in frames]

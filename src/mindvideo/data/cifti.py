@@ -1,4 +1,4 @@
-"""Writing CIFTI-2 dense time series, as simulated recordings are; `mindvideo.data.series` reads them.
+"""Writing CIFTI-2 dense time series; `mindvideo.data.series` reads them.
 
 Shapes: T volumes, N cortical positions, M voxels below the cortex.
 A *cortical position* counts the fsLR-32k vertices without the medial wall, left hemisphere first: 0…59,411.
@@ -39,7 +39,7 @@ SUBCORTEX: dict[str, int] = {
     "CIFTI_STRUCTURE_THALAMUS_LEFT": 1288,
     "CIFTI_STRUCTURE_THALAMUS_RIGHT": 1248,
 }
-"""Voxels of each subcortical structure in the 91,282 grayordinates, in the standard order; 31,870 in all."""
+"""Voxels of each subcortical structure in the 91,282 grayordinates, in order; 31,870 in all."""
 
 MNI_SHAPE = (91, 109, 91)
 MNI_AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
@@ -61,8 +61,8 @@ def write_cortex(
     tr_s : float
         Seconds between volumes.
     subcortex : ndarray, float (T, M), optional
-        Voxels of the standard subcortical structures in their order; with M = 31,870 and the whole cortex the file has
-        91,282 grayordinates. The voxel coordinates are placeholders on the 2 mm MNI grid.
+        Voxels of the standard subcortical structures, in order, at placeholder coordinates; M = 31,870 and the
+        whole cortex make 91,282 grayordinates.
 
     Raises
     ------

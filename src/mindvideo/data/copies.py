@@ -1,4 +1,4 @@
-"""Recordings that are there twice under other bytes: saved again, converted, compressed, cut short."""
+"""Recordings that are there twice: saved again, converted, compressed, cut short."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ PROBES = 16
 """Vertices by which recordings are compared with one another."""
 _VOLUMES = 64
 _SAME = 1 - 1e-5
-"""Correlation from which two recordings are one: rounding to 16 bits leaves all but 1e-8 of it, noise far less."""
+"""Correlation from which two recordings are one; rounding to 16 bits costs 1e-8."""
 _ROWS = 512
 Name = TypeVar("Name")
 
 
 def outline(series: np.ndarray) -> np.ndarray:
-    """The first volumes of a few vertices (P, T), each standardised, as one row of length 1; zeros without a signal."""
+    """The first volumes of a few vertices (P, T), standardised, as one row of length 1."""
     part = np.nan_to_num(series[:, :_VOLUMES].astype(np.float64), posinf=0, neginf=0)
     part -= part.mean(axis=1, keepdims=True)
     deviation = part.std(axis=1, keepdims=True)
@@ -26,7 +26,7 @@ def outline(series: np.ndarray) -> np.ndarray:
 
 
 def find_copies(outlines: Mapping[Name, np.ndarray]) -> dict[Name, Name]:
-    """Recordings whose values are those of one before them, up to rounding and scale, each with that one."""
+    """Recordings that equal an earlier one up to rounding and scale, each with that one."""
     found: dict[Name, Name] = {}
     for length in {len(row) for row in outlines.values()}:
         names = [name for name, row in outlines.items() if len(row) == length]

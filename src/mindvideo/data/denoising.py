@@ -1,4 +1,4 @@
-"""From the volumes of a run to the scans of a film: confounds out, slow drifts out, standardised, placed in time.
+"""From a run's volumes to a film's scans: cleaned, standardised, placed in time.
 
 Shapes: T volumes of a run, V vertices, K confounds, n scans.
 """
@@ -27,11 +27,9 @@ _CONSTANT = 1e-7
 
 
 UNSTEADY = "non_steady_state_outlier*"
-"""fMRIPrep's columns for volumes acquired before magnetisation was steady: 1 at the volume, 0 elsewhere."""
-
-
+"""fMRIPrep's columns for volumes before the steady state: 1 at the volume, 0 elsewhere."""
 _SPIKES = ("non_steady_state", "motion_outlier")
-"""Columns for single volumes, of which a run may have none."""
+"""Columns of single volumes, of which a run may have none."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,11 @@ class Confounds:
     names : tuple of str, (K,)
         The columns that are regressed out.
     values : ndarray, float64 (T, K)
-        NaN where the first volumes have no value, as derivatives and lagged columns have not.
+        NaN in first volumes that have no value, as of derivatives.
     empty : tuple of str
         Wanted columns without any value.
     is_steady : ndarray, bool (T,)
-        Not of the volumes that `UNSTEADY` marks.
+        False for the volumes that `UNSTEADY` marks.
     """
 
     names: tuple[str, ...]
@@ -57,7 +55,7 @@ class Confounds:
 
     @property
     def fits_unsteady(self) -> bool:
-        """Whether the unsteady volumes have regressors of their own."""
+        """Whether unsteady volumes have regressors of their own."""
         return bool(fnmatch.filter(self.names, UNSTEADY))
 
 
@@ -67,16 +65,16 @@ def read_confounds(path: Path, wanted: Sequence[str], n_volumes: int) -> Confoun
     Parameters
     ----------
     path : Path
-        ``…_desc-confounds_timeseries.tsv``; need not be there where no column is wanted.
+        ``…_desc-confounds_timeseries.tsv``; needed only if columns are wanted.
     wanted : sequence of str
-        Column names, in which ``*`` and ``?`` stand for anything; none: no confounds.
+        Column names, in which ``*`` and ``?`` are wildcards.
     n_volumes : int
         Volumes of the recording.
 
     Raises
     ------
     DataError
-        For a missing column, another number of rows, or a value that is no number after the first volumes.
+        For a missing column, another number of rows, or a value that is no number.
     """
     if not is_there(path):
         if not wanted:
@@ -134,26 +132,25 @@ def clean_run(
 ) -> np.ndarray:
     """Regress confounds, a linear trend and slow cosines out of a run, and standardise every vertex.
 
-    One least-squares fit takes all of them out together, so that none brings back what another removed (Lindquist et
-    al. 2019, Human Brain Mapping 40, 2358–2376). Mean and standard deviation (ddof 1) are those of the kept volumes.
+    One least-squares fit, so that no step brings back what another removed (Lindquist et al. 2019, Human Brain
+    Mapping 40, 2358–2376). Mean and standard deviation (ddof 1) are of the kept volumes.
 
     Parameters
     ----------
     run : ndarray, float (T, V)
-        Finite values.
     confounds : ndarray, float (T, K)
-        NaN becomes the column's mean over the kept volumes, as if it were not there.
+        NaN becomes the column's mean over the kept volumes.
     tr_s : float
         Seconds between volumes.
     high_pass_hz : float or None
         Cosines up to this frequency are regressed out, see `slow_cosines`.
     kept : ndarray, bool (T,), optional
-        Volumes the fit and the scaling may see, and that are returned; default: all.
+        Volumes that are used and returned; default: all.
 
     Returns
     -------
     ndarray, float32 (kept volumes, V)
-        NaN throughout for a vertex of which nothing but rounding is left.
+        NaN throughout for a vertex of which only rounding is left.
 
     Raises
     ------
@@ -189,10 +186,10 @@ def clean_run(
 
 
 def slow_cosines(n_volumes: int, tr_s: float, high_pass_hz: float | None) -> np.ndarray:
-    """Nilearn's discrete cosines below a frequency, float64 (T, K); none for None or a run too short for one.
+    """Nilearn's discrete cosines below a frequency, float64 (T, K), if any.
 
-    They go into the fit beside the confounds. `nilearn.signal.clean` with ``filter="cosine"`` would leave them out
-    altogether where a confound, such as slow motion, happens to correlate with one of them above .9.
+    `nilearn.signal.clean` with ``filter="cosine"`` would drop them all if a confound correlates with one above
+    .9.
     """
     if high_pass_hz is None:
         return np.empty((n_volumes, 0))
@@ -201,15 +198,15 @@ def slow_cosines(n_volumes: int, tr_s: float, high_pass_hz: float | None) -> np.
 
 
 def scan_times(onset_s: float, lag_s: float, n_scans: int, spacing_s: float) -> np.ndarray:
-    """When the scans of a film are acquired, in seconds of the run: onset + lag + k · spacing, float64 (n,)."""
+    """Times of a film's scans in seconds of the run, float64 (n,)."""
     return onset_s + lag_s + np.arange(n_scans) * spacing_s
 
 
 def recorded_scans(wanted_s: np.ndarray, volume_s: np.ndarray, spacing_s: float, how: Resample) -> np.ndarray:
     """Which of the wanted times a run covers, bool (n,).
 
-    ``linear`` needs a volume on both sides (or just there), ``nearest`` one within half a TR, ``mean`` one within the
-    ``spacing_s`` that follow.
+    ``linear`` needs a volume on both sides, ``nearest`` one within half a TR, ``mean`` one within
+    ``spacing_s``.
     """
     if how == "linear":
         return (wanted_s >= volume_s[0] - TIME_TOLERANCE_S) & (wanted_s <= volume_s[-1] + TIME_TOLERANCE_S)
@@ -232,13 +229,13 @@ def resampling_weights(wanted_s: np.ndarray, volume_s: np.ndarray, spacing_s: fl
     spacing_s : float
         Seconds between the wanted times.
     how : {"linear", "nearest", "mean"}
-        Linear interpolation between the two volumes around a time; the volume nearest to the first time, and those
-        nearest to the others (the earlier of two equally near); the mean of the volumes from a time to the next.
+        Interpolate between two volumes, take the nearest (the earlier if tied), or the mean until the next
+        time.
 
     Returns
     -------
     ndarray, float64 (n, T)
-        Rows add up to 1. Where volumes lie at the wanted times each row picks its volume, whichever ``how``.
+        Rows add up to 1. A volume at a wanted time has all the weight, whichever ``how``.
     """
     if how == "mean":
         inside = _inside(wanted_s, volume_s, spacing_s).astype(float)

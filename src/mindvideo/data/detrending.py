@@ -14,17 +14,11 @@ from mindvideo.errors import DataError
 
 _CONSTANT = 1e-7
 _CANCELLED = 1e-6
-"""Residuals smaller than this part of the signal are computed again, without the differences of large sums."""
+"""Residuals below this fraction of the signal are computed again, more precisely."""
 
 
 def polynomial_basis(n_scans: int, order: int = 4) -> np.ndarray:
-    """Orthonormal polynomials up to a degree over the scans of a run, float64 (n, order + 1).
-
-    Raises
-    ------
-    DataError
-        For fewer than ``order + 3`` scans, which leave nothing to standardise.
-    """
+    """Orthonormal polynomials, float64 (n, order + 1); DataError for fewer than ``order + 3`` scans."""
     if n_scans < order + 3:
         raise DataError(f"expected at least {order + 3} scans for a polynomial of degree {order}, found {n_scans}")
     return np.linalg.qr(np.polynomial.legendre.legvander(np.linspace(-1, 1, n_scans), order))[0]
@@ -40,7 +34,7 @@ def remove_polynomial(series: np.ndarray, basis: np.ndarray) -> np.ndarray:
 
 
 def is_rounding(variance: np.ndarray, series: np.ndarray) -> np.ndarray:
-    """Whether what is left of (v, n) is rounding; also true for NaN."""
+    """Whether only rounding is left of series (v, n), or NaN."""
     return ~(np.sqrt(variance) > _CONSTANT * np.abs(series).max(axis=1))
 
 
@@ -52,7 +46,7 @@ class DetrendedProducts(NamedTuple):
     gram : ndarray, float64 (R, R, v)
         Products of recordings i and j after the polynomial is removed.
     is_silent : ndarray, bool (R, v)
-        Vertices without signal: never changing, nothing but the polynomial, or no number at all.
+        Vertices without signal: constant, only polynomial, or no number.
     is_damaged : ndarray, bool (R, v)
         Vertices of which some values are not finite.
     """
@@ -63,19 +57,19 @@ class DetrendedProducts(NamedTuple):
 
 
 def detrended_products(recordings: Sequence[np.ndarray], basis: np.ndarray) -> DetrendedProducts:
-    """All that correlations between detrended recordings need, without forming the residuals.
+    """Products of detrended recordings, without forming the residuals.
 
     Parameters
     ----------
     recordings : sequence of R ndarrays, float (v, n)
-        The series of some vertices in each recording; at most a few hundred vertices keep the work in the cache.
+        The series of at most a few hundred vertices, which fit into the cache.
     basis : ndarray, float64 (n, d)
         Orthonormal, its first columns span the constants (`polynomial_basis`).
 
     Notes
     -----
-    With Q the basis and x, y two series, the residuals' product is x·y − (Qᵀx)·(Qᵀy). Series are taken relative to
-    their first scan and the sums are float64; where the difference cancels six digits, residuals are formed after all.
+    With basis Q and series x, y relative to their first scan, the residuals' product is x·y − (Qᵀx)·(Qᵀy).
+    Where the difference cancels six digits, residuals are formed after all.
     """
     n_runs, n_vertices = len(recordings), len(recordings[0])
     gram = np.empty((n_runs, n_runs, n_vertices))

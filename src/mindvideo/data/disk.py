@@ -1,4 +1,4 @@
-"""What writing to disk needs besides writing: one writer at a time, clear words for a full disk, flushed files."""
+"""Safe writing: locks, plain words for a full disk, flushed files, folders replaced whole."""
 
 from __future__ import annotations
 
@@ -19,21 +19,15 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 class StoreLock:
-    """An exclusive lock on a store, held through a file beside it; the kernel gives it back if the process dies.
-
-    Parameters
-    ----------
-    path : Path
-        The store's folder, which need not exist yet.
+    """An exclusive lock on the folder ``path``, released if the process dies.
 
     Raises
     ------
     DataError
-        If another process (or another writer in this one) holds the lock, or the folder cannot be written.
+        If another writer holds the lock, or the folder cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
-        """Take the lock."""
         self._file = path.with_name(path.name + ".lock")
         with disk_errors(path, "the lock"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +53,7 @@ class StoreLock:
             return False
 
     def release(self) -> None:
-        """Give the lock back and remove its file; a second call does nothing."""
+        """Release the lock and remove its file."""
         if self._descriptor is not None:
             self._file.unlink(missing_ok=True)
             os.close(self._descriptor)
@@ -68,17 +62,7 @@ class StoreLock:
 
 @contextmanager
 def disk_errors(path: Path, what: str, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn a full disk or a folder that may not be written into a DataError.
-
-    Parameters
-    ----------
-    path : Path
-        Where is being written.
-    what : str
-        What is being written, for the message.
-    needed_bytes : int, optional
-        Estimate of what this part needs.
-    """
+    """Turn a full disk or a refused folder into a DataError about writing ``what`` to ``path``."""
     try:
         yield
     except OSError as error:
@@ -96,7 +80,7 @@ def disk_errors(path: Path, what: str, needed_bytes: int | None = None) -> Itera
 
 
 def is_full(error: Exception) -> bool:
-    """Whether an error means a full disk or a quota; safetensors reports it in words only."""
+    """Whether an error means a full disk or a quota, which safetensors says in words only."""
     if isinstance(error, OSError):
         return error.errno in _FULL
     return any(os.strerror(number) in str(error) for number in _FULL)
@@ -104,13 +88,7 @@ def is_full(error: Exception) -> bool:
 
 @contextmanager
 def only_one(folder: Path, doing: str) -> Iterator[None]:
-    """Hold a folder for one process while a study or an ablation runs in it.
-
-    Raises
-    ------
-    DataError
-        Where another process holds it.
-    """
+    """Lock a folder during a run; DataError if another process holds it."""
     with (folder / ".lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,7 +100,7 @@ def only_one(folder: Path, doing: str) -> Iterator[None]:
 
 
 def flush_folder(folder: Path, recursive: bool = True) -> None:
-    """Force a folder's files onto the disk before something is declared complete."""
+    """Force a folder's files onto the disk."""
     files = folder.rglob("*") if recursive else folder.iterdir()
     for item in [*files, folder]:
         descriptor = os.open(item, os.O_RDONLY)
@@ -134,10 +112,7 @@ def flush_folder(folder: Path, recursive: bool = True) -> None:
 
 @contextmanager
 def beside_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to write in; flushed and put in ``folder``'s place at the end, removed where writing fails.
-
-    A kill leaves the old folder or the new one, the old one perhaps as ``NAME.old``.
-    """
+    """An empty folder that replaces ``folder`` at the end, and is removed on failure."""
     place = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
@@ -151,7 +126,7 @@ def beside_folder(folder: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Put ``new`` in ``folder``'s place; a kill leaves the old one, perhaps as ``NAME.old``, or the new one."""
+    """Replace ``folder`` by ``new``; a kill leaves either, the old one perhaps as ``NAME.old``."""
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -161,7 +136,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def link_file(source: str | Path, place: str | Path) -> None:
-    """The same file at another place: a hard link, or a copy across file systems and of logs, which grow."""
+    """A hard link to a file; a copy across file systems, or of logs, which grow."""
     if not str(source).endswith(".jsonl"):
         with suppress(OSError):
             os.link(source, place)
@@ -170,6 +145,6 @@ def link_file(source: str | Path, place: str | Path) -> None:
 
 
 def link_folder(source: Path, folder: Path) -> None:
-    """A folder with the same files, see `link_file`; whole or not at all, in the place of what was there."""
+    """Replace ``folder`` by one with the files of ``source``, see `link_file`."""
     with disk_errors(folder, "the copy"), beside_folder(folder) as place:
         shutil.copytree(source, place, copy_function=link_file, dirs_exist_ok=True)

@@ -1,7 +1,7 @@
-"""Windows of one HCP recording: means over some seconds, standardised over the run (docs/method.md, Recordings).
+"""Windows of HCP recordings: standardised means over some seconds (docs/method.md, Recordings).
 
-Of a CIFTI file only the wanted vertices are read; a published npz is read in blocks, and a long one twice, once for each
-voxel's mean and standard deviation and once for its windows, so that memory does not grow with its length.
+Of a CIFTI file only the wanted vertices are read. A published npz is read in blocks, and a long one twice, so
+that memory does not grow with its length.
 Shapes: V voxels, n windows, T volumes.
 """
 
@@ -27,7 +27,7 @@ _HELD_BYTES = 256_000_000
 
 
 def volumes_per_window(window_s: float, tr_s: float, n_volumes: int, path: Path | str) -> int:
-    """Whole volumes in a window: round(window_s / tr_s); at least one, and at least two windows a run."""
+    """Whole volumes in a window, at least one; a run needs two windows."""
     volumes = round(window_s / tr_s)
     if volumes < 1:
         raise SettingError(
@@ -42,20 +42,16 @@ def volumes_per_window(window_s: float, tr_s: float, n_volumes: int, path: Path 
 
 
 def average_windows(run: np.ndarray, volumes: int) -> np.ndarray:
-    """Mean of each ``volumes`` consecutive volumes, float64 (T // volumes, V); an incomplete last window is dropped."""
+    """Means of ``volumes`` consecutive volumes, float64 (T // volumes, V); a rest is dropped."""
     n_windows = len(run) // volumes
     return run[: n_windows * volumes].reshape(n_windows, volumes, run.shape[1]).mean(axis=1, dtype=np.float64)
 
 
 def read_cifti_windows(file: SeriesFile, vertex: np.ndarray, window_s: float) -> np.ndarray:
-    """Windows of one CIFTI run at the given cortical positions, standardised over the run (ddof 1), float32 (n, V).
+    """Windows of a CIFTI run at some positions, standardised (ddof 1), float32 (n, V).
 
-    NaN throughout for a vertex without signal.
-
-    Raises
-    ------
-    DataError
-        If the file is damaged, lacks vertices, is too short, or has values that are not finite among others.
+    NaN throughout for a vertex without signal. Raises DataError for damage, missing vertices, or too few
+    volumes.
     """
     path, known = file.path, file.header.vertex
     is_missing = known[np.minimum(np.searchsorted(known, vertex), len(known) - 1)] != vertex
@@ -71,7 +67,6 @@ def read_cifti_windows(file: SeriesFile, vertex: np.ndarray, window_s: float) ->
 
 
 def _npy_header(member: Any) -> tuple[Any, bool, np.dtype]:
-    """Shape, Fortran order and type of the array that starts here."""
     version = np.lib.format.read_magic(member)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(member)
@@ -96,7 +91,6 @@ def _npz_headers(archive: zipfile.ZipFile, path: Path, areas: Sequence[str]) -> 
 
 @contextmanager
 def _as_damage(path: Path) -> Iterator[None]:
-    """Whatever a damaged zip raises, in one sentence."""
     try:
         yield
     except (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
@@ -105,7 +99,7 @@ def _as_damage(path: Path) -> Iterator[None]:
 
 
 def _window_blocks(path: Path, areas: Sequence[str], window_s: float) -> Iterator[np.ndarray]:
-    """Window means of all areas side by side, float64 (rows, V), in blocks of about 64 MB of volumes."""
+    """Window means of all areas side by side, float64 (rows, V), in blocks of about 64 MB."""
     with _as_damage(path), zipfile.ZipFile(path) as archive, ExitStack() as stack:
         shapes = _npz_headers(archive, path, areas)
         n_volumes, widths = shapes[0][0], [shape[1] for shape in shapes]
@@ -128,15 +122,10 @@ def _window_blocks(path: Path, areas: Sequence[str], window_s: float) -> Iterato
 
 
 def stream_npz_windows(path: Path, areas: Sequence[str], window_s: float) -> Iterator[np.ndarray]:
-    """Windows of a published ``HCP_visual_voxel.npz`` in blocks, float32 (rows, V).
+    """Windows of a published ``HCP_visual_voxel.npz``, areas side by side, in blocks float32 (rows, V).
 
-    V1…V4, each time × voxels at TR 0.72 s, stand side by side in the given order; inside an area the file's own order is
-    kept. NaN throughout for a voxel without signal.
-
-    Raises
-    ------
-    DataError
-        Before the first block, if the file is damaged, lacks a key, or has values that are not finite among others.
+    The file holds V1…V4, each (time, voxels) at TR 0.72 s. NaN throughout for a voxel without signal. Raises
+    DataError for damage or a missing key, before the first block.
     """
     first, n_windows = None, 0
     held: list[np.ndarray] | None = []

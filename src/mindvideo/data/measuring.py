@@ -1,6 +1,6 @@
-"""Work on single runs and films: checking, measuring how well each vertex repeats, standardising, taking frames.
+"""Tasks on single runs and films, from files alone, in any order and on any machine.
 
-Each function does one task from files alone, so that tasks can run in any order and on any machine.
+They check, measure how well each vertex repeats, standardise, and take frames.
 Shapes: n scans, N candidate vertices, V voxels, R runs.
 """
 
@@ -30,12 +30,12 @@ MIN_MEASURED_SCANS = 4
 _ROWS_AT_ONCE = 256
 
 _reading = threading.Lock()
-"""Readers that are given (`Run.read`) may keep what they read and need not know about threads."""
+"""A reader that is given (`Run.read`) need not be safe for threads."""
 
 
 @dataclass(frozen=True)
 class SegmentTask:
-    """Check the runs of a segment at the candidate vertices; with ``is_measured`` also how well each repeats."""
+    """Check a segment's runs at the candidate vertices and, if ``is_measured``, how well they repeat."""
 
     segment: Segment
     vertex: np.ndarray
@@ -50,11 +50,11 @@ class SegmentMeasure:
     Attributes
     ----------
     z : ndarray, float64 (N,), or None
-        Fisher z of each candidate; NaN where a run has no signal. None where the segment is not measured.
+        Fisher's z of each candidate, NaN without signal; None if not measured.
     silent : ndarray, bool (R, N)
         Candidates without signal in each run.
     sha256 : tuple of str
-        Hash of each run's file; none where the runs bring their own reader, since several of them may show one file.
+        Hash of each run's file; none if runs bring their own reader.
     """
 
     z: np.ndarray | None
@@ -73,12 +73,12 @@ class RunTask:
 
 
 def is_measured(segment: Segment) -> bool:
-    """Whether voxels are chosen on a segment's runs: a training film with a repeat, and not too short to correlate."""
+    """Whether voxels are selected on a segment: a repeated training film, long enough to correlate."""
     return segment.split == "train" and len(segment.runs) >= 2 and segment.n_scans >= MIN_MEASURED_SCANS
 
 
 def measure_segment(task: SegmentTask) -> SegmentMeasure:
-    """Read all runs of a segment once: check and hash them, and correlate them where the segment is measured.
+    """Check and hash all runs of a segment, and correlate them if it is measured.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def measure_segment(task: SegmentTask) -> SegmentMeasure:
 
 
 def _read_products(files: list[SeriesFile], first: list[int], task: SegmentTask) -> tuple[np.ndarray, np.ndarray]:
-    """Products of the detrended runs at the candidates, float64 (R, R, N), and where each has no signal, bool (R, N)."""
+    """Products of detrended runs at the candidates, float64 (R, R, N), and silence, bool (R, N)."""
     for file in files:
         if not np.array_equal(file.header.vertex, task.vertex):
             raise DataError(f"expected the vertices of the other files in {file.path}, found others; was it replaced?")
@@ -155,7 +155,7 @@ def _measure_given(task: SegmentTask) -> SegmentMeasure:
 
 
 def standardise_run(task: RunTask) -> np.ndarray:
-    """Read, trim, check, detrend and standardise one run at the wanted positions, float32 (n, V); NaN: no signal."""
+    """One standardised run at the wanted positions, float32 (n, V); NaN without signal."""
     run = task.run
     if run.read is not None:
         with _reading:
@@ -191,7 +191,6 @@ def check_film(task: FilmTask) -> str:
 
 @contextmanager
 def _naming(where: Path | str) -> Iterator[None]:
-    """Put the file or segment in front of what the signal functions say."""
     try:
         yield
     except DataError as error:

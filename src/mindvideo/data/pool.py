@@ -1,7 +1,7 @@
-"""Where the work on single runs and films is done: here, on local threads, or on a dask.distributed cluster.
+"""Work on single runs and films: in this thread, on local threads, or on a dask.distributed cluster.
 
-Results come back in the order of the tasks, whoever was first, so the store has the same bytes either way. Only a few
-tasks are under way at a time: memory does not grow with their number.
+Results come back in the order of the tasks, so that the store has the same bytes. Only a few tasks are under
+way at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any, Protocol, TypeVar
 from mindvideo.errors import DataError, SettingError
 
 MOST_WORKERS = 4
-"""Local threads where the user says nothing."""
 CONNECT_S = 10
 """Seconds a scheduler has to answer."""
 Task = TypeVar("Task")
@@ -29,7 +28,7 @@ def usable_cores() -> int:
 
 
 def local_workers() -> int:
-    """Threads where the user says nothing: one a core, at most `MOST_WORKERS`."""
+    """Threads by default: one per core, at most `MOST_WORKERS`."""
     return min(MOST_WORKERS, usable_cores())
 
 
@@ -39,8 +38,7 @@ class Pool(Protocol):
     def map(
         self, function: Callable[[Task], Result], tasks: Iterable[Task], ahead: int | None = None
     ) -> Iterator[Result]:
-        """Yield ``function(task)`` for every task, with at most ``ahead`` results waiting; an error is raised here."""
-        ...
+        """Yield ``function(task)`` for every task, with at most ``ahead`` results waiting."""
 
 
 class _Here:
@@ -53,7 +51,7 @@ class _Here:
 
 
 class _Futures:
-    """Tasks handed to an executor or a cluster, at most ``ahead`` more than were asked for."""
+    """Tasks on an executor or a cluster, at most ``ahead`` more than were asked for."""
 
     def __init__(self, submit: Callable[..., Any], ahead: int) -> None:
         self._submit, self._ahead = submit, ahead
@@ -82,7 +80,7 @@ def open_pool(workers: int = 1, scheduler: str | None = None) -> Iterator[Pool]:
     Parameters
     ----------
     workers : int
-        Local threads; reading, hashing, decoding and the arithmetic all run beside one another in them.
+        Local threads.
     scheduler : str, optional
         Address of a dask scheduler (``tcp://host:8786``) whose workers see the recordings under the same paths.
 

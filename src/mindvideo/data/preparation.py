@@ -1,8 +1,8 @@
-"""From checked recordings and films to a store: what every source layout shares (docs/method.md, Recordings).
+"""From checked recordings and films to a store, for every source (docs/method.md, Recordings).
 
-Everything is read and checked before anything is written. The first pass reads every file once, for its hash and for
-how well each vertex repeats; the second reads the chosen voxels and writes them, the frames, scenes and captions, segment
-by segment. Both hand single runs and films to a pool (`mindvideo.data.pool`); only this process writes.
+Everything is checked before anything is written. The first pass reads every file, for its hash and for how well
+each vertex repeats; the second writes voxels, frames, scenes and captions, segment by segment. A pool
+(`mindvideo.data.pool`) works on runs and films; only this process writes.
 Shapes: S segments, n scans of a segment, F frames a scan, N candidate vertices, V voxels, R runs.
 """
 
@@ -37,7 +37,7 @@ from mindvideo.data.measuring import (
 from mindvideo.data.pool import Pool, open_pool
 from mindvideo.data.segments import Remark, Run, Source, number_scenes
 from mindvideo.data.series import SeriesFile
-from mindvideo.data.store import Store, identify_voxels, listed, open_group
+from mindvideo.data.store import SPLITS, Store, identify_voxels, listed, open_group
 from mindvideo.data.video import MIN_SCENE_S
 from mindvideo.data.voxels import average_runs, reproducibility_t_test, select_voxels
 from mindvideo.data.writing import StoreWriter
@@ -46,14 +46,14 @@ from mindvideo.files import hash_file
 from mindvideo.stages import Progress
 
 MOST_SILENT = 0.1
-"""Largest share of candidate vertices that may lack a signal in some run: fMRIPrep's own gaps are .01 of the cortex."""
+"""Most candidate vertices that may lack a signal in some run; fMRIPrep's gaps are .01."""
 FRAME_BYTES = 3 * 2**30
-"""Frames of films are decoded ahead up to about this; one film is always held whole (2.8 GB at 30 frames/s, 256 pixels)."""
+"""How much is decoded ahead of the film being written (2.8 GB at 30 frames/s, 256 pixels)."""
 
 
 @dataclass(frozen=True)
 class Voxels:
-    """The chosen cortical positions in voxel order (V,), both maps over the cortex, (59412,), what was left out and tested."""
+    """The chosen positions in voxel order (V,), two cortical maps (59412,), silent positions, and how many were tested."""
 
     vertex: np.ndarray
     reproducibility: np.ndarray
@@ -71,7 +71,7 @@ def prepare_segments(
     pool: Pool | None = None,
     films: Store | None = None,
 ) -> Store:
-    """Check every input, select voxels on training runs, and write the store; goes on where it was interrupted.
+    """Check every input, select voxels, and write the store, or go on writing it.
 
     Parameters
     ----------
@@ -80,20 +80,20 @@ def prepare_segments(
     out : Path
         The store's folder.
     data : Data
-        Settings; where files lie and how many there must be does not change the result.
+        Settings.
     progress : callable, optional
-        Called with steps done, steps in all, and ``{"what": …}``.
+        Called with (steps done, steps, ``{"what": …}``).
     captioning : Captioning, optional
-        Needed where ``data.captions`` is ``blip``.
+        Needed if ``data.captions`` is ``blip``.
     pool : Pool, optional
-        Where the work on single runs and films is done; left out: here, one after the other. Same bytes either way.
+        Works on single runs and films; by default this thread.
     films : Store, optional
-        Of another person, who saw the same films: frames, scenes and captions are taken from it.
+        Of another person who saw the same films, which are linked from it.
 
     Raises
     ------
     DataError
-        For any damaged or contradictory input, or a store in the way.
+        For damaged or contradictory input, or a store in the way.
     """
     refuse_complete(out)
     if pool is None:
@@ -114,16 +114,13 @@ def prepare_segments(
         tick("hashing", 0)
         sources = _name_hashes(source, data, {}, pool)
         voxels = _unfinished_voxels(out, _fingerprint(source, data, sources, captioning))
-        tick.skip(2 * sum(len(segment.runs) + 1 for segment in source.segments))
+        tick.done += 2 * sum(len(segment.runs) + 1 for segment in source.segments)
     if voxels is None:
-        tick.restart()
+        tick.done = 0
         voxels, sources = _check_sources(source, data, tick, pool, films)
         provenance = _provenance(source, data, voxels, captioning)
     fingerprint = _fingerprint(source, data, sources, captioning)
-    splits = {
-        split: [segment.name for segment in source.segments if segment.split == split]
-        for split in ("train", "validation", "test")
-    }
+    splits = {split: [item.name for item in source.segments if item.split == split] for split in SPLITS}
     places = {
         item.name: (item.film, item.first * data.tr_s, sources[source.name_file(item.film)]) for item in source.segments
     }
@@ -147,10 +144,7 @@ def _write_segments(
     tick: _Steps,
     pool: Pool,
 ) -> None:
-    """Write what is missing, segment by segment; runs and films come from the pool a little ahead.
-
-    A store in the place of captions is another person's, whose films these are.
-    """
+    """Write the missing segments; films are taken from ``captions`` if it is a store."""
     times = {segment.name: segment.times_s(data) for segment in source.segments}
     pending = [segment for segment in source.segments if not writer.has(segment.name)]
     runs = pool.map(
@@ -159,36 +153,32 @@ def _write_segments(
     )
     longest = max((times[item.name].size for item in pending), default=1)
     ahead = FRAME_BYTES // (longest * 3 * data.size**2) - 1  # one more is being written
-    taken = [] if isinstance(captions, Store) else pending
-    films = pool.map(take_film, (FilmTask(item.film, times[item.name].ravel(), data) for item in taken), max(0, ahead))
+    tasks = (FilmTask(item.film, times[item.name].ravel(), data) for item in pending)
+    films = iter(()) if isinstance(captions, Store) else pool.map(take_film, tasks, max(0, ahead))
     offset, missing = 0, {segment.name for segment in pending}
     for segment in source.segments:
-        shape = times[segment.name].shape
-        if segment.name in missing:
+        name, shape = segment.name, times[segment.name].shape
+        if name in missing:
             repeats = np.stack([next(runs) for _ in segment.runs])
-            writer.write_fmri(segment.name, average_runs(list(repeats)), repeats)
+            writer.write_fmri(name, average_runs(list(repeats)), repeats)
             if isinstance(captions, Store):
-                writer.take_films(segment.name, captions)
-                tick(f"wrote {segment.name}")
-                continue
+                writer.take_films(name, captions)
+        if name in missing and not isinstance(captions, Store):
             film = next(films)
             frames = film.frames.reshape(*shape, *film.frames.shape[1:])
-            writer.write_frames(segment.name, frames)
-            scene = number_scenes(film.cuts_s, times[segment.name], offset)
-            writer.write_scene(segment.name, scene)
-            rows = (
-                captions.describe(frames, writer.path)
-                if isinstance(captions, Captioning)
-                else (captions or {}).get(segment.name)
-            )
-            write_captions(writer, segment.name, rows if data.captions != "none" else None, scene)
+            writer.write_frames(name, frames)
+            scene = number_scenes(film.cuts_s, times[name], offset)
+            writer.write_scene(name, scene)
+            known = captions or {}
+            rows = known.describe(frames, writer.path) if isinstance(known, Captioning) else known.get(name)
+            write_captions(writer, name, rows if data.captions != "none" else None, scene)
             del film, frames  # before the next one is waited for
-        offset += times[segment.name].size
-        tick(f"wrote {segment.name}")
+        offset += times[name].size
+        tick(f"wrote {name}")
 
 
 def write_captions(writer: StoreWriter, segment: str, rows: list[list[str]] | None, scene: np.ndarray) -> None:
-    """Write the captions of a segment's frames, n lists of F, and those of its scans; None: they are left out."""
+    """Write captions of a segment's frames, n lists of F, and of its scans; None leaves them out."""
     if rows is None:
         writer.leave_captions_out(segment)
     else:
@@ -196,7 +186,7 @@ def write_captions(writer: StoreWriter, segment: str, rows: list[list[str]] | No
 
 
 def _refuse_other_films(source: Source, data: Data, films: Store) -> None:
-    """Raise DataError where a person saw other films, or other parts of them, than the one whose store is given."""
+    """Raise DataError if a person saw other films, or other parts, than the given store has."""
     other = []
     for item in source.segments:
         known = films.attrs["films"].get(item.name)
@@ -208,7 +198,7 @@ def _refuse_other_films(source: Source, data: Data, films: Store) -> None:
 
 
 def refuse_others(films: Store, subject: str, other: Sequence[str]) -> None:
-    """Raise DataError where there are segments ``other`` than those of the first person of several."""
+    """Raise DataError if some segments are ``other`` than the first person's."""
     if other:
         raise DataError(
             f"expected the films that {films.subject} saw of {subject} too (data.subjects), found {len(other)} that differ "
@@ -219,9 +209,9 @@ def refuse_others(films: Store, subject: str, other: Sequence[str]) -> None:
 def _check_sources(
     source: Source, data: Data, tick: _Steps, pool: Pool, shown: Store | None
 ) -> tuple[Voxels, dict[str, str]]:
-    """Check and hash every run and film; the voxels chosen on training runs, and the hashes by name.
+    """Check every run and film; the voxels, and the files' hashes by name.
 
-    Films ``shown`` to another person were decoded for that one's store.
+    Films ``shown`` to another person were checked for that person's store.
     """
     _refuse_copies(source)
     hashes: dict[Path, str] = {}
@@ -235,7 +225,6 @@ def _check_sources(
 
 
 def _refuse_copies(source: Source) -> None:
-    """A copy of a recording is no repeat of it, nor the recording of another film."""
     film_of = {run.path: segment.name for segment in source.segments for run in segment.runs}
     probe = source.vertex[:: max(1, len(source.vertex) // PROBES)][:PROBES]
     outlines = {
@@ -250,7 +239,7 @@ def _refuse_copies(source: Source) -> None:
 
 
 def _take(run: Run, vertex: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Some vertices' volumes (P, T), straight from a CIFTI file; a reader of other files gives its scans."""
+    """Some vertices' volumes (P, T) of a CIFTI file, or scans from another reader."""
     if run.read is None or ".dtseries.nii" in run.path.name:
         return SeriesFile(run.path).take(wanted)
     return run.read(vertex, wanted).T
@@ -259,17 +248,16 @@ def _take(run: Run, vertex: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def measure_voxels(
     source: Source, data: Data, tick: _Steps, pool: Pool, hashes: dict[Path, str] | None = None
 ) -> Voxels:
-    """Check every run and choose the voxels on the training runs (docs/method.md, Recordings: voxels).
+    """Check every run and choose voxels on training runs (docs/method.md, Recordings: voxels).
 
-    Per training segment, the Fisher z of the correlation between its runs (the mean over pairs where there are more
-    than two); over segments a one-sided t-test. Of test runs only this is used: a vertex without signal in any run is no
-    candidate.
-    ``hashes`` receives the hash of each file that was read from end to end.
+    In each training segment, Fisher's z of the correlation between its runs (the mean over pairs); over
+    segments, a one-sided t-test. Test runs only exclude silent vertices. ``hashes`` receives the hash of each
+    file read.
 
     Raises
     ------
     DataError
-        For values that are not finite, too many vertices without signal, copies of one file, or too few voxels.
+        For values that are not finite, silent vertices, copied files, or too few voxels.
     """
     candidate = source.candidates(data.areas)
     tasks = (SegmentTask(segment, source.vertex, candidate, is_measured(segment)) for segment in source.segments)
@@ -300,7 +288,7 @@ def measure_voxels(
 
 
 def _refuse_silence(silent: dict[str, np.ndarray], data: Data, what: str) -> np.ndarray:
-    """Which candidates have no signal in some run, bool (N,), of each run's file; DataError where they are too many."""
+    """Which candidates lack a signal in some run, bool (N,); DataError if they are too many."""
     is_silent = np.any(list(silent.values()), axis=0)
     if is_silent.mean() > MOST_SILENT:
         worst = max(silent, key=lambda path: int(silent[path].sum()))
@@ -313,25 +301,17 @@ def _refuse_silence(silent: dict[str, np.ndarray], data: Data, what: str) -> np.
 
 
 class _Steps:
-    """Counts steps for the caller's progress display: each file hashed, run and film checked, segment written."""
+    """Counts the steps of a preparation for the progress bar."""
 
     def __init__(self, progress: Progress | None, source: Source) -> None:
         n_segments = len(source.segments)
         n_runs = sum(len(segment.runs) for segment in source.segments)
-        self._total, self._done, self._progress = 2 * n_runs + 3 * n_segments, 0, progress
-
-    def skip(self, n_steps: int) -> None:
-        """Count steps that were done before an interruption."""
-        self._done += n_steps
-
-    def restart(self) -> None:
-        """Count from the start again."""
-        self._done = 0
+        self._total, self.done, self._progress = 2 * n_runs + 3 * n_segments, 0, progress
 
     def __call__(self, what: str, n_steps: int = 1) -> None:
-        self._done += n_steps
+        self.done += n_steps
         if self._progress is not None:
-            self._progress(self._done, self._total, {"what": what})
+            self._progress(self.done, self._total, {"what": what})
 
 
 def given_captions(
@@ -341,7 +321,7 @@ def given_captions(
     other_names: dict[str, tuple[str, ...]] | None = None,
     first: dict[str, int] | None = None,
 ) -> dict[str, list[list[str]]] | None:
-    """Captions of the user's own file, as `read_captions`; None where there are none, or others make them."""
+    """Captions from the user's own file; None if they come from elsewhere."""
     if data.captions == "blip" and captioning is None:
         raise DataError(
             "expected a captioner for data.captions=blip, found none; give a foundation folder that has one, "
@@ -359,7 +339,7 @@ def captions_from(data: Data, captioning: Captioning | None) -> str:
 
 
 def _name_hashes(source: Source, data: Data, known: dict[Path, str], pool: Pool) -> dict[str, str]:
-    """Hashes by name in the store, in the order of the segments; a file that is not known yet is read once."""
+    """Hashes by name in the store; files not yet ``known`` are read."""
     files = [run.path for segment in source.segments for run in segment.runs]
     files = list(dict.fromkeys([*files, *(segment.film for segment in source.segments), *source.files]))
     rest = [path for path in files if path not in known]
@@ -371,7 +351,7 @@ def _name_hashes(source: Source, data: Data, known: dict[Path, str], pool: Pool)
 
 
 def _fingerprint(source: Source, data: Data, sources: dict[str, str], captioning: Captioning | None) -> str:
-    """Identity of all that shapes the store; where the files lie does not."""
+    """A digest of all that shapes the store, which the places of the files do not."""
     content = {
         "settings": shaping_settings(data),
         "captioner": captions_from(data, captioning),
@@ -385,7 +365,7 @@ def _fingerprint(source: Source, data: Data, sources: dict[str, str], captioning
 
 
 def shaping_settings(data: Data) -> dict[str, Any]:
-    """The settings that shape a store: not where its files lie, nor how many of them there must be."""
+    """The settings that shape a store; where its files lie, and how many are required, do not."""
     content = data.model_dump(mode="json", exclude={"raw", "hcp", "captions", "subjects"})
     own = {name: value for name, value in content[data.source].items() if not isinstance(getattr(data.own, name), Path)}
     return {**content, data.source: {**own, "expect": None}}
@@ -396,15 +376,13 @@ def _is_begun(out: Path) -> bool:
 
 
 def refuse_complete(out: Path) -> None:
-    """Say early that the place is taken, before hours of reading."""
+    """Refuse a complete store at ``out``, before hours of reading."""
     if _is_begun(out) and open_group(out).attrs.get("complete"):
         raise DataError(f"expected a new or an interrupted store at {out}, found a complete one; remove it first")
 
 
 def _unfinished_voxels(out: Path, fingerprint: str) -> Voxels | None:
-    """The selection of an interrupted store of the same settings and sources; None where there is none yet."""
-    if not _is_begun(out):
-        return None
+    """The selection of an interrupted store; None if there is none yet."""
     group = open_group(out)
     if group.attrs.get("fingerprint") != fingerprint:
         raise DataError(
@@ -419,9 +397,8 @@ def _unfinished_voxels(out: Path, fingerprint: str) -> Voxels | None:
 
 
 def _provenance(source: Source, data: Data, voxels: Voxels, captioning: Captioning | None) -> dict[str, dict[str, Any]]:
-    """Every step with its parameters."""
     measured = [item.name for item in source.segments if is_measured(item)]
-    versions = {name: metadata.version(name) for name in ("numpy", "scipy", "nibabel", "av", "scenedetect-headless")}
+    packages = ("numpy", "scipy", "nibabel", "av", "scenedetect-headless")
     steps: dict[str, dict[str, Any]] = {
         "trim": {
             "lag_s": data.lag_s,
@@ -439,18 +416,14 @@ def _provenance(source: Source, data: Data, voxels: Voxels, captioning: Captioni
         "frames": {"fps": data.fps, "size": data.size, "fit": data.fit},
         "scenes": {"detector": "ContentDetector", "threshold": data.cut_threshold, "min_scene_s": MIN_SCENE_S},
         "captions": {"from": captions_from(data, captioning)},
-        "software": versions,
+        "software": {name: metadata.version(name) for name in packages},
     }  # fmt: skip
     remarks = [*source.remarks]
     if len(voxels.silent):
         what = f"{'parcels' if source.parcels else 'vertices'} left out, which have no signal in some run"
         remarks.append(Remark(what, source.name_vertices(voxels.silent)))
     if data.captions == "none":
-        films = tuple(segment.name for segment in source.segments)
-        remarks.append(
-            Remark(
-                "films without captions, since the embedded kit knows one drawn world only, or none are wanted", films
-            )
-        )
+        why = "films without captions, since the embedded kit knows one drawn world only, or none are wanted"
+        remarks.append(Remark(why, tuple(segment.name for segment in source.segments)))
     steps["remarks"] = {"list": [{"text": remark.text, "names": list(remark.names)} for remark in remarks]}
     return {**source.notes, **{step: values for step, values in steps.items() if step not in source.notes}}

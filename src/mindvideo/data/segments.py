@@ -1,4 +1,4 @@
-"""What a reader gives: films and their recordings, segment by segment, and when which frame is shown.
+"""What a reader gives: films and their recordings, segment by segment.
 
 Shapes: n scans of a segment, F frames a scan, N vertices of a file.
 """
@@ -25,8 +25,8 @@ MOST_FPS = 30
 class Run:
     """One recording of a film: its ``label``, its file, and the volume ``first`` that pairs with movie time 0.
 
-    Where the film is not simply a stretch of volumes, ``read`` gives the standardised scans instead: called with the
-    vertices of the source and the wanted ones, it returns float32 (n, len(wanted)).
+    If the film is not simply a stretch of volumes, ``read(vertex, wanted)`` gives standardised scans, float32
+    (n, len(wanted)), of some of the source's vertices.
     """
 
     label: str
@@ -39,8 +39,8 @@ class Run:
 class Segment:
     """A film and its recordings; ``split`` is train, validation or test.
 
-    Where the segment ``is_part`` of a film, ``first`` is the film's scan that is its first; ``other_names`` are what else
-    a file of captions may call it.
+    A segment that ``is_part`` of a film begins at its scan ``first``; files of captions may use
+    ``other_names``.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Remark:
-    """What was left out of a data set, or taken for granted: in words, and the names of all it concerns."""
+    """What was left out of a data set or assumed, in words, and the names it concerns."""
 
     text: str
     names: tuple[str, ...]
@@ -67,11 +67,11 @@ class Remark:
 
 @dataclass(frozen=True)
 class Source:
-    """A checked source: where it is, who it is of, its segments, the vertices of every file, and notes to keep.
+    """A checked source: its folder, subject, segments, vertices of every file, and notes.
 
-    A note replaces the general step of the same name in the provenance. ``files`` are further files the result depends
-    on; ``roots`` are folders beside ``root``, by the name that stands for them in the store. ``remarks`` are kept too.
-    ``parcels`` are the names of all parcels where values are of these; ``vertex`` is `parcel_vertices` of them then.
+    A note replaces the step of the same name in the provenance. ``files`` are further inputs; ``roots`` are
+    folders beside ``root``, by name; ``parcels`` are the names of all parcels, if values are of these, and
+    ``vertex`` is then `parcel_vertices`.
     """
 
     root: Path
@@ -119,7 +119,7 @@ class Source:
         return tuple(self.parcels[at] for at in np.searchsorted(self.vertex, vertex))
 
     def name_file(self, path: Path) -> str:
-        """The name of a file in the store: its path below the root, or below one of ``roots`` after that one's name."""
+        """A file's name in the store: its path below the root, or a named folder of ``roots``."""
         for name, folder in {"": self.root, **self.roots}.items():
             if path.is_relative_to(folder):
                 return f"{name}/{path.relative_to(folder).as_posix()}".lstrip("/")
@@ -149,10 +149,9 @@ def _is_whole(number: float) -> bool:
 
 
 def number_scenes(cuts_s: Sequence[float], times_s: np.ndarray, offset: int) -> np.ndarray:
-    """Scene of every frame, int32 (n, F).
+    """Scene of every frame, int32 (n, F): the position of its first kept frame, plus ``offset``.
 
-    A scene's number is the place of its first kept frame, counted from ``offset`` (the kept frames of all segments
-    before): unique over a store whatever was prepared in which order.
+    With the number of frames in all segments before as offset, scenes are unique.
     """
     local = np.searchsorted(np.asarray(cuts_s, dtype=float) - TIME_TOLERANCE_S, times_s.ravel(), side="right")
     _, first, inverse = np.unique(local, return_index=True, return_inverse=True)

@@ -1,8 +1,7 @@
-"""The one reader of CIFTI-2 dense time series: one pass for values and hash, or only the wanted vertices.
+"""The reader of CIFTI-2 dense time series, in one pass with the hash, or only some vertices.
 
-A file holds the series of one grayordinate after the other, so blocks of grayordinates are read, hashed and worked on
-while they are in the processor's cache, and a few vertices are read without the rest; gzipped files are read in the same
-order. nibabel parses the header; files with the same header bytes, as all runs of a study have, are parsed once.
+A file holds one grayordinate's series after another: blocks of them are read, hashed and used while in the
+processor's cache, or a few vertices without the rest. nibabel parses the headers, equal ones once.
 
 Shapes: N vertices of a file, K rows of its matrix (all grayordinates), T volumes.
 A *cortical position* counts the fsLR-32k vertices without the medial wall, left hemisphere first: 0…59,411.
@@ -41,7 +40,7 @@ _KEPT_LAYOUTS = 32
 
 @dataclass(frozen=True)
 class CortexHeader:
-    """What a dense time series says about itself, without its data.
+    """The axes of a dense time series.
 
     Attributes
     ----------
@@ -50,9 +49,9 @@ class CortexHeader:
     column : ndarray, int64 (N,)
         Column of the file's matrix that holds each of them.
     tr_s : float
-        Time between volumes in seconds.
+        Seconds between volumes.
     n_volumes : int
-        Number of volumes T.
+        T.
     """
 
     vertex: np.ndarray
@@ -63,7 +62,7 @@ class CortexHeader:
 
 @dataclass(frozen=True)
 class CortexRecording:
-    """The cortex of one recording: ``data`` float32 (T, N) at the cortical positions ``vertex``, every ``tr_s`` seconds."""
+    """The cortex of a recording: ``data`` float32 (T, N) at positions ``vertex``, every ``tr_s``."""
 
     data: np.ndarray
     vertex: np.ndarray
@@ -72,19 +71,7 @@ class CortexRecording:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the matrix of a dense time series lies, and what its numbers mean.
-
-    Attributes
-    ----------
-    n_rows : int
-        Grayordinates K.
-    offset : int
-        First byte of the matrix.
-    dtype : numpy dtype
-        Of the stored numbers, in the file's byte order.
-    slope, inter : float
-        A value is slope · number + inter.
-    """
+    """Where a series' matrix (K, T) lies; its values are slope · number + inter."""
 
     header: CortexHeader
     n_rows: int
@@ -98,7 +85,7 @@ _layouts: dict[bytes, Layout] = {}
 
 
 def read_header(path: Path) -> CortexHeader:
-    """The axes of a dense time series, checked; the data stay on disk. Raises as `read_layout`."""
+    """The checked axes of a dense time series; raises as `read_layout`."""
     return read_layout(path).header
 
 
@@ -109,19 +96,19 @@ def read_cortex(path: Path) -> CortexRecording:
 
 
 def read_layout(path: Path) -> Layout:
-    """Header of a dense time series and where its values lie; equal headers are parsed once.
+    """Header of a dense time series, and where its values lie.
 
     Parameters
     ----------
     path : Path
-        A ``.dtseries.nii`` (or gzipped) file of any byte order and number type; its structures may come in any order and
-        be partial. Vertices of the medial wall, which some files carry, are left out.
+        A ``.dtseries.nii`` (or gzipped) file of any byte order and number type, with structures in any order.
+        Vertices of the medial wall are left out.
 
     Raises
     ------
     DataError
-        If the file is missing, no dense time series, of another surface resolution, without one of the hemispheres,
-        damaged, or shorter than its header promises.
+        If the file is missing, damaged, truncated, no dense time series, of another surface, or lacks a
+        hemisphere.
     """
     require_content(path, "a CIFTI recording")
     with _as_data_error(path), _open(path) as file:
@@ -145,7 +132,6 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _header_bytes(path: Path, file: IO[bytes]) -> bytes:
-    """All bytes before the matrix of a NIfTI-2 file."""
     start = file.read(_NIFTI2_BYTES)
     sizes = [int(np.frombuffer(start, f"{order}i4", 1)[0]) if len(start) >= 4 else 0 for order in "<>"]
     if _NIFTI1_BYTES in sizes:
@@ -160,7 +146,6 @@ def _header_bytes(path: Path, file: IO[bytes]) -> bytes:
 
 
 def _parse(path: Path, content: bytes) -> Layout:
-    """The layout according to nibabel, whatever the NIfTI intent code says."""
     with _as_data_error(path):
         image = cifti2.Cifti2Image.from_stream(io.BytesIO(content))
         axes = [image.header.get_axis(i) for i in range(image.header.number_of_mapped_indices)]
@@ -181,7 +166,7 @@ def _refuse_truncated(path: Path, needed: int, found: int) -> NoReturn:
 
 @contextmanager
 def _as_data_error(path: Path) -> Iterator[None]:
-    """Damaged files make nibabel and zlib raise nearly any exception; each becomes one sentence about the file."""
+    """Turn whatever nibabel and zlib raise into one sentence about the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -216,7 +201,7 @@ def _check_axes(path: Path, axes: list[Any], shape: tuple[int, ...]) -> CortexHe
 
 
 def _cortical_positions(path: Path, models: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending cortical positions of a brain-model axis and the columns that hold them."""
+    """Ascending cortical positions of a brain-model axis, and their columns."""
     surface_vertex, is_right = surface_vertex_index()
     names = np.asarray(models.name, dtype=str)
     positions, columns = [], []
@@ -251,7 +236,7 @@ class SeriesFile:
     Parameters
     ----------
     by_vertex : bool
-        Blocks hold the cortical vertices in the order of the header, whatever the file's order.
+        Blocks hold the cortical vertices in the order of the header instead.
 
     Attributes
     ----------
@@ -262,7 +247,6 @@ class SeriesFile:
     """
 
     def __init__(self, path: Path, by_vertex: bool = False) -> None:
-        """Read the header."""
         self.path = path
         self.layout = read_layout(path)
         self.header = self.layout.header
@@ -271,7 +255,7 @@ class SeriesFile:
         self.sha256 = ""
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the first row and the values (rows, T) of each block; valid until the next one is asked for."""
+        """Yield the first row and the values (rows, T) of each block, valid until the next."""
         if self._by_vertex:
             series = self.take(self.header.vertex)
             for start in range(0, len(series), BLOCK_ROWS):
@@ -295,13 +279,7 @@ class SeriesFile:
         self.sha256 = hash_file(self.path) if self.path.suffix == ".gz" else digest.hexdigest()
 
     def take(self, vertex: np.ndarray) -> np.ndarray:
-        """The series of some vertices, in their order, float32 (len(vertex), T); reads little else.
-
-        Parameters
-        ----------
-        vertex : ndarray, int
-            Cortical positions, all of them among ``header.vertex``.
-        """
+        """The series of some vertices, in their order, float32 (len(vertex), T)."""
         layout, n_volumes = self.layout, self.header.n_volumes
         row_bytes = n_volumes * layout.dtype.itemsize
         rows, inverse = np.unique(self.header.column[np.searchsorted(self.header.vertex, vertex)], return_inverse=True)
@@ -318,7 +296,7 @@ class SeriesFile:
         return series if np.array_equal(inverse, np.arange(len(rows))) else series[inverse]
 
     def _values(self, block: np.ndarray) -> np.ndarray:
-        """What the stored numbers mean, in the file's own type where they are not scaled."""
+        """The values of stored numbers, in the file's own type if they are not scaled."""
         if (self.layout.slope, self.layout.inter) == (1.0, 0.0):
             return block
         return (block * np.float64(self.layout.slope) + self.layout.inter).astype(np.float32)

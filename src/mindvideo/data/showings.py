@@ -1,4 +1,4 @@
-"""Films and their showings: which film each event means, how many scans it fills, and which films are the test."""
+"""Films and their showings: what events mean, how many scans they fill, which films are the test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import count, pairwise, product
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -26,19 +26,19 @@ from mindvideo.errors import DataError, SettingError
 from mindvideo.files import describe_absence
 
 MOST_REPEATED = "most-repeated"
-"""Stands under ``test`` for the films that were shown more often than any other."""
+"""In ``test``, stands for the films that were shown most often."""
 LONGEST_NAME = 200
-"""Bytes of a film's name in the store, which becomes the name of a folder."""
+"""Most bytes of a film's name in the store, which names a folder."""
 LENGTH_TOLERANCE_S = 0.5
-"""Logged lengths may be off by this much, a few frames and the time a player takes."""
+"""How far logged lengths may be off."""
 
 
 @dataclass(frozen=True)
 class Recording:
     """One run: its name, its files, the times of its volumes in seconds, float64 (T,), confounds and events.
 
-    Onsets count from the first volume; a volume's time is that of its slices after slice-time correction. ``tr_from``
-    says where the TR is stated, if not in the run's own sidecar.
+    Onsets count from the first volume. ``tr_from`` says where the TR is stated, if not in the run's own
+    sidecar.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Recording:
 class Film:
     """A film that was shown, by its path below the stimulus folder.
 
-    ``shown`` are its showings: number of the recording, and event. ``first`` and ``n_scans`` are the scans that every
-    showing has of the film's ``n_whole``; ``weights`` (n_scans, T) make them of the volumes of each showing's run.
+    ``shown`` are its showings: index of the recording, and event. Every showing has the scans ``first`` to
+    ``first + n_scans`` of the film's ``n_whole``; ``weights`` (n_scans, T) make them of its run's volumes.
     """
 
     path: Path
@@ -75,30 +75,28 @@ class Film:
 def match_films(
     recordings: Sequence[Recording], stimuli: Path, exclude: Sequence[str]
 ) -> tuple[list[Film], list[Remark]]:
-    """The films that were shown, each with its showings, and what of the events was left out or joined.
+    """The films that were shown, with their showings, and what was left out or joined.
 
     Parameters
     ----------
     recordings : sequence of Recording
     stimuli : Path
-        The folder of the films. Events that name a picture, a sound or a text are left out.
+        The folder of the films.
     exclude : sequence of str
         Entries ``RUN:STIMULUS`` are showings that are left out; others are ignored.
 
     Raises
     ------
     DataError
-        For a film that is not there, no film at all, or two films at one time.
+        For a missing film, no film at all, or two films at one time.
     SettingError
         For an exclusion that excludes nothing.
     """
     films: dict[Path, Film] = {}
     located: dict[str, Path | None] = {}
     no_films: Counter[str] = Counter()
-    lengthless: list[str] = []
-    joined: list[str] = []
+    lengthless, joined, excluded = list[str](), list[str](), list[str]()
     unused = {pattern for pattern in exclude if ":" in pattern}
-    excluded: list[str] = []
     for index, recording in enumerate(recordings):
         rows: dict[Path, list[Event]] = {}
         for event in recording.events:
@@ -116,11 +114,10 @@ def match_films(
             films.setdefault(path, Film(path, stimuli / path, probe(stimuli / path).duration_s))
             rows.setdefault(path, []).append(event)
         for path, events in rows.items():
-            if any(event.duration_s is None for event in events):
-                lengthless.append(f"{recording.name}:{path.as_posix()}")
+            name = f"{recording.name}:{path.as_posix()}"
             showings = _join_shots(events, films[path], recording)
-            if len(showings) < len(events):
-                joined.append(f"{recording.name}:{path.as_posix()}")
+            lengthless += [name] if any(event.duration_s is None for event in events) else []
+            joined += [name] if len(showings) < len(events) else []
             shown = tuple((index, event) for event in showings)
             films[path] = replace(films[path], shown=films[path].shown + shown)
     for pattern in sorted(unused):
@@ -143,9 +140,9 @@ def match_films(
 
 
 def locate_film(stimulus: str, stimuli: Path, table: Path) -> Path | None:
-    """Path of an event's film below the stimulus folder; None where the event names something else than a film.
+    """Path of an event's film below the stimulus folder; None if it is no film.
 
-    BIDS writes it with or without ``stimuli/``; others write ``/stimuli/``, ``./`` or Windows' folders in front.
+    Names may begin with ``stimuli/``, ``/stimuli/``, ``./`` or folders of Windows.
     """
     parts = [part for part in PurePosixPath(stimulus.replace("\\", "/")).parts if part not in ("/", ".")]
     tried = [parts]
@@ -169,16 +166,13 @@ def locate_film(stimulus: str, stimuli: Path, table: Path) -> Path | None:
 
 
 def _is_other_kind(name: str) -> bool:
-    """Whether a file that is not there would be a still, a sound or a text, by its ending."""
+    """Whether a missing file would be a still, a sound or a text, by its ending."""
     kind = mimetypes.guess_type(name)[0] or ""
     return kind.startswith(("image/", "audio/", "text/")) and kind != "image/gif"
 
 
 def _find_path(folder: Path, parts: Sequence[str]) -> Path | None:
-    """The file below a folder, however its name composes accents, and in other capitals where only one is alike.
-
-    A link without content counts as one.
-    """
+    """The file below a folder, in any Unicode form, and in other capitals if only one matches."""
     found = Path()
     for part in parts:
         here = folder / found
@@ -203,13 +197,9 @@ def _excludes(pattern: str, run: str, film: Path) -> bool:
 
 
 def _join_shots(events: list[Event], film: Film, recording: Recording) -> list[Event]:
-    """The showings that a run's rows of one film stand for: rows without a gap between them, or inside another one, are
-    shots and annotations of one showing.
+    """The showings that a run's rows of one film stand for; adjacent or nested rows are one.
 
-    Raises
-    ------
-    DataError
-        For rows that are parts of one showing with gaps between them.
+    Raises DataError for rows that are parts of one showing with gaps between them.
     """
     showings: list[Event] = []
     for event in events:
@@ -235,7 +225,6 @@ def _join_shots(events: list[Event], film: Film, recording: Recording) -> list[E
 
 
 def _refuse_overlap(films: Iterable[Film], index: int, recording: Recording) -> None:
-    """Raise where two showings of a run overlap: what the person saw then is not known."""
     shown = [(event, film) for film in films for number, event in film.shown if number == index]
     shown.sort(key=lambda item: item[0].onset_s)
     for (first, film), (second, other) in pairwise(shown):
@@ -250,9 +239,9 @@ def _refuse_overlap(films: Iterable[Film], index: int, recording: Recording) -> 
 
 
 def name_films(films: Iterable[Path]) -> dict[Path, str]:
-    """A name of its own for every film in the store: letters of any script, digits, points and dashes.
+    """A unique name for every film: letters of any script, digits, points and dashes.
 
-    Films that differ in nothing else keep their endings, or get a number.
+    Films whose names would be the same keep their endings, or get a number.
     """
     names: dict[Path, str] = {}
     taken: set[str] = set()
@@ -260,29 +249,23 @@ def name_films(films: Iterable[Path]) -> dict[Path, str]:
     same = Counter(_store_name(stem).lower() for stem in stems.values())
     for film in sorted(stems, key=lambda film: (_store_name(stems[film]) != stems[film], film.as_posix())):
         name = _store_name(stems[film])
-        is_stem_shared = sum(other == stems[film] for other in stems.values()) > 1
-        if same[name.lower()] > 1 and is_stem_shared:
+        if same[name.lower()] > 1 and list(stems.values()).count(stems[film]) > 1:
             name = _store_name(_plain(film.as_posix()))
-        number = 1
-        while (unique := name if number == 1 else f"{name}_{number}").lower() in taken:
-            number += 1
-        names[film] = unique
-        taken.add(unique.lower())
+        numbered = (name if number == 1 else f"{name}_{number}" for number in count(1))
+        names[film] = next(unique for unique in numbered if unique.lower() not in taken)
+        taken.add(names[film].lower())
     return names
 
 
 def _store_name(text: str) -> str:
-    """A text with everything but letters, marks, digits, points and dashes as one underscore; of a long one the end."""
+    """A text with underscores for all but letters, marks, digits, points and dashes."""
     kept = "".join(c if c in ".-" or unicodedata.category(c)[0] in "LMN" else "_" for c in text)
     kept = kept.encode()[-LONGEST_NAME:].decode(errors="ignore")
     return re.sub("_+", "_", kept).strip("._") or "film"
 
 
 def other_names(films: Sequence[Film]) -> dict[str, tuple[str, ...]]:
-    """What else a film may be called in a file of captions: its path, with or without ending; by its name in the store.
-
-    The spelling in plain ASCII is what versions before 0.2 called it.
-    """
+    """Other names of each film in a file of captions: its path, or its name before version 0.2."""
     own = {film.name: film.name for film in films}
     for film in films:
         stem = _plain(film.path.with_suffix("").as_posix())
@@ -292,14 +275,13 @@ def other_names(films: Sequence[Film]) -> dict[str, tuple[str, ...]]:
 
 
 def _is_called(film: Path, name: str, pattern: str) -> bool:
-    """Whether a pattern means a film: by its path, file name, stem, or name in the store."""
     return any(
         fnmatch.fnmatchcase(_plain(own), _plain(pattern)) for own in (film.as_posix(), film.name, film.stem, name)
     )
 
 
 def split_films(films: Sequence[Film], data: Data) -> dict[Path, str]:
-    """Split of every film: ``test`` as told, the last of the others by name ``validation``, the rest ``train``.
+    """Split of every film: ``test`` as stated, the last others ``validation``, the rest ``train``.
 
     Raises
     ------
@@ -326,28 +308,18 @@ def split_films(films: Sequence[Film], data: Data) -> dict[Path, str]:
         if not found:
             raise SettingError(f"expected a test stimulus '{pattern}' among {listing}, found none; name others")
         test |= set(found)
-    training = [film.path for film in ordered if film.path not in test]
-    held = data.validation_segments
+    training, held = [film.path for film in ordered if film.path not in test], data.validation_segments
     if len(training) <= held:
         raise DataError(
             f"expected more than {held} training stimuli (the last {held} validate) besides the {len(test)} test stimuli, "
             f"found {len(training)} of {listing}; name fewer test stimuli or lower data.validation_segments"
         )
-    validation = set(training[len(training) - held :])
-    return {
-        film.path: "test" if film.path in test else "validation" if film.path in validation else "train"
-        for film in ordered
-    }
+    named = {film.path: "train" for film in ordered} | dict.fromkeys(training[len(training) - held :], "validation")
+    return named | dict.fromkeys(test, "test")
 
 
 def check_repeats(films: Sequence[Film], data: Data) -> None:
-    """A selection by reproducibility needs training films that were shown twice, and that last a few scans.
-
-    Raises
-    ------
-    DataError
-        If there are none; the way out is a choice by areas.
-    """
+    """Raise DataError unless training films are repeated and long enough to select voxels by."""
     if data.selection == "all":
         return
     repeated = [film for film in films if film.split == "train" and len(film.shown) >= 2]
@@ -366,12 +338,12 @@ def check_repeats(films: Sequence[Film], data: Data) -> None:
 
 
 def place_scans(film: Film, recordings: Sequence[Recording], data: Data) -> Film:
-    """The scans of a film that every showing has, and the weights that make them of each run's volumes.
+    """The scans of a film that every showing has, with the weights of each run's volumes.
 
     Raises
     ------
     DataError
-        If the showings last unequally long, or longer than the film, or a run does not cover one of them.
+        If showings differ in length, exceed the film, or exceed their run.
     """
     n_whole = _count_whole(film, data)
     start, stop, every = 0, n_whole, []
@@ -413,9 +385,9 @@ def place_scans(film: Film, recordings: Sequence[Recording], data: Data) -> Film
 
 
 def _count_whole(film: Film, data: Data) -> int:
-    """How many scans a whole showing of a film fills, according to the events and to the film.
+    """How many scans a whole showing of a film fills, by the events and the film's length.
 
-    A logged length within `LENGTH_TOLERANCE_S` of the film's own, or up to half a scan above it, is the film's own.
+    A logged length near the film's, or up to half a scan above it, counts as the film's.
     """
     film_s = film.duration_s
     longest_s = film_s + max(LENGTH_TOLERANCE_S, data.tr_s / 2)
@@ -443,27 +415,19 @@ def _count_whole(film: Film, data: Data) -> int:
 
 
 def refuse_shared_scans(films: Sequence[Film], recordings: Sequence[Recording]) -> None:
-    """Raise where a volume goes into scans of a test film and of another one.
-
-    Raises
-    ------
-    DataError
-        Naming both films and the run.
-    """
+    """Raise DataError if a volume goes into scans of both a test film and another one."""
+    test = {film.path.as_posix() for film in films if film.split == "test"}
     for index, recording in enumerate(recordings):
         used: dict[str, np.ndarray] = {}
         for film in films:
-            for (number, _), weights in zip(film.shown, film.weights, strict=True):
-                if number == index:
-                    own = used.setdefault(film.path.as_posix(), np.zeros(weights.shape[1], dtype=bool))
-                    own |= weights.any(axis=0)
-        test = {film.path.as_posix() for film in films if film.split == "test"}
-        for name in sorted(test & used.keys()):
-            for other in sorted(used.keys() - test):
-                shared = np.flatnonzero(used[name] & used[other])
-                if len(shared):
-                    raise DataError(
-                        f"expected no volume that test and training share, found {len(shared)} (e.g. at second "
-                        f"{recording.volume_s[shared[0]]:g} of {recording.path}) of the test film {name} and of {other}; "
-                        f"take single volumes (resample nearest, --resample nearest) or exclude {recording.name}:{other}"
-                    )
+            every = zip(film.shown, film.weights, strict=True)
+            own = [weights.any(axis=0) for (number, _), weights in every if number == index]
+            used |= {film.path.as_posix(): np.any(own, axis=0)} if own else {}
+        for name, other in product(sorted(test & used.keys()), sorted(used.keys() - test)):
+            shared = np.flatnonzero(used[name] & used[other])
+            if len(shared):
+                raise DataError(
+                    f"expected no volume that test and training share, found {len(shared)} (e.g. at second "
+                    f"{recording.volume_s[shared[0]]:g} of {recording.path}) of the test film {name} and of {other}; "
+                    f"take single volumes (resample nearest, --resample nearest) or exclude {recording.name}:{other}"
+                )

@@ -1,4 +1,4 @@
-"""The prepared dataset on disk: one zarr v3 group with fMRI, frames, scenes, captions and where they came from.
+"""The prepared dataset: a zarr v3 group with fMRI, frames, scenes, captions and provenance.
 
 Shapes: V voxels, n scans of a segment, R repeats, F frames a scan, H W pixels.
 
@@ -51,17 +51,17 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
-    """The first names, with dots where there are more."""
+    """The first names, and dots if there are more."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def identify_voxels(vertex: np.ndarray) -> str:
-    """SHA-256 (hex) of the cortical positions as little-endian int32: models and stores must agree on it."""
+    """SHA-256 (hex) of the positions as little-endian int32; models and stores must agree."""
     return hashlib.sha256(np.ascontiguousarray(vertex, dtype="<i4").tobytes()).hexdigest()
 
 
 def is_unplaced(vertex: np.ndarray) -> bool:
-    """Whether the numbers only name voxels, because nobody said where on the cortex they lie (all are negative)."""
+    """Whether voxels have no known place: all numbers are negative, mere names."""
     return bool((np.asarray(vertex) < 0).all())
 
 
@@ -77,31 +77,52 @@ def parcel_vertices(names: Sequence[str]) -> np.ndarray:
 
 
 def store_paths(data: Data, folder: Path) -> list[Path]:
-    """Where the stage ``prepare`` puts each person's store: ``store.zarr``, or ``subjectN.zarr`` of each of several."""
+    """Each person's store: ``store.zarr``, or ``subjectN.zarr`` of several."""
     names = ["store"] if data.subjects is None else [f"subject{number}" for number in data.subjects]
     return [folder / f"{name}.zarr" for name in names]
 
 
 def person_folders(data: Data, folder: Path) -> list[Path]:
-    """Where a stage keeps what it makes of each person: in its folder, or in ``subjectN`` below it of each of several."""
+    """Each person's folder of a stage: the stage's own, or ``subjectN`` of several."""
     return [folder] if data.subjects is None else [folder / f"subject{number}" for number in data.subjects]
 
 
 def open_stores(data: Data, run_dir: Path) -> list[Store]:
-    """The stores of a run, one a person; whatever is about films alone is asked of the first."""
+    """The stores of a run, one per person; films are read from the first."""
     return [Store.open(path) for path in store_paths(data, run_dir / "prepare")]
 
 
 class Store:
-    """A complete prepared dataset, read only. `Store.open` reads one, `mindvideo.data.writing.StoreWriter` writes one."""
+    """A complete prepared dataset, read only; `mindvideo.data.writing.StoreWriter` writes one.
+
+    Attributes
+    ----------
+    vertex, area : ndarray, int32 (V,) and int16 (V,)
+        See the table above; ``voxel_id`` identifies them (`identify_voxels`).
+    has_positions : bool
+        Whether the voxels' places on the cortex are known; not so for most published arrays.
+    subject : str
+    order : list of str
+        All segments, as they were recorded.
+    tr_s, lag_s : float
+        Seconds between scans, and from a film moment to the scan it is paired with.
+    fps, size, num_frames : int
+        Frames per second of film, their height and width in pixels, frames per scan F.
+    """
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
         """Use `Store.open`, which checks what it opens."""
         self.path = path
         self._group = group
         self.attrs: dict[str, Any] = dict(group.attrs)
+        self.subject, self.order = str(self.attrs["subject"]), list(self.attrs["order"])
+        self.tr_s, self.lag_s = float(self.attrs["tr_s"]), float(self.attrs["lag_s"])
+        self.fps, self.size = int(self.attrs["fps"]), int(self.attrs["size"])
+        self.num_frames = round(self.fps * self.tr_s)
         self.vertex: np.ndarray = np.asarray(self._array("vertex")[:], dtype=np.int32)
         self.area: np.ndarray = np.asarray(self._array("area")[:], dtype=np.int16)
+        self.n_voxels, self.voxel_id = len(self.vertex), identify_voxels(self.vertex)
+        self.has_positions = not is_unplaced(self.vertex)
 
     @classmethod
     def open(cls, path: Path | str) -> Store:
@@ -110,7 +131,7 @@ class Store:
         Raises
         ------
         DataError
-            If the folder is missing, is no store, has another format version, is incomplete or lacks data.
+            If the folder is missing, not a store, of another version, incomplete, or damaged.
         """
         path = Path(path)
         group = open_group(path)
@@ -156,17 +177,17 @@ class Store:
         return np.asarray(self._array(f"frames/{segment}")[start:stop])
 
     def frames_at(self, segment: str, scan: np.ndarray) -> np.ndarray:
-        """Frames of the given scans in the given order, uint8 (len(scan), F, H, W, 3); reads each chunk once."""
+        """Frames of some scans, uint8 (len(scan), F, H, W, 3); reads each chunk once."""
         wanted, inverse = np.unique(np.asarray(scan), return_inverse=True)
         return np.asarray(self._array(f"frames/{segment}").oindex[wanted])[inverse]
 
     def film(self, segment: str) -> dict[str, Any]:
-        """A segment's film: ``path``, the movie time of its first scan ``start_s``, how it was made square ``fit``.
+        """A segment's film: ``path``, movie time of the first scan ``start_s``, and ``fit`` (`fit_square`).
 
         Raises
         ------
         DataError
-            If the store was not made from films, or the film lies no more where it was.
+            If the store was not made from films, or the film was moved or changed.
         """
         film = self.attrs.get("films", {}).get(segment)
         if film is None:
@@ -185,7 +206,7 @@ class Store:
         return {"path": path, "start_s": float(film["start_s"]), "fit": str(film["fit"])}
 
     def shown(self) -> dict[str, str]:
-        """A digest of what each segment shows, and in which split, whoever saw it and wherever the film lies."""
+        """A digest of what each segment shows, and of its split, wherever the film lies."""
         files, films, found = read_note(self.path / RECORD), self.attrs.get("films", {}), {}
         split = {name: part for part, names in self.splits.items() for name in names}
         for name in self.order:
@@ -239,21 +260,6 @@ class Store:
         return {split: list(names) for split, names in self.attrs["splits"].items()}
 
     @property
-    def order(self) -> list[str]:
-        """All segments, as they were recorded."""
-        return list(self.attrs["order"])
-
-    @property
-    def n_voxels(self) -> int:
-        """Number of voxels V."""
-        return len(self.vertex)
-
-    @property
-    def voxel_id(self) -> str:
-        """Which voxels these are, see `identify_voxels`."""
-        return identify_voxels(self.vertex)
-
-    @property
     def layout(self) -> VoxelLayout:
         """Which voxels these are, for the encoder that reads them."""
         if not self.has_areas:
@@ -270,81 +276,44 @@ class Store:
         """Whether it is known which area each voxel is of."""
         return self.has_positions or bool(self.parcels)
 
-    @property
-    def has_positions(self) -> bool:
-        """Whether it is known where on the cortex the voxels lie; not so for most published arrays."""
-        return not is_unplaced(self.vertex)
-
     def n_repeats(self, segment: str) -> int:
         """Number of recordings of a segment R."""
         return int(self._array(f"repeats/{segment}").shape[0])
 
+    def _step(self, name: str) -> dict[str, Any]:
+        steps = {item["step"]: item["parameters"] for item in self.attrs["provenance"]}
+        return dict(steps.get(name, {}))
+
     @property
     def keeps_repeats_apart(self) -> bool:
-        """Whether training windows come from single runs (``repeats: separate``) instead of their average."""
-        steps = {item["step"]: item["parameters"] for item in self.attrs["provenance"]}
-        return bool(steps.get("repeats", {}).get("windows") == "separate")
+        """Whether training windows come from single runs (``repeats: separate``), not their average."""
+        return bool(self._step("repeats").get("windows") == "separate")
 
     @property
     def remarks(self) -> list[str]:
-        """What was left out of the data set or taken for granted, a line each, with names."""
-        steps = {item["step"]: item["parameters"] for item in self.attrs["provenance"]}
-        found = steps.get("remarks", {}).get("list", [])
+        """What was left out of the data set or assumed, a line each, with names."""
+        found = self._step("remarks").get("list", [])
         return [f"{item['text']} ({len(item['names'])}): {listed(item['names'])}" for item in found]
 
     @property
-    def subject(self) -> str:
-        """Name of the subject."""
-        return str(self.attrs["subject"])
-
-    @property
-    def tr_s(self) -> float:
-        """Seconds between scans."""
-        return float(self.attrs["tr_s"])
-
-    @property
-    def lag_s(self) -> float:
-        """Seconds from a film moment to the scan it is paired with."""
-        return float(self.attrs["lag_s"])
-
-    @property
-    def fps(self) -> int:
-        """Frames kept per second of film."""
-        return int(self.attrs["fps"])
-
-    @property
-    def size(self) -> int:
-        """Height and width of a frame in pixels."""
-        return int(self.attrs["size"])
-
-    @property
-    def num_frames(self) -> int:
-        """Frames per scan F."""
-        return round(self.fps * self.tr_s)
-
-    @property
     def reproducibility(self) -> np.ndarray:
-        """Mean between-run correlation of every cortical position over training segments, float32 (59412,)."""
+        """Mean between-run correlation over training segments, float32 (59412,)."""
         return np.asarray(self._array("reproducibility")[:])
 
     @property
     def p_value(self) -> np.ndarray:
-        """P of the reproducibility test at every cortical position, float32 (59412,), NaN where not tested."""
+        """P of the reproducibility test, float32 (59412,), NaN where not tested."""
         return np.asarray(self._array("p_value")[:])
 
     def summary(self) -> dict[str, Any]:
-        """What is in the store, as plain values that JSON can hold (for ``inspect``)."""
+        """What is in the store, as JSON values (for ``inspect``)."""
         names = ("", *(f"_{name}" for name in self.parcels)) if self.parcels else area_names()
         area, count = np.unique(self.area, return_counts=True)
         voxels_per_area: dict[str, int] = {}
         for label, number in zip(area, count, strict=True):
             bare = names[label].split("_", 1)[1] if label else "place not known"
             voxels_per_area[bare] = voxels_per_area.get(bare, 0) + int(number)
-        scans = {name: self.n_scans(name) for name in self.order}
-        scenes = {
-            split: len(np.unique(np.concatenate([self.scene(name).ravel() for name in members]))) if members else 0
-            for split, members in self.splits.items()
-        }
+        splits = self.splits
         selected = self.reproducibility[self.vertex] if self.has_positions else np.empty(0)
         tested = selected[np.isfinite(selected)]
         return {
@@ -361,13 +330,14 @@ class Store:
             "fps": self.fps,
             "size": self.size,
             "frames_per_scan": self.num_frames,
-            "segments": {split: list(members) for split, members in self.splits.items()},
+            "segments": splits,
             "repeats": {name: self.n_repeats(name) for name in self.order},
-            "windows": {split: sum(scans[name] for name in members) for split, members in self.splits.items()},
-            "scenes": scenes,
-            "captions": len({caption for name in self.order for caption in self.captions(name)})
-            if self.has_captions
-            else 0,
+            "windows": {split: sum(map(self.n_scans, names)) for split, names in splits.items()},
+            "scenes": {
+                split: len({scene for name in names for scene in self.scene(name).ravel().tolist()})
+                for split, names in splits.items()
+            },
+            "captions": len({caption for name in self.order if self.has_captions for caption in self.captions(name)}),
             "remarks": self.remarks,
             "provenance": self.attrs["provenance"],
             "sources": self.attrs["sources"],
@@ -379,9 +349,9 @@ class Store:
         Parameters
         ----------
         out : Path
-            An ``.npz`` file; it appears when it is whole. Keys: ``fmri_train``, ``fmri_test`` float32 (segments, scans,
-            V), ``vertex`` int32 (V,), and with ``frames`` also ``frames_train``, ``frames_test`` uint8 (segments,
-            scans, F, H, W, 3). Validation segments are among train, in recorded order.
+            An ``.npz`` file; appears only when complete. Keys: ``fmri_train``, ``fmri_test`` float32 (segments,
+            scans, V), ``vertex`` int32 (V,), and with ``frames`` also ``frames_train``, ``frames_test`` uint8
+            (segments, scans, F, H, W, 3). Train includes validation.
 
         Raises
         ------
@@ -396,33 +366,28 @@ class Store:
         }
         kinds = {"fmri": self.fmri, "frames": self.frames} if frames else {"fmri": self.fmri}
         needed = sum(self._array(f"{kind}/{name}").nbytes for kind in kinds for name in self.order)
+        for names in members.values():
+            lengths = {name: self.n_scans(name) for name in names}
+            if len(set(lengths.values())) > 1:
+                raise DataError(
+                    f"expected segments of one length for an export from {self.path}, found {lengths}; "
+                    "read the segments one by one with Store.fmri instead"
+                )
         with disk_errors(out, "the export", needed):
             out.parent.mkdir(parents=True, exist_ok=True)
             with beside(out) as place, zipfile.ZipFile(place, "w") as archive:
                 _write_member(archive, "vertex", self.vertex.shape, self.vertex.dtype, [self.vertex])
                 for kind, read in kinds.items():
                     for split, names in members.items():
-                        shape, dtype = self._stacked(kind, names)
-                        _write_member(archive, f"{kind}_{split}", shape, dtype, (read(name) for name in names))
-
-    def _stacked(self, kind: str, names: list[str]) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and type of the segments' arrays on top of each other."""
-        arrays = {name: self._array(f"{kind}/{name}") for name in names}
-        lengths = {name: array.shape[0] for name, array in arrays.items()}
-        if len(set(lengths.values())) > 1:
-            raise DataError(
-                f"expected segments of one length for an export from {self.path}, found {lengths}; "
-                "read the segments one by one with Store.fmri instead"
-            )
-        any_array = self._array(f"{kind}/{self.order[0]}")
-        rows = next(iter(lengths.values()), 0)
-        return (len(names), rows, *any_array.shape[1:]), np.dtype(any_array.dtype)
+                        part = self._array(f"{kind}/{(names or self.order)[0]}")
+                        shape = (len(names), len(names) and part.shape[0], *part.shape[1:])
+                        blocks = (read(name) for name in names)
+                        _write_member(archive, f"{kind}_{split}", shape, np.dtype(part.dtype), blocks)
 
 
 def _write_member(
     archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[np.ndarray]
 ) -> None:
-    """Write one array of an npz from blocks along its first axis, never holding the whole."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array_header_2_0(member, header)
@@ -431,7 +396,7 @@ def _write_member(
 
 
 def open_group(path: Path) -> zarr.Group:
-    """The zarr group of a store, complete or not; raises DataError for a missing folder or another kind of folder."""
+    """The zarr group of a store, complete or not; DataError if there is none."""
     if not path.is_dir():
         raise DataError(f"expected a prepared store at {path}, found no folder; run prepare first")
     try:

@@ -1,9 +1,10 @@
 """Films: frames by presentation time, shot changes, and H.264 writing.
 
-Conventions. Time 0 is the presentation time of the first frame of the video stream, wherever the stream starts. The
-frame shown at time t is the last one whose presentation time is at most t (plus one millisecond, because Matroska and
-WebM round their timestamps to milliseconds). AVI stores no presentation times, and an MPEG program stream (``.mpg``) need
-not store one for each frame; there the order of the frames and the stream's own clock give them. Shapes: T times, H W pixels.
+Time 0 is that of the first frame. The frame at time t is the last one presented until t plus one millisecond,
+because Matroska and WebM round to milliseconds. AVI and MPEG program streams (``.mpg``) may lack presentation
+times; then frames are counted.
+
+Shapes: T times, H W pixels.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ SUFFIXES = (
     ".mp4", ".m4v", ".mkv", ".mov", ".qt", ".avi", ".divx", ".webm", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".wmv", ".asf",
     ".flv", ".f4v", ".ts", ".mts", ".m2ts", ".mxf", ".ogv", ".ogm", ".3gp", ".3g2", ".dv", ".rm", ".rmvb",
 )  # fmt: skip
-"""Endings that promise a film; whether a file is one, FFmpeg decides (`is_film`)."""
+"""Endings of films; whether a file is one, FFmpeg decides (`is_film`)."""
 TIME_TOLERANCE_S = 1e-3
 MIN_SCENE_S = 0.5
-"""Shot changes nearer than this to the one before, or to the start, are taken for flashes."""
+"""Shot changes sooner than this after another, or the start, are flashes."""
 SMALL_FILM = 200 * 200
-"""Films of fewer pixels are decoded by one thread; more would only wait for one another."""
+"""Films of fewer pixels are decoded by one thread: more are no faster."""
 CUT_WIDTH = 256
-"""The content detector looks at frames no larger than this, as PySceneDetect's own downscaling does."""
+"""Largest frame that the content detector sees, as in PySceneDetect."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a film's packets say: length from the first frame to the end of the last, mean rate, stored size."""
+    """Length from the first frame to the end of the last, mean rate, and stored size."""
 
     duration_s: float
     fps: float
@@ -55,16 +56,16 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class Film:
-    """Frames taken at chosen times, uint8 (T, size, size, 3), and the seconds at which shots change."""
+    """Frames at chosen times, uint8 (T, size, size, 3), and the seconds at which shots change."""
 
     frames: np.ndarray
     cuts_s: list[float]
 
 
 def is_film(path: Path) -> bool:
-    """Whether a file is a film, whatever its ending: moving pictures for FFmpeg; no still, sound, cover or text.
+    """Whether FFmpeg finds moving pictures in a file: no still, sound, cover or text.
 
-    A file that FFmpeg cannot open counts as one where its ending promises a film, so that a damaged one is not passed over.
+    A file that FFmpeg cannot open counts by its ending.
     """
     try:
         with av.open(str(path)) as container:
@@ -83,7 +84,7 @@ def probe(path: Path) -> VideoInfo:
     Raises
     ------
     DataError
-        If the file is missing, holds no video, is damaged, or stops before the end its header promises.
+        If the file is missing, damaged, without video, or shorter than its header says.
     """
     with _open(path) as (container, stream):
         span: list[tuple[float, float]] = []
@@ -120,8 +121,7 @@ def probe(path: Path) -> VideoInfo:
 def _promised_duration(container: Any, stream: Any, first_s: float) -> float | None:
     """Seconds of video according to the header; None where it does not say.
 
-    Matroska states the end of the whole file, counted from its zero; with sound beside the picture that may be later.
-    AVI states the number of frames; FFmpeg's duration is that of the frames it finds.
+    Matroska states the end of the file, which sound may extend; AVI the number of frames.
     """
     if container.format.name == "avi" and stream.frames and stream.average_rate:
         return float(stream.frames / stream.average_rate)
@@ -138,13 +138,13 @@ def read_frames(path: Path, times_s: np.ndarray, size: int, fit: Fit = "crop") -
     Parameters
     ----------
     path : Path
-        Any film FFmpeg decodes; constant or variable rate, rotation metadata, non-square pixels, 10 bits.
+        Any film that FFmpeg decodes.
     times_s : ndarray, float (T,)
         Seconds since the first frame, in any order.
     size : int
-        Height and width of the result; shrunk by area averaging.
+        Height and width of the result.
     fit : {"crop", "stretch", "letterbox"}
-        Keep the central square, distort, or add black bars.
+        See `fit_square`.
 
     Returns
     -------
@@ -154,7 +154,7 @@ def read_frames(path: Path, times_s: np.ndarray, size: int, fit: Fit = "crop") -
     Raises
     ------
     DataError
-        For a missing, damaged or too short film; names the second where it stops.
+        For a film that is missing, damaged or too short; gives the second where it stops.
     """
     return read_film(path, times_s, size, fit).frames
 
@@ -162,10 +162,7 @@ def read_frames(path: Path, times_s: np.ndarray, size: int, fit: Fit = "crop") -
 def read_film(
     path: Path, times_s: np.ndarray, size: int, fit: Fit = "crop", cut_threshold: float | None = None
 ) -> Film:
-    """`read_frames`, and with a threshold `find_cuts`, in one pass over the film.
-
-    Arguments as there; without ``cut_threshold`` no shot changes are sought.
-    """
+    """`read_frames` and, with a ``cut_threshold``, `find_cuts` in one pass."""
     times = np.asarray(times_s, dtype=np.float64)
     if times.ndim != 1 or not np.all(np.isfinite(times)) or np.any(times < 0):
         raise DataError(f"expected a list of non-negative times for {path}, found shape {times.shape}")
@@ -202,19 +199,11 @@ def read_film(
 class CutFinder:
     """Finds shot changes with PySceneDetect's ContentDetector, one frame at a time.
 
-    Parameters
-    ----------
-    threshold : float
-        Mean change of hue, saturation and brightness (0…255) from one frame to the next that makes a shot change.
-
-    Attributes
-    ----------
-    cuts_s : list of float
-        Presentation time of the first frame of each new shot; none within `MIN_SCENE_S` of the one before.
+    ``cuts_s`` are the times of new shots; ``threshold`` is the mean change of hue, saturation and brightness
+    (0…255) between two frames that makes one.
     """
 
     def __init__(self, threshold: float) -> None:
-        """Start before the first frame."""
         self.cuts_s: list[float] = []
         self._detector = ContentDetector(threshold=threshold, min_scene_len=0)
         self._n_frames = 0
@@ -228,28 +217,11 @@ class CutFinder:
             self.cuts_s.append(time_s)
 
 
-def find_cuts(film: Path | Iterable[tuple[float, np.ndarray]], threshold: float = 27.0) -> list[float]:
-    """Seconds at which a new shot begins, from every frame at the film's own rate.
-
-    Parameters
-    ----------
-    film : Path or iterable of (float, ndarray)
-        A file, or pairs of time in seconds and RGB frame uint8 (H, W, 3).
-    threshold : float
-        See `CutFinder`. Dissolves and fades are below it.
-
-    Returns
-    -------
-    list of float
-        Ascending; empty for a single shot.
-    """
+def find_cuts(frames: Iterable[tuple[float, np.ndarray]], threshold: float = 27.0) -> list[float]:
+    """Seconds at which new shots begin, from pairs of seconds and RGB frame uint8 (H, W, 3)."""
     finder = CutFinder(threshold)
-    if isinstance(film, Path):
-        for time_s, frame, _ in _decode(film):
-            finder.add(time_s, _small_bgr(frame))
-    else:
-        for time_s, image in film:
-            finder.add(time_s, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    for time_s, image in frames:
+        finder.add(time_s, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     return finder.cuts_s
 
 
@@ -262,7 +234,6 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, size: int 
         ``.mp4``, ``.mkv`` or ``.mov``.
     frames : iterable of ndarray, uint8 (H, W, 3)
     fps : float
-        Frames per second.
     size : int or (int, int)
         Height and width; even numbers.
 
@@ -333,7 +304,7 @@ def _as_data_error(path: Path, stops_at: Callable[[], float]) -> Iterator[None]:
 
 
 def _decode(path: Path) -> Iterator[tuple[float, Any, Fraction]]:
-    """Frames in order of presentation: seconds since the first, the decoded frame, its pixels' width : height."""
+    """Seconds since the first frame, decoded frame, and pixel aspect, in order."""
     with _open(path) as (container, stream):
         if stream.width * stream.height > SMALL_FILM:
             stream.thread_type = "AUTO"
@@ -370,10 +341,9 @@ def _decode(path: Path) -> Iterator[tuple[float, Any, Fraction]]:
 
 
 class _Clock:
-    """Presentation time of decoded frames; a frame without a timestamp follows the one before by a frame's length.
+    """Presentation time of decoded frames; frames without a timestamp are counted.
 
-    A timestamp of an MPEG program stream belongs to a piece of the file, in which several frames may begin: where one frame
-    is without, the others' are no more than a hint, and frames are counted.
+    A timestamp of an MPEG program stream may belong to several frames: if one frame has none, all are counted.
     """
 
     def __init__(self, container: str, rate: float) -> None:
@@ -399,20 +369,19 @@ class _Clock:
 
 
 def _small_bgr(frame: Any) -> np.ndarray:
-    """The frame for the content detector, uint8 (h, w, 3), at most `CUT_WIDTH` pixels in width and height."""
+    """The frame for the content detector, uint8 (h, w, 3)."""
     scale = min(1.0, CUT_WIDTH / max(frame.width, frame.height))
     width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
     return frame.to_ndarray(format="bgr24", width=width, height=height, interpolation="AREA", threads=1)
 
 
 def _square(frame: Any, aspect: Fraction, size: int, fit: Fit) -> np.ndarray:
-    """Turn upright, make square, resize: uint8 (size, size, 3)."""
     image, is_turned = _upright(frame)
     return fit_square(image, size, fit, float(1 / aspect if is_turned else aspect))
 
 
 def _upright(frame: Any) -> tuple[np.ndarray, bool]:
-    """The picture as it is shown, uint8 (H, W, 3), and whether its sides changed places.
+    """The picture upright, uint8 (H, W, 3), and whether its sides were swapped.
 
     A display matrix ``a b u c d v x y w`` (16.16 fixed point) shows pixel (p, q) at (a p + c q, b p + d q).
     """
@@ -433,7 +402,7 @@ def read_whole_film(path: Path) -> np.ndarray:
 
 
 def fit_square(image: np.ndarray, size: int, fit: Fit = "crop", pixel_aspect: float = 1.0) -> np.ndarray:
-    """Make an image square.
+    """Make an image square: uint8 (size, size, 3).
 
     Parameters
     ----------
@@ -441,13 +410,9 @@ def fit_square(image: np.ndarray, size: int, fit: Fit = "crop", pixel_aspect: fl
     size : int
         Height and width of the result.
     fit : {"crop", "stretch", "letterbox"}
-        Central square, distorted, or whole with black bars.
+        Keep the central square, distort, or add black bars.
     pixel_aspect : float
         Width of a pixel over its height.
-
-    Returns
-    -------
-    ndarray, uint8 (size, size, 3)
     """
     height, width = image.shape[:2]
     shown_width = width * pixel_aspect
@@ -469,7 +434,7 @@ def fit_square(image: np.ndarray, size: int, fit: Fit = "crop", pixel_aspect: fl
 
 
 def resize(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """A picture uint8 (H, W, 3) at another size: by area where it shrinks, linearly where it grows."""
+    """Resize a picture uint8 (H, W, 3): by area if smaller, else linearly."""
     if image.shape[:2] == (rows, columns):
         return image
     is_smaller = rows <= image.shape[0] and columns <= image.shape[1]

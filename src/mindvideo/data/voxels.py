@@ -1,7 +1,6 @@
-"""Signal and selection of voxels: standardising, reproducibility across runs, selection (docs/method.md, Recordings).
+"""Standardising, reproducibility across runs, and selection of voxels (docs/method.md, Recordings).
 
-Pure functions. Runs are (n scans, V vertices) float32; the work goes through blocks of vertices in float64, small enough
-for the processor's cache, so that the whole cortex never needs a second copy in double precision.
+Runs are (n scans, V vertices) float32; the work is in float64, in blocks that fit into the processor's cache.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def _blocks(n_columns: int) -> Iterator[slice]:
 
 
 def find_silent(run: np.ndarray, path: Path | str, vertex: np.ndarray | None = None) -> np.ndarray:
-    """Vertices of a run without signal, bool (V,): all their values are equal, or none is a number.
+    """Vertices of a run without signal: constant, or without any number.
 
     Parameters
     ----------
@@ -35,12 +34,16 @@ def find_silent(run: np.ndarray, path: Path | str, vertex: np.ndarray | None = N
     path : Path or str
         The file, for the message.
     vertex : ndarray, int (V,), optional
-        Cortical position of each column, for the message; the column numbers when left out.
+        Cortical position of each column, for the message.
+
+    Returns
+    -------
+    ndarray, bool (V,)
 
     Raises
     ------
     DataError
-        If some values of a vertex are not finite and others are, which is damage.
+        If only some values of a vertex are not finite, which is damage.
     """
     is_silent, is_damaged = np.empty((2, run.shape[1]), dtype=bool)
     for block in _blocks(run.shape[1]):
@@ -53,7 +56,7 @@ def find_silent(run: np.ndarray, path: Path | str, vertex: np.ndarray | None = N
 
 
 def refuse_damage(is_damaged: np.ndarray, path: Path | str, vertex: np.ndarray | None = None) -> None:
-    """Raise where values of a vertex are not finite, bool (V,)."""
+    """Raise DataError if any vertex is damaged, bool (V,)."""
     if is_damaged.any():
         first = int(np.argmax(is_damaged))
         name = first if vertex is None else int(vertex[first])
@@ -64,7 +67,7 @@ def refuse_damage(is_damaged: np.ndarray, path: Path | str, vertex: np.ndarray |
 
 
 def check_run(run: np.ndarray, path: Path | str, vertex: np.ndarray) -> None:
-    """Refuse a run that does not have a signal at every vertex; raises DataError with the file and their number."""
+    """Raise DataError for a run (n, V) without a signal at some vertices."""
     is_silent = find_silent(run, path, vertex)
     if is_silent.any():
         raise DataError(
@@ -74,28 +77,22 @@ def check_run(run: np.ndarray, path: Path | str, vertex: np.ndarray) -> None:
 
 
 def detrend_and_standardise(run: np.ndarray, order: int = 4) -> np.ndarray:
-    """Remove a polynomial of each vertex, then its mean, and divide by the standard deviation (ddof 1).
+    """Remove a polynomial of degree ``order``, and divide by the standard deviation (ddof 1).
 
     Parameters
     ----------
     run : ndarray, float (n, V)
         One recording, already trimmed.
-    order : int
-        Degree of the polynomial over time; 0 removes the mean only.
 
     Returns
     -------
     ndarray, float32 (n, V)
-        NaN throughout for a vertex of which nothing but rounding is left.
+        NaN throughout for a vertex of which only rounding is left.
 
     Raises
     ------
     DataError
         For fewer than ``order + 3`` scans.
-
-    Notes
-    -----
-    docs/method.md, Recordings; least squares through an orthonormal basis, in double precision.
     """
     n_scans, n_vertices = run.shape
     basis = polynomial_basis(n_scans, order)
@@ -141,13 +138,7 @@ def repeat_correlation(run_a: np.ndarray, run_b: np.ndarray) -> np.ndarray:
 
 
 def fisher_z(correlation: np.ndarray) -> np.ndarray:
-    """Fisher's z (inverse hyperbolic tangent) of correlations, float64, NaN stays NaN.
-
-    Raises
-    ------
-    DataError
-        For correlations of 1, which only one file read twice gives.
-    """
+    """Fisher's z of correlations, float64; DataError for ±1, as of a file read twice."""
     correlation = np.asarray(correlation, dtype=np.float64)
     is_same = np.abs(correlation) >= 1
     if is_same.any():
@@ -159,12 +150,12 @@ def fisher_z(correlation: np.ndarray) -> np.ndarray:
 
 
 def reproducibility_t_test(z: np.ndarray) -> np.ndarray:
-    """Test of every vertex whether its between-run correlation is above 0 across segments.
+    """Whether each vertex's between-run correlation is above 0 across segments.
 
     Parameters
     ----------
     z : ndarray, float (S, V)
-        Fisher z of each segment and vertex (`fisher_z`).
+        Fisher's z of each segment and vertex (`fisher_z`).
 
     Returns
     -------
@@ -175,10 +166,6 @@ def reproducibility_t_test(z: np.ndarray) -> np.ndarray:
     ------
     DataError
         With fewer than two segments.
-
-    Notes
-    -----
-    docs/method.md, Recordings.
     """
     n_segments = len(z)
     if n_segments < 2:
@@ -204,24 +191,22 @@ def select_voxels(
     Parameters
     ----------
     p : ndarray, float64 (V,)
-        P value of each vertex (`reproducibility_t_test`); NaN means not tested.
+        P of each vertex (`reproducibility_t_test`), NaN where not tested.
     selection : str
         ``bonferroni``: p · (vertices tested) < alpha. ``paper``: of these the ``top_fraction`` most significant
         (rounded down, at least one). ``top_k``: the k smallest p. ``all``: every column, tested or not.
-    alpha, top_fraction, k
-        See above.
 
     Returns
     -------
     ndarray, intp (n,)
-        Ascending columns. Equal p: the lower column first.
+        Ascending columns. Of equal p, the lower column comes first.
 
     Raises
     ------
     DataError
-        When none survives, with advice.
+        When none survives.
     SettingError
-        For an unknown selection, or ``top_k`` without a k that fits.
+        For an unknown selection, or ``top_k`` without a suitable k.
     """
     p = np.asarray(p)
     tested = np.flatnonzero(~np.isnan(p))
@@ -243,19 +228,14 @@ def select_voxels(
     if not len(chosen):
         smallest = f"smallest P {p[by_p[0]]:.3g}" if len(by_p) else "none tested"
         raise DataError(
-            f"expected at least 1 voxel from selection {selection}, found none of {len(tested)} vertices tested ({smallest}, alpha {alpha:g}); raise alpha, add repeats, or choose by areas"
+            f"expected at least 1 voxel from selection {selection}, found none of {len(tested)} vertices tested ({smallest}, "
+            f"alpha {alpha:g}); raise alpha, add repeats, or choose by areas"
         )
     return np.sort(chosen)
 
 
 def average_runs(runs: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of the standardised runs of one segment, float32 (n, V).
-
-    Raises
-    ------
-    DataError
-        For no run or runs of different shapes.
-    """
+    """Mean of a segment's standardised runs, float32 (n, V); DataError for different shapes."""
     _same_shape(runs)
     total = runs[0].astype(np.float32)
     for run in runs[1:]:

@@ -1,11 +1,11 @@
-"""Windows of scans over a prepared store, batches without scene repeats, blocks for statistics, near-duplicates.
+"""Windows of scans over a store, batches of different scenes, blocks for statistics, near-duplicates.
 
 Shapes: N windows of a split, B batch, W scans per window, V voxels, F frames, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,25 +22,8 @@ _READ = 32
 """Windows read at once where all of them are averaged."""
 
 
-def pad_voxels(fmri: np.ndarray, patch_size: int) -> np.ndarray:
-    """Wrap the last axis round to a multiple of the patch size; nothing is added when it divides (docs/method.md, Recordings).
-
-    Parameters
-    ----------
-    fmri : ndarray (..., V)
-
-    Returns
-    -------
-    ndarray (..., ceil(V / patch_size) · patch_size)
-    """
-    missing = -fmri.shape[-1] % patch_size
-    if missing == 0:
-        return fmri
-    return np.pad(fmri, [(0, 0)] * (fmri.ndim - 1) + [(0, missing)], mode="wrap")
-
-
 def stack_people(scans: Sequence[np.ndarray]) -> np.ndarray:
-    """Scans (n, V) of each of several people on top of one another, zeros past a person's own voxels: (N, most voxels)."""
+    """Scans (n, V) of several people below one another, padded with zeros: (N, most V)."""
     if len(scans) == 1:
         return scans[0]
     stacked = np.zeros((sum(map(len, scans)), max(part.shape[1] for part in scans)), dtype=scans[0].dtype)
@@ -52,27 +35,25 @@ def stack_people(scans: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def recorded_scans(store: Store, split: str) -> tuple[list[str], list[np.ndarray]]:
-    """Segments of a split and their scans (n, V), averaged over the runs, or of each training run where these are kept apart."""
+    """Segments of a split and their scans (n, V), averaged over runs, or run by run."""
     names = store.segments(split)
     if split == "train" and store.keeps_repeats_apart:
-        return [name for name in names for _ in range(store.n_repeats(name))], [
-            run for name in names for run in store.repeats(name)
-        ]
+        names = [name for name in names for _ in range(store.n_repeats(name))]
+        return names, [run for name in dict.fromkeys(names) for run in store.repeats(name)]
     return names, [store.fmri(name) for name in names]
 
 
 class Windows:
-    """Every scan of a split as the start of a window, in order of people, segments and scans.
+    """A window from every scan of a split, in order of people, segments and scans.
 
-    In a store prepared with ``repeats: separate`` the training split has the windows of every single run, one run of a
-    segment after the other, instead of those of their average; validation and test always have the average.
-
-    Window i is (t, t+1, …, t+W−1) inside its segment; past the segment's end the last scan repeats (docs/method.md, Recordings).
+    In a store prepared with ``repeats: separate``, training windows are of single runs instead of their
+    average. Window i is the scans t, t+1, …, t+W−1 of its segment, whose last scan repeats past its end
+    (docs/method.md, Recordings).
 
     Parameters
     ----------
     store : Store or sequence of Store
-        Of one person, or one of each of several who saw the same films. Whatever is about films is read from the first.
+        One, or one for each of several people who saw the same films.
     split : str
         ``train``, ``validation`` or ``test``.
     window : int
@@ -81,11 +62,11 @@ class Windows:
     Attributes
     ----------
     person : ndarray, int64 (N,)
-        Whose window it is, counted from 0.
+        Index of the person.
     film : ndarray, int64 (N,)
-        The first person's window at the same moment of the same film: features of films have a row for each of these.
+        The first person's window at the same moment: the row of the film's features.
     voxels : list of int
-        Number of voxels of each person; a window's scans end in zeros beyond them.
+        Number of voxels of each person; zeros follow them in a window's scans.
     segment : ndarray of str (N,)
     scan : ndarray, int64 (N,)
         t, counted inside the segment.
@@ -101,7 +82,6 @@ class Windows:
     """
 
     def __init__(self, store: Store | Sequence[Store], split: str, window: int) -> None:
-        """Read scans, scenes and captions of the split; frames stay on disk."""
         if window < 1:
             raise SettingError(f"expected a window of at least 1 scan, found {window}")
         self.stores = list(store) if isinstance(store, Sequence) else [store]
@@ -132,7 +112,6 @@ class Windows:
         self._names = names
 
     def __len__(self) -> int:
-        """Number of windows N."""
         return len(self.scan)
 
     @cached_property
@@ -160,60 +139,60 @@ class Windows:
 
     def frames(self, index: np.ndarray) -> np.ndarray:
         """Frames shown during the first scan of the given windows, uint8 (B, F, H, W, 3)."""
+        return self._by_segment(index, self.store.frames_at, self.store.num_frames, self.store.size)
+
+    def _by_segment(
+        self, index: np.ndarray, read: Callable[[str, np.ndarray], np.ndarray], num_frames: int, size: int
+    ) -> np.ndarray:
         index = self._checked(index)
-        size = self.store.size
-        frames = np.empty((len(index), self.store.num_frames, size, size, 3), dtype=np.uint8)
-        numbers = self._segment_number[index]
-        for number in np.unique(numbers):
-            chosen = np.flatnonzero(numbers == number)
-            name = str(self.segment[index[chosen[0]]])
-            frames[chosen] = self.store.frames_at(name, self.scan[index[chosen]])
+        frames = np.empty((len(index), num_frames, size, size, 3), dtype=np.uint8)
+        names = self.segment[index]
+        for name in dict.fromkeys(names.tolist()):
+            chosen = np.flatnonzero(names == name)
+            frames[chosen] = read(name, self.scan[index[chosen]])
         return frames
 
     def frames_at_rate(self, index: np.ndarray, num_frames: int, size: int | None = None) -> np.ndarray:
-        """`frames` with another number of frames a scan, read from the films again: uint8 (B, num_frames, H, W, 3).
+        """`frames` at another rate, read from the films: uint8 (B, num_frames, H, W, 3).
 
-        Frame j of a window shows the film at scan · TR + j · TR / num_frames, as a clip of that rate should.
+        Frame j of a window shows the film at scan · TR + j · TR / num_frames.
 
         Parameters
         ----------
         index : ndarray, int (B,)
         num_frames : int
-            Frames of a TR.
+            Frames per TR.
         size : int, optional
-            Height and width; left out: the store's.
+            Height and width; the store's by default.
 
         Raises
         ------
         DataError
-            If the store was made from arrays, or its films lie no more where they were or are others by now.
+            If the store was made from arrays, or its films were moved or changed.
         SettingError
             For fewer than one frame.
         """
         if num_frames < 1:
             raise SettingError(f"expected at least 1 frame a scan, found {num_frames}")
-        index = self._checked(index)
-        size = size or self.store.size
-        frames = np.empty((len(index), num_frames, size, size, 3), dtype=np.uint8)
-        names = self.segment[index]
-        for name in dict.fromkeys(names.tolist()):
-            chosen = np.flatnonzero(names == name)
+        side = size or self.store.size
+
+        def read(name: str, scan: np.ndarray) -> np.ndarray:
             film = self.store.film(name)
-            moment = np.arange(num_frames) / num_frames
-            times = film["start_s"] + (self.scan[index[chosen], None] + moment) * self.store.tr_s
-            found = read_frames(film["path"], times.ravel(), size, film["fit"])
-            frames[chosen] = found.reshape(len(chosen), *frames.shape[1:])
-        return frames
+            times = film["start_s"] + (scan[:, None] + np.arange(num_frames) / num_frames) * self.store.tr_s
+            frames = read_frames(film["path"], times.ravel(), side, film["fit"])
+            return frames.reshape(len(scan), num_frames, side, side, 3)
+
+        return self._by_segment(index, read, num_frames, side)
 
     def sample_batch(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
-        """Random windows of which no two show the same scene in any of their frames (docs/method.md, The encoder).
+        """Random windows of which no two share a scene (docs/method.md, The encoder).
 
         What two people see at one moment of a film is the same scene.
 
         Returns
         -------
         ndarray, int64 (B,)
-            The first windows of a random order that show only scenes not yet in the batch: long scenes come more often.
+            The first windows of a random order whose scenes are not yet in the batch.
 
         Raises
         ------
@@ -222,7 +201,7 @@ class Windows:
         """
         order = rng.permutation(len(self))
         batch = self._without_repeats(order, batch_size)
-        if len(batch) < batch_size:  # an unlucky order; by the end of their last scene as many fit as can
+        if len(batch) < batch_size:  # an unlucky order; sorted by their last scene, as many fit as can
             most = self._as_many(order)
             if len(most) < batch_size:
                 raise DataError(
@@ -252,23 +231,7 @@ class Windows:
         return np.array(chosen, dtype=np.int64)
 
     def blocks(self, block_scans: int) -> np.ndarray:
-        """Block number of each window: runs of ``block_scans`` consecutive windows inside one segment.
-
-        Parameters
-        ----------
-        block_scans : int
-            The last block of a segment may be shorter.
-
-        Returns
-        -------
-        ndarray, int64 (N,)
-            0, 0, …, 1, 1, … without gaps.
-
-        Raises
-        ------
-        SettingError
-            For blocks shorter than one scan.
-        """
+        """Block of each window, int64 (N,), see `block_numbers`."""
         return block_numbers(self._segment_number, self.scan, block_scans)
 
     def _checked(self, index: np.ndarray) -> np.ndarray:
@@ -279,21 +242,21 @@ class Windows:
 
 
 def block_numbers(segment: np.ndarray, scan: np.ndarray, block_scans: int) -> np.ndarray:
-    """Number of the block of consecutive scans each window belongs to; blocks never cross a segment.
+    """Index of the block of consecutive scans of a segment that each window belongs to.
 
     Parameters
     ----------
     segment : ndarray (n,)
-        Name or number.
+        Name or index.
     scan : ndarray, int (n,)
         First scan of each window inside its segment.
     block_scans : int
-        Scans a block.
+        Scans per block.
 
     Returns
     -------
     ndarray, int64 (n,)
-        0, 1, … without gaps, in order of segment and scan; the last block of a segment may be shorter.
+        0, 1, … in order of segment and scan; the last block of a segment may be shorter.
 
     Raises
     ------
@@ -310,7 +273,7 @@ def block_numbers(segment: np.ndarray, scan: np.ndarray, block_scans: int) -> np
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """A test scan that looks like a training scan; ``correlation`` is that of the most alike pair of frames."""
+    """A test scan that looks like a training scan; ``correlation`` is of the most alike frames."""
 
     test_segment: str
     test_scan: int
@@ -320,13 +283,12 @@ class NearDuplicate:
 
 
 def near_duplicates(store: Store, threshold: float = 0.98) -> list[NearDuplicate]:
-    """Test scans of which a frame is nearly identical to a frame of a training or validation film (docs/method.md, Scores and controls).
+    """Test scans with a frame nearly identical to a training or validation frame.
 
     Parameters
     ----------
     threshold : float
-        Least Pearson correlation between 8 x 8 grey thumbnails. Frames of one grey (grey-level standard deviation of
-        the thumbnail below 1 of 255) are never counted.
+        Least correlation between 8 x 8 grey thumbnails; frames of one grey are never counted.
 
     Returns
     -------

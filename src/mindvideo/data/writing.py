@@ -1,4 +1,4 @@
-"""Writing a prepared dataset part by part, so that an interrupted prepare goes on and never looks complete."""
+"""Writing a store part by part, so that an interrupted prepare goes on."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ from mindvideo.data.store import (
 from mindvideo.errors import DataError
 
 FILM_PARTS = ("frames", "scene", "captions")
-"""Parts of a store that are the same for all who saw the films."""
+"""Parts that are the same for all who saw the films."""
 _CHUNK_BYTES = 1_500_000
 
 
 def _check_header(splits: dict[str, list[str]], names: list[str], order: list[str], vertex: np.ndarray) -> None:
-    """Refuse contradictory arguments of a new store."""
     unknown = sorted(set(splits) - set(SPLITS))
     if unknown:
         raise DataError(f"expected splits {', '.join(SPLITS)}, found {', '.join(unknown)}")
@@ -60,24 +59,24 @@ class StoreWriter:
     tr_s, lag_s, fps, size
         As in `Store`.
     splits : dict
-        ``train``, ``validation``, ``test``: segment names. A segment belongs to one split.
+        ``train``, ``validation``, ``test``: segment names, each in one split.
     vertex : ndarray, int (V,)
-        Cortical positions in voxel order, each once; negative numbers name voxels whose places are not known.
+        Cortical positions in voxel order, or negative numbers.
     reproducibility, p_value : ndarray, float (59412,), optional
-        NaN where not recorded; left out: all NaN.
+        NaN where not recorded.
     order : sequence of str, optional
-        All segments as recorded; left out: by name, ``seg2`` before ``seg10``.
+        All segments as recorded; by default by name, ``seg2`` before ``seg10``.
     fingerprint : str
-        Whatever else must be equal for an interrupted store to go on (hash of settings and sources).
+        Hash of settings and sources: an interrupted store goes on only with the same.
     provenance : dict, optional
-        Steps by name with their parameters, for a new store; one that goes on keeps its own.
+        Steps by name with their parameters, for a new store.
     parcels : sequence of str, optional
         Names of all parcels of an atlas whose `parcel_vertices` the voxels are.
 
     Raises
     ------
     DataError
-        For contradictory arguments, a store that is in the way, another writer at work, or a full disk.
+        For contradictory arguments, a store in the way, another writer, or a full disk.
     """
 
     def __init__(
@@ -98,7 +97,6 @@ class StoreWriter:
         provenance: dict[str, dict[str, Any]] | None = None,
         parcels: Sequence[str] = (),
     ) -> None:
-        """Lock the folder; begin a new store or go on with an equal unfinished one."""
         self.path = path
         self.vertex = np.asarray(vertex, dtype=np.int32)
         names = [name for split in SPLITS for name in splits.get(split, [])]
@@ -121,8 +119,7 @@ class StoreWriter:
         try:
             with disk_errors(path, "the store"):
                 self._group = self._start(header, provenance or {})
-                maps = {"reproducibility": reproducibility, "p_value": p_value}
-                for name, values in maps.items():
+                for name, values in (("reproducibility", reproducibility), ("p_value", p_value)):
                     filled = np.full(N_CORTEX, np.nan) if values is None else np.asarray(values)
                     if filled.shape != (N_CORTEX,):
                         raise DataError(f"expected {name} of shape ({N_CORTEX},), found {filled.shape}")
@@ -141,7 +138,7 @@ class StoreWriter:
             raise
 
     def _start(self, header: dict[str, Any], provenance: dict[str, dict[str, Any]]) -> zarr.Group:
-        """The group to write into: an equal unfinished one, or a new one."""
+        """An equal unfinished group, or a new one."""
         if self.path.exists() and any(self.path.iterdir()):
             group = open_group(self.path)
             found = json.loads(json.dumps(dict(group.attrs)))
@@ -156,12 +153,12 @@ class StoreWriter:
         return zarr.create_group(self.path, attributes=attributes)
 
     def has(self, segment: str, part: str | None = None) -> bool:
-        """Whether a part of a segment (default: all of it) is already written."""
+        """Whether a part of a segment (default: all) is written."""
         written = self._group.attrs["written"].get(segment, [])
         return part in written if part is not None else set(written) == set(PARTS)
 
     def write_fmri(self, segment: str, fmri: np.ndarray, repeats: np.ndarray) -> None:
-        """Write the average (n, V) and the single runs (R, n, V) of a segment, both standardised."""
+        """Write the average (n, V) and the single runs (R, n, V), both standardised."""
         n_scans, n_voxels = fmri.shape[0], len(self.vertex)
         if fmri.shape != (n_scans, n_voxels) or repeats.ndim != 3 or repeats.shape[1:] != fmri.shape:
             raise DataError(
@@ -211,14 +208,14 @@ class StoreWriter:
         self._mark(segment, "captions")
 
     def take_films(self, segment: str, films: Store) -> None:
-        """Link frames, scenes and captions of a segment from the store of another person who saw the same."""
+        """Link frames, scenes and captions of a segment from another person's store."""
         for part in FILM_PARTS:
             self._group.require_group(part)
             link_folder(films.path / part / segment, self.path / part / segment)
         self._mark(segment, *FILM_PARTS)
 
     def leave_captions_out(self, segment: str) -> None:
-        """Mark that a segment has no captions; whoever asks for them is told."""
+        """Mark that a segment has no captions."""
         with disk_errors(self.path, f"captions of {segment}"):
             self._group.create_group(f"captions/{segment}", overwrite=True, attributes={"left_out": True})
         self._mark(segment, "captions")
@@ -235,10 +232,10 @@ class StoreWriter:
             self._group.attrs["sources"] = {**self._group.attrs["sources"], **sources}
 
     def add_films(self, films: dict[str, tuple[Path, float, str]], fit: str) -> None:
-        """Record where each segment's film lies, the movie time of its first scan and its SHA-256, for reading it again.
+        """Record each segment's film: its path, the movie time of the first scan, and its SHA-256.
 
-        The place is kept as seen from the store and from the root, so that a run folder may move with its films; of films
-        that the run itself simulated, as seen from the store alone: the same study gives the same bytes anywhere.
+        Paths are kept relative and absolute, so that a run folder may move with its films; those of simulated
+        films only relative, so that the same study gives the same bytes anywhere.
         """
         store, described = self.path.resolve(), {}
         for segment, (film, start_s, sha256) in films.items():
@@ -250,12 +247,12 @@ class StoreWriter:
             self._group.attrs["films"] = described
 
     def finish(self) -> Store:
-        """Check that every segment is whole, flush to disk, mark complete and open the store.
+        """Check that every segment is whole, mark the store as complete, and open it.
 
         Raises
         ------
         DataError
-            Names the first segment that lacks a part or whose parts disagree in their number of scans.
+            If a segment lacks a part, or parts differ in their number of scans.
         """
         for segment in self.order:
             missing = [part for part in PARTS if not self.has(segment, part)]
@@ -278,15 +275,13 @@ class StoreWriter:
         return Store.open(self.path)
 
     def close(self) -> None:
-        """Give the lock back; an unfinished store stays incomplete."""
+        """Release the lock; an unfinished store stays incomplete."""
         self._lock.release()
 
     def __enter__(self) -> StoreWriter:
-        """Use as a context manager: the lock is given back whatever happens."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """See `close`."""
         self.close()
 
     def _write(self, name: str, values: np.ndarray, chunks: tuple[int, ...] | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from mindvideo import processes
+from mindvideo import distributed
 from mindvideo.config import Evaluate, Recipe
 from mindvideo.data.disk import disk_errors, link_file, write_text
 from mindvideo.data.store import Store, person_folders, store_paths
@@ -347,7 +347,7 @@ def _evaluate_person(
     block_scans = max(1, round(recipe.evaluate.block_s / store.tr_s))
     film = np.array([window["segment"] for window in windows])
     block = block_numbers(film, np.array([window["scan"] for window in windows]), block_scans)
-    foundation = Foundation(recipe.foundation, processes.device())
+    foundation = Foundation(recipe.foundation, distributed.device())
     world, left_out = None, {}
     if recipe.simulate is not None:
         try:

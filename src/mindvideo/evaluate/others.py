@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mindvideo import processes
+from mindvideo import distributed
 from mindvideo.config import Recipe
 from mindvideo.data.disk import disk_errors
 from mindvideo.errors import DataError, SettingError
@@ -141,7 +141,7 @@ def evaluate_results(
         say(note)
     block = np.arange(len(truth)) // block_clips
     controls = make_controls(predicted, truth, block, recipe.seed)
-    networks = None if foundation is None else Foundation(foundation, processes.device())
+    networks = None if foundation is None else Foundation(foundation, distributed.device())
     without = dict.fromkeys(NETWORKS, HOW_TO_GET_NETWORKS)
     if networks is not None:
         without = list_missing(networks, recipe.evaluate, list(NETWORKS))

@@ -20,7 +20,7 @@ BATCH_WINDOWS = 16
 
 
 def choose_layers(depth: int) -> dict[str, int]:
-    """First, middle and last layer of an encoder; a shallow one has fewer names, one of a single layer ``only``."""
+    """First, middle and last layer by name; ``only`` for a single one."""
     if depth < 1:
         raise DataError(f"expected an encoder of at least one layer, found {depth}")
     if depth == 1:
@@ -46,17 +46,13 @@ def average_attention(encoder: Encoder, fmri: np.ndarray) -> np.ndarray:
 
 
 def average_temporal_attention(encoder: Encoder, fmri: np.ndarray) -> np.ndarray | None:
-    """Attention between the scans of a window, float64 (depth, W, W): queries by keys, mean over heads and tokens.
-
-    None for an encoder that mixes no scans.
-    """
+    """Mean attention between scans, float64 (depth, W, W), queries by keys; None for an encoder that mixes no scans."""
     if encoder.temporal_attention(torch.from_numpy(fmri[:1]).to(encoder.device)) is None:
         return None
     return _average(lambda scans: cast(torch.Tensor, encoder.temporal_attention(scans)), encoder, fmri)
 
 
 def _average(function: Callable[[torch.Tensor], torch.Tensor], encoder: Encoder, fmri: np.ndarray) -> np.ndarray:
-    """Mean of ``function`` over windows, batch by batch."""
     if not len(fmri):
         raise DataError("expected windows to average attention over, found none")
     encoder.eval()
@@ -68,7 +64,7 @@ def _average(function: Callable[[torch.Tensor], torch.Tensor], encoder: Encoder,
 
 
 def spread_to_voxels(values: np.ndarray, sources: Sequence[np.ndarray], num_voxels: int) -> np.ndarray:
-    """Divide the value of each token equally among its places; a voxel that stands in several adds them up.
+    """Divide the value of each token equally among its places.
 
     Parameters
     ----------
@@ -93,7 +89,7 @@ def spread_to_voxels(values: np.ndarray, sources: Sequence[np.ndarray], num_voxe
 
 
 def map_to_cortex(values: np.ndarray, vertex: np.ndarray) -> np.ndarray:
-    """Voxel values (V,) at their cortical positions, float32 (59412,); NaN where there is no voxel."""
+    """Voxel values (V,) at their cortical positions, float32 (59412,), NaN elsewhere."""
     if values.shape != vertex.shape:
         raise DataError(f"expected one value a voxel, found {values.shape} values for {vertex.shape} voxels")
     cortex = np.full(N_CORTEX, np.nan, dtype=np.float32)
@@ -129,8 +125,8 @@ def sum_by_network(values: np.ndarray, vertex: np.ndarray) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        All 17 networks; sums to 1 over them. Voxels the atlas assigns to no network are left out. A network with more
-        voxels receives more by itself: compare with the shares of a uniform map.
+        All 17 networks; sums to 1. Voxels outside of them are left out. Larger networks receive more: compare with
+        the shares of a uniform map.
 
     References
     ----------
@@ -145,13 +141,7 @@ def sum_by_network(values: np.ndarray, vertex: np.ndarray) -> dict[str, float]:
 
 
 def area_under_roc(values: np.ndarray, is_positive: np.ndarray) -> float | None:
-    """Chance that a random positive voxel has a higher value than a random negative one; ties count half.
-
-    Returns
-    -------
-    float or None
-        .5 for a map that knows nothing; None when all voxels are of one class, where it does not exist.
-    """
+    """Chance that a random positive voxel has a higher value than a negative one; None if all are of one class."""
     is_positive = np.asarray(is_positive, dtype=bool)
     n_positive, n_negative = int(is_positive.sum()), int((~is_positive).sum())
     if not n_positive or not n_negative:

@@ -1,4 +1,4 @@
-"""The explain stage: attention and occlusion maps of the encoder, and how well they find what is known to be there."""
+"""Stage ``explain``: attention and occlusion maps of the encoder, compared with the truth."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ Advance = Callable[[str], None]
 
 
 def load_encoders(run_dir: Path, stores: Sequence[Store]) -> dict[str, Encoder]:
-    """The encoder after each stage that has one: ``adapt`` (as an encoder of one scan), ``align``, ``cotrain``.
+    """The encoder after ``adapt`` (of one scan), ``align`` and ``cotrain``, as far as they have run.
 
     Raises
     ------
     ModelError
-        When neither ``align`` nor ``cotrain`` has run, or a model was made for other voxels than the stores'.
+        When neither ``align`` nor ``cotrain`` has run, or a model was made for other voxels.
     """
     folders = {"align": run_dir / "align" / "model", "cotrain": run_dir / "cotrain" / "fmri_encoder"}
     trained = {stage: load_encoder(folder) for stage, folder in folders.items() if (folder / "config.json").is_file()}
@@ -63,7 +63,7 @@ def load_encoders(run_dir: Path, stores: Sequence[Store]) -> dict[str, Encoder]:
 
 
 def make_targets(foundation: Foundation, windows: Windows, index: np.ndarray) -> occlusion.Targets:
-    """What the conditions of the given windows should fit: caption and middle frame through the frozen networks."""
+    """What conditions should fit: embeddings of captions and middle frames."""
     tokens, pooled = foundation.encode_text([windows.captions[i] for i in index])
     frames = windows.frames(index)
     image = foundation.encode_image(frames[:, frames.shape[1] // 2])
@@ -76,7 +76,7 @@ def choose_evenly(n: int, wanted: int) -> np.ndarray:
 
 
 def attention_by_layer(encoder: Encoder, fmri: np.ndarray) -> dict[str, np.ndarray]:
-    """Voxel maps (V,), summing to 1, of the first, middle and last layer; windows are cut to the encoder's length."""
+    """Voxel maps (V,) of the first, middle and last layer, each summing to 1."""
     tokens = attention.average_attention(encoder, fmri[:, : encoder.config.window])
     voxels = attention.spread_to_voxels(tokens, token_voxels(encoder), encoder.config.num_voxels)
     return {name: voxels[layer] for name, layer in attention.choose_layers(len(voxels)).items()}
@@ -92,7 +92,7 @@ def token_voxels(encoder: Encoder) -> list[np.ndarray]:
 def occlusion_map(
     encoder: Encoder, fmri: np.ndarray, targets: occlusion.Targets, advance: Advance
 ) -> dict[str, np.ndarray]:
-    """Drop in alignment a voxel, (V,) by measure, silencing the voxels of one token after another."""
+    """Drop in alignment per voxel, (V,) by measure, with one token silenced at a time."""
     sources = token_voxels(encoder)
     groups = {str(t): np.unique(voxels) for t, voxels in enumerate(sources)}
     _, drops = occlusion.measure_drops(encoder, fmri, groups, targets, lambda _: advance("occlusion"))
@@ -107,7 +107,7 @@ def occlusion_map(
 def temporal_weights(
     encoders: Mapping[str, Encoder], fmri: np.ndarray, lag_s: float, tr_s: float
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Temporal attention each scan of a window receives, by stage, layer and its time after the frames' onset."""
+    """Temporal attention each scan receives, by stage, layer and time after the frames' onset."""
     found = {stage: _lag_weights(encoder, fmri, lag_s, tr_s) for stage, encoder in encoders.items()}
     return {stage: weights for stage, weights in found.items() if weights is not None}
 
@@ -135,7 +135,7 @@ def write_occlusion(
     drops: Mapping[str, Mapping[str, float]],
     areas: Mapping[str, np.ndarray],
 ) -> None:
-    """``occlusion.json``: what each measure means, its value of the whole brain, and its drop without each area."""
+    """Write ``occlusion.json``: each measure's meaning, intact value, and drop without each area."""
     by_area = {name: {"n_voxels": len(areas[name]), **drops[name]} for name in areas}
     content: dict[str, Any] = {"stage": stage, "n_windows": n_windows, "measures": occlusion.MEANING}
     write_json(path, content | {"intact": intact, "areas": by_area})
@@ -158,7 +158,6 @@ def _describe_parcels(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _network_sizes(vertex: np.ndarray) -> dict[str, dict[str, float]]:
-    """Voxels of each network and their share: what a map without preference would give."""
     shares = attention.sum_by_network(np.ones(len(vertex)), vertex)
     counts = np.bincount(yeo17_labels()[vertex], minlength=18)
     return {
@@ -168,10 +167,7 @@ def _network_sizes(vertex: np.ndarray) -> dict[str, dict[str, float]]:
 
 
 def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, advance: Advance) -> None:
-    """Flat maps and inflated surfaces of every attention map and of the occlusion of tokens.
-
-    The last layer of the ``final`` stage and the occlusion get a page too in which the surface can be turned.
-    """
+    """Draw attention maps and the occlusion of tokens, the last layer and the occlusion also as pages to be turned."""
     turning = [name for name in cortex if name.startswith(f"attention_{final}_")][-1:] + ["occlusion_tokens"]
     labels = {"attention": "attention, 1 = uniform", "occlusion": "drop in token correlation a voxel"}
     for name, values in cortex.items():
@@ -188,7 +184,7 @@ def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, advance: A
 
 
 def _explain_without_places(encoders: Mapping[str, Encoder], fmri: np.ndarray, store: Store, folder: Path) -> None:
-    """Write ``temporal.json`` alone: published arrays do not say where their voxels lie, so there is no map."""
+    """Write ``temporal.json`` alone: without voxels' places there are no maps."""
     temporal = temporal_weights(encoders, fmri, store.lag_s, store.tr_s)
     with disk_errors(folder, "the weights of the lags"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -205,16 +201,15 @@ def run(context: StageContext) -> None:
     - ``occlusion.json`` {stage, n_windows, measures {measure: words}, intact {measure: value}, areas {area: {n_voxels,
       measure: drop}}};
     - ``maps.npz``, cortical maps, float32 (59412,), NaN without a voxel, ``flat_*.png``, ``inflated_*.png``,
-      ``surface_*.html`` (to be turned), and the bars of the networks, ``networks.png``;
-    An encoder of the user's own whose attention nobody knows has ``occlusion.json`` alone.
+      ``surface_*.html`` (to be turned), and ``networks.png``;
+    - of a simulated subject ``truth.json``: how well each map, and those of untrained encoders, finds the true signal.
 
-    - for a simulated subject ``truth.json``: how well each map finds the voxels that truly carry signal, beside the maps
-      of untrained encoders and random ones.
+    An encoder without attention maps has ``occlusion.json`` alone.
 
     Raises
     ------
     ModelError
-        When no trained encoder is there, or it was made for other voxels or another condition.
+        When there is no trained encoder, or it was made for other voxels or another condition.
     """
     recipe, run_dir, folder, progress = context
     stores = open_stores(recipe.data, run_dir)
@@ -234,7 +229,7 @@ def explain_person(
     folder: Path,
     progress: Progress | None,
 ) -> None:
-    """Maps of one person's voxels, see `run`; ``truth_path`` is there where the person is simulated."""
+    """Maps of one person, see `run`; ``truth_path`` exists for a simulated one."""
     final = next(stage for stage in _FINAL_STAGES if stage in encoders)
     encoder = encoders[final]
     if encoder.config.condition_width != foundation.condition_width:

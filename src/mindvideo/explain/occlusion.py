@@ -1,4 +1,4 @@
-"""What the encoder needs: how much worse its condition fits the stimulus when voxels are silenced (docs/method.md, Maps).
+"""How much worse the encoder's condition fits the stimulus when voxels are silenced (docs/method.md, Maps).
 
 Shapes: n windows, W scans, V voxels, L condition tokens, C condition width.
 """
@@ -26,17 +26,7 @@ MEASURES = tuple(MEANING)
 
 @dataclass(frozen=True)
 class Targets:
-    """What the condition of each window should fit.
-
-    Attributes
-    ----------
-    text : ndarray, float32 (n, C)
-        CLIP text embedding of the caption.
-    image : ndarray, float32 (n, C)
-        CLIP image embedding of the middle frame.
-    tokens : ndarray, float32 (n, L, C)
-        The frozen text encoder's tokens of the caption.
-    """
+    """What conditions should fit: CLIP embeddings (n, C) of captions and middle frames, captions' tokens (n, L, C)."""
 
     text: np.ndarray
     image: np.ndarray
@@ -44,7 +34,7 @@ class Targets:
 
 
 def encode_condition(encoder: Encoder, fmri: np.ndarray, silenced: np.ndarray | None = None) -> np.ndarray:
-    """Condition of windows, voxels of ``silenced`` (indices) set to 0, their mean after standardising.
+    """Condition of windows with some voxels set to 0, their mean.
 
     Parameters
     ----------
@@ -69,28 +59,18 @@ def encode_condition(encoder: Encoder, fmri: np.ndarray, silenced: np.ndarray | 
 
 
 def _centred_cosine(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean over windows of the cosine between two sets of vectors (n, C), each centred over the windows."""
+    """Mean cosine of two sets of vectors (n, C), each centred over the windows."""
     first, second = first - first.mean(axis=0), second - second.mean(axis=0)
     norm = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     return float(np.divide((first * second).sum(axis=1), norm, out=np.zeros(len(norm)), where=norm > 1e-12).mean())
 
 
 def measure_alignment(condition: np.ndarray, targets: Targets) -> dict[str, float]:
-    """How well conditions fit their windows.
+    """How well conditions (n, L, C) fit their windows, whatever their scale.
 
-    Parameters
-    ----------
-    condition : ndarray (n, L, C)
-    targets : Targets
-
-    Returns
-    -------
-    dict of str to float
-        ``text`` and ``image``: mean cosine of the pooled condition with the embedding, both centred over the windows,
-        so that what all windows share does not count (1 perfect, 0 for conditions that do not depend on the window);
-        ``tokens``: correlation of all token values with the true ones, both centred over the windows. None of the three
-        depends on the scale of the conditions: R² would rise when anything is silenced wherever conditions come out too
-        large, as they do on test windows that average more recordings than training windows.
+    ``text`` and ``image`` are the mean cosine of pooled condition and embedding, ``tokens`` is the correlation of all token
+    values with the true ones; all are centred over the windows, so that what windows share does not count. (R² would rise
+    by silencing anything where conditions are too large, as on test windows that average more recordings.)
     """
     if condition.shape != targets.tokens.shape or len(condition) < 2:
         raise DataError(f"expected two or more conditions of shape {targets.tokens.shape}, found {condition.shape}")
@@ -112,7 +92,7 @@ def measure_drops(
     targets: Targets,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Alignment of the intact encoder, and its drop when each group of voxels is silenced.
+    """`measure_alignment` of the intact encoder, and its drop when each group of voxels is silenced.
 
     Parameters
     ----------
@@ -127,7 +107,6 @@ def measure_drops(
     Returns
     -------
     intact : dict of str to float
-        See `measure_alignment`.
     drops : dict of str to dict of str to float
         Intact minus silenced, by group and measure; above 0 where the group was needed.
     """
@@ -142,7 +121,7 @@ def measure_drops(
 
 
 def group_by_area(area: np.ndarray, parcels: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Voxel indices by area, in the order of the voxels: MMP1's with both hemispheres together, or parcels.
+    """Voxel indices by area, in the order of the voxels.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Pictures of cortical maps: both hemispheres cut open and laid flat, and inflated, from both sides or to be turned."""
+"""Pictures of cortical maps, flat and inflated."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SIDES: tuple[Hemisphere, Hemisphere] = ("left", "right")
 
 
 def hemisphere_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cortical values (59412,) on the 32,492 vertices of the left and of the right surface, NaN on the medial wall."""
+    """Cortical values (59412,) on the vertices (32492,) of each hemisphere, NaN on the medial wall."""
     if values.shape != (N_CORTEX,):
         raise DataError(f"expected a cortical map of {N_CORTEX} values, found shape {values.shape}")
     vertex, is_right = surface_vertex_index()
@@ -48,12 +48,7 @@ def triangle_means(values: np.ndarray, triangles: np.ndarray) -> np.ndarray:
 def colour_limits(values: np.ndarray) -> tuple[float, float, bool]:
     """Ends of a map's colours, and whether they lie on both sides of zero.
 
-    A few extreme voxels do not decide: the ends are the 2nd and 98th percentile, made symmetrical where zero lies between.
-
-    Raises
-    ------
-    DataError
-        For a map without any value.
+    They are the 2nd and 98th percentile, made symmetrical if zero lies between. Raises DataError without any value.
     """
     known = values[np.isfinite(values)]
     if not len(known):
@@ -72,7 +67,7 @@ def _colours_of(values: np.ndarray) -> ScalarMappable:
 
 
 def _paint(axes: Any, side: Hemisphere, view: View, values: np.ndarray, scale: ScalarMappable) -> None:
-    """Draw one hemisphere, from back to front; vertices without a value are grey, what faces away is darker."""
+    """Draw one hemisphere, from back to front; grey without values, darker where it faces away."""
     points, triangles = surface("flat" if view == "flat" else "inflated", side)
     corners = points.astype(np.float64)[triangles]
     across_up, shade = corners[:, :, :2], np.ones(len(triangles))
@@ -103,7 +98,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def draw_flat_map(values: np.ndarray, path: Path, title: str, label: str) -> None:
-    """Write a flat map of both hemispheres as PNG, with the names of a few areas to go by.
+    """Write a flat map of both hemispheres as PNG, with the names of a few areas.
 
     Parameters
     ----------
@@ -135,7 +130,7 @@ def draw_flat_map(values: np.ndarray, path: Path, title: str, label: str) -> Non
 
 
 def draw_inflated(values: np.ndarray, path: Path, title: str, label: str) -> None:
-    """Write the inflated hemispheres from outside and from between them as PNG; parameters as in `draw_flat_map`."""
+    """Write lateral and medial views as PNG; parameters as in `draw_flat_map`."""
     scale = _colours_of(values)
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     axes = figure.subplots(2, 2)
@@ -148,15 +143,7 @@ def draw_inflated(values: np.ndarray, path: Path, title: str, label: str) -> Non
 
 
 def write_turning(values: np.ndarray, path: Path, title: str) -> None:
-    """Write both inflated hemispheres as a page that turns them (nilearn's, by niivue; it needs no network).
-
-    Parameters
-    ----------
-    values : ndarray (59412,)
-        Cortical map; bare where there is no voxel.
-    path : Path
-    title : str
-    """
+    """Write both inflated hemispheres as a page that turns them (nilearn's, by niivue, without a network)."""
     low, high, is_signed = colour_limits(values)
     sides = hemisphere_values(np.clip(values, low, high))
     mesh = PolyMesh(**{side: InMemoryMesh(*surface("inflated", side)) for side in _SIDES})
@@ -174,15 +161,9 @@ def write_turning(values: np.ndarray, path: Path, title: str) -> None:
 def draw_networks(
     shares: Mapping[str, Mapping[str, Mapping[str, float]]], expected: Mapping[str, float], path: Path
 ) -> None:
-    """Write the share of attention of each Yeo-17 network as bars: a row of panels a stage, a panel a layer (PNG).
+    """Write each Yeo-17 network's share of attention as bars (PNG): a row of panels per stage, a panel per layer.
 
-    Parameters
-    ----------
-    shares : mapping
-        Stage, layer, network: share.
-    expected : mapping
-        Share of the voxels of each network, drawn as a tick: what no preference would give.
-    path : Path
+    Ticks are the ``expected`` shares of the voxels, which no preference would give.
     """
     names = [name for name, share in expected.items() if share > 0]
     columns = max(len(layers) for layers in shares.values())

@@ -1,7 +1,6 @@
-"""Maps against the truth of a simulated subject: do they find the voxels that carry signal, and better than untrained?
+"""Maps against the truth of a simulated subject: do they find the voxels that carry signal?
 
-An untrained encoder is no single number: patches differ in position, signal and random weights, so a map of one may
-find the informative voxels by luck or by their larger variance. Several are drawn, and all their values are given.
+Maps of an untrained encoder may find them by luck, or by their larger variance. So several are drawn, and all are given.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Maps = dict[str, np.ndarray]
 
 
 def untrained_like(encoder: Encoder, seed: int) -> Encoder:
-    """An encoder of the same settings with new random weights; the global random state stays as it was."""
+    """An encoder of the same settings with new random weights."""
     if isinstance(encoder, OfPerson):
         return of_person(untrained_like(encoder.encoder, seed), encoder.person)
     with torch.random.fork_rng(devices=[]):
@@ -49,15 +48,13 @@ def compare_with_truth(
     Parameters
     ----------
     maps : mapping of str to ndarray (V,)
-        Of the trained encoder.
     untrained : list of such mappings
-        The same kinds of maps of untrained encoders.
+        Maps of untrained encoders.
     is_informative : ndarray, bool (V,)
-        Of the store's voxels.
     signal : ndarray (V,) or None
         True signal-to-noise ratio of each voxel.
     sources : sequence of ndarray of int
-        Voxels of each of the encoder's tokens, over which random maps to compare with are constant.
+        Voxels of each token, over which random maps are constant.
     rng : Generator
 
     Returns
@@ -65,8 +62,7 @@ def compare_with_truth(
     dict
         ``n_voxels``, ``n_informative``, ``auc`` {map: area under the ROC curve}, ``auc_untrained`` {map: [values]},
         ``auc_random`` [2.5 %, 50 %, 97.5 %] of random maps, ``rank_correlation`` {map: Spearman's with the true signal}
-        and ``rank_correlation_untrained``. ``auc`` is empty, and ``note`` says so, where all selected voxels are of one
-        class.
+        and ``rank_correlation_untrained``; ``note`` if all voxels are of one class, and ``auc`` is empty.
     """
     n = len(is_informative)
     result: dict[str, Any] = {"n_voxels": n, "n_informative": int(is_informative.sum()), "auc": {}, "auc_random": None}
@@ -104,7 +100,7 @@ def ablate_truth(
     is_informative: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, Any] | None:
-    """Drop in alignment when informative voxels are silenced, and as many of the others; None with one class only."""
+    """Drop in alignment without informative voxels, and without as many others; None if of one class."""
     inside, outside = np.flatnonzero(is_informative), np.flatnonzero(~is_informative)
     n = min(len(inside), len(outside))
     if not n:
@@ -120,21 +116,10 @@ def ablate_truth(
 def ablate_areas(
     drops: Mapping[str, Mapping[str, float]], areas: Mapping[str, np.ndarray], is_informative: np.ndarray
 ) -> dict[str, Any]:
-    """Mean drop a voxel over areas whose voxels are mostly informative, and over the others.
+    """Mean drop per voxel over areas whose voxels are mostly informative, and over the others.
 
-    Parameters
-    ----------
-    drops : mapping
-        Area, measure: drop when the whole area is silenced.
-    areas : mapping of str to ndarray of int
-        Voxel indices of each area.
-    is_informative : ndarray, bool (V,)
-
-    Returns
-    -------
-    dict
-        ``informative`` and ``other``: ``n_areas``, and ``drop`` {measure: mean over areas of drop / voxels}; a kind
-        without areas is left out.
+    From the ``drops`` of each area and its voxels: ``n_areas`` and ``drop`` {measure: mean} of ``informative`` and
+    ``other`` areas, if there are any.
     """
     kinds: dict[str, list[str]] = {"informative": [], "other": []}
     for name, voxels in areas.items():
@@ -153,12 +138,9 @@ def ablate_areas(
 
 
 def read_truth(path: Path, vertex: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Which of the voxels at ``vertex`` are truly informative, and their true signal-to-noise ratio where given.
+    """Which voxels at ``vertex`` are truly informative, and their true signal-to-noise ratio, if given.
 
-    Raises
-    ------
-    DataError
-        When the file does not describe a voxel of the store.
+    Raises DataError when the file does not describe a voxel.
     """
     with np.load(path, allow_pickle=False) as truth:
         if not {"vertex", "is_informative"} <= set(truth.files):

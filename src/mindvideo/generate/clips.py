@@ -1,8 +1,8 @@
-"""Clips of test windows: the reconstruction, and every control and ceiling it is judged against (docs/method.md, Scores and controls).
+"""Clips of test windows: the reconstruction, its controls and its ceilings (docs/method.md, Scores and controls).
 
-Every window has noise of its own that follows from the study's seed and the window's number: the same for the
-reconstruction and every control, whatever the batch size. Shapes: n windows, B batch, F frames, H W pixels, W scans
-per window, V voxels.
+A window's noise follows from the study's seed and its index: the same for the reconstruction and every control.
+
+Shapes: n windows, B batch, F frames, H W pixels, W scans per window, V voxels.
 """
 
 from __future__ import annotations
@@ -43,18 +43,17 @@ def split_batches(n: int, size: int) -> list[np.ndarray]:
 def derange_scenes(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random permutation of windows in which none takes the place of one of its own scene.
 
-    Windows are laid out scene by scene, scenes and windows in random order, and the row is turned by at least the
-    size of the largest scene.
+    Windows are laid out scene by scene in random order, and shifted by at least the size of the largest scene.
 
     Parameters
     ----------
-    scene : ndarray
-        (n,) int, scene of each window.
+    scene : ndarray, int (n,)
+        Scene of each window.
 
     Returns
     -------
-    ndarray
-        (n,) int; ``scene[result[i]] != scene[i]`` for every i.
+    ndarray, int (n,)
+        ``scene[result[i]] != scene[i]`` for every i.
 
     Raises
     ------
@@ -75,7 +74,7 @@ def derange_scenes(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def window_noise(seed: int, window: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Unit noise of one window, float32 of ``shape``; from the seed and the window's number alone."""
+    """Unit noise of one window, float32 of ``shape``, from the seed and its index alone."""
     state = np.random.SeedSequence([seed, window]).generate_state(1, np.uint64)[0]
     generator = torch.Generator("cpu").manual_seed(int(state >> np.uint64(1)))
     return torch.randn(shape, generator=generator)
@@ -83,21 +82,18 @@ def window_noise(seed: int, window: int, shape: tuple[int, ...]) -> torch.Tensor
 
 def sampling_arguments(settings: Reconstruct) -> dict[str, Any]:
     """What a recipe says of sampling, as the pipeline's arguments."""
-    return {
-        "num_inference_steps": settings.steps,
-        "guidance_scale": settings.guidance_scale,
-        "precision": settings.precision,
-    }
+    steps, scale = settings.steps, settings.guidance_scale
+    return {"num_inference_steps": steps, "guidance_scale": scale, "precision": settings.precision}
 
 
 def pick_frames(clips: np.ndarray, num_frames: int) -> np.ndarray:
-    """Clips (B, F, H, W, 3) at ``num_frames`` evenly spaced times of the window, nearest frame."""
+    """Clips (B, F, H, W, 3) at ``num_frames`` evenly spaced times, nearest frame."""
     times = ((np.arange(num_frames) + 0.5) * clips.shape[1] / num_frames).astype(int)
     return clips[:, times]
 
 
 def resize_frames(clips: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Clips (B, F, H, W, 3) uint8 at another height and width: area averages down, cubic interpolation up."""
+    """Resize clips (B, F, H, W, 3) uint8, by area averages down and cubic interpolation up."""
     if clips.shape[2:4] == (height, width):
         return clips
     method = cv2.INTER_AREA if height * width < clips.shape[2] * clips.shape[3] else cv2.INTER_CUBIC
@@ -108,13 +104,7 @@ def resize_frames(clips: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @dataclass
 class Shown:
-    """Chosen test windows, and the clips of them that need no model.
-
-    Attributes
-    ----------
-    chosen : ndarray
-        (n,) numbers of the windows in ``windows``; methods take positions 0..n-1 in it, return (B, F, H, W, 3) uint8.
-    """
+    """The windows ``chosen`` (n,), and their clips that need no model."""
 
     recipe: Recipe
     store: Store
@@ -129,10 +119,7 @@ class Shown:
 
     @cached_property
     def about_frames(self) -> dict[str, str]:
-        """Where true frames come from: ``frames_from`` ``store``, or ``films`` at another rate than the store's.
-
-        ``why_not_films`` says why the films could not be read again; then stored frames are picked or repeated.
-        """
+        """Whether true frames come from the ``store`` or from ``films``, and ``why_not_films``."""
         if self.shape[0] == self.store.num_frames:
             return {"frames_from": "store"}
         try:
@@ -144,7 +131,6 @@ class Shown:
         return {"frames_from": "films"}
 
     def _shown(self, windows: Windows, index: np.ndarray) -> np.ndarray:
-        """What the films show in these windows, at the number of frames and the size of the reconstructions."""
         if self.about_frames["frames_from"] == "films":
             clips = windows.frames_at_rate(index, self.shape[0], self.shape[1])
             return resize_frames(clips, self.shape[1], self.shape[2])
@@ -171,7 +157,7 @@ class Shown:
         return resize_frames(mean_frame(self.train)[None, None], self.shape[1], self.shape[2])[0, 0]
 
     def make(self, name: str, positions: np.ndarray) -> np.ndarray:
-        """Clips of the windows at ``positions`` under ``name``: ``truth``, ``random_train`` or ``constant``."""
+        """Clips of some windows under ``name``: ``truth``, ``random_train`` or ``constant``."""
         if name == "truth":
             return self._shown(self.windows, self.chosen[positions])
         if name == "constant":
@@ -224,7 +210,7 @@ class ClipMaker(Shown):
 
     @cached_property
     def test_mean(self) -> np.ndarray | None:
-        """Mean of all test windows (W, V), where the recipe asks for it; the paper's, transductive negative."""
+        """Mean test window (W, V), if the recipe asks for this transductive negative."""
         return self.windows.mean_fmri() if is_transductive(self.recipe.reconstruct.negative) else None
 
     def make(self, name: str, positions: np.ndarray) -> np.ndarray:

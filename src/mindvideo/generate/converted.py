@@ -1,4 +1,4 @@
-"""From a released folder to a folder that `from_pretrained` loads: the parts, and the whole pipeline where all are there."""
+"""From a released folder to one that `from_pretrained` loads: its parts, or the whole pipeline."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def convert(
     drop: tuple[str, ...] = (),
     foundation: Path | None = None,
 ) -> list[str]:
-    """Convert a release and check that what was written loads; OUT appears only when whole.
+    """Convert a release and check that the result loads; OUT appears only when complete.
 
     Parameters
     ----------
@@ -36,13 +36,12 @@ def convert(
     out : Path
         A new folder.
     foundation : Path, optional
-        A foundation folder with the release's tokenizer and text encoder; the empty caption's tokens, which a released
-        pipeline lacks, are made by it.
+        A folder with the release's tokenizer and text encoder, to make the empty caption's tokens.
 
     Returns
     -------
     list of str
-        What was converted, what was known to be absent, what was interpolated.
+        What was converted, absent, or interpolated.
 
     Raises
     ------
@@ -75,7 +74,6 @@ def convert(
 
 
 def _complete(release: Path, folder: Path, foundation: Path | None) -> list[str]:
-    """Add scheduler and index, and load the whole once."""
     path = release / "scheduler" / "scheduler_config.json"
     try:
         stated = json.loads(path.read_text())

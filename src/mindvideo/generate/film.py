@@ -1,13 +1,11 @@
 """A film of a whole recording, without joins, in bounded memory.
 
 The film is cut into blocks of half a scan's frames. At every denoising step, clips of two neighbouring blocks are
-predicted under the condition of their own moment (between scans the condition is interpolated), and where clips overlap
-their predictions are averaged with weights that rise and fall linearly: MultiDiffusion (Bar-Tal et al. 2023) over time.
-Every frame thus belongs to two clips until the last step, and no clip has an edge of its own.
+predicted, each under the condition of its own moment, and where clips overlap their predictions are averaged with weights
+that rise and fall linearly: MultiDiffusion (Bar-Tal et al. 2023) over time.
 
-A block needs only its neighbours to take its next step. So the steps run through the film as a wave: while one block
-takes its last step, those behind it are at earlier ones. Twice as many blocks as steps are alive, however long the
-recording is, and the result is the same as denoising all of the film at once.
+A block needs only its neighbours to take its next step. So the steps run through the film as a wave, with twice as many
+blocks alive as there are steps, and the result is the same as denoising all of the film at once.
 
 Shapes: n scans, W scans per window, V voxels, S frames of a block, K clips, L condition tokens, C condition width,
 c latent channels, h w latents, H W pixels.
@@ -38,7 +36,7 @@ from mindvideo.stages import Progress
 
 @dataclass
 class _Block:
-    """Latents (c, S, h, w) on their way, the sampler's memory of them, and predictions gathered for the next step."""
+    """Latents (c, S, h, w), their sampler, and predictions gathered for the next step."""
 
     latents: torch.Tensor
     scheduler: Any
@@ -55,13 +53,13 @@ class FilmSettings:
     frames_per_scan : int
         Frame rate times TR.
     size : int, optional
-        Height and width in pixels; those of the clips the model was trained on by default.
+        Height and width in pixels, by default as in training.
     steps, guidance_scale : optional
-        The pipeline's own by default.
+        By default the pipeline's.
     negative : str
         ``train_mean``, ``null`` or ``none``.
     seed : int
-        Of the noise, block by block.
+        Of the noise.
     batch_size : int
         Clips that go through the UNet at once.
     precision : {"fp32", "bf16"}
@@ -94,14 +92,14 @@ class Film:
     n_frames : int
         n times the frames per scan.
     most_alive : int
-        Most blocks alive at once so far; at most twice the steps and two, however long the recording.
+        Most blocks alive at once so far; at most twice the steps and two.
 
     Raises
     ------
     ModelError
         For scans of another number of voxels.
     SettingError
-        For a size that does not divide, no frames, or a negative that looks at a test set.
+        For an unsuitable size, no frames, or a negative that needs a test set.
     """
 
     def __init__(
@@ -151,7 +149,7 @@ class Film:
 
     @torch.no_grad()
     def latents(self) -> Iterator[torch.Tensor]:
-        """Finished blocks (c, S, h, w) in order; the last may reach past the end of the recording."""
+        """Finished blocks (c, S, h, w) in order; the last may exceed the recording."""
         n_clips, n_steps = self.n_blocks - 1, len(self._scheduler.timesteps)
         n_rounds = n_clips + 2 * (n_steps - 1)
         negative = self._negative()
@@ -181,7 +179,6 @@ class Film:
         return None if found is None or self._guidance_scale == 1.0 else found.to(self._device)
 
     def _start(self, clip: int) -> None:
-        """Noise for the clip's blocks, and its condition."""
         for block in (clip, clip + 1):
             if block not in self._blocks:
                 noise = window_noise(self.settings.seed, block, self._shape).to(self._device)
@@ -192,7 +189,7 @@ class Film:
         self._conditions[clip] = self._condition_at(clip * self.block_frames / self.settings.frames_per_scan)
 
     def _condition_at(self, moment: float) -> torch.Tensor:
-        """Condition (L, C) at a moment counted in scans, linear between the two nearest windows."""
+        """Condition (L, C) at a moment in scans, interpolated between the two nearest windows."""
         first = min(int(moment), len(self.scans) - 1)
         second, share = min(first + 1, len(self.scans) - 1), moment - int(moment)
         wanted = (first, second) if share > 0 else (first,)
@@ -207,7 +204,7 @@ class Film:
         return self.pipeline.encode(self.scans[rows][None], self.settings.precision)[0]
 
     def _predict(self, jobs: list[tuple[int, int]], negative: torch.Tensor | None) -> None:
-        """One pass through the UNet for clips at steps of their own; predictions are added to their blocks."""
+        """Predict clips, each at its own step, and add the predictions to their blocks."""
         timestep = torch.stack([self._scheduler.timesteps[step] for _, step in jobs])
         clips = []
         for (clip, _), time in zip(jobs, timestep, strict=True):
@@ -238,12 +235,9 @@ class Film:
 
 
 def frames_per_scan(tr_s: float, fps: float | None, num_frames: int | None, trained: int) -> int:
-    """Frames shown during one scan, from a rate or a count; as many as the model was trained on by default.
+    """Frames per scan, from a rate or a count, by default as in training.
 
-    Raises
-    ------
-    SettingError
-        Where a scan does not hold a whole number of frames, or rate and count disagree.
+    Raises SettingError unless that is a whole number on which rate and count agree.
     """
     if fps is None:
         return trained if num_frames is None else num_frames
@@ -256,7 +250,7 @@ def frames_per_scan(tr_s: float, fps: float | None, num_frames: int | None, trai
 
 
 def check_recorded(pipeline: MindVideoPipeline, recorded: Recorded) -> None:
-    """Raise ModelError where the voxel selection is not the one the pipeline's encoder was trained on."""
+    """Raise ModelError if the pipeline's encoder was trained on other voxels."""
     config = pipeline.fmri_encoder.config
     if config.num_voxels != len(recorded.vertex) or config.voxel_id not in (None, recorded.voxel_id):
         raise ModelError(

@@ -21,28 +21,17 @@ LABELS = {
 
 
 def is_transductive(name: str) -> bool:
-    """Whether this negative looks at other test windows than the one being reconstructed.
-
-    Parameters
-    ----------
-    name : str
-        A key of ``LABELS``. Only ``test_mean``, the paper's choice, is transductive; it is labelled so in every output.
-
-    Raises
-    ------
-    SettingError
-        For an unknown name.
-    """
+    """Whether this negative uses other test windows: only the paper's ``test_mean`` does."""
     return check_negative(name) == "test_mean"
 
 
 def describe_negative(name: str) -> str:
-    """One line that says what the negative is, to stand beside every result made with it."""
+    """What the negative is, for every result made with it."""
     return LABELS[check_negative(name)]
 
 
 def check_negative(name: str) -> str:
-    """Return ``name`` if it is a known negative; raise SettingError with the nearest valid one otherwise."""
+    """Return ``name``; SettingError with the nearest valid name if it is unknown."""
     if name not in LABELS:
         near = difflib.get_close_matches(name, list(LABELS), n=1, cutoff=0.0)
         raise SettingError(
@@ -57,12 +46,10 @@ def guide(positive: torch.Tensor, negative: torch.Tensor, scale: float) -> torch
 
     Parameters
     ----------
-    positive : Tensor
-        Predicted noise under the condition, any shape.
-    negative : Tensor
-        Predicted noise under the negative condition, the same shape.
+    positive, negative : Tensor
+        Predicted noise under the condition and the negative condition, of one shape.
     scale : float
-        Guidance scale; 1 gives ``positive``, 0 gives ``negative``.
+        1 gives ``positive``, 0 gives ``negative``.
     """
     return negative + scale * (positive - negative)
 
@@ -75,29 +62,20 @@ def negative_condition(
     train_mean: torch.Tensor | None = None,
     test_mean: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """Condition of what not to generate.
+    """Condition of what not to generate, (1, L, C); None for ``none``, which means no guidance.
 
-    A mean is taken over fMRI, not over embeddings: the average window goes through the encoder once (paper appendix:
-    "an average fMRI as the negative guidance").
+    A mean is taken over fMRI, not over embeddings (paper appendix: "an average fMRI as the negative guidance").
 
     Parameters
     ----------
     negative : str or Tensor
-        ``train_mean``, ``test_mean``, ``null`` (the empty caption, the null condition of Eq. 5), ``none``, or an fMRI
-        window (W, V) float32.
+        ``train_mean``, ``test_mean``, ``null`` (the empty caption, as in Eq. 5), ``none``, or fMRI (W, V) float32.
     encode : callable
         fMRI (1, W, V) to condition (1, L, C).
     null : Tensor, optional
-        The empty caption's tokens (L, C), kept with the pipeline. No generator is trained on all-zero tokens.
-    train_mean : Tensor, optional
-        Mean training window (W, V), kept with the pipeline.
-    test_mean : Tensor, optional
-        Mean test window (W, V), from the caller, who alone can know the test set.
-
-    Returns
-    -------
-    Tensor or None
-        (1, L, C); None for ``none``: a single forward pass, no guidance.
+        The empty caption's tokens (L, C).
+    train_mean, test_mean : Tensor, optional
+        Mean windows (W, V).
 
     Raises
     ------

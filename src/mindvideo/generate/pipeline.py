@@ -31,7 +31,7 @@ from mindvideo.models.loading import forget_path
 from mindvideo.models.weight_files import load_network
 
 KEPT = ("train_mean", "null_condition")
-"""Tensors that are no network's weights; each is a file of its name in the pipeline's folder."""
+"""Tensors beside the networks, each in a file of its name in the pipeline's folder."""
 CALL_SETTINGS = ("num_inference_steps", "guidance_scale", "num_frames", "frame_size")
 """What a call uses when it does not say, kept in ``model_index.json``."""
 Array = np.ndarray | torch.Tensor
@@ -39,13 +39,7 @@ Array = np.ndarray | torch.Tensor
 
 @dataclass
 class VideoOutput(BaseOutput):
-    """Clips made by the pipeline.
-
-    Attributes
-    ----------
-    frames : ndarray or Tensor
-        (B, F, H, W, 3) uint8 or float32 in [0, 1]; for ``output_type="latent"`` a tensor (B, c, F, h, w).
-    """
+    """Clips (B, F, H, W, 3), uint8 or float32 in [0, 1], or latents (B, c, F, h, w)."""
 
     frames: Any
 
@@ -67,20 +61,17 @@ class MindVideoPipeline(DiffusionPipeline):
     vae : AutoencoderKL
         Latents to frames, one frame at a time.
     scheduler : SchedulerMixin
-        See ``scheduler.make_scheduler``.
+        See `make_scheduler`.
     num_inference_steps, guidance_scale
-        What a call uses when it does not say; the paper's 200 and 12.5, or the study's. Saved in ``model_index.json``.
+        Defaults of a call; the paper's are 200 and 12.5.
     train_mean : Tensor, optional
-        Mean training window (W, V) float32, the default negative; of several people each one's, (people, W, V). Saved as
-        ``train_mean.safetensors`` in the folder.
+        Mean training window (W, V) float32, the default negative; (people, W, V) of several people.
     null_condition : Tensor, optional
-        The empty caption's tokens (L, C) float32, the negative ``null``: a pipeline has no text encoder. Saved as
-        ``null_condition.safetensors``.
+        The empty caption's tokens (L, C) float32, the negative ``null``: a pipeline has no text encoder.
     num_frames : int
-        Frames of the clips it was trained on, and of a call that does not say.
+        Frames of the clips it was trained on; default of a call.
     frame_size : int, optional
-        Height and width in pixels of the clips it was trained on, and of a call that does not say. Without it, the
-        UNet's ``sample_size``, at which a foundation's UNet was trained before.
+        Height and width in pixels of these clips; default of a call. Without it, that of the UNet's ``sample_size``.
 
     Raises
     ------
@@ -103,7 +94,6 @@ class MindVideoPipeline(DiffusionPipeline):
         num_frames: int = 6,
         frame_size: int | None = None,
     ) -> None:
-        """Take the parts and check that they fit one another."""
         super().__init__()
         self.register_modules(fmri_encoder=fmri_encoder, unet=unet, vae=vae, scheduler=scheduler)
         self.register_to_config(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
@@ -113,7 +103,7 @@ class MindVideoPipeline(DiffusionPipeline):
         _check_fit(self)
 
     def of_person(self, person: int) -> MindVideoPipeline:
-        """The pipeline of one of the encoder's people, counted from 0: it takes that one's own voxels."""
+        """The pipeline of one of the encoder's people, by index."""
         encoder, mean = of_person(self.fmri_encoder, person), self.train_mean
         if encoder is self.fmri_encoder:
             return self
@@ -148,7 +138,7 @@ class MindVideoPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def encode(self, fmri: Array, precision: Literal["fp32", "bf16"] = "fp32") -> torch.Tensor:
-        """Condition (B, L, C) float32 of fMRI windows (B, W, V); ModelError for another window or number of voxels."""
+        """Condition (B, L, C) float32 of fMRI (B, W, V); ModelError for another window or voxels."""
         fmri = torch.as_tensor(fmri, dtype=torch.float32)
         window, voxels = self.fmri_encoder.config.window, self.fmri_encoder.config.num_voxels
         if fmri.ndim != 3 or tuple(fmri.shape[1:]) != (window, voxels):
@@ -164,7 +154,7 @@ class MindVideoPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, precision: Literal["fp32", "bf16"] = "fp32") -> np.ndarray:
-        """Frames (B, F, H, W, 3) float32 in [0, 1] of latents (B, c, F, h, w); one clip at a time bounds the memory."""
+        """Frames (B, F, H, W, 3) float32 in [0, 1] of latents (B, c, F, h, w), clip by clip."""
         device, dtype, clips = self._execution_device, self.vae.dtype, []
         for clip in latents.to(device):
             frames = (clip.transpose(0, 1) / self.vae.config.scaling_factor).to(dtype)
@@ -200,23 +190,23 @@ class MindVideoPipeline(DiffusionPipeline):
         fmri : ndarray or Tensor
             (B, W, V) float32, standardised as the training data was.
         num_frames, height, width : int, optional
-            F and pixels; as the model was trained when not given. One frame works.
+            F and pixels; by default as in training. One frame works.
         num_inference_steps, guidance_scale : optional
-            The pipeline's own (saved) values when not given. A scale of 1 needs no negative pass.
+            By default the pipeline's. A scale of 1 needs no negative pass.
         negative : str or ndarray or Tensor
             ``train_mean``, ``test_mean`` (transductive), ``null``, ``none``, or an fMRI window (W, V).
         generator : torch.Generator or list of them, optional
-            Source of the initial noise; with one per clip a clip does not depend on the others in its batch.
+            Source of the initial noise; with one per clip, clips do not depend on one another.
         latents : Tensor, optional
-            Initial noise (B, c, F, h, w), unit variance; takes the place of the generator.
+            Initial noise (B, c, F, h, w) of unit variance, instead.
         output_type : {"uint8", "float", "latent"}
             (B, F, H, W, 3) uint8, the same as float32 in [0, 1], or latents (B, c, F, h, w).
         condition : Tensor, optional
-            (B, L, C), instead of fMRI: any tokens of the right width, such as a caption's.
+            (B, L, C), such as a caption's tokens, instead of fMRI.
         negative_tokens : Tensor, optional
-            (1, L, C), instead of ``negative``, such as the empty caption's.
+            (1, L, C), instead of ``negative``.
         test_mean : ndarray or Tensor, optional
-            Mean test window (W, V); needed by ``negative="test_mean"`` only.
+            Mean test window (W, V), for ``negative="test_mean"``.
         precision : {"fp32", "bf16"}
             bf16 runs the networks under autocast; the sampler stays in fp32.
         callback : callable, optional
@@ -233,7 +223,12 @@ class MindVideoPipeline(DiffusionPipeline):
             raise SettingError(f"expected output_type 'uint8', 'float' or 'latent', found '{output_type}'")
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        positive = self._condition(fmri, condition, precision)
+        if (fmri is None) == (condition is None):
+            raise SettingError("expected either fmri or condition, found both or neither; give exactly one of them")
+        if condition is not None:
+            positive = self._check_tokens(condition, "condition")
+        elif fmri is not None:
+            positive = self.encode(fmri, precision)
         unwanted = self._negative(negative, negative_tokens, test_mean, scale, precision)
         frames = self.config.num_frames if num_frames is None else num_frames
         shape = (len(positive), *self.latent_shape(frames, height, width))
@@ -251,16 +246,6 @@ class MindVideoPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return VideoOutput(frames=to_uint8(made) if output_type == "uint8" else made)
 
-    def _condition(
-        self, fmri: Array | None, condition: torch.Tensor | None, precision: Literal["fp32", "bf16"]
-    ) -> torch.Tensor:
-        if (fmri is None) == (condition is None):
-            raise SettingError("expected either fmri or condition, found both or neither; give exactly one of them")
-        if condition is None:
-            assert fmri is not None
-            return self.encode(fmri, precision)
-        return self._check_tokens(condition, "condition")
-
     def _check_tokens(self, tokens: torch.Tensor, name: str) -> torch.Tensor:
         if tokens.ndim != 3 or tuple(tokens.shape[1:]) != self.condition_shape:
             length, width = self.condition_shape
@@ -275,7 +260,7 @@ class MindVideoPipeline(DiffusionPipeline):
         scale: float,
         precision: Literal["fp32", "bf16"],
     ) -> torch.Tensor | None:
-        """Negative condition (1, L, C), or None when the guided noise is the conditional noise anyway."""
+        """Negative condition (1, L, C); None without guidance."""
         if tokens is not None:
             found: torch.Tensor | None = self._check_tokens(tokens, "negative_tokens")
         else:
@@ -304,7 +289,7 @@ class MindVideoPipeline(DiffusionPipeline):
         return latents.to(self._execution_device, torch.float32)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write ``fmri_encoder/ unet/ vae/ scheduler/``, ``model_index.json`` and the `KEPT` tensors, safetensors only."""
+        """Write the parts as safetensors, ``model_index.json`` and the `KEPT` tensors."""
         if kwargs.pop("safe_serialization", True) is not True:
             raise SettingError("expected safe_serialization to be true; this pipeline is saved as safetensors only")
         for part in (self.unet, self.vae):  # files hold plainly laid out weights
@@ -318,14 +303,7 @@ class MindVideoPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> MindVideoPipeline:
-        """Load a local pipeline folder; every part through its own class, every weight accounted for.
-
-        Parameters
-        ----------
-        folder : str or Path
-            What ``save_pretrained`` wrote.
-        dtype : torch.dtype
-            Of the networks' weights.
+        """Load a local folder that ``save_pretrained`` wrote, with weights of ``dtype``.
 
         Raises
         ------
@@ -355,7 +333,6 @@ def save_kept(folder: Path, name: str, tensor: torch.Tensor) -> None:
 
 
 def _check_fit(pipeline: MindVideoPipeline) -> None:
-    """Raise ModelError where two parts were not made for one another."""
     encoder, unet, vae = pipeline.fmri_encoder.config, pipeline.unet.config, pipeline.vae.config
     width = unet.cross_attention_dim
     widths = {width} if isinstance(width, int) else set(width)
@@ -394,7 +371,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _load_network(folder: Path, load: Callable[..., Any] | None, dtype: torch.dtype) -> Any:
-    """One network from its folder, in float32 or another ``dtype``, every weight accounted for."""
+    """One network from its folder, every weight accounted for."""
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"expected the part '{folder.name}' (config.json and safetensors weights) in {folder.parent}, found it "

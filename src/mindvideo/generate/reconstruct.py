@@ -18,7 +18,7 @@ import torch
 import zarr
 from safetensors import SafetensorError
 
-from mindvideo import processes
+from mindvideo import distributed
 from mindvideo.artefacts import record_files
 from mindvideo.config import Recipe, as_sampled
 from mindvideo.data.disk import beside, beside_folder, disk_errors, write_text
@@ -43,8 +43,8 @@ WITHOUT_BRAIN = ("truth", "caption", "vae", "random_train", "constant")
 def run(context: StageContext) -> None:
     """Write ``RUN/model`` and ``RUN/reconstruct/{clips.zarr, windows.json, preview.png}``.
 
-    Clips are written batch by batch; a killed run goes on after its last finished batch, to the same bits. Of several
-    people, each has a folder ``subjectN`` of these; what needs nobody's brain is made for the first and copied.
+    Clips are written batch by batch; a killed run goes on after its last finished batch, to the same bits. Each of several
+    people has a folder ``subjectN``; what needs no brain is made for the first and copied.
 
     Raises
     ------
@@ -54,12 +54,12 @@ def run(context: StageContext) -> None:
         When no permutation can give every window another scene's fMRI.
     """
     recipe, run_dir, folder, progress = context
-    recipe, device = as_sampled(recipe), processes.device()
+    recipe, device = as_sampled(recipe), distributed.device()
     stores = open_stores(recipe.data, run_dir)
     foundation = Foundation(recipe.foundation, device)
-    if processes.is_first():
+    if distributed.is_main():
         save_pipeline(assemble_pipeline(recipe, run_dir, stores, foundation), folder / "model", stores)
-    processes.wait()
+    distributed.barrier()
     pipeline = MindVideoPipeline.from_pretrained(folder / "model").to(device)
     recipe = sampling_in(recipe, settle_precision(folder, recipe.reconstruct.precision, device))
     first: zarr.Group | None = None
@@ -79,15 +79,7 @@ def reconstruct_person(
     others: zarr.Group | None,
     progress: Progress | None,
 ) -> zarr.Group:
-    """Clips of one person's test windows.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        As `mindvideo.config.as_sampled` gives it.
-    others : zarr.Group, optional
-        The finished clips of another person, who saw the same: what needs no brain is copied from these.
-    """
+    """Clips of one person's test windows; those that need no brain are copied from ``others``."""
     windows = Windows(store, "test", pipeline.fmri_encoder.config.window)
     blocks = windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
     chosen = choose_windows(blocks, recipe.reconstruct.max_windows)
@@ -100,14 +92,14 @@ def reconstruct_person(
 
     with disk_errors(folder, "clips", makers.n_bytes):
         folder.mkdir(parents=True, exist_ok=True)
-        with processes.first_then_others():
-            if processes.is_first():
+        with distributed.main_first():
+            if distributed.is_main():
                 write_text(folder / "windows.json", json.dumps(makers.describe(blocks[chosen]), indent=1))
             negative = recipe.reconstruct.negative
             about = {"negative": negative, "is_transductive": is_transductive(negative), **makers.about_frames}
             clips = open_clips(folder / "clips.zarr", makers.labels, makers.shape, len(chosen), fingerprint, **about)
         fill_clips(clips, make, recipe.reconstruct.batch_size, progress)
-        if processes.is_first():
+        if distributed.is_main():
             write_preview(folder / "preview.png", clips["truth"], clips["reconstruction"])
     return clips
 
@@ -115,12 +107,7 @@ def reconstruct_person(
 def assemble_pipeline(
     recipe: Recipe, run_dir: Path, stores: Sequence[Store], foundation: Foundation
 ) -> MindVideoPipeline:
-    """Put the study's encoder and UNet, or its student, and the foundation's VAE and noise schedule together.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        As `mindvideo.config.as_sampled` gives it.
+    """The study's encoder and UNet, or its student, with the foundation's VAE and noise schedule.
 
     Raises
     ------
@@ -157,7 +144,7 @@ def _require_part(folder: Path) -> Path:
 
 
 def save_pipeline(pipeline: MindVideoPipeline, folder: Path, stores: Sequence[Store]) -> None:
-    """Write a pipeline, and which voxels it is for, beside ``folder``, flush it, and rename it into place."""
+    """Write a pipeline and ``recording.json``, atomically."""
     try:
         with disk_errors(folder, "the pipeline"), beside_folder(folder) as place:
             pipeline.save_pretrained(place)
@@ -169,14 +156,9 @@ def save_pipeline(pipeline: MindVideoPipeline, folder: Path, stores: Sequence[St
 
 
 def choose_windows(blocks: np.ndarray, max_windows: int | None) -> np.ndarray:
-    """Numbers of the windows to reconstruct: all, or whole blocks evenly spread, at most ``max_windows``.
+    """Indices of the windows to reconstruct: all, or whole ``blocks`` (n,), evenly spread.
 
-    Parameters
-    ----------
-    blocks : ndarray
-        (n,) int, block of each window, ascending.
-    max_windows : int or None
-        At least one block is taken, even where it is longer than this.
+    At most ``max_windows`` are chosen, but at least one block.
     """
     if max_windows is None or max_windows >= len(blocks):
         return np.arange(len(blocks))
@@ -188,7 +170,6 @@ def choose_windows(blocks: np.ndarray, max_windows: int | None) -> np.ndarray:
 
 
 def _fingerprint(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation) -> str:
-    """A digest of everything the clips follow from; clips of another digest are made anew."""
     digest = hashlib.sha256(recipe.reconstruct.model_dump_json().encode())
     stored = json.dumps(dict(store.attrs), sort_keys=True, default=str)
     block_s = recipe.evaluate.block_s if recipe.reconstruct.max_windows is not None else None  # chooses windows
@@ -202,7 +183,7 @@ def _fingerprint(recipe: Recipe, run_dir: Path, store: Store, foundation: Founda
 def open_clips(
     path: Path, labels: dict[str, str], shape: tuple[int, ...], n: int, fingerprint: str, **about: Any
 ) -> zarr.Group:
-    """The clips (n, F, H, W, 3) of every name in ``labels``: those at ``path`` of this fingerprint, or empty ones."""
+    """Clips (n, F, H, W, 3) of every name in ``labels``: those of this fingerprint, or empty."""
     if (path / "zarr.json").is_file():
         found = zarr.open_group(path, mode="r+")
         if found.attrs.get("fingerprint") == fingerprint:
@@ -228,44 +209,34 @@ def open_clips(
 def fill_clips(
     clips: zarr.Group, make: Callable[[str, np.ndarray], np.ndarray], batch_size: int, progress: Progress | None
 ) -> None:
-    """Make and write every batch not yet done; the count of each name's finished batches is written after its clips.
-
-    Several processes take a batch each at a time; their clips are files of their own.
-    """
-    team, names = processes.count(), cast(list[str], clips.attrs["names"])
+    """Make and write every batch not yet done; several processes take one each at a time."""
+    team, names = distributed.world_size(), cast(list[str], clips.attrs["names"])
     batches = split_batches(cast(zarr.Array, clips[names[0]]).shape[0], batch_size)
     finished, total = 0, len(batches) * len(names)
     for name in names:
         array = cast(zarr.Array, clips[name])
-        done = cast(dict[str, int], processes.tell(clips.attrs["done"]))
+        done = cast(dict[str, int], distributed.broadcast(clips.attrs["done"]))
         finished += done[name]
         for first in range(done[name], len(batches), team):
             together = batches[first : first + team]
-            if processes.rank() < len(together):
-                positions = together[processes.rank()]
+            if distributed.rank() < len(together):
+                positions = together[distributed.rank()]
                 array[positions[0] : positions[-1] + 1] = make(name, positions)
-            processes.wait()
+            distributed.barrier()
             finished += len(together)
-            if processes.is_first():
+            if distributed.is_main():
                 clips.attrs["done"] = done | {name: first + len(together)}
             if progress is not None:
                 progress(finished, total, {"clips": name})
-    if processes.is_first():
+    if distributed.is_main():
         clips.attrs["complete"] = True
-    processes.wait()
+    distributed.barrier()
 
 
 def write_preview(path: Path, truth: Any, reconstruction: Any, n_columns: int = 8, height: int = 96) -> None:
-    """Write a sheet of middle frames, truth above reconstruction, of windows evenly spread over the test set.
+    """Write a sheet of middle frames, truth above reconstruction, (n, F, H, W, 3) uint8, of evenly spread windows.
 
-    Parameters
-    ----------
-    truth, reconstruction : array-like
-        (n, F, H, W, 3) uint8; read clip by clip.
-    n_columns : int
-        Windows shown, two rows of them where there are enough.
-    height : int
-        Pixels per frame; small frames are enlarged without smoothing.
+    It has up to two rows of ``n_columns`` windows; small frames are enlarged to ``height`` pixels without smoothing.
     """
     n = truth.shape[0]
     shown = np.unique(np.linspace(0, n - 1, min(n, 2 * n_columns)).round().astype(int))
@@ -282,7 +253,6 @@ def write_preview(path: Path, truth: Any, reconstruction: Any, n_columns: int = 
 
 
 def _pair(truth: np.ndarray, reconstruction: np.ndarray, height: int) -> np.ndarray:
-    """Middle frame of truth above that of the reconstruction, with a white margin."""
     scale = max(1, height // truth.shape[1])
     frames = [clip[clip.shape[0] // 2].repeat(scale, 0).repeat(scale, 1) for clip in (truth, reconstruction)]
     return np.pad(np.concatenate(frames), ((0, 8), (0, 4), (0, 0)), constant_values=255)

@@ -30,15 +30,11 @@ class Recorded:
     Attributes
     ----------
     vertex : tuple of int (V,)
-        Cortical positions 0…59,411 in the model's order.
-    voxel_id : str
-        Their digest, as in the encoder's configuration.
+        Cortical positions 0…59,411 in the model's order; ``voxel_id`` is their digest.
     tr_s, lag_s : float
         Seconds between scans, and from a film moment to the scan it is paired with.
     subject : str
-        Whose they are, where the model is of several people.
-    person : int
-        Which of these, counted from 0.
+        Whose they are, if the model is of several people; ``person`` is the index.
     """
 
     vertex: tuple[int, ...]
@@ -56,7 +52,7 @@ def describe_store(store: Store) -> Recorded:
 
 
 def write_recorded(stores: Sequence[Store], folder: Path) -> None:
-    """Put voxel selection and timing, of several people one after the other, beside a model's weights, as ``recording.json``."""
+    """Write ``recording.json``: each person's voxel selection and timing."""
     kept = ("vertex", "voxel_id", "tr_s", "lag_s")
     described = [
         {name: part for name, part in asdict(describe_store(store)).items() if name in kept} for store in stores
@@ -67,20 +63,14 @@ def write_recorded(stores: Sequence[Store], folder: Path) -> None:
 
 
 def read_recorded(model: Path, store: Path | None = None) -> Recorded:
-    """What a model's scans are, from its folder, or from the store it was trained on.
+    """What a model's scans are, from its folder, or from the store of its run.
 
-    Parameters
-    ----------
-    model : Path
-        A pipeline folder.
-    store : Path, optional
-        The store of the run the model belongs to; used where the model was saved without ``recording.json``, and where
-        it is of several people, for whose scans they are.
+    The store is needed where the model was saved without ``recording.json``, or is of several people.
 
     Raises
     ------
     ModelError
-        Where neither says which voxels the model was made for, or whose.
+        If neither says which voxels the model was made for, or whose.
     """
     path = model / RECORDING_FILE
     if path.is_file():
@@ -120,15 +110,12 @@ def _whose(people: list[dict[str, Any]], model: Path, store: Path | None) -> tup
 def read_scans(
     paths: Sequence[Path], recorded: Recorded, first_volume: int = 0, n_scans: int | None = None
 ) -> np.ndarray:
-    """Standardised scans of a recording at a model's voxels; several recordings of the same film are averaged.
-
-    Each recording's own statistics are used, over the volumes that are kept: a 4th-order polynomial is removed from
-    every vertex, then its mean, and what is left is divided by its standard deviation (docs/method.md, Recordings).
+    """Scans of a recording at a model's voxels, standardised over the volumes that are kept (docs/method.md, Recordings).
 
     Parameters
     ----------
     paths : sequence of Path
-        ``.dtseries.nii`` files.
+        ``.dtseries.nii`` files; several recordings of the same film are averaged.
     recorded : Recorded
     first_volume : int
         Volumes left out at the start.

@@ -1,4 +1,4 @@
-"""From noise to latents: the steps of the sampler, and what may be left out of them.
+"""From noise to latents.
 
 Shapes: B clips, c latent channels, F frames, h w latents, L condition tokens, C condition width.
 """
@@ -20,17 +20,7 @@ from mindvideo.models.interfaces import Generator, share_noise
 
 @dataclass(frozen=True)
 class Plan:
-    """How latents are sampled.
-
-    Attributes
-    ----------
-    steps : int
-        Denoising steps.
-    guidance_scale : float
-        1 needs no negative pass.
-    is_bf16 : bool
-        Networks under bfloat16 autocast; the sampler stays in float32.
-    """
+    """Denoising steps, guidance scale, and whether networks are under bfloat16 autocast."""
 
     steps: int
     guidance_scale: float
@@ -38,7 +28,7 @@ class Plan:
 
 
 def autocast(device: torch.device, is_enabled: bool) -> AbstractContextManager[Any]:
-    """Networks in bfloat16 within, where enabled."""
+    """Networks in bfloat16 within, if enabled."""
     return torch.autocast(device.type, torch.bfloat16, enabled=is_enabled)
 
 
@@ -57,7 +47,7 @@ def denoise(
     Parameters
     ----------
     latents : Tensor, (B, c, F, h, w) float32
-        Noise of unit variance, independent; the generator correlates its frames as it was trained (`share_noise`).
+        Independent noise of unit variance; its frames are then correlated as in training (`share_noise`).
     positive : Tensor, (B, L, C) float32
     negative : Tensor, (1, L, C) float32, optional
         None: no guidance.

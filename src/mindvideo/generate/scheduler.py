@@ -16,7 +16,7 @@ SCHEDULERS = {
     "dpm++": diffusers.DPMSolverMultistepScheduler,
     "unipc": diffusers.UniPCMultistepScheduler,
 }
-# Stable Diffusion's sampling conventions (docs/method.md, The generator), used where a configuration does not state its own.
+# Stable Diffusion's conventions (docs/method.md, The generator).
 CONVENTIONS = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -26,7 +26,7 @@ CONVENTIONS = {
     "clip_sample": False,
     "set_alpha_to_one": False,
 }
-# What describes the noise the UNet was trained on, or the grid of sampled times; the rest belongs to one solver.
+# What describes the noise that the UNet was trained on, or the grid of times; the rest belongs to one solver.
 SHARED_KEYS = ("num_train_timesteps", "trained_betas", "prediction_type", "rescale_betas_zero_snr", *CONVENTIONS)
 
 
@@ -38,18 +38,11 @@ def make_scheduler(
     Parameters
     ----------
     config : dict
-        Any diffusers scheduler configuration, such as the foundation's. Its noise schedule is kept, and DDIM its time
-        grid (the few-step solvers use trailing spacing); what it does not state is Stable Diffusion's convention: scaled-linear betas .00085-.012, no clipping,
-        ``set_alpha_to_one`` false, ``steps_offset`` 1, leading spacing (docs/method.md, The generator).
+        Any diffusers scheduler configuration. What it does not state follows `CONVENTIONS`.
     name : {"ddim", "dpm++", "unipc"}
-        The solver: DDIM, second-order multistep DPM-Solver++, or UniPC.
+        The solver: DDIM, second-order multistep DPM-Solver++, or UniPC; SettingError for another.
     spacing : str, optional
-        Another time grid, as diffusers names it, such as ``trailing``, which a student is trained for.
-
-    Raises
-    ------
-    SettingError
-        For an unknown name.
+        The time grid as diffusers names it; by default DDIM has that of ``config``, the others ``trailing``.
     """
     if name not in SCHEDULERS:
         raise SettingError(f"expected scheduler to be one of {', '.join(SCHEDULERS)}, found '{name}'")
@@ -64,7 +57,7 @@ def make_scheduler(
 
 
 def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> None:
-    """Place the sampler's times; SettingError when the noise schedule has too few for ``steps``."""
+    """Place the sampler's times; SettingError for more ``steps`` than the noise schedule has."""
     trained = scheduler.config.num_train_timesteps
     if 1 <= steps <= trained:
         scheduler.set_timesteps(steps, device=device)
@@ -73,7 +66,7 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -
 
 
 def load_scheduler(folder: Path, index: dict[str, Any]) -> SchedulerMixin:
-    """The scheduler of a saved pipeline, of the class its ``model_index.json`` names; ModelError when there is none."""
+    """The scheduler of a saved pipeline; ModelError if there is none."""
     name = (index.get("scheduler") or [None, None])[1]
     found = getattr(diffusers, str(name), None)
     if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):

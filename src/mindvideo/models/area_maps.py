@@ -1,4 +1,4 @@
-"""Tokens that are cortical areas: from the voxels of each area to its token, and back (docs/method.md, Tokens that are areas).
+"""Cortical areas as tokens: from voxels to tokens, and back (docs/method.md, Tokens that are areas).
 
 Shapes: N scans, V voxels (of the person who has most), A areas, D embedding.
 """
@@ -6,7 +6,7 @@ Shapes: N scans, V voxels (of the person who has most), A areas, D embedding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ class AreaMaps(nn.Module):
     Parameters
     ----------
     layouts : sequence of VoxelLayout
-        One a person; the areas are those that any of them has, along the visual hierarchy, left before right.
+        One per person; areas of any of them follow the visual hierarchy.
     embed_dim : int
         D.
 
@@ -77,15 +77,17 @@ class AreaMaps(nn.Module):
                 nn.init.uniform_(part, -bound, bound)
         nn.init.normal_(self.missing, std=0.02)
 
-    def _people(self, person: torch.Tensor | None, count: int) -> Iterator[tuple[int, torch.Tensor | slice]]:
-        """Each person among ``count`` scans, with the rows that are theirs."""
+    def _by_person(
+        self, read: Callable[[int, torch.Tensor], torch.Tensor], values: torch.Tensor, person: torch.Tensor | None
+    ) -> torch.Tensor:
+        """``read(person, values)``, with each person's own rows of the values (N, ...)."""
         if person is None or len(self.weight) == 1:
-            yield 0, slice(None)
-            return
-        if len(person) != count:
-            raise SettingError(f"expected one person a scan, {count}, found {len(person)}")
-        for number in person.unique().tolist():
-            yield number, (person == number).nonzero()[:, 0]
+            return read(0, values)
+        if len(person) != len(values):
+            raise SettingError(f"expected one person a scan, {len(values)}, found {len(person)}")
+        rows = {index: (person == index).nonzero()[:, 0] for index in person.unique().tolist()}
+        parts = [read(index, values[own]) for index, own in rows.items()]
+        return torch.cat(parts)[torch.cat(list(rows.values())).argsort()]
 
     def rows(self, person: int) -> np.ndarray:
         """Which voxel each row of a person's matrices is of: area after area."""
@@ -97,39 +99,34 @@ class AreaMaps(nn.Module):
 
     def encode(self, fmri: torch.Tensor, person: torch.Tensor | None) -> torch.Tensor:
         """Tokens (N, A, D), positions included, of scans (N, V) of persons (N,), int64."""
-        result: torch.Tensor | None = None
-        for number, rows in self._people(person, len(fmri)):
-            parts = fmri[rows][:, self._order(number)].split(self.sizes[number], dim=1)
-            maps = self.weight[number].split(self.sizes[number])
-            read = torch.stack([part @ one for part, one in zip(parts, maps, strict=True)], dim=1) + self.bias[number]
-            tokens = torch.where(self.is_present[number][:, None], read, self.missing.to(read.dtype))
-            if isinstance(rows, slice):
-                return tokens + self.positions
-            if result is None:
-                result = tokens.new_empty(len(fmri), *tokens.shape[1:])
-            result = result.index_copy(0, rows, tokens)
-        assert result is not None
-        return result + self.positions
+
+        def read(index: int, own: torch.Tensor) -> torch.Tensor:
+            parts = own[:, self._order(index)].split(self.sizes[index], dim=1)
+            maps = self.weight[index].split(self.sizes[index])
+            tokens = torch.stack([part @ one for part, one in zip(parts, maps, strict=True)], dim=1) + self.bias[index]
+            return torch.where(self.is_present[index][:, None], tokens, self.missing.to(tokens.dtype))
+
+        return self._by_person(read, fmri, person) + self.positions
 
     def decode(self, tokens: torch.Tensor, person: torch.Tensor | None) -> torch.Tensor:
-        """Scans (N, V) from tokens (N, A, D), by the transposed matrices; 0 past a person's own voxels."""
-        result = tokens.new_zeros(len(tokens), self.voxels)
-        for number, rows in self._people(person, len(tokens)):
-            maps = self.weight[number].split(self.sizes[number])
-            parts = [tokens[rows][:, area] @ one.T for area, one in enumerate(maps)]
-            own = torch.cat(parts, dim=1)[:, self._order(number).argsort()]
-            padded = torch.nn.functional.pad(own, (0, self.voxels - own.shape[1])).to(result.dtype)
-            result = padded if isinstance(rows, slice) else result.index_copy(0, rows, padded)
-        return result
+        """Scans (N, V) of tokens (N, A, D), by the transposed matrices; 0 past a person's voxels."""
+
+        def read(index: int, own: torch.Tensor) -> torch.Tensor:
+            maps = self.weight[index].split(self.sizes[index])
+            voxels = torch.cat([own[:, area] @ one.T for area, one in enumerate(maps)], dim=1)
+            voxels = voxels[:, self._order(index).argsort()]
+            return nn.functional.pad(voxels, (0, self.voxels - voxels.shape[1])).to(tokens.dtype)
+
+        return self._by_person(read, tokens, person)
 
     def area_means(self, values: torch.Tensor, person: torch.Tensor | None) -> torch.Tensor:
-        """Mean over the voxels of each area, (N, A), of values (N, V); 0 for an area without voxels."""
-        result = values.new_zeros(len(values), self.num_areas)
-        for number, rows in self._people(person, len(values)):
-            parts = values[rows][:, self._order(number)].split(self.sizes[number], dim=1)
-            means = torch.stack([part.sum(1) / max(part.shape[1], 1) for part in parts], dim=1)
-            result = means if isinstance(rows, slice) else result.index_copy(0, rows, means)
-        return result
+        """Mean of values (N, V) over each area's voxels, (N, A); 0 for an empty area."""
+
+        def read(index: int, own: torch.Tensor) -> torch.Tensor:
+            parts = own[:, self._order(index)].split(self.sizes[index], dim=1)
+            return torch.stack([part.sum(1) / max(part.shape[1], 1) for part in parts], dim=1)
+
+        return self._by_person(read, values, person)
 
     def present(self, person: torch.Tensor | None, count: int) -> torch.Tensor:
         """Which areas have voxels, bool (N, A)."""

@@ -1,4 +1,4 @@
-"""A released model's parts as safetensors folders of our own classes, every weight accounted for by name."""
+"""A released model's parts as our own classes in safetensors, every weight accounted for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PRIVATE = ("_class_name", "_diffusers_version", "_name_or_path")
 
 @dataclass
 class Conversion:
-    """What was converted: our class by part (``""`` for a single model), and what a reader should know."""
+    """What was converted: our class by part (``""`` for a single model), and notes."""
 
     parts: dict[str, Kind] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -55,18 +55,18 @@ def convert_parts(
     release : Path
         A released MinD-Video folder (``unet/ vae/ fmri_encoder/``), one such part, or a checkpoint file.
     out : Path
-        Receives one folder a part, or the model itself where the release is a single one.
+        Receives a folder for each part, or a single model itself.
     num_voxels : int, optional
-        Another number of voxels: positions are interpolated, nearest neighbour (docs/method.md, The masked brain model).
+        Another number of voxels: positions are interpolated, nearest neighbour.
     overrides : dict, optional
         Settings that the release does not state, such as ``num_heads``.
     drop : tuple of str
-        Settings of the release that our classes do not know and that may be left out.
+        Settings of the release that may be left out.
 
     Raises
     ------
     ModelError
-        Listing by name every weight that is missing, unexpected or of another shape, and every unknown setting.
+        Names every weight that is missing, unexpected or misshapen, and every unknown setting.
     """
     found = Conversion()
     if release.is_dir():
@@ -193,7 +193,7 @@ def _diffusers_settings(
 
 
 def load_checked(kind: Kind, settings: dict[str, Any], weights: Weights, where: Path, notes: list[str]) -> Any:
-    """A model of ``settings`` holding ``weights`` in float32; nothing missing, nothing over, no other shape.
+    """A model of ``settings`` with exactly these ``weights``, in float32.
 
     Raises
     ------
@@ -241,7 +241,6 @@ def load_checked(kind: Kind, settings: dict[str, Any], weights: Weights, where: 
 
 
 def _with_voxels(kind: Kind, model: Any, num_voxels: int, notes: list[str]) -> Any:
-    """The model for another number of voxels."""
     old, patches = model.num_patches, count_patches(num_voxels, model.config.patch_size)
     if num_voxels == model.config.num_voxels:
         return model

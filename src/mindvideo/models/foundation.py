@@ -1,8 +1,8 @@
 """The frozen parts a study stands on, from a folder in Hugging Face layout.
 
 ``vae``, ``unet`` (2-D, text-conditioned), ``scheduler``, ``tokenizer``, ``text_encoder``, ``image_encoder``,
-``captioner`` (BLIP), ``image_classifier`` (ViT), ``video_classifier`` (VideoMAE): each is read by its own library's
-``from_pretrained``, from local files only. The shipped kit and Stable Diffusion 1.5 with its companions load alike.
+``captioner`` (BLIP), ``image_classifier`` (ViT), ``video_classifier`` (VideoMAE): each is read from local files
+by its own library's ``from_pretrained``.
 """
 
 from __future__ import annotations
@@ -38,15 +38,8 @@ from mindvideo.files import add_content, describe_absence, walk_files
 from mindvideo.models.weight_files import load_network
 
 PARTS = (
-    "vae",
-    "unet",
-    "scheduler",
-    "tokenizer",
-    "text_encoder",
-    "image_encoder",
-    "captioner",
-    "image_classifier",
-    "video_classifier",
+    *("vae", "unet", "scheduler", "tokenizer", "text_encoder"),
+    *("image_encoder", "captioner", "image_classifier", "video_classifier"),
 )
 MOTION = "motion"
 """Optional: what the inflated generator has beyond the 2-D one, trained on films."""
@@ -55,8 +48,8 @@ CONDITION = ("tokenizer", "text_encoder", "image_encoder")
 GENERATION = ("vae", "unet", "scheduler", MOTION, *CONDITION)
 """What the generator's training and the sampling follow from."""
 VIDEO_FRAMES = 6
-"""Frames of a clip that the video classifier is shown. The published evaluation loads VideoMAE so, although its
-configuration says 16; its positions are sinusoids without weights, so nothing is lost."""
+"""Frames of a clip that the video classifier sees, as in the published evaluation, although its configuration
+says 16; its positions have no weights."""
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -81,25 +74,25 @@ class Foundation:
     Raises
     ------
     ModelError
-        Where the folder or a part of it is missing, or widths do not fit one another.
+        Where the folder or a part of it is missing, or widths differ.
     """
 
     def __init__(self, folder: Path | str = "embedded", device: torch.device | str = "cpu") -> None:
         self.folder = embedded_kit() if str(folder) == "embedded" else Path(folder)
-        self.device = torch.device(device)
+        self.device, self._processors = torch.device(device), dict[str, Any]()
         if not self.folder.is_dir():
             raise ModelError(
                 f"expected a foundation folder at {self.folder}, found none; give foundation=FOLDER or 'embedded'"
             )
 
     def require(self, *parts: str) -> None:
-        """Raise ModelError unless every named part is there and the widths of text, UNet and image agree."""
+        """Raise ModelError unless all named parts are there and their widths agree."""
         for part in parts:
             folder = self.folder / part
             if not folder.is_dir() or not any(folder.glob("*.json")):
-                present = [name for name in PARTS if (self.folder / name).is_dir()]
+                present = ", ".join(name for name in PARTS if (self.folder / name).is_dir()) or "none"
                 raise ModelError(
-                    f"expected the part '{part}' in foundation folder {self.folder}, found only {', '.join(present) or 'none'}; "
+                    f"expected the part '{part}' in foundation folder {self.folder}, found only {present}; "
                     f"put a Hugging Face folder of that part at {folder}"
                 )
         if not {"unet", "image_encoder"} & set(parts) or not (self.folder / "text_encoder").is_dir():
@@ -136,7 +129,7 @@ class Foundation:
         return int(self._config("image_encoder").get("projection_dim", 512))
 
     def _load(self, part: str, load: Callable[[Path], Any]) -> Any:
-        """What a library reads from a part's folder; its errors, whatever they are, in one sentence."""
+        """What a library reads from a part's folder; any error becomes one sentence."""
         self.require(part)
         folder = self.folder / part
         try:
@@ -152,7 +145,7 @@ class Foundation:
         return self._load(part, lambda folder: load_network(kind, folder, self.device, **settings))
 
     def _load_tokenizer(self, part: str, kind: Any, vocabulary: int) -> Any:
-        """A tokenizer with a vocabulary: without its files, transformers makes one that knows no word."""
+        """A tokenizer with a vocabulary; without its files, transformers makes an empty one."""
         tokenizer = self._load(part, lambda folder: kind.from_pretrained(folder, local_files_only=True))
         if not vocabulary / 2 < len(tokenizer) <= vocabulary:
             raise ModelError(
@@ -188,17 +181,12 @@ class Foundation:
 
     @cached_property
     def identity(self) -> str:
-        """Digest of every part's files, cards aside, also behind links: another content, another identity."""
+        """Digest of the files of all parts, also behind links, without their cards."""
         return self._hash(*PARTS, MOTION)
 
     @cached_property
-    def generation_identity(self) -> str:
-        """`identity` of what conditions and generates; classifiers and the captioner, which judge, left out."""
-        return self._hash(*GENERATION)
-
-    @cached_property
     def condition_identity(self) -> str:
-        """`identity` of CLIP's parts alone: a new generator leaves the aligned encoder up to date."""
+        """`identity` of CLIP's parts, on which a new generator has no effect."""
         return self._hash(*CONDITION)
 
     @cached_property
@@ -212,7 +200,7 @@ class Foundation:
         return self._hash("captioner")
 
     def part_identity(self, part: str) -> str:
-        """`identity` of one part alone; a word for one that is not there, as nothing may need it."""
+        """`identity` of one part, or ``absent``."""
         return self._hash(part) if (self.folder / part).is_dir() else "absent"
 
     def _hash(self, *parts: str) -> str:
@@ -228,7 +216,7 @@ class Foundation:
         return digest.hexdigest()
 
     def open(self, part: str) -> None:
-        """Load all that a part needs: its network, and the tokenizer or image processor beside it.
+        """Load a part: its network, and its tokenizer or image processor.
 
         Raises
         ------
@@ -244,15 +232,11 @@ class Foundation:
         if part == "captioner":
             self._caption_tokenizer  # noqa: B018
 
-    @cached_property
-    def vae(self) -> AutoencoderKL:
-        """The autoencoder of frames."""
-        return self._load_network("vae", AutoencoderKL)
-
-    @cached_property
-    def unet(self) -> UNet2DConditionModel:
-        """The 2-D text-conditioned UNet."""
-        return self._load_network("unet", UNet2DConditionModel)
+    vae = cached_property(lambda self: self._load_network("vae", AutoencoderKL))
+    unet = cached_property(lambda self: self._load_network("unet", UNet2DConditionModel))
+    image_encoder = cached_property(lambda self: self._load_network("image_encoder", CLIPVisionModelWithProjection))
+    captioner = cached_property(lambda self: self._load_network("captioner", BlipForConditionalGeneration))
+    image_classifier = cached_property(lambda self: self._load_network("image_classifier", ViTForImageClassification))
 
     def motion(self) -> dict[str, torch.Tensor]:
         """Weights of the part ``motion`` by their names in the inflated generator, float32.
@@ -286,7 +270,7 @@ class Foundation:
 
     @cached_property
     def text_encoder(self) -> CLIPTextModelWithProjection:
-        """CLIP's text tower with projection; the projection may come from a whole CLIP in ``image_encoder``."""
+        """CLIP's text tower with projection, perhaps from a whole CLIP in ``image_encoder``."""
         try:
             return self._load_network("text_encoder", CLIPTextModelWithProjection)
         except ModelError as error:
@@ -295,23 +279,8 @@ class Foundation:
             return self._load_network("image_encoder", CLIPTextModelWithProjection)
 
     @cached_property
-    def image_encoder(self) -> CLIPVisionModelWithProjection:
-        """CLIP's image tower with projection."""
-        return self._load_network("image_encoder", CLIPVisionModelWithProjection)
-
-    @cached_property
-    def captioner(self) -> BlipForConditionalGeneration:
-        """BLIP."""
-        return self._load_network("captioner", BlipForConditionalGeneration)
-
-    @cached_property
-    def image_classifier(self) -> ViTForImageClassification:
-        """ViT over images."""
-        return self._load_network("image_classifier", ViTForImageClassification)
-
-    @cached_property
     def video_classifier(self) -> VideoMAEForVideoClassification:
-        """VideoMAE over clips of `VIDEO_FRAMES` frames, whatever number its configuration gives."""
+        """VideoMAE over clips of `VIDEO_FRAMES` frames."""
         model = self._load_network("video_classifier", VideoMAEForVideoClassification, num_frames=VIDEO_FRAMES)
         if VIDEO_FRAMES % (tubelet := int(model.config.tubelet_size)):
             raise ModelError(
@@ -319,10 +288,6 @@ class Foundation:
                 f"{self.folder / 'video_classifier'}; use one like MCG-NJU/videomae-base-finetuned-kinetics (2)"
             )
         return model
-
-    @cached_property
-    def _processors(self) -> dict[str, Any]:
-        return {}
 
     def _processor(self, part: str) -> Any:
         if part not in self._processors:
@@ -332,7 +297,7 @@ class Foundation:
         return self._processors[part]
 
     def _pixels(self, part: str, frames: np.ndarray) -> torch.Tensor:
-        """Frames (N, H, W, 3) uint8 as the part's own image processor prepares them: (N, 3, h, w)."""
+        """Frames (N, H, W, 3) uint8, prepared by the part's image processor: (N, 3, h, w)."""
         processor = self._processor(part)
         pixels = processor(list(frames), return_tensors="pt", input_data_format="channels_last").pixel_values
         if pixels.ndim == 5:
@@ -344,7 +309,7 @@ class Foundation:
             return [run(items[start : start + batch]) for start in range(0, len(items), batch)]
 
     def tokenize(self, captions: list[str]) -> torch.Tensor:
-        """Token numbers (B, L), padded to L; the end of a caption that is longer (`list_too_long`) is left out, as CLIP does."""
+        """Token ids (B, L), padded or cut to L (`list_too_long`), as CLIP does."""
         given = {"padding": "max_length", "truncation": True, "max_length": self.condition_length}
         return torch.tensor(self.tokenizer(captions, **given).input_ids, device=self.device)
 
@@ -354,7 +319,7 @@ class Foundation:
         return [caption for caption, row in zip(captions, rows, strict=True) if len(row) > self.condition_length]
 
     def encode_text(self, captions: list[str], batch: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (B, L, C) of the last hidden state and projected CLIP embeddings (B, C), float32; see `tokenize`."""
+        """Last hidden states (B, L, C) and projected embeddings (B, C) of captions, float32."""
 
         def run(part: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
             output = self.text_encoder(self.tokenize(part))
@@ -364,23 +329,23 @@ class Foundation:
         return torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
 
     def null_condition(self) -> torch.Tensor:
-        """The empty caption's tokens (L, C), float32: what the generator makes of no condition at all."""
+        """The empty caption's tokens (L, C), float32."""
         return self.encode_text([""])[0][0].cpu()
 
     def encode_image(self, frames: np.ndarray, batch: int = 64) -> torch.Tensor:
         """Projected CLIP image embeddings (N, C) float32 of frames (N, H, W, 3) uint8."""
-        rows = self._in_batches(
-            frames, batch, lambda part: self.image_encoder(self._pixels("image_encoder", part)).image_embeds.float()
-        )
-        return torch.cat(rows)
-
-    def encode_latents(self, frames: np.ndarray, batch: int = 32) -> torch.Tensor:
-        """Posterior means (N, c, h, w) float32 of frames (N, H, W, 3) uint8, times the VAE's scaling factor."""
 
         def run(part: np.ndarray) -> torch.Tensor:
-            pixels = (
-                torch.from_numpy(np.ascontiguousarray(part)).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            )
+            return self.image_encoder(self._pixels("image_encoder", part)).image_embeds.float()
+
+        return torch.cat(self._in_batches(frames, batch, run))
+
+    def encode_latents(self, frames: np.ndarray, batch: int = 32) -> torch.Tensor:
+        """Scaled posterior means (N, c, h, w) float32 of frames (N, H, W, 3) uint8."""
+
+        def run(part: np.ndarray) -> torch.Tensor:
+            shown = torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
+            pixels = shown.permute(0, 3, 1, 2).float() / 127.5 - 1.0
             return self.vae.encode(pixels).latent_dist.mean.float() * self.vae.config.scaling_factor
 
         return torch.cat(self._in_batches(frames, batch, run))
@@ -403,11 +368,9 @@ class Foundation:
         """A sentence for every frame (N, H, W, 3) uint8, by greedy decoding."""
 
         def run(part: np.ndarray) -> list[str]:
+            pixels = self._pixels("captioner", part)
             output = self.captioner.generate(
-                pixel_values=self._pixels("captioner", part),
-                max_new_tokens=max_new_tokens,
-                num_beams=1,
-                do_sample=False,
+                pixel_values=pixels, max_new_tokens=max_new_tokens, num_beams=1, do_sample=False
             )
             return [text.strip() for text in self._caption_tokenizer.batch_decode(output, skip_special_tokens=True)]
 
@@ -423,14 +386,13 @@ class Foundation:
         return np.concatenate(self._in_batches(frames, batch, run))
 
     def classify_videos(self, clips: np.ndarray, batch: int = 16) -> np.ndarray:
-        """Probabilities (N, classes) float32 of clips (N, F, H, W, 3) uint8, see `describe_videos`."""
+        """Probabilities (N, classes) float32 of clips (N, F, H, W, 3) uint8."""
         return self.describe_videos(clips, batch)[0]
 
     def describe_videos(self, clips: np.ndarray, batch: int = 16) -> tuple[np.ndarray, np.ndarray]:
-        """`classify_videos`, and the features (N, D) float32 the last layer decides by, in one pass.
+        """`classify_videos`, and the features (N, D) float32 before the last layer.
 
-        The classifier sees `VIDEO_FRAMES` frames of each clip, evenly spaced from the first to the last, the nearest
-        one each; a clip with fewer shows some of them more than once.
+        The classifier sees `VIDEO_FRAMES` frames of each clip, evenly spaced from the first to the last.
         """
         model = self.video_classifier
         moment = np.round(np.linspace(0, clips.shape[1] - 1, VIDEO_FRAMES)).astype(int)

@@ -1,7 +1,6 @@
 """What the rest of the code may ask of an fMRI encoder and of a generator of clips.
 
-Everything outside `mindvideo.models.encoders` and `mindvideo.models.generators` works through these two, so that another
-encoder or generator changes nothing but the recipe.
+All code outside `mindvideo.models.encoders` and `mindvideo.models.generators` uses these two.
 
 Shapes: B windows, W scans per window, V voxels, L condition tokens, C condition width, T tokens of an encoder,
 c F h w channels, frames and sides of latents.
@@ -30,7 +29,7 @@ from mindvideo.voxel_layout import VoxelLayout
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """The text tokens that an encoder is to give: mean (L, C), principal components (K, L·C) and their variances (K,)."""
+    """Mean (L, C) of the text tokens, their principal components (K, L·C) and variances (K,)."""
 
     mean: torch.Tensor
     components: torch.Tensor
@@ -40,14 +39,14 @@ class TokenStatistics:
 class Encoder(WholeModel, ABC):
     """A window of fMRI scans to the condition of the generator.
 
-    A subclass registers its constructor's arguments as its configuration, among them ``num_voxels`` (of the person who has
-    most), ``window``, ``condition_length``, ``condition_width``, ``input_mean``, ``input_scale`` and ``voxel_id``, calls
-    `add_logit_scale`, and offers `build`, `from_masked_brain` where it can start from one, and `forward`.
+    A subclass registers its constructor's arguments as its configuration, among them ``num_voxels`` (the most
+    of any person), ``window``, ``condition_length``, ``condition_width``, ``input_mean``, ``input_scale`` and
+    ``voxel_id``. It calls `add_logit_scale` and offers `build`, `forward`, and perhaps `from_masked_brain`.
     """
 
     starts_from_masked_brain: ClassVar[bool] = False
     may_leave_out: bool = False
-    """Whether a step may leave some parameters without a gradient, as of a person whom a batch has no scans of."""
+    """Whether some parameters may get no gradient in a step, as those of a person without scans in the batch."""
 
     logit_scale: nn.Parameter
 
@@ -67,19 +66,19 @@ class Encoder(WholeModel, ABC):
         architecture : mapping
             The recipe's section ``encoder``.
         **settings
-            Of this encoder alone: the recipe's ``align.dropout`` and ``align.encoder_settings``.
+            The recipe's ``align.dropout`` and ``align.encoder_settings``.
         """
 
     @classmethod
     def from_masked_brain(
         cls, model: MaskedBrainModel, *, window: int, condition_length: int, condition_width: int, **settings: Any
     ) -> Self:
-        """A new encoder that goes on from the masked brain model; ModelError where it cannot."""
+        """A new encoder that goes on from a masked brain model; ModelError if it cannot."""
         raise ModelError(f"expected an encoder that starts from a masked brain model, found {cls.__name__}")
 
     @abstractmethod
     def forward(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
-        """Condition (B, L, C) of windows (B, W, V) of persons (B,), int64; the first person's where none is given."""
+        """Condition (B, L, C) of windows (B, W, V) of persons (B,), int64; by default the first."""
 
     def add_logit_scale(self) -> None:
         """Add the learned scale of the contrast's similarities (Radford et al. 2021)."""
@@ -91,12 +90,12 @@ class Encoder(WholeModel, ABC):
         return condition.mean(dim=1)
 
     def start_at(self, tokens: TokenStatistics) -> None:
-        """Begin at what the tokens are on average, where the encoder has parameters for it; the paper's has none."""
+        """Start from the mean tokens, if the encoder has parameters for it; the paper's has none."""
 
     def token_voxels(self, person: int = 0) -> list[np.ndarray] | None:
-        """Voxel indices of each of T tokens that `attention_maps` speaks of, places of a voxel that comes twice included.
+        """Voxel indices of each of the T tokens of `attention_maps`, repeats included.
 
-        None for an encoder whose attention nobody knows; it is explained by silencing areas alone.
+        None for an encoder without `attention_maps`.
         """
         return None
 
@@ -106,7 +105,7 @@ class Encoder(WholeModel, ABC):
         Returns
         -------
         Tensor, (depth, T), float32
-            Mean over heads, queries, scans and windows; each row sums to 1. Windows of several calls may be averaged.
+            Mean over heads, queries, scans and windows; rows sum to 1.
 
         Raises
         ------
@@ -116,14 +115,14 @@ class Encoder(WholeModel, ABC):
         raise ModelError(f"expected an encoder that tells its attention, found {type(self).__name__}")
 
     def temporal_attention(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor | None:
-        """Attention between the scans of a window, layer by layer (depth, W, W), float32; None where scans are not mixed.
+        """Attention between the scans of a window (depth, W, W), float32; None if scans are not mixed.
 
         Queries by keys; mean over heads, tokens and windows; rows sum to 1.
         """
         return None
 
     def require_voxels(self, layouts: Sequence[VoxelLayout], where: Path | str) -> None:
-        """Raise ModelError when the encoder was made for other voxels than the stores of its people have, or other people."""
+        """Raise ModelError if the encoder was made for other people or voxels than the stores'."""
         known = self.config.get("layouts") or [dict(self.config)]
         if len(known) != len(layouts):
             raise ModelError(
@@ -141,7 +140,7 @@ class Encoder(WholeModel, ABC):
 
 
 class OfPerson(nn.Module):
-    """An encoder of several people as one of them has it: it takes that person's own voxels, (B, W, V) of them."""
+    """One person's view of an encoder of several people: it takes that person's voxels (B, W, V)."""
 
     def __init__(self, encoder: Encoder, person: int) -> None:
         super().__init__()
@@ -183,7 +182,7 @@ class OfPerson(nn.Module):
 
 
 def of_person(encoder: Encoder, person: int) -> Encoder:
-    """The encoder itself where it is of one person, else one of its people's view of it, which looks like an encoder."""
+    """The encoder itself, or one person's view of an encoder of several."""
     several = len(encoder.config.get("layouts") or ()) > 1
     return cast(Encoder, OfPerson(encoder, person)) if several else encoder
 
@@ -200,8 +199,7 @@ def only_person(layouts: Sequence[VoxelLayout], name: str) -> VoxelLayout:
 class Generator(WholeModel, ABC):
     """A denoiser of clips, latents (B, c, F, h, w), under a condition (B, L, C).
 
-    Its configuration holds ``in_channels`` (c), ``sample_size`` (h and w it was first trained at) and
-    ``cross_attention_dim`` (C).
+    Its configuration holds ``in_channels`` (c), ``sample_size`` (h and w) and ``cross_attention_dim`` (C).
     """
 
     trained_parts: ClassVar[tuple[str, ...]] = ()
@@ -221,30 +219,30 @@ class Generator(WholeModel, ABC):
         ----------
         unet : UNet2DConditionModel
         settings : mapping, optional
-            With which the foundation's part ``motion`` was trained.
+            Those of the foundation's part ``motion``.
         motion : mapping of str to Tensor, optional
-            That part: the weights that a 2-D UNet has not. Without it they start as identity.
+            Its weights, which a 2-D UNet does not have; by default they start as identity.
         """
 
     @abstractmethod
     def forward(self, latents: torch.Tensor, timestep: torch.Tensor | float, condition: torch.Tensor) -> Any:
-        """An object whose ``sample`` (B, c, F, h, w) is what the scheduler's ``prediction_type`` says."""
+        """An object whose ``sample`` (B, c, F, h, w) is of the scheduler's ``prediction_type``."""
 
     def constant_condition(self) -> AbstractContextManager[None]:
-        """Within, a condition comes again and again unchanged, and what follows from it may be kept."""
+        """Within, conditions do not change, and what follows from them may be kept."""
         return nullcontext()
 
 
 def share_noise(unet: nn.Module, noise: torch.Tensor) -> torch.Tensor:
-    """Noise of which any two frames of a clip correlate as the denoiser's setting ``noise_share`` says.
+    """Noise with a correlation of ``noise_share`` between frames, as the denoiser's ``config`` says.
 
-    Frames that begin alike end alike where nothing moves (Ge et al., Preserve Your Own Correlation, 2023). The map is the
-    symmetric square root of the frames' covariance, so that it takes no further random numbers.
+    Frames that begin alike end alike where nothing moves (Ge et al., Preserve Your Own Correlation, 2023). The
+    map is the symmetric square root of the frames' covariance, and draws no random numbers.
 
     Parameters
     ----------
     unet : Module
-        A denoiser; without the setting in its ``config`` the noise stays as it is.
+        A denoiser.
     noise : Tensor, (B, C, F, H, W)
         Independent standard normal numbers.
 

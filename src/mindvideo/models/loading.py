@@ -16,13 +16,13 @@ from mindvideo.models.weight_files import find_weights
 
 
 def forget_path(part: Any) -> None:
-    """Take the folder that a model was loaded from out of its configuration: nobody it is given to has that folder."""
+    """Remove the folder that a model was loaded from from its configuration."""
     kept = {name: value for name, value in part.config.items() if name != "_name_or_path"}
     part._internal_dict = FrozenDict(kept)
 
 
 def takes_settings_of(parent: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let a constructor that hands ``**settings`` on to ``parent`` show, and save, the parent's settings as its own."""
+    """Let a constructor that passes ``**settings`` to ``parent`` show and save these as its own."""
 
     def decorate(init: Callable[..., None]) -> Callable[..., None]:
         own = [item for item in inspect.signature(init).parameters.values() if item.kind is not item.VAR_KEYWORD]
@@ -34,7 +34,7 @@ def takes_settings_of(parent: type) -> Callable[[Callable[..., None]], Callable[
 
 
 class WholeModel(ModelMixin, ConfigMixin):
-    """A diffusers model that loads whole or not at all, from safetensors and from disk unless told otherwise."""
+    """A diffusers model that loads completely or not at all, by default from local safetensors."""
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Self:
@@ -45,13 +45,12 @@ class WholeModel(ModelMixin, ConfigMixin):
         folder : path
             Holds ``config.json`` and safetensors.
         **kwargs
-            As diffusers' ``from_pretrained``; ``local_files_only`` and ``use_safetensors`` are on by default.
+            As diffusers'; ``local_files_only`` and ``use_safetensors`` are on by default.
 
         Raises
         ------
         ModelError
-            When the folder or a file in it is missing, a setting is unknown, or a weight is missing, unexpected or of
-            another shape.
+            When a file is missing, a setting is unknown, or a weight is missing, unexpected or misshapen.
         """
         place = Path(folder, kwargs.get("subfolder") or "")
         files = find_weights(place) if (place / "config.json").is_file() else None
@@ -90,7 +89,7 @@ class WholeModel(ModelMixin, ConfigMixin):
         return model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write ``config.json``, without the folder this model came from, and safetensors; arguments as diffusers'."""
+        """Write ``config.json``, without the folder of origin, and safetensors; arguments as diffusers'."""
         forget_path(self)
         super().save_pretrained(save_directory, **kwargs)
 
@@ -99,7 +98,7 @@ Model = TypeVar("Model", bound=WholeModel)
 
 
 def class_named(folder: str | Path, classes: Sequence[type[Model]]) -> type[Model]:
-    """The one of ``classes`` that a folder's ``config.json`` names; the first where it names none of them."""
+    """The class that a folder's ``config.json`` names, by default the first."""
     try:
         name = json.loads((Path(folder) / "config.json").read_text()).get("_class_name")
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):

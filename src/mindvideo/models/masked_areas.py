@@ -1,4 +1,4 @@
-"""Masked brain modelling with tokens that are cortical areas, of one person or several (docs/method.md, Tokens that are areas).
+"""Masked brain modelling with areas as tokens (docs/method.md, Tokens that are areas).
 
 Shapes: B scans, V voxels (of the person who has most), A areas, D embedding.
 """
@@ -21,8 +21,8 @@ from mindvideo.voxel_layout import VoxelLayout
 class MaskedAreaModel(MaskedBrainModel):
     """Masked autoencoder that hides whole areas.
 
-    Its values come back by the transposed matrices they went in by. The loss is a mean over the voxels of an area, then over
-    the hidden areas; areas without voxels in a person do not count.
+    Values come back by the transposed matrices. The loss is a mean over an area's voxels, then over the masked
+    areas that have voxels.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class MaskedAreaModel(MaskedBrainModel):
     input_mean, input_scale
         As in `MaskedBrainModel`.
     num_voxels : int, optional
-        Of the person who has most; counted from the layouts.
+        The most of any person; counted from the layouts.
     """
 
     fewest_visible = 1  # a choice of voxels may lie in two areas
@@ -62,21 +62,21 @@ class MaskedAreaModel(MaskedBrainModel):
         self.voxel_bias = nn.ParameterList(nn.Parameter(torch.zeros(len(weight))) for weight in maps.weight)
 
     def new_prediction(self, num_tokens: int) -> nn.Module:
-        """From the decoder's tokens to the areas' embeddings, which the transposed matrices read."""
+        """From the decoder's tokens to embeddings of areas."""
         return nn.Linear(self.config.decoder_embed_dim, self.config.embed_dim)
 
     @classmethod
     def from_other_people(
         cls, model: MaskedAreaModel, layouts: Sequence[VoxelLayout], **scale: float
     ) -> MaskedAreaModel:
-        """A copy of ``model`` for other people: their matrices start anew, all that is shared is copied.
+        """A copy of ``model`` for other people, with new matrices.
 
         Parameters
         ----------
         model : MaskedAreaModel
         layouts : sequence of VoxelLayout
         **scale : float
-            ``input_mean`` and ``input_scale`` of their scans; the model's own where not given.
+            ``input_mean`` and ``input_scale``, by default the model's.
         """
         kept = [layout.to_config() for layout in layouts]
         other = cls.from_config(dict(model.config) | {"num_voxels": None}, layouts=kept, **scale)
@@ -110,7 +110,7 @@ class MaskedAreaModel(MaskedBrainModel):
     def errors(
         self, prediction: torch.Tensor, target: torch.Tensor, person: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Mean squared error of each area's voxels (B, A), of predicted and true scaled scans (B, V)."""
+        """Mean squared error over each area's voxels (B, A), of scaled scans (B, V)."""
         return self.maps.area_means((prediction - target.float()).square(), person)
 
     def counted(self, person: torch.Tensor | None, count: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Masked brain modelling: a masked autoencoder over 1-D patches of fMRI (docs/method.md, The masked brain model, paper section 3.3).
+"""A masked autoencoder over patches of fMRI (docs/method.md, The masked brain model, paper section 3.3).
 
 Weights carry the names of the released checkpoints.
 
@@ -63,7 +63,7 @@ class MaskedBrainModel(WholeModel):
     patch_size : int
         Neighbouring voxels in a patch.
     patch_weights : {"shared", "per_patch"}
-        One matrix for all patches, as released, or one for each, into the encoder and out of the decoder.
+        One matrix for all patches, as released, or one each.
     embed_dim, depth, num_heads, mlp_ratio
         The encoder.
     decoder_embed_dim, decoder_depth, decoder_num_heads
@@ -71,7 +71,7 @@ class MaskedBrainModel(WholeModel):
     mask_ratio : float
         Share of the patches that is masked; ``int(P * (1 - mask_ratio))`` stay visible.
     input_mean, input_scale : float
-        Scans are taken, masked and predicted as (fmri - input_mean) / input_scale; 0 and 1 for released weights.
+        Scans enter and are predicted as (fmri - input_mean) / input_scale; 0 and 1 if released.
 
     Raises
     ------
@@ -80,7 +80,7 @@ class MaskedBrainModel(WholeModel):
 
     Notes
     -----
-    ``pos_embed`` and ``decoder_pos_embed`` are fixed: saved, but buffers rather than parameters.
+    ``pos_embed`` and ``decoder_pos_embed`` are fixed buffers.
 
     References
     ----------
@@ -159,15 +159,14 @@ class MaskedBrainModel(WholeModel):
         model : MaskedBrainModel
         num_voxels : int
         positions : {"recompute", "interpolate"}
-            Sin-cos positions anew, or the model's own stretched (for released checkpoints).
+            New sin-cos positions, or the model's own stretched.
         **scale : float
-            ``input_mean`` and ``input_scale`` of the other voxels' scans; the model's own where not given.
+            ``input_mean`` and ``input_scale``, by default the model's.
 
         Returns
         -------
         MaskedBrainModel
-            All weights are copied, except that matrices of single patches (``patch_weights="per_patch"``) start anew
-            when the number of patches differs: there is no telling which patch of one brain is which of another.
+            With all weights, but for matrices of single patches when the number of patches differs.
         """
         other = cls.from_config(model.config, num_voxels=num_voxels, **scale)
         weights = model.state_dict()
@@ -201,12 +200,12 @@ class MaskedBrainModel(WholeModel):
         mask_ratio : float, optional
             Instead of the model's own.
         person : Tensor, (B,), int64, optional
-            Whose scans they are, where the model is of several people.
+            Person of each scan, in a model of several.
 
         Raises
         ------
         ModelError
-            For another number of voxels, misshapen noise, or a ratio that leaves nothing visible or nothing masked.
+            For another number of voxels, misshapen noise, or an impossible ratio.
         """
         tokens = self.embed(fmri, person)
         if noise is None:
@@ -221,13 +220,13 @@ class MaskedBrainModel(WholeModel):
         return MaskedBrainOutput(loss=each.mean(), sample_loss=each, prediction=prediction, is_masked=is_masked)
 
     def predict(self, hidden: torch.Tensor, person: torch.Tensor | None) -> torch.Tensor:
-        """Scaled values as `patches` gives them, from the decoder's tokens (B, P, decoder width)."""
+        """Predicted `patches`, from the decoder's tokens (B, P, decoder width)."""
         return self.decoder_pred(hidden)
 
     def errors(
         self, prediction: torch.Tensor, target: torch.Tensor, person: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Mean squared error of each token's voxels (B, P), of a prediction and a target as `patches` gives them."""
+        """Mean squared error over each token's voxels (B, P), of `patches`."""
         return (prediction - target.float()).square().mean(dim=-1)
 
     def counted(self, person: torch.Tensor | None, count: int) -> torch.Tensor | bool:
@@ -235,11 +234,11 @@ class MaskedBrainModel(WholeModel):
         return True
 
     def patches(self, fmri: torch.Tensor) -> torch.Tensor:
-        """Scaled scans (B, V) in patches (B, P, patch), as they enter and as they are predicted."""
+        """Scaled scans (B, V) in patches (B, P, patch), as they enter and are predicted."""
         return split_patches((fmri - self.config.input_mean) / self.config.input_scale, self.config.patch_size)
 
     def encode(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
-        """Tokens of whole scans, without class token and mask, as the fMRI encoder computes them.
+        """Tokens of unmasked scans without class token, as in the fMRI encoder.
 
         Parameters
         ----------
@@ -253,7 +252,7 @@ class MaskedBrainModel(WholeModel):
 
     @torch.no_grad()
     def attention_maps(self, fmri: torch.Tensor) -> torch.Tensor:
-        """Attention each patch receives from the patches of its scan, layer by layer, as in `encode`.
+        """Attention that each patch receives in each layer of `encode`.
 
         Parameters
         ----------
@@ -279,7 +278,7 @@ class MaskedBrainModel(WholeModel):
     def _choose_patches(
         self, noise: torch.Tensor, shape: torch.Size, mask_ratio: float | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Indices of the visible patches (B, K) by rising noise, of each patch in that order (B, P), and the mask."""
+        """Indices of the visible patches (B, K), the inverse order (B, P), and the mask (B, P)."""
         if noise.shape != shape:
             raise ModelError(f"expected noise of shape (B, P) = {tuple(shape)}, found {tuple(noise.shape)}")
         ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
@@ -294,13 +293,13 @@ class MaskedBrainModel(WholeModel):
         return order[:, :num_kept], restore, restore >= num_kept
 
     def _encode_visible(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """All tokens (B, P, D) and the visible ones' indices (B, K) to tokens (B, 1 + K, D), class token first."""
+        """Encode the visible of the tokens (B, P, D): (B, 1 + K, D), class token first."""
         tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
         class_token = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype).expand(len(tokens), -1, -1)
         return self.norm(self._run(self.blocks, torch.cat([class_token, tokens], dim=1)))
 
     def _decode(self, tokens: torch.Tensor, restore: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, 1 + K, D) of the visible patches to tokens (B, P, decoder width) of all, class token dropped."""
+        """Decode the visible tokens (B, 1 + K, D) to all (B, P, decoder width)."""
         tokens = self.decoder_embed(tokens)
         batch, length, dim = tokens.shape
         num_masked = self.num_patches + 1 - length

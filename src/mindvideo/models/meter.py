@@ -24,7 +24,6 @@ class _Meter(TorchDispatchMode):
         self._storages: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and note what it makes."""
         given = {
             leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
         }
@@ -63,9 +62,9 @@ def count_peak(prepare: Callable[[], Callable[[], Any]]) -> float:
 
 
 def count_per_item(prepare: Callable[[int], Callable[[], Any]], batch: int = 4) -> tuple[float, float]:
-    """Bytes needed once, and for each item of a batch, from a batch and half of it (at least two and one).
+    """Bytes needed once, and for each item of a batch, from counts at that batch and half of it.
 
-    The peak is not linear: gradients fill it for small batches, activations for large ones. Give the batch that is used.
+    The peak is not linear: gradients fill it for small batches, activations for large ones.
     """
     large = max(2, batch)
     small = large // 2

@@ -1,7 +1,7 @@
-"""Others' released weights: reading their files without executing anything, and what their names and shapes say.
+"""Reading released weights safely, and what their names and shapes say.
 
-Pickles are read with ``weights_only=True``. The few configuration classes that released checkpoints carry become inert
-stand-ins; a pickle that names any other class or function is refused (docs/method.md, What others publish).
+Pickles are read with ``weights_only=True``; `STAND_INS` become inert objects, and any other class or function
+is refused (docs/method.md, What others publish).
 """
 
 from __future__ import annotations
@@ -33,39 +33,23 @@ CLASSES: dict[Kind, Any] = {
 }
 
 STAND_INS = (
-    "argparse.Namespace",
-    "types.SimpleNamespace",
-    "config.Config_MBM_fMRI",
-    "config.Config_MAE_fMRI",
-    "config.Config_MBM_finetune",
-    "config.Config_Generative_Model",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
-    "pathlib.PosixPath",
-    "pathlib._local.PosixPath",
-    "lightning_fabric.utilities.data.AttributeDict",
-    "lightning.fabric.utilities.data.AttributeDict",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.nodes.AnyNode",
-    "easydict.EasyDict",
-    "yacs.config.CfgNode",
-    "ml_collections.config_dict.config_dict.ConfigDict",
-    "collections.defaultdict",
-    "typing.Any",
+    "argparse.Namespace", "types.SimpleNamespace", "collections.defaultdict", "typing.Any", "numpy.dtype",
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "pathlib.PosixPath", "pathlib._local.PosixPath",
+    "lightning_fabric.utilities.data.AttributeDict", "lightning.fabric.utilities.data.AttributeDict",
+    "easydict.EasyDict", "yacs.config.CfgNode", "ml_collections.config_dict.config_dict.ConfigDict",
+    *(f"config.Config_{name}" for name in ("MBM_fMRI", "MAE_fMRI", "MBM_finetune", "Generative_Model")),
+    *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata")),
+    *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode")),
     *(f"builtins.{kind}" for kind in ("dict", "list", "tuple", "set", "int", "float", "str", "bool")),
-)
-"""Classes beside the weights of released checkpoints, such as configurations; each is read as a bag of plain attributes."""
+)  # fmt: skip
+"""Classes, such as configurations, in released checkpoints; each becomes a bag of attributes."""
 
 NESTS = ("model", "state_dict", "model_state_dict", "module", "network", "net", "model_ema", "ema")
-"""Keys that checkpoints keep their weights under, in the order they are looked for, also one below another."""
+"""Keys under which checkpoints keep their weights, in the order in which they are tried."""
 SETTINGS = ("config", "args", "hyper_parameters")
 """Keys that checkpoints keep their settings under."""
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""What wrapping a model (data parallelism, compiling, sharding, checkpointing) puts into the names of its weights."""
+"""What wrappers of a model put into the names of its weights."""
 
 KNOWN_ABSENT: dict[Kind, tuple[str, ...]] = {
     "FmriEncoder": ("cls_token", "mask_token", "logit_scale"),
@@ -92,30 +76,27 @@ VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 class StandIn:
     """Plain attributes of an object whose class is not at hand and not wanted."""
 
-    def __init__(self, *_: Any) -> None:
-        """Take what the class would have been called with, and do nothing."""
+    def __init__(self, *_: Any) -> None: ...
 
     def __setstate__(self, state: Any) -> None:
-        """Keep the attributes."""
         self.__dict__.update(state if isinstance(state, dict) else {})
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """Keep an item of a dictionary as an attribute."""
         self.__dict__[name] = value
 
 
 def read_release_file(path: Path) -> tuple[Weights, dict[str, Any]]:
-    """Weights by name, and the plain settings stored beside them (empty where there are none).
+    """Weights by name, and the settings stored beside them.
 
     Parameters
     ----------
     path : Path
-        ``.safetensors``, or a ``torch.save`` file: the weights themselves, or a dictionary with them under one of `NESTS`.
+        ``.safetensors``, or a ``torch.save`` file of weights, perhaps under one of `NESTS`.
 
     Raises
     ------
     ModelError
-        For a file that is absent, damaged, holds other things than tensors and `STAND_INS`, or no weights.
+        For a file that is absent, damaged, without weights, or with other objects.
     """
     refuse_absent(path)
     weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
@@ -140,7 +121,7 @@ def read_release_file(path: Path) -> tuple[Weights, dict[str, Any]]:
 
 
 def _has_weights(content: dict[Any, Any]) -> bool:
-    """Whether a dictionary, or one below it, holds tensors by name; an optimiser's hang on parameters' numbers."""
+    """Whether a dictionary, or a nested one, holds tensors by name, unlike an optimiser's state."""
     return any(
         isinstance(name, str) and (isinstance(value, torch.Tensor) or (isinstance(value, dict) and _has_weights(value)))
         for name, value in content.items()
@@ -148,7 +129,7 @@ def _has_weights(content: dict[Any, Any]) -> bool:
 
 
 def plain_names(weights: Weights, where: Path) -> Weights:
-    """Weights under the model's own names: without those of `WRAPPERS`, and without a beginning that all names share."""
+    """Weights by the model's own names, without `WRAPPERS` and a common prefix."""
     named: Weights = {}
     for name, weight in weights.items():
         plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
@@ -220,9 +201,9 @@ def _need(weights: Weights, kind: Kind, *names: str) -> None:
 
 
 def brain_settings(kind: Kind, weights: Weights) -> dict[str, Any]:
-    """Settings of an `FmriEncoder` or a `MaskedBrainModel` that the shapes determine; heads are not among them.
+    """Settings of an `FmriEncoder` or `MaskedBrainModel` that shapes determine; heads are not.
 
-    ``num_voxels`` counts whole patches: what was padded to a patch multiple in training must be padded again.
+    ``num_voxels`` counts whole patches, padding included.
     """
     _need(weights, kind, "patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
     shapes = tuple(weights["patch_embed.proj.weight"].shape), tuple(weights["pos_embed"].shape)
@@ -269,7 +250,7 @@ def unet_settings(stated: dict[str, Any]) -> dict[str, Any]:
 
 
 def rename_vae(weights: Weights) -> Weights:
-    """VAE weights under diffusers' present names; attention that was stored as 1 x 1 convolutions becomes linear."""
+    """VAE weights by diffusers' present names; attention stored as 1 x 1 convolutions becomes linear."""
     renamed = {}
     for name, weight in weights.items():
         stem, _, leaf = name.rpartition(".")

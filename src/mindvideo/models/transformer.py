@@ -1,4 +1,4 @@
-"""What the masked brain model and the fMRI encoder share: patches, positions, attention and blocks (docs/method.md, The masked brain model).
+"""Patches, positions, attention and blocks (docs/method.md, The masked brain model).
 
 Shapes: B batch, V voxels, P patches, D embedding, N tokens, H heads, E width of one head.
 """
@@ -24,7 +24,7 @@ def count_patches(num_voxels: int, patch_size: int) -> int:
 
 
 def split_patches(fmri: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Cut the voxels into patches; a last partial patch is filled from the first voxels (``numpy.pad`` with "wrap").
+    """Cut the voxels into patches; the last one wraps around to the first voxels.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def split_patches(fmri: torch.Tensor, patch_size: int) -> torch.Tensor:
     Returns
     -------
     Tensor, (..., P, patch_size)
-        P = V / patch_size, rounded up; nothing is added when V is divisible.
+        P = V / patch_size, rounded up.
     """
     num_voxels = fmri.shape[-1]
     num_patches = count_patches(num_voxels, patch_size)
@@ -73,7 +73,7 @@ def position_table(num_patches: int, dim: int) -> torch.Tensor:
 
 
 def interpolate_positions(positions: torch.Tensor, num_patches: int) -> torch.Tensor:
-    """Stretch a table of positions to another number of patches, nearest neighbour, the class row kept.
+    """Stretch a table of positions to another number of patches, nearest neighbour.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ class PerPatchLinear(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches of raw values to embeddings, with one matrix for all patches (as released) or one each."""
+    """Patches of raw values to embeddings, with one matrix for all (as released) or one each."""
 
     def __init__(self, num_patches: int, patch_size: int, embed_dim: int, patch_weights: PatchWeights) -> None:
         super().__init__()
@@ -133,8 +133,7 @@ class PatchEmbed(nn.Module):
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Scaled dot-product attention of (..., N, E) queries over (..., M, E) keys and values: (..., N, E).
 
-    The fused kernel, except in bfloat16 on a CPU where two matrix products are faster: with few keys, and in training
-    (its backward pass there costs two to ten times theirs).
+    The fused kernel, except in bfloat16 on a CPU with few keys or in training, where it is slower.
     """
     n_keys, is_training = key.shape[-2], torch.is_grad_enabled() and query.requires_grad
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and n_keys <= (512 if is_training else 64):
@@ -170,10 +169,7 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).reshape(tokens.shape))
 
     def mean_weights(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Attention weights averaged over heads and batch: (B, N, D) to (N, N), queries by keys, float32.
-
-        One sample's weights are held at a time.
-        """
+        """Attention weights (N, N) of tokens (B, N, D), queries by keys, mean over heads and batch."""
         query, key, _ = self.split_heads(tokens)
         total = torch.zeros(tokens.shape[1], tokens.shape[1], device=tokens.device)
         for one_query, one_key in zip(query.float(), key.float(), strict=True):
@@ -212,7 +208,7 @@ class Block(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Xavier-uniform linear maps (the patch convolution counts as one) with zero biases; for ``Module.apply``."""
+    """Xavier-uniform linear maps and patch convolutions, zero biases; for ``Module.apply``."""
     if isinstance(module, nn.Linear | nn.Conv1d):
         nn.init.xavier_uniform_(module.weight.flatten(1))
         if module.bias is not None:

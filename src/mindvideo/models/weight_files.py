@@ -1,4 +1,4 @@
-"""Weight files of a model folder in Hugging Face layout: which are there, which are loaded, and what is wrong with them."""
+"""Weight files of a model folder in Hugging Face layout: which there are, and which are loaded."""
 
 from __future__ import annotations
 
@@ -48,13 +48,12 @@ class WeightFiles:
 
 
 def find_weights(folder: Path) -> WeightFiles:
-    """The weight files of a folder, chosen as the libraries choose, or else a half-precision variant.
+    """The weight files of a folder, chosen as the libraries do, or else in half precision.
 
     Raises
     ------
     ModelError
-        Where there are none, or one of them is a link to nothing, a pointer to content that was not fetched, a web page,
-        or a shard that its index names and that is not there.
+        If there are none, or one is absent, not fetched, or a web page.
     """
     found: dict[tuple[str | None, str], Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -101,7 +100,7 @@ def refuse_absent(path: Path) -> None:
 
 
 def load_network(kind: Any, folder: Path, device: torch.device | str = "cpu", **settings: Any) -> Any:
-    """A network of a library in float32, by the library's own reader, of which no weight is missing in its files.
+    """A library's network in float32, with all its weights.
 
     Parameters
     ----------

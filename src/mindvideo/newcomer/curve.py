@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mindvideo import distributed
 from mindvideo.artefacts import read_note
 from mindvideo.config import Recipe
 from mindvideo.data.disk import link_folder, write_text
@@ -44,7 +45,7 @@ from mindvideo.study import Study
 from mindvideo.train.features import CROPS, Features
 from mindvideo.train.pretrain import fit_scale
 from mindvideo.train.ridge import fit_linear_decoder
-from mindvideo.train.stage import open_foundation, save_model, stage_seed, training_device
+from mindvideo.train.stage import open_foundation, save_model, stage_seed
 from mindvideo.train.tokens import TokenTarget
 from mindvideo.train.views import AlignData
 
@@ -189,7 +190,7 @@ class _Bench:
     """The parts that all arms share."""
 
     def __init__(self, asked: LeftOut, shared: Study, own: Study) -> None:
-        self.asked, self.shared, self.own, self.device = asked, shared, own, training_device()
+        self.asked, self.shared, self.own, self.device = asked, shared, own, distributed.device()
         recipe = asked.own
         self.recipe = sampling_in(recipe, resolve_precision(recipe.reconstruct.precision, self.device))
         self.stores = open_stores(asked.others.data, shared.run_dir)

@@ -14,13 +14,13 @@ from himalaya.backend import set_backend
 from himalaya.ridge import RidgeCV
 from torch import nn
 
+from mindvideo import distributed
 from mindvideo.config import Align
 from mindvideo.errors import SettingError
 from mindvideo.models.area_maps import AreaMaps
 from mindvideo.models.encoders.areas import AreaEncoder
 from mindvideo.train.align import AlignTask
 from mindvideo.train.loop import train
-from mindvideo.train.stage import training_device
 from mindvideo.train.token_regression import TokenRegression
 from mindvideo.train.views import AlignData, FixedViews
 from mindvideo.voxel_layout import VoxelLayout
@@ -167,6 +167,6 @@ def train_on_minutes(
     )
     regression = TokenRegression(data, settings) if settings.token_weight > 0 else None
     kind = AlignTask if is_whole else MapsTask
-    task = kind(encoder, data, None, settings, FixedViews(data, settings), {}, training_device(), regression)
-    train(task, settings, folder, seed=seed, device=training_device())
+    task = kind(encoder, data, None, settings, FixedViews(data, settings), {}, distributed.device(), regression)
+    train(task, settings, folder, seed=seed, device=distributed.device())
     encoder.eval()

@@ -38,7 +38,7 @@ class Sheet:
         self._unit_average = sparse.csr_matrix(sparse.diags(1 / spread) @ twice, dtype=np.float32)
 
     def smooth_noise(self, white: np.ndarray) -> np.ndarray:
-        """Average white noise (n, m) over two rings of neighbours; the variance of every vertex stays the same."""
+        """Average white noise (n, m) over two rings of neighbours, keeping every vertex's variance."""
         return self._unit_average @ white
 
     def fields(self, rng: np.random.Generator, count: int, steps: int) -> np.ndarray:
@@ -65,9 +65,9 @@ class Sheet:
 
 
 def warp(rng: np.random.Generator, vertex: np.ndarray, size_mm: float) -> np.ndarray:
-    """Shift every vertex along the cortex, neighbours alike: which vertex of the set lies where each one comes to lie.
+    """Shift every vertex along the cortex, neighbours alike; the vertex found at each new place.
 
-    The shifts are smooth random fields over both hemispheres (whatever the set), tangent to the sphere.
+    The shifts are smooth random fields over the whole cortex, tangent to the sphere.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def warp(rng: np.random.Generator, vertex: np.ndarray, size_mm: float) -> np.nda
     Returns
     -------
     ndarray, int (n,)
-        Rows of ``vertex``, of the same hemisphere; where the set has a rim, its nearest vertex.
+        Rows of ``vertex``, in the same hemisphere.
     """
     sphere = atlas.cortical_coordinates("sphere").astype(float)
     outwards = sphere / np.linalg.norm(sphere, axis=1, keepdims=True)
@@ -100,21 +100,20 @@ def _whole_cortex() -> Sheet:
 
 
 def _rank(values: np.ndarray) -> np.ndarray:
-    """Ranks scaled to (0, 1)."""
     ranks = np.empty(len(values))
     ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
     return (ranks + 0.5) / len(values)
 
 
 def _distance(from_vertex: np.ndarray, to_areas: tuple[str, ...], side: str) -> np.ndarray:
-    """Distance on the sphere's coordinates (mm) from vertices to the nearest vertex of some areas of a hemisphere."""
+    """Distance (mm, on the sphere) from vertices to the nearest vertex of some areas."""
     sphere = atlas.cortical_coordinates("sphere")
     target = np.concatenate([atlas.area_of(f"{side}_{name}") for name in to_areas])
     return cKDTree(sphere[target]).query(sphere[from_vertex])[0]
 
 
 def _axes(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates along an area: from its posterior to its anterior end, and from its lower to its upper rim."""
+    """Coordinates along an area, from posterior to anterior and from lower to upper."""
     sphere = atlas.cortical_coordinates("sphere")[members]
     anatomy = atlas.cortical_coordinates("midthickness")[members]
     axes = np.linalg.svd(sphere - sphere.mean(axis=0), full_matrices=False)[2][:2]
@@ -130,11 +129,10 @@ def _axes(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def retinotopy() -> tuple[np.ndarray, np.ndarray]:
     """Where in the visual field each vertex of a visual area looks.
 
-    Eccentricity grows from the posterior to the anterior end of an area with cortical magnification; the left
-    hemisphere sees the right half of the field. In V1 the polar angle runs from the upper field (lower bank) to the lower
-    field (upper bank); in V2 and V3 it runs from the vertical meridian at the V1 border to the horizontal meridian and
-    back, below and above separately (quarter fields), as in Wandell, Dumoulin and Brewer 2007. Other areas have a half
-    field each.
+    Eccentricity grows from posterior to anterior with cortical magnification; the left hemisphere sees the
+    right half of the field. In V1 the polar angle runs from the upper field (lower bank) to the lower; in V2
+    and V3 from the vertical meridian at the V1 border to the horizontal and back, in quarter fields (Wandell,
+    Dumoulin and Brewer 2007). Other areas have a half field each.
 
     Returns
     -------

@@ -11,7 +11,7 @@ from mindvideo.stages import Progress
 
 
 class Draw(IntEnum):
-    """What is drawn from a seed; each has a stream of numbers of its own, and later ones change none of the earlier."""
+    """What is drawn from a seed, each from a stream of its own."""
 
     SUBJECT, FILM, CAST, RUN, CONTROLS, PERSON, MOVIE, PERSON_RUN, OWN, SCENES = range(10)
 

@@ -1,4 +1,4 @@
-"""Drives: what moves a group of vertices, from the features of a film; shared by all people, or in part a person's own.
+"""Drives: what moves groups of vertices; shared by all people, or in part their own.
 
 Legend: T feature samples, K feature columns, n vertices, m of them that a drive moves.
 """
@@ -13,17 +13,17 @@ import numpy as np
 from mindvideo.simulate.cortex import Sheet
 
 SHARED = {"contrast": 0.45, "colour": 0.68, "motion": 0.46, "object": 0.62, "place": 0.62}
-"""Share of a drive, in variance of BOLD, that follows the shared mixing of units; the rest is the person's own.
+"""Share of BOLD variance that follows the shared mixing of units.
 
-Warping takes more from fine maps than from those that change slowly; these shares make up for it.
+Fine maps lose more by warping, which these shares make up for.
 """
 OWN_PATTERNS, OWN_STEPS = 64, 3
-"""Patterns of gains over the inputs that a person's own mixing is made of, and its rounds of smoothing along the cortex."""
+"""Patterns of gains that a person's own mixing is made of, and its rounds of smoothing."""
 
 
 @dataclass(frozen=True)
 class OwnMixing:
-    """What a person's vertices take from the units in their own way, beside the shared drive and unlike it."""
+    """A person's own mixing of the units, beside the shared drive."""
 
     weights: np.ndarray
     mean: np.ndarray
@@ -34,10 +34,10 @@ class OwnMixing:
     def calibrated(
         cls, weights: np.ndarray, inputs: np.ndarray, shared: np.ndarray, blur: Callable[[np.ndarray], np.ndarray]
     ) -> OwnMixing:
-        """Signed ``weights`` (inputs, m) with what follows the standardised shared drive (T, m) taken out of their drive.
+        """Signed ``weights`` (inputs, m), made uncorrelated with the shared drive (T, m).
 
-        Uncorrelated with the shared drive, and of its variance, as the haemodynamics (``blur``) leave both: own drives
-        change faster, and little of them would be left otherwise.
+        After the haemodynamics (``blur``) they also have its variance; own drives change faster, and lose more
+        by blurring.
         """
         drive = inputs @ weights
         slow, slow_shared = blur(drive), blur(shared)
@@ -67,7 +67,7 @@ class Drive:
     own: OwnMixing | None = None
 
     def inputs(self, features: np.ndarray) -> np.ndarray:
-        """What the vertices mix: cells of the visual field in all channels, or units, (T, inputs)."""
+        """What the vertices mix, (T, inputs): cells of the visual field in all channels, or units."""
         chosen = features[:, self.columns]
         if self.units is None:
             return chosen
@@ -84,7 +84,7 @@ class Drive:
         return drive
 
     def calibrate(self, features: np.ndarray) -> None:
-        """Take mean and standard deviation from a film; a preference is weighed against a mixture of deviation 1."""
+        """Take mean and standard deviation from a film."""
         if self.units is not None:
             preference, self.preference = self.preference, None
             self.weights = self.weights / (self.raw(features).std(axis=0) + 1e-6)
@@ -102,7 +102,7 @@ class Drive:
     ) -> Drive:
         """The same drive in a person whose vertices look like the rows ``source`` (n,) of this brain.
 
-        The person's own part is calibrated on a film's ``features``, as the haemodynamics (``blur``) leave it.
+        The person's own part is calibrated on ``features`` after ``blur``.
         """
         members = np.flatnonzero(np.isin(source, self.members))
         at = np.searchsorted(self.members, source[members])

@@ -1,7 +1,7 @@
 """Articulated figures and places of the picture-book world, as filled polygons.
 
-A figure is drawn in its own box: x to the right (the direction it faces), y downwards, feet at y = 0, head at y = -1.
-A place is drawn once on a canvas somewhat larger than the frame, so that a camera can pan and zoom over it.
+A figure is drawn in its own box: x in the direction it faces, y downwards, feet at y = 0, head at y = -1. A
+place is drawn on a canvas larger than the frame, so that a camera can pan and zoom.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def box(x0: float, y0: float, x1: float, y1: float, colour: Colour) -> Shape:
 
 def shade(colour: Colour, factor: float) -> Colour:
     """The colour, darker (factor below 1) or lighter."""
-    return (min(255.0, colour[0] * factor), min(255.0, colour[1] * factor), min(255.0, colour[2] * factor))
+    red, green, blue = (min(255.0, channel * factor) for channel in colour)
+    return red, green, blue
 
 
 def _person(colour: Colour, phase: float) -> list[Shape]:
@@ -155,17 +156,9 @@ def _butterfly(colour: Colour, phase: float) -> list[Shape]:
 
 
 def _wheel(x: float, phase: float) -> list[Shape]:
-    return [
-        ellipse(x, -0.16, 0.17, 0.17, _DARK),
-        limb(
-            x - 0.09 * np.cos(phase),
-            -0.16 - 0.09 * np.sin(phase),
-            x + 0.09 * np.cos(phase),
-            -0.16 + 0.09 * np.sin(phase),
-            0.07,
-            (200, 200, 200),
-        ),
-    ]
+    dx, dy = 0.09 * np.cos(phase), 0.09 * np.sin(phase)
+    spoke = limb(x - dx, -0.16 - dy, x + dx, -0.16 + dy, 0.07, (200, 200, 200))
+    return [ellipse(x, -0.16, 0.17, 0.17, _DARK), spoke]
 
 
 def _car(colour: Colour, phase: float) -> list[Shape]:
@@ -203,13 +196,11 @@ def _plane(colour: Colour, phase: float) -> list[Shape]:
 
 
 def _ball(colour: Colour, phase: float) -> list[Shape]:
-    turn = phase * 0.7
-    stripe = [
-        (0.48 * np.cos(turn + a), -0.5 + 0.48 * np.sin(turn + a)) for a in (0.35, -0.35, np.pi + 0.35, np.pi - 0.35)
-    ]
+    corners = phase * 0.7 + np.array([0.35, -0.35, np.pi + 0.35, np.pi - 0.35])
+    stripe = np.stack([0.48 * np.cos(corners), -0.5 + 0.48 * np.sin(corners)], axis=1)
     return [
         ellipse(0, -0.5, 0.5, 0.5, colour),
-        polygon([(float(x), float(y)) for x, y in stripe], shade(colour, 1.6) if sum(colour) < 600 else (235, 90, 90)),
+        (stripe, shade(colour, 1.6) if sum(colour) < 600 else (235, 90, 90)),
         ellipse(0, -0.5, 0.13, 0.13, shade(colour, 0.6)),
     ]
 
@@ -229,24 +220,11 @@ def _flower(colour: Colour, phase: float) -> list[Shape]:
     ]
 
 
-FIGURES: dict[str, Callable[[Colour, float], list[Shape]]] = {
-    "person": _person,
-    "dog": _dog,
-    "cat": _cat,
-    "horse": _horse,
-    "bird": _bird,
-    "fish": _fish,
-    "butterfly": _butterfly,
-    "car": _car,
-    "boat": _boat,
-    "plane": _plane,
-    "ball": _ball,
-    "flower": _flower,
-}
+_DRAWN = (_person, _dog, _cat, _horse, _bird, _fish, _butterfly, _car, _boat, _plane, _ball, _flower)
+FIGURES: dict[str, Callable[[Colour, float], list[Shape]]] = {draw.__name__[1:]: draw for draw in _DRAWN}
 
 
 def _fill(canvas: np.ndarray, shape: Shape) -> None:
-    """Fill one polygon given in canvas fractions."""
     size = canvas.shape[0]
     cv2.fillPoly(canvas, [np.round(shape[0] * size * 16).astype(np.int32)], shape[1], cv2.LINE_AA, 4)
 
@@ -332,14 +310,9 @@ def _desert(canvas: np.ndarray, rng: np.random.Generator) -> None:
     for x in (rng.uniform(0.1, 0.4), rng.uniform(0.6, 0.9)):
         _fill(canvas, ellipse(x, 0.62, 0.34, 0.1, (205, 140, 72)))
     x = rng.choice([0.22, 0.78]) + rng.uniform(-0.07, 0.07)
-    green = (60, 125, 65)
-    for part in (
-        (x, 0.7, x, 0.4),
-        (x, 0.58, x - 0.08, 0.58),
-        (x - 0.08, 0.59, x - 0.08, 0.47),
-        (x, 0.55, x + 0.07, 0.55),
-    ):
-        _fill(canvas, limb(*part, 0.045, green))
+    left = x - 0.08
+    for part in ((x, 0.7, x, 0.4), (x, 0.58, left, 0.58), (left, 0.59, left, 0.47), (x, 0.55, x + 0.07, 0.55)):
+        _fill(canvas, limb(*part, 0.045, (60, 125, 65)))
     _fill(canvas, ellipse(rng.uniform(0.3, 0.7), 0.24, 0.07, 0.07, (255, 250, 220)))
 
 
@@ -357,45 +330,22 @@ def _room(canvas: np.ndarray, rng: np.random.Generator) -> None:
         _fill(canvas, box(side + 0.015, y - 0.05, side + 0.125, y, shade((200, 90, 60), rng.uniform(0.6, 1.3))))
 
 
-_SKY: dict[str, tuple[Colour, Colour]] = {
-    "beach": ((110, 190, 240), (215, 238, 250)),
-    "sea": ((130, 185, 225), (205, 228, 240)),
-    "forest": ((150, 200, 205), (205, 225, 190)),
-    "city": ((165, 180, 200), (215, 220, 225)),
-    "snow": ((165, 190, 220), (225, 235, 245)),
-    "desert": ((120, 185, 235), (250, 225, 185)),
-    "night street": ((10, 12, 38), (38, 34, 80)),
-    "room": ((200, 165, 185), (200, 165, 185)),
+_PLACES: dict[str, tuple[Callable[[np.ndarray, np.random.Generator], None], Colour, Colour]] = {
+    "beach": (_beach, (110, 190, 240), (215, 238, 250)),
+    "sea": (_sea, (130, 185, 225), (205, 228, 240)),
+    "forest": (_forest, (150, 200, 205), (205, 225, 190)),
+    "city": (_city, (165, 180, 200), (215, 220, 225)),
+    "snow": (_snow, (165, 190, 220), (225, 235, 245)),
+    "desert": (_desert, (120, 185, 235), (250, 225, 185)),
+    "night street": (_night_street, (10, 12, 38), (38, 34, 80)),
+    "room": (_room, (200, 165, 185), (200, 165, 185)),
 }
-_DRAW: dict[str, Callable[[np.ndarray, np.random.Generator], None]] = {
-    "beach": _beach,
-    "sea": _sea,
-    "forest": _forest,
-    "city": _city,
-    "snow": _snow,
-    "desert": _desert,
-    "night street": _night_street,
-    "room": _room,
-}
+"""How each place is drawn, and the colours of its sky, top and bottom."""
 
 
 def draw_place(place: str, rng: np.random.Generator, size: int) -> np.ndarray:
-    """A place on a square canvas.
-
-    Parameters
-    ----------
-    place : str
-        One of the keys of this module's table of places.
-    rng : Generator
-        Varies trees, buildings, clouds.
-    size : int
-        Canvas height and width in pixels.
-
-    Returns
-    -------
-    ndarray
-        (size, size, 3) uint8 RGB.
-    """
-    canvas = _gradient(size, *_SKY[place])
-    _DRAW[place](canvas, rng)
+    """A place, uint8 (size, size, 3) RGB; ``rng`` varies trees, buildings and clouds."""
+    draw, top, bottom = _PLACES[place]
+    canvas = _gradient(size, top, bottom)
+    draw(canvas, rng)
     return canvas

@@ -1,7 +1,7 @@
-"""What a visual system can take from a film: local contrast, colour opponency, motion and what is shown.
+"""What a visual system takes from a film: contrast, colour, motion and what is shown.
 
-Everything is sampled three times a second. A feature matrix has one row per sample and one block of columns per kind,
-see `BLOCKS`; a row of zeros is a blank grey screen.
+A feature matrix has a row per sample, three a second, and a block of columns per kind, see `BLOCKS`; zeros are
+a blank grey screen.
 
 Legend: T samples, H W pixels, C channels, G cells along one side of the visual field, K all columns.
 """
@@ -49,11 +49,11 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "other_thing": THINGS,
     "other_colour": COLOURS,
 }
-"""One indicator column per value; the two last describe a second actor and are zero without one."""
+"""One indicator column per value; the last two are zero without a second thing."""
 
 EXEMPLAR_WIDTH = 6
 EXEMPLARS = ("exemplar_thing", "exemplar_colour", "exemplar_place")
-"""Columns for what makes this dog unlike other dogs, this beach unlike other beaches: normal numbers of a scene's own."""
+"""Columns of a scene's own normal numbers, for what makes this dog unlike other dogs."""
 
 GRIDS: dict[str, tuple[int, int]] = {
     "fine": (N_ORIENTATIONS, 16),
@@ -80,14 +80,14 @@ def _lay_out() -> dict[str, slice]:
 
 
 BLOCKS: dict[str, slice] = _lay_out()
-"""Columns of each block; a retinotopic block is (C, G, G) flattened, rows of cells from the top of the frame."""
+"""Columns of each block; a retinotopic one is (C, G, G) flattened, from the top row."""
 N_FEATURES = max(block.stop for block in BLOCKS.values())
 SEMANTIC = slice(BLOCKS["thing"].start, N_FEATURES)
 """Columns of all attributes and of the exemplar together."""
 
 
 def cell_centres(cells: int) -> np.ndarray:
-    """Centres of the cells of a G x G grid, (G*G, 2) x to the right and y upwards, in half frame widths."""
+    """Centres of a grid's cells, (G*G, 2): x to the right, y upwards, in half frame widths."""
     side = (np.arange(cells) + 0.5) / cells * 2 - 1
     x, y = np.meshgrid(side, -side)
     return np.stack([x.ravel(), y.ravel()], axis=1)
@@ -104,8 +104,8 @@ def _pool(maps: np.ndarray, cells: int) -> np.ndarray:
 def _gabor_spectra(wavelength: float, side: int) -> np.ndarray:
     """One-sided Gabor filters in the frequency domain, (orientations, side, side) float32.
 
-    The filters are Gaussians around the preferred frequency (bandwidth about one octave) on one half-plane only, so
-    that the magnitude of the filtered image is the energy of a quadrature pair (Adelson and Bergen 1985).
+    They are Gaussians (about one octave) on one half-plane, so that the filtered image's magnitude is the
+    energy of a quadrature pair (Adelson and Bergen 1985).
     """
     frequency = np.fft.fftfreq(side) * side / N_PIXELS
     fy, fx = np.meshgrid(frequency, frequency, indexing="ij")
@@ -120,7 +120,7 @@ def _gabor_spectra(wavelength: float, side: int) -> np.ndarray:
 
 @cache
 def _border() -> np.ndarray:
-    """A window (H, W) that fades the image to its mean at the border, so that the border itself is no edge."""
+    """A window (H, W) that fades the image to its mean at the border."""
     ramp = np.clip((np.minimum(np.arange(N_PIXELS), np.arange(N_PIXELS)[::-1]) + 1) / 4, 0, 1)
     return np.outer(ramp, ramp).astype(np.float32)
 
@@ -154,8 +154,7 @@ def contrast_energy(luminance: np.ndarray, wavelength: float, cells: int) -> np.
 def _opponency(frames: np.ndarray) -> np.ndarray:
     """Single- and double-opponent colour, (T, 64, 64, 3) in [0, 1] -> (T, 12 * 8 * 8).
 
-    Red-green, blue-yellow and dark-light of each cell (rectified both ways), and the same of a cell against its
-    surround, which stresses a figure against its ground (double-opponent cells).
+    Red-green, blue-yellow and dark-light of each cell, rectified both ways, and of a cell against its surround.
     """
     red, green, blue = (_pool(frames[..., channel], 16).reshape(-1, 16, 16) for channel in range(3))
     signals = [red - green, blue - (red + green) / 2, (red + green + blue) / 3 - 0.5]
@@ -170,8 +169,8 @@ def _opponency(frames: np.ndarray) -> np.ndarray:
 def _motion(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Motion energy by direction and flicker, two (T, 64, 64, 3) in [0, 1] -> (T, 9 * 8 * 8).
 
-    Products of spatial and temporal gradients, pooled and divided by pooled contrast: opponent motion energy.
-    Direction *d* prefers movement towards the angle 2 pi d / 8, counter-clockwise from rightwards.
+    Opponent motion energy: products of spatial and temporal gradients, divided by contrast. Direction *d*
+    prefers the angle 2 pi d / 8, counter-clockwise from rightwards.
     """
     n = len(first)
     first, second = (

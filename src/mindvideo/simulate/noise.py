@@ -1,4 +1,4 @@
-"""Everything in a recording that does not follow the film: fluctuations, physiology, head motion, noise, drift.
+"""What does not follow the film: fluctuations, physiology, head motion, noise, drift.
 
 Legend: T volumes, n vertices.
 """
@@ -12,10 +12,10 @@ from mindvideo import atlas
 from mindvideo.simulate.cortex import Sheet
 
 LOCAL, NETWORK, GLOBAL, SLOW, BREATH, PULSE, THERMAL = 0.55, 0.65, 0.3, 0.3, 0.2, 0.2, 0.3
-"""Weights of noise along the cortex, network fluctuations, a global signal, 1/f noise, breathing, pulse, independent noise."""
+"""Weights of local, network, global, 1/f, breathing, pulse and independent noise."""
 
 SPIKES_PER_MINUTE, SPIKE = 0.4, 2.5
-"""How often the head jerks, and how far a vertex's signal is thrown, in standard deviations of the noise."""
+"""How often the head jerks, and by how many standard deviations of the noise."""
 
 NOISE_TIME_S = 2.2
 """Time constant of the local noise: lag-1 autocorrelation .4 at a TR of 2 s."""
@@ -24,7 +24,7 @@ NETWORK_TIME_S = 8.0
 RHYTHMS_HZ = (0.28, 1.1)
 """Breathing and pulse."""
 BODY_HZ = 10.0
-"""Physiology is made at this rate and then sampled at the volumes' times, so that it aliases as it does in a scanner."""
+"""Rate at which physiology is made, before volumes sample and thus alias it."""
 
 
 def autoregress(white: np.ndarray, tr_s: float, time_s: float) -> np.ndarray:
@@ -49,7 +49,7 @@ def autoregress(white: np.ndarray, tr_s: float, time_s: float) -> np.ndarray:
 
 
 def network_loadings(sheet: Sheet, vertex: np.ndarray, rng: np.random.Generator, n_maps: int = 8) -> np.ndarray:
-    """How much each vertex takes part in shared fluctuations, float32 (networks, n), columns of unit length.
+    """Weights of shared fluctuations, float32 (networks, n), columns of unit length.
 
     Soft Yeo-17 networks plus a few smooth random maps.
     """
@@ -71,9 +71,9 @@ def draw_slow(n_volumes: int, count: int, rng: np.random.Generator) -> np.ndarra
 
 
 def draw_rhythm(n_volumes: int, tr_s: float, hz: float, rng: np.random.Generator) -> np.ndarray:
-    """A rhythm of the body around ``hz`` whose rate wanders by a tenth, seen at the volumes: float32 (T,), unit variance.
+    """A rhythm of the body around ``hz``, seen at the volumes: float32 (T,), unit variance.
 
-    Made at `BODY_HZ`: its phase is the running sum of a slowly changing rate, its wave has a second harmonic.
+    Its rate wanders by a tenth, and its wave has a second harmonic.
     """
     n = int(np.ceil((n_volumes - 1) * tr_s * BODY_HZ)) + 1
     rate = hz * (1 + 0.1 * autoregress(rng.standard_normal((n, 1), dtype=np.float32), 1 / BODY_HZ, 20.0)[:, 0])
@@ -84,7 +84,7 @@ def draw_rhythm(n_volumes: int, tr_s: float, hz: float, rng: np.random.Generator
 
 
 def draw_spikes(n_volumes: int, tr_s: float, rng: np.random.Generator) -> np.ndarray:
-    """Jerks of the head, float32 (T,): a volume that is thrown, and half of it in the next one; none in most minutes."""
+    """Jerks of the head, float32 (T,): one volume, and half as much the next."""
     spikes = np.zeros(n_volumes + 1, np.float32)
     for at in np.flatnonzero(rng.random(n_volumes) < SPIKES_PER_MINUTE * tr_s / 60):
         height = rng.choice([-1, 1]) * rng.uniform(0.5, 1.5)
@@ -128,7 +128,7 @@ def draw_noise(
 
 
 def draw_drift(sheet: Sheet, n_volumes: int, rng: np.random.Generator) -> np.ndarray:
-    """Slow scanner drift of one run, float32 (T, n): a line and two cosines with smooth random amplitudes."""
+    """Slow drift of one run, float32 (T, n): a line and two cosines, smooth over the cortex."""
     phase = np.linspace(0, np.pi, n_volumes, dtype=np.float32)
     basis = np.stack([np.linspace(-1, 1, n_volumes, dtype=np.float32), np.cos(phase), np.cos(2 * phase)], axis=1)
     common = rng.standard_normal(3).astype(np.float32)

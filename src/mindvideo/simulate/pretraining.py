@@ -28,9 +28,8 @@ def person_name(person: int) -> str:
 def simulate_pretraining(settings: Simulate, out: Path, seed: int, progress: Progress | None = None) -> None:
     """Write simulated people for pre-training: areas V1–V4 at a TR of 0.72 s while watching films, as in HCP.
 
-    Files are ``out/hcp/PERSON/MNINonLinear/Results/tfMRI_MOVIEr/tfMRI_MOVIEr_Atlas_MSMAll.dtseries.nii``. All people
-    watch the same films, each with units, tuning, HRFs and noise of their own; films are no subject's training or test
-    films. Nobody but the masked model meets these people; they are not the recipe's subjects.
+    Files are ``out/hcp/PERSON/MNINonLinear/Results/tfMRI_MOVIEr/tfMRI_MOVIEr_Atlas_MSMAll.dtseries.nii``. All
+    watch the same films, none of them the subjects', with tuning, HRFs and noise of their own.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Write simulated subjects, who saw the same films, in the layout of Wen 2018.
 
-Every file is drawn from (seed, what it is, its number) alone, so the order of writing and interruptions change nothing;
-files that are already there are kept, and a file appears only when it is complete.
+Every file follows from (seed, what it is, its number) alone, in whatever order files are written. Existing
+files are kept; a file appears only when complete.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ class Segment:
 
     @property
     def times_s(self) -> np.ndarray:
-        """Film time of every volume: from 2 s on (``seg*``, ``test1``) or from 0 s on, to 10 s after the film."""
+        """Film time of every volume, from 2 s (``seg*``, ``test1``) or 0 s to 10 s after the film."""
         first = 0.0 if self.is_test and self.number > 1 else TR_S
         n_volumes = round((self.duration_s + AFTER_FILM_S - first) / TR_S) + 1
         return first + TR_S * np.arange(n_volumes)
 
     def film(self, seed: int) -> list[Shot]:
-        """The film; in test films about half of the shots are compositions that no training film has."""
+        """The film; about half the shots of test films are compositions no training film has."""
         film = make_film(
             draw_from(seed, Draw.FILM, self.index), self.duration_s, TR_S, held_out=None if self.is_test else False
         )
@@ -114,8 +114,8 @@ def list_segments(settings: Simulate) -> list[Segment]:
 def choose_vertices(areas: str, seed: int) -> np.ndarray:
     """Cortical positions the files hold, ascending int32.
 
-    ``cortex``: all. ``visual``: the visual areas, and about as many vertices of whole other areas, drawn at random among
-    those that do not answer to films, as uninformative controls.
+    ``cortex``: all. ``visual``: the visual areas, and about as many vertices of random other areas as
+    uninformative controls.
     """
     if areas == "cortex":
         return np.arange(atlas.N_CORTEX, dtype=np.int32)
@@ -140,7 +140,7 @@ def _person(areas: str, seed: int, number: int) -> SimulatedSubject:
 
 
 def simulated_subject(settings: Simulate, seed: int, number: int) -> SimulatedSubject:
-    """The brain of subject ``number`` (from 1): the shared brain itself where it is the only one, else a departure."""
+    """The brain of subject ``number``, from 1; a single subject has the shared brain itself."""
     if settings.subjects == 1:
         return _shared_brain(settings.areas, seed)
     return _person(settings.areas, seed, number)
@@ -156,7 +156,6 @@ def _film_path(out: Path, segment: Segment) -> Path:
 
 
 def _recordings(settings: Simulate, out: Path, segment: Segment) -> dict[tuple[int, int], Path]:
-    """File of each (subject, run) of a segment."""
     return {
         (subject, run): _fmri_path(out, subject, segment, run)
         for subject in range(1, settings.subjects + 1)
@@ -177,7 +176,7 @@ def _frames(film: list[Shot], settings: Simulate) -> Iterator[np.ndarray]:
 def write_segment(
     settings: Simulate, out: Path, seed: int, segment: Segment, done: Callable[[], None] = lambda: None
 ) -> None:
-    """Write the film and the recordings of one segment that are not there yet; ``done`` is called after every file."""
+    """Write a segment's missing film and recordings, calling ``done`` after every file."""
     film = segment.film(seed)
     path = _film_path(out, segment)
     if not path.is_file():
@@ -207,20 +206,19 @@ def write_segment(
 def simulate(settings: Simulate, out: Path, seed: int, progress: Progress | None = None, workers: int = 1) -> None:
     """Write simulated subjects: ``stimuli/``, ``subject1/fmri/…`` and so on, and ``truth/``, in the layout of Wen 2018.
 
-    All see the same films. One subject is the shared brain; of several, each is a departure from it
-    (`SimulatedSubject.draw_person`) with noise of its own, whatever their number.
+    All see the same films. One subject is the shared brain; several each vary it
+    (`SimulatedSubject.draw_person`).
 
     Parameters
     ----------
     settings : Simulate
     out : Path
-        A new folder, or one an interrupted simulation with the same settings and seed left behind.
+        A new folder, or that of the same simulation, interrupted.
     seed : int
     progress : callable, optional
         Called with (files done, files, {"seconds": …}).
     workers : int
-        Processes that write segments side by side; the files do not depend on it. With more than one, the calling
-        program must be importable (``if __name__ == "__main__":``).
+        Processes that write segments; with more than one, the calling program must be importable.
 
     Raises
     ------
@@ -254,7 +252,6 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _claim(out: Path, identity: dict[str, Any]) -> None:
-    """Mark a folder as this simulation's, or refuse one that holds another."""
     path = out / "truth" / "settings.json"
     if not path.is_file():
         if (out / "stimuli").exists() or (out / "subject1").exists():
@@ -308,7 +305,7 @@ def _describe(shot: Shot) -> dict[str, Any]:
 
 
 def run(context: StageContext) -> None:
-    """Stage ``simulate``: the subjects of a recipe and the people it pre-trains on into ``RUN/simulate``."""
+    """Stage ``simulate``: a recipe's subjects and the people it pre-trains on."""
     recipe, _, folder, progress = context
     settings = recipe.simulate
     if settings is None:

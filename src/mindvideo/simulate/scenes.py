@@ -1,8 +1,8 @@
-"""Short films of a picture-book world: things in colours, moving through places, with cuts and captions.
+"""Short films of a picture-book world, with captions.
 
-A *scene* is one composition; a *shot* is a scene shown for a while; a *film* is a list of shots joined by hard cuts.
-A fixed set of thing-place-motion combinations is held out of all training, so test films show new compositions.
-Positions are fractions of the frame, x to the right and y downwards; a thing's centre stays within `SEEN` of it.
+A *scene* is one composition, a *shot* a scene shown for a while, a *film* a list of shots. Some
+thing-place-motion combinations are held out of training. Positions are fractions of the frame, x to the right,
+y downwards.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SEEN = (0.14, 0.86)
 """Where the centre of a scene's thing may be, across and down, at any time it is shown."""
 COLUMN_BINS = ((0.0, 0.35), (0.41, 0.59), (0.65, 1.0))
 ROW_BINS = ((0.0, 0.38), (0.6, 1.0))
-"""Centres that are called left, middle, right, and high, low; what falls between two of them is not named."""
+"""Centres called left, middle, right, and high, low; the gaps have no name."""
 WORLD = 2
-"""Version of pictures and captions: towers, judges and generators of one version belong together."""
+"""Version of pictures and captions; networks trained on another do not fit."""
 
 _VELOCITY = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0), "turning": (0, 0)}
 _SPEED_PER_S = {"slow": 0.08, "fast": 0.17}
@@ -53,7 +53,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """One composition, shown for ``duration_s``; ``seed`` fixes whatever the other fields leave open."""
+    """One composition, shown for ``duration_s``; ``seed`` decides all else."""
 
     thing: str
     colour: str
@@ -69,16 +69,13 @@ class Scene:
 
 
 def is_held_out(thing: str, place: str, motion: str) -> bool:
-    """Whether a thing-place-motion combination is kept out of all training (about one in seven)."""
+    """Whether a thing-place-motion combination is held out of training (about one in seven)."""
     code = 3 * THINGS.index(thing) + 5 * PLACES.index(place) + 2 * MOTIONS.index(motion)
     return code % 7 == 3
 
 
 def draw_scene(rng: np.random.Generator, held_out: bool | None = False, duration_s: float = 4.0) -> Scene:
-    """Draw a scene from the training compositions (False), the held-out ones (True) or all of them (None).
-
-    Long shots have no fast crossing of the frame, since their thing would leave it.
-    """
+    """Draw a scene whose thing stays in view: held out (True), from training (False), or any."""
     while True:
         thing, place, motion = (str(rng.choice(names)) for names in (THINGS, PLACES, MOTIONS))
         if held_out is not None and is_held_out(thing, place, motion) != held_out:
@@ -89,19 +86,9 @@ def draw_scene(rng: np.random.Generator, held_out: bool | None = False, duration
         if rng.random() < 0.15:
             second = [name for name in THINGS if name != thing]
             other = (str(rng.choice(second)), str(rng.choice(COLOURS)))
-        scene = Scene(
-            thing=thing,
-            colour=str(rng.choice(COLOURS)),
-            size=str(rng.choice(SIZES)),
-            place=place,
-            motion=motion,
-            speed=str(rng.choice(SPEEDS)),
-            camera=camera,
-            light=light,
-            other=other,
-            duration_s=duration_s,
-            seed=int(rng.integers(2**31)),
-        )
+        colour, size, speed = (str(rng.choice(names)) for names in (COLOURS, SIZES, SPEEDS))
+        seed = int(rng.integers(2**31))
+        scene = Scene(thing, colour, size, place, motion, speed, camera, light, other, duration_s, seed)
         (left, right), (top, bottom) = _room_for(scene)
         if left <= right and top <= bottom:
             return scene
@@ -120,9 +107,9 @@ def _action(scene: Scene) -> str:
 
 
 def locate(scene: Scene, t: float) -> tuple[str | None, str | None]:
-    """Column and row, as captions name them, of a scene's thing at ``t`` seconds; None between two names.
+    """Column and row of a scene's thing at ``t`` seconds, as captions name them, or None.
 
-    Rows are named where the place leaves them open: of what floats, and of what moves up or down.
+    Only what floats, or moves up or down, has a row.
     """
     x, y = thing_centre(scene, t)
     column = _bin_of(x, COLUMN_BINS, COLUMNS)
@@ -143,7 +130,7 @@ def _whereabouts(column: str | None, row: str | None) -> str:
 def scene_caption(
     scene: Scene, where: tuple[str | None, str | None] = (None, None), rng: np.random.Generator | None = None
 ) -> str:
-    """The sentence for a scene whose thing is ``where`` (`locate`); with ``rng`` some words become synonyms.
+    """The sentence for a scene whose thing is ``where``; ``rng`` brings in synonyms.
 
     For example "a small brown dog on the left running right on a beach at sunset, zooming in".
     """
@@ -167,7 +154,7 @@ def scene_caption(
 
 @dataclass(frozen=True)
 class _Staging:
-    """What ``Scene.seed`` decides: the thing's centre in the middle of the shot, sizes, phases, the second thing."""
+    """What ``Scene.seed`` decides; positions are those in the middle of the shot."""
 
     x: float
     y: float
@@ -183,7 +170,7 @@ _SUPERSAMPLE = 2
 
 
 def _room_for(scene: Scene) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Ranges of x and y, in the middle of the shot, from which the thing's centre stays within `SEEN` all along."""
+    """Ranges of x and y, mid-shot, from which the thing's centre stays within `SEEN`."""
     ranges = []
     for axis in (0, 1):
         lows, highs = [], []
@@ -263,7 +250,7 @@ def _draw_figure(
     phase: float,
     view: np.ndarray,
 ) -> None:
-    """Draw a thing of a colour with its feet at ``place``, in fractions of the frame; ``view`` is the 2x3 matrix from frame fractions to canvas pixels."""
+    """Draw a thing with its feet at ``place``; ``view`` (2, 3) maps frame fractions to pixels."""
     (thing, colour), (x, y) = what, place
     value = COLOUR_VALUES[colour]
     shapes = FIGURES[thing](value, phase)
@@ -281,17 +268,17 @@ def render_scene(scene: Scene, times_s: np.ndarray, size: int = 64, hide_thing: 
     Parameters
     ----------
     scene : Scene
-    times_s : ndarray
-        (T,) seconds since the scene's start.
+    times_s : ndarray (T,)
+        Seconds since the scene's start.
     size : int
         Frame height and width in pixels.
     hide_thing : bool
-        Leave the scene's thing out; everything else stays.
+        Leave the scene's thing out.
 
     Returns
     -------
-    ndarray
-        (T, size, size, 3) uint8 RGB.
+    ndarray, uint8 (T, size, size, 3)
+        RGB.
     """
     staging = _stage(scene)
     big = size * _SUPERSAMPLE
@@ -312,10 +299,8 @@ def render_scene(scene: Scene, times_s: np.ndarray, size: int = 64, hide_thing: 
             flip = np.sign(flip) * max(abs(flip), 0.15)
         feet = staging.y + staging.height / 2 + dy
         if scene.other is not None:
-            _draw_figure(
-                canvas, scene.other, (staging.other_x + dx, feet), staging.other_height, staging.facing, phase + 1.0,
-                view,
-            )  # fmt: skip
+            at, height = (staging.other_x + dx, feet), staging.other_height
+            _draw_figure(canvas, scene.other, at, height, staging.facing, phase + 1.0, view)
         if not hide_thing:
             _draw_figure(canvas, (scene.thing, scene.colour), (staging.x + dx, feet), staging.height, flip, phase, view)
         small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
@@ -335,13 +320,7 @@ class Shot:
 def make_film(
     rng: np.random.Generator, duration_s: float, tr_s: float = 2.0, held_out: bool | None = False
 ) -> list[Shot]:
-    """Draw a film: shots of one to four TRs, cut on TR boundaries, one cut in five inside a TR.
-
-    Returns
-    -------
-    list of Shot
-        They follow one another from 0 to ``duration_s``.
-    """
+    """Draw a film's shots, of one to four TRs; one cut in five is inside a TR."""
     shots: list[Shot] = []
     start, boundary = 0.0, 0.0
     while start < duration_s - 1e-6:
@@ -355,10 +334,7 @@ def make_film(
 
 def scene_at(film: list[Shot], t: float) -> Shot:
     """The shot on screen at ``t`` seconds (the last one past the end)."""
-    for shot in film:
-        if t < shot.end_s - 1e-9:
-            return shot
-    return film[-1]
+    return next((shot for shot in film if t < shot.end_s - 1e-9), film[-1])
 
 
 def render_film(film: list[Shot], times_s: np.ndarray, size: int = 64, hide_thing: bool = False) -> np.ndarray:
@@ -374,7 +350,7 @@ def render_film(film: list[Shot], times_s: np.ndarray, size: int = 64, hide_thin
 
 
 def film_caption(film: list[Shot], start_s: float, end_s: float, rng: np.random.Generator | None = None) -> str:
-    """The caption of a stretch of a film: each scene at the middle of what is shown of it, "A. Then B" across a cut."""
+    """The caption of a stretch of a film, "A. Then B" across a cut."""
     parts = []
     for shot in film:
         first, last = max(start_s, shot.start_s), min(end_s, shot.end_s)
@@ -406,7 +382,7 @@ class Clip:
         return render_film(self.film, self.times_s, size)
 
     def thing_cover(self, size: int, grid: int) -> np.ndarray:
-        """Share of each of ``grid`` x ``grid`` cells that the scene's thing covers: (F, grid, grid) float32 in 0..1."""
+        """Share of each cell that the scene's thing covers, float32 (F, grid, grid) in [0, 1]."""
         without = render_film(self.film, self.times_s, size, hide_thing=True)
         changed = np.abs(self.frames(size).astype(np.int16) - without).max(axis=-1) > 12
         cell = size // grid
@@ -420,7 +396,7 @@ def plan_clip(
     held_out: bool | None = False,
     with_cut: bool = False,
 ) -> Clip:
-    """A clip that begins somewhere in a shot of 2 to 8 seconds; ``with_cut`` a second one begins inside the clip."""
+    """A clip from a shot of 2 to 8 seconds; ``with_cut``, a second shot begins in it."""
     duration = float(rng.choice([2, 4, 6, 8]))
     first = Shot(draw_scene(rng, held_out, duration), 0.0, duration)
     length = num_frames / fps

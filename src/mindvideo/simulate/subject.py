@@ -1,11 +1,10 @@
-"""A simulated brain: from the features of a film to BOLD, vertex by vertex; and people who are departures from it.
+"""A simulated brain, from the features of a film to BOLD, and people who vary it.
 
-features -> receptive fields and tuned units -> saturating neural response -> double-gamma HRF of each vertex -> gain,
-drift and noise of each run. It has the properties of visual cortex the software relies on (retinotopy, distributed
-non-linear semantic tuning, smoothness along the cortex, realistic reliability), not a random projection.
+Features -> receptive fields and tuned units -> saturating neural response -> double-gamma HRFs -> gain, drift
+and noise. Like visual cortex it has retinotopy, distributed non-linear semantic tuning, smoothness, and
+realistic reliability.
 
-`SimulatedSubject.create` draws a brain, `SimulatedSubject.draw_person` a person who shares its units: a vertex of the
-person takes its tuning from a place of the shared brain a few millimetres away, and adds a mixing of those units of its own.
+`SimulatedSubject.create` draws a brain, `SimulatedSubject.draw_person` a person who varies it.
 
 Legend: T feature samples (three a second), K feature columns, N volumes, n vertices.
 """
@@ -26,23 +25,23 @@ from mindvideo.simulate.scenes import make_film
 
 HRF_S = 24.0
 LEAD_S = 24.0
-"""The first picture of a film is held this long before it starts, so that the response has settled."""
+"""How long a film's first picture is held before it starts, for the response to settle."""
 CALIBRATION_S = 240.0
 PERCENT_CHANGE = 0.01
 """Standard deviation of noise plus signal relative to a vertex's mean intensity."""
 PREFERENCE = 2.0
-"""Weight of an area's general preference, for people and animals or for built places, beside its own mixtures."""
+"""Weight of an area's general preference, as for animals or built places."""
 ATTENTION = 0.15
-"""Slow fluctuation of the response's gain within a run; between runs it varies by the same amount."""
+"""Fluctuation of the response's gain, slowly within a run and between runs."""
 
 WARP_MM = 2.5
-"""How far a person's maps lie from the shared brain's, in millimetres of the sphere, root mean square."""
+"""Root mean square distance (mm, on the sphere) of a person's maps from the shared brain's."""
 PERSON_HRF_S, PERSON_ODDS, PERSON_RHYTHM = 0.3, 0.35, 0.12
-"""Spread over people of the mean HRF peak (s), of the odds of signal to noise and of the body's rhythms (both in logs)."""
+"""Spread over people of HRF peak (s), log odds of signal to noise, and log rates of the body."""
 
 
 def double_gamma(t_s: np.ndarray, peak_s: float) -> np.ndarray:
-    """Double-gamma haemodynamic response, peak 1 at ``peak_s``, undershoot a sixth as large ten seconds later.
+    """Double-gamma haemodynamic response: peak 1 at ``peak_s``, an undershoot of a sixth ten seconds later.
 
     Parameters
     ----------
@@ -53,7 +52,7 @@ def double_gamma(t_s: np.ndarray, peak_s: float) -> np.ndarray:
     Returns
     -------
     ndarray
-        Same shape as ``t_s``; zero before the event.
+        Of the shape of ``t_s``; zero before the event.
 
     References
     ----------
@@ -68,7 +67,7 @@ def double_gamma(t_s: np.ndarray, peak_s: float) -> np.ndarray:
 
 
 def _blur(neural: np.ndarray) -> np.ndarray:
-    """What a typical HRF leaves of a neural response (T, m), from where it has settled: (T - settling, m)."""
+    """A neural response (T, m) after a typical HRF, once settled: (T - settling, m)."""
     kernel = double_gamma((np.arange(round(HRF_S * FEATURE_HZ)) + 0.5) / FEATURE_HZ, 5.5)[:, None]
     return fftconvolve(neural, kernel.astype(np.float32), mode="valid", axes=0)
 
@@ -81,15 +80,14 @@ class SimulatedSubject:
     vertex : ndarray, int32 (n,)
         Cortical positions.
     source : ndarray, int32 (n,)
-        Positions of the shared brain whose maps the vertices have; ``vertex`` itself in that brain.
+        Positions in the shared brain from which the vertices take their tuning.
     area : ndarray, str (n,)
         Area of ``source``, without the hemisphere.
     kind : ndarray, str (n,)
         Strongest drive: contrast, colour, motion, object, place, or fluctuation for vertices that ignore the film.
     is_informative : ndarray, bool (n,)
     reliability : ndarray, float32 (n,)
-        Expected share of a run's variance (after removing drift) that follows the film, at noise 1; hence the expected
-        correlation between two runs. Zero where uninformative.
+        Expected correlation between two runs without drift, at noise 1; zero where uninformative.
     hrf_peak_s : ndarray, float32 (n,)
     """
 
@@ -115,7 +113,7 @@ class SimulatedSubject:
     def create(
         cls, rng: np.random.Generator, vertex: np.ndarray, calibration: np.ndarray | None = None
     ) -> SimulatedSubject:
-        """Draw a person's tuning.
+        """Draw a brain.
 
         Parameters
         ----------
@@ -147,9 +145,8 @@ class SimulatedSubject:
     def draw_person(self, rng: np.random.Generator) -> SimulatedSubject:
         """Draw a person who shares this brain's units, and in part how they are mixed onto the cortex.
 
-        A vertex has the area, receptive field and mixing of a place `WARP_MM` away (root mean square) in this brain; a
-        mixing of its own of the same units makes up the rest of each drive (`drives.SHARED`). Signal to noise, HRFs,
-        networks and rhythms of the body are drawn anew. Any two people drawn so are equally alike, but for chance.
+        A vertex has the area, receptive field and mixing of a place `WARP_MM` away in this brain, and a mixing
+        of its own (`drives.SHARED`). Signal to noise, HRFs, networks and rhythms are drawn anew.
         """
         person = SimulatedSubject(self.vertex, self.sheet)
         source = warp(rng, self.vertex, WARP_MM)
@@ -166,7 +163,6 @@ class SimulatedSubject:
         return person
 
     def _standardise(self) -> None:
-        """Give every informative vertex mean 0 and variance 1 on the calibration film."""
         times = np.arange(10.0, len(self.calibration) / FEATURE_HZ, 1.0)
         bold = self.respond(self.calibration, times)
         chosen = self.is_informative
@@ -174,10 +170,7 @@ class SimulatedSubject:
         self._scale[chosen] = 1 / (bold[:, chosen].std(axis=0) + 1e-6)
 
     def _draw_physiology(self, rng: np.random.Generator, later_s: float = 0.0, log_odds: float = 0.0) -> None:
-        """HRF peaks, mean intensity, fluctuations and reliability, smooth along the cortex.
-
-        A person's HRFs may peak ``later_s`` and the odds of signal to noise be exp(``log_odds``) times as high.
-        """
+        """HRF peaks, mean intensity, fluctuations and reliability, smooth along the cortex."""
         peaks = 5.5 + later_s + 0.45 * self.sheet.fields(rng, 1, 6)[:, 0]
         self.hrf_peak_s = np.round(peaks.clip(4.5, 6.5), 1).astype(np.float32)
         self.baseline = (10000 * np.exp(0.15 * self.sheet.fields(rng, 1, 6)[:, 0])).astype(np.float32)
@@ -206,15 +199,14 @@ class SimulatedSubject:
         self, kind: str, members: np.ndarray, strength: np.ndarray, table: np.ndarray, rng: np.random.Generator
     ) -> Drive:
         vertex = self.vertex[members]
-        if kind == "contrast":
-            columns = slice(BLOCKS["fine"].start, BLOCKS["luminance"].stop)
-            return Drive(kind, members, strength, tuning.contrast_weights(self.sheet, rng, members, vertex), columns)
-        if kind == "colour":
-            weights = tuning.colour_weights(self.sheet, rng, members, vertex)
-            return Drive(kind, members, strength, weights, BLOCKS["opponent"])
-        if kind == "motion":
-            weights = tuning.motion_weights(self.sheet, rng, members, vertex)
-            return Drive(kind, members, strength, weights, BLOCKS["flow"])
+        retinotopic = {
+            "contrast": (tuning.contrast_weights, slice(BLOCKS["fine"].start, BLOCKS["luminance"].stop)),
+            "colour": (tuning.colour_weights, BLOCKS["opponent"]),
+            "motion": (tuning.motion_weights, BLOCKS["flow"]),
+        }
+        if kind in retinotopic:
+            weigh, columns = retinotopic[kind]
+            return Drive(kind, members, strength, weigh(self.sheet, rng, members, vertex), columns)
         units = tuning.conjunction_units(rng, table, kind)
         mixing = self.sheet.fields(rng, tuning.N_UNITS[kind], 6)[members].T
         weights = np.sign(mixing) * np.abs(mixing) ** 1.5
@@ -250,25 +242,15 @@ class SimulatedSubject:
         return bold
 
     def respond(self, features: np.ndarray, times_s: np.ndarray) -> np.ndarray:
-        """Noiseless BOLD to a film: the part every run shares.
+        """Noiseless BOLD to a film, float32 (N, n), which all runs share.
 
         Parameters
         ----------
         features : ndarray, float32 (T, K)
-            From `film_features`.
+            From `film_features`; DataError for another number of columns.
         times_s : ndarray (N,)
-            When volumes are acquired, in seconds of film time. Before the film its first picture stands still; after it
-            the screen is blank.
-
-        Returns
-        -------
-        ndarray, float32 (N, n)
-            Unit variance on the calibration film, zero where uninformative.
-
-        Raises
-        ------
-        DataError
-            For features with another number of columns.
+            When volumes are acquired, in film time; the first picture stands still before, the screen is blank
+            after.
         """
         if features.ndim != 2 or features.shape[1] != N_FEATURES:
             raise DataError(f"expected features (samples, {N_FEATURES}), found {features.shape}; use film_features")

@@ -1,7 +1,7 @@
 """What the vertices of a simulated brain are tuned to: weights from stimulus features to neural drives.
 
-Tuning is distributed: a vertex of the ventral stream is a smooth mixture of many rectified units, each of which answers
-to a conjunction of attributes (a thing in a colour, a thing in a place …), never an indicator of one of them.
+Tuning is distributed: a vertex of the ventral stream is a smooth mixture of many rectified units, each tuned to
+a conjunction of attributes (a thing in a colour, a thing in a place …).
 
 Legend: n vertices, K feature columns, C channels, G cells along one side of the visual field, U units.
 """
@@ -32,7 +32,7 @@ UNTUNED = "fluctuation"
 
 @dataclass(frozen=True)
 class AreaTuning:
-    """Mixture of drives in an area, its receptive fields (half frame widths) and typical between-run r."""
+    """An area's drives, receptive fields (half frame widths) and typical between-run r."""
 
     drives: dict[str, float]
     rf_size: float
@@ -126,12 +126,12 @@ def _angles(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, steps: 
 
 
 def _spread(weights: np.ndarray, fields: np.ndarray) -> np.ndarray:
-    """Channel weights (n, C) times receptive fields (n, G*G) as columns of a block, (C*G*G, n)."""
+    """Channel weights (n, C) times receptive fields (n, G*G), (C*G*G, n)."""
     return np.einsum("nc,ng->cgn", weights, fields, optimize=True).reshape(-1, len(fields)).astype(np.float32)
 
 
 def contrast_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, vertex: np.ndarray) -> np.ndarray:
-    """Weights from the contrast and luminance blocks to vertices: orientation, spatial frequency, dark or light.
+    """Weights from contrast and luminance blocks: orientation, spatial frequency, dark or light.
 
     Parameters
     ----------
@@ -167,14 +167,14 @@ def contrast_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray
 
 
 def colour_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, vertex: np.ndarray) -> np.ndarray:
-    """Weights from the opponent block to vertices (rectified smooth mixtures of channels), float32 (768, m)."""
+    """Rectified smooth weights from the opponent block to vertices, float32 (768, m)."""
     channels, cells = GRIDS["opponent"]
     mixture = np.maximum(sheet.fields(rng, channels, 3)[members], 0) ** 1.5
     return _spread(mixture, _receptive_fields(vertex, areas_of(vertex), cells))
 
 
 def motion_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, vertex: np.ndarray) -> np.ndarray:
-    """Weights from the flow block to vertices: a preferred direction, or expansion and contraction in flow areas.
+    """Weights from the flow block: a preferred direction, or expansion and contraction.
 
     Returns
     -------
@@ -200,7 +200,7 @@ def motion_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, 
 def embed_attributes(rng: np.random.Generator, width: int = EXEMPLAR_WIDTH) -> np.ndarray:
     """Random vectors for all semantic columns, float32 (columns, width).
 
-    Things of one group are alike; an exemplar moves its thing, colour and place away from the category's vector.
+    Things of one group are alike; exemplars vary their thing, colour and place.
     """
     table = rng.standard_normal((N_FEATURES - SEMANTIC.start, width))
     offset = BLOCKS["thing"].start - SEMANTIC.start
@@ -249,7 +249,7 @@ def conjunction_units(rng: np.random.Generator, table: np.ndarray, kind: str) ->
 
 
 def preference_row(prefers: str) -> np.ndarray:
-    """How much an area's general preference likes each attribute value, float32 (attributes,)."""
+    """An area's preference for each attribute value, float32 (attributes,)."""
     row = np.zeros(N_FEATURES - SEMANTIC.start, np.float32)
     for value, liking in _PREFERENCE.get(prefers, {}).items():
         for name in ("thing", "place"):

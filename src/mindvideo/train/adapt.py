@@ -1,4 +1,4 @@
-"""Stage ``adapt``: the masked brain model goes on with the target subjects' own training scans (supplement B)."""
+"""Stage ``adapt``: the masked brain model on the subjects' training scans (supplement B)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ STAGE = "adapt"
 
 
 def subject_scans(stores: Sequence[Store], split: str) -> list[np.ndarray]:
-    """Every scan (N, V) of a split, of each person: averaged over runs, or training scans run by run where kept apart."""
+    """Every person's scans (N, V) of a split: averaged over runs, or run by run."""
     return [np.concatenate(recorded_scans(store, split)[1]) for store in stores]
 
 
 def starting_model(
     recipe: Recipe, run_dir: Path, layouts: Sequence[VoxelLayout], scans: Sequence[np.ndarray]
 ) -> MaskedBrainModel:
-    """The pre-trained model on each person's training scans (N, V), or a new one where ``pretrain`` is switched off."""
+    """The pre-trained model for these people's training scans (N, V), or a new one."""
     torch.manual_seed(stage_seed(recipe.seed, STAGE))
     if recipe.pretrain.enabled:  # matrices of single patches start anew
         return pretrained_model(recipe, run_dir, layouts, scans)
@@ -41,9 +41,9 @@ def starting_model(
 def pretrained_model(
     recipe: Recipe, run_dir: Path, layouts: Sequence[VoxelLayout], scans: Sequence[np.ndarray]
 ) -> MaskedBrainModel:
-    """The model of ``pretrain`` on these people's voxels, with the scale of their training scans (N, V).
+    """The model of ``pretrain`` for these people's voxels, with the scale of their training scans (N, V).
 
-    Positions of weights that were given are interpolated.
+    Positions of given weights (``pretrain.weights``) are interpolated.
     """
     positions: Literal["recompute", "interpolate"] = "recompute" if recipe.pretrain.weights is None else "interpolate"
     pretrained = load_masked_brain(run_dir / "pretrain" / "model", recipe.align.encoder)
@@ -51,7 +51,7 @@ def pretrained_model(
 
 
 def run(context: StageContext) -> None:
-    """Adapt the pre-trained model to the subjects and write ``RUN/adapt/model``; validation segments only validate."""
+    """Adapt the pre-trained model to the subjects; write ``RUN/adapt/model``."""
     recipe, run_dir, folder, progress = context
     settings = recipe.adapt
     if not settings.enabled:

@@ -1,11 +1,10 @@
-"""Stage ``align``: windowed fMRI is aligned with frozen CLIP text and images (paper Eq. 3, docs/method.md, The encoder).
+"""Stage ``align``: fMRI windows are aligned with frozen CLIP (paper Eq. 3, docs/method.md, The encoder).
 
 Shapes: B batch, N windows, W scans per window, V voxels, F frames, L condition tokens, C condition width.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mindvideo import processes
+from mindvideo import distributed
 from mindvideo.config import Align, Recipe
 from mindvideo.data.store import Store, open_stores
 from mindvideo.data.windows import Windows
@@ -30,7 +29,7 @@ from mindvideo.train.features import CROPS, Features, Split, TextFeatures, note_
 from mindvideo.train.loop import Batch, Draw, Metrics, train
 from mindvideo.train.pretrain import fit_scale
 from mindvideo.train.ridge import LinearDecoder
-from mindvideo.train.stage import open_foundation, save_memory, save_model, stage_seed, trainable, training_device
+from mindvideo.train.stage import note_disabled, open_foundation, save_memory, save_model, stage_seed, trainable
 from mindvideo.train.thesaurus import open_thesaurus
 from mindvideo.train.token_regression import TokenRegression, linear_references
 from mindvideo.train.tokens import TokenTarget
@@ -42,10 +41,7 @@ VALIDATION_BATCH = 32
 
 
 def clip_losses(first_BC: torch.Tensor, second_BC: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
-    """Symmetric cross-entropy of the cosine similarities of matched rows, one a row (B,).
-
-    Its mean is the CLIP loss (Radford et al. 2021; paper Eq. 3).
-    """
+    """Symmetric cross-entropy of each row (B,): the CLIP loss (Radford et al. 2021; paper Eq. 3)."""
     logits = scale * F.normalize(first_BC, dim=-1) @ F.normalize(second_BC, dim=-1).T
     labels = torch.arange(len(logits), device=logits.device)
     each = (F.cross_entropy(way, labels, reduction="none") for way in (logits, logits.T))
@@ -59,7 +55,7 @@ def contrastive_losses(
     scale: torch.Tensor | float,
     variant: Literal["text_image", "text", "image", "none"],
 ) -> torch.Tensor:
-    """Eq. 3, one a row (B,): the mean of the fMRI-text and fMRI-image losses, or one of them (the paper's ablation)."""
+    """Eq. 3 of each row (B,): the mean of the fMRI-text and fMRI-image losses, or one of them."""
     if variant == "none":
         return fmri_BC.new_zeros(len(fmri_BC))
     losses = []
@@ -84,9 +80,9 @@ class AlignTask:
     views : Views
         What a window is aligned with each time it is drawn.
     reference : dict
-        Figures logged with every validation, such as ridge regression's.
+        Metrics logged with every validation, such as ridge regression's.
     regression : TokenRegression, optional
-        Beside the paper's loss, with ``settings.token_weight``.
+        Added to the paper's loss with ``settings.token_weight``.
     """
 
     def __init__(
@@ -100,7 +96,6 @@ class AlignTask:
         device: torch.device,
         regression: TokenRegression | None = None,
     ) -> None:
-        """Move the encoder to the device."""
         self.encoder, self.may_leave_out = encoder.to(device), encoder.may_leave_out
         self.training, self.validation, self.views = training, validation, views
         self.settings, self.reference, self.device, self.regression = settings, reference, device, regression
@@ -111,7 +106,7 @@ class AlignTask:
         return trainable(self.encoder)
 
     def sample(self, draw: Draw) -> Batch:
-        """Scans of windows that share no scene, their views' embeddings and, where they are regressed, their tokens."""
+        """Scans of windows that share no scene, with their views' embeddings and perhaps tokens."""
         settings, data, rng = self.settings, self.training, draw.rng
         index = data.windows.sample_batch(rng, draw.size)
         text, image = self.views(index, rng)
@@ -123,20 +118,20 @@ class AlignTask:
         return batch | {"index": index, "person": data.person(index)}
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        """Weighted contrastive loss and token regression of each row; the contrast is over all processes' rows."""
+        """Loss of each row (B,), with a contrast over the rows of all processes."""
         self.encoder.train()
         settings, n = self.settings, self.settings.batch_size
         condition = self.encoder(batch["fmri"].to(self.device), batch["person"].to(self.device))
         with torch.autocast(self.device.type, enabled=False):
             condition = condition.float()
             scale = self.encoder.logit_scale.exp().clamp(max=MOST_LOGIT_SCALE)
-            pooled = processes.all_rows(self.encoder.pool(condition), n)
+            pooled = distributed.gather_rows(self.encoder.pool(condition), n)
             text, image = (
-                processes.all_rows(batch[name].to(self.device), n) if name in batch else None
+                distributed.gather_rows(batch[name].to(self.device), n) if name in batch else None
                 for name in ("text", "image")
             )
             assert text is not None
-            contrast = contrastive_losses(pooled, text, image, scale, settings.loss)[processes.rows(n)]
+            contrast = contrastive_losses(pooled, text, image, scale, settings.loss)[distributed.own_rows(n)]
             total, logged = settings.contrastive_weight * contrast, {"contrastive_loss": contrast.detach().mean()}
             if self.regression is not None:
                 token = self.regression.losses(condition, batch)
@@ -145,9 +140,9 @@ class AlignTask:
         return total, logged
 
     def validate(self, step: int) -> dict[str, float]:
-        """Token R² beside the mean predictor (0) and ridge, and top-1 retrieval by pooled condition and by tokens.
+        """Token R², and top-1 retrieval by pooled condition and by tokens.
 
-        Tokens are compared after subtracting the training mean, which dominates them and says nothing.
+        The training mean, which would dominate, is subtracted from the tokens.
         """
         assert self.validation is not None, "validation needs held-out windows"
         self.encoder.eval()
@@ -165,16 +160,16 @@ class AlignTask:
         hit, chance = retrieval_top1(torch.cat(pooled), self._validation_embeddings(data), scene)
         token_hit, _ = retrieval_top1(found, truth, scene)
         error, spread = ((part.double().square().sum()) for part in (found - truth, truth))
-        figures = {
+        return {
             "validation_token_r2": 1.0 - float(error / spread),
             "validation_top1": hit,
             "validation_token_top1": token_hit,
             "validation_top1_chance": chance,
+            **self.reference,
         }
-        return {**figures, **self.reference}
 
     def _validation_embeddings(self, data: AlignData) -> torch.Tensor:
-        """Sum of the normalised embeddings (N, C) that the loss aligns with: caption, middle frame, or both."""
+        """Sum of the normalised embeddings (N, C) that the loss aligns with."""
         total = torch.zeros(len(data), data.text.pooled.shape[-1])
         if self.settings.loss != "image":
             total += F.normalize(data.text.pooled[data.target.row, 0], dim=-1)
@@ -184,7 +179,7 @@ class AlignTask:
 
 
 def retrieval_top1(query_NC: torch.Tensor, target_NC: torch.Tensor, scene_N: np.ndarray) -> tuple[float, float]:
-    """How often the target nearest to a window's query by cosine lies in the window's own scene, and its chance."""
+    """How often the target nearest by cosine is of the window's own scene, and its chance."""
     similarity = F.normalize(query_NC, dim=-1) @ F.normalize(target_NC, dim=-1).T
     best = similarity.argmax(dim=1).numpy()
     same = scene_N[:, None] == scene_N[None]
@@ -209,7 +204,7 @@ def _split_data(
 
 
 def new_encoder(recipe: Recipe, run_dir: Path, stores: Sequence[Store], foundation: Foundation) -> Encoder:
-    """The encoder ``align`` starts from; its input's scale is the masked model's, that of the training scans.
+    """The encoder that ``align`` starts from, with the scale of the training scans.
 
     What it cannot start from, `mindvideo.preflight.impossible_start` has refused.
     """
@@ -231,7 +226,7 @@ def new_encoder(recipe: Recipe, run_dir: Path, stores: Sequence[Store], foundati
 def run(context: StageContext) -> None:
     """Align the encoder with the frozen embeddings and write ``RUN/align/model``.
 
-    With ``align.loss=none`` and no token regression (the paper's ablation) the encoder is written as it starts.
+    With ``align.loss=none`` and no token regression (the paper's ablation) it stays as it starts.
     """
     recipe, run_dir, folder, progress = context
     settings = recipe.align
@@ -248,8 +243,7 @@ def run(context: StageContext) -> None:
     if settings.token_weight > 0:
         encoder.start_at(training.target.statistics)
     if settings.loss == "none" and settings.token_weight == 0:
-        if processes.is_first():
-            (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "enabled": False}) + "\n")
+        note_disabled(folder)
         save_model(encoder, folder / "model")
         return
     teachers: list[LinearDecoder] = []
@@ -257,9 +251,9 @@ def run(context: StageContext) -> None:
     are_teachers = settings.teacher_weight > 0
     if settings.token_weight > 0 and (validation is not None or are_teachers):
         key = [foundation.condition_identity, str(settings.window)]
-        with processes.first_then_others():
+        with distributed.main_first():
             teachers, reference = linear_references(run_dir, training, validation, key, are_teachers)
-    device = training_device()
+    device = distributed.device()
     save_memory(settings, encoder)
     views: Views = FixedViews(training, settings)
     if settings.augmentation == "drawn":
@@ -267,13 +261,6 @@ def run(context: StageContext) -> None:
         views = DrawnViews(training, settings, foundation, thesaurus)
     regression = TokenRegression(training, settings, teachers) if settings.token_weight > 0 else None
     task = AlignTask(encoder, training, validation, settings, views, reference, device, regression)
-    train(
-        task,
-        settings,
-        folder,
-        seed=stage_seed(recipe.seed, STAGE),
-        progress=progress,
-        validate=None if validation is None else task.validate,
-        device=device,
-    )
+    validate, seed = None if validation is None else task.validate, stage_seed(recipe.seed, STAGE)
+    train(task, settings, folder, seed=seed, progress=progress, validate=validate, device=device)
     save_model(encoder, folder / "model")

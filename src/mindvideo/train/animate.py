@@ -1,4 +1,4 @@
-"""Stage ``animate``: the inflated generator learns the subject's films from captions (paper section 3.4, supplement B).
+"""Stage ``animate``: the generator learns the films from captions (paper section 3.4, supplement B).
 
 Shapes: N windows, B batch, F frames, c h w latents, L condition tokens, C condition width.
 """
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import nn
 
+from mindvideo import distributed
 from mindvideo.data.store import open_stores
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
@@ -21,7 +22,7 @@ from mindvideo.models.interfaces import Generator, share_noise
 from mindvideo.stages import StageContext
 from mindvideo.train.features import Features, TextFeatures, note_long_captions
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
-from mindvideo.train.stage import note_disabled, open_foundation, save_memory, save_model, stage_seed, training_device
+from mindvideo.train.stage import note_disabled, open_foundation, save_memory, save_model, stage_seed
 
 STAGE = "animate"
 VALIDATION_CLIPS = 48
@@ -29,10 +30,9 @@ VALIDATION_BATCH = 8
 
 
 class Diffusion:
-    """Noising of clips and what the generator is asked to predict, from the foundation's scheduler settings."""
+    """Noising of clips, and what the generator predicts."""
 
     def __init__(self, scheduler_config: dict) -> None:
-        """Read the schedule; raises ModelError for an unknown prediction type."""
         self.scheduler = DDPMScheduler.from_config(scheduler_config)
         self.prediction = self.scheduler.config.prediction_type
         if self.prediction not in ("epsilon", "v_prediction", "sample"):
@@ -54,7 +54,7 @@ class Diffusion:
         noise_BcFhw: torch.Tensor,
         timestep_B: torch.Tensor,
     ) -> torch.Tensor:
-        """Mean squared error of the prediction, one per clip, float32 (B,); from noise that is independent."""
+        """Mean squared error of each clip's prediction, float32 (B,), from independent noise."""
         noise_BcFhw = share_noise(unet, noise_BcFhw)
         noisy = self.scheduler.add_noise(clean_BcFhw, noise_BcFhw, timestep_B)
         target = {
@@ -66,7 +66,7 @@ class Diffusion:
         return F.mse_loss(predicted.float(), target, reduction="none").flatten(1).mean(dim=1)
 
     def draw(self, clean_BcFhw: torch.Tensor) -> Batch:
-        """Clips with random noise and timesteps from torch's generator: ``clean``, ``noise``, ``timestep``."""
+        """Clips with random noise and timesteps: ``clean``, ``noise``, ``timestep``."""
         timestep = torch.randint(self.n_timesteps, (len(clean_BcFhw),))
         return {"clean": clean_BcFhw, "noise": torch.randn(clean_BcFhw.shape), "timestep": timestep}
 
@@ -82,17 +82,12 @@ def clip_latents(latents_NFchw: torch.Tensor, index: np.ndarray) -> torch.Tensor
 
 
 class ClipValidation:
-    """Loss on validation clips at fixed noise and timesteps, with their own conditions and with another clip's.
+    """Loss on validation clips at fixed noise and timesteps, with true and shuffled conditions.
 
-    Parameters
-    ----------
-    latents : Tensor, (N, F, c, h, w)
-        Of the validation windows; at most ``VALIDATION_CLIPS`` of them, evenly spread, are used.
-    seed : int
+    Of the windows' ``latents`` (N, F, c, h, w), at most `VALIDATION_CLIPS` are used, evenly spread.
     """
 
     def __init__(self, diffusion: Diffusion, latents: torch.Tensor, seed: int, device: torch.device) -> None:
-        """Draw the noise and spread the timesteps once."""
         count = min(len(latents), VALIDATION_CLIPS)
         self.diffusion, self.latents, self.device = diffusion, latents, device
         self.index = np.linspace(0, len(latents) - 1, count).astype(int)
@@ -104,7 +99,7 @@ class ClipValidation:
         self.noise = torch.randn(count, channels, frames, *size, generator=generator)
 
     def __call__(self, unet: Generator, condition: Callable[[np.ndarray], torch.Tensor]) -> dict[str, float]:
-        """``validation_loss`` and ``validation_loss_shuffled``; ``condition`` maps window indices to (B, L, C)."""
+        """``validation_loss`` and ``validation_loss_shuffled``; ``condition(index)`` is (B, L, C)."""
         unet.eval()
         sums = {"validation_loss": 0.0, "validation_loss_shuffled": 0.0}
         with torch.inference_mode():
@@ -119,17 +114,17 @@ class ClipValidation:
 
 
 class AnimateTask:
-    """Random training clips, their captions' tokens as the condition, sometimes the empty caption's.
+    """Random training clips, conditioned on their captions' tokens.
 
     Parameters
     ----------
     unet : Generator
-        Only its ``trained_parts`` are.
+        Only its ``trained_parts`` are trained.
     latents : Tensor, (N, F, c, h, w)
     text : TextFeatures
-        Holds the training and validation captions and the empty one.
-    row : Tensor of int64
-        Caption row of each window.
+        Of all captions and the empty one.
+    row : Tensor of int64, (N,)
+        Row of each window's caption.
     caption_dropout : float
         Probability of the empty caption.
     """
@@ -144,13 +139,12 @@ class AnimateTask:
         caption_dropout: float,
         device: torch.device,
     ) -> None:
-        """Move the generator to the device."""
-        self.unet = unet.to(device)
-        self.diffusion, self.latents, self.text, self.row = diffusion, latents, text, row
+        self.unet, self.diffusion = unet.to(device), diffusion
+        self.latents, self.text, self.row = latents, text, row
         self.caption_dropout, self.device = caption_dropout, device
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Self-, cross- and temporal attention."""
+        """Self-, cross- and temporal attention (paper section 3.4)."""
         return named_trainable(self.unet, self.unet.trained_parts)
 
     def tokens(self, row: torch.Tensor) -> torch.Tensor:
@@ -171,7 +165,7 @@ class AnimateTask:
 
 
 def run(context: StageContext) -> None:
-    """Inflate the foundation's generator, tune it on captioned training clips and write ``RUN/animate/model``."""
+    """Tune the inflated generator on captioned training clips; write ``RUN/animate/model``."""
     recipe, run_dir, folder, progress = context
     settings = recipe.animate
     seed = stage_seed(recipe.seed, STAGE)
@@ -189,7 +183,7 @@ def run(context: StageContext) -> None:
     note_long_captions(folder, foundation, text)
     latents = features.latents("train")
     row = text.rows(Windows(store, "train", 1).captions)
-    device, diffusion = training_device(), Diffusion(foundation.scheduler_config)
+    device, diffusion = distributed.device(), Diffusion(foundation.scheduler_config)
     save_memory(settings, unet)
     task = AnimateTask(unet, diffusion, latents, text, row, settings.caption_dropout, device)
     validate = None
@@ -201,13 +195,5 @@ def run(context: StageContext) -> None:
         def validate(step: int) -> dict[str, float]:
             return validation(unet, lambda index: task.tokens(held_out_row[index]))
 
-    train(
-        task,
-        settings,
-        folder,
-        seed=seed,
-        progress=progress,
-        validate=validate,
-        device=device,
-    )
+    train(task, settings, folder, seed=seed, progress=progress, validate=validate, device=device)
     save_model(unet, folder / "model")

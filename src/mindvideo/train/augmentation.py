@@ -18,7 +18,7 @@ CROP_SIDE = 0.8
 
 
 def augment_fmri(fmri_BWV: torch.Tensor, sparsify: float, noise: float, rng: np.random.Generator) -> torch.Tensor:
-    """Set a random fraction of each window's voxels to zero in all its scans, and add normal noise (supplement B)."""
+    """Zero a random fraction of each window's voxels, and add normal noise (supplement B)."""
     if noise > 0:
         fmri_BWV = fmri_BWV + noise * torch.from_numpy(rng.standard_normal(fmri_BWV.shape, dtype=np.float32))
     if sparsify > 0:
@@ -28,7 +28,7 @@ def augment_fmri(fmri_BWV: torch.Tensor, sparsify: float, noise: float, rng: np.
 
 
 def augment_caption(caption: str, thesaurus: Thesaurus, rng: np.random.Generator) -> str:
-    """Replace each known word by a synonym with probability .5, then swap two random words (supplement B)."""
+    """Replace known words by synonyms with probability .5, and swap two words (supplement B)."""
     words = caption.split()
     for position, word in enumerate(words):
         bare = word_of(word)
@@ -43,7 +43,7 @@ def augment_caption(caption: str, thesaurus: Thesaurus, rng: np.random.Generator
 def augment_captions(
     captions: list[str], thesaurus: Thesaurus, rngs: Sequence[np.random.Generator], foundation: Foundation
 ) -> list[str]:
-    """`augment_caption` of each; one that a synonym has made longer than the text encoder reads stays as it was."""
+    """`augment_caption` of each, unless that makes it too long for the text encoder."""
     changed = [augment_caption(text, thesaurus, rng) for text, rng in zip(captions, rngs, strict=True)]
     too_long = set(foundation.list_too_long(changed))
     return [old if new in too_long else new for old, new in zip(captions, changed, strict=True)]
@@ -59,7 +59,7 @@ def random_crops(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 class Mixture:
-    """Windows mixed in pairs, and whatever they are aligned with alike (mixup, Zhang et al. 2018).
+    """Windows mixed in pairs, and their targets alike (mixup, Zhang et al. 2018).
 
     Parameters
     ----------
@@ -68,11 +68,10 @@ class Mixture:
     strength : float
         Parameter of the beta distribution of the shares; 0 mixes nothing.
     person : ndarray of int (B,), optional
-        Whose windows they are: a partner is the same person's.
+        Person of each window: a partner is of the same person.
     """
 
     def __init__(self, size: int, strength: float, rng: np.random.Generator, person: np.ndarray | None = None) -> None:
-        """Draw every window's share and partner."""
         self.partner = np.arange(size)
         whose = np.zeros(size, int) if person is None else person
         for number in np.unique(whose) if strength > 0 else ():

@@ -1,4 +1,4 @@
-"""Checkpoints written beside their place, flushed, then renamed: a kill leaves the old one or the new one."""
+"""Checkpoints, written so that a kill leaves the old one or the new one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,7 @@ from mindvideo.errors import TrainingError
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
-    """Replace ``folder`` by a checkpoint of flat tensors (safetensors) and plain numbers (JSON).
-
-    Parameters
-    ----------
-    folder : Path
-        Becomes ``tensors.safetensors`` and ``state.json``.
-    tensors : dict of str to Tensor
-        Parameters, averaged parameters and optimiser moments under flat names.
-    numbers : dict
-        Whatever else the loop needs to go on, JSON-serialisable.
-    """
+    """Write a checkpoint: ``tensors.safetensors``, and plain numbers in ``state.json``."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with beside_folder(folder) as place:
         save_file(flat, place / "tensors.safetensors")
@@ -32,7 +22,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], numbers: dic
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """The checkpoint in ``folder``, or the one it was replacing when the process was killed, or None."""
+    """The checkpoint in ``folder``, or the one it was replacing, or None."""
     for candidate in (folder, folder.with_name(folder.name + ".old")):
         if (candidate / "state.json").is_file():
             try:

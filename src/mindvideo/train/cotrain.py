@@ -1,4 +1,4 @@
-"""Stage ``cotrain``: encoder and generator tuned together on {fMRI window, clip} (paper section 3.4)."""
+"""Stage ``cotrain``: encoder and generator tuned together (paper section 3.4)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mindvideo import distributed
 from mindvideo.config import Cotrain
 from mindvideo.data.store import Store, open_stores
 from mindvideo.data.windows import Windows
@@ -20,22 +21,14 @@ from mindvideo.train.animate import ClipValidation, Diffusion, clip_latents
 from mindvideo.train.augmentation import augment_fmri
 from mindvideo.train.features import Features, require_width
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
-from mindvideo.train.stage import (
-    note_disabled,
-    open_foundation,
-    save_memory,
-    save_model,
-    stage_seed,
-    trainable,
-    training_device,
-)
+from mindvideo.train.stage import note_disabled, open_foundation, save_memory, save_model, stage_seed, trainable
 from mindvideo.train.tokens import TokenTarget
 
 STAGE = "cotrain"
 
 
 class CotrainTask:
-    """Random training windows: the encoder's output conditions the generator on the clip that was shown.
+    """Random training windows: the encoder's output conditions the generator.
 
     Parameters
     ----------
@@ -44,12 +37,11 @@ class CotrainTask:
     unet : Generator
         Its ``trained_parts`` are trained.
     windows : Windows
-        Of N training windows.
     latents : Tensor, (N, F, c, h, w)
         Of each window's clip.
     target : TokenTarget, optional
-        Regressed with ``settings.token_weight``; its captions condition ``settings.caption_share`` of the windows, so
-        that the generator does not forget how to read what the encoder is to say. Needed where either is above 0.
+        Regressed with ``settings.token_weight``; its captions condition ``settings.caption_share`` of the
+        windows, so that the generator does not forget them.
     """
 
     def __init__(
@@ -63,25 +55,21 @@ class CotrainTask:
         settings: Cotrain,
         device: torch.device,
     ) -> None:
-        """Move both to the device."""
         self.encoder, self.unet = encoder.to(device), unet.to(device)
         self.may_leave_out = encoder.may_leave_out
         self.diffusion, self.windows, self.latents, self.target = diffusion, windows, latents, target
         self.settings, self.device = settings, device
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The whole encoder, but for its logits' scale, and the generator's attention."""
+        """The whole encoder except ``logit_scale``, and the generator's attention."""
         self.encoder.logit_scale.requires_grad_(False)
-        parameters = {f"fmri_encoder.{name}": parameter for name, parameter in trainable(self.encoder).items()}
-        return parameters | {
-            f"unet.{name}": parameter for name, parameter in named_trainable(self.unet, self.unet.trained_parts).items()
-        }
+        parts = {"fmri_encoder": trainable(self.encoder), "unet": named_trainable(self.unet, self.unet.trained_parts)}
+        return {f"{part}.{name}": weight for part, own in parts.items() for name, weight in own.items()}
 
     def lr_of(self, name: str) -> float:
         """``encoder_lr`` for the encoder where it is set."""
-        if name.startswith("fmri_encoder.") and self.settings.encoder_lr is not None:
-            return self.settings.encoder_lr
-        return self.settings.lr
+        is_encoder = name.startswith("fmri_encoder.")
+        return self.settings.encoder_lr or self.settings.lr if is_encoder else self.settings.lr
 
     def sample(self, draw: Draw) -> Batch:
         """Scans and clips of some windows, and which of them are conditioned on their caption."""
@@ -124,32 +112,25 @@ def run(context: StageContext) -> None:
         When the encoder was made for other voxels or another condition.
     """
     recipe, run_dir, folder, _ = context
-    settings = recipe.cotrain
-    seed = stage_seed(recipe.seed, STAGE)
     stores, foundation = open_stores(recipe.data, run_dir), open_foundation(recipe)
     encoder = load_encoder(run_dir / "align" / "model")
     encoder.require_voxels([store.layout for store in stores], run_dir / "align" / "model")
     length, width = encoder.config.condition_length, encoder.config.condition_width
     require_width(foundation, length, width, str(run_dir / "align" / "model"))
     unet = load_generator(run_dir / "animate" / "model")
-    if not settings.enabled:
-        note_disabled(folder)
+    if recipe.cotrain.enabled:
+        _train(context, stores, foundation, encoder, unet)
     else:
-        _train(context, stores, foundation, encoder, unet, seed)
+        note_disabled(folder)
     save_model(encoder, folder / "fmri_encoder")
     save_model(unet, folder / "unet")
 
 
 def _train(
-    context: StageContext,
-    stores: Sequence[Store],
-    foundation: Foundation,
-    encoder: Encoder,
-    unet: Generator,
-    seed: int,
+    context: StageContext, stores: Sequence[Store], foundation: Foundation, encoder: Encoder, unet: Generator
 ) -> None:
     recipe, run_dir, folder, progress = context
-    settings = recipe.cotrain
+    settings, seed = recipe.cotrain, stage_seed(recipe.seed, STAGE)
     windows = Windows(stores, "train", encoder.config.window)
     features = Features(run_dir, stores[0], foundation, progress)
     latents = features.latents("train")[windows.film]
@@ -157,7 +138,7 @@ def _train(
     if settings.token_weight > 0 or settings.caption_share > 0:
         text = features.text(recipe)
         target = TokenTarget(text, list(windows.captions), recipe.align.token_whitening)
-    device, diffusion = training_device(), Diffusion(foundation.scheduler_config)
+    device, diffusion = distributed.device(), Diffusion(foundation.scheduler_config)
     save_memory(settings, encoder, unet)
     task = CotrainTask(encoder, unet, diffusion, windows, latents, target, settings, device)
     validate = None
@@ -173,12 +154,4 @@ def _train(
             encoder.eval()
             return validation(unet, read)
 
-    train(
-        task,
-        settings,
-        folder,
-        seed=seed,
-        progress=progress,
-        validate=validate,
-        device=device,
-    )
+    train(task, settings, folder, seed=seed, progress=progress, validate=validate, device=device)

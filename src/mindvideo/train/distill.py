@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mindvideo import distributed
 from mindvideo.config import Distill, Recipe, Reconstruct
 from mindvideo.data.store import open_stores
 from mindvideo.data.windows import Windows
@@ -26,7 +27,7 @@ from mindvideo.train.animate import VALIDATION_BATCH, VALIDATION_CLIPS, Diffusio
 from mindvideo.train.augmentation import augment_fmri
 from mindvideo.train.features import Features, TextFeatures
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
-from mindvideo.train.stage import open_foundation, save_memory, save_model, stage_seed, training_device
+from mindvideo.train.stage import open_foundation, save_memory, save_model, stage_seed
 
 STAGE = "distill"
 
@@ -161,7 +162,6 @@ class DistillTask:
         settings: Distill,
         device: torch.device,
     ) -> None:
-        """Move all networks to the device and freeze all but the student."""
         self.student, self.teacher, self.device = student.to(device), teacher, device
         self.teacher.unet.to(device).eval().requires_grad_(False)
         self.encoder = encoder.to(device).eval().requires_grad_(False)
@@ -312,7 +312,7 @@ def run(context: StageContext) -> None:
     features = Features(run_dir, stores[0], foundation, progress)
     text = features.text(recipe)
     latents = features.latents("train")[windows.film]
-    device = training_device()
+    device = distributed.device()
     save_memory(settings, student)
     teacher = Teacher(unet, ddim, sampling, settings.teacher_steps)
     task = DistillTask(student, teacher, encoder, windows, latents, text, settings, device)

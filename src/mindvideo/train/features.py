@@ -1,8 +1,7 @@
-"""Frozen features, computed once for the films and the foundation, whoever saw them, and kept under ``RUN/features``.
+"""Frozen features of the films, computed once and kept under ``RUN/features``.
 
-Each table is a zarr group of row-chunked arrays with a key. Rows are written batch by batch and the number of finished
-rows is noted after each, so a killed computation goes on where it stopped; another key starts it anew, and so does a
-finished table that is not as it was written.
+Each table is a zarr group with a key and the number of rows done, so that a killed computation goes on. Another
+key, or damage to a finished table, starts it anew.
 
 Shapes: N windows or captions, F frames, K augmented variants, L condition tokens, C condition width, c h w latents.
 """
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 import zarr
 
-from mindvideo import processes
+from mindvideo import distributed
 from mindvideo.artefacts import is_intact, read_note, record_files
 from mindvideo.config import Recipe
 from mindvideo.data.disk import write_text
@@ -38,7 +37,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 VARIANTS = 4
 """Augmented versions of a caption, beside the caption itself, where they are made once."""
 CROPS = 1
-"""Random crops of each frame, beside the whole frame, where they are made once; a window's frames give half a dozen."""
+"""Random crops of each frame, beside the whole frame, if made once."""
 CAPTION_BATCH, CLIP_BATCH = 64, 16
 """Rows of captions and of clips computed, and written, at once."""
 Split = Literal["train", "validation"]
@@ -47,10 +46,7 @@ FILES = "files.json"
 
 
 def store_identity(store: Store) -> str:
-    """A digest of everything the store records about itself: sources, parameters, splits, sizes, voxels.
-
-    Where the films lie is no part of it: they may move.
-    """
+    """A digest of all that the store records, except where the films lie."""
     films = {
         segment: {key: value for key, value in film.items() if key not in ("path", "beside")}
         for segment, film in store.attrs.get("films", {}).items()
@@ -70,7 +66,7 @@ def compute_table(
     compute: Callable[[int, int], dict[str, np.ndarray]],
     progress: Progress | None = None,
 ) -> zarr.Group:
-    """Fill a table of ``n_rows`` rows, or go on filling it, or return it where it is already full.
+    """A table of ``n_rows`` rows, filled as far as it is not.
 
     Parameters
     ----------
@@ -79,7 +75,7 @@ def compute_table(
     key : dict
         What the rows depend on; a table with another key is discarded.
     n_rows, batch : int
-        Rows in all, and rows computed and written at once (a chunk).
+        Rows of the table, and rows computed and written at once (a chunk).
     compute : callable
         ``(start, stop) -> {name: (stop - start, ...) array}``.
     progress : callable, optional
@@ -90,47 +86,35 @@ def compute_table(
     DataError
         When a computed value is not finite.
     """
-    with processes.first_then_others():
-        return _compute_table(path, key, n_rows, batch, compute, progress)
-
-
-def _compute_table(
-    path: Path,
-    key: dict[str, Any],
-    n_rows: int,
-    batch: int,
-    compute: Callable[[int, int], dict[str, np.ndarray]],
-    progress: Progress | None,
-) -> zarr.Group:
     digest = _digest({**key, "rows": n_rows, "batch": batch})
-    group = _open_table(path, digest)
-    if group is None:
-        shutil.rmtree(path, ignore_errors=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        group = zarr.open_group(path, mode="w", attributes={"key": digest, "done": 0})
-    for start in range(cast(int, group.attrs["done"]), n_rows, batch):
-        stop = min(start + batch, n_rows)
-        for name, rows in compute(start, stop).items():
-            if not np.isfinite(rows).all():
-                raise DataError(
-                    f"expected finite features in rows {start} to {stop} of {path}/{name}, found others; "
-                    "look at those frames or captions and at the foundation's weights"
-                )
-            if start == 0:
-                shape = (n_rows, *rows.shape[1:])
-                chunks = (min(batch, n_rows), *rows.shape[1:])
-                group.create_array(name, shape=shape, chunks=chunks, dtype=rows.dtype, overwrite=True)
-            cast(zarr.Array, group[name])[start:stop] = rows
-        group.attrs["done"] = stop
-        if progress is not None:
-            progress(stop, n_rows, {})
-    if not (path / FILES).is_file():
-        write_text(path / FILES, json.dumps(record_files(path, [path])))
-    return group
+    with distributed.main_first():
+        group = _open_table(path, digest)
+        if group is None:
+            shutil.rmtree(path, ignore_errors=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            group = zarr.open_group(path, mode="w", attributes={"key": digest, "done": 0})
+        for start in range(cast(int, group.attrs["done"]), n_rows, batch):
+            stop = min(start + batch, n_rows)
+            for name, rows in compute(start, stop).items():
+                if not np.isfinite(rows).all():
+                    raise DataError(
+                        f"expected finite features in rows {start} to {stop} of {path}/{name}, found others; "
+                        "look at those frames or captions and at the foundation's weights"
+                    )
+                if start == 0:
+                    shape, chunks = ((n, *rows.shape[1:]) for n in (n_rows, min(batch, n_rows)))
+                    group.create_array(name, shape=shape, chunks=chunks, dtype=rows.dtype, overwrite=True)
+                cast(zarr.Array, group[name])[start:stop] = rows
+            group.attrs["done"] = stop
+            if progress is not None:
+                progress(stop, n_rows, {})
+        if not (path / FILES).is_file():
+            write_text(path / FILES, json.dumps(record_files(path, [path])))
+        return group
 
 
 def _open_table(path: Path, digest: str) -> zarr.Group | None:
-    """The table of this key at ``path``, finished or not; None where there is none, or where a finished one is damaged."""
+    """The table with this key; None if there is none, or a finished one is damaged."""
     if not (path / "zarr.json").is_file():
         return None
     if (path / FILES).exists() and not is_intact(path, read_note(path / FILES)):
@@ -153,14 +137,14 @@ def _numpy(tensor: torch.Tensor | np.ndarray, dtype: type[np.floating]) -> np.nd
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Text tokens (N, L, C) float16 and pooled embeddings (N, 1 + K, C) float32 of N distinct captions."""
+    """Tokens (N, L, C) float16 and pooled embeddings (N, 1 + K, C) float32 of captions."""
 
     row: dict[str, int]
     tokens: torch.Tensor
     pooled: torch.Tensor
 
     def rows(self, captions: list[str]) -> torch.Tensor:
-        """Row of each caption, int64 (len(captions),); raises DataError for a caption that was not encoded."""
+        """Row of each caption, int64; DataError for one that was not encoded."""
         missing = [caption for caption in captions if caption not in self.row]
         if missing:
             raise DataError(
@@ -173,7 +157,7 @@ class TextFeatures:
 
 @dataclass(frozen=True)
 class Variants:
-    """Augmented versions of every caption: how many, where their synonyms come from, and the seed they are drawn with."""
+    """Number, synonyms and seed of the augmented versions of captions."""
 
     count: int
     synonyms: Source
@@ -188,16 +172,9 @@ def caption_table(
     variants: Variants | None = None,
     progress: Progress | None = None,
 ) -> TextFeatures:
-    """Encode every distinct caption with the frozen text encoder, and augmented versions of each.
+    """The table ``name`` of captions, each encoded once by the frozen text encoder.
 
-    Parameters
-    ----------
-    name : str
-        Table name under ``RUN/features``.
-    captions : list of str
-        May repeat; sorted and made distinct.
-    variants : Variants, optional
-        Versions whose pooled embedding is kept beside the caption's own (column 0).
+    The pooled embeddings of augmented ``variants`` follow the caption's own, which is column 0.
     """
     distinct = sorted(set(captions))
     key: dict[str, Any] = {"captions": distinct, "foundation": foundation.condition_identity}
@@ -225,9 +202,9 @@ def _caption_rng(seed: int, variant: int, caption: str) -> np.random.Generator:
 
 
 def note_long_captions(folder: Path, foundation: Foundation, text: TextFeatures) -> None:
-    """Leave a remark, which the runner prints, on captions whose end the text encoder does not read."""
+    """Leave a remark, which the runner prints, on captions that the text encoder cuts off."""
     found = foundation.list_too_long(list(text.row))
-    if found and processes.is_first():
+    if found and distributed.is_main():
         line = (
             f"captions longer than the text encoder's {foundation.condition_length} positions, their ends left out "
             f"({len(found)} of {len(text.row)}): {listed(found)}"
@@ -237,16 +214,7 @@ def note_long_captions(folder: Path, foundation: Foundation, text: TextFeatures)
 
 @dataclass(frozen=True)
 class Features:
-    """Frozen features of a run's store.
-
-    Attributes
-    ----------
-    run_dir : Path
-    store : Store
-    foundation : Foundation
-    progress : callable, optional
-        Called with (rows done, rows, {}) while a table is filled.
-    """
+    """Frozen features of a run's store."""
 
     run_dir: Path
     store: Store
@@ -254,10 +222,7 @@ class Features:
     progress: Progress | None = None
 
     def text(self, recipe: Recipe) -> TextFeatures:
-        """Features of the captions of training and validation windows and of the empty caption.
-
-        With augmented versions of each, where ``align`` takes fixed ones.
-        """
+        """Features of the training and validation captions and the empty one."""
         settings, captions = recipe.align, [""]
         for split in ("train", "validation"):
             for segment in self.store.segments(split):
@@ -287,7 +252,7 @@ class Features:
         return self._of_clips("image", split, key, compute)
 
     def latents(self, split: Split) -> torch.Tensor:
-        """VAE latents of every clip of a split, scaled by the VAE's own factor: (N, F, c, h, w) float16."""
+        """Scaled VAE latents of every clip of a split, (N, F, c, h, w) float16."""
 
         def compute(start: int, clips: np.ndarray) -> np.ndarray:
             latents = _numpy(self.foundation.encode_latents(clips.reshape(-1, *clips.shape[2:])), np.float16)
@@ -298,16 +263,13 @@ class Features:
     def _of_clips(
         self, name: str, split: Split, key: dict[str, Any], compute: Callable[[int, np.ndarray], np.ndarray]
     ) -> torch.Tensor:
-        """A table with a row for every clip of a split; ``compute`` is given the first row's number and some clips."""
+        """A table with a row for every clip; ``compute`` gets the first row and some clips."""
         windows = Windows(self.store, split, window=1)
 
         def rows(start: int, stop: int) -> dict[str, np.ndarray]:
             return {name: compute(start, windows.frames(np.arange(start, stop)))}
 
-        path, key = (
-            self.run_dir / "features" / f"{name}_{split}",
-            {"films": self.store.shown(), "split": split} | key,
-        )
+        path, key = self.run_dir / "features" / f"{name}_{split}", {"films": self.store.shown(), "split": split} | key
         return read_array(compute_table(path, key, len(windows), CLIP_BATCH, rows, self.progress), name)
 
 

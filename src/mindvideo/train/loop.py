@@ -1,8 +1,8 @@
 """The training loop: one for every stage, every rival and the foundation kit.
 
-Everything random in step *s* follows from (seed, *s*) alone: the batch, the noise, dropout. A checkpoint therefore
-needs parameters, optimiser moments and the step, and a killed run goes on to the same bits. Several processes draw the
-same batch, and each computes the losses of its own rows; torch's DDP, or FSDP, averages the gradients.
+Everything random in step *s* follows from (seed, *s*) alone. A checkpoint thus needs parameters, optimiser
+moments and the step, and a killed run goes on to the same bits. Several processes draw the same batch and
+compute the losses of their own rows; torch's DDP or FSDP averages the gradients.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mindvideo import processes
+from mindvideo import distributed
 from mindvideo.config import Optimise
 from mindvideo.errors import SettingError, TrainingError
 from mindvideo.precision import settle_precision
 from mindvideo.stages import UNFINISHED
 from mindvideo.train.checkpoint import load_checkpoint, save_checkpoint
-from mindvideo.train.sharding import gather, is_split, part_like, whole
+from mindvideo.train.sharding import full_tensor, full_tensors, is_sharded, shard_like
 
 Batch = dict[str, Any]
-"""Tensors, arrays and lists of one length, the rows of a batch; ``index`` holds their indices among the samples."""
+"""The rows of a batch; ``index`` holds their indices among the samples."""
 Metrics = Mapping[str, float | torch.Tensor]
 
 
@@ -43,11 +43,11 @@ class Draw:
     Attributes
     ----------
     rng : numpy Generator
-        All randomness that is not torch's, whose generator is seeded alike.
+        For all that torch's own generator, seeded alike, does not draw.
     size : int
         Rows of the micro-batch, of all processes together.
     step, number : int
-        The step, and how many micro-batches were drawn since the beginning.
+        The step, and the index of the micro-batch since the beginning.
     seed : int
         Of the whole training.
     """
@@ -59,9 +59,7 @@ class Draw:
     seed: int
 
     def rows(self, count: int) -> np.ndarray:
-        """``size`` of ``count`` samples, int64: in epochs, each sample at most once an epoch, in a new random order.
-
-        What is left over at an epoch's end makes no batch; other samples are left over in the next.
+        """Indices of ``size`` of ``count`` samples, int64, in epochs, each in a new order; an incomplete batch is dropped.
 
         Raises
         ------
@@ -84,31 +82,28 @@ def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 class Task(Protocol):
     """What a stage brings to the loop.
 
-    Every parameter takes part in every loss, or the task says ``may_leave_out = True``. A task may have ``lr_of(name)``, the
-    learning rate of a parameter by its name, where it is not the settings' for all.
+    Every parameter takes part in every loss, unless ``may_leave_out``; ``lr_of(name)``, if there is one, gives
+    learning rates.
     """
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name."""
-        ...
 
     def sample(self, draw: Draw) -> Batch:
-        """One micro-batch, with everything random in it, the same in every process."""
-        ...
+        """One micro-batch with all its randomness, the same in every process."""
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        """Loss of each row (B,) and metrics to log, means over the rows; ``batch`` holds this process's rows."""
-        ...
+        """Loss of each row (B,) of this process, and mean metrics to log."""
 
 
 def step_seed(seed: int, *numbers: int) -> int:
-    """A 63-bit seed that depends on the study's seed and the numbers (step, micro-batch), and on nothing else."""
+    """A 63-bit seed from the study's seed and some numbers, such as step and micro-batch."""
     state = np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0]
     return int(state >> np.uint64(1))
 
 
 def learning_rate_factor(settings: Optimise, step: int) -> float:
-    """Linear warm-up, then half a cosine to zero, or constant (docs/method.md, The masked brain model)."""
+    """Linear warm-up, then half a cosine to zero, or constant."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
@@ -120,7 +115,7 @@ def learning_rate_factor(settings: Optimise, step: int) -> float:
 def parameter_groups(
     parameters: dict[str, nn.Parameter], settings: Optimise, lr_of: Callable[[str], float] | None = None
 ) -> list[dict[str, object]]:
-    """AdamW groups: weight decay only on parameters with more than one dimension; a learning rate by name."""
+    """AdamW's parameter groups: no weight decay on vectors; a learning rate by name."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         decay = settings.weight_decay if parameter.ndim > 1 else 0.0
@@ -144,24 +139,22 @@ def train(
     Parameters
     ----------
     task : Task
-        Gives parameters, batches and their losses.
     settings : Optimise
-        Steps, learning rate, weight decay, averaging, precision, how often to checkpoint and log.
     folder : Path
-        Receives ``metrics.jsonl`` (one row per ``log_every`` steps), ``precision.txt`` and ``state/``.
+        Receives ``metrics.jsonl`` (a row every ``log_every`` steps), ``precision.txt`` and ``state/``.
     seed : int
         With the step it determines all randomness.
     progress : callable, optional
         Called with (steps done, steps, metrics).
     validate : callable, optional
-        Called with the step every ``settings.validation_interval`` steps and at the end; its metrics are logged. It sees the averaged
-        weights where averaging is on.
+        Called every ``settings.validation_interval`` steps and at the end, with averaged weights if averaging
+        is on; its metrics are logged.
 
     Returns
     -------
     dict of str to Tensor
-        The final weights by parameter name: averaged where ``settings.ema_decay`` is set. They are also in the task's
-        parameters when this returns. Of weights split over the processes, this process's part.
+        The final weights by parameter name, averaged if ``settings.ema_decay`` is set, as also in the task's
+        parameters. Of sharded weights, this process's shards.
 
     Raises
     ------
@@ -171,17 +164,17 @@ def train(
         For a batch of fewer rows than there are processes.
     """
     stage = folder.name.removesuffix(UNFINISHED)
-    if settings.batch_size < processes.count():
+    if settings.batch_size < distributed.world_size():
         raise SettingError(
-            f"expected a batch_size of at least {processes.count()}, one row a process, found {settings.batch_size} in "
+            f"expected a batch_size of at least {distributed.world_size()}, one row a process, found {settings.batch_size} in "
             f"{stage}; raise it, or start fewer processes"
         )
-    is_first, device = processes.is_first(), torch.device(device)
+    is_first, device = distributed.is_main(), torch.device(device)
     is_bf16 = settle_precision(folder, settings.precision, device) == "bf16"
     trained = _Trained(task.parameters(), settings, getattr(task, "lr_of", None))
     start = trained.load(folder / "state")
     log = folder / "metrics.jsonl"
-    processes.wait()  # before the first one changes what the others read
+    distributed.barrier()  # before the first one changes what the others read
     if is_first:
         _keep_rows_before(log, start)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=is_bf16)
@@ -210,19 +203,17 @@ def train(
         if done % settings.checkpoint_every == 0 or is_last:
             trained.save(folder / "state", done)
         _kill_for_test(stage, done)
-    trained.exchange()
-    processes.wait()
+    trained.swap()
+    distributed.barrier()
     return {name: parameter.detach().clone() for name, parameter in trained.parameters.items()}
 
 
 class _Trained:
-    """Parameters, their optimiser and their running average."""
-
     def __init__(
         self, parameters: dict[str, nn.Parameter], settings: Optimise, lr_of: Callable[[str], float] | None
     ) -> None:
         self.parameters, self.decay = parameters, settings.ema_decay
-        # One fused kernel for all parameters: the optimiser is what weighs most in a small batch's step.
+        # One fused kernel for all parameters: in a small batch's step the optimiser takes longest.
         groups = parameter_groups(parameters, settings, lr_of)
         self.optimiser = torch.optim.AdamW(groups, betas=settings.betas, fused=True)
         self.average: dict[str, torch.Tensor] = {}
@@ -235,7 +226,7 @@ class _Trained:
         self.optimiser.zero_grad(set_to_none=True)
 
     def end_step(self, step: int) -> None:
-        """Change the weights, and their average, whose horizon grows with the step until it reaches the decay."""
+        """Update the weights and their average, whose decay grows up to its final value."""
         self.optimiser.step()
         if self.decay is not None:
             decay = min(self.decay, (1.0 + step) / (10.0 + step))
@@ -243,8 +234,8 @@ class _Trained:
             torch._foreach_lerp_(list(self.average.values()), current, 1.0 - decay)
 
     @torch.no_grad()
-    def exchange(self) -> None:
-        """Parameters and their average change places."""
+    def swap(self) -> None:
+        """Swap the parameters and their average."""
         for name, average in self.average.items():
             kept = self.parameters[name].detach().clone()
             self.parameters[name].copy_(average)
@@ -253,40 +244,39 @@ class _Trained:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within, the parameters are their average."""
-        self.exchange()
+        self.swap()
         try:
             yield
         finally:
-            self.exchange()
+            self.swap()
 
     def save(self, folder: Path, done: int) -> None:
-        """Write a checkpoint: everything under flat names, whole, by the first process."""
+        """Write a checkpoint of full tensors under flat names, by the main process."""
         tensors = {f"parameter/{name}": parameter.detach() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"optimiser/{key}/{name}"] = torch.as_tensor(value)
         tensors |= {f"average/{name}": tensor for name, tensor in self.average.items()}
-        state = gather(tensors)
-        if processes.is_first():
+        state = full_tensors(tensors)
+        if distributed.is_main():
             save_checkpoint(folder, state, {"step": done})
 
     @torch.no_grad()
     def load(self, folder: Path) -> int:
-        """Go on from a checkpoint; the steps done there, 0 without one."""
+        """Go on from a checkpoint; returns the steps done, 0 without one."""
         saved = load_checkpoint(folder)
         if saved is None:
             return 0
         tensors, numbers = saved
         for name, parameter in self.parameters.items():
-            parameter.copy_(part_like(tensors[f"parameter/{name}"], parameter))
+            parameter.copy_(shard_like(tensors[f"parameter/{name}"], parameter))
             if f"optimiser/step/{name}" in tensors:
-                state = {
-                    key: part_like(tensors[f"optimiser/{key}/{name}"], parameter) for key in ("exp_avg", "exp_avg_sq")
-                }
+                state = self.optimiser.state[parameter]
                 state["step"] = tensors[f"optimiser/step/{name}"].to(parameter.device)
-                self.optimiser.state[parameter] = state
+                for key in ("exp_avg", "exp_avg_sq"):
+                    state[key] = shard_like(tensors[f"optimiser/{key}/{name}"], parameter)
             if self.average:
-                self.average[name].copy_(part_like(tensors[f"average/{name}"], parameter))
+                self.average[name].copy_(shard_like(tensors[f"average/{name}"], parameter))
         return int(numbers["step"])
 
 
@@ -302,8 +292,8 @@ class _Losses(nn.Module):
             return self.task.losses(batch)
 
     def shared(self) -> nn.Module:
-        """Itself where it is alone or its weights are split; else with gradients averaged over the processes."""
-        if processes.count() == 1 or any(is_split(parameter) for parameter in self.trained):
+        """Wrapped in DDP where there are several processes and FSDP has not sharded the weights."""
+        if distributed.world_size() == 1 or any(is_sharded(parameter) for parameter in self.trained):
             return self
         leaves_out = bool(getattr(self.task, "may_leave_out", False))
         return DistributedDataParallel(self, find_unused_parameters=leaves_out)
@@ -318,7 +308,7 @@ def _compute_gradients(
     step: int,
     stage: str,
 ) -> dict[str, float]:
-    """Gradients of one step in the parameters, and its metrics; the step's one wait for the device is at the end.
+    """Compute one step's gradients, and return its metrics, waiting for the device only once.
 
     Raises
     ------
@@ -326,30 +316,30 @@ def _compute_gradients(
         In every process, when a loss or a gradient is not finite in any.
     """
     values, seen, names = [], [], ["loss"]
-    own = processes.rows(settings.batch_size)
+    own = distributed.own_rows(settings.batch_size)
     for micro in range(settings.accumulate):
         micro_seed = step_seed(seed, step, micro)
         torch.manual_seed(micro_seed)
         rng = np.random.default_rng(micro_seed)
         batch = task.sample(Draw(rng, settings.batch_size, step, step * settings.accumulate + micro, seed))
         share = 1.0
-        if processes.count() > 1:
+        if distributed.world_size() > 1:
             batch = {name: rows[own] for name, rows in batch.items()}
-            torch.manual_seed(step_seed(seed, step, micro, processes.rank()))
+            torch.manual_seed(step_seed(seed, step, micro, distributed.rank()))
             share = (own.stop - own.start) / settings.batch_size
         is_last = micro == settings.accumulate - 1
         without_exchange = nullcontext if is_last else getattr(losses, "no_sync", nullcontext)
         with without_exchange():
             each, logged = losses(batch)
-            # Gradients are averaged over the processes: shares of one batch, and of one size, come out as its mean.
-            (each.mean() * (share * processes.count() / settings.accumulate)).backward()
+            # DDP averages over the processes; weighted by their shares, the sum is the whole batch's mean.
+            (each.mean() * (share * distributed.world_size() / settings.accumulate)).backward()
         names = ["loss", *logged]
-        figures = [torch.as_tensor(value, device=each.device).detach() for value in (each.mean(), *logged.values())]
-        values.append(torch.stack([figure.double() for figure in figures]) * share)
+        metrics = [torch.as_tensor(value, device=each.device).detach() for value in (each.mean(), *logged.values())]
+        values.append(torch.stack([metric.double() for metric in metrics]) * share)
         seen.append((batch, each.detach()))
-    together = processes.add_up(torch.stack(values))
+    together = distributed.all_reduce(torch.stack(values))
     most = math.inf if settings.clip_grad is None else settings.clip_grad
-    norm = whole(torch.nn.utils.clip_grad_norm_(list(parameters.values()), most))
+    norm = full_tensor(torch.nn.utils.clip_grad_norm_(list(parameters.values()), most))
     *numbers, found_norm = torch.cat([together.flatten(), norm.reshape(1).to(together)]).tolist()
     rows = [numbers[start : start + len(names)] for start in range(0, len(numbers), len(names))]
     for micro, row in enumerate(rows):
@@ -365,7 +355,7 @@ def _compute_gradients(
 
 
 def _name_culprits(batch: Batch, losses: torch.Tensor) -> str:
-    """The samples, of every process, with values that are not finite; where there are none, with losses that are not."""
+    """The samples, of all processes, with values or else losses that are not finite."""
     if "index" not in batch:
         return ""
     index = np.asarray(batch["index"])
@@ -373,14 +363,14 @@ def _name_culprits(batch: Batch, losses: torch.Tensor) -> str:
     for rows in batch.values():
         if isinstance(rows, torch.Tensor) and rows.is_floating_point():
             is_broken |= ~torch.isfinite(rows.reshape(len(rows), -1)).all(dim=1).cpu().numpy()
-    found = processes.collect(index[is_broken].tolist())
+    found = distributed.all_gather(index[is_broken].tolist())
     if not found:
-        found = processes.collect(index[~torch.isfinite(losses).cpu().numpy()].tolist())
+        found = distributed.all_gather(index[~torch.isfinite(losses).cpu().numpy()].tolist())
     return f", sample {', '.join(map(str, found))}" if found else ""
 
 
 def _keep_rows_before(path: Path, step: int) -> None:
-    """Drop log rows the killed run wrote after its last checkpoint; they are about to be written again."""
+    """Drop the log's rows from after the last checkpoint."""
     if path.is_file():
         rows = []
         for line in path.read_text().splitlines():
@@ -393,18 +383,14 @@ def _keep_rows_before(path: Path, step: int) -> None:
 
 
 def _kill_for_test(stage: str, done: int) -> None:
-    """SIGKILL this process after a step named in ``MINDVIDEO_TEST_KILL=stage:step``; the resume test uses it."""
+    """SIGKILL this process after a step, ``MINDVIDEO_TEST_KILL=stage:step``, in tests."""
     if os.environ.get("MINDVIDEO_TEST_KILL") == f"{stage}:{done}":
         os.kill(os.getpid(), 9)
 
 
-def named_trainable(module: nn.Module, pattern: Iterable[str] | None = None) -> dict[str, nn.Parameter]:
-    """Parameters of ``module`` whose name contains one of ``pattern`` (default: all); the others are frozen."""
-    wanted = tuple(pattern) if pattern is not None else None
-    chosen: dict[str, nn.Parameter] = {}
+def named_trainable(module: nn.Module, parts: Iterable[str] = ("",)) -> dict[str, nn.Parameter]:
+    """Parameters whose names contain one of ``parts``, by name; the others are frozen."""
+    wanted = tuple(parts)
     for name, parameter in module.named_parameters():
-        is_wanted = wanted is None or any(part in name for part in wanted)
-        parameter.requires_grad_(is_wanted)
-        if is_wanted:
-            chosen[name] = parameter
-    return chosen
+        parameter.requires_grad_(any(part in name for part in wanted))
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}

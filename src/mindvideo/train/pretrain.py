@@ -1,4 +1,4 @@
-"""Stage ``pretrain``: masked brain modelling on many people's recordings (paper section 3.3, supplement B)."""
+"""Stage ``pretrain``: masked brain modelling of many people (paper section 3.3, supplement B)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mindvideo import distributed
 from mindvideo.config import Adapt, Pretrain
 from mindvideo.data.readers.hcp import BrainSegments
 from mindvideo.errors import DataError
@@ -16,8 +17,8 @@ from mindvideo.models.encoders import load_masked_brain, new_masked_brain
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.stages import Progress, StageContext
 from mindvideo.train.loop import Batch, Draw, Metrics, train
-from mindvideo.train.sharding import split_weights, whole_model
-from mindvideo.train.stage import note_disabled, save_memory, save_model, stage_seed, trainable, training_device
+from mindvideo.train.sharding import full_model, shard_weights
+from mindvideo.train.stage import note_disabled, save_memory, save_model, stage_seed, trainable
 
 STAGE = "pretrain"
 VALIDATION_ROWS = 1024
@@ -27,7 +28,7 @@ Take = Callable[[np.ndarray], np.ndarray]
 
 
 class MaskedBrainTask:
-    """Random rows of fMRI, three quarters of their patches hidden, the hidden ones predicted.
+    """Random rows of fMRI, most of their patches masked, the masked ones predicted.
 
     Parameters
     ----------
@@ -37,9 +38,9 @@ class MaskedBrainTask:
     rows, held_out : ndarray of int
         Rows to train on and rows to validate on.
     seed : int
-        Of the masks used for validation, the same each time.
+        Of the masks used for validation.
     person : ndarray of int, optional
-        Whose scan each row is, where the model is of several people.
+        Person of each row, for a model of several people.
     """
 
     def __init__(
@@ -52,9 +53,8 @@ class MaskedBrainTask:
         device: torch.device,
         person: np.ndarray | None = None,
     ) -> None:
-        """Move the model to the device, split it where the launcher asks for it, and take each person's training mean."""
         self.model = model.to(device)
-        split_weights(self.model)
+        shard_weights(self.model)
         self.take, self.rows, self.held_out = take, rows, held_out
         self.seed, self.device, self._person = seed, device, person
         self.may_leave_out = person is not None
@@ -68,7 +68,7 @@ class MaskedBrainTask:
         return trainable(self.model)
 
     def sample(self, draw: Draw) -> Batch:
-        """Rows and the noise their masks follow from; the rows are read by the process that needs them."""
+        """Indices of the rows, and the noise that decides their masks."""
         index = np.sort(self.rows[draw.rows(len(self.rows))])
         return {"index": index, "noise": torch.rand(len(index), self.model.num_patches)}
 
@@ -79,11 +79,11 @@ class MaskedBrainTask:
         return self.model(self._fmri(index), noise=batch["noise"], person=self.person(index)).sample_loss, {}
 
     def person(self, index: np.ndarray) -> torch.Tensor | None:
-        """Whose scans some rows are, where there are several people."""
+        """Person of each row (B,); None for a model of one person."""
         return None if self._person is None else torch.from_numpy(self._person[index]).to(self.device)
 
     def validate(self, step: int) -> dict[str, float]:
-        """Loss on held-out rows beside that of predicting each voxel's training mean, over the same masked patches."""
+        """Loss on held-out rows, and that of each voxel's training mean, on the same patches."""
         self.model.eval()
         errors, masked = {"validation_loss": 0.0, "mean_predictor_loss": 0.0}, 0
         generator = torch.Generator(self.device).manual_seed(self.seed)
@@ -112,7 +112,7 @@ def spread(rows: np.ndarray, most: int) -> np.ndarray:
 
 
 def split_rows(n_rows: int, validation_share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Training rows, and a share of the last to validate on (at most ``VALIDATION_ROWS`` of it, evenly spread)."""
+    """Training rows, and a share of the last ones, at most ``VALIDATION_ROWS``, to validate on."""
     held_out = max(1, round(validation_share * n_rows)) if validation_share else 0
     if n_rows - held_out < 1:
         raise DataError(
@@ -122,7 +122,7 @@ def split_rows(n_rows: int, validation_share: float) -> tuple[np.ndarray, np.nda
 
 
 def fit_scale(*people: np.ndarray) -> dict[str, float]:
-    """``input_mean`` and ``input_scale`` of a model, from training scans (..., V) of one person or of each of several."""
+    """``input_mean`` and ``input_scale`` of the training scans (..., V) of all people."""
     fmri = people[0] if len(people) == 1 else np.concatenate([scans.ravel() for scans in people])
     mean, scale = float(fmri.mean(dtype=np.float64)), float(fmri.std(dtype=np.float64))
     if not scale > 0:
@@ -133,7 +133,7 @@ def fit_scale(*people: np.ndarray) -> dict[str, float]:
 
 
 def run(context: StageContext) -> None:
-    """Pre-train on ``RUN/prepare/hcp.zarr``, or take ``pretrain.weights``, and write ``RUN/pretrain/model``."""
+    """Pre-train, or take ``pretrain.weights``; write ``RUN/pretrain/model``."""
     recipe, run_dir, folder, progress = context
     settings = recipe.pretrain
     if not settings.enabled:
@@ -164,17 +164,10 @@ def train_masked_brain(
     progress: Progress | None,
     person: np.ndarray | None = None,
 ) -> None:
-    """Train on the first of ``rows``, validate on the second where there are any, and write ``folder/model``."""
-    device = training_device()
+    """Train on the first of ``rows``, validate on the second, and write ``folder/model``."""
+    device = distributed.device()
     save_memory(settings, model)
     task = MaskedBrainTask(model, take, *rows, seed, device, person)
-    train(
-        task,
-        settings,
-        folder,
-        seed=seed,
-        progress=progress,
-        validate=task.validate if len(rows[1]) else None,
-        device=device,
-    )
-    save_model(whole_model(model), folder / "model")
+    validate = task.validate if len(rows[1]) else None
+    train(task, settings, folder, seed=seed, progress=progress, validate=validate, device=device)
+    save_model(full_model(model), folder / "model")

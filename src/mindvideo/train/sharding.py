@@ -1,8 +1,7 @@
-"""Weights, gradients and optimiser moments of the masked brain model split over the processes (FSDP).
+"""The masked brain model sharded over the processes (FSDP).
 
-``accelerate launch --use_fsdp`` asks for it. Every process keeps its rows of each weight, and of its gradient, moments
-and average; a transformer block's weights are brought together for that block's own passes. Checkpoints and models are
-written whole by the first process, so that they are those of a run that splits nothing.
+``accelerate launch --use_fsdp`` asks for it. Each process keeps its rows of every weight, gradient and moment;
+a transformer block's weights are gathered for its own passes. The main process writes full weights.
 """
 
 from __future__ import annotations
@@ -15,60 +14,60 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mindvideo import processes
+from mindvideo import distributed
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.transformer import Block
 
 
-def split_weights(model: MaskedBrainModel) -> None:
-    """Leave this process its part of every weight, where the launcher asks for it; before the optimiser is made."""
-    if not processes.splits_weights():
+def shard_weights(model: MaskedBrainModel) -> None:
+    """Shard the weights where the launcher asks for it; call before making the optimiser."""
+    if not distributed.uses_fsdp():
         return
-    mesh = init_device_mesh(model.device.type, (processes.count(),))
+    mesh = init_device_mesh(model.device.type, (distributed.world_size(),))
     units: list[nn.Module] = [*(module for module in model.modules() if isinstance(module, Block)), model]
     for unit in units:
-        # The model's own weights too are let go after its forward pass: validation exchanges them for their average.
-        part = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
-        part.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
+        # The root's weights too are resharded after the forward pass: validation swaps them for their average.
+        sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
 
 
-def is_split(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is one of which every process has a part."""
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether each process holds a shard of the tensor."""
     return isinstance(tensor, DTensor)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, its parts brought together from every process."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, gathered from its shards."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gather(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Whole tensors in the first process's main memory, brought together one at a time; in the others none."""
+def full_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Full tensors on the CPU of the main process, gathered one by one."""
     found = {}
     for name, tensor in tensors.items():
-        together = whole(tensor.detach())
-        if processes.is_first():
-            found[name] = together.cpu()
+        full = full_tensor(tensor.detach())
+        if distributed.is_main():
+            found[name] = full.cpu()
     return found
 
 
-def part_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole tensor on the device of ``like``, and split as that is."""
+def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A full tensor on the device of ``like``, sharded as that is."""
     if not isinstance(like, DTensor):
         return tensor.to(like.device)
-    part = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
-    return part.to(like.device).clone()  # not a view that keeps the whole tensor alive
+    shard = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    return shard.to(like.device).clone()  # not a view, which would keep the full tensor alive
 
 
-def whole_model(model: MaskedBrainModel) -> MaskedBrainModel:
-    """The model to save: itself, or in the first process one with whole weights in main memory."""
+def full_model(model: MaskedBrainModel) -> MaskedBrainModel:
+    """The model, or, in the main process, a copy of a sharded one with full weights."""
     if not isinstance(model, FSDPModule):
         return model
-    weights = gather(model.state_dict())
-    if not processes.is_first():
+    weights = full_tensors(model.state_dict())
+    if not distributed.is_main():
         return model
     settings = {name: value for name, value in model.config.items() if not name.startswith("_")}
     with torch.device("meta"):  # takes no memory and draws no random numbers
-        unsplit = MaskedBrainModel(**settings)
-    unsplit.load_state_dict(weights, assign=True)
-    return unsplit
+        full = MaskedBrainModel(**settings)
+    full.load_state_dict(weights, assign=True)
+    return full

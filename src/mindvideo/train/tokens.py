@@ -1,4 +1,4 @@
-"""What the encoder's tokens are regressed on: the frozen text encoder's tokens of each window's caption.
+"""What the encoder's tokens are regressed on: those of the frozen text encoder.
 
 Shapes: B batch, L condition tokens, C condition width, K principal components.
 """
@@ -15,30 +15,29 @@ from mindvideo.train.features import TextFeatures
 from mindvideo.train.ridge import principal_components
 
 WEAKEST = 1e-3
-"""Whitening treats components weaker than this share of the strongest one as if they were that strong."""
+"""Whitening treats components as at least this strong, relative to the first."""
 
 
 class TokenTarget:
-    """The frozen text tokens of each window's caption, and how much predicting their mean leaves.
-
-    Attributes
-    ----------
-    mean : Tensor, (L, C) float32
-        Mean token matrix over the windows given.
-    variance : float
-        Mean square distance of a token value from it; the regression's loss is divided by this.
-    components : Tensor, (K, L * C) float32
-        Principal components of the windows' tokens, the strongest first; their variances are ``spread`` (K,).
+    """The frozen text tokens of each window's caption, with their mean and variance.
 
     Parameters
     ----------
     whitening : float
-        The distance's component of variance v weighs v to the power of minus this. 0 is the plain mean squared error, in
-        which what the picture's place and colour do to the tokens drowns what its motion does.
+        In the distance, components are weighted by their variance to the power of minus this; 0 is the mean
+        squared error, in which place and colour drown motion.
+
+    Attributes
+    ----------
+    mean : Tensor, (L, C) float32
+        Mean over the windows.
+    variance : float
+        Mean squared deviation from it, by which the regression's loss is divided.
+    components : Tensor, (K, L * C) float32
+        Principal components, the strongest first; their variances are ``spread`` (K,).
     """
 
     def __init__(self, text: TextFeatures, captions: list[str], whitening: float = 0.0) -> None:
-        """Find each caption's row and take mean, variance and components over the windows."""
         self.text, self.row = text, text.rows(captions)
         rows, counts = torch.unique(self.row, return_counts=True)
         share = counts.float() / counts.sum()
@@ -46,10 +45,8 @@ class TokenTarget:
         for row, part in zip(rows, share, strict=True):
             total += float(part) * text.tokens[row].double()
         self.mean = total.float()
-        self.variance = sum(
-            float(part) * float((text.tokens[row].double() - total).square().mean())
-            for row, part in zip(rows, share, strict=True)
-        )
+        deviations = (float((text.tokens[row].double() - total).square().mean()) for row in rows)
+        self.variance = sum(float(part) * deviation for part, deviation in zip(share, deviations, strict=True))
         self.whitening, self._rows, self._share = whitening, rows, share
 
     @cached_property
@@ -60,7 +57,7 @@ class TokenTarget:
 
     @property
     def statistics(self) -> TokenStatistics:
-        """What an encoder may start at."""
+        """What an encoder may start from."""
         return TokenStatistics(self.mean, self.components, self.spread)
 
     @property
@@ -83,9 +80,9 @@ class TokenTarget:
         return self.text.tokens[self.row[index]].float()
 
     def distances(self, condition_BLC: torch.Tensor, tokens_BLC: torch.Tensor) -> torch.Tensor:
-        """Squared distance of each condition from its tokens (B,), 1 on average between the tokens and their mean.
+        """Squared distance of each condition from its tokens (B,), relative to their variance.
 
-        With whitening, a tenth of the plain distance holds what lies outside the components.
+        With whitening, a tenth of the plain distance covers what lies outside the components.
         """
         error = condition_BLC.float() - tokens_BLC.to(condition_BLC.device)
         plain = error.square().flatten(1).mean(dim=1) / self.variance

@@ -1,4 +1,4 @@
-"""What the windows of ``align`` are aligned with: embeddings of their captions and frames, augmented (supplement B).
+"""What windows are aligned with: augmented embeddings of captions and frames (supplement B).
 
 Shapes: B batch, N windows, F frames, C condition width.
 """
@@ -22,14 +22,13 @@ from mindvideo.train.tokens import TokenTarget
 
 @dataclass
 class AlignData:
-    """One split: its windows, their captions' tokens, and image embeddings (N, F, 1 + crops, C) where they are used."""
+    """A split's windows, captions' tokens, and image embeddings (N, F, 1 + crops, C)."""
 
     windows: Windows
     target: TokenTarget
     images: torch.Tensor | None
 
     def __len__(self) -> int:
-        """Number of windows N."""
         return len(self.windows)
 
     def fmri(self, index: np.ndarray) -> torch.Tensor:
@@ -37,7 +36,7 @@ class AlignData:
         return torch.from_numpy(self.windows.fmri(index))
 
     def person(self, index: np.ndarray) -> torch.Tensor:
-        """Whose windows they are, int64 (B,)."""
+        """Person of each window, int64 (B,)."""
         return torch.from_numpy(self.windows.person[index])
 
     @property
@@ -50,18 +49,17 @@ class Views(Protocol):
     """What a window is aligned with each time it is drawn."""
 
     def __call__(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embeddings (B, C) of some windows' captions and, where images are used, of a frame of each."""
-        ...
+        """Embeddings (B, C) of some windows' captions and perhaps frames."""
 
 
 class FixedViews:
-    """A few versions of each caption and crops of each frame, made once: for CPUs, where the frozen networks weigh most."""
+    """A few versions of each caption and crops of each frame, made once, for CPUs."""
 
     def __init__(self, data: AlignData, settings: Align) -> None:
         self.data, self.settings = data, settings
 
     def __call__(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """One of the versions at random."""
+        """A random version of each."""
         data, size = self.data, len(index)
         pooled = data.text.pooled[data.target.row[index]]
         version = rng.integers(pooled.shape[1], size=size) if self.settings.word_swap else np.zeros(size, int)
@@ -76,13 +74,13 @@ class FixedViews:
 
 
 class DrawnViews:
-    """Captions reworded and frames cropped anew each time, through the frozen networks (the paper's way)."""
+    """Captions reworded and frames cropped anew each time, as in the paper."""
 
     def __init__(self, data: AlignData, settings: Align, foundation: Foundation, thesaurus: Thesaurus) -> None:
         self.data, self.settings, self.foundation, self.thesaurus = data, settings, foundation, thesaurus
 
     def __call__(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """New ones."""
+        """New versions of each."""
         data = self.data
         text = data.text.pooled[data.target.row[index], 0]
         if self.settings.word_swap:

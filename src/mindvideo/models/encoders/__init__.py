@@ -1,7 +1,7 @@
 """Encoders of fMRI, by the name a recipe gives them (`align.encoder`).
 
-Another one is a file here whose class offers what `mindvideo.models.interfaces.Encoder` lists, and a line in `ENCODERS`; or a
-class anywhere, named ``module:Class``.
+To add one, write a file here with a subclass of `mindvideo.models.interfaces.Encoder`, and a line in
+`ENCODERS`; or name a class anywhere as ``module:Class``.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ def encoder_class(name: str) -> type[Encoder]:
 
 
 def takes_several(name: str) -> bool:
-    """Whether an encoder may be of several people: ours of areas, and a class of the user's own that takes ``layouts``."""
+    """Whether an encoder can be of several people, as ours of areas and classes that take ``layouts``."""
     if encoder_class(name) is not CustomEncoder:
         return name == "areas"
     return "layouts" in inspect.signature(import_encoder(name)).parameters
 
 
 def encoder_arguments(name: str, dropout: float, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What `Encoder.build` is told of this encoder alone, by the recipe's ``align.dropout`` and ``align.encoder_settings``.
+    """The arguments of `Encoder.build` for this encoder alone.
 
     Raises
     ------
     SettingError
-        For a setting that one of our encoders has not. What a class of the user's own takes, it says itself.
+        For a setting that one of our encoders does not have.
     """
     if name not in ENCODERS:
         return {"encoder": name, "encoder_settings": dict(settings)}
@@ -69,7 +69,7 @@ def encoder_arguments(name: str, dropout: float, settings: Mapping[str, Any]) ->
 
 
 def load_encoder(folder: str | Path, **kwargs: Any) -> Encoder:
-    """The encoder in a folder, of the class its ``config.json`` names; arguments as `WholeModel.from_pretrained`."""
+    """The encoder in a folder; arguments as `WholeModel.from_pretrained`."""
     return class_named(folder, [*ENCODERS.values(), CustomEncoder]).from_pretrained(folder, **kwargs)
 
 
@@ -94,14 +94,14 @@ def new_masked_brain(
 
 
 def load_masked_brain(folder: str | Path, name: str | None = None) -> MaskedBrainModel:
-    """The masked brain model in a folder; ModelError for one that the encoder ``name`` cannot go on from."""
+    """The masked brain model in a folder; ModelError if the encoder ``name`` cannot go on from it."""
     if name is not None:
         require_masked_brain(folder, name)
     return class_named(folder, MASKED).from_pretrained(folder)
 
 
 def require_masked_brain(folder: str | Path, name: str) -> None:
-    """Raise ModelError where the masked brain model in a folder is not of the kind that the encoder ``name`` goes on from."""
+    """Raise ModelError if the encoder ``name`` cannot go on from the masked brain model in a folder."""
     found, wanted = class_named(folder, MASKED), MASKED[name == "areas"]
     if found is not wanted:
         other = "paper" if wanted is MaskedAreaModel else "areas"
@@ -117,7 +117,7 @@ def masked_brain_of(
     positions: Literal["recompute", "interpolate"] = "recompute",
     **scale: float,
 ) -> MaskedBrainModel:
-    """A masked brain model of other voxels that goes on from ``model``, see `MaskedBrainModel.from_other_voxels`."""
+    """``model`` for other voxels, see `MaskedBrainModel.from_other_voxels`."""
     if isinstance(model, MaskedAreaModel):
         return MaskedAreaModel.from_other_people(model, layouts, **scale)
     voxels = only_person(layouts, "paper").num_voxels

@@ -1,7 +1,7 @@
 """An encoder whose tokens are cortical areas, for one person or several (docs/method.md, Tokens that are areas).
 
-The whole cortex is then 360 tokens a scan instead of some 3,700 patches, attention is attention between named areas, and a
-token means the same in every person: each has matrices from its own voxels to the areas, everything behind is shared.
+The whole cortex is then 360 tokens a scan instead of some 3,700 patches, and a token means the same in
+everyone: each person has matrices from voxels to areas, and the rest is shared.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class AreaEncoder(ReadOut):
     window, embed_dim, depth, num_heads, mlp_ratio, condition_length, condition_width, dropout, layer_norm
         As in `FmriEncoder`.
     head_rank : int
-        Linear combinations of a window's tokens that the condition is read from.
+        Rank of the `LowRankHead`.
     input_mean, input_scale, voxel_id, has_temporal_attention
         As in `FmriEncoder`; ``voxel_id`` is the first person's.
     num_voxels : int, optional
-        Of the person who has most; counted from the layouts.
+        The most of any person; counted from the layouts.
 
     Raises
     ------
@@ -85,7 +85,7 @@ class AreaEncoder(ReadOut):
     def from_masked_brain(
         cls, model: MaskedBrainModel, *, window: int, condition_length: int, condition_width: int, **settings: Any
     ) -> Self:
-        """An encoder that goes on from a `MaskedAreaModel` of the same people: its `tokens` equal ``model.encode``."""
+        """Go on from a `MaskedAreaModel` of the same people: `tokens` equal its ``encode``."""
         shared = {name: model.config[name] for name in ("layouts", *ARCHITECTURE, "input_mean", "input_scale")}
         sizes = {"window": window, "condition_length": condition_length, "condition_width": condition_width}
         encoder = cls(**shared, **sizes, **settings)

@@ -1,4 +1,4 @@
-"""An encoder of the user's own in the place of the paper's: any module that maps (B, W, V) to (B, L, C)."""
+"""A user's own encoder: any module that maps (B, W, V) to (B, L, C)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mindvideo.models.transformer import check_fmri
 
 
 def import_encoder(name: str) -> type[nn.Module]:
-    """The class behind ``module:Class``; SettingError where it cannot be imported or is no torch module."""
+    """The class ``module:Class``; SettingError if it cannot be imported or is no torch module."""
     found = import_class(name, "a torch.nn.Module")
     if not issubclass(found, nn.Module):
         raise SettingError(f"expected module:Class naming a torch.nn.Module, found '{name}'")
@@ -26,28 +26,28 @@ def import_encoder(name: str) -> type[nn.Module]:
 
 
 class CustomEncoder(Encoder):
-    """A window of fMRI scans to the condition, by a module of the user's own, and a learned offset.
+    """A user's own module, and a learned offset.
 
     Parameters
     ----------
     encoder : str
-        ``module:Class``, imported when the model is made or loaded. Called as ``Class(num_voxels=V, window=W,
-        condition_length=L, condition_width=C, **settings)``, with ``layouts`` too where its constructor takes that (a
-        tuple of `VoxelLayout`, one a person; V is then the largest person's, and the others' scans end in zeros). Its
-        forward maps scaled scans (B, W, V) to (B, L, C), and is given ``person`` (B,) where it takes that. It may offer
-        ``attention_maps`` and ``token_voxels`` as `Encoder` does; `explain` then draws them.
+        ``module:Class``, called as ``Class(num_voxels=V, window=W, condition_length=L, condition_width=C,
+        **settings)``, and with ``layouts``, a `VoxelLayout` per person, if it takes that (V is then the largest
+        of them, and scans are padded). Its forward maps scaled scans (B, W, V) to (B, L, C), and gets
+        ``person`` (B,) if it takes that. `explain` draws its ``attention_maps`` and ``token_voxels`` if it has
+        them as `Encoder` does.
     num_voxels, window, condition_length, condition_width : int
     layouts : list of dict, optional
         `VoxelLayout.to_config` of each person.
     settings : dict, optional
-        Further arguments of the class; what JSON can hold.
+        Further arguments of the class, as JSON values.
     input_mean, input_scale, voxel_id
         As in `FmriEncoder`.
 
     Raises
     ------
     SettingError
-        Where the class cannot be imported or does not take these arguments.
+        If the class cannot be imported or does not take these arguments.
     """
 
     _supports_gradient_checkpointing = False
@@ -90,7 +90,7 @@ class CustomEncoder(Encoder):
     def build(
         cls, layouts: Sequence[VoxelLayout], sizes: Mapping[str, Any], architecture: Mapping[str, Any], **settings: Any
     ) -> Self:
-        """A new encoder of the class ``settings["encoder"]``, given ``settings["encoder_settings"]``."""
+        """A new encoder of the class ``settings["encoder"]``."""
         return cls(
             encoder=settings["encoder"],
             num_voxels=max(layout.num_voxels for layout in layouts),

@@ -1,4 +1,4 @@
-"""The fMRI encoder with spatiotemporal attention: a window of scans to condition tokens (docs/method.md, The encoder, paper 3.3).
+"""The fMRI encoder with spatiotemporal attention (docs/method.md, The encoder, paper 3.3).
 
 Shapes: B batch, W scans per window, V voxels, P patches, D embedding, L condition tokens, C condition width.
 """
@@ -32,7 +32,7 @@ from mindvideo.models.transformer import (
 
 
 class StochasticDepth(nn.Module):
-    """Drop a residual branch of whole windows with probability ``rate`` in training, scaling the others up."""
+    """In training, drop a residual branch of whole windows with probability ``rate`` (stochastic depth)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class StochasticDepth(nn.Module):
 
 
 class WindowBlock(nn.Module):
-    """A pre-norm block: attention over the patches of each scan, then over the scans of each patch, then the MLP."""
+    """A pre-norm block: attention over a scan's patches, then over a patch's scans, then the MLP."""
 
     def __init__(
         self, dim: int, num_heads: int, mlp_ratio: float, dropout: float, has_temporal_attention: bool
@@ -116,7 +116,7 @@ class ProjectionHead(nn.Module):
 
 
 class WindowTransformer(Encoder):
-    """Tokens of each scan, `WindowBlock` after `WindowBlock`, and a head: what the paper's encoder shares with others.
+    """Tokens of each scan, `WindowBlock`s, and a head, as in the paper's encoder.
 
     A subclass calls `build_trunk` at the end of its constructor and offers `embed`.
     """
@@ -169,7 +169,7 @@ class WindowTransformer(Encoder):
         """Tokens of each scan with their positions: (B, W, V) to (B, W, T, D)."""
 
     def scaled(self, fmri: torch.Tensor) -> torch.Tensor:
-        """Scans (B, W, V) as the model takes them; ModelError for another window or number of voxels."""
+        """Scaled scans (B, W, V); ModelError for another window or number of voxels."""
         check_fmri(fmri, (None, self.config.window, self.config.num_voxels), "BWV", type(self).__name__)
         return (fmri - self.config.input_mean) / self.config.input_scale
 
@@ -204,7 +204,7 @@ class WindowTransformer(Encoder):
 
     @torch.no_grad()
     def attention_maps(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
-        """Attention each token receives from the tokens of its scan: (depth, T), see `Encoder.attention_maps`."""
+        """See `Encoder.attention_maps`."""
         tokens = self.embed(fmri, person)
         maps = []
         for block in self._window_blocks():
@@ -214,7 +214,7 @@ class WindowTransformer(Encoder):
 
     @torch.no_grad()
     def temporal_attention(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor | None:
-        """Attention between the scans of a window: (depth, W, W), see `Encoder.temporal_attention`."""
+        """See `Encoder.temporal_attention`."""
         if not self.config.has_temporal_attention:
             return None
         tokens = self.embed(fmri, person)
@@ -242,23 +242,23 @@ class FmriEncoder(WindowTransformer):
     patch_size, patch_weights, embed_dim, depth, num_heads, mlp_ratio
         As in `MaskedBrainModel`.
     condition_length, condition_width : int
-        L and C of the text encoder whose place the condition takes.
+        L and C, the text encoder's.
     dropout : float
         Stochastic depth of every block and dropout of the projection head.
     layer_norm : bool
         Normalise the condition.
     input_mean, input_scale : float
-        The scans are taken as (fmri - input_mean) / input_scale.
+        Scans enter as (fmri - input_mean) / input_scale.
     voxel_id : str, optional
-        Which voxels the encoder was trained on (the store's ``voxel_id``).
+        The ``voxel_id`` of the store.
     has_temporal_attention : bool, optional
-        Without it the blocks are those of a masked brain model. By default a window of one scan has none: the paper's
-        encoder then "falls back to a normal MBM encoder" (section 5).
+        By default for windows of two scans or more; without it, the encoder "falls back to a normal MBM
+        encoder" (section 5).
 
     Notes
     -----
-    ``pos_embed`` is fixed, and ``cls_token`` and ``mask_token``, which released files hold, take no part: the three are
-    saved, but buffers rather than parameters.
+    ``pos_embed`` is fixed, and ``cls_token`` and ``mask_token`` of released files are unused: the three are
+    buffers.
 
     References
     ----------
@@ -311,7 +311,7 @@ class FmriEncoder(WindowTransformer):
         condition_width: int,
         **settings: Any,
     ) -> Self:
-        """An encoder that starts from the masked brain model's; temporal attention is identity, the head is new.
+        """Start from a masked brain model's encoder; temporal attention is identity, the head is new.
 
         Parameters
         ----------
@@ -319,8 +319,7 @@ class FmriEncoder(WindowTransformer):
             Of the same voxels.
         window, condition_length, condition_width : int
         **settings
-            The other settings that the masked brain model does not determine: ``dropout``, ``layer_norm``, ``voxel_id``,
-            ``has_temporal_attention``, and those of a subclass.
+            Settings that the masked brain model does not determine.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Ours: the paper's encoder with a head that can read every condition token from patches of its own."""
+"""Ours: the paper's encoder with a head that reads every condition token from patches of its own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mindvideo.models.loading import takes_settings_of
 
 
 class LowRankHead(nn.Module):
-    """All tokens of a window through a bottleneck to the condition tokens, each with weights of its own, and an offset.
+    """All tokens of a window, through a bottleneck, to the condition tokens, and an offset.
 
-    `ProjectionHead` gives every condition token the same channels of the patches, weighted otherwise; a word's token
-    that wants other channels than its neighbour's cannot have them. Here any linear map of that rank can be learned.
+    `ProjectionHead` gives every condition token the same channels of the patches, only weighted differently.
+    Here, any linear map of the given rank can be learned.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class LowRankHead(nn.Module):
 
     @torch.no_grad()
     def start_at(self, tokens: TokenStatistics) -> None:
-        """Begin at the mean token, the ranks at the principal components, each with its standard deviation."""
+        """Start from the mean token and the principal components, scaled by their standard deviations."""
         rank = min(self.spread.in_features, len(tokens.components))
         self.offset.copy_(tokens.mean)
         self.spread.weight.zero_()
@@ -46,7 +46,7 @@ class LowRankHead(nn.Module):
 
 
 class ReadOut(WindowTransformer):
-    """A `WindowTransformer` whose head is a `LowRankHead` of the configuration's ``head_rank``."""
+    """A `WindowTransformer` with a `LowRankHead`."""
 
     def new_head(self, num_tokens: int) -> nn.Module:
         """The head of W·T tokens."""
@@ -68,7 +68,7 @@ class ReadOutEncoder(ReadOut, FmriEncoder):
     **settings
         Those of `FmriEncoder`.
     head_rank : int
-        Linear combinations of a window's tokens that the condition is read from.
+        Rank of the head.
     """
 
     @register_to_config

@@ -1,6 +1,7 @@
 """Generators of clips, by the name a recipe gives them (`animate.generator`).
 
-Another one is a file here whose class offers what `mindvideo.models.interfaces.Generator` lists, and a line in `GENERATORS`.
+To add one, write a file here with a subclass of `mindvideo.models.interfaces.Generator`, and a line in
+`GENERATORS`.
 """
 
 from __future__ import annotations
@@ -24,5 +25,5 @@ def generator_class(name: str) -> type[Generator]:
 
 
 def load_generator(folder: str | Path, **kwargs: Any) -> Generator:
-    """The generator in a folder, of the class its ``config.json`` names; arguments as `WholeModel.from_pretrained`."""
+    """The generator in a folder; arguments as `WholeModel.from_pretrained`."""
     return class_named(folder, list(GENERATORS.values())).from_pretrained(folder, **kwargs)

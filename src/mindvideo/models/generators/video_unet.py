@@ -1,9 +1,9 @@
 """Stable Diffusion's UNet inflated to clips (docs/method.md, The generator, paper section 3.4).
 
-It is diffusers' 2-D UNet with the frames of a clip folded into the batch, except in four places: self-attention is
-sparse-causal, a temporal attention follows the feed-forward of every transformer block, the ResNets' GroupNorms (and
-the last one) take their statistics over all frames of a clip, and cross-attention reads one condition per clip.
-Weight names are those of the 2-D UNet plus ``attn_temp`` and ``norm_temp``.
+It is diffusers' 2-D UNet with frames folded into the batch, except that self-attention is sparse-causal, a
+temporal attention follows every transformer block, the ResNets' GroupNorms (and the last one) take statistics
+over a clip, and cross-attention reads one condition per clip. Weights are named as in the 2-D UNet, plus
+``attn_temp`` and ``norm_temp``.
 
 Shapes: B clips, F frames, C channels, H W latent pixels, N = H·W tokens of a frame, L condition tokens.
 """
@@ -38,32 +38,17 @@ CLIP_PARTS = ("attn_temp.", "norm_temp.", "frame_embedding.")
 FRAME_WIDTH = 32
 # Settings that only UNets outside the Stable Diffusion family turn on.
 OTHER_FAMILIES = (
-    "only_cross_attention",
-    "mid_block_only_cross_attention",
-    "dual_cross_attention",
-    "cross_attention_norm",
-    "class_embed_type",
-    "num_class_embeds",
-    "addition_embed_type",
-    "encoder_hid_dim",
-    "encoder_hid_dim_type",
+    *("only_cross_attention", "mid_block_only_cross_attention", "dual_cross_attention", "cross_attention_norm"),
+    *("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type"),
 )
 # What diffusers' transformer hands on to its blocks.
 BLOCK_SETTINGS = (
-    "num_attention_heads",
-    "attention_head_dim",
-    "dropout",
-    "cross_attention_dim",
-    "activation_fn",
-    "attention_bias",
-    "upcast_attention",
-    "norm_elementwise_affine",
-    "norm_eps",
+    *("num_attention_heads", "attention_head_dim", "dropout", "cross_attention_dim", "activation_fn"),
+    *("attention_bias", "upcast_attention", "norm_elementwise_affine", "norm_eps"),
 )
 
 
 def _check_family(settings: dict[str, Any]) -> None:
-    """Raise ModelError for settings of UNets outside the Stable Diffusion family."""
     blocks = [*settings.get("down_block_types", ()), *settings.get("up_block_types", ())]
     blocks.append(settings.get("mid_block_type", FAMILY_BLOCKS[-1]))
     other = sorted({f"block {name}" for name in blocks if name not in FAMILY_BLOCKS})
@@ -77,22 +62,14 @@ def _check_family(settings: dict[str, Any]) -> None:
 
 
 class ClipShape:
-    """What the UNet's forward tells the layers that mix frames: the number of frames, and a condition to hold on to.
-
-    Attributes
-    ----------
-    num_frames : int
-        F of the clips in the batch.
-    held : dict, optional
-        Keys and values of each cross-attention and the condition they were projected from, while that is constant.
-    """
+    """What the UNet's forward tells the layers that mix frames: F, and each cross-attention's keys and values if held."""
 
     def __init__(self) -> None:
         self.num_frames = 1
         self.held: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] | None = None
 
     def keys_and_values(self, attn: Attention, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The condition (B, L, width) projected to keys and values (B, L, C); once while the condition is held."""
+        """Keys and values (B, L, C) of a condition (B, L, width); projected once while it is held."""
         if self.held is None:
             return attn.to_k(condition), attn.to_v(condition)
         kept = self.held.get(id(attn))
@@ -120,15 +97,10 @@ class ClipGroupNorm(nn.GroupNorm):
         return normed.reshape(-1, height, width, features.shape[1]).permute(0, 3, 1, 2)
 
 
-def _split_heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
-    """(B, N, C) to (B, heads, N, C / heads)."""
-    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
 def _attend(attn: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Fused attention of projected tokens (B, N, C) to (B, N, C), before the output projection."""
-    query, key, value = (_split_heads(tokens, attn.heads) for tokens in (query, key, value))
-    return attend(query, key, value).transpose(1, 2).flatten(2)
+    """Fused attention of projected tokens (B, N, C), before the output projection."""
+    by_head = (tokens.unflatten(2, (attn.heads, -1)).transpose(1, 2) for tokens in (query, key, value))
+    return attend(*by_head).transpose(1, 2).flatten(2)
 
 
 def _project_out(attn: Attention, tokens: torch.Tensor) -> torch.Tensor:
@@ -161,7 +133,7 @@ class SparseCausalAttention:
 
 
 class ClipCrossAttention:
-    """Cross-attention processor: all frames of a clip read the clip's one condition, projected once."""
+    """Cross-attention processor: all frames of a clip read its one condition."""
 
     def __init__(self, clip: ClipShape) -> None:
         self.clip = clip
@@ -177,7 +149,7 @@ class ClipCrossAttention:
 
 
 def frame_positions(frames: int, width: int, device: torch.device | None = None) -> torch.Tensor:
-    """Sinusoids of the frame number, float32 (frames, width): first sines, then cosines, wavelengths 4 to 128 frames."""
+    """Sinusoids of the frame index, float32 (frames, width); wavelengths 4 to 128 frames."""
     half = (width + 1) // 2
     wavelength = 4.0 * 32.0 ** (torch.arange(half, device=device) / max(1, half - 1))
     angle = 2 * torch.pi * torch.arange(frames, device=device)[:, None] / wavelength
@@ -185,13 +157,7 @@ def frame_positions(frames: int, width: int, device: torch.device | None = None)
 
 
 class FrameAttention:
-    """Temporal attention processor: diffusers' plain self-attention, by the kernel that suits so few keys.
-
-    Parameters
-    ----------
-    has_positions : bool
-        Whether it is told which frame is which, by `frame_positions` added to the tokens.
-    """
+    """Temporal attention processor: self-attention over frames, with or without `frame_positions`."""
 
     def __init__(self, has_positions: bool) -> None:
         self.has_positions = has_positions
@@ -206,7 +172,7 @@ class FrameAttention:
 
 
 class ContiguousGEGLU(GEGLU):
-    """Diffusers' gated GELU, its gate laid out by itself first: bfloat16 kernels are several times faster there."""
+    """Diffusers' gated GELU with a contiguous gate: in bfloat16 several times faster."""
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """Tokens (..., C) to (..., inner)."""
@@ -215,7 +181,7 @@ class ContiguousGEGLU(GEGLU):
 
 
 class FrameGroupNorm(nn.GroupNorm):
-    """The transformers' GroupNorm, frame by frame; in bfloat16 CPUs take ten times longer for channels-last frames."""
+    """The transformers' GroupNorm; in bfloat16, CPUs are ten times slower for channels-last frames."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features (B·F, C, H, W) to (B·F, C, H, W)."""
@@ -224,7 +190,7 @@ class FrameGroupNorm(nn.GroupNorm):
 
 
 class VideoTransformerBlock(BasicTransformerBlock):
-    """Diffusers' block (attn1, attn2, feed-forward) followed by attention over the frames of each pixel."""
+    """Diffusers' block, followed by attention over the frames of each pixel."""
 
     def __init__(self, dim: int, clip: ClipShape, settings: dict[str, Any], has_positions: bool) -> None:
         super().__init__(dim, **settings)
@@ -259,17 +225,17 @@ class VideoUNet(Generator, UNet2DConditionModel):
     Parameters
     ----------
     **settings
-        Those of diffusers' ``UNet2DConditionModel``, as far as the Stable Diffusion family (1.x, 2.x) sets them. Mind
-        that ``attention_head_dim`` is the *number* of heads.
+        Those of diffusers' ``UNet2DConditionModel`` in the Stable Diffusion family (1.x, 2.x). There,
+        ``attention_head_dim`` is the *number* of heads.
     inflate : {"sparse_causal", "own_frame"}
-        What self-attention reads: the two frames before, or (for comparison with the 2-D UNet) the frame itself.
+        What self-attention reads: the two frames before, or (for comparison) the frame itself.
     clip_norm : bool
-        Whether the ResNets' GroupNorms take their statistics over the clip or (for comparison) over each frame.
+        Whether the ResNets' GroupNorms take statistics over the clip or (for comparison) each frame.
     frame_positions : bool
-        Whether temporal attention and, beside the timestep, every ResNet block are told which frame is which. The
-        paper's are not: but for the noise in them, they cannot tell the first frame from the last, nor left from right.
+        Whether temporal attention and ResNet blocks are told which frame is which. In the paper they are not,
+        and can hardly tell first from last, or left from right.
     noise_share : float
-        Correlation of the noise of any two frames of a clip, see `share_noise`; 0 in the paper.
+        Correlation of noise between the frames of a clip, see `share_noise`; 0 in the paper.
 
     Raises
     ------
@@ -312,7 +278,7 @@ class VideoUNet(Generator, UNet2DConditionModel):
 
     @classmethod
     def from_unet2d(cls, unet: UNet2DConditionModel, **settings: Any) -> VideoUNet:
-        """Inflate a 2-D UNet of the Stable Diffusion family: its weights unchanged, the temporal parts identity.
+        """Inflate a 2-D UNet of the Stable Diffusion family; temporal parts start as identity.
 
         Parameters
         ----------
@@ -340,12 +306,12 @@ class VideoUNet(Generator, UNet2DConditionModel):
         settings: Mapping[str, Any] | None = None,
         motion: Mapping[str, torch.Tensor] | None = None,
     ) -> VideoUNet:
-        """`from_unet2d`, with the foundation's temporal attention in place of the identity where it is given.
+        """`from_unet2d`, with the foundation's temporal attention if given.
 
         Raises
         ------
         ModelError
-            For a UNet of another family, or weights whose names or shapes are not those of the temporal parts.
+            For a UNet of another family, or weights that do not fit the temporal parts.
         """
         video = cls.from_unet2d(cast(UNet2DConditionModel, unet), **(settings or {}))
         if motion is None:
@@ -363,7 +329,7 @@ class VideoUNet(Generator, UNet2DConditionModel):
         return video
 
     def get_aug_embed(self, emb: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor | None:
-        """What is added to the timestep's embedding (B·F, width): which frame it is, where that is told."""
+        """What is added to the timestep's embedding (B·F, width) to tell frames apart."""
         if self.frame_embedding is None:
             return None
         frames = frame_positions(self.clip.num_frames, FRAME_WIDTH, emb.device).to(emb.dtype)
@@ -406,10 +372,7 @@ class VideoUNet(Generator, UNet2DConditionModel):
 
     @contextmanager
     def constant_condition(self) -> Iterator[None]:
-        """Within, keys and values of a condition are projected when it first comes, and kept while the same comes.
-
-        "The same" is the same tensor, not an equal one. For sampling, whose condition does not change over the steps.
-        """
+        """Within, keys and values of a condition are kept while the same tensor comes again, as in sampling."""
         self.clip.held = {}
         try:
             yield
@@ -429,7 +392,6 @@ class VideoUNet(Generator, UNet2DConditionModel):
             )
 
     def _inflate_transformers(self, inflate: str, has_positions: bool) -> None:
-        """Put a `VideoTransformerBlock` in place of every transformer block."""
         for transformer in [module for module in self.modules() if isinstance(module, Transformer2DModel)]:
             settings = {name: transformer.config[name] for name in BLOCK_SETTINGS}
             transformer.norm.__class__ = FrameGroupNorm
@@ -441,7 +403,6 @@ class VideoUNet(Generator, UNet2DConditionModel):
                 transformer.transformer_blocks[position] = block
 
     def _inflate_norms(self) -> None:
-        """Let the ResNets' GroupNorms and the last one see whole clips."""
         for resnet in [module for module in self.modules() if isinstance(module, ResnetBlock2D)]:
             resnet.norm1 = ClipGroupNorm(resnet.norm1, self.clip)
             resnet.norm2 = ClipGroupNorm(resnet.norm2, self.clip)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from shared_tasks import MODELS, TASKS, losses, optimise, train_all
 
-from mindvideo import processes
+from mindvideo import distributed
 from mindvideo.errors import SettingError
 from mindvideo.train.loop import train
 from mindvideo.train.stage import save_memory
@@ -110,7 +110,7 @@ def test_one_process_where_several_were_asked_for_is_refused(monkeypatch: pytest
     monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
     with pytest.raises(SettingError, match="--multi_gpu"):
-        processes.join()
+        distributed.init_process_group()
 
 
 def test_gradient_checkpointing_is_a_setting_that_changes_no_loss(tmp_path: Path) -> None:
