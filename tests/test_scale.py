@@ -122,6 +122,7 @@ def test_an_encoder_of_areas_runs_through(tiny_run: Path, tiny_recipe: Recipe, t
     save_recipe(tiny_recipe, tmp_path / "recipe.yaml")
     settings = ["align.encoder=areas", "align.encoder_settings={head_rank: 9}", "reconstruct.max_windows=8"]
     settings += ["explain.max_windows=4", "align.token_weight=1.0"]
+    settings += ["baselines=[mindvis]", "baseline.mindvis={steps: 2, batch_size: 4, token_weight: 1.0}"]
     Study(load_recipe(str(tmp_path / "recipe.yaml"), settings), run_dir).run(say=lambda line: None)
     store = Store.open(run_dir / "prepare" / "store.zarr")
     adapted = load_masked_brain(run_dir / "adapt" / "model")
@@ -132,6 +133,8 @@ def test_an_encoder_of_areas_runs_through(tiny_run: Path, tiny_recipe: Recipe, t
     assert type(pipe.fmri_encoder).__name__ == "AreaEncoder"
     shares = json.loads((run_dir / "explain" / "attention.json").read_text())
     assert set(shares) == {"adapt", "align", "cotrain"}
+    rival = json.loads((run_dir / "baselines" / "mindvis" / "evaluate" / "scores.json").read_text())["ssim_rgb"]
+    assert -1 <= rival["controls"]["shuffled"] != rival["value"] <= 1
 
 
 def test_film_of_a_recording_and_of_a_segment(swapped_run: Path, cli: Cli, tmp_path: Path) -> None:

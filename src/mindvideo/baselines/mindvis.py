@@ -10,7 +10,7 @@ Departs:
 - the picture of a scan is one of its frames, a random one in training;
 - the time embedding takes the mean condition token through a matrix of zeros at first, so that tuning starts at the
   foundation's own model;
-- the masked autoencoder is the study's (``adapt``);
+- encoder and masked autoencoder are the study's (``align.encoder``, ``adapt``);
 - ``token_weight`` may add the study's regression of the caption's tokens (0 as published);
 - sampling is the recipe's (``reconstruct``) except for the guidance scale; the mean training fMRI replaces the mean test
   fMRI as the negative, since no rival sees test data before it is scored.
@@ -37,6 +37,7 @@ from mindvideo.generate.clips import window_noise
 from mindvideo.generate.guidance import negative_condition
 from mindvideo.generate.sampling import Plan, autocast, denoise
 from mindvideo.generate.scheduler import make_scheduler
+from mindvideo.models.encoders import ENCODERS
 from mindvideo.models.interfaces import Encoder
 from mindvideo.train.align import new_encoder
 from mindvideo.train.animate import ClipValidation, Diffusion
@@ -182,10 +183,12 @@ class MindVis:
         self.unet.eval()
 
     def _new_encoder(self, store: Store, target: TokenTarget | None) -> Encoder:
-        """The study's masked autoencoder as an encoder of single scans; a new one where masked modelling is off."""
+        """The study's encoder of single scans, from its masked autoencoder where there is one; the paper's for one's own."""
         bench, recipe, settings = self.bench, self.bench.recipe, self.settings
         start_from = "adapt" if recipe.adapt.enabled or recipe.pretrain.enabled else "scratch"
-        align = Align(window=1, start_from=start_from, dropout=settings.dropout, encoder=settings.encoder)
+        known = recipe.align.encoder in ENCODERS
+        own = {"encoder": recipe.align.encoder, "encoder_settings": recipe.align.encoder_settings} if known else {}
+        align = Align(window=1, start_from=start_from, dropout=settings.dropout, **own)
         single = recipe.model_copy(update={"align": align, "seed": bench.seed})
         encoder = new_encoder(single, bench.run_dir, [store], bench.foundation)
         if target is not None:

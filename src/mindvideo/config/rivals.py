@@ -72,7 +72,6 @@ class MindVisRival(Optimise):
     batch_size: BatchSize = 5
     lr: Rate = 5.3e-5
     dropout: float = Field(0.0, ge=0, lt=1)
-    encoder: Literal["paper", "read_out"] = "paper"
     token_weight: float = Field(0.0, ge=0, description="weight of the regression of the caption's text tokens")
     sparsify: float = Field(0.0, ge=0, lt=1)
     input_noise: float = Field(0.0, ge=0)
