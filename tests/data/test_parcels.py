@@ -23,6 +23,7 @@ from mindvideo.errors import DataError, SettingError
 from mindvideo.explain import attention, maps
 from mindvideo.models.area_maps import AreaMaps
 from mindvideo.models.encoders import load_encoder
+from mindvideo.newcomer.maps import encoder_of_newcomer
 from mindvideo.report.brain import list_brain
 from mindvideo.sizing import StudySizes
 from mindvideo.stages import StageContext
@@ -126,7 +127,7 @@ def test_scans_of_one_person(made: Path, cli: Cli, tmp_path: Path) -> None:
     assert {"labels.tsv", "run1.h5", "run2_events.tsv"} <= {Path(name).name for name in store.attrs["sources"]}
     assert store.summary()["voxels_per_area"]["LH_Vis_4"] == 1 and store.summary()["voxels_right"] == 0
     code, text = cli("inspect", tmp_path / "store.zarr", "--out", tmp_path / "page")
-    assert code == 0 and "RH_Lim" in text, text
+    assert code == 0 and "RH_Lim" in text and "11 (parcels)" in text, text
 
 
 def test_some_parcels_by_name(made: Path, tmp_path: Path) -> None:
@@ -193,7 +194,9 @@ def test_attention_and_occlusion_by_the_names_of_parcels(run_dir: Path) -> None:
         assert about["note"].endswith("so there is no map")
         assert not [path for path in folder.iterdir() if path.suffix in (".png", ".html", ".npz")]
     found = {path.stem: json.loads(path.read_text()) for path in (run_dir / "explain" / "subject1").glob("*.json")}
-    (group,) = [each for each in list_brain(SimpleNamespace(explain=found)) if each["title"] == "Attention after align"]
+    groups = {each["title"]: each for each in list_brain(SimpleNamespace(explain=found))}
+    assert "when a parcel is silenced" in groups["Occlusion by parcel"]["text"]
+    group = groups["Attention after align"]
     assert "each parcel receives" in group["text"] and group["note"] and "LH_Vis_2" in group["panels"][0]["plot"]
 
 
@@ -208,6 +211,16 @@ def test_people_of_two_atlases_are_refused() -> None:
     layouts = [VoxelLayout(1, None, np.array([-4]), np.array([2]), names) for names in (("x", "y"), ("x", "z"))]
     with pytest.raises(SettingError, match="parcels of one atlas of all people"):
         AreaMaps(layouts, 8)
+
+
+def test_a_new_persons_parcels_start_as_the_mean_of_the_others(run_dir: Path) -> None:
+    shared = load_encoder(run_dir / "align" / "model")
+    layout = open_stores(recipe_of(run_dir).data, run_dir)[0].layout
+    found, others = encoder_of_newcomer(shared, layout).patch_embed, shared.patch_embed
+    for area in range(11):
+        theirs = [others.weight[0][area]] + ([others.weight[1][area - (area > MISSING)]] if area != MISSING else [])
+        torch.testing.assert_close(found.weight[0][area], torch.stack(theirs).mean(0))
+    torch.testing.assert_close(found.positions, others.positions)
 
 
 def refused(root: Path, *words: str, error: type[Exception] = DataError, **changes: Any) -> None:

@@ -37,7 +37,7 @@ def list_brain(run: Run) -> list[dict[str, Any]]:
     groups = [
         _against_truth(run.explain.get("truth", {}), final),
         *(group for stage, group in attention.items() if stage == final),
-        _occlusion(run.explain.get("occlusion", {})),
+        _occlusion(run.explain.get("occlusion", {}), "parcel" if run.explain.get("parcels") else "area"),
         _temporal(run.explain.get("temporal", {})),
         *(group for stage, group in attention.items() if stage != final),
     ]
@@ -139,7 +139,7 @@ def _temporal(content: dict[str, Any]) -> dict[str, Any]:
     return _group("Weight of the lags", text, "explain/temporal.json", panels, is_folded=True)
 
 
-def _occlusion(content: dict[str, Any]) -> dict[str, Any]:
+def _occlusion(content: dict[str, Any], what: str) -> dict[str, Any]:
     areas = content.get("areas")
     rows = {name: _values(row) for name, row in areas.items()} if isinstance(areas, dict) else {}
     intact = _values(content.get("intact"))
@@ -152,22 +152,20 @@ def _occlusion(content: dict[str, Any]) -> dict[str, Any]:
         if largest:
             source = Source("explain/occlusion.json")
             note = Markup(f"intact {cite(intact.get(measure), source.at('intact', measure))}")
-            note += f"; {len(largest)} largest of {len(drops)} areas" if len(largest) < len(drops) else ""
+            note += f"; {len(largest)} largest of {len(drops)} {what}s" if len(largest) < len(drops) else ""
             dots = [
                 Dot(name, value, kind="main", source=source.at("areas", name, measure))
                 for name, value in largest.items()
             ]
             plot = draw_dots(_describe(words, largest), dots, chance=0.0)
             panels.append({"name": words, "note": note, "plot": plot})
-    text = (
-        f"How much worse the encoder of {escape(content.get('stage', '–'))} does when an area is silenced in both "
-        "hemispheres"
-    )
+    silenced = "a parcel is silenced" if what == "parcel" else "an area is silenced in both hemispheres"
+    text = f"How much worse the encoder of {escape(content.get('stage', '–'))} does when {silenced}"
     if "n_windows" in content:
         shown = cite(finite(content["n_windows"]), Source("explain/occlusion.json", ("n_windows",)), "count")
         text += f", over {shown} test windows"
     text = Markup(text + ".")
-    return _group("Occlusion by area", text, "explain/occlusion.json", panels)
+    return _group(f"Occlusion by {what}", text, "explain/occlusion.json", panels)
 
 
 def _against_truth(content: dict[str, Any], final: str) -> dict[str, Any]:

@@ -49,7 +49,11 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
     facts: list[tuple[str, Markup | str]] = [
         ("subject", str(summary["subject"])),
         ("voxels used", Markup(f"{count('voxels')} in {count_of(len(areas), STORE, 'areas')} areas")),
-        ("left, right hemisphere", Markup(f"{count('voxels_left')}, {count('voxels_right')}")),
+        *(
+            [("left, right hemisphere", Markup(f"{count('voxels_left')}, {count('voxels_right')}"))]
+            if summary["voxels_left"] or summary["voxels_right"]
+            else []
+        ),
         ("median between-run r", cite(summary["reproducibility_median"], source.at("reproducibility_median"))),
         ("repetition time", Markup(f"{count('tr_s')} s")),
         ("lag of the scans", Markup(f"{count('lag_s')} s")),

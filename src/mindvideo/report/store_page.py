@@ -26,7 +26,9 @@ def describe_store(store: Store) -> Sections:
     """What ``mindvideo inspect`` says, by section."""
     summary = store.summary()
     median = summary["reproducibility_median"]
-    placed = f"{summary['voxels_left']} left, {summary['voxels_right']} right"
+    placed = "parcels" if store.parcels else "place not known"
+    if store.has_positions:
+        placed = f"{summary['voxels_left']} left, {summary['voxels_right']} right"
     near = near_duplicates(store)
     test_scans = summary["windows"]["test"]
     return {
