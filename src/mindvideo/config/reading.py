@@ -1,4 +1,4 @@
-"""Recipes as YAML: the shipped ones and a user's own, ``base:``, ``--set key=value``, in and out.
+"""Recipes as YAML, with ``base:`` and ``--set key=value``.
 
 Files and ``--set`` are read alike: numbers, truth values and null as in YAML 1.2 (``1e-4`` is a number; ``on``, ``no``
 and ``010`` are text), and no key twice in a mapping. A path is relative to the folder of the recipe that states it, with
@@ -171,8 +171,7 @@ def with_settings(recipe: Recipe, settings: list[str] | tuple[str, ...]) -> Reci
 def source_recipe(source: str, values: dict[str, Any], settings: list[str]) -> Recipe:
     """The recipe that prepares one data set by itself.
 
-    It takes ``data`` from the shipped recipe of that name, then values by dotted name, then ``key=value`` settings.
-    A study may insist on a complete download; here whatever is there is prepared.
+    It takes ``data`` from the shipped recipe of that name, then values by dotted name, then settings.
     """
     shipped = _read_recipe(source, Path(), {})["data"] if source in shipped_recipes() else {}
     shipped.pop("wen2018", None)

@@ -53,7 +53,7 @@ FRAME_BYTES = 3 * 2**30
 
 @dataclass(frozen=True)
 class Voxels:
-    """The chosen positions in voxel order (V,), two cortical maps (59412,), silent positions, and how many were tested."""
+    """The chosen positions (V,), two cortical maps (59412,), silent positions, and how many were tested."""
 
     vertex: np.ndarray
     reproducibility: np.ndarray

@@ -167,7 +167,7 @@ def _network_sizes(vertex: np.ndarray) -> dict[str, dict[str, float]]:
 
 
 def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, advance: Advance) -> None:
-    """Draw attention maps and the occlusion of tokens, the last layer and the occlusion also as pages to be turned."""
+    """Draw attention maps and the occlusion of tokens, some also as pages to be turned."""
     turning = [name for name in cortex if name.startswith(f"attention_{final}_")][-1:] + ["occlusion_tokens"]
     labels = {"attention": "attention, 1 = uniform", "occlusion": "drop in token correlation a voxel"}
     for name, values in cortex.items():

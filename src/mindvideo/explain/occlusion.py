@@ -26,7 +26,7 @@ MEASURES = tuple(MEANING)
 
 @dataclass(frozen=True)
 class Targets:
-    """What conditions should fit: CLIP embeddings (n, C) of captions and middle frames, captions' tokens (n, L, C)."""
+    """What conditions should fit: embeddings (n, C) of captions and frames, captions' tokens (n, L, C)."""
 
     text: np.ndarray
     image: np.ndarray
@@ -68,9 +68,9 @@ def _centred_cosine(first: np.ndarray, second: np.ndarray) -> float:
 def measure_alignment(condition: np.ndarray, targets: Targets) -> dict[str, float]:
     """How well conditions (n, L, C) fit their windows, whatever their scale.
 
-    ``text`` and ``image`` are the mean cosine of pooled condition and embedding, ``tokens`` is the correlation of all token
-    values with the true ones; all are centred over the windows, so that what windows share does not count. (R² would rise
-    by silencing anything where conditions are too large, as on test windows that average more recordings.)
+    ``text`` and ``image`` are the mean cosine of pooled condition and embedding, ``tokens`` is the correlation
+    of all token values; all are centred over the windows. (R² would rise by silencing anything where conditions
+    are too large.)
     """
     if condition.shape != targets.tokens.shape or len(condition) < 2:
         raise DataError(f"expected two or more conditions of shape {targets.tokens.shape}, found {condition.shape}")

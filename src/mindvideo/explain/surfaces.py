@@ -28,7 +28,7 @@ _SIDES: tuple[Hemisphere, Hemisphere] = ("left", "right")
 
 
 def hemisphere_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cortical values (59412,) on the vertices (32492,) of each hemisphere, NaN on the medial wall."""
+    """Cortical values (59412,) on each hemisphere (32492,), NaN on the medial wall."""
     if values.shape != (N_CORTEX,):
         raise DataError(f"expected a cortical map of {N_CORTEX} values, found shape {values.shape}")
     vertex, is_right = surface_vertex_index()
@@ -143,7 +143,7 @@ def draw_inflated(values: np.ndarray, path: Path, title: str, label: str) -> Non
 
 
 def write_turning(values: np.ndarray, path: Path, title: str) -> None:
-    """Write both inflated hemispheres as a page that turns them (nilearn's, by niivue, without a network)."""
+    """Write both inflated hemispheres as a page that turns them (nilearn's, by niivue)."""
     low, high, is_signed = colour_limits(values)
     sides = hemisphere_values(np.clip(values, low, high))
     mesh = PolyMesh(**{side: InMemoryMesh(*surface("inflated", side)) for side in _SIDES})

@@ -1,6 +1,6 @@
 """Clips of test windows: the reconstruction, its controls and its ceilings (docs/method.md, Scores and controls).
 
-A window's noise follows from the study's seed and its index: the same for the reconstruction and every control.
+A window's noise follows from the study's seed and its index, for all sets of clips.
 
 Shapes: n windows, B batch, F frames, H W pixels, W scans per window, V voxels.
 """

@@ -1,8 +1,8 @@
 """A film of a whole recording, without joins, in bounded memory.
 
-The film is cut into blocks of half a scan's frames. At every denoising step, clips of two neighbouring blocks are
-predicted, each under the condition of its own moment, and where clips overlap their predictions are averaged with weights
-that rise and fall linearly: MultiDiffusion (Bar-Tal et al. 2023) over time.
+The film is cut into blocks of half a scan's frames. At every denoising step, clips of two neighbouring blocks
+are predicted, and where clips overlap their predictions are averaged with linear weights: MultiDiffusion
+(Bar-Tal et al. 2023) over time.
 
 A block needs only its neighbours to take its next step. So the steps run through the film as a wave, with twice as many
 blocks alive as there are steps, and the result is the same as denoising all of the film at once.

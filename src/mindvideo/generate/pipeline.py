@@ -1,4 +1,4 @@
-"""From fMRI windows to video clips: encoder, guided diffusion in latent space, decoder (paper sections 3.3 and 3.4).
+"""From fMRI windows to video clips (paper sections 3.3 and 3.4).
 
 Shapes: B batch, W scans per window, V voxels, L condition tokens, C condition width, c latent channels, F frames,
 h w latent height and width, H W pixels. Clips are (B, F, H, W, 3).

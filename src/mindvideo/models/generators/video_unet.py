@@ -62,7 +62,7 @@ def _check_family(settings: dict[str, Any]) -> None:
 
 
 class ClipShape:
-    """What the UNet's forward tells the layers that mix frames: F, and each cross-attention's keys and values if held."""
+    """What the UNet's forward tells the layers that mix frames."""
 
     def __init__(self) -> None:
         self.num_frames = 1
