@@ -3,7 +3,8 @@
 ``python benchmarks/full_size.py --stage cotrain --batch 1 --checkpointing`` prints the peak resident memory of this
 process and the CPU seconds of the step. The whole step is real: forward, backward, clipping and AdamW in bfloat16
 autocast over float32 weights, as the training loop has it; only data and weights are random. ``--stage reconstruct`` is the
-whole pipeline: encoder, guided steps of DPM-Solver++, decoder. ``--count`` only says how much ``mindvideo check`` counts
+whole pipeline: encoder, guided steps of DPM-Solver++, decoder. ``--areas visual`` or ``cortex`` puts an encoder of areas with
+all of their vertices in the place of the paper's. ``--count`` only says how much ``mindvideo check`` counts
 for the step, and the largest batch of that stage that it counts within ``--room`` GiB.
 """
 
@@ -14,14 +15,17 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from mindvideo.atlas import area_labels, parse_areas
 from mindvideo.config import load_recipe
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.scheduler import make_scheduler
+from mindvideo.models.encoders.areas import AreaEncoder
 from mindvideo.models.encoders.fmri_encoder import FmriEncoder
 from mindvideo.models.generators.video_unet import VideoUNet
 from mindvideo.models.masked_brain import MaskedBrainModel
@@ -29,6 +33,7 @@ from mindvideo.needs import Needs
 from mindvideo.sizing import HCP_VOXELS, PUBLISHED_VOXELS
 from mindvideo.train.animate import Diffusion
 from mindvideo.train.loop import named_trainable
+from mindvideo.voxel_layout import VoxelLayout
 from operations import SD_VAE
 from sampling import SD15
 
@@ -52,30 +57,36 @@ def randomly(build: Callable[[], nn.Module]) -> nn.Module:
     return network
 
 
-def networks_of(stage: str) -> list[nn.Module]:
-    """What the stage trains, or samples with."""
-    models: list[nn.Module] = []
+def layout_of(areas: str) -> dict[str, Any]:
+    """Every vertex of these areas, as an encoder's configuration has it."""
+    vertex = parse_areas(areas)
+    return VoxelLayout(len(vertex), None, vertex, area_labels()[vertex]).to_config()
+
+
+def networks_of(stage: str, areas: str | None = None) -> list[Any]:
+    """What the stage trains, or samples with; with an encoder of ``areas`` instead of the paper's."""
+    models: list[Any] = []
     if stage in ("pretrain", "adapt"):
         models.append(randomly(lambda: MaskedBrainModel(HCP_VOXELS if stage == "pretrain" else PUBLISHED_VOXELS)))
     if stage in ("align", "cotrain", "reconstruct"):
-        models.append(randomly(lambda: FmriEncoder(PUBLISHED_VOXELS)))
+        models.append(
+            randomly(lambda: FmriEncoder(PUBLISHED_VOXELS) if areas is None else AreaEncoder([layout_of(areas)]))
+        )
     if stage in ("animate", "cotrain", "reconstruct"):
         models.append(randomly(lambda: VideoUNet(**SD15)))
     return models
 
 
-def train_step(stage: str, batch: int, has_checkpointing: bool) -> float:
+def train_step(stage: str, batch: int, has_checkpointing: bool, areas: str | None = None) -> float:
     """CPU seconds of one step."""
-    models = [model.train() for model in networks_of(stage)]
+    models = [model.train() for model in networks_of(stage, areas)]
     if has_checkpointing:
         for model in models:
-            model.enable_gradient_checkpointing()  # type: ignore[operator]
+            model.enable_gradient_checkpointing()
     parameters = [
         parameter
         for model in models
-        for parameter in named_trainable(
-            model, VideoUNet.trained_parts if isinstance(model, VideoUNet) else None
-        ).values()
+        for parameter in named_trainable(model, getattr(model, "trained_parts", ("",))).values()
     ]
     optimiser = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
     for parameter in parameters:  # Adam's moments are there in every step but the first
@@ -91,12 +102,14 @@ def train_step(stage: str, batch: int, has_checkpointing: bool) -> float:
     return time.process_time() - start
 
 
-def _loss(stage: str, models: list[nn.Module], batch: int) -> torch.Tensor:
-    first = models[0]
+def _loss(stage: str, models: list[Any], batch: int) -> torch.Tensor:
+    first: Any = models[0]
     if isinstance(first, MaskedBrainModel):
         return first(torch.randn(batch, first.config.num_voxels)).loss
-    window = torch.randn(batch, 2, PUBLISHED_VOXELS)
-    condition = first(window).float() if stage != "animate" else torch.randn(batch, 77, 768)
+    if stage == "animate":
+        condition = torch.randn(batch, 77, 768)
+    else:
+        condition = first(torch.randn(batch, 2, first.config.num_voxels)).float()
     if stage == "align":
         return condition.square().mean()
     latents = torch.randn(batch, 4, FRAMES, SIDE, SIDE)
@@ -109,7 +122,7 @@ def _loss(stage: str, models: list[nn.Module], batch: int) -> torch.Tensor:
 def sample(batch: int, steps: int) -> float:
     """CPU seconds of the whole pipeline."""
     encoder, unet = networks_of("reconstruct")
-    vae = randomly(lambda: AutoencoderKL(**SD_VAE))
+    vae: Any = randomly(lambda: AutoencoderKL(**SD_VAE))
     for network in (encoder, unet, vae):
         network.eval()
     for network in (unet, vae):
@@ -143,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", choices=tuple(PAPER_BATCH), required=True)
     parser.add_argument("--batch", type=int, help="the paper's where not given")
+    parser.add_argument("--areas", help="of an encoder of areas, for --stage align and cotrain")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--steps", type=int, default=10, help="denoising steps of reconstruct")
     parser.add_argument("--count", action="store_true", help="say what 'mindvideo check' counts, run nothing")
@@ -160,7 +174,7 @@ def main() -> None:
     if arguments.stage == "reconstruct":
         seconds = sample(batch, arguments.steps)
     else:
-        seconds = train_step(arguments.stage, batch, arguments.checkpointing)
+        seconds = train_step(arguments.stage, batch, arguments.checkpointing, arguments.areas)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{arguments.stage}, batch {batch}{', checkpointed' if arguments.checkpointing else ''}: "
           f"{seconds:.1f} CPU seconds, peak memory {peak:.1f} GiB")  # fmt: skip

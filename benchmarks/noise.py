@@ -40,7 +40,8 @@ def main() -> None:
     given = parser.parse_args()
     settings = Simulate(train_segments=18, test_segments=1, segment_s=480, areas="cortex")
     subject = SimulatedSubject.create(np.random.default_rng([given.seed, 1]), choose_vertices("cortex", given.seed))
-    correlations, residuals = [], []
+    correlations: list[np.ndarray] = []
+    residuals: list[np.ndarray] = []
     for segment in (segment for segment in list_segments(settings) if not segment.is_test):
         response = subject.respond(film_features(segment.film(given.seed), settings.size), segment.times_s)
         runs = []

@@ -116,10 +116,9 @@ def prepare(root: Path, out: Path, workers: int) -> float:
 
         return call
 
-    preparation.take_film, preparation.check_film = timed(preparation.take_film), timed(preparation.check_film)
-    data = Data(
-        captions=str(root / "captions.json"), size=PIXELS, wen2018={"exclude": ()}, selection="top_k", k=N_VOXELS
-    )
+    for name in ("take_film", "check_film"):
+        setattr(preparation, name, timed(getattr(preparation, name)))
+    data = Data(captions=str(root / "captions.json"), size=PIXELS, selection="top_k", k=N_VOXELS)
     with open_pool(workers) as pool:
         readers.prepare(root, out, data, pool=pool)
     return spent[0]

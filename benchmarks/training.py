@@ -14,6 +14,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import torch
@@ -54,7 +55,7 @@ def plain_masked_loss(model: MaskedBrainModel, fmri: torch.Tensor, noise: torch.
     return (error * is_masked).sum() / is_masked.sum()
 
 
-def steps(model: nn.Module, loss: Callable[[nn.Module], torch.Tensor], is_plain: bool) -> Callable[[], float]:
+def steps(model: nn.Module, loss: Callable[[Any], torch.Tensor], is_plain: bool) -> Callable[[], float]:
     """A training step of ``model`` that returns its loss."""
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=not is_plain, foreach=False if is_plain else None
@@ -97,7 +98,7 @@ def main() -> None:
     torch.manual_seed(0)
     size, batch = SMALL if arguments.small else PAPER, arguments.batch
     if arguments.model == "masked":
-        model: nn.Module = MaskedBrainModel(4192, **size)
+        model: Any = MaskedBrainModel(4192, **size)
         fmri, noise = torch.randn(batch, 4192), torch.rand(batch, 262)
         ours = steps(model, lambda own: own(fmri, noise=noise).loss, is_plain=False)
         if arguments.all_patches:

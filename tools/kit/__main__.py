@@ -108,10 +108,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--lr", type=float)
     given = parser.parse_args()
-    steps, batch, lr = (own if own is not None else usual for own, usual in
-                        zip((given.steps, given.batch, given.lr), SETTINGS[given.part], strict=True))  # fmt: skip
+    steps, batch, lr = SETTINGS[given.part]
     torch.set_num_threads(1)
-    train_part(given.part, given.state, given.kit, steps, batch, lr)
+    train_part(given.part, given.state, given.kit, given.steps or steps, given.batch or batch, given.lr or lr)
 
 
 if __name__ == "__main__":

@@ -228,7 +228,7 @@ def roughen(condition: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 @torch.no_grad()
 def direction_gap(training: Training, count: int = 64, seed: int = 5) -> dict[str, float]:
     """By how many per cent the plain loss rises when the word for the direction is the opposite one, by timestep."""
-    clips = []
+    clips: list[Clip] = []
     number = 0
     while len(clips) < count:
         clip = plan_clip(np.random.default_rng([31_337, seed, number]))
