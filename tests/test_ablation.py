@@ -16,14 +16,15 @@ import yaml
 
 from mindvideo import study
 from mindvideo.ablation import Ablation, choose_variants, list_variants
-from mindvideo.ablation.rows import RowRuns, TableWriter, write_latex
+from mindvideo.ablation.rows import RowRuns, latex_rows, write_table
 from mindvideo.ablation.variants import Variant, change_recipe
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.data.disk import link_folder
 from mindvideo.errors import DataError, SettingError
-from mindvideo.evaluate.contrast import WindowScores, pool_seeds
+from mindvideo.evaluate.compare import WindowScores, pool_seeds
 from mindvideo.evaluate.score import ScoreResult
 from mindvideo.evaluate.statistics import holm
+from mindvideo.evaluate.tables import latex_table
 from mindvideo.report.ablation import ablation_section
 
 Cli = Callable[..., tuple[int, str]]
@@ -170,7 +171,8 @@ def test_latex_has_the_shape_of_the_paper(ablated: tuple[Path, dict[str, list[st
         assert not re.search(r"(?<!\\)[_%#]", line)
     assert lines[-1] == r"\end{tabular}"
     content["rows"][1]["scores"]["ssim_rgb"]["p_class"] = "p<0.0001"
-    assert r"\cellcolor[HTML]{D9C8F2}" in write_latex(content)
+    rows, classes = latex_rows(content)
+    assert r"\cellcolor[HTML]{D9C8F2}" in latex_table(rows, classes)
 
 
 def test_fragment_of_the_report(ablated: tuple[Path, dict[str, list[str]], list[str]], tmp_path: Path) -> None:
@@ -278,7 +280,7 @@ def test_several_seeds(tmp_path: Path, truths: tuple[str, str, str]) -> None:
                                               for seed in range(3)}, ())
         for name, values in (("full", base), ("other", better))
     ]  # fmt: skip
-    content = TableWriter(load_recipe("demo"), tmp_path).write(groups)
+    content = write_table(load_recipe("demo"), tmp_path, groups)
     cell = content["rows"][1]["scores"]["ssim_rgb"]
     assert cell["seeds"] == pytest.approx(better.mean(axis=1).tolist())
     assert cell["value"] == pytest.approx(better.mean())

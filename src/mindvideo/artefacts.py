@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from mindvideo.errors import DataError
-from mindvideo.files import hash_file, walk_files
+from mindvideo.files import hash_file, walk_files, write_json
 
 NOTES = ("done.json", "started.json")
 _NOT_READ_LATER = ("state", "state.old", "state.tmp")
@@ -65,6 +66,18 @@ def find_damage(base: Path, record: Record, whole: bool = True) -> tuple[Path, s
 def _hash_files(paths: list[Path]) -> list[str]:
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         return list(pool.map(hash_file, paths))
+
+
+def begin_folder(folder: Path, digest: str) -> bool:
+    """Keep what an interrupted attempt with the same key left in a folder, or empty it; whether anything was kept."""
+    started = folder / "started.json"
+    if was_begun := read_note(started).get("hash") == digest:
+        (folder / "done.json").unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(started, {"hash": digest})
+    return was_begun
 
 
 def read_note(path: Path) -> dict[str, Any]:

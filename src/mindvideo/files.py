@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,3 +151,8 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text so that a reader never sees half a file."""
     with beside(path) as place:
         place.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_text` of JSON; a number that is not finite is an error."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False))

@@ -287,8 +287,8 @@ class Study:
         """Run the rival methods the recipe names, and write the table of all methods."""
         if not self.recipe.baselines:
             return []
-        from mindvideo.baselines.compare import run_rival
-        from mindvideo.baselines.methods import write_table
+        from mindvideo.baselines.runner import run_rival
+        from mindvideo.baselines.summary import write_table
 
         ran: list[str] = [
             name

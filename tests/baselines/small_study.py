@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mindvideo.baselines.base import Bench
+from mindvideo.baselines.base import MethodContext
 from mindvideo.config import Recipe
 from mindvideo.data.store import Store
 from mindvideo.data.writing import StoreWriter
@@ -63,8 +63,8 @@ def save_cotrained(recipe: Recipe, store: Store, run_dir: Path) -> None:
     VideoUNet.from_unet2d(foundation.unet).save_pretrained(run_dir / "cotrain" / "unet")
 
 
-def bench_of(name: str, recipe: Recipe, run_dir: Path) -> Bench:
+def context_of(name: str, recipe: Recipe, run_dir: Path) -> MethodContext:
     """What a rival is given, in an empty folder of its own."""
     folder = run_dir / "baselines" / name
     folder.mkdir(parents=True)
-    return Bench(recipe, run_dir, folder, Foundation(recipe.foundation), torch.device("cpu"), 11)
+    return MethodContext(recipe, run_dir, folder, Foundation(recipe.foundation), torch.device("cpu"), 11)

@@ -17,13 +17,13 @@ import pytest
 import zarr
 from small_study import FRAMES, SIZE
 
-from mindvideo.baselines.compare import add_folder, list_own_stutter
+from mindvideo.baselines.chosen_windows import ChosenWindows
 from mindvideo.baselines.folder import find_clips
-from mindvideo.baselines.trial import Trial
+from mindvideo.baselines.runner import add_folder, list_own_rate_mismatch
 from mindvideo.config import Recipe
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError
-from mindvideo.evaluate.results import read_clip
+from mindvideo.evaluate.clip_files import read_clip
 
 Cli = Callable[..., tuple[int, str]]
 GUIDE = (Path(__file__).parents[2] / "docs" / "baselines.md").read_text()
@@ -87,7 +87,7 @@ def write_gif(path: Path, clip: np.ndarray) -> None:
 
 
 def test_a_folder_of_clips(cli: Cli, run_dir: Path, rival_recipe: Recipe, rival_store: Store, tmp_path: Path) -> None:
-    trial = Trial(rival_recipe, rival_store)
+    trial = ChosenWindows(rival_recipe, rival_store)
     folder = tmp_path / "clips"
     folder.mkdir()
     command = ("baseline", "folder", folder, "--name", "mine", "--out", run_dir, "--store", rival_store.path)
@@ -157,8 +157,8 @@ def test_clips_made_at_another_rate_are_not_judged_by_how_they_move(
         ([2], True),
     ):
         group = zarr.open_group(tmp_path / f"{counts}.zarr", mode="w", attributes={"frames_made": counts})
-        assert bool(list_own_stutter(group, FRAMES)) == is_said, counts
-    trial, folder = Trial(rival_recipe, rival_store), tmp_path / "clips"
+        assert bool(list_own_rate_mismatch(group, FRAMES)) == is_said, counts
+    trial, folder = ChosenWindows(rival_recipe, rival_store), tmp_path / "clips"
     folder.mkdir()
     for clip, window in zip(trial.truth, trial.description, strict=True):
         np.save(folder / f"{window['segment']}_{window['scan']}.npy", clip[:2])  # of three frames shown, one twice

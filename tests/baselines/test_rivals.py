@@ -18,12 +18,12 @@ import pytest
 import torch
 import zarr
 from safetensors.torch import load_file
-from small_study import SIZE, VOXELS, bench_of, save_cotrained, write_store
+from small_study import SIZE, VOXELS, context_of, save_cotrained, write_store
 
 from mindvideo.baselines.base import StoreWithoutTest
-from mindvideo.baselines.compare import RIVALS, run_rival
+from mindvideo.baselines.chosen_windows import ChosenWindows
 from mindvideo.baselines.mindvis import MindVis
-from mindvideo.baselines.trial import Trial
+from mindvideo.baselines.runner import RIVALS, run_rival
 from mindvideo.config import Baseline, Recipe, save_recipe, with_settings
 from mindvideo.cost import measure_cost
 from mindvideo.data.store import Store
@@ -63,7 +63,7 @@ def test_each_rival_lands_in_the_table(name: str, rival_recipe: Recipe, run_dir:
     assert said == [f"{name}: up to date"]
     if name in ("linear", "separable"):  # no noise: the mean fMRI gives one clip, a scene's clip is its own map's
         mean, shuffled = (clips[key][:].astype(int) for key in ("mean", "shuffled"))
-        other = clips["reconstruction"][:][Trial(rival_recipe, rival_store).other]
+        other = clips["reconstruction"][:][ChosenWindows(rival_recipe, rival_store).other]
         assert np.abs(mean - mean[0]).max() <= 1  # the last digit of a product of matrices depends on the batch
         assert np.abs(shuffled - other).max() <= 1
     else:
@@ -96,11 +96,11 @@ def test_other_test_data_change_nothing_that_is_fitted(
     made = []
     for number, store in enumerate((rival_store, other)):
         run_dir = tmp_path / f"run{number}"
-        bench = bench_of(name, rival_recipe, run_dir)
+        context = context_of(name, rival_recipe, run_dir)
         if name == "ridge":
             save_cotrained(rival_recipe, rival_store, run_dir)
         module, class_name = RIVALS[name]
-        method = getattr(__import__(module, fromlist=[class_name]), class_name)(bench)
+        method = getattr(__import__(module, fromlist=[class_name]), class_name)(context)
         method.fit(StoreWithoutTest.of(store))
         extra = {} if name in ("linear", "separable") else {"window": np.array([3, 8])}
         made.append(method.reconstruct(fmri, **extra))
@@ -113,7 +113,7 @@ def test_mindvis_samples_as_the_recipe_says(changes: dict, mindvis: MindVis, riv
     made = []
     for update in ({}, changes):
         recipe = rival_recipe.model_copy(update={"reconstruct": rival_recipe.reconstruct.model_copy(update=update)})
-        mindvis.bench = replace(mindvis.bench, recipe=recipe)
+        mindvis.context = replace(mindvis.context, recipe=recipe)
         made.append(mindvis.reconstruct(fmri, np.array([3, 8])))
     assert not np.array_equal(*made)
 
@@ -132,13 +132,13 @@ def mindvis(rival_recipe: Recipe, rival_store: Store, tmp_path_factory: pytest.T
             "baseline": rival_recipe.baseline.model_copy(update={"mindvis": settings}),
         }
     )
-    method = MindVis(bench_of("mindvis", recipe, run_dir))
+    method = MindVis(context_of("mindvis", recipe, run_dir))
     method.fit(rival_store)
     return method
 
 
 def test_mindvis_starts_as_the_study_does_and_saves_memory(mindvis: MindVis) -> None:
-    wide = MaskedBrainModel.from_pretrained(mindvis.bench.run_dir / "pretrain" / "model")
+    wide = MaskedBrainModel.from_pretrained(mindvis.context.run_dir / "pretrain" / "model")
     expected = MaskedBrainModel.from_other_voxels(wide, VOXELS, "interpolate").pos_embed
     assert not torch.equal(expected, MaskedBrainModel.from_other_voxels(wide, VOXELS).pos_embed)
     torch.testing.assert_close(mindvis.encoder.pos_embed, expected)
@@ -191,7 +191,7 @@ def test_a_killed_rival_ends_with_the_same_bits(rival_recipe: Recipe, rival_stor
 
 
 def test_windows_of_another_store_are_refused(rival_recipe: Recipe, run_dir: Path, rival_store: Store) -> None:
-    description = Trial(rival_recipe, rival_store).description
+    description = ChosenWindows(rival_recipe, rival_store).description
     description[0]["scan"] += 1
     (run_dir / "reconstruct").mkdir()
     (run_dir / "reconstruct" / "windows.json").write_text(json.dumps(description))

@@ -7,7 +7,7 @@ from mindvideo.config import Data, parse_recipe
 from mindvideo.data.readers import prepare
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
-from mindvideo.evaluate.evaluation import OVER_TIME, list_stutter
+from mindvideo.evaluate.evaluation import OVER_TIME, list_rate_mismatch
 from mindvideo.generate.clips import Shown
 
 
@@ -30,16 +30,16 @@ def test_the_truth_at_another_rate_is_read_from_the_films(tmp_path):
     corner = truth[:, :, 2:6, 2:6].mean(axis=(2, 3, 4))
     wanted = [[marker(scan * 2 * FPS_SOURCE + 3 * j) for j in range(10)] for scan in (3, 2, 5)]
     assert np.abs(corner - wanted).max() < 3
-    assert ten.about_frames == {"frames_from": "films"} and list_stutter(ten.about_frames, 10, 6) == {}
+    assert ten.about_frames == {"frames_from": "films"} and list_rate_mismatch(ten.about_frames, 10, 6) == {}
     clips = ten.make("random_train", np.arange(3))
     assert (np.abs(np.diff(clips.astype(int), axis=1)).max(axis=(2, 3, 4)) > 0).all()  # no frame twice
     np.testing.assert_array_equal(shown(6).make("truth", np.arange(3)), Windows(store, "test", 1).frames(chosen))
 
     (raw / "stimuli" / "seg1.mp4").unlink()
     without = shown(10)
-    reason = list_stutter(without.about_frames, 10, 6)[OVER_TIME]
+    reason = list_rate_mismatch(without.about_frames, 10, 6)[OVER_TIME]
     assert "6 stored frames a scan do not move like 10" in reason and "the film of seg1" in reason
-    assert list_stutter(shown(3).about_frames, 3, 6) == {}  # every other stored frame
-    assert OVER_TIME in list_stutter(shown(4).about_frames, 4, 6)
+    assert list_rate_mismatch(shown(3).about_frames, 3, 6) == {}  # every other stored frame
+    assert OVER_TIME in list_rate_mismatch(shown(4).about_frames, 4, 6)
     repeated = without.make("truth", np.arange(3)).astype(int)
     assert (np.abs(np.diff(repeated, axis=1)).max(axis=(2, 3, 4)) == 0).sum() == 3 * 4

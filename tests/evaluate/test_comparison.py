@@ -12,7 +12,14 @@ import pytest
 from scipy.stats import ttest_ind
 
 from mindvideo.errors import DataError
-from mindvideo.evaluate.contrast import WindowScores, compare_folders, compare_runs, comparison_rows
+from mindvideo.evaluate.compare import (
+    WindowScores,
+    compare_all,
+    compare_folders,
+    compare_runs,
+    comparison_rows,
+    read_window_scores,
+)
 from mindvideo.evaluate.score import ScoreResult
 from mindvideo.evaluate.statistics import fraction_of_way, holm, two_sample_bootstrap_interval
 
@@ -81,7 +88,7 @@ def test_other_windows_are_two_samples_and_classes_are_the_papers():
     found = compare_runs(first, second)["a"]
     assert found["design"] == "two-sample" and found["n"] == [60, 50]
     assert found["better"] == "first" and found["p_class"] == "p<0.0001" and found["p_holm_class"] == "p<0.0001"
-    rows = comparison_rows(first, {"subject 2": {"a": found}}, ["a"])
+    rows = comparison_rows([first, second], {"subject 2": {"a": found}}, ["a"])
     assert rows[0] == ["run", "a"] and rows[1][0] == "subject 1"
     assert rows[2] == ["subject 2", f"{second.values['a'].mean():.3f} p<0.0001"]
 
@@ -181,3 +188,31 @@ def test_two_sample_interval_is_that_of_independent_means():
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert (low + high) / 2 == pytest.approx(first.mean() - second.mean(), abs=0.05)
     assert np.isnan(two_sample_bootstrap_interval(first, np.zeros(400), second, np.arange(300), 99, rng)).all()
+
+
+@pytest.mark.parametrize("file", ["scores.json", "evaluation.json", "windows.csv"])
+def test_an_evaluation_with_a_lost_or_damaged_file_is_refused(tmp_path, file):
+    folder = write_scores(tmp_path / "run", [0.1, 0.2, 0.3, 0.4])
+    assert read_window_scores(folder).mean("a") == pytest.approx(0.25)
+    (folder / file).write_text("[1, 2")
+    with pytest.raises(DataError, match=r"run, found files that are damaged or do not fit .* evaluate' again"):
+        read_window_scores(folder)
+    (folder / file).unlink()
+    with pytest.raises(DataError, match=f"found no {file}; run 'mindvideo evaluate'"):
+        read_window_scores(folder)
+
+
+def test_every_two_methods_are_compared_and_what_cannot_be_is_named(tmp_path):
+    for name, shift in (("a", 0.0), ("b", 0.5), ("c", 2.0)):
+        write_scores(tmp_path / name, [shift, shift + 0.1, shift + 0.3, shift + 0.4, shift, shift])
+    other = json.loads((tmp_path / "c" / "scores.json").read_text())
+    other["a"]["definition"] = "another score"
+    (tmp_path / "c" / "scores.json").write_text(json.dumps(other))
+    found = compare_all({name: [tmp_path / name] for name in ("a", "b", "c", "missing")})
+    assert list(found["pairs"]) == ["a"] and list(found["pairs"]["a"]) == ["b"]
+    assert found["pairs"]["a"]["b"]["a"]["difference"] == pytest.approx(0.5)
+    assert list(found["untested"]) == ["missing", "a and c", "b and c"]
+    assert "1 of their scores are of another definition" in found["untested"]["a and c"]
+    assert compare_all({name: [tmp_path / name] for name in "ab"}, ["none"])["untested"] == {
+        "a and b": "they have no score in common"
+    }

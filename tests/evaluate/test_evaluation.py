@@ -15,8 +15,8 @@ from mindvideo.data.windows import block_numbers
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate import evaluation as stage
-from mindvideo.evaluate.contrast import read_window_scores
-from mindvideo.evaluate.controls import noise_ceiling
+from mindvideo.evaluate.audit import noise_ceiling
+from mindvideo.evaluate.compare import read_window_scores
 from mindvideo.evaluate.semantic import n_way_top_k, top_classes
 from mindvideo.evaluate.statistics import p_class
 from mindvideo.evaluate.tables import brief_rows, detail_rows, latex_table, table_rows

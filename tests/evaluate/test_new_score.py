@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from test_evaluation import ColourClassifier, make_run
 
-from mindvideo.ablation.rows import RowRuns, TableWriter
+from mindvideo.ablation.rows import RowRuns, write_table
 from mindvideo.ablation.variants import Variant
 from mindvideo.config import parse_recipe, save_recipe
 from mindvideo.evaluate import evaluation as stage
 from mindvideo.evaluate import pixel
-from mindvideo.evaluate.contrast import compare_folders
+from mindvideo.evaluate.compare import compare_folders
 from mindvideo.evaluate.score import Score
 from mindvideo.report.build import build_report
 from mindvideo.stages import StageContext
@@ -55,7 +55,7 @@ def test_a_toy_score_is_found_everywhere(tmp_path: Path, monkeypatch: pytest.Mon
     assert rows[1][column] == f"{values['full']:.3f}" and rows[2][column].startswith(f"{values['less']:.3f}")
 
     groups = [RowRuns(Variant(run.name, run.name, {}), (), {0: run}, ()) for run in runs]
-    content = TableWriter(recipe, tmp_path).write(groups)
+    content = write_table(recipe, tmp_path, groups)
     assert content["rows"][1]["scores"]["toy_red"]["difference"] == pytest.approx(values["less"] - values["full"])
 
     page = build_report([runs[0]], tmp_path / "report").read_text()

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindvideo.baselines.methods import collect, compare_methods, write_table
+from mindvideo.baselines.summary import collect, compare_methods, write_table
 from mindvideo.errors import DataError
-from mindvideo.evaluate.contrast import compare_folders, seed_folders
+from mindvideo.evaluate.compare import compare_folders, seed_folders
 
 N, SEEDS = 12, 3
 

@@ -29,7 +29,6 @@ def test_few_blocks_are_enumerated():
     sums = np.array([difference[block == b].sum() for b in np.unique(block)])
     flips = [np.dot(signs, sums) for signs in product([1, -1], repeat=5)]
     assert block_permutation_p(difference, block, 100, rng) == np.mean(np.array(flips) >= sums.sum() - 1e-9)
-    assert block_permutation_p(-difference, block, 100, rng, "less") == block_permutation_p(difference, block, 100, rng)
     two = np.mean(np.abs(flips) >= abs(sums.sum()) - 1e-9)
     assert block_permutation_p(difference, block, 100, rng, "two-sided") == two
 

@@ -470,7 +470,7 @@ def test_figures_clips_tables_and_citation_can_be_saved(
             small = side.reshape(32, 4, 32, 4, 3).mean((1, 3))
             assert np.abs(small - np.asarray(clips[kind][index, frame], float)).mean() < 6
     page.get_by_role("button", name="Copy").first.click()
-    assert page.get_by_role("button", name="Copied").count() == 1
+    page.get_by_role("button", name="Copied").wait_for()  # the clipboard answers later
     assert "1400 cortical voxels" in page.evaluate("getSelection().toString()")
     assert seen.complaints == []
     page.close()

@@ -16,7 +16,7 @@ from trace_walk import rank_windows
 from mindvideo.clip_sets import clip_set
 from mindvideo.errors import DataError
 from mindvideo.evaluate.score import ScoreResult
-from mindvideo.report.brain import judge_maps, list_brain, list_turning, split_pictures
+from mindvideo.report.brain import list_brain, list_surfaces, split_pictures, warn_of_maps
 from mindvideo.report.build import build_report, find_ablations
 from mindvideo.report.comparison import list_rivals, measure_differences, tabulate
 from mindvideo.report.dataset import describe_validation, list_choices, summarise_data
@@ -183,7 +183,7 @@ def test_methods_of_other_networks_are_shown_but_not_compared(run_dir: Path) -> 
     assert "3 of their scores are of another definition or were measured by other networks" in str(found["untested"])
     table = tabulate(entrants, found, "differences.json")
     assert table and table["labels"] == ["this study", "ridge"]
-    shown = {row["name"]: row["cells"][1]["difference"] != "" for row in table["rows"]}
+    shown = {row.name: "<br>" in row.cells[1].small for row in table["rows"]}  # a second line below the interval
     assert shown == {name: name in ("SSIM RGB", "flow end-point error") for name in shown} and len(shown) == 6
 
 
@@ -195,7 +195,7 @@ def test_scores_of_one_name_but_another_label_do_not_share_a_row(run_dir: Path) 
     entrants = list_rivals(read_run(run_dir))
     table = tabulate(entrants, measure_differences(entrants), "differences.json")
     assert table and {"image 50-way", "image 50-way, top-1 of 120"} <= set(table["alone"])
-    assert not [row for row in table["rows"] if row["name"].startswith("image 50-way")]
+    assert not [row for row in table["rows"] if row.name.startswith("image 50-way")]
 
 
 def test_maps_no_better_than_untrained_networks_say_so(run_dir: Path) -> None:
@@ -207,7 +207,7 @@ def test_maps_no_better_than_untrained_networks_say_so(run_dir: Path) -> None:
     content["rank_correlation_untrained"] = {"attention_last": [0.104, 0.14, 0.1], "occlusion_tokens": [None, 0.4]}
     path.write_text(json.dumps(content))
     run = read_run(run_dir)
-    judged = {name: text.striptags() for name, text in judge_maps(run).items()}
+    judged = {name: text.striptags() for name, text in warn_of_maps(run).items()}
     assert judged == {
         "attention_cotrain_last": "Not above untrained networks in finding the voxels that carry signal: area under the ROC "
         "curve .590, an untrained network’s .600; rank correlation with the true reliability .123, an untrained "
@@ -215,7 +215,7 @@ def test_maps_no_better_than_untrained_networks_say_so(run_dir: Path) -> None:
         "occlusion_tokens": "Not above untrained networks in finding the voxels that carry signal: rank correlation with "
         "the true reliability .300, an untrained network’s .400.",
     }
-    (turning,) = list_turning(run, run_dir / "report", judge_maps(run))
+    (turning,) = list_surfaces(run, run_dir / "report", warn_of_maps(run))
     assert turning["address"] == "../explain/surface_occlusion_tokens.html" and turning["warning"]
     page = build_report([run_dir], run_dir / "report").read_text()
     assert page.count("Not above untrained networks") == 3  # two pictures shown and the surface
@@ -389,7 +389,7 @@ def test_brain_section_says_what_the_files_hold(run_dir: Path) -> None:
     attention = str(groups["Attention after cotrain"]["panels"][0]["plot"])
     assert attention.count('class="mark"') == 4 and "limbic A" not in attention  # a network without voxels
     auc = str(groups["Against the truth"]["panels"][0]["plot"])
-    assert "occlusion_tokens .930" in auc and "random maps" in auc and auc.count("<circle") == 13
+    assert "occlusion tokens .930" in auc and "random maps" in auc and auc.count("<circle") == 13
     assert "600 of the 1400" in groups["Against the truth"]["text"].striptags()
     shown, earlier = split_pictures(run)
     assert shown == ["flat_attention_cotrain_last.png"]

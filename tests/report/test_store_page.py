@@ -61,7 +61,7 @@ def test_the_page_shows_what_was_said(store, tmp_path):
     page = write_page(store, describe_store(store), tmp_path / "page")
     html = page.read_text()
     names = re.findall(r'<img src="([^"]+)"', html)
-    assert names == ["reproducibility.png", "voxels.png", "overview.png", "frames.png"]
+    assert names == ["reproducibility.png", "histogram.png", "voxels.png", "frames.png"]
     for name in names:
         with Image.open(page.parent / name) as picture:
             assert np.ptp(np.asarray(picture.convert("L"))) > 100

@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 from torch import nn
 
-from mindvideo.baselines.methods import _study_cost
+from mindvideo.baselines.summary import _study_cost
 from mindvideo.config import Recipe, Reconstruct, load_recipe, with_settings
 from mindvideo.errors import SettingError
 from mindvideo.generate.pipeline import MindVideoPipeline

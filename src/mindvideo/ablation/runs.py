@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mindvideo.ablation.rows import RowRuns, TableWriter
+from mindvideo.ablation.rows import RowRuns, write_table
 from mindvideo.ablation.variants import FULL, Variant, change_recipe, effective_recipe
 from mindvideo.artefacts import read_note, require_intact
 from mindvideo.config import Recipe
 from mindvideo.data.disk import link_file, link_folder, only_one
 from mindvideo.errors import DataError
-from mindvideo.evaluate.contrast import name_seed
+from mindvideo.evaluate.compare import name_seed
 from mindvideo.stages import STAGES, Progress
 from mindvideo.study import Study
 from mindvideo.train.features import FILES
@@ -60,11 +60,11 @@ class VariantRun:
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of one run: it is ``there``, ``shared`` by the run ``source``, or to be ``run``."""
+    """One stage of one run: it is ``there``, ``shared`` with the folder ``source`` of another run, or to be ``run``."""
 
     stage: str
     what: Literal["there", "shared", "run"]
-    source: str | None = None
+    source: Path | None = None
 
 
 class Ablation:
@@ -72,8 +72,6 @@ class Ablation:
 
     Parameters
     ----------
-    recipe : Recipe
-        The full method.
     folder : Path
         ``FOLDER/NAME`` is the run folder of the variant NAME; ``FOLDER/ablation.json`` the table.
     variants : sequence of Variant
@@ -123,8 +121,7 @@ class Ablation:
 
     def plan(self) -> dict[str, list[Step]]:
         """What is there, what is shared and what must run, of every run that has results of its own."""
-        results = find_results([*(run.study.run_dir for run in self.all_runs), *self.reuse])
-        sources = {stage_hash: path.parent.name for stage_hash, path in results.items()}
+        sources = find_results([*(run.study.run_dir for run in self.all_runs), *self.reuse])
         plan: dict[str, list[Step]] = {}
         for run in self.runs:
             if run.same_as is not None:
@@ -138,7 +135,7 @@ class Ablation:
                     steps.append(Step(stage, "shared", sources[stage_hash]))
                 else:
                     steps.append(Step(stage, "run"))
-                    sources[stage_hash] = run.name
+                    sources[stage_hash] = run.study.run_dir / stage
             plan[run.name] = steps
         return plan
 
@@ -147,11 +144,11 @@ class Ablation:
     ) -> dict[str, list[str]]:
         """Carry out what is missing, write the table after every run, and return the stages that ran, by run.
 
-        ``progress`` is given "VARIANT: STAGE". Where a stage raises, finished ones stay, and the same call goes on.
+        ``progress`` is given "VARIANT: STAGE". Where a stage raises, finished ones stay, and the
+        same call goes on.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         ran: dict[str, list[str]] = {}
-        writer = TableWriter(self.recipe, self.folder)
         with only_one(self.folder, "ablation"):
             own = [run for run in self.runs if run.same_as is None]
             for run in self.runs:
@@ -165,7 +162,7 @@ class Ablation:
                 if not run.is_done:
                     ran[run.name] = self._run_one(run, plan[run.name], progress, say)
                 if ran.get(run.name) is not None or run is own[-1]:
-                    writer.write(self._rows())
+                    write_table(self.recipe, self.folder, self._rows())
         return ran
 
     def _run_one(
@@ -173,17 +170,16 @@ class Ablation:
     ) -> list[str]:
         run_dir = run.study.run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
-        results = find_results([*(other.study.run_dir for other in self.all_runs), *self.reuse])
         note = run_dir / "shared.json"
         shared = read_note(note)
         for step in steps:
-            if step.what == "shared":
-                source = results[run.study.key(step.stage).digest]
-                require_intact(source.parent, step.stage)
-                link_folder(source, run_dir / step.stage)
-                if step.stage == "reconstruct" and (source.parent / "model").is_dir():
-                    link_folder(source.parent / "model", run_dir / "model")
-                shared[step.stage] = step.source
+            if step.source is not None:
+                source = step.source.parent
+                require_intact(source, step.stage)
+                link_folder(step.source, run_dir / step.stage)
+                if step.stage == "reconstruct" and (source / "model").is_dir():
+                    link_folder(source / "model", run_dir / "model")
+                shared[step.stage] = source.name
             elif step.what == "run":
                 shared.pop(step.stage, None)
         note.write_text(json.dumps(shared, indent=1))
@@ -219,18 +215,14 @@ class Ablation:
 
 def describe_steps(steps: Sequence[Step]) -> str:
     """``shares simulate, prepare with full; runs align, cotrain`` in one line."""
-    parts = []
-    sources = list(dict.fromkeys(step.source for step in steps if step.what == "shared"))
-    for source in sources:
-        names = [step.stage for step in steps if step.what == "shared" and step.source == source]
-        parts.append(f"shares {', '.join(names)} with {source}")
-    for what, words in (("there", "has"), ("run", "runs")):
-        names = [step.stage for step in steps if step.what == what]
-        if names:
-            parts.append(f"{words} {', '.join(names)}")
     if all(step.what == "there" for step in steps):
         return "up to date"
-    return "; ".join(parts)
+    parts: dict[tuple[str, str], list[str]] = {}
+    for step in sorted(steps, key=lambda step: ("shared", "there", "run").index(step.what)):
+        words = {"shared": "shares", "there": "has", "run": "runs"}[step.what]
+        end = f" with {step.source.parent.name}" if step.source is not None else ""
+        parts.setdefault((words, end), []).append(step.stage)
+    return "; ".join(f"{words} {', '.join(names)}{end}" for (words, end), names in parts.items())
 
 
 def find_results(run_dirs: Iterable[Path]) -> dict[str, Path]:

@@ -31,15 +31,13 @@ class Variant:
 def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list[Variant]:
     """Every variant of a recipe, the full method first.
 
-    Parameters
-    ----------
-    subjects : sequence of int, optional
-        Subjects to run the full method on; by default the recipe's own and, in Wen 2018's layout, every ``subjectN``.
+    The full method is also run on some subjects: by default the recipe's own and, in Wen 2018's
+    layout, every ``subjectN``.
 
     Raises
     ------
     SettingError
-        For another subject of a simulated dataset, which has one.
+        For another subject of a simulated dataset than it has.
     DataError
         For a subject without recordings.
     """

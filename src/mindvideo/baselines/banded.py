@@ -21,6 +21,7 @@ from scipy.linalg import solve
 
 from mindvideo.baselines.base import SplitWindows
 from mindvideo.train.features import Split
+from mindvideo.train.ridge import principal_components
 from mindvideo.train.ridge import token_r2 as explained_variance
 
 STEPS_BETWEEN_TWO = 4
@@ -57,7 +58,8 @@ class BandedRidge:
         What was chosen for each target.
     chosen_on : {"validation", "cross_validation"}
     chosen_MT : ndarray, float32
-        Predictions for the windows that it was chosen on: the validation windows, or the training windows out of fold.
+        Predictions for the windows that it was chosen on: the validation windows, or the training
+        windows out of fold.
     r2 : float
         Their `explained_variance`.
     """
@@ -83,8 +85,9 @@ class BandedRidge:
         validation : (ndarray (M, W, V), ndarray (M, T)), optional
             What is chosen on; without it every fold is predicted from the others.
         keeps_out_of_fold : bool
-            Keep ``out_of_fold`` (N, T), predictions of each fold of training windows from the others with the penalties
-            chosen: what a later stage should learn from, since a fitted window is predicted too well.
+            Keep ``out_of_fold`` (N, T), predictions of each fold of training windows from the
+            others with the penalties chosen: what a later stage should learn from, since a fitted
+            window is predicted too well.
         """
         set_backend("numpy")
         self.centre_WV = fmri_NWV.mean(axis=0)
@@ -163,7 +166,8 @@ class BandedRidge:
     def _solve(self, kernels_WNN: np.ndarray, centred_NT: np.ndarray) -> np.ndarray:
         """Dual weights (N, T), one decomposition for each pair of weighting and penalty that was chosen.
 
-        (himalaya's own solver takes all targets' penalties at once, but needs N · N · T numbers for it.)
+        (himalaya's own solver takes all targets' penalties at once, but needs N · N · T numbers for
+        it.)
         """
         dual_NT = np.empty(centred_NT.shape)
         pairs = np.round(np.vstack([self.weighting, np.log(self.alpha)]), 9)
@@ -202,13 +206,7 @@ def _kernels(rows_WMV: np.ndarray, columns_WNV: np.ndarray) -> np.ndarray:
 
 
 class Components:
-    """Principal components of targets on the training windows.
-
-    Parameters
-    ----------
-    targets_NT : ndarray
-    most : int
-        At most this many are kept, and none of no variance.
+    """Leading principal components of targets (N, T) on the training windows: at most ``most``, and none of no variance.
 
     Attributes
     ----------
@@ -219,16 +217,7 @@ class Components:
 
     def __init__(self, targets_NT: np.ndarray, most: int) -> None:
         self.mean = targets_NT.mean(axis=0, dtype=np.float64).astype(np.float32)
-        centred = (targets_NT - self.mean).astype(np.float32)
-        is_tall = len(centred) >= centred.shape[1]
-        gram = (centred.T @ centred if is_tall else centred @ centred.T).astype(np.float64)
-        values, vectors = np.linalg.eigh(gram)
-        strong = np.argsort(values)[::-1][:most]
-        strong = strong[values[strong] > 1e-7 * values.max()]
-        rows = vectors[:, strong].T
-        if not is_tall:
-            rows = (rows / np.sqrt(values[strong])[:, None]).astype(np.float32) @ centred
-        self.basis = np.ascontiguousarray(rows, dtype=np.float32)
+        self.basis = principal_components(targets_NT - self.mean, most)[0]
 
     def scores(self, targets_NT: np.ndarray) -> np.ndarray:
         """Coordinates, float32 (N, Q)."""

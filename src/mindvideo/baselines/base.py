@@ -1,4 +1,4 @@
-"""What every rival is given and what it must offer.
+"""What every rival gets and must provide.
 
 Shapes: N windows, B batch, W scans per window, V voxels, F frames, H W pixels.
 """
@@ -34,16 +34,18 @@ class Method(Protocol):
     def reconstruct(self, fmri: np.ndarray) -> np.ndarray:
         """Clips uint8 (B, F, H, W, 3) of fMRI windows float32 (B, W, V).
 
-        A method that draws noise names a second argument ``window``, ndarray of int (B,): indices of the test windows,
-        which should determine each clip's noise, so that a control has the noise of what it controls. One that also
-        names categories from the fMRI has ``categories(fmri)``, see `mindvideo.baselines.trial.judge_categories`.
+        A method that draws noise names a second argument ``window``, ndarray of int (B,): indices
+        of the test windows, which should determine each clip's noise, so that a control has the
+        noise of what it controls. One that also names categories from the fMRI has
+        ``categories(fmri)``, see `mindvideo.baselines.chosen_windows.score_categories`.
         """
 
 
 class StoreWithoutTest(Store):
     """A store whose test segments cannot be read: what a method is given to learn from.
 
-    Its attributes are the whole store's, so that frozen features of the study's own stages are reused.
+    Its attributes are the whole store's, so that frozen features of the study's own stages are
+    reused.
     """
 
     @classmethod
@@ -75,7 +77,7 @@ class StoreWithoutTest(Store):
 
 
 @dataclass(frozen=True)
-class Bench:
+class MethodContext:
     """Where and with what one of our own rivals works.
 
     Attributes

@@ -1,6 +1,6 @@
-"""``folder``: clips of another program, one file a test window, enter the table under a name.
+"""``folder``: clips of another program, one file per test window, enter the table under a name.
 
-Files are ``SEGMENT_SCAN`` with the suffix of a film, ``.gif`` or ``.npy`` (see `mindvideo.evaluate.results.read_clip`);
+Files are ``SEGMENT_SCAN`` with the suffix of a film, ``.gif`` or ``.npy`` (see `mindvideo.evaluate.clip_files.read_clip`);
 ``RUN/reconstruct/windows.json`` or ``RUN/baselines/NAME/windows.json`` lists segment and scan.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from mindvideo.data.store import listed
 from mindvideo.data.video import SUFFIXES
 from mindvideo.errors import DataError
-from mindvideo.evaluate.results import read_clip
+from mindvideo.evaluate.clip_files import read_clip
 from mindvideo.files import walk_files
 from mindvideo.generate.clips import pick_frames, resize_frames
 
@@ -48,12 +48,8 @@ def find_clips(folder: Path, names: list[str]) -> list[Path]:
 def read_folder(folder: Path, windows: list[dict[str, Any]], shape: tuple[int, ...]) -> tuple[np.ndarray, set[int]]:
     """Clips of the windows in the table's shape, uint8 (n, F, H, W, 3), and the numbers of frames in their files.
 
-    Frames are taken at evenly spaced times; square frames of another size are resampled.
-
-    Raises
-    ------
-    DataError
-        For a window without a file, a file that cannot be read, or frames that are not square.
+    Frames are taken at evenly spaced times; square frames of another size are resampled. DataError
+    for a window without a file, a file that cannot be read, or frames that are not square.
     """
     paths = find_clips(folder, [f"{window['segment']}_{window['scan']}" for window in windows])
     clips, counts = np.empty((len(windows), *shape), np.uint8), set()

@@ -6,10 +6,11 @@ an image discriminator (single frames) and a sequence discriminator (whole clips
 
 Departs:
 
-- the embedding is ridge regression to the leading principal components of the training clips' latents and stays fixed,
-  and the generator learns from out-of-fold embeddings: trained through the GAN on a few thousand windows, the embedding
-  would memorise them;
-- hinge loss, and exact spectral norms (a singular value decomposition a step), so that a checkpoint needs only weights;
+- the embedding is ridge regression to the leading principal components of the training clips'
+  latents and stays fixed, and the generator learns from out-of-fold embeddings: trained through the
+  GAN on a few thousand windows, the embedding would memorise them;
+- hinge loss, and exact spectral norms (a singular value decomposition a step), so that a checkpoint
+  needs only weights;
 - a pixel loss beside the adversarial ones;
 - both sides take their step together, with one optimiser and one checkpoint.
 
@@ -28,7 +29,7 @@ from torch import nn
 from torch.func import functional_call
 
 from mindvideo.baselines.banded import BandedRidge, Components
-from mindvideo.baselines.base import Bench, SplitWindows
+from mindvideo.baselines.base import MethodContext, SplitWindows
 from mindvideo.baselines.pixels import as_clips, as_tensor, channels_at, halvings, held_out_pixel_loss, pixel_norm
 from mindvideo.data.store import Store
 from mindvideo.generate.clips import window_noise
@@ -85,7 +86,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """A judgement (B,) of clips (B, 3, F, H, W) with their embedding (a projection discriminator).
 
-    One frame at a time (``depth`` 1) it is the image discriminator, with ``depth`` 3 the sequence discriminator.
+    One frame at a time (``depth`` 1) it is the image discriminator, with ``depth`` 3 the sequence
+    discriminator.
     """
 
     def __init__(self, embedding: int, width: int, size: int, depth: int) -> None:
@@ -116,10 +118,14 @@ class GanTask:
     """Random training clips: the generator against both discriminators, in one loss with separate gradients."""
 
     def __init__(
-        self, bench: Bench, networks: nn.ModuleDict, windows: SplitWindows, embedding_NE: dict[Split, torch.Tensor]
+        self,
+        context: MethodContext,
+        networks: nn.ModuleDict,
+        windows: SplitWindows,
+        embedding_NE: dict[Split, torch.Tensor],
     ) -> None:
-        self.settings, self.device = bench.recipe.baseline.gan, bench.device
-        self.networks, self.windows, self.embedding = networks.to(bench.device), windows, embedding_NE
+        self.settings, self.device = context.recipe.baseline.gan, context.device
+        self.networks, self.windows, self.embedding = networks.to(context.device), windows, embedding_NE
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Of the generator and both discriminators."""
@@ -171,18 +177,18 @@ class GanTask:
 class VideoGan:
     """Linear fMRI embedding and a conditional video GAN; `Method`."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.settings = bench, bench.recipe.baseline.gan
+    def __init__(self, context: MethodContext) -> None:
+        self.context, self.settings = context, context.recipe.baseline.gan
 
     def fit(self, store: Store) -> None:
-        """Fit the embedding, then train the GAN or go on training it."""
-        bench, settings = self.bench, self.settings
+        """Fit the embedding, then train the GAN or resume training."""
+        context, settings = self.context, self.settings
         refuse_checkpointing(settings, "gan")
-        windows = bench.windows(store)
+        windows = context.windows(store)
         embedding: dict[Split, torch.Tensor] = {"train": self._fit_embedding(store, windows)}
         if "validation" in windows:
             embedding["validation"] = torch.from_numpy(self.ridge.chosen_MT / self.scale)
-        torch.manual_seed(bench.seed)
+        torch.manual_seed(context.seed)
         width, size, frames = settings.width, store.size, store.num_frames
         n_embedding = embedding["train"].shape[1]
         self.networks = nn.ModuleDict(
@@ -192,24 +198,24 @@ class VideoGan:
                 "sequence": Discriminator(n_embedding, width, size, 3 if frames > 1 else 1),
             }
         )
-        bench.train(GanTask(bench, self.networks, windows, embedding), settings)
+        context.train(GanTask(context, self.networks, windows, embedding), settings)
         self.networks.eval()
 
     def _fit_embedding(self, store: Store, windows: SplitWindows) -> torch.Tensor:
         """Embeddings (N, E) of the training windows, out of fold."""
-        bench = self.bench
-        features = Features(bench.run_dir, store, bench.foundation, bench.progress)
+        context = self.context
+        features = Features(context.run_dir, store, context.foundation, context.progress)
         targets = {split: features.latents(split).flatten(1).float().numpy() for split in windows}
         components = Components(targets["train"], self.settings.components)
         scores = {split: components.scores(rows) for split, rows in targets.items()}
         self.ridge = BandedRidge(self.settings.alphas).fit_windows(windows, scores, keeps_out_of_fold=True)
         self.scale = float(self.ridge.out_of_fold.std()) or 1.0
-        self.ridge.note(bench.folder, embedding=self.ridge.r2)
+        self.ridge.note(context.folder, embedding=self.ridge.r2)
         return torch.from_numpy(self.ridge.out_of_fold / self.scale)
 
     @torch.inference_mode()
     def reconstruct(self, fmri: np.ndarray, window: np.ndarray) -> np.ndarray:
         """Clips (B, F, H, W, 3); a window's index determines its noise."""
-        noise = [window_noise(self.bench.recipe.seed, int(number), (self.settings.noise_width,)) for number in window]
-        embedding, device = torch.from_numpy(self.ridge.predict(fmri) / self.scale), self.bench.device
+        noise = [window_noise(self.context.recipe.seed, int(number), (self.settings.noise_width,)) for number in window]
+        embedding, device = torch.from_numpy(self.ridge.predict(fmri) / self.scale), self.context.device
         return as_clips(self.networks["generator"](embedding.to(device), torch.stack(noise).to(device)))

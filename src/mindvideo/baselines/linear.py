@@ -6,10 +6,12 @@ first layer, which de-convolution turns into pictures, and of its last layers, w
 
 Departs:
 
-- the foundation's image classifier (a ViT) replaces AlexNet: its patch embedding the first convolution, its class token
-  the last hidden layer;
-- the patch embedding is linear, so a linear least-squares map over training frames inverts it, not a trained network;
-- the penalty is quadratic for all targets, and chosen on validation segments or by cross-validation;
+- the foundation's image classifier (a ViT) replaces AlexNet: its patch embedding the first
+  convolution, its class token the last hidden layer;
+- the patch embedding is linear, so a linear least-squares map over training frames inverts it, not
+  a trained network;
+- the penalty is quadratic for all targets, and chosen on validation segments or by
+  cross-validation;
 - all scans of the window are read, each a band;
 - each of a window's frames is predicted, not their average over the TR.
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 import numpy as np
 
 from mindvideo.baselines.banded import BandedRidge, Components, explained_variance
-from mindvideo.baselines.base import Bench
+from mindvideo.baselines.base import MethodContext
 from mindvideo.baselines.vision import VisionNetwork
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
@@ -35,14 +37,14 @@ MOST_ROWS = 2000
 class Linear:
     """Ridge regression to early feature maps (pictures) and to semantic features (categories); `Method`."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.settings = bench, bench.recipe.baseline.linear
-        self.network = VisionNetwork(bench.foundation)
+    def __init__(self, context: MethodContext) -> None:
+        self.context, self.settings = context, context.recipe.baseline.linear
+        self.network = VisionNetwork(context.foundation)
 
     def fit(self, store: Store) -> None:
         """Regress the features of the training windows' frames."""
         self.frames, self.size = store.num_frames, store.size
-        windows = self.bench.windows(store)
+        windows = self.context.windows(store)
         self.components = self._early_components(windows["train"])
         self.n_early = len(self.components.basis)
         targets = {split: self._targets(part) for split, part in windows.items()}
@@ -52,7 +54,7 @@ class Linear:
             name: explained_variance(ridge.chosen_MT[:, part], truth[:, part], ridge.mean_T[part])
             for name, part in (("early", slice(None, split)), ("semantic", slice(split, None)))
         }
-        ridge.note(self.bench.folder, **r2)
+        ridge.note(self.context.folder, **r2)
 
     def _early_components(self, windows: Windows) -> Components:
         """Principal components of feature maps, and their de-convolution, from a frame of each of ``MOST_ROWS`` windows."""
@@ -77,8 +79,8 @@ class Linear:
             early = self.components.scores(self.network.early(flat)).reshape(n, -1)
             semantic = self.network.semantic(flat).reshape(n, n_frames, -1).mean(axis=1)
             rows.append(np.concatenate([early, semantic], axis=1))
-            if self.bench.progress is not None:
-                self.bench.progress(start + n, len(windows), {})
+            if self.context.progress is not None:
+                self.context.progress(start + n, len(windows), {})
         return np.concatenate(rows).astype(np.float32)
 
     def reconstruct(self, fmri: np.ndarray) -> np.ndarray:

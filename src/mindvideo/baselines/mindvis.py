@@ -8,12 +8,12 @@ tuned on {scan, picture}, the rest of the diffusion model is frozen. A scan give
 Departs:
 
 - the picture of a scan is one of its frames, a random one in training;
-- the time embedding takes the mean condition token through a matrix of zeros at first, so that tuning starts at the
-  foundation's own model;
+- the time embedding takes the mean condition token through a matrix of zeros at first, so that
+  tuning starts at the foundation's own model;
 - encoder and masked autoencoder are the study's (``align.encoder``, ``adapt``);
 - ``token_weight`` may add the study's regression of the caption's tokens (0 as published);
-- sampling is the recipe's (``reconstruct``) except for the guidance scale; the mean training fMRI replaces the mean test
-  fMRI as the negative, since no rival sees test data before it is scored.
+- sampling is the recipe's (``reconstruct``) except for the guidance scale; the mean training fMRI
+  replaces the mean test fMRI as the negative, since no rival sees test data before it is scored.
 
 Shapes: N windows, B batch, V voxels, F frames, c h w latents, L condition tokens, C condition width.
 """
@@ -29,7 +29,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
-from mindvideo.baselines.base import Bench, SplitWindows
+from mindvideo.baselines.base import MethodContext, SplitWindows
 from mindvideo.config import Align
 from mindvideo.data.store import Store
 from mindvideo.errors import ModelError
@@ -103,16 +103,16 @@ class PictureTask:
 
     def __init__(
         self,
-        bench: Bench,
+        context: MethodContext,
         encoder: Encoder,
         unet: PictureUNet,
         windows: SplitWindows,
         latents: dict[Split, torch.Tensor],
         target: TokenTarget | None,
     ) -> None:
-        self.settings, self.device = bench.recipe.baseline.mindvis, bench.device
+        self.settings, self.device = context.recipe.baseline.mindvis, context.device
         self.encoder, self.unet = encoder.to(self.device), cast(Any, unet.to(self.device))
-        self.diffusion = Diffusion(bench.foundation.scheduler_config)
+        self.diffusion = Diffusion(context.foundation.scheduler_config)
         self.windows, self.latents, self.target = windows, latents["train"], target
         if "validation" in windows:
             held_out = latents["validation"]
@@ -159,38 +159,38 @@ class PictureTask:
 class MindVis:
     """Scan to picture; `Method`."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.settings = bench, bench.recipe.baseline.mindvis
+    def __init__(self, context: MethodContext) -> None:
+        self.context, self.settings = context, context.recipe.baseline.mindvis
 
     def fit(self, store: Store) -> None:
-        """Tune encoder, projections and cross-attention on the training scans, or go on doing so."""
-        bench, settings, foundation = self.bench, self.settings, self.bench.foundation
+        """Tune encoder, projections and cross-attention on the training scans, or resume."""
+        context, settings, foundation = self.context, self.settings, self.context.foundation
         self.frames, self.size = store.num_frames, store.size
-        windows = bench.windows(store, window=1)
-        features = Features(bench.run_dir, store, foundation, bench.progress)
+        windows = context.windows(store, window=1)
+        features = Features(context.run_dir, store, foundation, context.progress)
         latents = {split: features.latents(split) for split in windows}
         training = windows["train"]
         self.mean = torch.from_numpy(training.mean_fmri())
         target = None
         if settings.token_weight > 0:
-            text = caption_table(bench.folder, "text", foundation, training.captions, progress=bench.progress)
+            text = caption_table(context.folder, "text", foundation, training.captions, progress=context.progress)
             target = TokenTarget(text, training.captions)
         self.encoder = self._new_encoder(store, target)
         self.unet = condition_twice(foundation.unet)
         save_memory(settings, self.encoder, self.unet)
-        bench.train(PictureTask(bench, self.encoder, self.unet, windows, latents, target), settings)
+        context.train(PictureTask(context, self.encoder, self.unet, windows, latents, target), settings)
         self.encoder.eval()
         self.unet.eval()
 
     def _new_encoder(self, store: Store, target: TokenTarget | None) -> Encoder:
         """The study's encoder of single scans, from its masked autoencoder where there is one; the paper's for one's own."""
-        bench, recipe, settings = self.bench, self.bench.recipe, self.settings
+        context, recipe, settings = self.context, self.context.recipe, self.settings
         start_from = "adapt" if recipe.adapt.enabled or recipe.pretrain.enabled else "scratch"
         known = recipe.align.encoder in ENCODERS
         own = {"encoder": recipe.align.encoder, "encoder_settings": recipe.align.encoder_settings} if known else {}
         align = Align(window=1, start_from=start_from, dropout=settings.dropout, **own)
-        single = recipe.model_copy(update={"align": align, "seed": bench.seed})
-        encoder = new_encoder(single, bench.run_dir, [store], bench.foundation)
+        single = recipe.model_copy(update={"align": align, "seed": context.seed})
+        encoder = new_encoder(single, context.run_dir, [store], context.foundation)
         if target is not None:
             encoder.start_at(target.statistics)
         return encoder
@@ -198,25 +198,25 @@ class MindVis:
     @torch.inference_mode()
     def reconstruct(self, fmri: np.ndarray, window: np.ndarray) -> np.ndarray:
         """Clips (B, F, H, W, 3): one picture of the window's first scan, held."""
-        bench, foundation, settings = self.bench, self.bench.foundation, self.bench.recipe.reconstruct
+        context, foundation, settings = self.context, self.context.foundation, self.context.recipe.reconstruct
         is_bf16 = settings.precision == "bf16"
 
         def encode(scans: torch.Tensor) -> torch.Tensor:
-            with autocast(bench.device, is_bf16):
-                return self.encoder(scans.to(bench.device)).float()
+            with autocast(context.device, is_bf16):
+                return self.encoder(scans.to(context.device)).float()
 
         negative = "train_mean" if settings.negative == "test_mean" else settings.negative
         null = foundation.null_condition() if negative == "null" else None
         unwanted = negative_condition(negative, encode, null=null, train_mean=self.mean)
         side = self.size // foundation.latent_factor
         shape = (foundation.latent_channels, 1, side, side)
-        noise = torch.stack([window_noise(bench.recipe.seed, int(number), shape) for number in window])
+        noise = torch.stack([window_noise(context.recipe.seed, int(number), shape) for number in window])
         latents = denoise(
             cast(Any, self.unet),
             make_scheduler(dict(foundation.scheduler_config), settings.scheduler),
-            noise.to(bench.device),
+            noise.to(context.device),
             encode(torch.from_numpy(fmri[:, :1])),
-            None if unwanted is None or self.settings.guidance_scale == 1.0 else unwanted.to(bench.device),
+            None if unwanted is None or self.settings.guidance_scale == 1.0 else unwanted.to(context.device),
             Plan(settings.steps, self.settings.guidance_scale, is_bf16),
         )
         pictures = foundation.decode_latents(latents.squeeze(2))

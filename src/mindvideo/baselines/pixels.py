@@ -22,7 +22,7 @@ def as_tensor(frames: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def as_clips(clips: torch.Tensor) -> np.ndarray:
-    """The way back, rounded to uint8."""
+    """The inverse of `as_tensor`, rounded to uint8."""
     return (clips.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 4, 1).cpu().numpy()
 
 

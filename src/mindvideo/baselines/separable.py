@@ -8,9 +8,10 @@ frames), with pixel and perceptual losses; layers convolve in space and in time 
 Departs:
 
 - the foundation's image classifier replaces VGG in the perceptual loss;
-- a voxel's read-out of the encoder is a receptive field times channel weights, and the decoder's projection back starts
-  as its adjoint;
-- without a folder of films, the unlabelled clips are the training films half a TR later, which no scan is paired with;
+- a voxel's read-out of the encoder is a receptive field times channel weights, and the decoder's
+  projection back starts as its adjoint;
+- without a folder of films, the unlabelled clips are the training films half a TR later, which no
+  scan is paired with;
 - test fMRI is never used for self-supervision, not even without its frames.
 
 Shapes: B batch, W scans, V voxels, R = W · V read-outs, F frames, H W pixels, C channels, S places of the coarsest map.
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 import zarr
 from torch import nn
 
-from mindvideo.baselines.base import Bench, SplitWindows
+from mindvideo.baselines.base import MethodContext, SplitWindows
 from mindvideo.baselines.pixels import (
     VALIDATION_BATCH,
     as_clips,
@@ -95,7 +96,8 @@ class FramesToFmri(nn.Module):
 class FmriToFrames(nn.Module):
     """Decoder: fMRI (B, W, V) to clips (B, 3, F, H, W) in [0, 1].
 
-    fMRI is projected to maps, at first by the adjoint of the encoder's read-out, and frames are painted from the maps.
+    fMRI is projected to maps, at first by the adjoint of the encoder's read-out, and frames are
+    painted from the maps.
     """
 
     def __init__(self, encoder: FramesToFmri, frames: int, size: int, width: int) -> None:
@@ -163,14 +165,14 @@ class DecoderTask:
 
     def __init__(
         self,
-        bench: Bench,
+        context: MethodContext,
         decoder: FmriToFrames,
         encoder: FramesToFmri,
         windows: SplitWindows,
         unlabelled: tuple[int, Clips],
     ) -> None:
-        self.settings, self.device = bench.recipe.baseline.separable, bench.device
-        self.network = VisionNetwork(bench.foundation)
+        self.settings, self.device = context.recipe.baseline.separable, context.device
+        self.network = VisionNetwork(context.foundation)
         self.decoder, self.encoder = decoder.to(self.device), encoder.eval().requires_grad_(False)
         self.windows, self.unlabelled = windows, unlabelled
 
@@ -245,9 +247,9 @@ def later_clips(windows: Windows) -> tuple[int, Clips]:
     return len(starts), read
 
 
-def film_clips(bench: Bench, store: Store) -> tuple[int, Clips]:
+def film_clips(context: MethodContext, store: Store) -> tuple[int, Clips]:
     """Consecutive clips of one TR of a folder of films, cut once and kept as uint8 beside the rival."""
-    folder = bench.recipe.baseline.separable.films
+    folder = context.recipe.baseline.separable.films
     assert folder is not None
     films = [path for path in walk_files(folder) if path.suffix.lower() in SUFFIXES]
     places = [(path, number) for path in films for number in range(int(probe(path).duration_s // store.tr_s))]
@@ -263,7 +265,7 @@ def film_clips(bench: Bench, store: Store) -> tuple[int, Clips]:
 
     key = {"films": [[str(path.relative_to(folder)), path.stat().st_size, number] for path, number in places],
            "size": store.size, "frames": store.num_frames}  # fmt: skip
-    table = compute_table(bench.folder / "films", key, len(places), 8, compute, bench.progress)
+    table = compute_table(context.folder / "films", key, len(places), 8, compute, context.progress)
     clips = cast(zarr.Array, table["clips"])
     return len(places), lambda index: np.stack([np.asarray(clips[int(i)]) for i in index])
 
@@ -271,27 +273,27 @@ def film_clips(bench: Bench, store: Store) -> tuple[int, Clips]:
 class Separable:
     """Separable encoder and decoder; `Method`."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.settings = bench, bench.recipe.baseline.separable
+    def __init__(self, context: MethodContext) -> None:
+        self.context, self.settings = context, context.recipe.baseline.separable
 
     def fit(self, store: Store) -> None:
-        """Train the encoder, then the decoder, or go on where a killed run stopped."""
-        bench, settings = self.bench, self.settings
+        """Train the encoder, then the decoder, or resume where a killed run stopped."""
+        context, settings = self.context, self.settings
         refuse_checkpointing(settings, "separable")
-        windows = bench.windows(store)
-        unlabelled = later_clips(windows["train"]) if settings.films is None else film_clips(bench, store)
-        torch.manual_seed(bench.seed)
+        windows = context.windows(store)
+        unlabelled = later_clips(windows["train"]) if settings.films is None else film_clips(context, store)
+        torch.manual_seed(context.seed)
         shape = (store.num_frames, store.size, settings.width)
-        encoder = FramesToFmri(bench.window, store.n_voxels, *shape)
+        encoder = FramesToFmri(context.window, store.n_voxels, *shape)
         first = settings.model_copy(update={"steps": settings.encoder_steps})
-        bench.train(EncoderTask(encoder, windows, bench.device), first, "encoder")
-        torch.manual_seed(bench.seed + 1)
+        context.train(EncoderTask(encoder, windows, context.device), first, "encoder")
+        torch.manual_seed(context.seed + 1)
         self.decoder = FmriToFrames(encoder, *shape)
-        decoding = DecoderTask(bench, self.decoder, encoder, windows, unlabelled)
-        bench.train(decoding, settings, "decoder", seed=bench.seed + 1)
+        decoding = DecoderTask(context, self.decoder, encoder, windows, unlabelled)
+        context.train(decoding, settings, "decoder", seed=context.seed + 1)
         self.decoder.eval()
 
     @torch.inference_mode()
     def reconstruct(self, fmri: np.ndarray) -> np.ndarray:
         """Clips (B, F, H, W, 3)."""
-        return as_clips(self.decoder(torch.from_numpy(fmri).to(self.bench.device)))
+        return as_clips(self.decoder(torch.from_numpy(fmri).to(self.context.device)))

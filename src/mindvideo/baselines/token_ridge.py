@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from mindvideo.baselines.banded import BandedRidge, Components, explained_variance
-from mindvideo.baselines.base import Bench
+from mindvideo.baselines.base import MethodContext
 from mindvideo.data.store import Store
-from mindvideo.generate.clips import sampling_arguments, window_noise
+from mindvideo.generate.clips import sample_clips
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.reconstruct import assemble_pipeline
 from mindvideo.models.generators import load_generator
@@ -30,23 +30,23 @@ from mindvideo.train.features import caption_table
 class Ridge:
     """Ridge regression from fMRI windows to caption tokens; `Method`."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.settings = bench, bench.recipe.baseline.ridge
+    def __init__(self, context: MethodContext) -> None:
+        self.context, self.settings = context, context.recipe.baseline.ridge
 
     def fit(self, store: Store) -> None:
         """Regress the tokens of the training windows' captions."""
-        bench = self.bench
+        context = self.context
         self.frames, self.size = store.num_frames, store.size
-        windows = bench.windows(store)
+        windows = context.windows(store)
         captions = [caption for part in windows.values() for caption in part.captions]
-        text = caption_table(bench.folder, "text", bench.foundation, captions, progress=bench.progress)
+        text = caption_table(context.folder, "text", context.foundation, captions, progress=context.progress)
         rows = {split: text.rows(part.captions) for split, part in windows.items()}
         tokens = {split: text.tokens[index].flatten(1).float().numpy() for split, index in rows.items()}
         self.components = Components(tokens["train"], self.settings.components)
         scores = {split: self.components.scores(values) for split, values in tokens.items()}
         self.ridge = BandedRidge(self.settings.alphas).fit_windows(windows, scores)
         found, truth = self.components.restore(self.ridge.chosen_MT), tokens[[*tokens][-1]]
-        self.ridge.note(bench.folder, token=explained_variance(found, truth, self.components.mean))
+        self.ridge.note(context.folder, token=explained_variance(found, truth, self.components.mean))
         self.pipeline = self._open_pipeline(store)
 
     def _open_pipeline(self, store: Store) -> MindVideoPipeline:
@@ -54,13 +54,13 @@ class Ridge:
 
         The generator itself samples, not a student, which has only seen the study's own conditions.
         """
-        recipe = self.bench.recipe.model_copy(update={"distill": None})
-        pipeline = assemble_pipeline(recipe, self.bench.run_dir, [store], self.bench.foundation)
+        recipe = self.context.recipe.model_copy(update={"distill": None})
+        pipeline = assemble_pipeline(recipe, self.context.run_dir, [store], self.context.foundation)
         if self.settings.generator == "animate":
-            unet = load_generator(self.bench.run_dir / "animate" / "model").eval()
+            unet = load_generator(self.context.run_dir / "animate" / "model").eval()
             pipeline.register_modules(unet=unet)
         pipeline.unet.to(memory_format=torch.channels_last)  # what convolutions are fastest on
-        return pipeline.to(self.bench.device)
+        return pipeline.to(self.context.device)
 
     def condition(self, fmri: np.ndarray) -> torch.Tensor:
         """Predicted tokens, float32 (B, L, C)."""
@@ -69,17 +69,11 @@ class Ridge:
 
     def reconstruct(self, fmri: np.ndarray, window: np.ndarray) -> np.ndarray:
         """Clips (B, F, H, W, 3) by the generator, with the noise the main method gives the same windows."""
-        settings = self.bench.recipe.reconstruct
-        frames, size = settings.num_frames or self.frames, settings.size or self.size
-        shape = self.pipeline.latent_shape(frames, size, size)
-        noise = [window_noise(self.bench.recipe.seed, int(number), shape) for number in window]
+        settings = self.context.recipe.reconstruct
+        size = settings.size or self.size
         negative = torch.from_numpy(self.components.mean).view(1, *self.pipeline.condition_shape)
-        return self.pipeline(
-            num_frames=frames,
-            height=size,
-            width=size,
-            latents=torch.stack(noise),
-            **sampling_arguments(settings),
+        return sample_clips(
+            self.pipeline, self.context.recipe, window, (settings.num_frames or self.frames, size, size, 3),
             condition=self.condition(fmri),
             **({"negative": "none"} if settings.negative == "none" else {"negative_tokens": negative}),
-        ).frames
+        )  # fmt: skip

@@ -62,9 +62,10 @@ class VisionNetwork:
     def fit_deconvolution(self, read: Callable[[int], np.ndarray], n_batches: int) -> None:
         """Find the linear map from feature maps back to pixels of least squared error over training frames.
 
-        With mean m and covariance S of the training patches and the kernel K, it is f → m + S Kᵀ (K S Kᵀ)⁻¹ (f − K m −
-        b): the inverse of the convolution where there is one, else the best linear estimate. Patches do not overlap, so
-        each is solved alone. ``read`` gives the frames uint8 (N, H, W, 3) of a batch.
+        With mean m and covariance S of the training patches and the kernel K, it is f → m + S Kᵀ (K
+        S Kᵀ)⁻¹ (f − K m − b): the inverse of the convolution where there is one, else the best
+        linear estimate. Patches do not overlap, so each is solved alone. ``read`` gives the frames
+        uint8 (N, H, W, 3) of a batch.
         """
         width = self.kernel.shape[1]
         total, square, count = torch.zeros(width).double(), torch.zeros(width, width).double(), 0

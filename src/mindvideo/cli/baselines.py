@@ -38,7 +38,7 @@ def _recipe(run_dir: Path, name: str | None, settings: list[str] | None) -> Reci
 
 
 def _print_table(run_dir: Path, every: bool, seeds: int = 1) -> None:
-    from mindvideo.baselines.methods import as_brief_text, cost_note, score_columns, write_table
+    from mindvideo.baselines.summary import as_brief_text, cost_note, score_columns, write_table
 
     rows = write_table(run_dir, seeds)
     text = as_brief_text(rows, score_columns(rows, every))
@@ -57,8 +57,8 @@ def _print_table(run_dir: Path, every: bool, seeds: int = 1) -> None:
 
 
 def _run(name: str, store: Path, out: Path, recipe: Recipe, seeds: int, method: str | None = None) -> None:
-    from mindvideo.baselines.compare import run_rival
-    from mindvideo.evaluate.contrast import name_seed
+    from mindvideo.baselines.runner import run_rival
+    from mindvideo.evaluate.compare import name_seed
 
     for seed in range(recipe.seed, recipe.seed + seeds):
         folder = out.with_name(name_seed(out.name, seed, recipe.seed))
@@ -105,7 +105,7 @@ def folder(
 ) -> None:
     """Score clips another program made of the same test windows."""
     resolved = _recipe(out, recipe, settings)
-    from mindvideo.baselines.compare import add_folder
+    from mindvideo.baselines.runner import add_folder
 
     with progress_bars() as bar:
         add_folder(name, clips, resolved, out, store, progress=bar(name), say=say)
@@ -122,7 +122,7 @@ def table(
     """Print each method's scores and shuffled control, seconds and peak memory."""
     _recipe(run_dir, None, None)
     if as_json:
-        from mindvideo.baselines.methods import write_table
+        from mindvideo.baselines.summary import write_table
 
         print(json.dumps(write_table(run_dir, seeds), indent=1))
     else:

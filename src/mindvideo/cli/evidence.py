@@ -47,7 +47,7 @@ def evaluate(
         run_stage("evaluate", source, settings)
         _print_scores(source / "evaluate")
         return
-    from mindvideo.evaluate.others import evaluate_results
+    from mindvideo.evaluate.external import evaluate_results
 
     if fit not in (None, "crop", "stretch"):
         raise SettingError(f"expected --fit crop or stretch, found '{fit}'")
@@ -100,7 +100,7 @@ def compare(
     seeds: Seeds = 1,
 ) -> None:
     """Compare runs with the first one: window by window where they share them, else as two samples."""
-    from mindvideo.evaluate.contrast import compare_folders
+    from mindvideo.evaluate.compare import compare_folders
 
     chosen = [name.strip() for name in scores.split(",")] if scores else None
     names, *columns = zip(*compare_folders(sources, out, chosen, seeds), strict=True)  # runs are few

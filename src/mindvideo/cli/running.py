@@ -43,7 +43,7 @@ def run(
     seeds: Seeds = 1,
 ) -> None:
     """Run a study from recordings to a report: skip what is up to date, resume what was killed."""
-    from mindvideo.evaluate.contrast import name_seed
+    from mindvideo.evaluate.compare import name_seed
     from mindvideo.study import Study
 
     resolved = load_recipe(recipe, settings or [])

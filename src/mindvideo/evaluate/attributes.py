@@ -40,7 +40,7 @@ class World:
     names : dict of str to tuple of str
         ``thing``, ``colour``, ``place``, ``motion``, ``position``.
     true : dict of str to ndarray, int (n, F)
-        Number of the true name in ``names``, frame by frame; -1 for a position that has no name.
+        Index of the true name in ``names``, frame by frame; -1 for a position that has no name.
     is_cut : ndarray, bool (n,)
         Whether the scene changes inside the window.
     image_pairs : ndarray, int (classes, 2)
@@ -60,21 +60,16 @@ class World:
 
 
 def split_labels(labels: Sequence[str], first_word: bool) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
-    """Labels that are all pairs of two lists: the first word and the rest, or the rest and the last word.
+    """Labels that are all pairs of two lists ("red dog", "blue dog", "red bird", "blue bird").
 
-    Parameters
-    ----------
-    labels : sequence of str
-        For example "red dog", "blue dog", "red bird", "blue bird".
-    first_word : bool
-        Part after the first word, else before the last.
+    They are split after the first word, or before the last.
 
     Returns
     -------
     first, second : tuple of str
         In order of appearance.
     pairs : ndarray, int (classes, 2)
-        Numbers of both parts of each label.
+        Index of both parts of each label.
 
     Raises
     ------
@@ -118,8 +113,9 @@ def read_world(
     Parameters
     ----------
     scenes_path : Path
-        ``RUN/simulate/truth/scenes.json``: by segment, scenes with ``thing``, ``colour``, ``place``, ``motion``,
-        ``caption``, ``start_s`` and ``end_s``, and ``where`` its thing is at every stored frame: column and row.
+        ``RUN/simulate/truth/scenes.json``: by segment, scenes with ``thing``, ``colour``,
+        ``place``, ``motion``, ``caption``, ``start_s`` and ``end_s``, and ``where`` its thing is at
+        every stored frame: column and row.
     windows : sequence of mapping
         ``segment`` and ``scan`` of each.
     foundation : Foundation
@@ -127,10 +123,11 @@ def read_world(
     train_segments : sequence of str
         Whose captions say what a place is called; the test films' are not looked at.
     tr_s, fps, stored_frames, n_frames : float, float, int, int
-        A clip's frame j of ``n_frames`` is the stored frame at the middle of its part of the scan, shown at
-        k · tr_s + floor((j + ½) · stored_frames / n_frames) / fps in scan k.
+        A clip's frame j of ``n_frames`` is the stored frame at the middle of its part of the scan,
+        shown at k · tr_s + floor((j + ½) · stored_frames / n_frames) / fps in scan k.
     from_films : bool
-        The films were read again at the clips' own rate: frame j was shown at k · tr_s + j · tr_s / n_frames.
+        The films were read again at the clips' own rate: frame j was shown at k · tr_s + j · tr_s /
+        n_frames.
 
     Raises
     ------
@@ -182,7 +179,7 @@ def _true_attributes(
     offset_s: np.ndarray,
     fps: float,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Numbers of the attributes by kind, int (n, F), and of the scene inside its film, int (n, F).
+    """Indices of the attributes by kind, int (n, F), and of the scene inside its film, int (n, F).
 
     ``offset_s`` (F,): seconds of each frame after its scan begins.
     """
@@ -224,7 +221,7 @@ def _sum_over(probabilities: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 
 def decode_attribute(kind: str, features: Features, world: World) -> np.ndarray:
-    """Number of the most probable name: int (n, F), for ``motion`` int (n,)."""
+    """Index of the most probable name: int (n, F), for ``motion`` int (n,)."""
     if kind in world.texts:
         return (retrieval.normalise(features.embeddings) @ world.texts[kind].T).argmax(axis=-1)
     if kind == "motion":
@@ -264,12 +261,12 @@ _WORDS: dict[str, tuple[Needs, str]] = {
 
 
 def list_scores(world: World) -> list[Score]:
-    """One score an attribute, ``attribute_thing`` and so on.
+    """One score per attribute, ``attribute_thing`` and so on.
 
-    Range 0…1, higher is better. Chance for equally frequent names is 1 / number of names, .5 for cuts; the test set's
-    own is the mean off the diagonal of `pairwise_attribute`. NaN for motion in windows with a cut, and for cuts in
-    windows without: the value in a window with one is the share of windows without a cut whose greatest change is
-    smaller, ties half, so that the mean is the area under the ROC curve.
+    Chance for equally frequent names is 1 / number of names, .5 for cuts; the test set's own is the
+    mean off the diagonal of `pairwise_attribute`. NaN for motion in windows with a cut, and for
+    cuts in windows without: the value in a window with one is the share of windows without a cut
+    whose greatest change is smaller, ties half, so that the mean is the area under the ROC curve.
     """
 
     def score(kind: str, needs: Needs, definition: str) -> Score:

@@ -41,26 +41,14 @@ def pairwise_caption_f1(prediction: Sequence[str], truth: Sequence[str]) -> np.n
 
 
 def caption_f1(prediction: Sequence[str], truth: Sequence[str]) -> np.ndarray:
-    """Harmonic mean of the shares of words that two captions have in common (ROUGE-1 F).
+    """Harmonic mean of the shares of words that two captions have in common (ROUGE-1 F), float64 (n,).
 
-    With c the number of words of both, counted with repetition, 2 c / (words of the prediction + words of the truth).
-    Exact and without a network, blind to synonyms and to word order.
+    With c the number of words of both, counted with repetition, 2 c / (words of the prediction +
+    words of the truth). Exact and without a network, blind to synonyms and to word order.
 
-    Range 0…1, higher is better; NaN where the true caption is empty. Captions share "a", "in", "the", so chance is far
-    above 0: compare with other clips.
-
-    Parameters
-    ----------
-    prediction, truth : sequence of str (n,)
-
-    Returns
-    -------
-    ndarray, float64 (n,)
-
-    Raises
-    ------
-    DataError
-        For different numbers of captions.
+    Range 0…1, higher is better; NaN where the true caption is empty. Captions share "a", "in",
+    "the", so chance is far above 0: compare with other clips. DataError for different numbers of
+    captions.
 
     References
     ----------

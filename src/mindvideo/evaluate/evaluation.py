@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,17 @@ from mindvideo.data.store import Store, person_folders, store_paths
 from mindvideo.data.windows import block_numbers
 from mindvideo.errors import DataError
 from mindvideo.evaluate import attributes, caption_scores, measure, motion, pixel, retrieval, semantic, statistics
+from mindvideo.evaluate.aggregate import Aggregator, add_holm, make_rng
 from mindvideo.evaluate.audit import audit_store
-from mindvideo.evaluate.judge import Judge, add_holm, make_rng
 from mindvideo.evaluate.score import MAIN, NETWORKS, TRUTH, Evaluation, Score, ScoreResult
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress, StageContext
 
-ANOTHERS = {"shuffled": "other_person", "reconstruction": "same_scene"}
+OTHER_PERSON_SETS = {"shuffled": "other_person", "reconstruction": "same_scene"}
 """Another person's sets of clips, and what they are beside one's own: the window's noise is the same for all people."""
+SAME_FOR_ALL = {name: name for name in (TRUTH, "caption", "vae", "random_train", "constant")}
+"""Sets of clips that are the same whoever watched."""
 OVER_TIME = "over_time"
 """Stands for `Score.over_time` among what an evaluation goes without."""
 
@@ -75,7 +77,7 @@ def _split_scores(
 def evaluate_clips(
     sets: Mapping[str, Any],
     truth: Any,
-    networks: measure.Networks | None,
+    networks: Foundation | None,
     *,
     block: np.ndarray,
     settings: Evaluate | None = None,
@@ -92,27 +94,26 @@ def evaluate_clips(
     Parameters
     ----------
     sets : mapping of str to array, uint8 (n, F, H, W, 3)
-        The clips to score as ``reconstruction``, and others under the names of `mindvideo.clip_sets.CLIP_SETS` or names of their
-        own. zarr arrays are read piece by piece.
+        The clips to score as ``reconstruction``, and others under the names of
+        `mindvideo.clip_sets.CLIP_SETS` or names of their own. zarr arrays are read piece by piece.
     truth : array, uint8 (n, F, H, W, 3)
-    networks : Networks or None
-        Frozen networks, for example a ``Foundation``; None leaves out the scores that need one.
+    networks : Foundation or None
+        None leaves out the scores that need a frozen network; anything with the methods asked for will do.
     block : ndarray, int (n,)
         Windows that are permuted and resampled together, see `data.windows.block_numbers`.
-    settings : Evaluate, optional
-        N, K, permutations, bootstraps.
     seed : int
         Of permutations, bootstraps and chance pairings.
-    scene : ndarray, int (n,), optional
-        Chance compares clips of different scenes only; without it, of different windows.
-    film : ndarray, str (n,), optional
-        Film of each window: every score is given film by film too.
+    scene, film : ndarray (n,), optional
+        Chance compares clips of different scenes only (without them, of different windows), and
+        every score is given film by film too.
     world : attributes.World, optional
         True attributes of a simulated subject's windows; adds the scores of attributes.
     without : mapping of str to str, optional
-        What cannot be had (a `score.Needs`, or `OVER_TIME`) and why; the scores that need it are left out.
+        What cannot be had (a `score.Needs`, or `OVER_TIME`) and why; the scores that need it are
+        left out.
     cache_dir : Path, optional
-        What the networks say is kept here, one file a set, and used again for the same clips and networks.
+        What the networks say is kept here, one file per set, and used again for the same clips and
+        networks.
     progress : callable, optional
         Called with (windows done, windows in all passes over all sets, {"set": name}).
 
@@ -155,8 +156,8 @@ def evaluate_clips(
     windows, sampled = measure.measure_frames(
         by_frames, everything, truth, partners, lambda count: advance(count, "frames")
     )
-    judge = Judge(block, film, settings, seed)
-    named = name_networks(networks, needs)
+    aggregator = Aggregator(block, film, settings, seed)
+    named = measure.describe_networks(networks, needs)
     results: dict[str, ScoreResult] = {}
     paired: dict[str, np.ndarray] = {}
     for score in chosen:
@@ -168,23 +169,48 @@ def evaluate_clips(
         pairs = None
         if score.pairwise is not None and score.needs in NETWORKS:
             pairs = paired[score.name] = score.pairwise(features[MAIN], features[TRUTH])
-        result = judge.judge(score, windows[score.name], named.get(score.needs, ""))
-        results[score.name] = judge.add_chance(result, pairs, sampled.get(score.name, []), allowed)
+        result = aggregator.summarise(score, windows[score.name], named.get(score.needs, ""))
+        results[score.name] = aggregator.add_chance(result, pairs, sampled.get(score.name, []), allowed)
     return Evaluation(
         add_holm(results),
         {score.name: windows[score.name] for score in chosen},
         left_out,
-        _smallest_p(results, judge),
+        _smallest_p(results, aggregator),
         measure.fingerprint(truth, TRUTH),
         networks.identity if networks is not None else "none",
         paired,
     )
 
 
-def _smallest_p(results: Mapping[str, ScoreResult], judge: Judge) -> float | None:
-    """What a P after Holm could be at best; None where nothing was tested."""
+def evaluate_windows(
+    sets: Mapping[str, Any],
+    truth: Any,
+    foundation: Foundation,
+    recipe: Recipe,
+    windows: Sequence[Mapping[str, Any]],
+    block: np.ndarray,
+    without: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Evaluation:
+    """`evaluate_clips` of the windows that ``windows.json`` lists, as a recipe says; ``options`` are passed on."""
+    return evaluate_clips(
+        sets,
+        truth,
+        foundation,
+        block=block,
+        settings=recipe.evaluate,
+        seed=recipe.seed,
+        scene=np.array([window["scene"] for window in windows]),
+        film=np.array([window["segment"] for window in windows]),
+        without=measure.list_missing(foundation, recipe.evaluate, ["captions"]) | dict(without or {}),
+        **options,
+    )
+
+
+def _smallest_p(results: Mapping[str, ScoreResult], aggregator: Aggregator) -> float | None:
+    """The smallest P after Holm that is possible; None where nothing was tested."""
     tested = sum("shuffled" in result.p or "shuffled_pairing" in result.p for result in results.values())
-    n_blocks, settings = len(np.unique(judge.block)), judge.settings
+    n_blocks, settings = len(np.unique(aggregator.block)), aggregator.settings
     smallest = statistics.smallest_p(n_blocks, None, settings.permutations, two_sided=False)
     return min(1.0, tested * smallest) if tested else None
 
@@ -192,7 +218,7 @@ def _smallest_p(results: Mapping[str, ScoreResult], judge: Judge) -> float | Non
 def average_people(
     evaluations: Sequence[Evaluation],
     scores: Sequence[Score],
-    judge: Judge,
+    aggregator: Aggregator,
     scene: np.ndarray,
 ) -> Evaluation:
     """Several people's evaluations of the same windows as one: a window's value is the mean over the people.
@@ -200,58 +226,28 @@ def average_people(
     What they saw is one sample, whoever watched: intervals and P are over its windows, in blocks.
     """
     first, known = evaluations[0], {score.name: score for score in scores}
-    allowed = measure.allowed_pairs(scene, len(judge.block))
+    allowed = measure.allowed_pairs(scene, len(aggregator.block))
     results, windows = {}, {}
     for name, entry in first.scores.items():
         sets = first.windows[name]
         windows[name] = {key: np.mean([each.windows[name][key] for each in evaluations], axis=0) for key in sets}
-        result = judge.judge(known[name], windows[name], entry.network)
+        result = aggregator.summarise(known[name], windows[name], entry.network)
         if name in first.pairs:
-            results[name] = judge.add_chance(result, np.mean([e.pairs[name] for e in evaluations], axis=0), [], allowed)
+            results[name] = aggregator.add_chance(
+                result, np.mean([e.pairs[name] for e in evaluations], axis=0), [], allowed
+            )
         else:
             chances = [chance for each in evaluations if (chance := each.scores[name].chance) is not None]
             results[name] = replace(result, chance=float(np.mean(chances)) if chances else None)
-    smallest, about = _smallest_p(results, judge), (first.truth, first.networks)
+    smallest, about = _smallest_p(results, aggregator), (first.truth, first.networks)
     return Evaluation(add_holm(results), windows, first.left_out, smallest, *about)
 
 
-def name_networks(networks: Any, needs: Collection[str]) -> dict[str, str]:
-    """What answers each need, in words: class, number of classes, and the part of which folder."""
-    folder = getattr(networks, "folder", None)
-    found = {}
-    for need in sorted(set(needs) & set(NETWORKS)):
-        part = NETWORKS[need][0]
-        path = folder / part / "config.json" if folder is not None else Path()
-        config = json.loads(path.read_text()) if path.is_file() else {}
-        kind = (config.get("architectures") or ["a network"])[0]
-        classes = f" of {len(config['id2label'])} classes" if "classifier" in part and "id2label" in config else ""
-        source = "the shipped kit" if is_shipped(networks) else str(getattr(folder, "name", networks.identity))
-        found[need] = f"{kind}{classes}, part {part} of {source}"
-    return found
+def list_rate_mismatch(about: Mapping[str, Any], n_frames: int, stored: int) -> dict[str, str]:
+    """Scores to leave out of clips whose frame rate is not the store's and whose films cannot be read again, with the reason.
 
-
-def is_shipped(networks: Any) -> bool:
-    """Whether these are the kit that comes with the package, which knows drawn scenes only."""
-    folder = getattr(networks, "folder", None)
-    return folder is not None and folder == Foundation("embedded").folder
-
-
-def list_missing(foundation: Foundation, settings: Evaluate, needs: Sequence[str]) -> dict[str, str]:
-    """Which of ``needs`` a foundation folder has no parts for, or the settings do not want, each with the reason."""
-    missing = {}
-    for need in needs:
-        absent = [part for part in NETWORKS[need] if not (foundation.folder / part).is_dir()]
-        if absent:
-            missing[need] = f"the foundation {foundation.folder.name} has no part '{absent[0]}'"
-    if not settings.captions:
-        missing["captions"] = "evaluate.captions is false"
-    return missing
-
-
-def list_stutter(about: Mapping[str, Any], n_frames: int, stored: int) -> dict[str, str]:
-    """Without the films, clips at another rate than the store's have no truth that moves as it did: what to go without.
-
-    A whole fraction of the stored frames is evenly spaced and true; repeated frames halve the truth's own change.
+    A whole fraction of the stored frames is evenly spaced and true; repeated frames halve the
+    truth's own change.
     """
     if about.get("frames_from") == "films" or stored % n_frames == 0:
         return {}
@@ -287,9 +283,10 @@ def open_reconstructions(folder: Path) -> tuple[zarr.Group, dict[str, Any], Any]
 def run(context: StageContext) -> None:
     """Score ``RUN/reconstruct/clips.zarr`` and write ``RUN/evaluate``.
 
-    Blocks are made anew from ``evaluate.block_s``, so that another block length needs no new reconstructions. Of several
-    people, each has a folder ``subjectN`` with two controls more: what another person's scans of another scene, and of the
-    same, give. ``RUN/evaluate`` itself then holds the mean over the people.
+    Blocks are made anew from ``evaluate.block_s``, so that another block length needs no new
+    reconstructions. Of several people, each has a folder ``subjectN`` with two controls more: what
+    another person's scans of another scene, and of the same, give. ``RUN/evaluate`` itself then
+    holds the mean over the people.
 
     Raises
     ------
@@ -307,27 +304,24 @@ def run(context: StageContext) -> None:
         sets = {}
         if person != (other := (person - 1) % len(stores)):
             theirs = open_reconstructions(sources[other])[1]
-            sets = {name: theirs[kind] for kind, name in ANOTHERS.items() if kind in theirs}
-            _share_features(places, person, other)
+            sets = {name: theirs[kind] for kind, name in OTHER_PERSON_SETS.items() if kind in theirs}
+            share_features(places[other] / "features", place / "features", SAME_FOR_ALL | OTHER_PERSON_SETS)
         found.append(_evaluate_person(recipe, run_dir, store, source, place, sets, progress))
     if len(found) > 1:
-        judge, windows, scores, about = found[0][1:]
+        aggregator, windows, scores, about = found[0][1:]
         scene = np.array([window["scene"] for window in windows])
-        together = average_people([each[0] for each in found], scores, judge, scene)
+        together = average_people([each[0] for each in found], scores, aggregator, scene)
         about |= {"people": [place.name for place in places]}
         write_text(folder / "near_duplicates.json", (places[0] / "near_duplicates.json").read_text())
-        write_evaluation(together, folder, windows, judge.block, about)
+        write_evaluation(together, folder, windows, aggregator.block, about)
 
 
-def _share_features(places: Sequence[Path], person: int, other: int) -> None:
-    """Link what networks said of clips that another person has too; each file says of which clips it is."""
-    at, before = places[person] / "features", places[other] / "features"
-    same = {name: name for name in (TRUTH, "caption", "vae", "random_train", "constant")} | ANOTHERS
-    for name, here in same.items():
-        source, target = before / f"{name}.safetensors", at / f"{here}.safetensors"
-        if source.is_file() and not target.exists():
-            at.mkdir(parents=True, exist_ok=True)
-            link_file(source, target)
+def share_features(source: Path, target: Path, names: Mapping[str, str]) -> None:
+    """Link what networks said of sets of clips, and under which name here; each file says of which clips it is."""
+    for name, here in names.items():
+        if (source / f"{name}.safetensors").is_file() and not (target / f"{here}.safetensors").exists():
+            target.mkdir(parents=True, exist_ok=True)
+            link_file(source / f"{name}.safetensors", target / f"{here}.safetensors")
 
 
 def _evaluate_person(
@@ -338,7 +332,7 @@ def _evaluate_person(
     folder: Path,
     others: Mapping[str, Any],
     progress: Progress | None,
-) -> tuple[Evaluation, Judge, list[dict[str, Any]], list[Score], dict[str, Any]]:
+) -> tuple[Evaluation, Aggregator, list[dict[str, Any]], list[Score], dict[str, Any]]:
     """One person's scores, written to ``folder``; with what an evaluation over people needs of them."""
     group, sets, truth = open_reconstructions(source)
     sets = sets | dict(others)
@@ -358,21 +352,10 @@ def _evaluate_person(
             )  # fmt: skip
         except attributes.NoPairsError as error:
             left_out["attributes"] = str(error)
-    evaluation = evaluate_clips(
-        sets,
-        truth,
-        foundation,
-        block=block,
-        settings=recipe.evaluate,
-        seed=recipe.seed,
-        scene=np.array([window["scene"] for window in windows]),
-        film=film,
-        world=world,
-        without=list_missing(foundation, recipe.evaluate, ["captions"])
-        | list_stutter(group.attrs, truth.shape[1], store.num_frames),
-        cache_dir=folder / "features",
-        progress=progress,
-    )
+    evaluation = evaluate_windows(
+        sets, truth, foundation, recipe, windows, block, list_rate_mismatch(group.attrs, truth.shape[1], store.num_frames),
+        world=world, cache_dir=folder / "features", progress=progress,
+    )  # fmt: skip
     audit = audit_store(store, sorted(set(film.tolist())))
     if world is not None:
         content = attributes.summarise_attributes(evaluation.scores, world)
@@ -390,5 +373,5 @@ def _evaluate_person(
         for name, text in audit.items():
             write_text(folder / name, text)
         write_evaluation(evaluation, folder, windows, block, about)
-    judge = Judge(block, film, recipe.evaluate, recipe.seed)
-    return evaluation, judge, windows, list_scores(recipe.evaluate, len(block), world), about
+    aggregator = Aggregator(block, film, recipe.evaluate, recipe.seed)
+    return evaluation, aggregator, windows, list_scores(recipe.evaluate, len(block), world), about

@@ -10,50 +10,23 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from mindvideo.config import Evaluate
 from mindvideo.errors import DataError
 from mindvideo.evaluate import motion
 from mindvideo.evaluate.score import MAIN, NETWORKS, Score
 from mindvideo.files import beside
+from mindvideo.models.foundation import Foundation
 
 BATCH_WINDOWS = 32
 CHANCE_PAIRINGS = 3
 _ARRAYS = ("images", "videos", "embeddings", "video_embeddings", "caption_embeddings")
 _FORMAT = 3
-
-
-class Networks(Protocol):
-    """The frozen networks that scores need; ``models.foundation.Foundation`` is one."""
-
-    @property
-    def identity(self) -> str:
-        """Name of these very networks; features are kept under it."""
-        ...
-
-    def classify_images(self, frames: np.ndarray) -> Any:
-        """Uint8 (N, H, W, 3) → probabilities (N, classes)."""
-        ...
-
-    def describe_videos(self, clips: np.ndarray) -> tuple[Any, Any]:
-        """Uint8 (N, F, H, W, 3) → probabilities (N, classes) and the features (N, D) they come from."""
-        ...
-
-    def encode_image(self, frames: np.ndarray) -> Any:
-        """Uint8 (N, H, W, 3) → CLIP image embeddings (N, D)."""
-        ...
-
-    def caption(self, frames: np.ndarray) -> list[str]:
-        """A sentence for every frame, uint8 (N, H, W, 3)."""
-        ...
-
-    def encode_text(self, captions: list[str]) -> tuple[Any, Any]:
-        """Tokens, and CLIP text embeddings (N, D)."""
-        ...
 
 
 class Frames:
@@ -121,7 +94,7 @@ def fingerprint(clips: Any, identity: str) -> str:
 
 def extract_features(
     clips: Any,
-    networks: Networks,
+    networks: Foundation,
     needs: Collection[str] = ("images", "clips", "embeddings"),
     cache: Path | None = None,
 ) -> Features:
@@ -133,7 +106,8 @@ def extract_features(
     needs : collection of str
         Which of `score.NETWORKS` to ask.
     cache : Path, optional
-        A safetensors file; used when it was made from the same clips by the same networks, else written anew.
+        A safetensors file; used when it was made from the same clips by the same networks, else
+        written anew.
     """
     needs = sorted(set(needs) & set(NETWORKS))
     key = fingerprint(clips, f"{networks.identity}|{_FORMAT}|{','.join(needs)}") if cache is not None else ""
@@ -149,7 +123,7 @@ def extract_features(
 
 
 def _describe_batch(
-    batch: np.ndarray, networks: Networks, needs: Collection[str]
+    batch: np.ndarray, networks: Foundation, needs: Collection[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     n, n_frames = batch.shape[:2]
     frames = batch.reshape(-1, *batch.shape[2:])
@@ -200,11 +174,8 @@ def measure_frames(
 
     Parameters
     ----------
-    scores : sequence of Score
-        Those that need ``frames`` or ``flow``.
     sets : mapping of str to array, uint8 (n, F, H, W, 3)
         The truth among them is measured against itself.
-    truth : ndarray, uint8 (n, F, H, W, 3)
     partners : sequence of ndarray, int (n,)
         Other windows of the truth to compare the reconstruction with.
     advance : callable
@@ -215,7 +186,8 @@ def measure_frames(
     windows : dict
         ``windows[score][set]``, float64 (n,).
     pairings : dict
-        ``pairings[score]``: the values against each of ``partners``, for scores that have a direction.
+        ``pairings[score]``: the values against each of ``partners``, for scores that have a
+        direction.
     """
     parts: dict[str, dict[str, list[np.ndarray]]] = {score.name: {name: [] for name in sets} for score in scores}
     paired: dict[str, list[list[np.ndarray]]] = {
@@ -248,3 +220,36 @@ def draw_partners(allowed: np.ndarray, rng: np.random.Generator) -> list[np.ndar
     if not allowed.any(axis=1).all():
         return []
     return [np.array([rng.choice(np.flatnonzero(row)) for row in allowed]) for _ in range(CHANCE_PAIRINGS)]
+
+
+def describe_networks(networks: Any, needs: Collection[str]) -> dict[str, str]:
+    """What answers each need, in words: class, number of classes, and the part of which folder."""
+    folder = getattr(networks, "folder", None)
+    found = {}
+    for need in sorted(set(needs) & set(NETWORKS)):
+        part = NETWORKS[need][0]
+        path = folder / part / "config.json" if folder is not None else Path()
+        config = json.loads(path.read_text()) if path.is_file() else {}
+        kind = (config.get("architectures") or ["a network"])[0]
+        classes = f" of {len(config['id2label'])} classes" if "classifier" in part and "id2label" in config else ""
+        source = "the shipped kit" if is_shipped(networks) else str(getattr(folder, "name", networks.identity))
+        found[need] = f"{kind}{classes}, part {part} of {source}"
+    return found
+
+
+def is_shipped(networks: Any) -> bool:
+    """Whether these are the kit that comes with the package and knows drawn scenes only."""
+    folder = getattr(networks, "folder", None)
+    return folder is not None and folder == Foundation("embedded").folder
+
+
+def list_missing(foundation: Foundation, settings: Evaluate, needs: Sequence[str]) -> dict[str, str]:
+    """Which of ``needs`` a foundation folder has no parts for, or the settings do not want, each with the reason."""
+    missing = {}
+    for need in needs:
+        absent = [part for part in NETWORKS[need] if not (foundation.folder / part).is_dir()]
+        if absent:
+            missing[need] = f"the foundation {foundation.folder.name} has no part '{absent[0]}'"
+    if not settings.captions:
+        missing["captions"] = "evaluate.captions is false"
+    return missing

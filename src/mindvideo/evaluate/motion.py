@@ -1,6 +1,7 @@
 """Motion scores: change from frame to frame, and optical flow of the reconstruction against that of the truth.
 
-Shapes: clips are uint8 (n, F, H, W, 3); flow is float32 (n, F−1, H, W, 2), pixels per frame interval, x then y.
+Shapes: clips are uint8 (n, F, H, W, 3); flow is float32 (n, F−1, H, W, 2), pixels per frame interval, x then y; scores are
+float64 (n,).
 """
 
 from __future__ import annotations
@@ -19,24 +20,16 @@ STILL_PIXELS = 0.05
 
 
 def optical_flow(clips: np.ndarray, method: Method = "dis") -> np.ndarray:
-    """Dense optical flow between adjacent grey-scale frames.
+    """Dense optical flow (n, F−1, H, W, 2) between adjacent grey-scale frames of clips.
 
     Parameters
     ----------
     clips : ndarray, uint8 (n, F, H, W, 3)
-        At least two frames of at least 16 x 16 pixels.
+        At least two frames of at least 16 x 16 pixels, or DataError.
     method : {"dis", "farneback"}
-        Dense inverse search, or Farnebäck's polynomial expansion with the settings of Mind-Animator's script (pyramid
-        of 3 halvings, window 15, 3 iterations, neighbourhood 5, σ 1.2).
-
-    Returns
-    -------
-    ndarray, float32 (n, F−1, H, W, 2)
-
-    Raises
-    ------
-    DataError
-        For other types or shapes.
+        Dense inverse search, or Farnebäck's polynomial expansion with the settings of
+        Mind-Animator's script (pyramid of 3 halvings, window 15, 3 iterations, neighbourhood 5, σ
+        1.2).
 
     References
     ----------
@@ -64,17 +57,8 @@ def optical_flow(clips: np.ndarray, method: Method = "dis") -> np.ndarray:
 def end_point_error(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Mean length of the difference between two flows, in pixels per frame interval.
 
-    Range 0…∞, lower is better. A clip without motion scores the truth's own mean speed, which on slow films is hard to
-    beat: compare with the constant image.
-
-    Parameters
-    ----------
-    prediction, truth : ndarray (n, F−1, H, W, 2)
-        See `optical_flow`.
-
-    Returns
-    -------
-    ndarray, float64 (n,)
+    Range 0…∞, lower is better. A clip without motion scores the truth's own mean speed, which on
+    slow films is hard to beat: compare with the constant image.
 
     References
     ----------
@@ -86,17 +70,10 @@ def end_point_error(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def direction_agreement(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Mean cosine of the angle between two flows, pixels weighted by the true speed.
 
-    Range −1…1, higher is better, 0 for motion in unrelated directions and for a prediction that does not move; NaN
-    where the truth's mean speed is below .05 pixels per frame interval, as there is no direction to agree with. Camera
-    movement gives whole films one direction, so chance need not be 0: compare with other clips.
-
-    Parameters
-    ----------
-    prediction, truth : ndarray (n, F−1, H, W, 2)
-
-    Returns
-    -------
-    ndarray, float64 (n,)
+    Range −1…1, higher is better, 0 for motion in unrelated directions and for a prediction that
+    does not move; NaN where the truth's mean speed is below .05 pixels per frame interval, as there
+    is no direction to agree with. Camera movement gives whole films one direction, so chance need
+    not be 0: compare with other clips.
     """
     speed_p, speed_t = np.linalg.norm(prediction, axis=-1), np.linalg.norm(truth, axis=-1)
     inner = (prediction * truth).sum(axis=-1)
@@ -111,16 +88,8 @@ def direction_agreement(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray
 def frame_change(clips: np.ndarray) -> np.ndarray:
     """Mean absolute difference of adjacent frames in grey levels, averaged over pixels, channels and frame pairs.
 
-    Range 0…255; neither end is good: a frozen clip has 0 and flicker a lot, the value to reach is the truth's own.
-
-    Parameters
-    ----------
-    clips : ndarray, uint8 (n, F, H, W, 3)
-
-    Returns
-    -------
-    ndarray, float64 (n,)
-        NaN for clips of one frame.
+    Range 0…255, NaN for clips of one frame; neither end is good: a frozen clip has 0 and flicker a
+    lot, the value to reach is the truth's own.
     """
     clips = np.asarray(clips)
     if clips.shape[1] < 2:

@@ -3,7 +3,8 @@
 A constant grey rectangle beats every published reconstruction on `ssim_rgb`; none of these is worth reading without
 the constant-image and random-clip baselines beside it (docs/method.md, Scores and controls).
 
-Shapes: frames are uint8 (..., H, W, 3); leading axes are kept.
+Shapes: each score takes ``prediction`` and ``truth`` as uint8 (..., H, W, 3) and gives float64 (...). They raise DataError for
+other types or shapes.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def _per_frame(function: PairScore, prediction: np.ndarray, truth: np.ndarray) -
 def _window_sums(frames_NHWC: np.ndarray) -> np.ndarray:
     """Sums over every complete 7 × 7 window, float64, exact: whole numbers below 2²⁴ in float32.
 
-    All frames are stacked into one tall image; the windows that would straddle two frames are the ones cut off.
+    All frames are stacked into one tall image; the windows that would straddle two frames are the
+    ones cut off.
     """
     n, height, width, channels = frames_NHWC.shape
     size = (SSIM_WINDOW, SSIM_WINDOW)
@@ -86,29 +88,26 @@ def _ssim(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def ssim_rgb(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Structural similarity of RGB frames, as in the paper's numbers.
 
-    Mean over channels and complete windows of the SSIM index with a uniform 7 × 7 window, sample covariance, data range
-    255, K1 = .01, K2 = .03: ``skimage.metrics.structural_similarity(truth, prediction, data_range=255,
-    channel_axis=-1)``, for whole batches at once. Other papers mean grey-scale or Gaussian-window SSIM by the same
-    word; their numbers do not compare with this one.
+    Mean over channels and complete windows of the SSIM index with a uniform 7 × 7 window, sample
+    covariance, data range 255, K1 = .01, K2 = .03: ``skimage.metrics.structural_similarity(truth,
+    prediction, data_range=255, channel_axis=-1)``, for whole batches at once. Other papers mean
+    grey-scale or Gaussian-window SSIM by the same word; their numbers do not compare with this one.
 
-    Range −1…1, higher is better. There is no chance level: a constant grey image scores about .44 on Wen 2018.
+    Range −1…1, higher is better. There is no chance level: a constant grey image scores about .44
+    on Wen 2018.
 
     Parameters
     ----------
     prediction, truth : ndarray, uint8 (..., H, W, 3)
+        At least 7 x 7 pixels, or DataError.
 
     Returns
     -------
     ndarray, float64 (...)
 
-    Raises
-    ------
-    DataError
-        For other types or shapes, or frames smaller than the window.
-
     References
-    ----------
-    Wang et al. 2004, IEEE Transactions on Image Processing 13, 600–612; docs/method.md, Scores and controls.
+    ---------- Wang et al. 2004, IEEE Transactions on Image Processing 13, 600–612; docs/method.md,
+    Scores and controls.
     """
     truth = np.asarray(truth)
     if truth.ndim >= 3 and min(truth.shape[-3:-1]) < SSIM_WINDOW:
@@ -136,24 +135,13 @@ def _ssim_grey(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def ssim_grey(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Structural similarity of grey-scale frames with a Gaussian window, as in image-reconstruction papers.
 
-    Grey is ITU-R BT.709 luma; Gaussian window of 11 × 11, σ = 1.5, population covariance, data range 255: Wang's own
-    definition, ``skimage.metrics.structural_similarity(..., gaussian_weights=True, sigma=1.5,
-    use_sample_covariance=False)``. Not comparable with `ssim_rgb`, and it depends on the frames' size.
+    Grey is ITU-R BT.709 luma; Gaussian window of 11 × 11, σ = 1.5, population covariance, data
+    range 255: Wang's own definition, ``skimage.metrics.structural_similarity(...,
+    gaussian_weights=True, sigma=1.5, use_sample_covariance=False)``. Not comparable with
+    `ssim_rgb`, and it depends on the frames' size.
 
-    Range −1…1, higher is better; no chance level, compare with a constant picture and with other clips.
-
-    Parameters
-    ----------
-    prediction, truth : ndarray, uint8 (..., H, W, 3)
-
-    Returns
-    -------
-    ndarray, float64 (...)
-
-    Raises
-    ------
-    DataError
-        For other types or shapes, or frames smaller than the window.
+    Range −1…1, higher is better; no chance level, compare with a constant picture and with other
+    clips. Frames have at least 11 x 11 pixels.
 
     References
     ----------
@@ -176,12 +164,8 @@ def _psnr(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def psnr(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio of RGB frames in dB: 10 log10(255² / mean squared error).
 
-    Range 0…100, higher is better; identical frames, whose ratio is infinite, are given 100 so that means exist. The
-    best constant image is the mean frame; compare with it.
-
-    Returns
-    -------
-    ndarray, float64 (...)
+    Range 0…100, higher is better; identical frames, whose ratio is infinite, are given 100 so that
+    means exist. The best constant image is the mean frame; compare with it.
     """
     return _per_frame(_psnr, prediction, truth)
 
@@ -198,12 +182,8 @@ def _correlation(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def pixel_correlation(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Pearson correlation over all pixels and channels of a frame ("PixCorr" of image-reconstruction papers).
 
-    Range −1…1, higher is better. 0 where either frame is constant: it says nothing about the other. Chance is above 0,
-    because films share layout (sky above ground), so compare with other clips.
-
-    Returns
-    -------
-    ndarray, float64 (...)
+    Range −1…1, higher is better. 0 where either frame is constant: it says nothing about the other.
+    Chance is above 0, because films share layout (sky above ground), so compare with other clips.
     """
     return _per_frame(_correlation, prediction, truth)
 
@@ -225,15 +205,12 @@ def _colour(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def colour_agreement(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Agreement in hue, pixel by pixel, vivid pixels counting more.
 
-    With z = chroma · exp(i · hue) of each pixel (hexagonal chroma and hue of RGB), the normalised real inner product
-    Re Σ z_p z̄_t / (‖z_p‖ ‖z_t‖): the mean cosine of the hue difference, weighted by both frames' chroma.
+    With z = chroma · exp(i · hue) of each pixel (hexagonal chroma and hue of RGB), the normalised
+    real inner product Re Σ z_p z̄_t / (‖z_p‖ ‖z_t‖): the mean cosine of the hue difference,
+    weighted by both frames' chroma.
 
-    Range −1…1, higher is better; 0 for a grey prediction; NaN where the truth has no colour at all. Films have
-    favourite hues, so chance is above 0: compare with other clips.
-
-    Returns
-    -------
-    ndarray, float64 (...)
+    Range −1…1, higher is better; 0 for a grey prediction; NaN where the truth has no colour at all.
+    Films have favourite hues, so chance is above 0: compare with other clips.
     """
     return _per_frame(_colour, prediction, truth)
 
@@ -254,16 +231,12 @@ def _hue_pcc(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def hue_pcc(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """ "Hue-pcc" as its published script computes it, for comparison with published numbers only.
 
-    Despite the name it is no correlation but the cosine of the two frames' hue channels, OpenCV's hue 0…179 taken as a
-    plain number (although it is an angle) of RGB frames read as BGR. `colour_agreement` treats hue as the angle it is
-    and is the score to look at.
+    Despite the name it is no correlation but the cosine of the two frames' hue channels, OpenCV's
+    hue 0…179 taken as a plain number (although it is an angle) of RGB frames read as BGR.
+    `colour_agreement` treats hue as the angle it is and is the score to look at.
 
-    Range 0…1, higher is better; 0 where a frame has no hue (grey or of hue 0). Hues are all positive, so unrelated
-    frames score far above 0: compare with other clips.
-
-    Returns
-    -------
-    ndarray, float64 (...)
+    Range 0…1, higher is better; 0 where a frame has no hue (grey or of hue 0). Hues are all
+    positive, so unrelated frames score far above 0: compare with other clips.
 
     References
     ----------

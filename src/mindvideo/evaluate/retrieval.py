@@ -30,22 +30,11 @@ def clip_features(features: np.ndarray) -> np.ndarray:
 
 
 def feature_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Cosine of the features of each predicted frame with those of the true frame at the same time.
+    """Cosine (n, F) of the features (n, F, D) of each predicted frame with those of the true frame at the same time.
 
-    "CLIP similarity" (CLIP-I) with CLIP image embeddings. Range −1…1, higher is better. Chance is far above 0, because
-    all frames of a film resemble one another in such features: compare with other clips.
-
-    Parameters
-    ----------
-    prediction, truth : ndarray (n, F, D)
-
-    Returns
-    -------
-    ndarray, float64 (n, F)
-
-    References
-    ----------
-    Radford et al. 2021, ICML (CLIP).
+    "CLIP similarity" (CLIP-I) with CLIP image embeddings (Radford et al. 2021, ICML). Range −1…1,
+    higher is better. Chance is far above 0, because all frames of a film resemble one another in
+    such features: compare with other clips.
     """
     return (normalise(prediction) * normalise(truth)).sum(axis=-1)
 
@@ -58,12 +47,12 @@ def pairwise_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray
 
 
 def retrieval_top_k(similarity: np.ndarray, n_candidates: int | None = None, top_k: int = 1) -> np.ndarray:
-    """Exact probability that the true clip is among the ``top_k`` most similar of K candidates.
+    """Exact probability (n,) that the true clip is among the ``top_k`` most similar of K candidates.
 
-    The candidates are the true clip and K−1 others drawn without replacement; the expectation over draws is in closed
-    form, as in `semantic.n_way_top_k`. **Ties count against the truth.** Range 0…1, higher is better, chance
-    ``top_k`` / K. Neighbouring windows of one film are candidates too, which makes it harder than retrieval among
-    unrelated clips.
+    The candidates are the true clip and K−1 others drawn without replacement; the expectation over
+    draws is in closed form, as in `semantic.n_way_top_k`. **Ties count against the truth.** Range
+    0…1, higher is better, chance ``top_k`` / K. Neighbouring windows of one film are candidates
+    too, which makes it harder than retrieval among unrelated clips.
 
     Parameters
     ----------
@@ -71,10 +60,6 @@ def retrieval_top_k(similarity: np.ndarray, n_candidates: int | None = None, top
         Of prediction i (row) with the truth of clip j (column).
     n_candidates : int, optional
         K; all n clips by default.
-
-    Returns
-    -------
-    ndarray, float64 (n,)
 
     Raises
     ------
@@ -92,23 +77,11 @@ def retrieval_top_k(similarity: np.ndarray, n_candidates: int | None = None, top
 
 
 def adjacent_consistency(features: np.ndarray) -> np.ndarray:
-    """Cosine of the features of adjacent frames, averaged over a clip ("CLIP-pcc", frame consistency).
+    """Cosine of the features (n, F, D) of adjacent frames, averaged over a clip, float64 (n,); NaN for clips of one frame.
 
-    Range −1…1. A frozen frame scores 1 and so does a constant image: higher is *not* simply better, the value to reach
-    is the truth's own.
-
-    Parameters
-    ----------
-    features : ndarray (n, F, D)
-
-    Returns
-    -------
-    ndarray, float64 (n,)
-        NaN for clips of one frame.
-
-    References
-    ----------
-    Wu et al. 2023, ICCV (Tune-A-Video), where it is introduced as frame consistency.
+    Range −1…1. A frozen frame scores 1 and so does a constant image: higher is *not* simply better,
+    the value to reach is the truth's own. Wu et al. 2023, ICCV (Tune-A-Video), introduce it as
+    frame consistency.
     """
     unit = normalise(features)
     if unit.shape[1] < 2:
@@ -117,27 +90,12 @@ def adjacent_consistency(features: np.ndarray) -> np.ndarray:
 
 
 def gated_consistency(features: np.ndarray, similarity: np.ndarray, gate: float = 0.6) -> np.ndarray:
-    """`adjacent_consistency`, but 0 for clips that do not resemble the truth: the idea of "CLIP-pcc".
+    """`adjacent_consistency`, but 0 for clips whose ``similarity`` (n,) to the truth is at or below the gate.
 
-    Range −1…1, higher is better. Frozen clips that resemble the truth score 1, so the truth's own value stands beside it
-    here too. The published score gates by VIFI-CLIP similarity of whole clips at .6; here the gate is the clips' mean
-    CLIP image similarity, so the numbers do not compare with published ones.
-
-    Parameters
-    ----------
-    features : ndarray (n, F, D)
-    similarity : ndarray (n,)
-        Of each clip with its truth.
-    gate : float
-        Clips at or below it count 0.
-
-    Returns
-    -------
-    ndarray, float64 (n,)
-
-    References
-    ----------
-    Lu et al. 2025, ICLR (Mind-Animator), where it is called CLIP-pcc.
+    Range −1…1, higher is better. Frozen clips that resemble the truth score 1, so the truth's own
+    value stands beside it here too. It is the idea of "CLIP-pcc" (Lu et al. 2025, ICLR,
+    Mind-Animator), which gates by VIFI-CLIP similarity of whole clips at .6; here the gate is the
+    clips' mean CLIP image similarity, so the numbers do not compare with published ones.
     """
     return np.where(np.asarray(similarity) > gate, adjacent_consistency(features), 0.0)
 

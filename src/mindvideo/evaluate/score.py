@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 Needs = Literal["frames", "flow", "images", "clips", "embeddings", "captions"]
-"""What a score looks at: frames, optical flow, or what a frozen network says of frames (``images``: their classes,
-``embeddings``: CLIP's), of whole clips (``clips``) or in words (``captions``)."""
+"""What a score looks at: frames, optical flow, or what a frozen network says of frames (``images``:
+their classes, ``embeddings``: CLIP's), of whole clips (``clips``) or in words (``captions``)."""
 Family = Literal["layout", "colour", "content", "motion"]
 """Which part of the picture a score is about."""
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -41,13 +41,14 @@ class Score:
     name, label, definition : str
         Key in every file, words on every page, and a sentence that lets a reader compute it.
     needs : Needs
-        ``frames`` and ``flow`` are computed batch by batch from `measure.Frames`, the others from the `measure.Features`
-        of all windows.
+        ``frames`` and ``flow`` are computed batch by batch from `measure.Frames`, the others from
+        the `measure.Features` of all windows.
     per_window : callable
         (reconstruction, truth) → float64 (n,), NaN where a window has no value.
     pairwise : callable, optional
-        (reconstruction, truth) → (n, n), prediction i against the truth of window j: chance and P of the pairing follow
-        from it. Without it chance is that of random pairs for frames and flow, and unknown for the rest.
+        (reconstruction, truth) → (n, n), prediction i against the truth of window j: chance and P
+        of the pairing follow from it. Without it chance is that of random pairs for frames and
+        flow, and unknown for the rest.
     chance : float, optional
         In closed form.
     low, high : float or None
@@ -59,9 +60,11 @@ class Score:
     used_by : str
         Papers that report a score of this kind; their details may differ.
     over_time : bool
-        Whether frames of a clip are compared with one another: needs two frames, and a truth at the clips' own rate.
+        Whether frames of a clip are compared with one another: needs two frames, and a truth at the
+        clips' own rate.
     has_truth : bool
-        Whether the truth has a value of its own that says something: 'per_window' of the truth with itself.
+        Whether the truth has a value of its own that says something: 'per_window' of the truth with
+        itself.
     is_main : bool
         Whether it stands in tables that show few scores: the ablation's and the rivals'.
     """
@@ -84,8 +87,8 @@ class Score:
     is_main: bool = False
 
 
-Ends = tuple[float | None, float | None]
-NO_ENDS: Ends = (None, None)
+Interval = tuple[float | None, float | None]
+NO_INTERVAL: Interval = (None, None)
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,8 @@ class ScoreResult:
     controls, control_intervals, roles : dict
         Of every other set of clips, by name.
     p, p_holm : dict
-        One-sided P that the reconstruction is better than each set (block sign flips), and the same corrected by Holm
-        over all scores, for each set on its own.
+        One-sided P that the reconstruction is better than each set (block sign flips), and the same
+        corrected by Holm over all scores, for each set on its own.
     truth : float
         The truth's own value where it has one.
     way_to_caption, way_to_caption_interval
@@ -122,22 +125,22 @@ class ScoreResult:
     unit: str = ""
     used_by: str = ""
     network: str = ""
-    range: Ends = NO_ENDS
+    range: Interval = NO_INTERVAL
     higher_is_better: bool | None = None
     is_main: bool = False
-    interval: Ends = NO_ENDS
+    interval: Interval = NO_INTERVAL
     n: int = 0
     chance: float | None = None
     chance_closed_form: float | None = None
     p_chance: float | None = None
     controls: dict[str, float | None] = field(default_factory=dict)
-    control_intervals: dict[str, Ends] = field(default_factory=dict)
+    control_intervals: dict[str, Interval] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
     p: dict[str, float | None] = field(default_factory=dict)
     p_holm: dict[str, float | None] = field(default_factory=dict)
     truth: float | None = None
     way_to_caption: float | None = None
-    way_to_caption_interval: Ends = NO_ENDS
+    way_to_caption_interval: Interval = NO_INTERVAL
     films: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def is_better_than(self, value: float | None) -> bool:
@@ -191,7 +194,8 @@ class Evaluation:
     left_out : dict of str to str
         Scores that could not be computed, each with the reason.
     smallest_p : float or None
-        What a P after Holm could be at best with these blocks and permutations; None where nothing was tested.
+        The smallest P after Holm that is possible with these blocks and permutations; None where
+        nothing was tested.
     truth, networks : str
         Fingerprints of the true clips and of the networks that measured.
     pairs : dict
@@ -218,8 +222,8 @@ def finite(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _ends(value: Any) -> Ends:
-    return (finite(value[0]), finite(value[1])) if isinstance(value, list | tuple) and len(value) == 2 else NO_ENDS
+def _read_interval(value: Any) -> Interval:
+    return (finite(value[0]), finite(value[1])) if isinstance(value, list | tuple) and len(value) == 2 else NO_INTERVAL
 
 
 def _each(read: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
@@ -229,7 +233,7 @@ def _each(read: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
 def _read_film(value: Any) -> dict[str, Any]:
     return {
         "value": finite(value.get("value")),
-        "interval": _ends(value.get("interval")),
+        "interval": _read_interval(value.get("interval")),
         "n": int(finite(value.get("n")) or 0),
         "controls": _each(finite)(value.get("controls")),
     }
@@ -238,10 +242,10 @@ def _read_film(value: Any) -> dict[str, Any]:
 _READERS: dict[str, Callable[[Any], Any]] = {
     **{item.name: lambda value: str(value or "") for item in fields(ScoreResult) if item.type == "str"},
     **{item.name: finite for item in fields(ScoreResult) if item.type == "float | None"},
-    **{item.name: _ends for item in fields(ScoreResult) if item.type == "Ends"},
+    **{item.name: _read_interval for item in fields(ScoreResult) if item.type == "Interval"},
     **dict.fromkeys(("controls", "p", "p_holm"), _each(finite)),
     "roles": _each(str),
-    "control_intervals": _each(_ends),
+    "control_intervals": _each(_read_interval),
     "films": _each(_read_film),
     "n": lambda value: int(finite(value) or 0),
     "higher_is_better": lambda value: value if isinstance(value, bool) else None,

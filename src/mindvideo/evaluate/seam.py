@@ -45,10 +45,11 @@ class Layout:
 def find_layout(films: Sequence[np.ndarray]) -> Layout:
     """Find padding and seam of a set of side-by-side films; all films of a set have one layout.
 
-    Padding is what has one colour in every frame of every film, at most 16 pixels wide and as wide on opposite sides.
-    Between the halves, padding is the seam. Without padding there the seam is the column where neighbouring pixels
-    differ most on average, if that is the middle or stands out (at least twice the median column, and half as much again
-    as the middle); otherwise it is the middle, and the note says that no seam was seen.
+    Padding is what has one colour in every frame of every film, at most 16 pixels wide and as wide
+    on opposite sides. Between the halves, padding is the seam. Without padding there the seam is
+    the column where neighbouring pixels differ most on average, if that is the middle or stands out
+    (at least twice the median column, and half as much again as the middle); otherwise it is the
+    middle, and the note says that no seam was seen.
 
     Parameters
     ----------

@@ -33,20 +33,11 @@ def refuse_ways(n_ways: Sequence[int], part: str, n_classes: int) -> None:
 def success_table(pool: int, n_way: int, top_k: int) -> np.ndarray:
     """Chance that fewer than ``top_k`` of N−1 distractors drawn from ``pool`` are among the m that beat the truth.
 
-    Parameters
-    ----------
-    pool : int
-        Number of candidates a distractor can be.
-    n_way : int
-        N: the truth and N−1 distractors, drawn without replacement.
-    top_k : int
-        The truth must be among the first ``top_k``.
-
     Returns
     -------
     ndarray, float64 (pool + 1,)
-        Entry m: the hypergeometric P(X ≤ top_k − 1) with m of the pool beating the truth, from exact integers;
-        read-only.
+        Entry m: the hypergeometric P(X ≤ top_k − 1) with m of the pool beating the truth, from
+        exact integers; read-only.
 
     Raises
     ------
@@ -91,19 +82,9 @@ def _check(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np
 
 
 def top_classes(probabilities: np.ndarray, n_classes: int = TRUE_CLASSES) -> np.ndarray:
-    """Indices of the most probable classes, the ground truth of the N-way test.
+    """Indices (..., n_classes), int64, of the most probable of (..., classes): the ground truth of the N-way test.
 
-    Parameters
-    ----------
-    probabilities : ndarray (..., classes)
-        Of the true frames or clips.
-    n_classes : int
-        How many to keep; 3 in the paper (section 4.2).
-
-    Returns
-    -------
-    ndarray, int64 (..., n_classes)
-        Most probable first; equal probabilities in class order.
+    The most probable comes first, equal ones in class order; the paper keeps three (section 4.2).
     """
     if not 1 <= n_classes <= probabilities.shape[-1]:
         raise SettingError(f"expected 1…{probabilities.shape[-1]} ground-truth classes, found {n_classes}")
@@ -111,17 +92,19 @@ def top_classes(probabilities: np.ndarray, n_classes: int = TRUE_CLASSES) -> np.
 
 
 def n_way_top_k(probabilities: np.ndarray, truth: np.ndarray, n_way: int, top_k: int = 1) -> np.ndarray:
-    """Exact probability of success in the N-way top-K test of each row.
+    """Exact probability of success in the N-way top-K test of each row, float64 (n,).
 
-    The procedure (paper section 4.2, after Chen et al. 2023): the ground truth G is the true clip's top classes; N−1
-    distractors are drawn without replacement from the classes outside G; success if any class of G is in the top K of
-    {that class} ∪ distractors by the prediction's probabilities. Published code averages random draws. Its expectation
-    is a hypergeometric tail: with b the class of G the prediction thinks most probable and m the number of classes
-    outside G that beat **or tie** b, success means at most K−1 of the drawn distractors are among those m. **Ties count
-    against the ground truth**, so a constant prediction scores 0 and not 1.
+    The procedure (paper section 4.2, after Chen et al. 2023): the ground truth G is the true clip's
+    top classes; N−1 distractors are drawn without replacement from the classes outside G; success
+    if any class of G is in the top K of {that class} ∪ distractors by the prediction's
+    probabilities. Published code averages random draws. Its expectation is a hypergeometric tail:
+    with b the class of G the prediction thinks most probable and m the number of classes outside G
+    that beat **or tie** b, success means at most K−1 of the drawn distractors are among those m.
+    **Ties count against the ground truth**, so a constant prediction scores 0 and not 1.
 
-    Range 0…1, higher is better. Chance is not 1/N: `chance_n_way` gives it for exchangeable classes (.75 for 2-way
-    with three ground-truth classes), a test set's own chance is the mean of `pairwise_n_way_top_k` off the diagonal.
+    Range 0…1, higher is better. Chance is not 1/N: `chance_n_way` gives it for exchangeable classes
+    (.75 for 2-way with three ground-truth classes), a test set's own chance is the mean of
+    `pairwise_n_way_top_k` off the diagonal.
 
     Parameters
     ----------
@@ -129,19 +112,14 @@ def n_way_top_k(probabilities: np.ndarray, truth: np.ndarray, n_way: int, top_k:
         The prediction's; only their order matters.
     truth : ndarray, int (n, g)
         Distinct ground-truth classes of each row, see `top_classes`.
-    n_way, top_k : int
-        N ≥ 2 and K ≥ 1.
-
-    Returns
-    -------
-    ndarray, float64 (n,)
 
     Raises
     ------
     DataError
-        For shapes that do not fit, probabilities that are not finite, or repeated or impossible classes.
+        For shapes that do not fit, probabilities that are not finite, or repeated or impossible
+        classes.
     SettingError
-        When there are fewer classes outside G than distractors.
+        When there are fewer classes outside G than distractors, N < 2 or K < 1.
     """
     probabilities, truth = _check(probabilities, truth)
     own = np.take_along_axis(probabilities, truth, axis=1)
@@ -151,13 +129,10 @@ def n_way_top_k(probabilities: np.ndarray, truth: np.ndarray, n_way: int, top_k:
 
 
 def pairwise_n_way_top_k(probabilities: np.ndarray, truth: np.ndarray, n_way: int, top_k: int = 1) -> np.ndarray:
-    """`n_way_top_k` of every prediction against every row's truth.
+    """`n_way_top_k` of prediction i against the truth of row j, float32 (n, n).
 
-    Returns
-    -------
-    ndarray, float32 (n, n)
-        Entry (i, j): prediction i tested against the truth of row j. The diagonal is `n_way_top_k`; the mean off it is
-        the chance on this very test set, exactly, instead of an average over some derangements.
+    The diagonal is `n_way_top_k`; the mean off it is the chance on this very test set, exactly,
+    instead of an average over some derangements.
     """
     probabilities, truth = _check(probabilities, truth)
     n, n_classes = probabilities.shape
@@ -175,11 +150,12 @@ def pairwise_n_way_top_k(probabilities: np.ndarray, truth: np.ndarray, n_way: in
 def chance_n_way(n_way: int, top_k: int = 1, n_truth: int = TRUE_CLASSES) -> float:
     """Chance level of the N-way top-K test when all classes are exchangeable and never tie.
 
-    Of the g ground-truth classes and N−1 distractors, in random order, the test fails when the first K are all
-    distractors: 1 − ∏ₖ (N−1−k)/(N−1+g−k), k = 0…K−1; for K = 1, g/(N−1+g), that is 3/(N+2) with three classes.
+    Of the g ground-truth classes and N−1 distractors, in random order, the test fails when the
+    first K are all distractors: 1 − ∏ₖ (N−1−k)/(N−1+g−k), k = 0…K−1; for K = 1, g/(N−1+g), that is
+    3/(N+2) with three classes.
 
-    Real classifiers' classes are not exchangeable (some are always more probable), so this is a landmark; the chance
-    to compare with is the one of the test set.
+    Real classifiers' classes are not exchangeable (some are always more probable), so this is a
+    landmark; the chance to compare with is the one of the test set.
     """
     if n_way < 2 or top_k < 1 or n_truth < 1:
         raise SettingError(f"expected N >= 2, K >= 1 and a ground truth, found {n_way}, {top_k} and {n_truth}")

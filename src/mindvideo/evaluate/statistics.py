@@ -15,7 +15,7 @@ import numpy as np
 
 from mindvideo.errors import DataError
 
-Alternative = Literal["greater", "less", "two-sided"]
+Alternative = Literal["greater", "two-sided"]
 _PIECE = 2**18
 ENDS = (0.025, 0.975)
 """Quantiles at the ends of a 95 % interval."""
@@ -38,13 +38,9 @@ def _by_block(values: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.nda
 def _tail(null: np.ndarray, observed: float, alternative: Alternative, extra: int) -> float:
     """(extra + how many of the null are as extreme) / (extra + size); equal up to rounding counts as equal."""
     slack = 1e-10 * max(1.0, abs(observed), float(np.abs(null).max(initial=0.0)))
-    if alternative == "greater":
-        count = (null >= observed - slack).sum()
-    elif alternative == "less":
-        count = (null <= observed + slack).sum()
-    else:
-        count = (np.abs(null) >= abs(observed) - slack).sum()
-    return float((extra + count) / (extra + len(null)))
+    if alternative == "two-sided":
+        null, observed = np.abs(null), abs(observed)
+    return float((extra + (null >= observed - slack).sum()) / (extra + len(null)))
 
 
 def block_permutation_p(
@@ -56,10 +52,11 @@ def block_permutation_p(
 ) -> float:
     """Block sign-flip test of paired differences.
 
-    Under the null hypothesis the two members of a pair are exchangeable; the sign of the difference is flipped for
-    whole blocks at once, and the sum compared with the observed one. All 2^B flips are enumerated where they are no
-    more than ``permutations``; else they are sampled and the observed one is counted in (Phipson & Smyth 2010). The
-    smallest P possible is therefore 2^−B or 1 / (permutations + 1).
+    Under the null hypothesis the two members of a pair are exchangeable; the sign of the difference
+    is flipped for whole blocks at once, and the sum compared with the observed one. All 2^B flips
+    are enumerated where they are no more than ``permutations``; else they are sampled and the
+    observed one is counted in (Phipson & Smyth 2010). The smallest P possible is therefore 2^−B or
+    1 / (permutations + 1).
 
     Parameters
     ----------
@@ -68,7 +65,7 @@ def block_permutation_p(
     block : ndarray, int (n,)
         Windows with one number are flipped together.
     alternative : str
-        ``greater`` (the mean difference is above 0), ``less`` or ``two-sided``.
+        ``greater`` (the mean difference is above 0) or ``two-sided``.
 
     Returns
     -------
@@ -122,9 +119,11 @@ def block_pairing_p(pairs: np.ndarray, block: np.ndarray, permutations: int, rng
     Parameters
     ----------
     pairs : ndarray (n, n)
-        Score of prediction i against the truth of window j, higher is better; the diagonal is the real pairing.
+        Score of prediction i against the truth of window j, higher is better; the diagonal is the
+        real pairing.
     block : ndarray, int (n,)
-        Blocks of the same number of windows change places; a block whose length no other has keeps its place.
+        Blocks of the same number of windows change places; a block whose length no other has keeps
+        its place.
 
     Returns
     -------
@@ -143,6 +142,17 @@ def block_pairing_p(pairs: np.ndarray, block: np.ndarray, permutations: int, rng
     return _tail(null, observed, "greater", extra=1)
 
 
+def _resample(sums: np.ndarray, counts: np.ndarray, bootstraps: int, rng: np.random.Generator) -> np.ndarray:
+    """Ratios of sums (B,) to counts (B,) over blocks drawn with replacement, float64 (bootstraps,)."""
+    drawn = rng.integers(0, len(sums), size=(bootstraps, len(sums)))
+    return sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+
+
+def _find_ends(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, ENDS)
+    return float(low), float(high)
+
+
 def block_bootstrap_interval(
     values: np.ndarray, block: np.ndarray, bootstraps: int, rng: np.random.Generator
 ) -> tuple[float, float]:
@@ -158,12 +168,7 @@ def block_bootstrap_interval(
     Künsch 1989, Annals of Statistics 17, 1217–1241 (here with fixed, non-overlapping blocks).
     """
     sums, counts = _by_block(values, block)
-    if len(sums) < 2:
-        return math.nan, math.nan
-    drawn = rng.integers(0, len(sums), size=(bootstraps, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, ENDS)
-    return float(low), float(high)
+    return _find_ends(_resample(sums, counts, bootstraps, rng)) if len(sums) > 1 else (math.nan, math.nan)
 
 
 def two_sample_bootstrap_interval(
@@ -181,15 +186,11 @@ def two_sample_bootstrap_interval(
     low, high : float
         NaN twice where either set is a single block.
     """
-    means = []
-    for values, block in ((first, first_block), (second, second_block)):
-        sums, counts = _by_block(values, block)
-        if len(sums) < 2:
-            return math.nan, math.nan
-        drawn = rng.integers(0, len(sums), size=(bootstraps, len(sums)))
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.quantile(means[0] - means[1], ENDS)
-    return float(low), float(high)
+    both = _by_block(first, first_block), _by_block(second, second_block)
+    if min(len(sums) for sums, _ in both) < 2:
+        return math.nan, math.nan
+    means = [_resample(sums, counts, bootstraps, rng) for sums, counts in both]
+    return _find_ends(means[0] - means[1])
 
 
 def two_sample_block_p(
@@ -203,9 +204,9 @@ def two_sample_block_p(
 ) -> float:
     """Block permutation test that two unpaired sets of windows have one mean (two subjects, two test sets).
 
-    Whole blocks are dealt anew into two groups of the original numbers of blocks; the statistic is the difference of
-    the means over windows, first minus second. Where the same windows were scored twice, use `block_permutation_p` of
-    the differences: it is more sensitive.
+    Whole blocks are dealt anew into two groups of the original numbers of blocks; the statistic is
+    the difference of the means over windows, first minus second. Where the same windows were scored
+    twice, use `block_permutation_p` of the differences: it is more sensitive.
 
     Returns
     -------
@@ -244,13 +245,14 @@ def fraction_of_way(
 ) -> tuple[float, float, float]:
     """How far scores come on the way from a control's to a ceiling's: (value − control) / (ceiling − control).
 
-    0 is the control, 1 the ceiling. Means are over the windows where all three are known; the interval is a percentile
-    bootstrap of the ratio over whole blocks.
+    0 is the control, 1 the ceiling. Means are over the windows where all three are known; the
+    interval is a percentile bootstrap of the ratio over whole blocks.
 
     Returns
     -------
     fraction, low, high : float
-        NaN where the ceiling is no better than the control (in a bootstrap too, then the interval's ends are NaN).
+        NaN where the ceiling is no better than the control (in a bootstrap too, then the interval's
+        ends are NaN).
     """
     known = np.isfinite(values) & np.isfinite(control) & np.isfinite(ceiling)
     if not known.any():
@@ -259,24 +261,19 @@ def fraction_of_way(
     whole, _ = _by_block((ceiling - control)[known], block[known])
     if whole.sum() <= 0:
         return math.nan, math.nan, math.nan
+    fraction = float(gained.sum() / whole.sum())
     drawn = rng.integers(0, len(whole), size=(bootstraps, len(whole)))
     below = whole[drawn].sum(axis=1)
     if len(whole) < 2 or (below <= 0).any():
-        return float(gained.sum() / whole.sum()), math.nan, math.nan
-    low, high = np.quantile(gained[drawn].sum(axis=1) / below, ENDS)
-    return float(gained.sum() / whole.sum()), float(low), float(high)
-
-
-def _checked_p(p_values: np.ndarray) -> np.ndarray:
-    p_values = np.asarray(p_values, dtype=np.float64)
-    if p_values.ndim != 1 or not ((p_values >= 0) & (p_values <= 1)).all():
-        raise DataError(f"expected P-values (n,) between 0 and 1, found {p_values}")
-    return p_values
+        return fraction, math.nan, math.nan
+    return fraction, *_find_ends(gained[drawn].sum(axis=1) / below)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
     """P-values adjusted to control the family-wise error rate (Holm 1979), float64 (n,)."""
-    p_values = _checked_p(p_values)
+    p_values = np.asarray(p_values, dtype=np.float64)
+    if p_values.ndim != 1 or not ((p_values >= 0) & (p_values <= 1)).all():
+        raise DataError(f"expected P-values (n,) between 0 and 1, found {p_values}")
     n = len(p_values)
     order = np.argsort(p_values)
     adjusted = np.empty(n)
@@ -286,5 +283,4 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 def p_class(p_value: float) -> str:
     """The paper's class of a P-value (Table 1): ``p<0.0001``, ``p<0.01``, ``p<0.05`` or ``p>0.05``."""
-    _checked_p(np.array([p_value]))
     return next((name for bound, name in P_CLASSES if p_value < bound), "p>0.05")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 
 from mindvideo.clip_sets import ClipSet, clip_set
-from mindvideo.data.disk import write_text
 from mindvideo.evaluate import statistics
 from mindvideo.evaluate.score import MAIN, Evaluation, ScoreResult
+from mindvideo.files import write_json, write_text
 
 Scores = Mapping[str, ScoreResult]
 _LATEX = {
     "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$", "–": "--",
+    "↓": r"$\downarrow$", "–": "--", "±": r"$\pm$",
 }  # fmt: skip
+LATEX_COLOURS = {"p<0.0001": "D9C8F2", "p<0.01": "F9CFE0", "p<0.05": "FBF0B8", "p>0.05": "D5EBCF"}
+"""The paper's, light enough to print text on."""
 DETAILS = (
     "score", "value", "low", "high", "n", "chance", "chance_closed_form", "p_chance", "from_brain", "set", "role",
     "set_value", "set_low", "set_high", "p", "p_holm", "p_holm_class", "unit", "higher_is_better", "definition",
@@ -30,20 +32,25 @@ DETAILS = (
 )  # fmt: skip
 
 
-def _with_arrow(name: str, score: ScoreResult) -> str:
-    return name + {True: " ↑", False: " ↓", None: ""}[score.higher_is_better]
+def with_arrow(name: str, higher_is_better: bool | None) -> str:
+    """A score's name with an arrow in the direction that is better."""
+    return name + {True: " ↑", False: " ↓", None: ""}[higher_is_better]
 
 
 def _own_cells(name: str, score: ScoreResult) -> list[str]:
     low, high = score.interval
-    return [_with_arrow(name, score), number(score.value), f"{number(low)} – {number(high)}"]
+    return [
+        with_arrow(name, score.higher_is_better),
+        write_score(score.value),
+        f"{write_score(low)} – {write_score(high)}",
+    ]
 
 
 def table_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> list[list[str]]:
-    """The scores as a table of strings, header first: score, value, interval, n, chance, one column a set, papers.
+    """The scores as a table of strings, header first: score, value, interval, n, chance, one column per set, papers.
 
-    A set's cell shows its value and, where tested, the paper's class of the P-value corrected by Holm's method over
-    the scores, as its heading says; ceilings show the value alone.
+    A set's cell shows its value and, where tested, the paper's class of the P-value corrected by
+    Holm's method over the scores, as its heading says; ceilings show the value alone.
     """
     roles = {other: entry.roles[other] for entry in scores.values() for other in entry.controls}
     is_tested = {other for entry in scores.values() for other in entry.p_holm}
@@ -53,19 +60,20 @@ def table_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> lis
     )
     rows = [["score", "value", "95% interval", "n", "chance", *columns, "truth", "used by"]]
     for name, entry in scores.items():
-        row = [*_own_cells(name, entry), str(entry.n), number(entry.chance)]
+        row = [*_own_cells(name, entry), str(entry.n), write_score(entry.chance)]
         for other in roles:
-            cell, p = number(entry.controls.get(other)), entry.p_holm.get(other)
+            cell, p = write_score(entry.controls.get(other)), entry.p_holm.get(other)
             row.append(cell if p is None else f"{cell} {statistics.p_class(p)}")
-        rows.append([*row, number(entry.truth), entry.used_by])
+        rows.append([*row, write_score(entry.truth), entry.used_by])
     return rows
 
 
 def brief_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> list[list[str]]:
     """What fits a narrow terminal: score, value, interval, chance, the two controls that matter most, with P by Holm.
 
-    These are ``shuffled`` and ``mean`` where the scores have them, else the first two controls. Where shuffled brain
-    activity was tried, the last column says what came from the brain, and which baseline is better still.
+    These are ``shuffled`` and ``mean`` where the scores have them, else the first two controls.
+    Where shuffled brain activity was tried, the last column says what came from the brain, and
+    which baseline is better still.
     """
     controls = dict.fromkeys(
         other for entry in scores.values() for other in entry.controls if entry.roles[other] == "control"
@@ -77,10 +85,10 @@ def brief_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> lis
     has_brain = any(entry.from_brain is not None for entry in scores.values())
     rows[0] += ["from the brain"] * has_brain
     for name, entry in scores.items():
-        row = [*_own_cells(name, entry), number(entry.chance)]
+        row = [*_own_cells(name, entry), write_score(entry.chance)]
         for other in chosen:
             p = entry.p_holm.get(other)
-            row += [number(entry.controls.get(other)), "–" if p is None else f"{p:.2g}"]
+            row += [write_score(entry.controls.get(other)), "–" if p is None else f"{p:.2g}"]
         rows.append(row + [write_origin(entry)] * has_brain)
     return rows
 
@@ -108,34 +116,70 @@ def detail_rows(scores: Scores) -> list[list[Any]]:
             rows.append([*own, other, entry.roles.get(other, "truth"), value, *interval, *tested, *words])
         if not sets:
             rows.append([*own, *[None] * 8, *words])
-    return [["" if cell is None else cell for cell in row] for row in rows]
+    return rows
 
 
-def number(value: float | None) -> str:
-    """Three decimals, or a dash where there is none."""
-    return "–" if value is None else f"{value:.3f}"
+def write_score(value: float | None, sd: float | None = None) -> str:
+    """Three decimals, with the standard deviation over seeds where there is one; a dash where there is no value."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if sd is None else f"{value:.3f} ± {sd:.3f}"
 
 
-def latex_table(rows: Sequence[Sequence[str]]) -> str:
-    """A LaTeX ``tabular`` with booktabs' rules (``\\usepackage{booktabs}``), first row the header."""
+def latex_table(rows: Sequence[Sequence[str]], classes: Mapping[tuple[int, int], str | None] | None = None) -> str:
+    """A LaTeX ``tabular`` with booktabs' rules (``\\usepackage{booktabs}``), first row the header.
 
-    def line(row: Sequence[str]) -> str:
-        return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in row) + r" \\"
+    ``classes`` gives cells, by row and column, the paper's colour of a class of P
+    (``\\usepackage[table]{xcolor}``).
+    """
 
+    def write_cell(i: int, j: int) -> str:
+        text = "".join(_LATEX.get(letter, letter) for letter in rows[i][j])
+        p_class = (classes or {}).get((i, j))
+        return text if p_class is None else rf"\cellcolor[HTML]{{{LATEX_COLOURS[p_class]}}}{text}"
+
+    lines = [" & ".join(write_cell(i, j) for j in range(len(row))) + r" \\" for i, row in enumerate(rows)]
     columns = "l" + "r" * (len(rows[0]) - 1)
-    body = [r"\toprule", line(rows[0]), r"\midrule", *(line(row) for row in rows[1:]), r"\bottomrule"]
-    return "\n".join([r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}", ""])
+    body = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+    packages = r"% \usepackage{booktabs}" + (r", \usepackage[table]{xcolor}" if classes else "")
+    return "\n".join([packages, rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}", ""])
 
 
 def csv_table(rows: Sequence[Sequence[Any]]) -> str:
-    """Comma-separated text of rows."""
+    """Comma-separated text of rows; None becomes an empty cell."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
+def tidy_rows(
+    places: Sequence[str], columns: Sequence[str], entries: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
+) -> list[list[Any]]:
+    """A row for each entry, header first: where it belongs, then its numbers; ``low`` and ``high`` are its interval's ends."""
+    rows: list[list[Any]] = [[*places, *columns]]
+    for place, entry in entries:
+        ends = dict(zip(("low", "high"), entry.get("interval") or (None, None), strict=True))
+        rows.append([*place, *(ends.get(name, entry.get(name)) for name in columns)])
+    return rows
+
+
+def write_tables(
+    path: Path,
+    content: Any,
+    rows: Sequence[Sequence[Any]],
+    latex: Sequence[Sequence[str]] | None = None,
+    **options: Any,
+) -> None:
+    """Write ``PATH.csv``, ``PATH.tex`` (where there are rows for it, see `latex_table`) and, last, ``PATH.json``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path.with_suffix(".csv"), csv_table(rows))
+    if latex is not None:
+        write_text(path.with_suffix(".tex"), latex_table(latex, **options))
+    write_json(path.with_suffix(".json"), content)
+
+
 def window_rows(evaluation: Evaluation, windows: Sequence[Mapping[str, Any]], block: np.ndarray) -> list[list[Any]]:
-    """One row a window: where it is, then every score of every set as ``score:set``, the reconstruction's as ``score``."""
+    """One row per window: where it is, then every score of every set as ``score:set``, the reconstruction's as ``score``."""
     columns = [(name, key) for name, sets in evaluation.windows.items() for key in sets]
     header = ["window", "segment", "scan", "scene", "block", "caption"]
     header += [name if key == MAIN else f"{name}:{key}" for name, key in columns]
@@ -156,8 +200,9 @@ def write_evaluation(
 ) -> None:
     """Write the files of an evaluation into ``folder``, ``scores.json`` last.
 
-    ``windows.csv`` (every window), ``scores.csv`` (every number), ``scores.tex`` (a table for a paper), ``evaluation.json``
-    (which clips, networks, settings and sets, and what was left out) and ``scores.json``.
+    ``windows.csv`` (every window), ``scores.csv`` (every number), ``scores.tex`` (a table for a
+    paper), ``evaluation.json`` (which clips, networks, settings and sets, and what was left out)
+    and ``scores.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     about = dict(about or {})
@@ -173,10 +218,8 @@ def write_evaluation(
     }
     entries = {name: entry.to_json() for name, entry in evaluation.scores.items()}
     write_text(folder / "windows.csv", csv_table(window_rows(evaluation, windows, block)))
-    write_text(folder / "scores.csv", csv_table(detail_rows(evaluation.scores)))
-    write_text(folder / "scores.tex", latex_table(table_rows(evaluation.scores, sets)))
-    write_text(folder / "evaluation.json", json.dumps(details, indent=1, allow_nan=False))
-    write_text(folder / "scores.json", json.dumps(entries, indent=1, allow_nan=False))
+    write_json(folder / "evaluation.json", details)
+    write_tables(folder / "scores", entries, detail_rows(evaluation.scores), table_rows(evaluation.scores, sets))
 
 
 def read_scores(path: Path) -> dict[str, ScoreResult]:

@@ -86,6 +86,23 @@ def sampling_arguments(settings: Reconstruct) -> dict[str, Any]:
     return {"num_inference_steps": steps, "guidance_scale": scale, "precision": settings.precision}
 
 
+def sample_clips(
+    pipeline: MindVideoPipeline, recipe: Recipe, windows: np.ndarray, shape: tuple[int, ...], **condition: Any
+) -> np.ndarray:
+    """Clips (B, F, H, W, 3) of the windows with these numbers, which determine their noise; ``shape`` is that of a clip."""
+    num_frames, height, width, _ = shape
+    latent_shape = pipeline.latent_shape(num_frames, height, width)
+    noise = [window_noise(recipe.seed, int(window), latent_shape) for window in windows]
+    return pipeline(
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        latents=torch.stack(noise),
+        **sampling_arguments(recipe.reconstruct),
+        **condition,
+    ).frames
+
+
 def pick_frames(clips: np.ndarray, num_frames: int) -> np.ndarray:
     """Clips (B, F, H, W, 3) at ``num_frames`` evenly spaced times, nearest frame."""
     times = ((np.arange(num_frames) + 0.5) * clips.shape[1] / num_frames).astype(int)
@@ -225,19 +242,8 @@ class ClipMaker(Shown):
         return makers[name](positions) if name in makers else super().make(name, positions)
 
     def _sample(self, positions: np.ndarray, **condition: Any) -> np.ndarray:
-        settings = self.recipe.reconstruct
-        num_frames, height, width, _ = self.shape
-        latent_shape = self.pipeline.latent_shape(num_frames, height, width)
-        noise = [window_noise(self.recipe.seed, int(window), latent_shape) for window in self.chosen[positions]]
-        arguments = {"negative": settings.negative, "test_mean": self.test_mean} | condition
-        return self.pipeline(
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            latents=torch.stack(noise),
-            **sampling_arguments(settings),
-            **arguments,
-        ).frames
+        arguments = {"negative": self.recipe.reconstruct.negative, "test_mean": self.test_mean} | condition
+        return sample_clips(self.pipeline, self.recipe, self.chosen[positions], self.shape, **arguments)
 
     def _mean(self, positions: np.ndarray) -> np.ndarray:
         mean: Any = self.pipeline.train_mean if self.test_mean is None else self.test_mean

@@ -6,10 +6,8 @@ nothing but the reading differs. Shapes: n test windows, W scans, V voxels, L co
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -19,19 +17,20 @@ import numpy as np
 import torch
 
 from mindvideo import distributed
-from mindvideo.artefacts import read_note
+from mindvideo.artefacts import begin_folder, read_note
 from mindvideo.config import Recipe
-from mindvideo.data.disk import link_folder, write_text
+from mindvideo.data.disk import link_folder
 from mindvideo.data.preparation import refuse_others
 from mindvideo.data.store import Store, open_stores
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, SettingError
-from mindvideo.evaluate.contrast import compare_runs, read_window_scores
-from mindvideo.evaluate.evaluation import evaluate_clips, list_missing
-from mindvideo.evaluate.judge import Judge, add_holm
-from mindvideo.evaluate.score import MAIN, Evaluation, Score
+from mindvideo.evaluate.aggregate import Aggregator, add_holm
+from mindvideo.evaluate.compare import compare_runs, read_window_scores
+from mindvideo.evaluate.evaluation import evaluate_windows
+from mindvideo.evaluate.score import MAIN, Score
 from mindvideo.evaluate.tables import read_scores, write_evaluation
-from mindvideo.generate.clips import Shown, sampling_arguments, window_noise
+from mindvideo.files import write_json
+from mindvideo.generate.clips import Shown, sample_clips
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.reconstruct import assemble_pipeline, choose_windows, fill_clips, open_clips
 from mindvideo.keys import Key, as_digest
@@ -124,14 +123,9 @@ class LeftOut:
 
 
 def run_curve(asked: LeftOut, out: Path, say: Callable[[str], None] = print, progress: Any = None) -> dict[str, Any]:
-    """Train the model of the others, read the left-out person with every arm, and write ``people.json``.
+    """Train the model of the others, read the left-out person with every arm; writes and returns the content of ``people.json``.
 
     What is up to date is skipped, what was killed goes on.
-
-    Returns
-    -------
-    dict
-        The content of ``people.json``.
     """
     asked.require()
     out.mkdir(parents=True, exist_ok=True)
@@ -143,11 +137,11 @@ def run_curve(asked: LeftOut, out: Path, say: Callable[[str], None] = print, pro
         link_folder(shared.run_dir / "simulate", own.run_dir / "simulate")
     say(f"subject {asked.subject}, who was left out:")
     own.run(until="prepare", say=say, progress=progress)
-    bench = _Bench(asked, shared, own)
+    arms = _Arms(asked, shared, own)
     rows = []
     for arm, minutes in asked.list_arms():
         name = f"{arm}-{'all' if minutes is None else format(minutes, 'g')}"
-        ran = bench.read(arm, minutes, out / name)
+        ran = arms.read(arm, minutes, out / name)
         say(f"{name}: {'done' if ran else 'up to date'}")
         rows.append(_row(arm, minutes, out / name))
     content = {
@@ -155,7 +149,7 @@ def run_curve(asked: LeftOut, out: Path, say: Callable[[str], None] = print, pro
         "recipe": asked.recipe.name, "is_simulated": asked.recipe.simulate is not None, "arms": ARMS, "rows": rows,
         "differences": _differences(rows, out),
     }  # fmt: skip
-    write_text(out / FILE, json.dumps(content, indent=1, allow_nan=False))
+    write_json(out / FILE, content)
     return content
 
 
@@ -186,7 +180,7 @@ def _differences(rows: Sequence[dict[str, Any]], out: Path) -> list[dict[str, An
     ]
 
 
-class _Bench:
+class _Arms:
     """The parts that all arms share."""
 
     def __init__(self, asked: LeftOut, shared: Study, own: Study) -> None:
@@ -235,27 +229,21 @@ class _Bench:
 
     def key(self, arm: str, minutes: float | None) -> Key:
         """What an arm's result follows from."""
-        recipe, study = self.recipe, {name: as_digest(run.key(last).digest) for name, run, last in self._studies}
-        content = recipe.model_dump(mode="json")
+        content = self.recipe.model_dump(mode="json")
         parts = {name: content[name] for name in ("align", "reconstruct", "evaluate", "seed", "encoder")}
-        return Key({"arm": arm, "minutes": minutes, "is_whole": self.asked.is_whole, "studies": study, **parts})
-
-    @property
-    def _studies(self) -> list[tuple[str, Study, str]]:
-        return [("others", self.shared, "cotrain"), ("newcomer", self.own, "prepare")]
+        studies = (("others", self.shared, "cotrain"), ("newcomer", self.own, "prepare"))
+        parts["studies"] = {name: as_digest(study.key(last).digest) for name, study, last in studies}
+        return Key({"arm": arm, "minutes": minutes, "is_whole": self.asked.is_whole, **parts})
 
     def read(self, arm: str, minutes: float | None, folder: Path) -> bool:
         """Train a way of reading, make its clips and score them; False where that is done already."""
         digest = self.key(arm, minutes).digest
         if read_note(folder / "done.json").get("hash") == digest:
             return False
-        if read_note(folder / "started.json").get("hash") != digest:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            write_text(folder / "started.json", json.dumps({"hash": digest}))
+        begin_folder(folder, digest)
         reader, about = self._prepare_arm(arm, minutes, folder)
         self._reconstruct(reader, folder, digest)
-        write_text(folder / "done.json", json.dumps({"hash": digest, "about": about}))
+        write_json(folder / "done.json", {"hash": digest, "about": about})
         return True
 
     def _prepare_arm(self, arm: str, minutes: float | None, folder: Path) -> tuple[Reader, dict[str, Any]]:
@@ -332,17 +320,12 @@ class _Bench:
         tokens = reader(shown.windows.fmri(shown.chosen))
         conditions = {MAIN: tokens, "shuffled": tokens[shown.other]}
         negative = {"negative": "none"} if settings.negative == "none" else {"negative_tokens": self.mean_token[None]}
-        frames, height, width, _ = shown.shape
-        shape = pipeline.latent_shape(frames, height, width)
 
         def make(name: str, positions: np.ndarray) -> np.ndarray:
             if name not in conditions:
                 return shown.make(name, positions)
-            noise = [window_noise(self.recipe.seed, int(number), shape) for number in shown.chosen[positions]]
-            return pipeline(
-                num_frames=frames, height=height, width=width, latents=torch.stack(noise),
-                condition=conditions[name][positions], **negative, **sampling_arguments(settings),
-            ).frames  # fmt: skip
+            window, condition = shown.chosen[positions], conditions[name][positions]
+            return sample_clips(pipeline, self.recipe, window, shown.shape, condition=condition, **negative)
 
         labels = {"truth": "what was shown", MAIN: "reconstruction", "shuffled": "fMRI of a window of another scene"}
         clips = open_clips(folder / "clips.zarr", labels, shown.shape, len(shown.chosen), digest)
@@ -355,17 +338,16 @@ class _Bench:
         windows = shown.describe(block)
         film = np.array([window["segment"] for window in windows])
         sets = {name: clips[name] for name in conditions}
-        found = evaluate_clips(
-            sets, clips["truth"], self.foundation, block=block, settings=settings, seed=self.recipe.seed,
-            scene=shown.scene, film=film, without=list_missing(self.foundation, settings, ["captions"]),
-        )  # fmt: skip
+        found = evaluate_windows(sets, clips["truth"], self.foundation, self.recipe, windows, block)
         values = self._token_r2(conditions, [window["caption"] for window in windows])
-        result = Judge(block, film, settings, self.recipe.seed).judge(TOKEN_R2, values, "")
-        scores = add_holm({TOKEN_R2.name: result, **found.scores})
-        every = {TOKEN_R2.name: values, **found.windows}
-        whole = Evaluation(scores, every, found.left_out, found.smallest_p, found.truth, found.networks)
+        result = Aggregator(block, film, settings, self.recipe.seed).summarise(TOKEN_R2, values, "")
+        found = replace(
+            found,
+            scores=add_holm({TOKEN_R2.name: result, **found.scores}),
+            windows={TOKEN_R2.name: values, **found.windows},
+        )
         about = {"settings": settings.model_dump(mode="json"), "seed": self.recipe.seed, "negative": "none"}
-        write_evaluation(whole, folder, windows, block, about)
+        write_evaluation(found, folder, windows, block, about)
 
     def _token_r2(self, conditions: dict[str, torch.Tensor], captions: list[str]) -> dict[str, np.ndarray]:
         """Each window's part in R² (n,): their mean is R²."""

@@ -104,7 +104,8 @@ def start_by_ridge(
     Returns
     -------
     dict of str to float
-        ``log10_alpha``, the median over the areas, and ``r2`` of the tokens on the scans it was fitted to.
+        ``log10_alpha``, the median over the areas, and ``r2`` of the tokens on the scans it was
+        fitted to.
     """
     set_backend("numpy")
     own, maps = maps_of(encoder), maps_of(shared)
@@ -151,13 +152,7 @@ class MapsTask(AlignTask):
 def train_on_minutes(
     encoder: AreaEncoder, data: AlignData, settings: Align, folder: Path, seed: int, is_whole: bool
 ) -> None:
-    """Train an encoder on a person's minutes as ``align`` does, without ridge regression as a teacher.
-
-    Parameters
-    ----------
-    is_whole : bool
-        All of it learns; else only the maps.
-    """
+    """Train an encoder, or its maps alone, on a person's minutes as ``align`` does, without ridge regression as a teacher."""
     settings = settings.model_copy(
         update={
             "teacher_weight": 0.0,

@@ -15,12 +15,7 @@ EMBEDDED_BYTES = 12_000_000
 class Assets:
     """Takes pictures, clips and tables and gives their addresses.
 
-    Parameters
-    ----------
-    out : Path
-        Folder of the page; what does not fit the page goes to ``out/assets``.
-    room : int
-        Bytes of files the page may hold.
+    What does not fit into the ``room`` in bytes of the page goes to ``out/assets``.
     """
 
     def __init__(self, out: Path, room: int = EMBEDDED_BYTES) -> None:
@@ -42,7 +37,7 @@ class Assets:
         return f"assets/{name}"
 
     def discard(self) -> None:
-        """Remove what was written for a page that did not come about."""
+        """Remove what was written for a page that was not finished."""
         shutil.rmtree(self.writing, ignore_errors=True)
 
     def publish(self) -> None:

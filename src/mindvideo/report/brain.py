@@ -13,7 +13,6 @@ from mindvideo.evaluate.score import finite
 from mindvideo.report.plots import Dot, draw_dots
 from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite
-from mindvideo.report.wording import write_number
 
 MOST_AREAS = 20
 MEASURES = ("tokens", "text", "image")
@@ -44,7 +43,7 @@ def list_brain(run: Run) -> list[dict[str, Any]]:
     return [group for group in groups if group["panels"] or group["note"]]
 
 
-def list_turning(run: Run, out: Path, judged: Mapping[str, Markup]) -> list[dict[str, Any]]:
+def list_surfaces(run: Run, out: Path, judged: Mapping[str, Markup]) -> list[dict[str, Any]]:
     """Interactive surfaces: address relative to the page's folder ``out``, label and warning."""
     found = []
     for path in sorted((run.path / "explain").glob("surface_*.html")):
@@ -63,7 +62,7 @@ def split_pictures(run: Run) -> tuple[list[str], list[str]]:
     return first, [name for name in names if name not in first]
 
 
-def judge_maps(run: Run) -> dict[str, Markup]:
+def warn_of_maps(run: Run) -> dict[str, Markup]:
     """A sentence for every map that finds the true voxels no better than the best map of its kind without training."""
     truth, place = run.explain.get("truth", {}), Source("explain/truth.json")
     found: dict[str, list[Markup]] = {}
@@ -98,10 +97,6 @@ def _known(values: Iterable[Any]) -> list[float]:
     return [found for value in values if (found := finite(value)) is not None]
 
 
-def _describe(name: str, values: dict[str, float]) -> str:
-    return f"{name}: {', '.join(f'{key} {write_number(value)}' for key, value in values.items())}"
-
-
 def _attention(run: Run, stage: str, layers: dict[str, Any], final: str) -> dict[str, Any]:
     parcels = run.explain.get("parcels", {})
     sizes = parcels.get("parcels") or run.explain.get("networks", {})
@@ -115,7 +110,7 @@ def _attention(run: Run, stage: str, layers: dict[str, Any], final: str) -> dict
             Dot(name, share, kind="main", source=source.at(layer, name), mark=expected.get(name))
             for name, share in sorted(shares.items(), key=lambda pair: -pair[1])[:MOST_AREAS]
         ]
-        plot = draw_dots(_describe(f"attention of the {layer} layer", shares), dots, chance=0.0, label_width=178.0)
+        plot = draw_dots(f"attention of the {layer} layer", dots, chance=0.0, label_width=178.0)
         panels.append({"name": f"{layer} layer", "plot": plot})
     kind, what = ("parcels", "each parcel") if parcels else ("networks", "voxels of each Yeo-17 network")
     text = f"Share of the attention that {what} receive{'s' * bool(parcels)}"
@@ -133,7 +128,7 @@ def _temporal(content: dict[str, Any]) -> dict[str, Any]:
             values = _values(weights)
             source = Source("explain/temporal.json", (stage, layer))
             dots = [Dot(time, value, kind="main", source=source.at(time)) for time, value in values.items()]
-            plot = draw_dots(_describe(f"{stage}, {layer} layer", values), dots, chance=0.0)
+            plot = draw_dots(f"{stage}, {layer} layer", dots, chance=0.0)
             panels.append({"name": f"{stage}, {layer} layer", "plot": plot})
     text = "Temporal attention received by each scan of a window, by its time after the first frame was on screen."
     return _group("Weight of the lags", text, "explain/temporal.json", panels, is_folded=True)
@@ -157,7 +152,7 @@ def _occlusion(content: dict[str, Any], what: str) -> dict[str, Any]:
                 Dot(name, value, kind="main", source=source.at("areas", name, measure))
                 for name, value in largest.items()
             ]
-            plot = draw_dots(_describe(words, largest), dots, chance=0.0)
+            plot = draw_dots(words, dots, chance=0.0)
             panels.append({"name": words, "note": note, "plot": plot})
     silenced = "a parcel is silenced" if what == "parcel" else "an area is silenced in both hemispheres"
     text = f"How much worse the encoder of {escape(content.get('stage', '–'))} does when {silenced}"
@@ -188,7 +183,7 @@ def _against_truth(content: dict[str, Any], final: str) -> dict[str, Any]:
         if isinstance(spread, list) and len(spread) == 3:
             ends = (float(spread[0]), float(spread[2]))
             dots.append(Dot("random maps", spread[1], ends, "floor", source.at("auc_random", 1)))
-        panels.append({"name": name, "plot": draw_dots(_describe(name, values), dots, chance, label_width=178.0)})
+        panels.append({"name": name, "plot": draw_dots(name, dots, chance, label_width=178.0)})
     panels.append(_ablation(content.get("ablation") or {}))
     text = Markup("This subject is simulated, so the voxels that carry signal are known")
     if "n_informative" in content:
@@ -219,7 +214,6 @@ def _ablation(content: dict[str, Any]) -> dict[str, Any]:
         for group, kind in (("informative", "main"), ("other", "floor")):
             value = finite(((content.get("drop") or {}).get(group) or {}).get(measure))
             dots.append(Dot(f"{measure}, {group}", value, kind=kind, source=source.at("drop", group, measure)))
-    known = {dot.label: dot.value for dot in dots if dot.value is not None}
-    plot = draw_dots(_describe("drop", known), dots, label_width=150.0)
+    plot = draw_dots("drop", dots, label_width=150.0)
     silenced = cite(finite(content.get("n_silenced")), source.at("n_silenced"), "count")
     return {"name": "drop when voxels are silenced", "note": Markup(f"{silenced} of each kind"), "plot": plot}

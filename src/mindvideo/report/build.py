@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from mindvideo.data.disk import beside, write_text
 from mindvideo.errors import DataError
+from mindvideo.files import beside, write_json
 from mindvideo.report import comparison, methods_text, sections
 from mindvideo.report.ablation import ablation_section
 from mindvideo.report.assets import Assets
-from mindvideo.report.brain import judge_maps, list_brain, list_turning, split_pictures
+from mindvideo.report.brain import list_brain, list_surfaces, split_pictures, warn_of_maps
 from mindvideo.report.dataset import describe_validation, list_choices, summarise_data
 from mindvideo.report.gallery import describe_gallery, describe_shared
 from mindvideo.report.page import render
@@ -35,14 +34,10 @@ def run(context: StageContext) -> None:
 def build_report(run_dirs: Sequence[Path], out: Path, progress: Progress | None = None) -> Path:
     """Write the report of one run or of several side by side; returns the path of ``index.html``.
 
-    Parameters
-    ----------
-    run_dirs : sequence of Path
-        Run folders, finished or not. A run of several people is followed by each of them. A folder that ``mindvideo
-        ablate`` wrote adds its table; alone, it gives the page of its full method.
-    out : Path
-        Receives ``index.html``, ``differences*.json`` where differences were tested, and ``assets/`` where pictures do
-        not fit the page; other files are left alone.
+    Run folders may be unfinished. A run of several people is followed by each of them. A folder
+    that ``mindvideo ablate`` wrote adds its table; alone, it gives the page of its full method.
+    ``out`` also receives ``differences*.json`` where differences were tested, and ``assets/`` where
+    pictures do not fit the page; other files are left alone.
 
     Raises
     ------
@@ -65,7 +60,7 @@ def build_report(run_dirs: Sequence[Path], out: Path, progress: Progress | None 
             for path in out.glob("differences*.json"):
                 path.unlink()
             for name, found in tested.items():
-                write_text(out / name, json.dumps(found, indent=1, allow_nan=False))
+                write_json(out / name, found)
             assets.publish()
     except BaseException:
         assets.discard()
@@ -92,7 +87,7 @@ def _compose(
     side_by_side = shared = None
     about: list[dict[str, Any]] = []
     if len(runs) > 1:
-        entrants = [comparison.Entrant(item.name, item, i) for i, item in enumerate(_named_apart(runs))]
+        entrants = [comparison.Column(item.name, item, i) for i, item in enumerate(_named_apart(runs))]
         about = comparison.describe_runs(entrants)
         alone = [entrant for entrant in entrants if not entrant.run.people]  # people's mean is no rival of theirs
         side_by_side = _compare(alone, "differences.json", assets, tested)
@@ -120,7 +115,7 @@ def _named_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def _compare(
-    entrants: list[comparison.Entrant], file: str, assets: Assets, tested: dict[str, Any]
+    entrants: list[comparison.Column], file: str, assets: Assets, tested: dict[str, Any]
 ) -> dict[str, Any] | None:
     found = comparison.measure_differences(entrants)
     table = comparison.tabulate(entrants, found, file)
@@ -137,7 +132,7 @@ def _describe_run(
 ) -> dict[str, Any]:
     """Everything the template needs of one run."""
     key = f"run{index}"
-    judged = judge_maps(item)
+    judged = warn_of_maps(item)
     pictures = _pictures(item, key, assets, judged)
     rivals = comparison.list_rivals(item, index)
     title, verdict = write_verdict(item)
@@ -159,15 +154,16 @@ def _describe_run(
         "gallery": describe_gallery(item, key, assets, progress),
         "controls": sections.list_sets(item),
         "scores": sections.list_scores(item),
+        "score_heads": sections.list_heads(item),
         "ways": sections.list_ways(item),
         "films": sections.list_films(item),
-        "has_truth": any(score.truth is not None for score in item.scores.values()),
+        "has_truth": sections.has_truth(item),
         "rivals": _compare(rivals, f"differences_{key}.json", assets, tested) if rivals else None,
         "training": sections.list_training(item),
         "validation": describe_validation(item),
         "brain": list_brain(item),
         "knows_truth": bool(item.explain.get("truth")),
-        "turning": list_turning(item, assets.out, judged),
+        "surfaces": list_surfaces(item, assets.out, judged),
         "first_picture": pictures[:1],
         "pictures": pictures[1:],
         "data": data,

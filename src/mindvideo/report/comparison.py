@@ -6,21 +6,20 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from statistics import median
 from typing import Any
 
 from markupsafe import Markup
 
-from mindvideo.errors import DataError
-from mindvideo.evaluate.contrast import compare_runs, read_window_scores, smallest_p_holm
-from mindvideo.evaluate.score import LEVEL, ScoreResult, finite
-from mindvideo.evaluate.tables import csv_table
+from mindvideo.evaluate.compare import compare_all, smallest_p_holm
+from mindvideo.evaluate.score import LEVEL, ScoreResult
+from mindvideo.evaluate.tables import csv_table, tidy_rows
+from mindvideo.report.cells import Cell, Row, cite_difference
 from mindvideo.report.plots import Dot, draw_dots
 from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, cite_interval, count_of
 from mindvideo.report.verdict import count_shown, list_aspects, list_known_ways, list_tested, write_title
-from mindvideo.report.wording import write_number, write_percent
+from mindvideo.report.wording import write_percent
 
 SHOWN = 6
 """Scores drawn in view; the others' plots are folded."""
@@ -28,7 +27,7 @@ COLUMNS = ("first", "second", "difference", "low", "high", "n", "p", "p_holm", "
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Column:
     """One column: a run, its name and index on the page, and its folder within that run's."""
 
     label: str
@@ -37,7 +36,7 @@ class Entrant:
     folder: str = ""
 
     def source(self, *key: str, derived: str = "") -> Source:
-        """Where a score of this entrant lies, or what was worked out from its scores."""
+        """Where a score of this column lies, or what was worked out from its scores."""
         return Source(f"{self.folder}evaluate/scores.json", key, derived, self.index)
 
     def score(self, name: str, label: str) -> ScoreResult | None:
@@ -46,45 +45,25 @@ class Entrant:
         return score if score is not None and score.label == label else None
 
 
-def list_rivals(run: Run, index: int | None = None) -> list[Entrant]:
+def list_rivals(run: Run, index: int | None = None) -> list[Column]:
     """A run and the rival methods that were run beside it; empty where none was scored."""
     rivals = [
-        Entrant(rival.path.name, rival, index, f"baselines/{rival.path.name}/")
+        Column(rival.path.name, rival, index, f"baselines/{rival.path.name}/")
         for rival in run.baselines
         if rival.scores
     ]
-    return [Entrant("this study", run, index), *rivals] if rivals and run.scores else []
+    return [Column("this study", run, index), *rivals] if rivals and run.scores else []
 
 
-def measure_differences(entrants: Sequence[Entrant]) -> dict[str, Any]:
-    """Every two entrants, score by score: ``pairs[first][second]`` of `compare_runs`; ``untested`` says why not."""
-    found: dict[str, Any] = {"pairs": {}, "untested": {}}
-    read = []
-    for entrant in entrants:
-        try:
-            read.append(read_window_scores(entrant.run.path, entrant.label))
-        except DataError as error:
-            found["untested"][entrant.label] = str(error)
-    for first, second in combinations(read, 2):
-        names = f"{first.name} and {second.name}"
-        try:
-            scores = found["pairs"].setdefault(first.name, {})[second.name] = compare_runs(first, second)
-        except DataError as error:
-            found["untested"][names] = str(error)
-            continue
-        n_other = len(first.values.keys() & second.values.keys()) - len(scores)
-        if n_other:
-            found["untested"][names] = (
-                f"{n_other} of their scores are of another definition or were measured by other networks; evaluate both "
-                "with the same settings and one foundation"
-            )
-    return found
+def measure_differences(columns: Sequence[Column]) -> dict[str, Any]:
+    """`mindvideo.evaluate.compare.compare_all` of the columns."""
+    return compare_all({column.label: [column.run.path] for column in columns})
 
 
-def describe_runs(entrants: Sequence[Entrant]) -> list[dict[str, Any]]:
+def describe_runs(columns: Sequence[Column]) -> list[dict[str, Any]]:
     """What each run says of itself: its headline, scores from the brain, median way to the caption, test windows."""
     rows = []
-    for each in entrants:
+    for each in columns:
         aspects, tested = list_aspects(each.run), list_tested(each.run)
         row: dict[str, Any] = {"label": each.label, "title": "Not tested against shuffled brain activity."}
         row |= {"shown": "–", "way": "–", "n": "–"}
@@ -109,112 +88,93 @@ def _each(found: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]
 
 def write_differences(found: dict[str, Any]) -> str:
     """Every tested difference as CSV, second minus first."""
-    rows: list[list[Any]] = [["first_method", "second_method", "score", *COLUMNS]]
-    for first, second, name, entry in _each(found):
-        ends = dict(zip(("low", "high"), entry["interval"], strict=True))
-        cells = [ends.get(key, entry.get(key)) for key in COLUMNS]
-        rows.append([first, second, name, *("" if cell is None else cell for cell in cells)])
-    return csv_table(rows)
+    entries = ((place, entry) for *place, entry in _each(found))
+    return csv_table(tidy_rows(("first_method", "second_method", "score"), COLUMNS, entries))
 
 
-def tabulate(entrants: Sequence[Entrant], found: dict[str, Any], file: str) -> dict[str, Any] | None:
-    """Table of the scores that at least two entrants have, with differences from the first; None without such a score.
+def tabulate(columns: Sequence[Column], found: dict[str, Any], file: str) -> dict[str, Any] | None:
+    """Table of the scores that at least two columns have, with differences from the first; None without such a score.
 
     ``found`` is what `measure_differences` gave; ``file``, beside the page, holds it.
     """
-    counts = Counter((name, score.label) for entrant in entrants for name, score in entrant.run.scores.items())
+    counts = Counter((name, score.label) for column in columns for name, score in column.run.scores.items())
     common = [key for key in counts if counts[key] > 1]
     if not common:
         return None
-    rows = []
+    rows, panels = [], []
     for name, label in common:
-        scores = [(entrant, entrant.score(name, label)) for entrant in entrants]
-        cells = [{"label": each.label} | _cell(entrants[0], each, score, found, file) for each, score in scores]
-        rows.append({"name": label, "cells": cells, "plot": _draw(label, scores, cells)})
+        scores = [(column, column.score(name, label)) for column in columns]
+        rows.append(Row(label, [_write_cell(columns[0], each, score, found, file) for each, score in scores]))
+        panels.append({"name": label, "plot": _draw(label, scores, rows[-1].cells)})
     smallest = smallest_p_holm([scores for others in found["pairs"].values() for scores in others.values()])
     return {
-        "labels": [entrant.label for entrant in entrants], "wins": _count_wins(entrants, found, file), "rows": rows,
-        "panels": [row for row in rows if row["plot"]], "shown": SHOWN,
+        "labels": [column.label for column in columns], "wins": _count_wins(columns, found, file), "rows": rows,
+        "panels": [panel for panel in panels if panel["plot"]], "shown": SHOWN,
         "alone": sorted(label for (_, label), n in counts.items() if n == 1),
-        "has_shuffled": any("shuffled" in score.controls for each in entrants for score in each.run.scores.values()),
+        "has_shuffled": any("shuffled" in score.controls for each in columns for score in each.run.scores.values()),
         "designs": sorted({entry["design"] for *_, entry in _each(found)}),
         "untested": [f"{label}: {why}" for label, why in found["untested"].items()],
-        "smallest": smallest is not None and smallest >= LEVEL, "costs": _costs(entrants),
+        "smallest": smallest is not None and smallest >= LEVEL, "costs": _list_costs(columns),
     }  # fmt: skip
 
 
-def _draw(label: str, scores: Sequence[tuple[Entrant, ScoreResult | None]], cells: list[dict[str, Any]]) -> Markup:
-    """One score of every entrant, with its interval and, as a tick, its value with shuffled brain activity."""
+def _write_cell(first: Column, column: Column, score: ScoreResult | None, found: dict[str, Any], file: str) -> Cell:
+    """A score, its interval and its difference from the first column's; ``better`` or ``worse`` where that was shown."""
+    if score is None:
+        return Cell(column.label, "–")
+    source, kind = column.source(score.name), ""
+    small = cite_interval(score.interval, source.at("interval"))
+    tested = found["pairs"].get(first.label, {}).get(column.label, {}).get(score.name)
+    if tested and (
+        difference := cite_difference(tested, Source(file, ("pairs", first.label, column.label, score.name)))
+    ):
+        small += Markup("<br>") + difference
+        if tested["better"] and tested["p_holm"] < LEVEL:
+            kind = "better" if tested["better"] == "second" else "worse"
+    return Cell(column.label, cite(score.value, source.at("value")), small, kind)
+
+
+def _draw(label: str, scores: Sequence[tuple[Column, ScoreResult | None]], cells: Sequence[Cell]) -> Markup:
+    """One score of every column, with its interval and, as a tick, its value with shuffled brain activity."""
     dots = []
-    for place, ((entrant, score), cell) in enumerate(zip(scores, cells, strict=True)):
+    for place, ((column, score), cell) in enumerate(zip(scores, cells, strict=True)):
         if score is not None:
-            kind = "floor" if not place else "main" if cell["better"] else "open"
-            source = entrant.source(score.name, "value")
-            dots.append(
-                Dot(entrant.label, score.value, score.interval, kind, source, mark=score.controls.get("shuffled"))
-            )
-    text = ", ".join(f"{dot.label} {write_number(dot.value)}" for dot in dots)
-    return draw_dots(f"{label}: {text}", dots)
+            kind = "floor" if not place else "main" if cell.kind else "open"
+            source, shuffled = column.source(score.name, "value"), score.controls.get("shuffled")
+            dots.append(Dot(column.label, score.value, score.interval, kind, source, shuffled))
+    return draw_dots(label, dots)
 
 
-def _count_wins(entrants: Sequence[Entrant], found: dict[str, Any], file: str) -> list[dict[str, Any]]:
+def _count_wins(columns: Sequence[Column], found: dict[str, Any], file: str) -> list[dict[str, Any]]:
     """A row for each method: by how many of the tested scores it is better than each other one."""
-    rows = []
-    for row in entrants:
+    pairs, rows = found["pairs"], []
+    for row in (column.label for column in columns):
         cells: list[dict[str, Any]] = []
-        for column in entrants:
-            pair = [found["pairs"].get(a.label, {}).get(b.label) for a, b in ((row, column), (column, row))]
-            scores = pair[0] or pair[1] or {}
-            side = "first" if pair[0] else "second"
+        for column in (column.label for column in columns):
+            side = "first" if column in pairs.get(row, {}) else "second"
+            scores = pairs.get(row, {}).get(column) or pairs.get(column, {}).get(row) or {}
             tested = [entry for entry in scores.values() if entry["p_holm"] is not None]
             better = [entry for entry in tested if entry["better"] == side and entry["p_holm"] < LEVEL]
-            text: Markup | str = "–"
-            if tested:
-                text = Markup("{} of {}").format(
-                    count_of(len(better), file, f"{row.label} better than {column.label}"), len(tested)
-                )
-            cells.append({"label": f"better than {column.label}", "text": text, "won": bool(better)})
-        rows.append({"label": row.label, "cells": cells})
+            n_better = count_of(len(better), file, f"{row} better than {column}")
+            text = Markup("{} of {}").format(n_better, len(tested)) if tested else "–"
+            cells.append({"label": f"better than {column}", "text": text, "won": bool(better)})
+        rows.append({"label": row, "cells": cells})
     return rows
 
 
-def _costs(entrants: Sequence[Entrant]) -> list[dict[str, Any]]:
+def _list_costs(columns: Sequence[Column]) -> list[Row]:
     """Seconds and peak memory of a study and the rivals run beside it, from ``baselines/table.json``; else nothing."""
     file = "baselines/table.json"
-    path = entrants[0].run.path / file
-    if not any(entrant.folder for entrant in entrants) or not path.is_file():
+    path = columns[0].run.path / file
+    if not any(column.folder for column in columns) or not path.is_file():
         return []
     content = {row["method"]: (place, row) for place, row in enumerate(json.loads(path.read_text()))}
     rows = []
     for name, key, form in (("time", "seconds", "seconds"), ("peak memory", "peak_memory_bytes", "bytes")):
         cells = []
-        for entrant in entrants:
-            place, row = content.get(entrant.label if entrant.folder else "mindvideo", (0, {}))
-            source = Source(file, (str(place), key), run=entrant.index)
-            cells.append({"label": entrant.label, "value": cite(row.get(key), source, form)})
-        rows.append({"name": name, "cells": cells})
+        for column in columns:
+            place, row = content.get(column.label if column.folder else "mindvideo", (0, {}))
+            source = Source(file, (str(place), key), run=column.index)
+            cells.append(Cell(column.label, cite(row.get(key), source, form)))
+        rows.append(Row(name, cells, "cost"))
     return rows
-
-
-def _cell(
-    first: Entrant, entrant: Entrant, score: ScoreResult | None, found: dict[str, Any], file: str
-) -> dict[str, Any]:
-    if score is None:
-        return {"value": "–", "interval": "", "difference": "", "better": ""}
-    source = entrant.source(score.name)
-    tested = found["pairs"].get(first.label, {}).get(entrant.label, {}).get(score.name)
-    difference: Markup | str = ""
-    better = ""
-    if tested and finite(tested["difference"]) is not None:
-        place = Source(file, ("pairs", first.label, entrant.label, score.name))
-        difference = cite(tested["difference"], place.at("difference"), "signed") + Markup(" ")
-        difference += cite_interval(tested["interval"], place.at("interval"))
-        if tested["p_holm"] is not None:
-            difference += Markup(", ") + cite(tested["p_holm"], place.at("p_holm"), "p")
-            better = str(tested["better"] or "") if tested["p_holm"] < LEVEL else ""
-    return {
-        "value": cite(score.value, source.at("value")),
-        "interval": cite_interval(score.interval, source.at("interval")),
-        "difference": difference,
-        "better": better,
-    }

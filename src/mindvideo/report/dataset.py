@@ -73,12 +73,11 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
         text = f"{count('windows', split)} windows, {count('scenes', split)} scenes, {films}"
         text += f", {escape(runs)} recording{'' if runs == '1' else 's'} each"
         facts.append((split, Markup(text) if names else "none"))
-    listed = ", ".join(f"{dot.label} {dot.value:.0f}" for dot in dots)
     return {
         "facts": facts,
         "summary": summary,
         "source": _write_source(run, summary),
-        "plot": draw_dots(f"voxels per area: {listed}", dots, chance=0.0),
+        "plot": draw_dots("voxels per area", dots, chance=0.0),
         "note": f"the {MOST_AREAS} largest of {len(areas)}" if len(areas) > MOST_AREAS else "",
         "provenance": [_write_step(step) for step in summary["provenance"]],
         "near": _near_duplicates(run),
@@ -156,8 +155,8 @@ def describe_validation(run: Run) -> str:
 def list_choices(run: Run) -> list[dict[str, Any]]:
     """Choices that decide what the scores mean: what this run did, the kind of choice, and whether it needs a warning.
 
-    ``kind`` is ``transductive`` (test recordings shape a reconstruction), ``inductive`` (from training alone),
-    ``limit`` (what the method itself leaves open, as the paper says) or ``note``.
+    ``kind`` is ``transductive`` (test recordings shape a reconstruction), ``inductive`` (from
+    training alone), ``limit`` (what the method itself leaves open, as the paper says) or ``note``.
     """
     choices = [_negative(run)]
     if most := run.setting("reconstruct.max_windows"):

@@ -44,7 +44,7 @@ def write_bibliography(run: Run) -> str:
 
 
 def write_citation(run: Run) -> str:
-    """The same as a sentence."""
+    """The citation as a sentence."""
     return (
         f"The MinD-Video developers. MinD-Video (version {_code(run)}) [computer software]. Method: Chen Z, Qing J, Zhou "
         "JH. Cinematic Mindscapes: High-quality Video Reconstruction from Brain Activity. Advances in Neural Information "
@@ -60,7 +60,8 @@ def _code(run: Run) -> str:
 def list_machine(run: Run) -> tuple[list[tuple[str, str]], str]:
     """Code, commit, packages, precision and hardware as the stages recorded them, every value where they differ.
 
-    The second is a note: where nothing was recorded, the environment that writes the page is described.
+    The second is a note: where nothing was recorded, the environment that writes the page is
+    described.
     """
     done = [state.done for state in run.stages.values()]
     recorded, note = (

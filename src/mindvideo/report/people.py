@@ -19,13 +19,13 @@ OWN_STAGES = ("reconstruct", "evaluate", "explain")
 
 
 def list_people(run_dir: Path) -> list[Path]:
-    """These folders, where there are any."""
+    """The people's folders in a run, if it has any."""
     found = [path.parent for path in run_dir.glob("people/*/recipe.yaml")]
     return sorted(found, key=lambda path: natural_key(path.name))
 
 
 def link_people(recipe: Recipe, run_dir: Path) -> None:
-    """Make these folders anew; of one person there are none."""
+    """Make the people's folders anew; a run of one person has none."""
     shutil.rmtree(run_dir / "people", ignore_errors=True)
     if recipe.data.subjects is None:
         return
@@ -54,6 +54,6 @@ def _link(paths: list[Path], folder: Path) -> None:
 
 
 def _point(path: Path, place: Path) -> None:
-    """A link that holds wherever the run folder goes."""
+    """Make a relative link, which survives moving the run folder."""
     if path.exists():
         place.symlink_to(os.path.relpath(path, place.parent))

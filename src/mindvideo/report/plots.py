@@ -27,7 +27,7 @@ class Dot:
 
     label: str
     value: float | None
-    interval: tuple[float | None, float | None] | None = None
+    interval: Sequence[float | None] | None = None
     kind: str = "floor"
     source: Source | None = None
     mark: float | None = None
@@ -109,14 +109,12 @@ def draw_dots(
     label_width: float = 132.0,
     axis: Mapping[float, str] | None = None,
 ) -> Markup:
-    """A row for each value on one axis, intervals as bars, chance as a dashed line.
+    """A row for each value on one axis, intervals as bars, chance as a dashed line; rows without a value are left out.
 
     Parameters
     ----------
     title : str
-        Read out instead of the picture.
-    dots : sequence of Dot
-        From top to bottom; rows without a value are left out.
+        Read out, with every value, instead of the picture.
     label_width : float
         Room for the labels, of the plot's 340.
     axis : dict of float to str, optional
@@ -145,7 +143,8 @@ def draw_dots(
         canvas.dot(value, y, dot.kind)
         cited = dot.source.attributes(value, dot.form) if dot.source else ""
         canvas.text(WIDTH, y + 4, FORMS[dot.form](value), f"value {dot.kind}", "end", cited)
-    return canvas.svg(bottom + 22, title)
+    said = ", ".join(f"{dot.label} {FORMS[dot.form](dot.value)}" for dot in dots)
+    return canvas.svg(bottom + 22, f"{title}: {said}")
 
 
 def draw_strips(title: str, strips: Sequence[Strip]) -> Markup:
@@ -166,7 +165,7 @@ def draw_strips(title: str, strips: Sequence[Strip]) -> Markup:
 
 
 def draw_curves(title: str, curves: Sequence[Curve]) -> Markup:
-    """Lines over training steps, one point as a dot; logarithmic where values span more than a factor of 50."""
+    """Lines, one point as a dot; logarithmic where values span more than a factor of 50; the last values are read out."""
     values = [y for curve in curves for _, y in curve.points]
     if not values:
         return Markup("")
@@ -190,7 +189,8 @@ def draw_curves(title: str, curves: Sequence[Curve]) -> Markup:
             canvas.dot(curve.points[0][0], height(curve.points[0][1]), curve.kind, r=3)
         path = " ".join(f"{canvas.place(x):.1f},{height(y):.1f}" for x, y in curve.points)
         canvas.parts.append(f'<polyline points="{path}" class="curve {curve.kind}"/>')
-    return canvas.svg(bottom + 22, title)
+    said = ", ".join(f"{curve.label} {FORMS['number'](curve.points[-1][1])}" for curve in curves if curve.points)
+    return canvas.svg(bottom + 22, f"{title}; last: {said}")
 
 
 def find_ticks(values: Sequence[float], wanted: int = 4) -> list[float]:

@@ -14,17 +14,14 @@ import zarr
 from mindvideo.clip_sets import ClipSet, clip_set
 from mindvideo.config import read_yaml
 from mindvideo.errors import DataError
+from mindvideo.evaluate.compare import PLACE_COLUMNS
 from mindvideo.evaluate.score import ScoreResult, finite
 from mindvideo.stages import STAGES, UNFINISHED
 
 
 @dataclass(frozen=True)
 class StageState:
-    """How far one stage of a run is.
-
-    ``state`` is ``done``, ``off`` (switched off in the recipe), ``unfinished`` (a folder without ``done.json``) or
-    ``missing``.
-    """
+    """How far a stage is: ``done``, ``off`` (in the recipe), ``unfinished`` (a folder without ``done.json``) or ``missing``."""
 
     name: str
     state: str
@@ -128,6 +125,22 @@ def read_run(path: Path) -> Run:
     run.pictures = sorted((path / "explain").glob("*.png"))
     run.baselines = [read_run(found.parent) for found in sorted((path / "baselines").glob("*/recipe.yaml"))]
     return run
+
+
+def read_table(path: Path, command: str) -> dict[str, Any]:
+    """What ``mindvideo COMMAND`` wrote to ``path``; DataError where it is missing, damaged or of another version."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        content = {}
+    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (
+        f"mindvideo-{path.stem}",
+        1,
+    ):
+        raise DataError(
+            f"expected version 1 of {path.name} in {path.parent}, found none; make it with 'mindvideo {command}'"
+        )
+    return content
 
 
 def _stage_state(path: Path, name: str, recipe: dict[str, Any], problems: list[str]) -> StageState:
@@ -240,9 +253,8 @@ def _read_window_scores(run: Run) -> None:
             "evaluate again"
         )
         return
-    known = {"window", "segment", "scan", "scene", "block", "caption"}
     for column in rows[0] if rows else ():
-        if column is None or column in known:
+        if column is None or column in PLACE_COLUMNS:
             continue
         name, _, clip = column.partition(":")
         values: list[float | None] = [None] * n_clips
@@ -252,15 +264,12 @@ def _read_window_scores(run: Run) -> None:
             run.window_scores.setdefault(name, {})[clip or "reconstruction"] = values
 
 
-def _row_places(rows: list[dict[str, str]], windows: list[dict[str, Any]]) -> list[int] | None:
-    """Which clip each row belongs to: by segment and scan where both files name them, else by window."""
-    if windows and rows and {"segment", "scan"} <= rows[0].keys() and {"segment", "scan"} <= windows[0].keys():
-        place = {(str(window["segment"]), int(window["scan"])): i for i, window in enumerate(windows)}
-        found = [place.get((row["segment"], int(float(row["scan"])))) for row in rows]
-        return None if None in found else [i for i in found if i is not None]
-    if rows and "window" in rows[0]:
+def _row_places(rows: list[dict[str, str]], windows: list[dict[str, Any]]) -> list[int]:
+    """Which clip each row belongs to: by segment and scan where the clips' windows are known."""
+    if not windows:
         return [int(float(row["window"])) for row in rows]
-    return list(range(len(rows)))
+    place = {(str(window["segment"]), int(window["scan"])): i for i, window in enumerate(windows)}
+    return [place[row["segment"], int(float(row["scan"]))] for row in rows]
 
 
 def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, float]]:

@@ -10,26 +10,19 @@ from markupsafe import Markup, escape
 
 from mindvideo.clip_sets import CLIP_SETS, clip_set
 from mindvideo.evaluate.score import ScoreResult, finite
+from mindvideo.report.cells import Cell, Row
 from mindvideo.report.plots import WAY_TICKS, Curve, Dot, draw_curves, draw_dots, thin_out
 from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, cite_interval, count_of
 from mindvideo.report.verdict import FILE as SCORES
 from mindvideo.report.verdict import kind_of, list_aspects
-from mindvideo.report.wording import write_number, write_percent, write_seconds
+from mindvideo.report.wording import write_number, write_seconds
 from mindvideo.stages import STAGES
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    known = list(CLIP_SETS)
-    return sorted(
-        names,
-        key=lambda name: (
-            clip_set(name).role == "ceiling",
-            name not in known,
-            known.index(name) if name in known else 0,
-            name,
-        ),
-    )
+    place = {name: number for number, name in enumerate(CLIP_SETS)}
+    return sorted(names, key=lambda name: (clip_set(name).role == "ceiling", place.get(name, len(place)), name))
 
 
 def list_sets(run: Run) -> list[dict[str, Any]]:
@@ -43,30 +36,35 @@ def list_scores(run: Run) -> list[dict[str, Any]]:
     rows, sets = [], {each["name"]: each["label"] for each in list_sets(run)}
     for score in run.scores.values():
         source = Source(SCORES, (score.name,))
-        cells = [
-            {
-                "label": label,
-                "value": cite(score.controls.get(name), source.at("controls", name)),
-                "p": cite(score.p_holm.get(name), source.at("p_holm", name), "p"),
-                "is_ceiling": score.roles.get(name) == "ceiling",
-            }
-            for name, label in sets.items()
-        ]
-        rows.append(
-            {
-                "name": score.label,
-                "value": cite(score.value, source.at("value")),
-                "interval": cite_interval(score.interval, source.at("interval")),
-                "n": cite(score.n, source.at("n"), "count") if score.n else "",
-                "chance": cite(score.chance, source.at("chance")),
-                "from_brain": score.from_brain,
-                "truth": cite(score.truth, source.at("truth")),
-                "controls": cells,
-                "definition": _define(score),
-                "plot": draw_score(run, score),
-            }
-        )
+        small = cite_interval(score.interval, source.at("interval"))
+        if score.n:
+            small += Markup(" n ") + cite(score.n, source.at("n"), "count")
+        value = cite(score.value, source.at("value"))
+        cells = [Cell("reconstruction", value, small, "better" * bool(score.from_brain))]
+        cells.append(Cell("chance", cite(score.chance, source.at("chance"))))
+        for name, label in sets.items():
+            value = cite(score.controls.get(name), source.at("controls", name))
+            p = cite(score.p_holm.get(name), source.at("p_holm", name), "p")
+            cells.append(Cell(label, value, p, "ceiling" * (score.roles.get(name) == "ceiling")))
+        if has_truth(run):
+            cells.append(Cell("truth itself", cite(score.truth, source.at("truth"))))
+        plot, row = draw_score(run, score), Row(score.label, cells)
+        rows.append({"name": score.label, "row": row, "definition": _define(score), "plot": plot})
     return rows
+
+
+def list_heads(run: Run) -> list[Markup | str]:
+    """Heads of the columns of `list_scores`."""
+    heads: list[Markup | str] = ["Score", "Reconstruction", "Chance"]
+    for each in list_sets(run):
+        note = "ceiling" if each["role"] == "ceiling" else each["note"]
+        heads.append(each["label"] + (Markup(" <small>{}</small>").format(note) if note else ""))
+    return [*heads, "truth itself"] if has_truth(run) else heads
+
+
+def has_truth(run: Run) -> bool:
+    """Whether the true clips have a value of their own by any score."""
+    return any(score.truth is not None for score in run.scores.values())
 
 
 def list_ways(run: Run) -> list[dict[str, Any]]:
@@ -78,8 +76,7 @@ def list_ways(run: Run) -> list[dict[str, Any]]:
                 Source(SCORES, (score.name, "way_to_caption")), form="percent")
             for score in aspect.tested
         ]  # fmt: skip
-        text = ", ".join(f"{dot.label} {write_percent(dot.value)}" for dot in dots)
-        plot = draw_dots(f"{aspect.name}, way to the caption: {text}", dots, label_width=170.0, axis=WAY_TICKS)
+        plot = draw_dots(f"{aspect.name}, way to the caption", dots, label_width=170.0, axis=WAY_TICKS)
         panels.append({"name": aspect.name, "plot": plot})
     return [panel for panel in panels if panel["plot"]]
 
@@ -95,9 +92,8 @@ def list_films(run: Run) -> list[dict[str, Any]]:
             role = clip_set(name).role
             if role != "ceiling":
                 dots.append(Dot(run.clip_set(name).label, entry["controls"][name], source=source.at("controls", name)))
-        text = ", ".join(f"{dot.label} {write_number(dot.value)}" for dot in dots)
         n = cite(entry["n"], source.at("n"), "count")
-        panels.append({"name": film, "n": n, "plot": draw_dots(f"SSIM on {film}: {text}", dots)})
+        panels.append({"name": film, "n": n, "plot": draw_dots(f"SSIM on {film}", dots)})
     return panels
 
 
@@ -130,8 +126,7 @@ def draw_score(run: Run, score: ScoreResult) -> Markup:
         dots.append(Dot(run.clip_set(name).label, score.controls[name], interval, kind, place))
     if score.truth is not None:
         dots.append(Dot("the truth itself", score.truth, kind="ceiling", source=source.at("truth")))
-    text = ", ".join(f"{dot.label} {write_number(dot.value)}" for dot in dots)
-    return draw_dots(f"{score.label}: {text}; chance {write_number(score.chance)}", dots, score.chance)
+    return draw_dots(f"{score.label} (chance {write_number(score.chance)})", dots, score.chance)
 
 
 def _split_key(key: str) -> tuple[str, str]:
@@ -173,11 +168,8 @@ def list_curves(rows: list[dict[str, float]], file: str) -> list[dict[str, Any]]
             for line, points in lines.items()
         ]
         curves = [Curve(key["label"], thin_out(lines[key["label"]]), key["kind"]) for key in keys]
-        last = ", ".join(f"{line} {write_number(points[-1][1])}" for line, points in lines.items())
         shown = name.replace("_", " ").replace(" r2", " R²")
-        panels.append(
-            {"name": shown, "plot": draw_curves(f"{shown} over training steps; last: {last}", curves), "lines": keys}
-        )
+        panels.append({"name": shown, "plot": draw_curves(f"{shown} over training steps", curves), "lines": keys})
     return panels
 
 

@@ -16,7 +16,6 @@ from mindvideo.explain.surfaces import draw_flat_map, save_figure
 from mindvideo.report.page import render
 
 Sections = dict[str, dict[str, str]]
-MOST_AREAS = 25
 MOST_PAIRS = 20
 EXAMPLES = 6
 _INK, _PALE = "#20639b", "#c9d6e2"
@@ -77,12 +76,9 @@ def _describe_split(store: Store, split: str, n_scenes: int) -> str:
 
 
 def write_page(store: Store, sections: Sections, out: Path) -> Path:
-    """Write ``index.html`` with its pictures into ``out``; the page appears last, and its path is returned.
+    """Write ``index.html`` with its pictures into ``out``, the page last; returns its path.
 
-    Raises
-    ------
-    DataError
-        For a folder inside the store, or one that cannot be written.
+    DataError for a folder inside the store, or one that cannot be written.
     """
     if out.resolve().is_relative_to(store.path.resolve()):
         raise DataError(f"expected a folder outside the store {store.path}, found {out}; a store is never written into")
@@ -98,13 +94,13 @@ def write_page(store: Store, sections: Sections, out: Path) -> Path:
         pictures[name] = (
             "Mean correlation of each vertex between two recordings of a training film; grey: not measured."
         )
+        save_figure(_draw_histogram(store, values), out / "histogram.png")
+        pictures["histogram.png"] = "The same correlations, of all measured vertices and of those in the store."
     if store.has_positions:
         chosen = np.full(len(values), np.nan)
         chosen[store.vertex] = np.arange(store.n_voxels)
         draw_flat_map(chosen, out / "voxels.png", f"{store.n_voxels} voxels of the store", "place in the voxel order")
         pictures["voxels.png"] = "The voxels of the store, coloured by their place in its order."
-    save_figure(_draw_counts(store), out / "overview.png")
-    pictures["overview.png"] = "Voxels by area; reproducibility of all and of chosen vertices; windows."
     figure, captions = _draw_examples(store)
     save_figure(figure, out / "frames.png")
     pictures["frames.png"] = f"Middle frames of evenly spaced scans. {captions}"
@@ -113,40 +109,18 @@ def write_page(store: Store, sections: Sections, out: Path) -> Path:
     return out / "index.html"
 
 
-def _draw_counts(store: Store) -> Figure:
-    """Voxels by area, reproducibility of all and of chosen vertices, windows and scenes by split."""
-    summary = store.summary()
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    areas, middle, splits = figure.subplots(1, 3)
-    shown = dict(list(summary["voxels_per_area"].items())[:MOST_AREAS])
-    areas.barh(list(shown), list(shown.values()), color=_INK)
-    areas.invert_yaxis()
-    areas.tick_params(axis="y", labelsize=7)
-    rest = len(summary["voxels_per_area"]) - len(shown)
-    areas.set_title("Voxels by area" + (f" (and {rest} areas more)" if rest else ""), fontsize=10)
-    values = store.reproducibility
-    tested = values[np.isfinite(values)]
-    if len(tested):
-        chosen = values[store.vertex] if store.has_positions else np.empty(0)
-        edges = np.linspace(tested.min(), tested.max() + 1e-6, 51)
-        middle.hist(tested, edges, color=_PALE, label=f"{len(tested)} measured")
-        middle.hist(chosen[np.isfinite(chosen)], edges, color=_INK, label=f"{len(chosen)} in the store")
-        middle.legend(fontsize=8, frameon=False)
-        middle.set_xlabel("between-run correlation")
-        middle.set_ylabel("vertices")
-    else:
-        middle.text(0.5, 0.5, "not measured", ha="center", transform=middle.transAxes)
-        middle.set_axis_off()
-    middle.set_title("Reproducibility", fontsize=10)
-    place = np.arange(len(SPLITS))
-    counts = [[summary[kind][split] for split in SPLITS] for kind in ("windows", "scenes")]
-    for shift, kind, numbers, colour in zip((-0.2, 0.2), ("scans", "scenes"), counts, (_INK, _PALE), strict=True):
-        splits.bar_label(splits.bar(place + shift, numbers, 0.4, label=kind, color=colour), fontsize=8)
-    splits.set_xticks(place, SPLITS)
-    splits.legend(fontsize=8, frameon=False)
-    splits.set_title("Scans and scenes", fontsize=10)
-    for axis in (areas, middle, splits):
-        axis.spines[["top", "right"]].set_visible(False)
+def _draw_histogram(store: Store, values: np.ndarray) -> Figure:
+    """Reproducibility of all measured vertices, and of those in the store."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis, tested = figure.subplots(), values[np.isfinite(values)]
+    chosen = values[store.vertex] if store.has_positions else np.empty(0)
+    edges = np.linspace(tested.min(), tested.max() + 1e-6, 51).tolist()
+    axis.hist(tested, edges, color=_PALE, label=f"{len(tested)} measured")
+    axis.hist(chosen[np.isfinite(chosen)], edges, color=_INK, label=f"{len(chosen)} in the store")
+    axis.legend(fontsize=8, frameon=False)
+    axis.set_xlabel("between-run correlation")
+    axis.set_ylabel("vertices")
+    axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -16,6 +16,7 @@ A number worked out from a whole file (a count, a sum) has ``data-derived`` in p
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -60,7 +61,7 @@ def cite(value: float | None, source: Source, form: str = "number", text: str | 
     return Markup(f"<data{source.attributes(value, form)}>{escape(shown)}</data>")
 
 
-def cite_interval(interval: tuple[float | None, float | None] | None, source: Source) -> Markup:
+def cite_interval(interval: Sequence[float | None] | None, source: Source) -> Markup:
     """``[.190, .240]``, each end with its source, or nothing."""
     if interval is None or None in interval:
         return Markup("")

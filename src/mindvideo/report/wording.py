@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 CLASSES = {
     "p<0.0001": ("purple", "***", "P < .0001"),
@@ -59,9 +60,9 @@ def write_percent(value: float | None) -> str:
     return "–" if value is None else f"{round(100 * value)} %".replace("-", "−")
 
 
-def write_interval(interval: tuple[float, float] | None) -> str:
-    """``[.190, .240]`` or nothing."""
-    return f"[{write_number(interval[0])}, {write_number(interval[1])}]" if interval else ""
+def write_interval(interval: Sequence[float | None]) -> str:
+    """``[.190, .240]``, or nothing where an end is not known."""
+    return "" if None in interval else f"[{write_number(interval[0])}, {write_number(interval[1])}]"
 
 
 def write_p(p: float | None) -> str:

@@ -135,9 +135,9 @@ def fit_linear_decoder(inputs_NX: np.ndarray | Inputs, targets_NT: np.ndarray) -
     return LinearDecoder(centre, scale, weights, components_QT.astype(np.float32), mean_T)
 
 
-def principal_components(centred_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Leading right singular vectors (Q, T), Q at most ``MOST_COMPONENTS``, and their squared singular values (Q,)."""
+def principal_components(centred_NT: np.ndarray, most: int = MOST_COMPONENTS) -> tuple[np.ndarray, np.ndarray]:
+    """Leading right singular vectors (Q, T), Q at most ``most``, and their squared singular values (Q,)."""
     values, vectors = np.linalg.eigh(centred_NT @ centred_NT.T)
-    strong = np.argsort(values)[::-1][:MOST_COMPONENTS]
+    strong = np.argsort(values)[::-1][:most]
     strong = strong[values[strong] > 1e-6 * values.max()]  # weaker ones are rounding of single precision
     return (vectors[:, strong] / np.sqrt(values[strong])).T @ centred_NT, values[strong]

@@ -14,8 +14,9 @@ from mindvideo import distributed
 from mindvideo.config import Recipe
 from mindvideo.data.disk import disk_errors
 from mindvideo.errors import DataError, SettingError
-from mindvideo.evaluate.evaluation import evaluate_clips, is_shipped, list_missing
-from mindvideo.evaluate.results import Clips, align_clips, pair_clips, read_clips, split_side_by_side
+from mindvideo.evaluate.clip_files import Clips, align_clips, pair_clips, read_clips, split_side_by_side
+from mindvideo.evaluate.evaluation import evaluate_clips
+from mindvideo.evaluate.measure import is_shipped, list_missing
 from mindvideo.evaluate.score import MAIN, NETWORKS, Evaluation
 from mindvideo.evaluate.semantic import refuse_ways
 from mindvideo.evaluate.tables import write_evaluation
@@ -51,19 +52,10 @@ class Reordered:
 
 
 def deal_to_other_blocks(block: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-    """A random order in which no window stays in its own block, or None with a single block.
+    """A random order (n,) in which no window stays in its own block, or None with too few blocks.
 
-    Blocks are dealt round by a random cyclic order; where blocks differ in length, windows go round in that order by
-    more places than the longest block has, so that each lands in another block.
-
-    Parameters
-    ----------
-    block : ndarray, int (n,)
-
-    Returns
-    -------
-    ndarray, int (n,)
-        Which clip stands at each place.
+    Blocks are dealt round by a random cyclic order; where blocks differ in length, windows go round
+    in that order by more places than the longest block has, so that each lands in another block.
     """
     names, sizes = np.unique(block, return_counts=True)
     longest = int(sizes.max())
@@ -79,7 +71,8 @@ def deal_to_other_blocks(block: np.ndarray, rng: np.random.Generator) -> np.ndar
 def make_controls(clips: np.ndarray, truth: np.ndarray, block: np.ndarray, seed: int) -> dict[str, Any]:
     """Controls that need no fMRI, by the names of `mindvideo.clip_sets.CLIP_SETS`.
 
-    ``shuffled_pairing`` is left out where there are too few blocks to deal every clip to another one.
+    ``shuffled_pairing`` is left out where there are too few blocks to deal every clip to another
+    one.
     """
     order = deal_to_other_blocks(block, np.random.default_rng([seed, 1]))
     mean = np.round(np.mean([clip.mean(axis=0, dtype=np.float64) for clip in truth], axis=0)).astype(np.uint8)
@@ -107,23 +100,19 @@ def evaluate_results(
     Parameters
     ----------
     clips, reference : Path
-        See `results.read_clips`. Without a reference ``clips`` holds films with the truth on the left.
+        See `clip_files.read_clips`. Without a reference ``clips`` holds films with the truth on the
+        left.
     out : Path
-        Receives ``scores.json``, ``scores.csv``, ``scores.tex``, ``windows.csv`` and ``evaluation.json``; a folder that
-        does not exist yet, is empty, or holds an evaluation, which is replaced.
-    recipe : Recipe
-        ``evaluate`` and ``seed`` are used.
+        A folder that does not exist yet, is empty, or holds an evaluation, which is replaced.
     foundation : Path or str, optional
-        Folder with the frozen networks that judge, or ``embedded`` for the shipped kit's, which know drawn scenes only.
-        Scores whose network is not there are left out.
+        Folder with the frozen networks that score, or ``embedded`` for the shipped kit's, which
+        know drawn scenes only. Scores whose network is not there are left out.
     block_clips : int
         Clips in natural order that are permuted and resampled together: 10 clips of 2 s are 20 s.
     size, fit
-        See `results.align_clips`.
+        See `clip_files.align_clips`.
     say : callable
         Told what was cut and changed.
-    progress : callable, optional
-        Called with (windows done, windows in all sets, {"set": name}).
 
     Raises
     ------

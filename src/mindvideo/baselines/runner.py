@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import re
-import shutil
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,20 +21,19 @@ import torch
 import zarr
 
 from mindvideo import distributed
-from mindvideo.artefacts import read_note, record_files, require_intact
-from mindvideo.baselines.base import Bench, Method, Progress, StoreWithoutTest
+from mindvideo.artefacts import begin_folder, read_note, record_files, require_intact
+from mindvideo.baselines.base import Method, MethodContext, Progress, StoreWithoutTest
+from mindvideo.baselines.chosen_windows import ChosenWindows, score_categories
 from mindvideo.baselines.folder import read_folder
-from mindvideo.baselines.trial import Trial, judge_categories
 from mindvideo.classes import digest_source, import_class
 from mindvideo.clip_sets import clip_set
 from mindvideo.config import Recipe, save_recipe
 from mindvideo.cost import measure_cost
-from mindvideo.data.disk import write_text
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError, SettingError
-from mindvideo.evaluate.evaluation import OVER_TIME, evaluate_clips, list_missing, list_stutter
+from mindvideo.evaluate.evaluation import OVER_TIME, evaluate_windows, list_rate_mismatch, share_features
 from mindvideo.evaluate.tables import write_evaluation
-from mindvideo.files import list_contents
+from mindvideo.files import list_contents, write_json
 from mindvideo.generate.reconstruct import fill_clips, open_clips, write_preview
 from mindvideo.keys import Key, as_digest
 from mindvideo.models.foundation import MOTION, PARTS, Foundation
@@ -56,6 +53,8 @@ BUILDS_ON = {"ridge": ("cotrain", "animate"), "mindvis": ("adapt", "pretrain")}
 VERSION = 2
 """Raised when the rivals' code gives other results for the same settings."""
 MADE = ("reconstruction", "shuffled", "mean")
+SHARED = ("truth", "random_train", "constant")
+"""Sets of clips that are the study's own."""
 Make = Callable[[str, np.ndarray], np.ndarray]
 """A set's name and positions of windows to their clips."""
 
@@ -92,17 +91,11 @@ def load_class(place: str) -> type:
     return found
 
 
-class Attempt:
+class MethodRun:
     """One method on the study's test windows: its key, its folder, and what becomes of its clips.
 
-    Parameters
-    ----------
-    run_dir : Path
-        The study's folder, or a new one for rivals alone.
-    store_path : Path, optional
-        The prepared store; the study's own by default.
-    made_by : dict
-        See `rival_key`.
+    ``run_dir`` is the study's folder, or a new one for rivals alone; the store is the study's own
+    unless another is given; ``made_by`` is explained at `rival_key`.
     """
 
     def __init__(
@@ -126,11 +119,11 @@ class Attempt:
         self.store = Store.open(store_path or run_dir / "prepare" / "store.zarr")
         self.foundation = Foundation(recipe.foundation, distributed.device())
         self.key = rival_key(name, recipe, run_dir, self.store, self.foundation, made_by).digest
-        self.trial = Trial(recipe, self.store)
-        self.trial.require_same(run_dir / "reconstruct" / "windows.json")
+        self.windows = ChosenWindows(recipe, self.store)
+        self.windows.require_same(run_dir / "reconstruct" / "windows.json")
 
     def is_done(self, say: Callable[[str], None]) -> bool:
-        """Whether its result is there and up to date, which is then said."""
+        """Whether its result is there and up to date, and says so."""
         if read_note(self.folder / "done.json").get("hash") != self.key:
             return False
         say(f"{self.name}: up to date")
@@ -138,63 +131,50 @@ class Attempt:
 
     def begin(self) -> None:
         """Keep what an interrupted attempt with the same key left, or start with an empty folder."""
-        started = self.folder / "started.json"
-        self.was_begun = read_note(started).get("hash") == self.key
-        if self.was_begun:
-            (self.folder / "done.json").unlink(missing_ok=True)
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            write_text(started, json.dumps({"hash": self.key}))
+        self.was_begun = begin_folder(self.folder, self.key)
         # No student made its clips.
         save_recipe(self.recipe.model_copy(update={"distill": None}), self.folder / "recipe.yaml")
 
     def fill(self, makers: dict[str, Make], counts: Collection[int] = ()) -> zarr.Group:
         """The clips that ``makers`` make, and those that need no method; resumes after the last complete batch.
 
-        The attribute ``frames_made`` lists the numbers of frames of their clips, or of the files they are from (``counts``).
+        The attribute ``frames_made`` lists the numbers of frames of their clips, or of the files
+        they are from (``counts``).
         """
-        folder, trial = self.folder / "reconstruct", self.trial
+        folder, windows = self.folder / "reconstruct", self.windows
         labels = {each: clip_set(each, "none").definition for each in ("truth", *makers, "random_train", "constant")}
         labels |= {"truth": "what was shown", "reconstruction": f"reconstruction by {self.name}"}
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "windows.json", json.dumps(trial.description, indent=1))
-        clips = open_clips(folder / "clips.zarr", labels, trial.shape, len(trial.chosen), self.key)
+        write_json(folder / "windows.json", windows.description)
+        clips = open_clips(folder / "clips.zarr", labels, windows.shape, len(windows.chosen), self.key)
         made = {*cast(list[int], clips.attrs.get("frames_made", [])), *counts}
 
         def make(kind: str, positions: np.ndarray) -> np.ndarray:
-            found = makers.get(kind, trial.make)(kind, positions)
+            found = makers.get(kind, windows.make)(kind, positions)
             if kind in makers:
                 made.update(() if counts else found.shape[1:2])
                 clips.attrs["frames_made"] = sorted(made)
-            return found if found.shape[1:] == trial.shape else trial.as_asked(found)
+            return found if found.shape[1:] == windows.shape else windows.as_asked(found)
 
         fill_clips(clips, make, self.recipe.reconstruct.batch_size, self.progress)
         return clips
 
     def finish(self, clips: zarr.Group, costs: dict[str, dict[str, float]]) -> None:
         """Preview, scores, and ``done.json`` with the cost of each step."""
-        folder, trial = self.folder, self.trial
+        folder, windows = self.folder, self.windows
         write_preview(folder / "reconstruct" / "preview.png", clips["truth"], clips["reconstruction"])
-        _reuse_features(self.run_dir / "evaluate" / "features", folder / "evaluate" / "features")
+        features = folder / "evaluate" / "features"
+        share_features(self.run_dir / "evaluate" / "features", features, {each: each for each in SHARED})
         names = cast(list[str], clips.attrs["names"])
         with measure_cost() as evaluate_cost:
-            evaluation = evaluate_clips(
-                {each: clips[each] for each in names if each != "truth"},
-                clips["truth"],
-                self.foundation,
-                block=trial.block,
-                settings=self.recipe.evaluate,
-                seed=self.recipe.seed,
-                scene=trial.scene,
-                film=np.array([window["segment"] for window in trial.description]),
-                without=list_missing(self.foundation, self.recipe.evaluate, ["captions"])
-                | list_stutter(trial.about_frames, trial.shape[0], trial.store.num_frames)
-                | list_own_stutter(clips, trial.shape[0]),
-                cache_dir=folder / "evaluate" / "features",
-                progress=self.progress,
-            )
-            write_evaluation(evaluation, folder / "evaluate", trial.description, trial.block)
+            evaluation = evaluate_windows(
+                {each: clips[each] for each in names if each != "truth"}, clips["truth"], self.foundation, self.recipe,
+                windows.description, windows.block,
+                list_rate_mismatch(windows.about_frames, windows.shape[0], windows.store.num_frames)
+                | list_own_rate_mismatch(clips, windows.shape[0]),
+                cache_dir=features, progress=self.progress,
+            )  # fmt: skip
+            write_evaluation(evaluation, folder / "evaluate", windows.description, windows.block)
         done = {
             "name": self.name,
             "hash": self.key,
@@ -205,7 +185,7 @@ class Attempt:
             "went_on_after_a_kill": self.was_begun,
             "cost": {**costs, "evaluate": evaluate_cost},
         }
-        write_text(folder / "done.json", json.dumps(done, indent=1))
+        write_json(folder / "done.json", done)
 
 
 def run_rival(
@@ -218,21 +198,14 @@ def run_rival(
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Fit a rival, reconstruct, score; nothing where the result is up to date.
+    """Fit a rival, reconstruct, score; whether anything ran, since nothing does where the result is up to date.
 
     Parameters
     ----------
     name : str
         A key of ``RIVALS``, or any name where ``method`` is given.
-    recipe, run_dir, store_path
-        As in `Attempt`.
     method : str, optional
         ``module:Class`` of a user's own `Method`.
-
-    Returns
-    -------
-    bool
-        Whether anything ran.
     """
     if method is None and name not in RIVALS:
         raise SettingError(
@@ -243,13 +216,13 @@ def run_rival(
             f"expected another name for {method}, found '{name}', which is one of the rivals; give --name"
         )
     made_by = {} if method is None else {f"class {method}": digest_source(load_class(method))}
-    attempt = Attempt(name, recipe, run_dir, store_path, made_by, progress)
+    attempt = MethodRun(name, recipe, run_dir, store_path, made_by, progress)
     if attempt.is_done(say):
         return False
     for stage in ("prepare", *BUILDS_ON.get(name, ())):
         require_intact(run_dir, stage)
     attempt.begin()
-    trial = attempt.trial
+    windows = attempt.windows
     if method is None:
         module, class_name = RIVALS[name]
         device = distributed.device()
@@ -257,29 +230,29 @@ def run_rival(
             recipe.reconstruct.precision, device
         )
         seed = stage_seed(recipe.seed, f"baseline {name}")
-        bench = Bench(
+        context = MethodContext(
             sampling_in(recipe, precision), run_dir, attempt.folder, attempt.foundation, device, seed, progress
         )
-        rival: Method = getattr(importlib.import_module(module), class_name)(bench)
+        rival: Method = getattr(importlib.import_module(module), class_name)(context)
     else:
         rival = load_class(method)()
     costs = {}
     say(f"{name}: fitting …")
     with measure_cost() as costs["fit"]:
         rival.fit(StoreWithoutTest.of(attempt.store))
-    say(f"{name}: reconstructing {len(trial.chosen)} test windows and their controls …")
+    say(f"{name}: reconstructing {len(windows.chosen)} test windows and their controls …")
     takes_window = "window" in inspect.signature(rival.reconstruct).parameters
 
     def make(kind: str, positions: np.ndarray) -> np.ndarray:
-        extra = {"window": trial.chosen[positions]} if takes_window else {}
-        return check_made(rival.reconstruct(trial.fmri(kind, positions), **extra), len(positions), trial)
+        extra = {"window": windows.chosen[positions]} if takes_window else {}
+        return check_made(rival.reconstruct(windows.fmri(kind, positions), **extra), len(positions), windows)
 
     with measure_cost() as costs["reconstruct"]:
         clips = attempt.fill(dict.fromkeys(MADE, make))
     name_categories = getattr(rival, "categories", None)
     if name_categories is not None:
-        figures = judge_categories(name_categories, trial, attempt.foundation)
-        write_text(attempt.folder / "categories.json", json.dumps(figures, indent=1))
+        figures = score_categories(name_categories, windows, attempt.foundation)
+        write_json(attempt.folder / "categories.json", figures)
     attempt.finish(clips, costs)
     return True
 
@@ -294,50 +267,42 @@ def add_folder(
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Score a folder of clips, one file a test window (see `mindvideo.baselines.folder`), under ``name``.
+    """Score a folder of clips, one file per test window (see `mindvideo.baselines.folder`), under ``name``.
 
     Its shuffled control is the clip of another scene's window; it has no mean control, and no cost.
     """
     if name in RIVALS:
         raise SettingError(f"expected another name for {clips_dir}, found '{name}', which is one of the rivals")
     made_by = {"clips": as_digest(list_contents(clips_dir))}
-    attempt = Attempt(name, recipe, run_dir, store_path, made_by, progress)
+    attempt = MethodRun(name, recipe, run_dir, store_path, made_by, progress)
     if attempt.is_done(say):
         return False
-    trial = attempt.trial
-    found, counts = read_folder(clips_dir, trial.description, trial.shape)
+    windows = attempt.windows
+    found, counts = read_folder(clips_dir, windows.description, windows.shape)
     attempt.begin()
     makers: dict[str, Make] = {
         "reconstruction": lambda _, positions: found[positions],
-        "shuffled": lambda _, positions: found[trial.other[positions]],
+        "shuffled": lambda _, positions: found[windows.other[positions]],
     }
     attempt.finish(attempt.fill(makers, counts), {})
     return True
 
 
-def check_made(clips: Any, n: int, trial: Trial) -> np.ndarray:
+def check_made(clips: Any, n: int, windows: ChosenWindows) -> np.ndarray:
     """A method's clips, uint8 (B, F, H, W, 3); DataError for anything but ``n`` of the store's size or the size asked for."""
     found = np.asarray(clips.cpu() if isinstance(clips, torch.Tensor) else clips)
-    size = trial.store.size
-    sizes = {(size, size, 3), trial.shape[1:]}
+    size = windows.store.size
+    sizes = {(size, size, 3), windows.shape[1:]}
     if found.dtype != np.uint8 or found.ndim != 5 or found.shape[0] != n or found.shape[2:] not in sizes:
         raise DataError(
-            f"expected reconstruct(fmri) to return uint8 clips {(n, trial.store.num_frames, size, size, 3)}, found "
+            f"expected reconstruct(fmri) to return uint8 clips {(n, windows.store.num_frames, size, size, 3)}, found "
             f"{found.dtype} {found.shape}; return a clip for each window, in the store's size, with values 0…255"
         )
     return found
 
 
-def list_own_stutter(clips: zarr.Group, n_frames: int) -> dict[str, str]:
-    """What to go without where clips were made with another number of frames, so that some repeat or are skipped."""
+def list_own_rate_mismatch(clips: zarr.Group, n_frames: int) -> dict[str, str]:
+    """Scores to leave out of clips that were made with another number of frames, so that some repeat or are skipped."""
     odd = [count for count in cast(list[int], clips.attrs.get("frames_made", [])) if count % n_frames]
     made = ", ".join(map(str, odd))
     return {OVER_TIME: f"the method's {made} frames a scan do not move like {n_frames}"} if odd else {}
-
-
-def _reuse_features(source: Path, target: Path) -> None:
-    """Take the study's features of clips that are the same for every method; a key refuses any others."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ("truth", "random_train", "constant"):
-        if (source / f"{name}.safetensors").is_file() and not (target / f"{name}.safetensors").is_file():
-            shutil.copyfile(source / f"{name}.safetensors", target / f"{name}.safetensors")

@@ -25,18 +25,13 @@ from mindvideo.generate.reconstruct import choose_windows
 from mindvideo.models.foundation import Foundation
 
 
-class Trial(Shown):
+class ChosenWindows(Shown):
     """The test windows of a study as ``reconstruct`` chooses them; a method sees them only once it is fitted.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        ``reconstruct.max_windows``, ``reconstruct.num_frames``, ``evaluate.block_s``, ``align.window`` and ``seed``.
 
     Attributes
     ----------
     chosen : ndarray of int (n,)
-        Numbers of the windows among all test windows.
+        Indices of the windows among all test windows.
     block : ndarray of int (n,)
         Blocks that are permuted and resampled together, as in ``evaluate``.
     """
@@ -53,7 +48,7 @@ class Trial(Shown):
         return self.describe(self.block)
 
     def require_same(self, path: Path) -> None:
-        """Refuse where the main method's list of windows at ``path`` is there and names others than these."""
+        """Raise DataError if the main method has a list of windows at ``path`` that names others."""
         if not path.is_file():
             return
         wanted = [(window["segment"], window["scan"]) for window in json.loads(path.read_text())]
@@ -80,32 +75,30 @@ class Trial(Shown):
         return self.train.mean_fmri()
 
 
-def judge_categories(
-    name_categories: Callable[[np.ndarray], np.ndarray], trial: Trial, foundation: Foundation
+def score_categories(
+    name_categories: Callable[[np.ndarray], np.ndarray], windows: ChosenWindows, foundation: Foundation
 ) -> dict[str, dict[str, float]]:
     """N-way top-K scores of categories named from the fMRI, without a picture (Wen et al. 2018), and from another scene's.
 
-    Parameters
-    ----------
-    name_categories : callable
-        FMRI windows (B, W, V) to class probabilities (B, classes) of the foundation's image classifier.
+    ``name_categories`` gives fMRI windows (B, W, V) class probabilities (B, classes) of the
+    foundation's image classifier. The ground truth is the three classes of the middle frame that
+    the classifier thinks most probable.
 
     Returns
     -------
     dict
-        ``{N}way``: ``value``, ``shuffled`` and ``p_shuffled`` (one-sided, blocks permuted). The ground truth is the
-        three classes of the middle frame that the classifier thinks most probable.
+        ``{N}way``: ``value``, ``shuffled`` and ``p_shuffled`` (one-sided, blocks permuted).
     """
-    settings, n = trial.recipe.evaluate, len(trial.chosen)
-    truth = top_classes(foundation.classify_images(trial.truth[:, trial.truth.shape[1] // 2]))
+    settings, n = windows.recipe.evaluate, len(windows.chosen)
+    truth = top_classes(foundation.classify_images(windows.truth[:, windows.truth.shape[1] // 2]))
     named = {
-        key: np.concatenate([name_categories(trial.fmri(key, rows)) for rows in split_batches(n, 64)])
+        key: np.concatenate([name_categories(windows.fmri(key, rows)) for rows in split_batches(n, 64)])
         for key in ("reconstruction", "shuffled")
     }
     figures: dict[str, Any] = {}
     for n_way in settings.n_ways:
         own, other = (n_way_top_k(values, truth, n_way, settings.top_k) for values in named.values())
-        rng = np.random.default_rng([trial.recipe.seed, zlib.crc32(f"categories {n_way}".encode())])
-        p = block_permutation_p(own - other, trial.block, settings.permutations, rng)
+        rng = np.random.default_rng([windows.recipe.seed, zlib.crc32(f"categories {n_way}".encode())])
+        p = block_permutation_p(own - other, windows.block, settings.permutations, rng)
         figures[f"{n_way}way"] = {"value": float(own.mean()), "shuffled": float(other.mean()), "p_shuffled": p}
     return figures

@@ -12,7 +12,12 @@ import numpy as np
 from mindvideo.clip_sets import clip_set
 from mindvideo.config import Evaluate
 from mindvideo.evaluate import statistics
-from mindvideo.evaluate.score import MAIN, TRUTH, Ends, Score, ScoreResult, finite
+from mindvideo.evaluate.score import MAIN, TRUTH, Interval, Score, ScoreResult, finite
+
+DESCRIPTION = (
+    "name", "label", "definition", "family", "needs", "unit", "used_by", "higher_is_better", "is_main"
+)  # fmt: skip
+"""What a result takes over from its score as it is."""
 
 
 def make_rng(seed: int, *words: str) -> np.random.Generator:
@@ -20,13 +25,14 @@ def make_rng(seed: int, *words: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32("|".join(words).encode())])
 
 
-def _mean(values: np.ndarray) -> float | None:
+def mean_of_finite(values: np.ndarray) -> float | None:
+    """Mean of the finite values; None where there is none."""
     known = np.isfinite(values)
     return float(values[known].mean()) if known.any() else None
 
 
 @dataclass(frozen=True)
-class Judge:
+class Aggregator:
     """Turns values by window into results: the blocks, the seed and the settings of one evaluation."""
 
     block: np.ndarray
@@ -34,8 +40,8 @@ class Judge:
     settings: Evaluate
     seed: int
 
-    def interval(self, values: np.ndarray, *words: str) -> Ends:
-        """Ends of the 95 % interval of the mean, by resampling blocks."""
+    def interval(self, values: np.ndarray, *words: str) -> Interval:
+        """The 95 % interval of the mean, by resampling blocks."""
         known = np.isfinite(values)
         if not known.any():
             return (None, None)
@@ -43,7 +49,7 @@ class Judge:
         ends = statistics.block_bootstrap_interval(values[known], self.block[known], self.settings.bootstraps, rng)
         return finite(ends[0]), finite(ends[1])
 
-    def judge(self, score: Score, values: Mapping[str, np.ndarray], network: str) -> ScoreResult:
+    def summarise(self, score: Score, values: Mapping[str, np.ndarray], network: str) -> ScoreResult:
         """Value, interval, controls and P-values of one score from its values by window and set."""
         own, others = values[MAIN], [key for key in values if key not in (MAIN, TRUTH)]
         sign = -1.0 if score.higher_is_better is False else 1.0
@@ -58,26 +64,18 @@ class Judge:
                 )  # fmt: skip
         way = self._way_to_caption(score, values, own, sign)
         return ScoreResult(
-            name=score.name,
-            value=_mean(own),
-            label=score.label,
-            definition=score.definition,
-            family=score.family,
-            needs=score.needs,
-            unit=score.unit,
-            used_by=score.used_by,
+            **{name: getattr(score, name) for name in DESCRIPTION},
+            value=mean_of_finite(own),
             network=network,
             range=(score.low, score.high),
-            higher_is_better=score.higher_is_better,
-            is_main=score.is_main,
             interval=self.interval(own, score.name, MAIN),
             n=int(np.isfinite(own).sum()),
             chance_closed_form=score.chance,
-            controls={other: _mean(values[other]) for other in others},
+            controls={other: mean_of_finite(values[other]) for other in others},
             control_intervals={other: self.interval(values[other], score.name, other) for other in others},
             roles={other: clip_set(other).role for other in others},
             p=p_values,
-            truth=_mean(values[TRUTH]) if TRUTH in values else None,
+            truth=mean_of_finite(values[TRUTH]) if TRUTH in values else None,
             way_to_caption=way[0],
             way_to_caption_interval=way[1:],
             films=self._films(score.name, {key: values[key] for key in (MAIN, *others)}),
@@ -103,10 +101,10 @@ class Judge:
             here = self.film == film
             inside = replace(self, block=self.block[here])
             found[str(film)] = {
-                "value": _mean(values[MAIN][here]),
+                "value": mean_of_finite(values[MAIN][here]),
                 "interval": inside.interval(values[MAIN][here], name, MAIN, str(film)),
                 "n": int(np.isfinite(values[MAIN][here]).sum()),
-                "controls": {key: _mean(value[here]) for key, value in values.items() if key != MAIN},
+                "controls": {key: mean_of_finite(value[here]) for key, value in values.items() if key != MAIN},
             }
         return found
 
@@ -116,7 +114,7 @@ class Judge:
         """Chance on this very test set, and P of the pairing, from every prediction against every truth."""
         if pairs is None:
             values = np.concatenate(sampled) if len(sampled) else np.empty(0)
-            return replace(result, chance=_mean(values))
+            return replace(result, chance=mean_of_finite(values))
         known = np.isfinite(np.diag(pairs))
         pairs, others = pairs[np.ix_(known, known)], allowed[np.ix_(known, known)]
         p = None

@@ -90,9 +90,9 @@ def read_clips(source: Path) -> Clips:
     Parameters
     ----------
     source : Path
-        A folder of films, of GIFs, of ``.npy`` clips, of pictures (one frame each), or of folders of pictures (a
-        sequence each); or a ``.npy`` file (n, F, H, W, 3). Arrays are uint8, or floats in 0…1 that are scaled by 255;
-        channels may come before height and width.
+        A folder of films, of GIFs, of ``.npy`` clips, of pictures (one frame each), or of folders
+        of pictures (a sequence each); or a ``.npy`` file (n, F, H, W, 3). Arrays are uint8, or
+        floats in 0…1 that are scaled by 255; channels may come before height and width.
 
     Raises
     ------
@@ -172,8 +172,8 @@ def _read_sequence(folder: Path) -> tuple[np.ndarray, list[str]]:
 def read_gif(path: Path) -> np.ndarray:
     """Every frame of a GIF, uint8 (F, H, W, 3).
 
-    Writers merge equal neighbouring frames into one that is shown longer; a frame shown k times as long as the shortest
-    one comes back k times.
+    Writers merge equal neighbouring frames into one that is shown longer; a frame shown k times as
+    long as the shortest one comes back k times.
     """
     require_content(path, "a GIF")
     try:
@@ -219,31 +219,22 @@ def pair_clips(clips: Clips, reference: Clips) -> tuple[Clips, Clips]:
             names = [reference.names[i] for i in chosen]
             return clips, Clips(names, [reference.clips[i] for i in chosen], reference.notes)
     ours, theirs = dict(zip(keys[0], clips.names, strict=True)), dict(zip(keys[1], reference.names, strict=True))
-    lonely = [name for key, name in ours.items() if key not in theirs]
+    unpaired = [name for key, name in ours.items() if key not in theirs]
     missing = [name for key, name in theirs.items() if key not in ours]
     raise DataError(
         f"expected as many clips as true ones with equal names or numbers, found {len(clips.names)} and "
-        f"{len(reference.names)}; without a true clip: {listed(lonely) or 'none'}; without a reconstruction: {listed(missing) or 'none'}"
+        f"{len(reference.names)}; without a true clip: {listed(unpaired) or 'none'}; without a reconstruction: {listed(missing) or 'none'}"
     )
 
 
 def align_clips(
     clips: Clips, truth: Clips, size: int | None = None, fit: Literal["stretch", "crop"] | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Both sets with one number and size of frames.
+    """Both sets, of equal length and in one order, with one number and size of frames.
 
-    Frames: the smaller of the two sets' most frequent numbers; of longer clips the frames at the middles of as many equal
-    parts are kept, of shorter ones frames repeat. Size: the smaller of the two heights and widths, or ``size`` squared,
-    by area averaging.
-
-    Parameters
-    ----------
-    clips, truth : Clips
-        Of equal length, in one order.
-    size : int, optional
-        Height and width of the result.
-    fit : {"stretch", "crop"}, optional
-        What to do where shapes differ by more than 2 % in width over height; without it that is an error.
+    Frames: the smaller of the two sets' most frequent numbers; of longer clips the frames at the
+    middles of as many equal parts are kept, of shorter ones frames repeat. Size: the smaller of the
+    two heights and widths, or ``size`` squared, by area averaging.
 
     Returns
     -------
@@ -254,7 +245,8 @@ def align_clips(
     Raises
     ------
     DataError
-        For other aspect ratios without ``fit``.
+        Where shapes differ by more than 2 % in width over height and ``fit`` does not say what to
+        do.
     """
     notes = []
     counts = [Counter(len(clip) for clip in part.clips) for part in (clips, truth)]
