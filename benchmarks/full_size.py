@@ -69,9 +69,7 @@ def networks_of(stage: str, areas: str | None = None) -> list[Any]:
     if stage in ("pretrain", "adapt"):
         models.append(randomly(lambda: MaskedBrainModel(HCP_VOXELS if stage == "pretrain" else PUBLISHED_VOXELS)))
     if stage in ("align", "cotrain", "reconstruct"):
-        models.append(
-            randomly(lambda: FmriEncoder(PUBLISHED_VOXELS) if areas is None else AreaEncoder([layout_of(areas)]))
-        )
+        models.append(AreaEncoder([layout_of(areas)]) if areas else randomly(lambda: FmriEncoder(PUBLISHED_VOXELS)))
     if stage in ("animate", "cotrain", "reconstruct"):
         models.append(randomly(lambda: VideoUNet(**SD15)))
     return models
