@@ -278,10 +278,11 @@ class _Arms:
             np.concatenate([store.fmri(name)[:n] for name, (_, n) in first.kept.items()]) for store in self.stores
         ]
         about["start"] = start_by_ridge(encoder, self.encoder, first_scans(first), theirs)
-        train_on_minutes(encoder, data, settings, folder / "maps", seed, is_whole=False)
+        share = min(1.0, len(data) / len(Windows(self.stores[0], "train", settings.window)))
+        train_on_minutes(encoder, data, settings, folder / "maps", seed, is_whole=False, share=share)
         if self.asked.is_whole:
             encoder.requires_grad_(True)
-            train_on_minutes(encoder, data, settings, folder / "all", seed, is_whole=True)
+            train_on_minutes(encoder, data, settings, folder / "all", seed, is_whole=True, share=share)
         return self._encoding(encoder, folder), about
 
     def _data(self, first: FirstMinutes) -> AlignData:

@@ -90,9 +90,10 @@ def _mean_on_vertices(
 def start_by_ridge(
     encoder: AreaEncoder, shared: AreaEncoder, scans_NV: np.ndarray, others: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Set a new person's maps by ridge regression onto the mean of the others' area tokens at the same moments of the films.
+    """Move a new person's maps by ridge regression towards the mean of the others' area tokens at the same moments.
 
-    The penalty of each area is chosen by cross-validation over contiguous fifths of the scans.
+    What is penalised is the distance from the maps that the encoder comes with, the mean of the others', so that few scans
+    move them little. The penalty of each area is chosen by cross-validation over contiguous fifths of the scans.
 
     Parameters
     ----------
@@ -116,19 +117,21 @@ def start_by_ridge(
         whose = torch.full((len(scans),), person)
         tokens += maps.encode(torch.from_numpy(_scaled(shared, padded)), whose) - maps.positions
     target = (tokens / len(others)).numpy().astype(np.float64)
-    scaled = _scaled(encoder, scans_NV).astype(np.float64)
-    weights, alphas, error = [], [], 0.0
+    scaled = _scaled(encoder, scans_NV)
+    start = own.encode(torch.from_numpy(scaled), None) - own.positions
+    left, scaled = target - start.numpy(), scaled.astype(np.float64)
+    changes, alphas, error = [], [], 0.0
     for area, voxels in enumerate(own.members[0]):
         if not len(voxels):
             continue
         model = RidgeCV(ALPHAS, fit_intercept=True, cv=FOLDS, solver_params={"local_alpha": False, "warn": False}).fit(
-            scaled[:, voxels], target[:, area]
+            scaled[:, voxels], left[:, area]
         )
-        weights.append(model.coef_)
-        own.bias[0, area] = torch.from_numpy(np.asarray(model.intercept_)).float()
+        changes.append(model.coef_)
+        own.bias[0, area] += torch.from_numpy(np.asarray(model.intercept_)).float()
         alphas.append(float(np.log10(np.atleast_1d(model.best_alphas_)[0])))
-        error += float(np.square(model.predict(scaled[:, voxels]) - target[:, area]).sum())
-    own.weight[0].copy_(torch.from_numpy(np.concatenate(weights)).float())
+        error += float(np.square(model.predict(scaled[:, voxels]) - left[:, area]).sum())
+    own.weight[0] += torch.from_numpy(np.concatenate(changes)).float()
     spread = float(np.square(target - target.mean(0)).sum())
     return {"log10_alpha": float(np.median(alphas)), "r2": 1 - error / spread}
 
@@ -150,14 +153,26 @@ class MapsTask(AlignTask):
 
 
 def train_on_minutes(
-    encoder: AreaEncoder, data: AlignData, settings: Align, folder: Path, seed: int, is_whole: bool
+    encoder: AreaEncoder,
+    data: AlignData,
+    settings: Align,
+    folder: Path,
+    seed: int,
+    *,
+    is_whole: bool,
+    share: float = 1.0,
 ) -> None:
-    """Train an encoder, or its maps alone, on a person's minutes as ``align`` does, without ridge regression as a teacher."""
+    """Train an encoder, or its maps alone, on a person's minutes as ``align`` does, without ridge regression as a teacher.
+
+    ``share`` of the steps: maps that have seen each window as often as ``align`` did know no more from it.
+    """
     settings = settings.model_copy(
         update={
             "teacher_weight": 0.0,
             "augmentation": "fixed",
             "batch_size": min(settings.batch_size, data.windows.most_apart()),
+            "steps": max(1, round(settings.steps * share)),
+            "warmup_steps": round(settings.warmup_steps * share),
         }
     )
     regression = TokenRegression(data, settings) if settings.token_weight > 0 else None
