@@ -78,4 +78,4 @@ def test_comments_cite_sections_of_the_methods_page_that_exist() -> None:
             for words in re.findall(r"docs/method\.md, (.*)", path.read_text()):
                 cited += 1
                 assert words.startswith(sections), f"{path}: docs/method.md has no section {words}"
-    assert cited > 60
+    assert cited > 50

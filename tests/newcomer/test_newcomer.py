@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.linear_model import Ridge
 
 from kit.parts import build_kit
 from mindvideo import atlas
@@ -110,6 +111,17 @@ def test_without_minutes_the_maps_are_the_mean_of_the_others_on_the_same_vertice
         encoder_of_newcomer(shared, VoxelLayout(9, "x", elsewhere, atlas.area_labels()[elsewhere]))
 
 
+@torch.no_grad()
+def tokens_of(encoder: AreaEncoder, fmri: np.ndarray, person: int) -> torch.Tensor:
+    padded = np.zeros((len(fmri), maps_of(encoder).voxels), np.float32)
+    padded[:, : fmri.shape[1]] = fmri
+    return maps_of(encoder).encode(torch.from_numpy((padded - 0.2) / 1.5), torch.full((len(fmri),), person))
+
+
+def mean_tokens(shared: AreaEncoder, others: list[np.ndarray]) -> torch.Tensor:
+    return (tokens_of(shared, others[0], 0) + tokens_of(shared, others[1], 1)) / 2
+
+
 def test_ridge_finds_maps_that_give_the_others_mean_tokens() -> None:
     shared, layouts = two_people()
     rng = np.random.default_rng(5)
@@ -122,17 +134,28 @@ def test_ridge_finds_maps_that_give_the_others_mean_tokens() -> None:
     about = start_by_ridge(own, shared, scans[2][:200], [part[:200] for part in scans[:2]])
     assert about["r2"] > 0.95
 
-    def tokens(encoder: AreaEncoder, fmri: np.ndarray, person: int) -> torch.Tensor:
-        padded = np.zeros((len(fmri), maps_of(encoder).voxels), np.float32)
-        padded[:, : fmri.shape[1]] = fmri
-        scaled = torch.from_numpy((padded - 0.2) / 1.5)
-        return maps_of(encoder).encode(scaled, torch.full((len(fmri),), person))
-
-    with torch.no_grad():
-        wanted = (tokens(shared, scans[0][200:], 0) + tokens(shared, scans[1][200:], 1)) / 2
-        found = tokens(own, scans[2][200:], 0)
-    error = (found - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
+    wanted = mean_tokens(shared, [part[200:] for part in scans[:2]])
+    error = (tokens_of(own, scans[2][200:], 0) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
     assert float(error) < 0.05 and maps.num_areas == 6
+
+
+def test_ridge_penalises_the_distance_from_the_mean_of_the_others_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mindvideo.newcomer.maps.ALPHAS", np.array([7.0]))
+    shared, layouts = two_people()
+    rng = np.random.default_rng(6)
+    scans = [rng.standard_normal((40, layout.num_voxels)).astype(np.float32) for layout in layouts[:2]]
+    mine = rng.standard_normal((40, layouts[0].num_voxels)).astype(np.float32)
+    own = encoder_of_newcomer(shared, layouts[0])
+    maps = maps_of(own)
+    before, bias = maps.weight[0].detach().clone().numpy(), maps.bias.detach().clone().numpy()
+    target = mean_tokens(shared, scans).numpy() - maps.positions.numpy()
+    start_by_ridge(own, shared, mine, scans)
+    scaled, first = (mine - 0.2) / 1.5, 0
+    for area, voxels in enumerate(maps.members[0]):
+        rows = slice(first, first := first + len(voxels))
+        left = target[:, area] - scaled[:, voxels] @ before[rows] - bias[0, area]
+        expected = before[rows] + Ridge(alpha=7.0).fit(scaled[:, voxels], left).coef_.T
+        np.testing.assert_allclose(maps.weight[0].detach().numpy()[rows], expected, atol=1e-5)
 
 
 def make_recipe(raw: Path, foundation: Path) -> Recipe:
