@@ -11,7 +11,7 @@ from mindvideo.data.readers.hcp import find_sources
 from mindvideo.data.series import read_layout
 from mindvideo.data.video import probe
 from mindvideo.errors import DataError
-from mindvideo.evaluate.clip_files import read_clip
+from mindvideo.evaluate.results import read_clip
 from mindvideo.files import describe_absence, hash_file, list_files, walk_files
 
 

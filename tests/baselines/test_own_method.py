@@ -23,7 +23,7 @@ from mindvideo.baselines.runner import add_folder, list_own_rate_mismatch
 from mindvideo.config import Recipe
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError
-from mindvideo.evaluate.clip_files import read_clip
+from mindvideo.evaluate.results import read_clip
 
 Cli = Callable[..., tuple[int, str]]
 GUIDE = (Path(__file__).parents[2] / "docs" / "baselines.md").read_text()

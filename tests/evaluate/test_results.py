@@ -12,8 +12,8 @@ from skimage.metrics import structural_similarity
 from kit.parts import IMAGE_CLASSES
 from mindvideo.data.video import write_video
 from mindvideo.errors import DataError
-from mindvideo.evaluate.clip_files import Clips, align_clips, pair_clips, read_clips, read_gif, split_side_by_side
 from mindvideo.evaluate.external import Reordered, deal_to_other_blocks
+from mindvideo.evaluate.results import Clips, align_clips, pair_clips, read_clips, read_gif, split_side_by_side
 from mindvideo.evaluate.seam import find_layout
 
 N, F, H, W = 12, 3, 40, 48

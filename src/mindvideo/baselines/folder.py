@@ -1,6 +1,6 @@
 """``folder``: clips of another program, one file per test window, enter the table under a name.
 
-Files are ``SEGMENT_SCAN`` with the suffix of a film, ``.gif`` or ``.npy`` (see `mindvideo.evaluate.clip_files.read_clip`);
+Files are ``SEGMENT_SCAN`` with the suffix of a film, ``.gif`` or ``.npy`` (see `mindvideo.evaluate.results.read_clip`);
 ``RUN/reconstruct/windows.json`` or ``RUN/baselines/NAME/windows.json`` lists segment and scan.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from mindvideo.data.store import listed
 from mindvideo.data.video import SUFFIXES
 from mindvideo.errors import DataError
-from mindvideo.evaluate.clip_files import read_clip
+from mindvideo.evaluate.results import read_clip
 from mindvideo.files import walk_files
 from mindvideo.generate.clips import pick_frames, resize_frames
 

@@ -14,9 +14,9 @@ from mindvideo import distributed
 from mindvideo.config import Recipe
 from mindvideo.data.disk import disk_errors
 from mindvideo.errors import DataError, SettingError
-from mindvideo.evaluate.clip_files import Clips, align_clips, pair_clips, read_clips, split_side_by_side
 from mindvideo.evaluate.evaluation import evaluate_clips
 from mindvideo.evaluate.measure import is_shipped, list_missing
+from mindvideo.evaluate.results import Clips, align_clips, pair_clips, read_clips, split_side_by_side
 from mindvideo.evaluate.score import MAIN, NETWORKS, Evaluation
 from mindvideo.evaluate.semantic import refuse_ways
 from mindvideo.evaluate.tables import write_evaluation
@@ -100,7 +100,7 @@ def evaluate_results(
     Parameters
     ----------
     clips, reference : Path
-        See `clip_files.read_clips`. Without a reference ``clips`` holds films with the truth on the
+        See `results.read_clips`. Without a reference ``clips`` holds films with the truth on the
         left.
     out : Path
         A folder that does not exist yet, is empty, or holds an evaluation, which is replaced.
@@ -110,7 +110,7 @@ def evaluate_results(
     block_clips : int
         Clips in natural order that are permuted and resampled together: 10 clips of 2 s are 20 s.
     size, fit
-        See `clip_files.align_clips`.
+        See `results.align_clips`.
     say : callable
         Told what was cut and changed.
 
