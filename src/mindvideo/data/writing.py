@@ -125,14 +125,13 @@ class StoreWriter:
                         raise DataError(f"expected {name} of shape ({N_CORTEX},), found {filled.shape}")
                     self._write(name, filled.astype(np.float32))
                 self._write("vertex", self.vertex)
-                area = (
-                    np.zeros(len(self.vertex), dtype=np.int16)
-                    if is_unplaced(self.vertex)
-                    else area_labels()[self.vertex]
-                )
                 if parcels:
-                    area = (1 + np.searchsorted(parcel_vertices(parcels), self.vertex)).astype(np.int16)
-                self._write("area", area)
+                    area = 1 + np.searchsorted(parcel_vertices(parcels), self.vertex)
+                elif is_unplaced(self.vertex):
+                    area = np.zeros(len(self.vertex), dtype=np.int64)
+                else:
+                    area = area_labels()[self.vertex]
+                self._write("area", area.astype(np.int16))
         except BaseException:
             self._lock.release()
             raise

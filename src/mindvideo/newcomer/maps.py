@@ -164,7 +164,7 @@ def train_on_minutes(
 ) -> None:
     """Train an encoder, or its maps alone, on a person's minutes as ``align`` does, without ridge regression as a teacher.
 
-    ``share`` of the steps: maps that have seen each window as often as ``align`` did know no more from it.
+    ``share`` is of the recipe's steps: all of them on a few minutes would only fit these minutes' noise.
     """
     settings = settings.model_copy(
         update={
