@@ -103,6 +103,12 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_run: Path, r
         shape = (films, 9, 6, 32, 32, 3)
         np.save(Path("ARRAYS") / f"video_{split}_256_3hz.npy", rng.integers(0, 256, shape, dtype=np.uint8))
         np.save(Path("ARRAYS") / f"text_{split}_256_3hz.npy", np.full((films, 9, 6), "a caption"))
+    Path("PARCELS").mkdir()
+    Path("LABELS.tsv").write_text("index\tname\n1\tLH_Vis_1\n2\tRH_Vis_1\n3\tLH_Lim_1\n")
+    for run in ("1", "2"):
+        np.save(Path("PARCELS") / f"run{run}.npy", rng.standard_normal((2, 90, 3)))
+        events = tmp_path / "bids" / "sub-01" / "func" / f"sub-01_task-movie_run-{run}_events.tsv"
+        shutil.copy(events, Path("PARCELS") / f"run{run}_events.tsv")
     return tmp_path
 
 
@@ -122,7 +128,7 @@ def test_the_commands_of_the_readme_run_as_printed(workplace: Path, cli: Cli) ->
         assert code == 0, f"{line}\n{said}"
         ran.append(arguments[0])
     assert sorted(set(ran)) == ["evaluate", "inspect", "prepare", "run", "status"]
-    assert sum(name == "prepare" for name in ran) == 4
+    assert sum(name == "prepare" for name in ran) == 5
 
 
 def test_files_of_the_pages_are_what_they_seem() -> None:

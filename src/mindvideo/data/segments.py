@@ -139,7 +139,7 @@ def frame_times(n_scans: int, tr_s: float, fps: int, first: int = 0) -> np.ndarr
         way_out = f"choose fps {', '.join(rates[:4])} (data.fps, --fps), or " if rates else "no fps up to 30 has one: "
         raise SettingError(
             f"expected a whole number of frames in each TR, found {fps} frames/s x {tr_s:g} s = {fps * tr_s:g}; {way_out}"
-            "with fmriprep choose another spacing of the scans, as --tr-s 2 --fps 3 (data.tr_s, data.fps)"
+            "with fmriprep or parcels choose another spacing of the scans, as --tr-s 2 --fps 3 (data.tr_s, data.fps)"
         )
     return (first + np.arange(n_scans)[:, None]) * tr_s + np.arange(round(fps * tr_s))[None, :] / fps
 
