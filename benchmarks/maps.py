@@ -17,8 +17,8 @@ import numpy as np
 
 from mindvideo import atlas
 from mindvideo.config import Recipe, load_recipe
+from mindvideo.data.groups import is_complete
 from mindvideo.data.readers import prepare
-from mindvideo.data.store import is_complete
 from mindvideo.explain import maps
 from mindvideo.simulate.recordings import simulate
 from mindvideo.stages import StageContext

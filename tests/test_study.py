@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from mindvideo import MindVideoPipeline
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.data.disk import only_one
-from mindvideo.data.store import Store, is_complete
+from mindvideo.data.groups import is_complete
+from mindvideo.data.store import Store
 from mindvideo.errors import DataError, ModelError, SettingError
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import STAGES
@@ -158,7 +159,7 @@ def test_scores_have_the_promised_form(tiny_run: Path) -> None:
 
 
 def test_two_at_once_in_one_folder_are_refused(tiny_run: Path, tiny_recipe: Recipe) -> None:
-    with only_one(tiny_run, "study"), pytest.raises(DataError, match="another process"):
+    with only_one(tiny_run / ".lock", "at it"), pytest.raises(DataError, match="found another at work"):
         Study(tiny_recipe, tiny_run).run(say=_silent)
 
 

@@ -14,7 +14,8 @@ import psutil
 import torch
 
 from mindvideo.config import Optimise, Recipe, as_sampled
-from mindvideo.data.store import is_complete, store_paths
+from mindvideo.data.groups import is_complete
+from mindvideo.data.store import store_paths
 from mindvideo.precision import resolve_precisions
 from mindvideo.preflight import refusals, required_parts
 from mindvideo.sizing import PUBLISHED, Network, Networks, StudySizes

@@ -14,8 +14,9 @@ from torch import nn
 
 from mindvideo.atlas import area_labels, parse_areas
 from mindvideo.config import Data, Optimise, Recipe
+from mindvideo.data.groups import is_complete
 from mindvideo.data.readers.parcels import read_labels
-from mindvideo.data.store import Store, is_complete, parcel_vertices, store_paths
+from mindvideo.data.store import Store, parcel_vertices, store_paths
 from mindvideo.errors import DataError, ModelError
 from mindvideo.models.encoders import encoder_arguments, encoder_class, new_masked_brain
 from mindvideo.models.foundation import embedded_kit

@@ -250,7 +250,11 @@ class Study:
         if self.recipe.track is not None and distributed.is_main():
             self._tracker = Tracker(self.recipe, self.run_dir)
         # The first process's lock stands for all of them.
-        with only_one(self.run_dir, "study") if distributed.is_main() else nullcontext():
+        with (
+            only_one(self.run_dir / ".lock", f"running the study in {self.run_dir}")
+            if distributed.is_main()
+            else nullcontext()
+        ):
             if only is not None:
                 self._require_needs(only)
             if distributed.is_main():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mindvideo import atlas
 from mindvideo.data import hcp_windows
 from mindvideo.data.cifti import write_cortex
+from mindvideo.data.copies import find_contained
 from mindvideo.data.readers import hcp
 from mindvideo.errors import DataError, SettingError
 
@@ -133,7 +134,7 @@ def test_a_person_saved_again_under_another_name_counts_once(raw, tmp_path):
 def test_a_run_inside_a_longer_recording_is_left_out(tmp_path):
     rng = np.random.default_rng(0)
     whole, other = rng.standard_normal((2, 5, 90))
-    found = hcp.find_contained({"a": whole, "b": whole[:, 20:55] * 3 + 1, "c": other[:, :40]})
+    found = find_contained({"a": whole, "b": whole[:, 20:55] * 3 + 1, "c": other[:, :40]})
     assert found == {"b": "its volumes are those of a"}
 
 
@@ -284,7 +285,7 @@ def test_other_folders_are_no_segments(raw, tmp_path):
     with pytest.raises(DataError, match="parts of it lost"):
         hcp.BrainSegments.open(tmp_path / "hcp.zarr")
     group.attrs["version"] = 2
-    with pytest.raises(DataError, match=r"version 1 at .*found 2"):
+    with pytest.raises(DataError, match=r"version 1 at .*found version 2"):
         hcp.BrainSegments.open(tmp_path / "hcp.zarr")
     group.attrs["format"] = "other"
     with pytest.raises(DataError, match="another zarr group"):

@@ -149,7 +149,7 @@ class Ablation:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         ran: dict[str, list[str]] = {}
-        with only_one(self.folder, "ablation"):
+        with only_one(self.folder / ".lock", f"running the ablation in {self.folder}"):
             own = [run for run in self.runs if run.same_as is None]
             for run in self.runs:
                 if run.same_as is not None:

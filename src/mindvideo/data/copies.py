@@ -1,4 +1,7 @@
-"""Recordings that are there twice: saved again, converted, compressed, cut short."""
+"""Recordings that are there twice: saved again, converted, compressed, cut short, joined.
+
+Shapes: P vertices, T volumes.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,17 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import numpy as np
+from scipy.signal import correlate
+
+from mindvideo.data.store import listed
 
 PROBES = 16
 """Vertices by which recordings are compared with one another."""
 _VOLUMES = 64
 _SAME = 1 - 1e-5
 """Correlation from which two recordings are one; rounding to 16 bits costs 1e-8."""
+_HELD = 0.95
+"""Mean correlation from which a recording is part of another; filters differ between a run and a concatenation."""
 _ROWS = 512
 Name = TypeVar("Name")
 
@@ -37,3 +45,52 @@ def find_copies(outlines: Mapping[Name, np.ndarray]) -> dict[Name, Name]:
                 if first < row and likeness[row - start, first] > _SAME:
                     found[names[row]] = names[first]
     return found
+
+
+def find_contained(series: dict[str, np.ndarray]) -> dict[str, str]:
+    """Recordings of one person whose volumes are in others too, with the reason.
+
+    Parameters
+    ----------
+    series : dict of str to ndarray, float (P, T)
+        The same few vertices of each recording; lengths differ.
+
+    Returns
+    -------
+    dict of str to str
+        A concatenation all of whose volumes are in the others is left out itself; of a longer recording with volumes of
+        its own the parts are.
+    """
+    left_out: dict[str, str] = {}
+    by_length = sorted(series, key=lambda name: series[name].shape[1], reverse=True)
+    for number, whole in enumerate(by_length):
+        others = [name for name in by_length[number + 1 :] if name not in left_out]
+        if whole in left_out:
+            continue
+        parts = [name for name in others if _holds(series[whole], series[name])]
+        n_covered = sum(series[name].shape[1] for name in parts)
+        if len(parts) > 1 and n_covered >= series[whole].shape[1]:
+            left_out[whole] = f"the concatenation of {listed(parts)}"
+        else:
+            left_out |= dict.fromkeys(parts, f"its volumes are those of {whole}")
+    return left_out
+
+
+def _holds(whole: np.ndarray, part: np.ndarray) -> bool:
+    """Whether a recording (P, T) holds another one, (P, n) with n up to T: some stretch of it correlates with all of it."""
+    n_volumes = part.shape[1]
+    best = np.zeros(whole.shape[1] - n_volumes + 1)
+    n_used = 0
+    for a, b in zip(whole.astype(np.float64), part.astype(np.float64), strict=True):
+        a, b = a - a.mean(), b - b.mean()
+        if not (a.std() > 0 and b.std() > 0 and np.isfinite(a).all() and np.isfinite(b).all()):
+            continue
+        sums = np.cumsum(np.stack([a, a * a]), axis=1)
+        sums = np.pad(sums, ((0, 0), (1, 0)))
+        total, squares = sums[:, n_volumes:] - sums[:, :-n_volumes]
+        spread = np.sqrt(np.maximum(squares - total**2 / n_volumes, 1e-12) * (b @ b))
+        best += correlate(a, b, mode="valid") / spread
+        n_used += 1
+        if best.max() < _HELD * n_used - 0.5:
+            return False
+    return n_used > 0 and float(best.max()) > _HELD * n_used

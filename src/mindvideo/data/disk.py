@@ -18,48 +18,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit on the size 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
-class StoreLock:
-    """An exclusive lock on the folder ``path``, released if the process dies.
-
-    Raises
-    ------
-    DataError
-        If another writer holds the lock, or the folder cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.with_name(path.name + ".lock")
-        with disk_errors(path, "the lock"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            while True:
-                descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    os.close(descriptor)
-                    raise DataError(
-                        f"expected to be the only prepare that writes {path}, found another at work; "
-                        "wait until it ends or give another --out"
-                    ) from None
-                if self._is_current(descriptor):
-                    break
-                os.close(descriptor)  # the holder before us removed the file between open and lock
-        self._descriptor: int | None = descriptor
-
-    def _is_current(self, descriptor: int) -> bool:
-        try:
-            return os.fstat(descriptor).st_ino == self._file.stat().st_ino
-        except FileNotFoundError:
-            return False
-
-    def release(self) -> None:
-        """Release the lock and remove its file."""
-        if self._descriptor is not None:
-            self._file.unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
 @contextmanager
 def disk_errors(path: Path, what: str, needed_bytes: int | None = None) -> Iterator[None]:
     """Turn a full disk or a refused folder into a DataError about writing ``what`` to ``path``."""
@@ -87,16 +45,28 @@ def is_full(error: Exception) -> bool:
 
 
 @contextmanager
-def only_one(folder: Path, doing: str) -> Iterator[None]:
-    """Lock a folder during a run; DataError if another process holds it."""
-    with (folder / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(
-                f"another process is running the {doing} in {folder}; wait for it, or choose another --out"
-            ) from None
+def only_one(file: Path, doing: str) -> Iterator[None]:
+    """Hold a lock file, which the death of the process releases too; DataError where another process holds it."""
+    with disk_errors(file, "the lock"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            handle = file.open("w")
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.close()
+                raise DataError(
+                    f"expected to be the only process {doing}, found another at work; wait until it ends, or give another --out"
+                ) from None
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle.fileno()), file.stat()):
+                    break
+            handle.close()  # the holder before removed the file between our open and lock
+    try:
         yield
+    finally:
+        file.unlink(missing_ok=True)
+        handle.close()
 
 
 def flush_folder(folder: Path, recursive: bool = True) -> None:

@@ -23,6 +23,7 @@ from mindvideo.atlas import N_CORTEX, hierarchy_order
 from mindvideo.config import Data
 from mindvideo.data.captions import Captioning, caption_windows, read_captions
 from mindvideo.data.copies import PROBES, find_copies, outline
+from mindvideo.data.groups import is_begun, open_group
 from mindvideo.data.measuring import (
     POLYNOMIAL,
     FilmTask,
@@ -37,16 +38,14 @@ from mindvideo.data.measuring import (
 from mindvideo.data.pool import Pool, open_pool
 from mindvideo.data.segments import Remark, Run, Source, number_scenes
 from mindvideo.data.series import SeriesFile
-from mindvideo.data.store import SPLITS, Store, identify_voxels, listed, open_group
+from mindvideo.data.store import SPLITS, STORE, Store, identify_voxels, listed
 from mindvideo.data.video import MIN_SCENE_S
-from mindvideo.data.voxels import average_runs, reproducibility_t_test, select_voxels
-from mindvideo.data.writing import StoreWriter
+from mindvideo.data.voxels import average_runs, refuse_silence, reproducibility_t_test, select_voxels
+from mindvideo.data.writing import StoreWriter, refuse_complete
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file
 from mindvideo.stages import Progress
 
-MOST_SILENT = 0.1
-"""Most candidate vertices that may lack a signal in some run; fMRIPrep's gaps are .01."""
 FRAME_BYTES = 3 * 2**30
 """How much is decoded ahead of the film being written (2.8 GB at 30 frames/s, 256 pixels)."""
 
@@ -110,7 +109,7 @@ def prepare_segments(
         {item.name: item.first for item in source.segments if item.is_part},
     )  # fmt: skip
     voxels, sources, provenance = None, {}, {}
-    if _is_begun(out):
+    if is_begun(out):
         tick("hashing", 0)
         sources = _name_hashes(source, data, {}, pool)
         voxels = _unfinished_voxels(out, _fingerprint(source, data, sources, captioning))
@@ -271,7 +270,10 @@ def measure_voxels(
             hashes |= {run.path: sha256 for run, sha256 in zip(segment.runs, measure.sha256, strict=True)}
         for run in segment.runs:
             tick(f"checked {run.label}", 2)
-    is_silent = _refuse_silence(silent, data, "parcel" if source.parcels else "vertex")
+    is_silent = refuse_silence(
+        silent, f"{'parcel' if source.parcels else 'vertex'} of the areas '{data.areas}'",
+        f"exclude that run (data.{data.source}.exclude), or choose areas that all runs cover (data.areas, --areas)",
+    )  # fmt: skip
     left_out, candidate = candidate[is_silent], candidate[~is_silent]
     scores = [z[~is_silent] for z in scores]
     p = np.full(len(candidate), np.nan)
@@ -285,19 +287,6 @@ def measure_voxels(
             reproducibility[candidate] = np.tanh(np.mean(scores, axis=0))
         chosen = chosen[hierarchy_order(chosen)]
     return Voxels(chosen.astype(np.int32), reproducibility, p_value, left_out, int(np.isfinite(p).sum()))
-
-
-def _refuse_silence(silent: dict[str, np.ndarray], data: Data, what: str) -> np.ndarray:
-    """Which candidates lack a signal in some run, bool (N,); DataError if they are too many."""
-    is_silent = np.any(list(silent.values()), axis=0)
-    if is_silent.mean() > MOST_SILENT:
-        worst = max(silent, key=lambda path: int(silent[path].sum()))
-        raise DataError(
-            f"expected a signal at nearly every {what} of the areas '{data.areas}', found {int(is_silent.sum())} of "
-            f"{len(is_silent)} that never change in some run, {int(silent[worst].sum())} of them in {worst}; exclude that run "
-            f"(data.{data.source}.exclude), or choose areas that all runs cover (data.areas, --areas)"
-        )
-    return is_silent
 
 
 class _Steps:
@@ -371,19 +360,9 @@ def shaping_settings(data: Data) -> dict[str, Any]:
     return {**content, data.source: {**own, "expect": None}}
 
 
-def _is_begun(out: Path) -> bool:
-    return out.is_dir() and any(out.iterdir())
-
-
-def refuse_complete(out: Path) -> None:
-    """Refuse a complete store at ``out``, before hours of reading."""
-    if _is_begun(out) and open_group(out).attrs.get("complete"):
-        raise DataError(f"expected a new or an interrupted store at {out}, found a complete one; remove it first")
-
-
 def _unfinished_voxels(out: Path, fingerprint: str) -> Voxels | None:
     """The selection of an interrupted store; None if there is none yet."""
-    group = open_group(out)
+    group = open_group(out, STORE)
     if group.attrs.get("fingerprint") != fingerprint:
         raise DataError(
             f"expected an interrupted store of the same settings and files at {out}, found one of others; "

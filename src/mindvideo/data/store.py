@@ -23,7 +23,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,12 @@ from mindvideo.artefacts import read_note
 from mindvideo.atlas import area_names
 from mindvideo.config import Data
 from mindvideo.data.disk import disk_errors
+from mindvideo.data.groups import Kind, open_complete
 from mindvideo.data.intact import RECORD, as_damage, refuse_damaged_store
 from mindvideo.errors import DataError
 from mindvideo.files import beside, hash_file, require_content
 from mindvideo.voxel_layout import VoxelLayout
 
-FORMAT = "mindvideo-store"
-VERSION = 1
 SPLITS = ("train", "validation", "test")
 PARTS = ("fmri", "repeats", "frames", "scene", "captions")
 
@@ -53,6 +52,14 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 def listed(names: Sequence[str], most: int = 8) -> str:
     """The first names, and dots if there are more."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def _name_whole(attrs: Mapping[str, Any]) -> str:
+    done = sorted((name for name, parts in attrs.get("written", {}).items() if {*parts} == {*PARTS}), key=natural_key)
+    return f"{len(done)} whole segments ({', '.join(done) or 'none'})"
+
+
+STORE = Kind("prepared store", "mindvideo-store", "prepare", _name_whole)
 
 
 def identify_voxels(vertex: np.ndarray) -> str:
@@ -134,20 +141,7 @@ class Store:
             If the folder is missing, not a store, of another version, incomplete, or damaged.
         """
         path = Path(path)
-        group = open_group(path)
-        if group.attrs.get("version") != VERSION:
-            raise DataError(
-                f"expected a store of version {VERSION} at {path}, found version {group.attrs.get('version')}; "
-                "run prepare again with this version of mindvideo"
-            )
-        if not group.attrs.get("complete"):
-            with as_damage(path, "store"):
-                written = dict(group.attrs.get("written", {}))
-                done = sorted((name for name in written if set(written[name]) == set(PARTS)), key=natural_key)
-            raise DataError(
-                f"expected a complete store at {path}, found an interrupted one with {len(done)} whole segments "
-                f"({', '.join(done) or 'none'}); run prepare again, it goes on where it stopped"
-            )
+        group = open_complete(path, STORE)
         refuse_damaged_store(path, group)
         with as_damage(path, "store"):
             return cls(path, group)
@@ -393,23 +387,3 @@ def _write_member(
         np.lib.format.write_array_header_2_0(member, header)
         for block in blocks:
             member.write(np.ascontiguousarray(block, dtype=dtype).tobytes())
-
-
-def open_group(path: Path) -> zarr.Group:
-    """The zarr group of a store, complete or not; DataError if there is none."""
-    if not path.is_dir():
-        raise DataError(f"expected a prepared store at {path}, found no folder; run prepare first")
-    try:
-        group = zarr.open_group(path, mode="r")
-    except Exception as error:  # damaged metadata raise nearly anything
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"expected a prepared store at {path}, found another kind of folder ({reason})") from error
-    if group.attrs.get("format") != FORMAT:
-        raise DataError(f"expected a prepared store at {path}, found another zarr group; give the folder prepare wrote")
-    return group
-
-
-def is_complete(path: Path) -> bool:
-    """Whether a finished store, or a finished table of HCP segments, lies at ``path``."""
-    with as_damage(path, "prepared folder"):
-        return (path / "zarr.json").is_file() and bool(zarr.open_group(path, mode="r").attrs.get("complete"))

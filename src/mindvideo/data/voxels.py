@@ -5,7 +5,7 @@ Runs are (n scans, V vertices) float32; the work is in float64, in blocks that f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,8 @@ from mindvideo.errors import DataError, SettingError
 
 Selection = Literal["paper", "bonferroni", "top_k", "all"]
 
+MOST_SILENT = 0.1
+"""Most vertices that may lack a signal in some run; fMRIPrep's gaps are .01."""
 _BLOCK = 256
 
 
@@ -64,6 +66,18 @@ def refuse_damage(is_damaged: np.ndarray, path: Path | str, vertex: np.ndarray |
             f"{path}: expected finite values, found {int(is_damaged.sum())} of {len(is_damaged)} vertices with NaN or "
             f"infinite values among others (e.g. vertex {name}); repair or download the file again, or leave the run out"
         )
+
+
+def refuse_silence(silent: Mapping[str, np.ndarray], what: str, way_out: str) -> np.ndarray:
+    """Which vertices lack a signal in some run, bool (V,), from those of each run; DataError if they are too many."""
+    is_silent = np.any(list(silent.values()), axis=0)
+    if is_silent.mean() > MOST_SILENT:
+        worst = max(silent, key=lambda name: int(silent[name].sum()))
+        raise DataError(
+            f"expected a signal at nearly every {what}, found {int(is_silent.sum())} of {len(is_silent)} that never change in "
+            f"some run, {int(silent[worst].sum())} of them in {worst}; {way_out}"
+        )
+    return is_silent
 
 
 def check_run(run: np.ndarray, path: Path | str, vertex: np.ndarray) -> None:

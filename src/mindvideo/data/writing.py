@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
 from mindvideo.atlas import N_CORTEX, area_labels
-from mindvideo.data.disk import StoreLock, disk_errors, flush_folder, link_folder
-from mindvideo.data.intact import record_content
+from mindvideo.data.disk import disk_errors, link_folder, only_one
+from mindvideo.data.groups import begin_group, is_begun, open_group, seal_group
+from mindvideo.data.intact import refuse_damaged_store
 from mindvideo.data.store import (
-    FORMAT,
     PARTS,
     SPLITS,
-    VERSION,
+    STORE,
     Store,
     identify_voxels,
     is_unplaced,
     natural_key,
-    open_group,
     parcel_vertices,
 )
 from mindvideo.errors import DataError
@@ -33,20 +31,10 @@ FILM_PARTS = ("frames", "scene", "captions")
 _CHUNK_BYTES = 1_500_000
 
 
-def _check_header(splits: dict[str, list[str]], names: list[str], order: list[str], vertex: np.ndarray) -> None:
-    unknown = sorted(set(splits) - set(SPLITS))
-    if unknown:
-        raise DataError(f"expected splits {', '.join(SPLITS)}, found {', '.join(unknown)}")
-    if not names or len(set(names)) != len(names):
-        raise DataError(
-            f"expected every segment in one split, found {', '.join(sorted(names, key=natural_key)) or 'none'}"
-        )
-    if sorted(order) != sorted(names):
-        raise DataError(f"expected the order to hold the segments {sorted(names)}, found {sorted(order)}")
-    if vertex.ndim != 1 or not len(vertex) or len(np.unique(vertex)) != len(vertex):
-        raise DataError(f"expected voxels with a cortical position each of its own, found shape {vertex.shape}")
-    if not is_unplaced(vertex) and (vertex.min() < 0 or vertex.max() >= N_CORTEX):
-        raise DataError(f"expected cortical positions 0…{N_CORTEX - 1}, found {vertex.min()}…{vertex.max()}")
+def refuse_complete(path: Path) -> None:
+    """Raise DataError for a complete store at ``path``: before hours of reading."""
+    if is_begun(path) and open_group(path, STORE).attrs.get("complete"):
+        raise DataError(f"expected a new or an interrupted store at {path}, found a complete one; remove it first")
 
 
 class StoreWriter:
@@ -101,28 +89,28 @@ class StoreWriter:
         self.vertex = np.asarray(vertex, dtype=np.int32)
         names = [name for split in SPLITS for name in splits.get(split, [])]
         self.order = list(order) if order is not None else sorted(names, key=natural_key)
-        _check_header(splits, names, self.order, self.vertex)
-        self.num_frames = round(fps * tr_s)
-        self.size = size
+        if sorted(self.order) != sorted(set(names)) or len(set(names)) < len(names):
+            raise DataError(f"expected every segment in one of {', '.join(SPLITS)}, found {splits} for {self.order}")
+        refuse_complete(path)
         header = {
-            "subject": str(subject),
-            "tr_s": float(tr_s),
-            "lag_s": float(lag_s),
-            "fps": int(fps),
-            "size": int(size),
+            "subject": subject,
+            "tr_s": tr_s,
+            "lag_s": lag_s,
+            "fps": fps,
+            "size": size,
             "splits": {split: list(splits.get(split, [])) for split in SPLITS},
             "order": self.order,
             "voxel_id": identify_voxels(self.vertex),
             "fingerprint": fingerprint,
         } | ({"parcels": list(parcels)} if parcels else {})
-        self._lock = StoreLock(path)
-        try:
+        steps = [{"step": step, "parameters": parameters} for step, parameters in (provenance or {}).items()]
+        with ExitStack() as stack:
+            stack.enter_context(only_one(path.with_name(f"{path.name}.lock"), f"writing {path}"))
             with disk_errors(path, "the store"):
-                self._group = self._start(header, provenance or {})
+                start = {"provenance": steps, "sources": {}, "films": {}, "written": {}}
+                self._group = begin_group(path, STORE, header, start)
                 for name, values in (("reproducibility", reproducibility), ("p_value", p_value)):
                     filled = np.full(N_CORTEX, np.nan) if values is None else np.asarray(values)
-                    if filled.shape != (N_CORTEX,):
-                        raise DataError(f"expected {name} of shape ({N_CORTEX},), found {filled.shape}")
                     self._write(name, filled.astype(np.float32))
                 self._write("vertex", self.vertex)
                 if parcels:
@@ -132,24 +120,7 @@ class StoreWriter:
                 else:
                     area = area_labels()[self.vertex]
                 self._write("area", area.astype(np.int16))
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def _start(self, header: dict[str, Any], provenance: dict[str, dict[str, Any]]) -> zarr.Group:
-        """An equal unfinished group, or a new one."""
-        if self.path.exists() and any(self.path.iterdir()):
-            group = open_group(self.path)
-            found = json.loads(json.dumps(dict(group.attrs)))
-            is_equal = found.get("version") == VERSION and all(found.get(key) == header[key] for key in header)
-            if is_equal and not found.get("complete"):
-                return zarr.open_group(self.path, mode="r+")
-            state = "a complete store" if found.get("complete") else "an unfinished store with other settings"
-            raise DataError(f"expected a new folder for the store, found {state} at {self.path}; remove it first")
-        attributes = {"format": FORMAT, "version": VERSION, "complete": False, **header}
-        steps = [{"step": step, "parameters": parameters} for step, parameters in provenance.items()]
-        attributes |= {"provenance": steps, "sources": {}, "films": {}, "written": {}}
-        return zarr.create_group(self.path, attributes=attributes)
+            self._held = stack.pop_all()
 
     def has(self, segment: str, part: str | None = None) -> bool:
         """Whether a part of a segment (default: all) is written."""
@@ -158,12 +129,6 @@ class StoreWriter:
 
     def write_fmri(self, segment: str, fmri: np.ndarray, repeats: np.ndarray) -> None:
         """Write the average (n, V) and the single runs (R, n, V), both standardised."""
-        n_scans, n_voxels = fmri.shape[0], len(self.vertex)
-        if fmri.shape != (n_scans, n_voxels) or repeats.ndim != 3 or repeats.shape[1:] != fmri.shape:
-            raise DataError(
-                f"expected fMRI (n, {n_voxels}) and repeats (R, n, {n_voxels}) for segment {segment}, "
-                f"found {fmri.shape} and {repeats.shape}"
-            )
         if not (np.isfinite(fmri).all() and np.isfinite(repeats).all()):
             raise DataError(f"expected finite fMRI for segment {segment}, found NaN or infinite values; check its runs")
         with disk_errors(self.path, f"fmri of {segment}", fmri.nbytes + repeats.nbytes):
@@ -173,13 +138,10 @@ class StoreWriter:
 
     def write_frames(self, segment: str, frames: np.ndarray) -> None:
         """Write the frames of a segment, uint8 (n, F, H, W, 3)."""
-        shape = (len(frames), self.num_frames, self.size, self.size, 3)
-        if frames.dtype != np.uint8 or frames.shape != shape:
-            raise DataError(f"expected frames uint8 {shape} for segment {segment}, found {frames.dtype} {frames.shape}")
-        rows = max(1, min(len(frames), _CHUNK_BYTES // int(np.prod(shape[1:]))))
+        rows = max(1, min(len(frames), _CHUNK_BYTES // frames[0].nbytes))
         with disk_errors(self.path, f"frames of {segment}", frames.nbytes):
             array = self._group.create_array(
-                f"frames/{segment}", shape=shape, chunks=(rows, *shape[1:]), dtype=np.uint8, overwrite=True,
+                f"frames/{segment}", shape=frames.shape, chunks=(rows, *frames.shape[1:]), dtype=np.uint8, overwrite=True,
                 config={"write_empty_chunks": True},
             )  # fmt: skip
             array[...] = frames
@@ -187,20 +149,12 @@ class StoreWriter:
 
     def write_scene(self, segment: str, scene: np.ndarray) -> None:
         """Write scene numbers, int (n, F), unique over the whole store."""
-        if scene.ndim != 2 or scene.shape[1] != self.num_frames:
-            raise DataError(f"expected scenes (n, {self.num_frames}) for segment {segment}, found {scene.shape}")
         with disk_errors(self.path, f"scenes of {segment}"):
             self._write(f"scene/{segment}", scene.astype(np.int32))
         self._mark(segment, "scene")
 
     def write_captions(self, segment: str, captions: Sequence[str], frame_captions: Sequence[Sequence[str]]) -> None:
         """Write one caption a scan (n) and one a frame (n lists of F)."""
-        widths = {len(row) for row in frame_captions}
-        if len(captions) != len(frame_captions) or not widths <= {self.num_frames}:
-            raise DataError(
-                f"expected n captions and n lists of {self.num_frames} for segment {segment}, found {len(captions)} "
-                f"and {len(frame_captions)} lists of {sorted(widths)}"
-            )
         attributes = {"scan": list(captions), "frame": [list(row) for row in frame_captions]}
         with disk_errors(self.path, f"captions of {segment}"):
             self._group.create_group(f"captions/{segment}", overwrite=True, attributes=attributes)
@@ -251,7 +205,7 @@ class StoreWriter:
         Raises
         ------
         DataError
-            If a segment lacks a part, or parts differ in their number of scans.
+            If a segment lacks a part, or a part has another shape than the others ask for.
         """
         for segment in self.order:
             missing = [part for part in PARTS if not self.has(segment, part)]
@@ -259,23 +213,15 @@ class StoreWriter:
                 raise DataError(
                     f"expected every part of segment {segment} in {self.path}, found no {', '.join(missing)}"
                 )
-            lengths = {part: self._group[f"{part}/{segment}"].shape[0] for part in ("fmri", "frames", "scene")}
-            captions = self._group[f"captions/{segment}"].attrs
-            if not captions.get("left_out"):
-                lengths["captions"] = len(captions["scan"])
-            if len(set(lengths.values())) != 1:
-                raise DataError(f"expected equally many scans in every part of segment {segment}, found {lengths}")
+        refuse_damaged_store(self.path, self._group)
         with disk_errors(self.path, "the store"):
-            flush_folder(self.path)
-            self._group.attrs["complete"] = True
-            record_content(self.path)
-            flush_folder(self.path, recursive=False)
+            seal_group(self.path, self._group)
         self.close()
-        return Store.open(self.path)
+        return Store(self.path, open_group(self.path, STORE))
 
     def close(self) -> None:
         """Release the lock; an unfinished store stays incomplete."""
-        self._lock.release()
+        self._held.close()
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -291,8 +237,6 @@ class StoreWriter:
         array[...] = values
 
     def _mark(self, segment: str, *parts: str) -> None:
-        if segment not in self.order:
-            raise DataError(f"expected one of the segments {', '.join(self.order)}, found '{segment}'")
         written = dict(self._group.attrs["written"])
         written[segment] = sorted({*written.get(segment, []), *parts})
         with disk_errors(self.path, f"the record of {segment}"):

@@ -6,36 +6,35 @@ Shapes: V voxels, n rows (time windows of all runs on top of each other), T volu
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import zarr
-from scipy.signal import correlate
 
 from mindvideo.atlas import area_labels, hierarchy_order, parse_areas
-from mindvideo.data.copies import PROBES, find_copies, outline
-from mindvideo.data.disk import StoreLock, disk_errors, flush_folder, link_folder
+from mindvideo.data.copies import PROBES, find_contained, find_copies, outline
+from mindvideo.data.disk import disk_errors, link_folder, only_one
+from mindvideo.data.groups import Kind, begin_group, open_complete, open_group, seal_group
 from mindvideo.data.hcp_windows import read_cifti_windows, stream_npz_windows
-from mindvideo.data.intact import as_damage, record_content, refuse_damaged_segments, refuse_other_content
-from mindvideo.data.preparation import MOST_SILENT
+from mindvideo.data.intact import as_damage, refuse_damaged_segments, refuse_other_content
 from mindvideo.data.series import SeriesFile
 from mindvideo.data.store import listed
+from mindvideo.data.voxels import MOST_SILENT, refuse_silence
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file, require_content, walk_files
 from mindvideo.stages import Progress
 from mindvideo.voxel_layout import VoxelLayout
 
-FORMAT = "mindvideo-hcp"
-VERSION = 1
+SEGMENTS = Kind(
+    "prepared table of pre-training fMRI", "mindvideo-hcp", "prepare hcp",
+    lambda attrs: f"{len(attrs['sources'])} of {len(attrs['sources_planned'])} runs",
+)  # fmt: skip
 RUN_PATTERN = "*/MNINonLinear/Results/*/*_Atlas_MSMAll*.dtseries.nii"
 NPZ_NAME = "HCP_visual_voxel.npz"
 
 _CHUNK_ROWS = 16
-_SAME = 0.95
-"""Mean correlation from which two recordings are one; filters differ between a run and the concatenation it is in."""
 _IN_MEMORY_BYTES = 512 * 1024**2
 
 
@@ -147,45 +146,40 @@ def prepare_hcp(
     names = [str(source.path.relative_to(raw)) for source in sources]
     sizes = {name: source.path.stat().st_size for name, source in zip(names, sources, strict=True)}
     header = {"window_s": float(window_s), "areas": list(areas), "kind": kind, "sources_planned": sizes}
-    lock = StoreLock(out)
-    try:
-        with disk_errors(out, "the pre-training fMRI"):
-            planned, found = dict(zip(names, sources, strict=True)), None
-            if not out.exists():  # a refusal leaves nothing behind
-                found = survey(planned, vertex, areas, window_s)
-            group = _start(out, header)
-            if group.attrs["complete"]:
-                return _remarks(group)
-            if "kept" not in group.attrs:
-                found = found or survey(planned, vertex, areas, window_s)
-                if vertex is not None:
-                    group.create_array("vertex", data=vertex[found.kept], overwrite=True)
-                silent = np.flatnonzero(~found.kept) if vertex is None else vertex[~found.kept]
-                read = {source.path for source in sources}
-                for path in itertools.chain(*_versions(raw)):
-                    if path not in read:
-                        found.left_out[str(path.relative_to(raw))] = "another version of a run"
-                group.attrs.update(
-                    {"silent": silent.tolist(), "left_out": found.left_out, "kept": np.flatnonzero(found.kept).tolist()}
-                )
-            for number, (name, source) in enumerate(zip(names, sources, strict=True)):
-                if name not in group.attrs["sources"] and name not in group.attrs["left_out"]:
-                    _append_run(group, name, source, vertex, areas, window_s)
-                if progress is not None:
-                    progress(number + 1, len(sources), {"rows": group.attrs["rows"]})
-            flush_folder(out)
-            step = {"step": "prepare_hcp", "parameters": {key: header[key] for key in ("window_s", "areas", "kind")}}
-            group.attrs.update({"complete": True, "provenance": [step]})
-            record_content(out)
-            flush_folder(out, recursive=False)
+    with (
+        only_one(out.with_name(f"{out.name}.lock"), f"writing {out}"),
+        disk_errors(out, "the pre-training fMRI"),
+    ):
+        planned, found = dict(zip(names, sources, strict=True)), None
+        if not out.exists():  # a refusal leaves nothing behind
+            found = survey(planned, vertex, areas, window_s)
+        group = begin_group(out, SEGMENTS, header, {"rows": 0, "sources": {}})
+        if group.attrs["complete"]:
             return _remarks(group)
-    finally:
-        lock.release()
+        if "kept" not in group.attrs:
+            found = found or survey(planned, vertex, areas, window_s)
+            if vertex is not None:
+                group.create_array("vertex", data=vertex[found.kept], overwrite=True)
+            silent = np.flatnonzero(~found.kept) if vertex is None else vertex[~found.kept]
+            read = {source.path for source in sources}
+            for path in itertools.chain(*_versions(raw)):
+                if path not in read:
+                    found.left_out[str(path.relative_to(raw))] = "another version of a run"
+            group.attrs.update(
+                {"silent": silent.tolist(), "left_out": found.left_out, "kept": np.flatnonzero(found.kept).tolist()}
+            )
+        for number, (name, source) in enumerate(zip(names, sources, strict=True)):
+            if name not in group.attrs["sources"] and name not in group.attrs["left_out"]:
+                _append_run(group, name, source, vertex, areas, window_s)
+            if progress is not None:
+                progress(number + 1, len(sources), {"rows": group.attrs["rows"]})
+        seal_group(out, group)
+        return _remarks(group)
 
 
 def _link_prepared(raw: Path, out: Path, window_s: float, areas: Sequence[str]) -> list[str]:
     """Put a table that `prepare_hcp` wrote at ``out``."""
-    attrs = _open_group(raw).attrs
+    attrs = open_group(raw, SEGMENTS).attrs
     if attrs["window_s"] != window_s or list(attrs["areas"]) != list(areas):
         raise SettingError(
             f"expected windows of {window_s:g} s and the areas {','.join(areas)} in {raw}, found "
@@ -194,7 +188,7 @@ def _link_prepared(raw: Path, out: Path, window_s: float, areas: Sequence[str]) 
         )
     refuse_other_content(raw)
     link_folder(raw, out)
-    return _remarks(_open_group(out))
+    return _remarks(open_group(out, SEGMENTS))
 
 
 def _remarks(group: zarr.Group) -> list[str]:
@@ -251,87 +245,22 @@ def survey(sources: dict[str, Source], vertex: np.ndarray | None, areas: Sequenc
         left_out |= find_contained(series)
         outlines |= {name: outline(part) for name, part in series.items() if name not in left_out}
     left_out |= {name: f"a copy of {first}" for name, first in find_copies(outlines).items()}
-    read = [silent[name] for name in silent if name not in left_out]
+    read = {name: part for name, part in silent.items() if name not in left_out}
     if not read:
         raise DataError(
             f"expected a recording with a signal, found none: {listed([f'{n} ({r})' for n, r in left_out.items()])}"
         )
-    if len({len(part) for part in read}) > 1:
-        raise DataError(f"expected equally many voxels in all recordings, found {sorted({len(part) for part in read})}")
-    is_silent = np.any(read, axis=0)
-    if is_silent.mean() > MOST_SILENT:
-        worst = max((name for name in silent if name not in left_out), key=lambda name: int(silent[name].sum()))
+    if len({len(part) for part in read.values()}) > 1:
         raise DataError(
-            f"expected a signal at nearly every vertex, found {int(is_silent.sum())} of {len(is_silent)} that never change "
-            f"in some run, {int(silent[worst].sum())} of them in {worst}; take such runs out of the folder"
+            f"expected equally many voxels in all recordings, found {sorted({len(part) for part in read.values()})}"
         )
+    is_silent = refuse_silence(read, "vertex", "take such runs out of the folder")
     return Survey(~is_silent, left_out)
 
 
 def _person(source: Source) -> Path:
     """The folder of the person a recording is of."""
     return source.path.parents[3] if source.kind == "cifti" else source.path.parent
-
-
-def find_contained(series: dict[str, np.ndarray]) -> dict[str, str]:
-    """Recordings of one person whose volumes are in others too, with the reason.
-
-    Parameters
-    ----------
-    series : dict of str to ndarray, float (P, T)
-        The same few vertices of each recording; lengths differ.
-
-    Returns
-    -------
-    dict of str to str
-        A concatenation all of whose volumes are in the others is left out itself; of a longer recording with volumes of
-        its own the parts are.
-    """
-    left_out: dict[str, str] = {}
-    by_length = sorted(series, key=lambda name: series[name].shape[1], reverse=True)
-    for number, whole in enumerate(by_length):
-        others = [name for name in by_length[number + 1 :] if name not in left_out]
-        if whole in left_out:
-            continue
-        parts = [name for name in others if _holds(series[whole], series[name])]
-        n_covered = sum(series[name].shape[1] for name in parts)
-        if len(parts) > 1 and n_covered >= series[whole].shape[1]:
-            left_out[whole] = f"the concatenation of {listed(parts)}"
-        else:
-            left_out |= dict.fromkeys(parts, f"its volumes are those of {whole}")
-    return left_out
-
-
-def _holds(whole: np.ndarray, part: np.ndarray) -> bool:
-    """Whether a recording (P, T) holds another one, (P, n) with n up to T: some stretch of it correlates with all of it."""
-    n_volumes = part.shape[1]
-    best = np.zeros(whole.shape[1] - n_volumes + 1)
-    n_used = 0
-    for a, b in zip(whole.astype(np.float64), part.astype(np.float64), strict=True):
-        a, b = a - a.mean(), b - b.mean()
-        if not (a.std() > 0 and b.std() > 0 and np.isfinite(a).all() and np.isfinite(b).all()):
-            continue
-        sums = np.cumsum(np.stack([a, a * a]), axis=1)
-        sums = np.pad(sums, ((0, 0), (1, 0)))
-        total, squares = sums[:, n_volumes:] - sums[:, :-n_volumes]
-        spread = np.sqrt(np.maximum(squares - total**2 / n_volumes, 1e-12) * (b @ b))
-        best += correlate(a, b, mode="valid") / spread
-        n_used += 1
-        if best.max() < _SAME * n_used - 0.5:
-            return False
-    return n_used > 0 and float(best.max()) > _SAME * n_used
-
-
-def _start(out: Path, header: dict[str, Any]) -> zarr.Group:
-    """The group to write into: one begun with the same settings and files, or a new one."""
-    if out.exists() and any(out.iterdir()):
-        group = _open_group(out)
-        found = json.loads(json.dumps(dict(group.attrs)))
-        if found.get("version") == VERSION and all(found.get(key) == header[key] for key in header):
-            return zarr.open_group(out, mode="r+")
-        raise DataError(f"expected a new folder at {out}, found one made with other settings or files; remove it first")
-    attributes = {"format": FORMAT, "version": VERSION, "complete": False, "rows": 0, "sources": {}, **header}
-    return zarr.create_group(out, attributes=attributes)
 
 
 def _append_run(
@@ -374,21 +303,6 @@ def _append_rows(group: zarr.Group, path: Path, windows: np.ndarray, rows: int) 
     array[rows:] = windows
 
 
-def _open_group(path: Path) -> zarr.Group:
-    if not path.is_dir():
-        raise DataError(f"expected prepared pre-training fMRI at {path}, found no folder; run prepare hcp first")
-    try:
-        group = zarr.open_group(path, mode="r")
-    except Exception as error:  # damaged metadata raise nearly anything
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"expected prepared pre-training fMRI at {path}, found another folder ({reason})") from error
-    if group.attrs.get("format") != FORMAT:
-        raise DataError(
-            f"expected prepared pre-training fMRI at {path}, found another zarr group; run prepare hcp first"
-        )
-    return group
-
-
 class BrainSegments:
     """The prepared rows of all people, read by index.
 
@@ -415,21 +329,10 @@ class BrainSegments:
             If it is missing, something else, of another version, incomplete or damaged.
         """
         path = Path(path)
-        group = _open_group(path)
-        attrs = dict(group.attrs)
-        if attrs.get("version") != VERSION:
-            raise DataError(
-                f"expected version {VERSION} at {path}, found {attrs.get('version')}; run prepare hcp again"
-            )
+        group = open_complete(path, SEGMENTS)
         with as_damage(path, "table of HCP segments"):
-            if not attrs.get("complete"):
-                raise DataError(
-                    f"expected complete pre-training fMRI at {path}, found an interrupted one with "
-                    f"{len(attrs['sources'])} of {len(attrs['sources_planned'])} runs; run prepare hcp again, it goes on "
-                    "where it stopped"
-                )
             refuse_damaged_segments(path, group)
-            return cls(path, group["fmri"], np.asarray(group["vertex"][:]) if attrs["kind"] == "cifti" else None)
+            return cls(path, group["fmri"], np.asarray(group["vertex"][:]) if group.attrs["kind"] == "cifti" else None)
 
     def __len__(self) -> int:
         """Number of rows n."""

@@ -8,8 +8,8 @@ from typing import Any
 from mindvideo.config import Data
 from mindvideo.data.disk import link_folder
 from mindvideo.data.intact import refuse_other_content
-from mindvideo.data.preparation import refuse_complete
 from mindvideo.data.store import Store
+from mindvideo.data.writing import refuse_complete
 from mindvideo.errors import SettingError
 
 

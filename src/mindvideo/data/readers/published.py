@@ -19,21 +19,20 @@ from mindvideo.atlas import N_CORTEX
 from mindvideo.config import Data, Section
 from mindvideo.data.arrays import MindVideoFolder, NeuroClipsFolder, PublishedFolder, read_npy
 from mindvideo.data.captions import Captioning
+from mindvideo.data.groups import open_group
 from mindvideo.data.pool import Pool
 from mindvideo.data.preparation import (
-    MOST_SILENT,
     captions_from,
     given_captions,
-    refuse_complete,
     shaping_settings,
     write_captions,
 )
 from mindvideo.data.segments import frame_times, number_scenes
-from mindvideo.data.store import Store, open_group, unplaced_vertices
+from mindvideo.data.store import STORE, Store, unplaced_vertices
 from mindvideo.data.video import MIN_SCENE_S, find_cuts, resize
-from mindvideo.data.voxels import find_silent
+from mindvideo.data.voxels import find_silent, refuse_silence
 from mindvideo.data.windows import near_duplicates
-from mindvideo.data.writing import StoreWriter
+from mindvideo.data.writing import StoreWriter, refuse_complete
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file
 from mindvideo.stages import Progress
@@ -142,7 +141,7 @@ def write(
                 write_captions(writer, name, rows, scene)
             if progress is not None:
                 progress(number + 1, len(order) + 1, {"what": f"wrote {name}"})
-        pairs = near_duplicates(Store(out, open_group(out)), NEAR_DUPLICATE)
+        pairs = near_duplicates(Store(out, open_group(out, STORE)), NEAR_DUPLICATE)
         writer.add_step(
             "near_duplicates", threshold=NEAR_DUPLICATE, test_scans=len(pairs),
             pairs=[[p.test_segment, p.test_scan, p.train_segment, p.train_scan, round(p.correlation, 4)] for p in pairs],
@@ -170,20 +169,15 @@ def _check_values(source: PublishedFolder, names: dict[str, list[str]], data: Da
 
     Reading frames and captions refuses what does not fit.
     """
-    is_silent, folder = np.zeros(source.n_voxels, dtype=bool), source.files[0].parent
+    silent, folder = {}, source.files[0].parent
     for split, members in names.items():
         for index, name in enumerate(members):
-            for repeat in source.repeats(split, index):
-                is_silent |= find_silent(repeat, f"{name} of {folder}")
+            repeats = source.repeats(split, index)
+            silent[name] = np.any([find_silent(repeat, f"{name} of {folder}") for repeat in repeats], axis=0)
             source.frames(split, index)
             if data.captions == "published":
                 source.captions(split, index)
-    if is_silent.mean() > MOST_SILENT:
-        raise DataError(
-            f"expected a signal at nearly every voxel in {folder}, found {int(is_silent.sum())} of {len(is_silent)} that "
-            "never change, or are no numbers, in some film; download the arrays again"
-        )
-    return ~is_silent
+    return ~refuse_silence(silent, f"voxel of {folder}", "download the arrays again")
 
 
 def _write_signals(
