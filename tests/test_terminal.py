@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.console import Console
 from rich.table import Table
 
-from mindvideo.cli.shared import console, say
+from mindvideo.cli.shared import console, progress_bars, say
 
 NAME = "study [v2] [bold]x[/bold] :cat: [/] " + "long/" * 40 + "end"
 
@@ -29,3 +30,16 @@ def test_a_cell_of_a_table_has_no_markup(written: io.StringIO) -> None:
     table.add_row("[red]:cat:[/red]")
     console.print(table)
     assert "run [v2]" in written.getvalue() and "[red]:cat:[/red]" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("figures", "shown"),
+    [({"loss": 0.12345, "lr": 1e-4}, "loss 0.123 lr 0.0001"), ({"what": "wrote [seg1]"}, "wrote [seg1]")],
+)
+def test_bars_show_numbers_and_words(monkeypatch, figures, shown) -> None:
+    text = io.StringIO()
+    terminal = Console(file=text, force_terminal=True, force_interactive=True, width=200)
+    monkeypatch.setattr("mindvideo.cli.shared.console", terminal)
+    with progress_bars() as bar:
+        bar("prepare")(1, 4, figures)
+    assert shown in text.getvalue()

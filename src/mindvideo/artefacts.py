@@ -6,7 +6,6 @@ A lost chunk of an array reads as zeros, and a flipped bit of a weight as anothe
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +63,7 @@ def find_damage(base: Path, record: Record, whole: bool = True) -> tuple[Path, s
 
 
 def _hash_files(paths: list[Path]) -> list[str]:
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(4) as pool:
         return list(pool.map(hash_file, paths))
 
 

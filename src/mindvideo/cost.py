@@ -59,13 +59,18 @@ def describe_machine() -> dict[str, Any]:
         "commit": find_commit(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _name_processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": count_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "accelerator": ", ".join(accelerators),
         "Python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
     }
     return {name: value for name, value in found.items() if value}
+
+
+def count_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

@@ -11,6 +11,21 @@ from mindvideo.config import Recipe
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 """What a stage calls with (done, total, figures) while it works."""
+
+
+class Steps:
+    """Counts the steps of some work for a progress callback."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self.done = progress, total, 0
+
+    def add(self, count: int = 1, **figures: Any) -> None:
+        """Count some more."""
+        self.done += count
+        if self._progress is not None and count:
+            self._progress(self.done, self._total, figures)
+
+
 STORE = "prepare/store.zarr"
 """The store; among what a stage opens, where a study has several people, the store of each."""
 UNFINISHED = ".new"

@@ -86,8 +86,6 @@ def test_only_a_few_tasks_are_ahead():
 
 
 def test_what_is_missing_is_named(cli, monkeypatch, tmp_path):
-    with pytest.raises(SettingError, match="at least 1 worker"), open_pool(0):
-        pass
     with pytest.raises(SettingError, match="either workers or a scheduler"), open_pool(2, "tcp://somewhere:1"):
         pass
     monkeypatch.setattr("mindvideo.data.pool.CONNECT_S", 1)

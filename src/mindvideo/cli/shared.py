@@ -41,15 +41,15 @@ def progress_bars() -> Iterator[Callable[[str], StageProgress]]:
         yield lambda name: lambda done, total, figures: None
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-               TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
+               TextColumn("{task.fields[figures]}", markup=False), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bars:
 
         def start(name: str) -> StageProgress:
             task: TaskID = bars.add_task(name, total=None, figures="")
 
-            def update(done: int, total: int, figures: dict[str, float]) -> None:
-                shown = " ".join(f"{key} {value:.3g}" for key, value in list(figures.items())[:3])
-                bars.update(task, completed=done, total=total, figures=shown, visible=done < total)
+            def update(done: int, total: int, figures: dict[str, float | str]) -> None:
+                shown = [value if isinstance(value, str) else f"{name} {value:.3g}" for name, value in figures.items()]
+                bars.update(task, completed=done, total=total, figures=" ".join(shown[:3]), visible=done < total)
 
             return update
 

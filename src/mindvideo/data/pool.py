@@ -1,4 +1,4 @@
-"""Work on single runs and films: in this thread, on local threads, or on a dask.distributed cluster.
+"""Work on single runs and films: on local threads, or on a dask.distributed cluster.
 
 Results come back in the order of the tasks, so that the store has the same bytes. Only a few tasks are under
 way at a time.
@@ -6,13 +6,13 @@ way at a time.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+from mindvideo.cost import count_cores
 from mindvideo.errors import DataError, SettingError
 
 MOST_WORKERS = 4
@@ -22,36 +22,13 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def local_workers() -> int:
-    """Threads by default: one per core, at most `MOST_WORKERS`."""
-    return min(MOST_WORKERS, usable_cores())
+    """Threads by default: one per core that this process may run on, at most `MOST_WORKERS`."""
+    return min(MOST_WORKERS, count_cores())
 
 
-class Pool(Protocol):
-    """Calls a function on every task and yields the results in the tasks' order."""
-
-    def map(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task], ahead: int | None = None
-    ) -> Iterator[Result]:
-        """Yield ``function(task)`` for every task, with at most ``ahead`` results waiting."""
-
-
-class _Here:
-    """One task after the other, each when its result is asked for."""
-
-    def map(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task], ahead: int | None = None
-    ) -> Iterator[Result]:
-        yield from map(function, tasks)
-
-
-class _Futures:
-    """Tasks on an executor or a cluster, at most ``ahead`` more than were asked for."""
+class Pool:
+    """Calls a function on every task and yields the results in the tasks' order, at most ``ahead`` of them waiting."""
 
     def __init__(self, submit: Callable[..., Any], ahead: int) -> None:
         self._submit, self._ahead = submit, ahead
@@ -59,6 +36,7 @@ class _Futures:
     def map(
         self, function: Callable[[Task], Result], tasks: Iterable[Task], ahead: int | None = None
     ) -> Iterator[Result]:
+        """Yield ``function(task)`` for every task."""
         ahead = self._ahead if ahead is None else min(ahead, self._ahead)
         waiting: deque[Any] = deque()
         try:
@@ -87,12 +65,10 @@ def open_pool(workers: int = 1, scheduler: str | None = None) -> Iterator[Pool]:
     Raises
     ------
     SettingError
-        For fewer than one worker, both kinds at once, or dask.distributed missing.
+        For both kinds at once, or dask.distributed missing.
     DataError
         If no scheduler answers, or it has no workers.
     """
-    if workers < 1:
-        raise SettingError(f"expected at least 1 worker, found {workers}")
     if scheduler is not None and workers > 1:
         raise SettingError(
             f"expected either workers or a scheduler, found {workers} workers and {scheduler}; the cluster has its own"
@@ -100,12 +76,10 @@ def open_pool(workers: int = 1, scheduler: str | None = None) -> Iterator[Pool]:
     if scheduler is not None:
         with _cluster(scheduler) as pool:
             yield pool
-    elif workers == 1:
-        yield _Here()
     else:
         executor = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
         try:
-            yield _Futures(executor.submit, workers)
+            yield Pool(executor.submit, workers)
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
@@ -133,6 +107,6 @@ def _cluster(address: str) -> Iterator[Pool]:
             raise DataError(
                 f"expected workers at the dask scheduler {address}, found none; start them with 'dask worker {address}'"
             )
-        yield _Futures(lambda function, task: client.submit(function, task, pure=False), n_threads)
+        yield Pool(lambda function, task: client.submit(function, task, pure=False), n_threads)
     finally:
         client.close()

@@ -35,7 +35,7 @@ from mindvideo.data.measuring import (
     standardise_run,
     take_film,
 )
-from mindvideo.data.pool import Pool, open_pool
+from mindvideo.data.pool import Pool
 from mindvideo.data.segments import Remark, Run, Source, number_scenes
 from mindvideo.data.series import SeriesFile
 from mindvideo.data.store import SPLITS, STORE, Store, identify_voxels, listed
@@ -44,7 +44,7 @@ from mindvideo.data.voxels import average_runs, refuse_silence, reproducibility_
 from mindvideo.data.writing import StoreWriter, refuse_complete
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file
-from mindvideo.stages import Progress
+from mindvideo.stages import Progress, Steps
 
 FRAME_BYTES = 3 * 2**30
 """How much is decoded ahead of the film being written (2.8 GB at 30 frames/s, 256 pixels)."""
@@ -65,9 +65,9 @@ def prepare_segments(
     source: Source,
     out: Path,
     data: Data,
+    pool: Pool,
     progress: Progress | None = None,
     captioning: Captioning | None = None,
-    pool: Pool | None = None,
     films: Store | None = None,
 ) -> Store:
     """Check every input, select voxels, and write the store, or go on writing it.
@@ -80,12 +80,12 @@ def prepare_segments(
         The store's folder.
     data : Data
         Settings.
+    pool : Pool
+        Works on single runs and films.
     progress : callable, optional
         Called with (steps done, steps, ``{"what": …}``).
     captioning : Captioning, optional
         Needed if ``data.captions`` is ``blip``.
-    pool : Pool, optional
-        Works on single runs and films; by default this thread.
     films : Store, optional
         Of another person who saw the same films, which are linked from it.
 
@@ -95,14 +95,12 @@ def prepare_segments(
         For damaged or contradictory input, or a store in the way.
     """
     refuse_complete(out)
-    if pool is None:
-        with open_pool() as pool:
-            return prepare_segments(source, out, data, progress, captioning, pool, films)
     if data.selection == "top_k" and data.k is None:
         raise SettingError("expected the number of voxels k for selection top_k, found none; set data.k (--k)")
     if films is not None:
         _refuse_other_films(source, data, films)
-    tick = _Steps(progress, source)
+    n_runs, n_films = sum(len(item.runs) for item in source.segments), len(source.segments)
+    tick = Steps(progress, 2 * n_runs + 3 * n_films)
     captions = given_captions(
         data, captioning, {item.name: item.times_s(data) for item in source.segments},
         {item.name: item.other_names for item in source.segments},
@@ -110,10 +108,9 @@ def prepare_segments(
     )  # fmt: skip
     voxels, sources, provenance = None, {}, {}
     if is_begun(out):
-        tick("hashing", 0)
         sources = _name_hashes(source, data, {}, pool)
         voxels = _unfinished_voxels(out, _fingerprint(source, data, sources, captioning))
-        tick.done += 2 * sum(len(segment.runs) + 1 for segment in source.segments)
+        tick.done += 2 * (n_runs + n_films)
     if voxels is None:
         tick.done = 0
         voxels, sources = _check_sources(source, data, tick, pool, films)
@@ -140,7 +137,7 @@ def _write_segments(
     source: Source,
     data: Data,
     captions: Store | dict[str, list[list[str]]] | Captioning | None,
-    tick: _Steps,
+    tick: Steps,
     pool: Pool,
 ) -> None:
     """Write the missing segments; films are taken from ``captions`` if it is a store."""
@@ -173,7 +170,7 @@ def _write_segments(
             write_captions(writer, name, rows if data.captions != "none" else None, scene)
             del film, frames  # before the next one is waited for
         offset += times[name].size
-        tick(f"wrote {name}")
+        tick.add(what=f"wrote {name}")
 
 
 def write_captions(writer: StoreWriter, segment: str, rows: list[list[str]] | None, scene: np.ndarray) -> None:
@@ -206,7 +203,7 @@ def refuse_others(films: Store, subject: str, other: Sequence[str]) -> None:
 
 
 def _check_sources(
-    source: Source, data: Data, tick: _Steps, pool: Pool, shown: Store | None
+    source: Source, data: Data, tick: Steps, pool: Pool, shown: Store | None
 ) -> tuple[Voxels, dict[str, str]]:
     """Check every run and film; the voxels, and the files' hashes by name.
 
@@ -219,7 +216,7 @@ def _check_sources(
     films = (FilmTask(segment.film, segment.times_s(data).ravel(), data) for segment in pending)
     for segment, sha256 in zip(pending, pool.map(check_film, films), strict=True):
         hashes[segment.film] = sha256
-        tick(f"checked {segment.film.name}", 2)
+        tick.add(2, what=f"checked {segment.film.name}")
     return voxels, _name_hashes(source, data, hashes, pool)
 
 
@@ -245,7 +242,7 @@ def _take(run: Run, vertex: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def measure_voxels(
-    source: Source, data: Data, tick: _Steps, pool: Pool, hashes: dict[Path, str] | None = None
+    source: Source, data: Data, tick: Steps, pool: Pool, hashes: dict[Path, str] | None = None
 ) -> Voxels:
     """Check every run and choose voxels on training runs (docs/method.md, Recordings: voxels).
 
@@ -269,7 +266,7 @@ def measure_voxels(
         if hashes is not None and measure.sha256:
             hashes |= {run.path: sha256 for run, sha256 in zip(segment.runs, measure.sha256, strict=True)}
         for run in segment.runs:
-            tick(f"checked {run.label}", 2)
+            tick.add(2, what=f"checked {run.label}")
     is_silent = refuse_silence(
         silent, f"{'parcel' if source.parcels else 'vertex'} of the areas '{data.areas}'",
         f"exclude that run (data.{data.source}.exclude), or choose areas that all runs cover (data.areas, --areas)",
@@ -287,20 +284,6 @@ def measure_voxels(
             reproducibility[candidate] = np.tanh(np.mean(scores, axis=0))
         chosen = chosen[hierarchy_order(chosen)]
     return Voxels(chosen.astype(np.int32), reproducibility, p_value, left_out, int(np.isfinite(p).sum()))
-
-
-class _Steps:
-    """Counts the steps of a preparation for the progress bar."""
-
-    def __init__(self, progress: Progress | None, source: Source) -> None:
-        n_segments = len(source.segments)
-        n_runs = sum(len(segment.runs) for segment in source.segments)
-        self._total, self.done, self._progress = 2 * n_runs + 3 * n_segments, 0, progress
-
-    def __call__(self, what: str, n_steps: int = 1) -> None:
-        self.done += n_steps
-        if self._progress is not None:
-            self._progress(self.done, self._total, {"what": what})
 
 
 def given_captions(

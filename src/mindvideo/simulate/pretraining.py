@@ -10,11 +10,11 @@ from mindvideo import atlas
 from mindvideo.config import Simulate
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.disk import disk_errors
-from mindvideo.simulate.draws import Draw, FileCount, draw_from
+from mindvideo.simulate.draws import Draw, draw_from
 from mindvideo.simulate.film_features import film_features
 from mindvideo.simulate.scenes import make_film
 from mindvideo.simulate.subject import SimulatedSubject
-from mindvideo.stages import Progress
+from mindvideo.stages import Progress, Steps
 
 PRETRAIN_TR_S = 0.72
 _AREAS = ("V1", "V2", "V3", "V4")
@@ -43,7 +43,7 @@ def simulate_pretraining(settings: Simulate, out: Path, seed: int, progress: Pro
     """
     vertex = np.sort(np.concatenate([atlas.area_of(name) for name in _AREAS]))
     n_volumes = int(settings.pretrain_run_s / PRETRAIN_TR_S)
-    tick = FileCount(progress, settings.pretrain_people * settings.pretrain_runs)
+    tick = Steps(progress, settings.pretrain_people * settings.pretrain_runs)
     people: dict[int, SimulatedSubject] = {}
     calibration: np.ndarray | None = None
     with disk_errors(out, "the simulated people"):

@@ -22,9 +22,10 @@ from mindvideo import atlas
 from mindvideo.config import Simulate
 from mindvideo.data.cifti import SUBCORTEX, write_cortex
 from mindvideo.data.disk import disk_errors, write_text
+from mindvideo.data.pool import local_workers
 from mindvideo.data.video import write_video
 from mindvideo.errors import DataError, SettingError
-from mindvideo.simulate.draws import Draw, FileCount, draw_from
+from mindvideo.simulate.draws import Draw, draw_from
 from mindvideo.simulate.film_features import film_features
 from mindvideo.simulate.pretraining import simulate_pretraining
 from mindvideo.simulate.scenes import (
@@ -40,7 +41,7 @@ from mindvideo.simulate.scenes import (
 from mindvideo.simulate.subject import SimulatedSubject
 from mindvideo.simulate.truth import describe_vertices
 from mindvideo.simulate.tuning import AREA_TUNING, areas_of
-from mindvideo.stages import Progress, StageContext
+from mindvideo.stages import Progress, StageContext, Steps
 
 TR_S = 2.0
 AFTER_FILM_S = 10.0
@@ -216,7 +217,7 @@ def simulate(settings: Simulate, out: Path, seed: int, progress: Progress | None
         A new folder, or that of the same simulation, interrupted.
     seed : int
     progress : callable, optional
-        Called with (files done, files, {"seconds": …}).
+        Called with (files done, files, {}).
     workers : int
         Processes that write segments; with more than one, the calling program must be importable.
 
@@ -231,7 +232,7 @@ def simulate(settings: Simulate, out: Path, seed: int, progress: Progress | None
     with disk_errors(out, "the simulated subjects"):
         _claim(out, {"version": WORLD, "seed": seed, "settings": settings.model_dump(mode="json")})
         todo = [segment for segment in segments if not all(path.is_file() for path in _files(settings, out, segment))]
-        tick = FileCount(progress, sum(len(_files(settings, out, segment)) for segment in segments) + 1)
+        tick = Steps(progress, sum(len(_files(settings, out, segment)) for segment in segments) + 1)
         tick.add(sum(path.is_file() for segment in segments for path in _files(settings, out, segment)))
         if workers > 1 and len(todo) > 1:
             with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn")) as pool:
@@ -311,6 +312,6 @@ def run(context: StageContext) -> None:
     if settings is None:
         raise SettingError("expected a 'simulate' section in the recipe, found none")
     is_long = (settings.train_segments + settings.test_segments) * settings.segment_s > 1800
-    workers = min(4, os.cpu_count() or 1) if is_long else 1  # the same bytes however many
+    workers = local_workers() if is_long else 1  # the same bytes however many
     simulate(settings, folder, recipe.seed, progress=progress, workers=workers)
     simulate_pretraining(settings, folder, recipe.seed, progress=progress)

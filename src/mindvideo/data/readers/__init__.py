@@ -12,12 +12,13 @@ To add one, write a module with ``discover(raw, data)``, which finds and checks 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from mindvideo.config import Data
 from mindvideo.data.captions import Captioning
-from mindvideo.data.pool import Pool
+from mindvideo.data.pool import Pool, open_pool
 from mindvideo.data.preparation import prepare_segments
 from mindvideo.data.store import Store
 from mindvideo.errors import SettingError
@@ -69,7 +70,7 @@ def prepare(
     data : Data
         Settings; ``source`` names the reader.
     progress, captioning, pool, films
-        As in `mindvideo.data.preparation.prepare_segments`.
+        As in `mindvideo.data.preparation.prepare_segments`; by default one more thread is the pool.
 
     Raises
     ------
@@ -78,5 +79,6 @@ def prepare(
     """
     data = settle(raw, data)
     write = getattr(load_reader(data.source), "write", prepare_segments)
-    store: Store = write(discover(raw, data), out, data, progress, captioning, pool, films)
+    with nullcontext(pool) if pool is not None else open_pool() as worker:
+        store: Store = write(discover(raw, data), out, data, worker, progress, captioning, films)
     return store

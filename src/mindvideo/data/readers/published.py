@@ -35,7 +35,7 @@ from mindvideo.data.windows import near_duplicates
 from mindvideo.data.writing import StoreWriter, refuse_complete
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file
-from mindvideo.stages import Progress
+from mindvideo.stages import Progress, Steps
 
 NEAR_DUPLICATE = 0.98
 
@@ -88,9 +88,9 @@ def write(
     source: PublishedFolder,
     out: Path,
     data: Data,
+    pool: Pool,
     progress: Progress | None = None,
     captioning: Captioning | None = None,
-    pool: Pool | None = None,
     films: Store | None = None,
 ) -> Store:
     """Write the store of one subject's arrays.
@@ -109,9 +109,9 @@ def write(
             f"{data.tr_s:g} s; set them as the publishers did (3 frames/s, 2 s)"
         )
     order = names["train"] + names["test"]
-    given = given_captions(data, captioning, dict.fromkeys(order, times))
+    given, tick = given_captions(data, captioning, dict.fromkeys(order, times)), Steps(progress, len(order) + 1)
     kept = _check_values(source, names, data)
-    hashed = map(hash_file, source.files) if pool is None else pool.map(hash_file, source.files)
+    hashed = pool.map(hash_file, source.files)
     sources = {
         path.relative_to(source.root).as_posix(): sha256 for path, sha256 in zip(source.files, hashed, strict=True)
     }
@@ -139,16 +139,14 @@ def write(
                 elif data.captions == "blip" and captioning is not None:
                     rows = captioning.describe(frames, out)
                 write_captions(writer, name, rows, scene)
-            if progress is not None:
-                progress(number + 1, len(order) + 1, {"what": f"wrote {name}"})
+            tick.add(what=f"wrote {name}")
         pairs = near_duplicates(Store(out, open_group(out, STORE)), NEAR_DUPLICATE)
         writer.add_step(
             "near_duplicates", threshold=NEAR_DUPLICATE, test_scans=len(pairs),
             pairs=[[p.test_segment, p.test_scan, p.train_segment, p.train_scan, round(p.correlation, 4)] for p in pairs],
         )  # fmt: skip
         store = writer.finish()
-    if progress is not None:
-        progress(len(order) + 1, len(order) + 1, {"what": "compared test and training frames"})
+    tick.add(what="compared test and training frames")
     return store
 
 
