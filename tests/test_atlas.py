@@ -51,12 +51,10 @@ def test_surfaces_have_their_shape():
     # left is left: x of the anatomy is negative
     assert np.median(atlas.cortical_coordinates("midthickness")[: atlas.N_LEFT, 0]) < -10
     assert np.median(atlas.cortical_coordinates("midthickness")[atlas.N_LEFT :, 0]) > 10
-    with pytest.raises(SettingError, match="found 'bumpy' of 'left'"):
-        atlas.surface("bumpy", "left")
 
 
 def test_networks_have_their_places():
-    labels, names = atlas.yeo17_labels(), atlas.yeo17_names()
+    labels, names = atlas.yeo17_labels(), atlas.YEO17_NAMES
     assert len(names) == 18 and labels.min() == 0 and labels.max() == 17
 
     def of(area):
@@ -115,8 +113,6 @@ def test_areas_are_parsed():
         atlas.parse_areas("V1,v3a")
     with pytest.raises(SettingError, match="comma-separated"):
         atlas.parse_areas(" , ")
-    with pytest.raises(SettingError, match="59412"):
-        atlas.hierarchy_order(np.array([3, atlas.N_CORTEX]))
 
 
 def test_importing_is_quick_and_quiet():

@@ -10,7 +10,7 @@ import difflib
 import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from scipy import sparse
@@ -49,6 +49,7 @@ YEO17_NAMES: tuple[str, ...] = (
     "default A",
     "default B",
 )
+"""Networks by label."""
 
 SurfaceKind = Literal["flat", "inflated", "very_inflated", "midthickness", "white", "pial", "sphere"]
 Hemisphere = Literal["left", "right"]
@@ -167,18 +168,13 @@ def parse_areas(text: str) -> np.ndarray:
 def yeo17_labels() -> np.ndarray:
     """Yeo-17 network of every cortical position, int16 (59412,), 0 where the atlas has none. Read-only.
 
-    The atlas numbers its networks; `yeo17_names` gives the customary names.
+    The atlas numbers its networks; `YEO17_NAMES` has the customary names.
 
     References
     ----------
     Yeo et al. 2011, Journal of Neurophysiology 106, 1125–1165.
     """
     return _parcellation("yeo17")[0]
-
-
-def yeo17_names() -> tuple[str, ...]:
-    """Names of the networks by label (18 strings); label 0 is ``none``."""
-    return YEO17_NAMES
 
 
 @cache
@@ -221,22 +217,11 @@ def surface(kind: SurfaceKind, hemisphere: Hemisphere) -> tuple[np.ndarray, np.n
     coordinates : ndarray, float32 (32492, 3), mm
     triangles : ndarray, int32 (n, 3)
         Read-only both.
-
-    Raises
-    ------
-    SettingError
-        For another kind or hemisphere.
     """
     import nibabel
 
-    sides = {"left": "L", "right": "R"}
     suffix = "" if kind in _PLAIN_SURFACES else "_MSMAll"
-    path = _data_dir() / f"S1200.{sides.get(hemisphere)}.{kind}{suffix}.32k_fs_LR.surf.gii"
-    if not path.is_file():
-        kinds = ", ".join(get_args(SurfaceKind))
-        raise SettingError(
-            f"expected a surface ({kinds}) of hemisphere left or right, found '{kind}' of '{hemisphere}'"
-        )
+    path = _data_dir() / f"S1200.{hemisphere[0].upper()}.{kind}{suffix}.32k_fs_LR.surf.gii"
     coordinates, triangles = nibabel.load(path).agg_data()
     return _frozen(np.array(coordinates, dtype=np.float32)), _frozen(np.array(triangles, dtype=np.int32))
 
@@ -308,18 +293,8 @@ def hierarchy_order(vertex: np.ndarray) -> np.ndarray:
     -------
     ndarray, intp (n,)
         ``vertex[hierarchy_order(vertex)]`` is in order, whatever the order of ``vertex`` was.
-
-    Raises
-    ------
-    SettingError
-        For positions outside the cortex.
     """
     vertex = np.asarray(vertex)
-    if vertex.size and (vertex.min() < 0 or vertex.max() >= N_CORTEX):
-        raise SettingError(
-            f"expected cortical positions 0…{N_CORTEX - 1}, found {int(vertex.min())}…{int(vertex.max())}; "
-            "count positions without the medial wall"
-        )
     present = set(np.unique(area_labels()[vertex]).tolist()) if vertex.size else set()
     place = np.zeros(N_CORTEX, dtype=np.int32)  # only the areas at hand are walked
     done = 0

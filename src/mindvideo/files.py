@@ -12,12 +12,11 @@ from typing import Any
 
 from mindvideo.errors import DataError
 
-_PIECE = 2**20
 _POINTER_BYTES = 1024
 _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "datalad get"}
 
 
-def walk_files(folder: Path, hidden: bool = False) -> Iterator[Path]:
+def walk_files(folder: Path, hidden: bool = False, _above: frozenset[str] = frozenset()) -> Iterator[Path]:
     """Every file at any depth below a folder, in order of its path; links to folders are followed, loops are not.
 
     A link to nothing counts as a file whose content is missing (`describe_absence`).
@@ -27,17 +26,13 @@ def walk_files(folder: Path, hidden: bool = False) -> Iterator[Path]:
     hidden : bool
         Also files and folders whose name begins with a point (``._copy.nii`` of macOS, ``.git``, ``.DS_Store``).
     """
-    yield from _walk(folder, hidden, frozenset())
-
-
-def _walk(folder: Path, hidden: bool, above: frozenset[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
-    if real in above or not folder.is_dir():
+    if real in _above or not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
         if hidden or not path.name.startswith("."):
             if path.is_dir():
-                yield from _walk(path, hidden, above | {real})
+                yield from walk_files(path, hidden, _above | {real})
             elif is_there(path):
                 yield path
 
@@ -122,15 +117,12 @@ def require_content(path: Path, what: str) -> None:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 (hex) of a file, read in pieces; DataError where it cannot be read."""
-    digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    """SHA-256 (hex) of a file; DataError where it cannot be read."""
     try:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(piece):
-                digest.update(piece[:count])
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"expected a readable file at {path}, found: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 @contextmanager

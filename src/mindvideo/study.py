@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from mindvideo.artefacts import find_damage, read_note, record_files, require_intact
+from mindvideo.artefacts import begin_folder, find_damage, read_note, record_files, require_intact
 from mindvideo.classes import digest_source
 from mindvideo.config import CAPTION_SOURCES, Recipe, as_sampled, read_recipe, save_recipe
 from mindvideo.cost import describe_machine, measure_cost
@@ -39,10 +39,6 @@ _PERSON = re.compile(r"(?:^|/)sub(?:ject|-)0*([A-Za-z0-9]+)(?=[/_.]|$)")
 """The label of the person whose file or folder this is."""
 _DIFFERENCES = 6
 """Reasons that `Study.status` gives for one stage before it counts the others."""
-
-
-def _say_nothing(line: str) -> None:
-    """What all processes but the first one say."""
 
 
 class Study:
@@ -245,7 +241,7 @@ class Study:
         self.check(only or until)
         distributed.init_process_group()
         if not distributed.is_main():
-            progress, say = None, _say_nothing
+            progress, say = None, lambda line: None
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if self.recipe.track is not None and distributed.is_main():
             self._tracker = Tracker(self.recipe, self.run_dir)
@@ -333,11 +329,7 @@ class Study:
             if self._has(name) and not {name, place} & self._intact:
                 require_intact(self.run_dir, name, below=place)
                 self._intact.add(place)
-        folder, digest = self._unfinished(stage.name), self.key(stage.name).digest
-        if read_note(folder / "started.json").get("hash") != digest:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "started.json", json.dumps({"stage": stage.name, "hash": digest}, indent=2))
+        begin_folder(self._unfinished(stage.name), self.key(stage.name).digest)
 
     def _carry_out(self, stage: Stage, progress: Progress | None, say: Callable[[str], None]) -> None:
         name, folder = stage.name, self._unfinished(stage.name)

@@ -14,7 +14,7 @@ from nibabel import cifti2
 
 from mindvideo.atlas import surface_vertex_index
 from mindvideo.data.cifti import LEFT, RIGHT, SUBCORTEX, write_cortex
-from mindvideo.data.series import SeriesFile, read_cortex, read_header
+from mindvideo.data.series import SeriesFile, read_cortex, read_layout
 from mindvideo.errors import DataError
 
 N_LEFT = 29696
@@ -66,7 +66,7 @@ def test_write_and_read_back(tmp_path, rng=np.random.default_rng(0)):  # noqa: B
     data = rng.standard_normal((11, 37)).astype(np.float32)
     path = tmp_path / "seg1_1_Atlas.dtseries.nii"
     write_cortex(path, data, vertex, 0.72, rng.standard_normal((11, 140)))
-    header, recording = read_header(path), read_cortex(path)
+    header, recording = read_layout(path).header, read_cortex(path)
     np.testing.assert_array_equal(recording.data, data)
     np.testing.assert_array_equal(recording.vertex, vertex)
     assert recording.data.dtype == np.float32 and recording.vertex.dtype == np.int32
@@ -210,16 +210,7 @@ def test_truncated_and_flipped_bytes_never_crash(tmp_path, is_gzipped):
     assert refused >= 50
 
 
-def test_writer_refuses_wrong_arguments(tmp_path):
-    path = tmp_path / "x.dtseries.nii"
-    for data, vertex, subcortex in [
-        (np.ones((3, 4)), np.arange(5), None),
-        (np.ones((3, 2)), np.array([5, 4]), None),
-        (np.ones((3, 2)), np.array([5, 59412]), None),
-        (np.ones((3, 2)), np.array([4, 5]), np.ones((4, 2))),
-    ]:
-        with pytest.raises(DataError):
-            write_cortex(path, data, vertex, 2.0, subcortex)
+def test_writer_names_a_file_that_cannot_be_written(tmp_path):
     with pytest.raises(DataError, match="cannot write"):
         write_cortex(tmp_path / "no" / "x.dtseries.nii", np.ones((3, 1)), np.array([4]), 2.0)
     assert not list(tmp_path.iterdir())

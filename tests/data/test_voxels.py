@@ -77,8 +77,6 @@ def test_one_file_read_twice_is_refused():
         voxels.fisher_z(voxels.repeat_correlation(run, run))
     with pytest.raises(DataError, match="at least 2 training segments"):
         voxels.reproducibility_t_test(np.zeros((1, 4)))
-    with pytest.raises(DataError, match="one shape"):
-        voxels.repeat_correlation(run, run[:-1])
 
 
 def test_selection_variants():
@@ -100,8 +98,6 @@ def test_selection_variants():
     for k in (None, 0, 8):
         with pytest.raises(SettingError, match="k between 1 and the 7"):
             voxels.select_voxels(p, "top_k", k=k)
-    with pytest.raises(SettingError, match="found 'best'"):
-        voxels.select_voxels(p, "best")
 
 
 @settings(max_examples=40, deadline=None)
@@ -117,10 +113,3 @@ def test_paper_is_the_most_significant_part_of_bonferroni(p, alpha, fraction):
     assert set(kept) <= set(survivors) and (np.diff(kept) > 0).all()
     left = np.setdiff1d(survivors, kept)
     assert not len(left) or p[kept].max() <= p[left].min()
-
-
-def test_average_of_runs():
-    runs = np.random.default_rng(4).standard_normal((5, 29, 7)).astype(np.float32)
-    np.testing.assert_allclose(voxels.average_runs(list(runs)), runs.mean(axis=0), atol=1e-6)
-    with pytest.raises(DataError, match="no runs"):
-        voxels.average_runs([])

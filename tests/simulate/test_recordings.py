@@ -13,7 +13,7 @@ import pytest
 from mindvideo import atlas
 from mindvideo.config import Data, Simulate
 from mindvideo.data.readers import discover
-from mindvideo.data.series import read_cortex, read_header
+from mindvideo.data.series import read_cortex, read_layout
 from mindvideo.data.video import probe, read_frames
 from mindvideo.data.voxels import detrend_and_standardise, fisher_z, repeat_correlation
 from mindvideo.errors import DataError, SettingError
@@ -68,7 +68,7 @@ def test_layout_is_wen_2018(raw: Path) -> None:
         assert sorted(path.name for path in folder.iterdir()) == [
             f"{name}_{r}_Atlas.dtseries.nii" for r in range(1, runs + 1)
         ]
-        header = read_header(folder / f"{name}_1_Atlas.dtseries.nii")
+        header = read_layout(folder / f"{name}_1_Atlas.dtseries.nii").header
         assert (header.n_volumes, header.tr_s) == (n_volumes, 2.0)
         np.testing.assert_array_equal(header.vertex, choose_vertices("visual", SEED))
     info = probe(raw / "stimuli" / "seg1.mp4")
@@ -239,5 +239,5 @@ def test_subcortex_completes_the_grayordinates(tmp_path: Path) -> None:
     segment = list_segments(settings)[0]
     write_segment(settings, tmp_path, SEED, segment)
     path = tmp_path / "subject1/fmri/seg1/cifti/seg1_1_Atlas.dtseries.nii"
-    header = read_header(path)
+    header = read_layout(path).header
     assert nibabel.load(path).shape == (header.n_volumes, len(header.vertex) + 31870)

@@ -9,7 +9,6 @@ import pytest
 from scipy import integrate
 
 from mindvideo import atlas
-from mindvideo.errors import DataError
 from mindvideo.simulate.cortex import Sheet, retinotopy
 from mindvideo.simulate.film_features import (
     ATTRIBUTES,
@@ -282,15 +281,6 @@ def test_same_rng_same_person_another_rng_another(features: np.ndarray) -> None:
     )
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).mean() > 0.3
-
-
-def test_bad_input_is_refused(subject: SimulatedSubject) -> None:
-    with pytest.raises(DataError, match="ascending"):
-        SimulatedSubject.create(np.random.default_rng(0), np.array([5, 3]))
-    with pytest.raises(DataError, match="expected features"):
-        subject.respond(np.zeros((4, 7), np.float32), np.arange(3.0))
-    with pytest.raises(DataError, match="at least one shot"):
-        film_features([])
 
 
 def test_every_visual_area_is_tuned() -> None:

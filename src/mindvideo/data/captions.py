@@ -54,17 +54,8 @@ def caption_windows(frame_captions: Sequence[Sequence[str]], scene: np.ndarray) 
     Returns
     -------
     list of str, (n,)
-
-    Raises
-    ------
-    DataError
-        If the shapes differ.
     """
-    shape = np.asarray(scene).shape
-    lengths = {len(row) for row in frame_captions}
-    if len(shape) != 2 or len(frame_captions) != shape[0] or lengths - {shape[1]}:
-        raise DataError(f"expected captions for {shape} frames, found {len(frame_captions)} scans of {lengths} frames")
-    return [_join(row, numbers) for row, numbers in zip(frame_captions, np.asarray(scene), strict=True)]
+    return [_join(row, numbers) for row, numbers in zip(frame_captions, scene, strict=True)]
 
 
 def _join(captions: Sequence[str], scene: np.ndarray) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from nibabel import cifti2
 
-from mindvideo.atlas import N_CORTEX, N_SURFACE, surface_vertex_index
+from mindvideo.atlas import N_SURFACE, surface_vertex_index
 from mindvideo.errors import DataError
 from mindvideo.files import beside
 
@@ -67,20 +67,10 @@ def write_cortex(
     Raises
     ------
     DataError
-        For mismatched shapes or positions, or when the file cannot be written.
+        When the file cannot be written.
     """
-    vertex = np.asarray(vertex)
-    if data.ndim != 2 or data.shape[1] != len(vertex):
-        raise DataError(f"expected data (volumes, {len(vertex)} vertices) for {path}, found shape {data.shape}")
-    if len(vertex) == 0 or vertex[0] < 0 or vertex[-1] >= N_CORTEX or np.any(np.diff(vertex) <= 0):
-        raise DataError(f"expected ascending cortical positions 0…{N_CORTEX - 1} for {path}, found others")
     models = _cortex_axis(vertex)
     if subcortex is not None:
-        if subcortex.ndim != 2 or len(subcortex) != len(data) or not 0 < subcortex.shape[1] <= sum(SUBCORTEX.values()):
-            raise DataError(
-                f"expected subcortex ({len(data)} volumes, up to {sum(SUBCORTEX.values())} voxels) for {path}, "
-                f"found shape {subcortex.shape}"
-            )
         models = models + _subcortex_axis(subcortex.shape[1])
         data = np.concatenate([data, subcortex], axis=1)
     series = cifti2.SeriesAxis(0.0, tr_s, len(data), unit="SECOND")

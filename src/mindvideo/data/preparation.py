@@ -40,7 +40,7 @@ from mindvideo.data.segments import Remark, Run, Source, number_scenes
 from mindvideo.data.series import SeriesFile
 from mindvideo.data.store import SPLITS, STORE, Store, identify_voxels, listed
 from mindvideo.data.video import MIN_SCENE_S
-from mindvideo.data.voxels import average_runs, refuse_silence, reproducibility_t_test, select_voxels
+from mindvideo.data.voxels import refuse_silence, reproducibility_t_test, select_voxels
 from mindvideo.data.writing import StoreWriter, refuse_complete
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file
@@ -156,7 +156,7 @@ def _write_segments(
         name, shape = segment.name, times[segment.name].shape
         if name in missing:
             repeats = np.stack([next(runs) for _ in segment.runs])
-            writer.write_fmri(name, average_runs(list(repeats)), repeats)
+            writer.write_fmri(name, repeats.mean(axis=0), repeats)
             if isinstance(captions, Store):
                 writer.take_films(name, captions)
         if name in missing and not isinstance(captions, Store):

@@ -84,11 +84,6 @@ class Layout:
 _layouts: dict[bytes, Layout] = {}
 
 
-def read_header(path: Path) -> CortexHeader:
-    """The checked axes of a dense time series; raises as `read_layout`."""
-    return read_layout(path).header
-
-
 def read_cortex(path: Path) -> CortexRecording:
     """The cortex of a dense time series; raises as `read_layout`, and for unreadable data."""
     file = SeriesFile(path)

@@ -5,7 +5,7 @@ Runs are (n scans, V vertices) float32; the work is in float64, in blocks that f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -133,13 +133,7 @@ def repeat_correlation(run_a: np.ndarray, run_b: np.ndarray) -> np.ndarray:
     -------
     ndarray, float64 (V,)
         NaN where a run is constant.
-
-    Raises
-    ------
-    DataError
-        If the two have different shapes.
     """
-    _same_shape([run_a, run_b])
     correlation = np.empty(run_a.shape[1])
     for block in _blocks(run_a.shape[1]):
         a, b = run_a[:, block].astype(np.float64), run_b[:, block].astype(np.float64)
@@ -220,7 +214,7 @@ def select_voxels(
     DataError
         When none survives.
     SettingError
-        For an unknown selection, or ``top_k`` without a suitable k.
+        For ``top_k`` without a suitable k.
     """
     p = np.asarray(p)
     tested = np.flatnonzero(~np.isnan(p))
@@ -233,12 +227,10 @@ def select_voxels(
                 f"expected k between 1 and the {len(tested)} vertices tested for selection top_k, found {k}"
             )
         chosen = by_p[:k]
-    elif selection in ("paper", "bonferroni"):
+    else:
         chosen = by_p[p[by_p] * len(tested) < alpha]
         if selection == "paper" and len(chosen):
             chosen = chosen[: max(1, int(np.floor(top_fraction * len(chosen) + 1e-9)))]
-    else:
-        raise SettingError(f"expected selection paper, bonferroni, top_k or all, found '{selection}'")
     if not len(chosen):
         smallest = f"smallest P {p[by_p[0]]:.3g}" if len(by_p) else "none tested"
         raise DataError(
@@ -246,19 +238,3 @@ def select_voxels(
             f"alpha {alpha:g}); raise alpha, add repeats, or choose by areas"
         )
     return np.sort(chosen)
-
-
-def average_runs(runs: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of a segment's standardised runs, float32 (n, V); DataError for different shapes."""
-    _same_shape(runs)
-    total = runs[0].astype(np.float32)
-    for run in runs[1:]:
-        total += run
-    total /= np.float32(len(runs))
-    return total
-
-
-def _same_shape(runs: Sequence[np.ndarray]) -> None:
-    shapes = {run.shape for run in runs}
-    if len(shapes) != 1:
-        raise DataError(f"expected runs of one shape (scans, vertices), found {sorted(shapes) or 'no runs'}")

@@ -77,13 +77,9 @@ class Windows:
     ------
     DataError
         For an unknown or empty split.
-    SettingError
-        For a window below 1.
     """
 
     def __init__(self, store: Store | Sequence[Store], split: str, window: int) -> None:
-        if window < 1:
-            raise SettingError(f"expected a window of at least 1 scan, found {window}")
         self.stores = list(store) if isinstance(store, Sequence) else [store]
         self.store, self.split, self.window = self.stores[0], split, window
         store = self.store
@@ -126,7 +122,7 @@ class Windows:
 
     def fmri(self, index: np.ndarray, voxels: slice = slice(None)) -> np.ndarray:
         """The scans of the given windows, float32 (B, W, V), or some voxels of them."""
-        index = self._checked(index)
+        index = np.asarray(index)
         rows = np.minimum(index[:, None] + np.arange(self.window), self._end[index][:, None])
         return self._fmri[rows, voxels]
 
@@ -144,7 +140,7 @@ class Windows:
     def _by_segment(
         self, index: np.ndarray, read: Callable[[str, np.ndarray], np.ndarray], num_frames: int, size: int
     ) -> np.ndarray:
-        index = self._checked(index)
+        index = np.asarray(index)
         frames = np.empty((len(index), num_frames, size, size, 3), dtype=np.uint8)
         names = self.segment[index]
         for name in dict.fromkeys(names.tolist()):
@@ -169,11 +165,7 @@ class Windows:
         ------
         DataError
             If the store was made from arrays, or its films were moved or changed.
-        SettingError
-            For fewer than one frame.
         """
-        if num_frames < 1:
-            raise SettingError(f"expected at least 1 frame a scan, found {num_frames}")
         side = size or self.store.size
 
         def read(name: str, scan: np.ndarray) -> np.ndarray:
@@ -233,12 +225,6 @@ class Windows:
     def blocks(self, block_scans: int) -> np.ndarray:
         """Block of each window, int64 (N,), see `block_numbers`."""
         return block_numbers(self._segment_number, self.scan, block_scans)
-
-    def _checked(self, index: np.ndarray) -> np.ndarray:
-        index = np.asarray(index)
-        if index.size and (index.min() < 0 or index.max() >= len(self)):
-            raise IndexError(f"expected windows 0…{len(self) - 1}, found {index.min()}…{index.max()}")
-        return index
 
 
 def block_numbers(segment: np.ndarray, scan: np.ndarray, block_scans: int) -> np.ndarray:

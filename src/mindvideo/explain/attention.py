@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from mindvideo.atlas import N_CORTEX, area_labels, area_names, yeo17_labels, yeo17_names
+from mindvideo.atlas import N_CORTEX, YEO17_NAMES, area_labels, area_names, yeo17_labels
 from mindvideo.errors import DataError
 from mindvideo.models.interfaces import Encoder
 
@@ -137,7 +137,7 @@ def sum_by_network(values: np.ndarray, vertex: np.ndarray) -> dict[str, float]:
         raise DataError(
             "expected some attention inside the Yeo-17 networks, found none; the voxels lie outside them all"
         )
-    return dict(zip(yeo17_names()[1:], (sums / sums.sum()).tolist(), strict=True))
+    return dict(zip(YEO17_NAMES[1:], (sums / sums.sum()).tolist(), strict=True))
 
 
 def area_under_roc(values: np.ndarray, is_positive: np.ndarray) -> float | None:

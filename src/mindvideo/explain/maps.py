@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mindvideo.atlas import yeo17_labels, yeo17_names
+from mindvideo.atlas import YEO17_NAMES, yeo17_labels
 from mindvideo.config import Recipe
 from mindvideo.data.disk import beside, disk_errors, write_text
 from mindvideo.data.store import Store, listed, open_stores, person_folders
@@ -162,7 +162,7 @@ def _network_sizes(vertex: np.ndarray) -> dict[str, dict[str, float]]:
     counts = np.bincount(yeo17_labels()[vertex], minlength=18)
     return {
         name: {"voxels": int(count), "share": shares[name]}
-        for name, count in zip(yeo17_names()[1:], counts[1:], strict=True)
+        for name, count in zip(YEO17_NAMES[1:], counts[1:], strict=True)
     }
 
 

@@ -17,7 +17,7 @@ from mindvideo.atlas import N_CORTEX
 from mindvideo.data.measuring import POLYNOMIAL
 from mindvideo.data.series import read_cortex
 from mindvideo.data.store import Store, identify_voxels
-from mindvideo.data.voxels import average_runs, check_run, detrend_and_standardise
+from mindvideo.data.voxels import check_run, detrend_and_standardise
 from mindvideo.errors import DataError, ModelError
 
 RECORDING_FILE = "recording.json"
@@ -159,4 +159,4 @@ def read_scans(
             raise DataError(f"{path}: {error}") from None
     if len({len(run) for run in runs}) > 1:
         raise DataError(f"expected recordings of one length, found {[len(run) for run in runs]} scans; give --scans")
-    return average_runs(runs)
+    return np.mean(runs, axis=0)

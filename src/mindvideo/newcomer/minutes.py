@@ -10,7 +10,6 @@ from typing import Self
 import numpy as np
 
 from mindvideo.data.store import Store
-from mindvideo.data.voxels import average_runs
 
 
 class FirstMinutes(Store):
@@ -69,7 +68,7 @@ class FirstMinutes(Store):
 
     def fmri(self, segment: str) -> np.ndarray:
         """Average of the runs that are left, float32 (n, V)."""
-        return average_runs(list(self.repeats(segment))) if segment in self.kept else super().fmri(segment)
+        return self.repeats(segment).mean(axis=0) if segment in self.kept else super().fmri(segment)
 
     def scene(self, segment: str) -> np.ndarray:
         """Scene of each frame."""

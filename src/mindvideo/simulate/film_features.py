@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 from scipy import fft
 
-from mindvideo.errors import DataError
 from mindvideo.simulate.scenes import (
     CAMERAS,
     COLOURS,
@@ -244,14 +243,7 @@ def film_features(film: list[Shot], size: int = N_PIXELS) -> np.ndarray:
     -------
     ndarray, float32 (T, K)
         Row *j* describes the film from j/3 to (j+1)/3 s.
-
-    Raises
-    ------
-    DataError
-        For an empty film.
     """
-    if not film:
-        raise DataError("expected a film of at least one shot, found none; make one with make_film")
     times = (np.arange(round(film[-1].end_s * FEATURE_HZ)) + 0.5) / FEATURE_HZ
     features = np.empty((len(times), N_FEATURES), np.float32)
     for start in range(0, len(times), 240):

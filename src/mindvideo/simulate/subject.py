@@ -15,7 +15,6 @@ import numpy as np
 from scipy.signal import fftconvolve
 from scipy.stats import gamma
 
-from mindvideo.errors import DataError
 from mindvideo.simulate import tuning
 from mindvideo.simulate.cortex import Sheet, warp
 from mindvideo.simulate.drives import Drive
@@ -122,15 +121,8 @@ class SimulatedSubject:
             Cortical positions, ascending.
         calibration : ndarray, float32 (T, K), optional
             Features of a film on which every vertex gets unit variance; drawn from ``rng`` by default.
-
-        Raises
-        ------
-        DataError
-            For vertices that are not ascending.
         """
         vertex = np.asarray(vertex, dtype=np.int32)
-        if vertex.ndim != 1 or len(vertex) < 2 or np.any(np.diff(vertex) <= 0):
-            raise DataError("expected at least two ascending cortical positions for a simulated subject, found others")
         subject = cls(vertex, Sheet(vertex))
         subject._draw_physiology(rng)
         subject._draw_tuning(rng)
@@ -247,13 +239,11 @@ class SimulatedSubject:
         Parameters
         ----------
         features : ndarray, float32 (T, K)
-            From `film_features`; DataError for another number of columns.
+            From `film_features`.
         times_s : ndarray (N,)
             When volumes are acquired, in film time; the first picture stands still before, the screen is blank
             after.
         """
-        if features.ndim != 2 or features.shape[1] != N_FEATURES:
-            raise DataError(f"expected features (samples, {N_FEATURES}), found {features.shape}; use film_features")
         still = features[:1].copy()
         still[:, BLOCKS["flow"]] = 0
         after_s = max(0.0, float(times_s[-1]) - len(features) / FEATURE_HZ) + 1

@@ -27,7 +27,7 @@ from mindvideo.data.bids import (
 )
 from mindvideo.data.denoising import read_confounds
 from mindvideo.data.segments import Remark, Source
-from mindvideo.data.series import SeriesFile, read_header
+from mindvideo.data.series import SeriesFile, read_layout
 from mindvideo.data.showings import Recording
 from mindvideo.data.shown_films import EventSettings, leave_out, require_stimuli, source_of_events
 from mindvideo.data.store import listed, natural_key
@@ -95,9 +95,9 @@ def _read_run(recording: Recording, vertex: np.ndarray, wanted: np.ndarray) -> n
 
 def _common_vertices(recordings: list[Recording]) -> np.ndarray:
     """The cortical positions of all files, int32 (N,); they must agree."""
-    vertex = read_header(recordings[0].path).vertex
+    vertex = read_layout(recordings[0].path).header.vertex
     for recording in recordings[1:]:
-        found = read_header(recording.path).vertex
+        found = read_layout(recording.path).header.vertex
         if not np.array_equal(found, vertex):
             raise DataError(
                 f"expected the {len(vertex)} cortical vertices of {recordings[0].path} in {recording.path}, found "
@@ -209,7 +209,7 @@ class _Timing:
 
 def _read_timing(path: Path, derivatives: Path, data: Data) -> _Timing:
     """TR and slice timing from the sidecars (its own, inherited, the raw data set's), else the TR of the header."""
-    header = read_header(path)
+    header = read_layout(path).header
     sidecar, origin = read_inherited(path.name, places_of(path.parent, derivatives))
     if "RepetitionTime" not in sidecar and data.own.bids is not None:
         raw, raw_origin = read_inherited(path.name, raw_places(path.name, data.own.bids))
