@@ -12,8 +12,8 @@ from mindvideo.config import Data
 from mindvideo.data.bids import find_inherited, parse_name, read_events, read_inherited, read_table
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.denoising import read_confounds
+from mindvideo.data.film_names import locate_film, name_films
 from mindvideo.data.readers import discover, prepare
-from mindvideo.data.showings import locate_film, name_films
 from mindvideo.data.video import write_video
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, SettingError

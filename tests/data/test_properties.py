@@ -12,8 +12,9 @@ from mindvideo.config import Data
 from mindvideo.data.captions import caption_windows
 from mindvideo.data.denoising import recorded_scans, resampling_weights, scan_times
 from mindvideo.data.readers.wen2018 import EXTRA_VOLUMES, _first_volume, first_volume_time
-from mindvideo.data.segments import frame_times, number_scenes
+from mindvideo.data.segments import frame_times
 from mindvideo.data.series import CortexHeader
+from mindvideo.data.shots import number_scenes
 from mindvideo.data.store import natural_key
 from mindvideo.data.video import TIME_TOLERANCE_S
 from mindvideo.data.voxels import detrend_and_standardise

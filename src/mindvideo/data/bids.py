@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mindvideo.errors import DataError
-from mindvideo.files import describe_absence
+from mindvideo.files import require_content
 
 _INDICES = ("run", "echo", "flip", "inv", "split", "chunk")
 """Keys whose values are numbers: ``run-01`` and ``run-1`` are one run."""
@@ -229,9 +229,7 @@ def read_number(text: str) -> float:
 
 def read_text(path: Path) -> str:
     """A text file in UTF-8, or in UTF-16 as Excel writes it; DataError for anything else."""
-    absent = describe_absence(path)
-    if absent:
-        raise DataError(f"expected {path.name} in {path.parent}, {absent}")
+    require_content(path, "a text file")
     try:
         content = path.read_bytes()
         is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Excel's "Unicode text"

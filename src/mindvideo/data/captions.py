@@ -14,9 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mindvideo.data.bids import read_number, read_text
 from mindvideo.errors import DataError
 from mindvideo.files import require_content
 
@@ -101,65 +103,41 @@ def read_captions(
         For a missing or malformed file, or captions that are missing, repeated or empty.
     """
     require_content(path, "captions (a csv or json file, or 'blip')")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"expected UTF-8 text in {path}, found other bytes at {error.start}; save it as UTF-8"
-        ) from error
+    readers = {".json": _read_json, ".csv": _read_csv}
+    if path.suffix.lower() not in readers:
+        raise DataError(f"expected captions as .csv or .json, found {path}")
     names = {other: segment for segment, others in (other_names or {}).items() for other in others}
     names |= {segment: segment for segment in times_s}
-    if path.suffix.lower() == ".json":
-        return _from_json(path, text, times_s, names, first or {})
-    if path.suffix.lower() == ".csv":
-        return _from_csv(path, text, times_s, names, first or {})
-    raise DataError(f"expected captions as .csv or .json, found {path}")
+    key, rows = readers[path.suffix.lower()](path, names)
+    result: dict[str, list[list[str]]] = {}
+    for segment, times in times_s.items():
+        own = rows.get(segment, {})
+        if key == "time_s":
+            result[segment] = _spread_times(path, segment, own, times)
+        else:
+            result[segment] = _spread_scans(path, segment, own, times.shape, (first or {}).get(segment))
+    return result
 
 
-def _from_json(
-    path: Path, text: str, times_s: Mapping[str, np.ndarray], names: Mapping[str, str], first: Mapping[str, int]
-) -> dict[str, list[list[str]]]:
+Rows = dict[str, dict[float, Any]]
+"""Captions by segment and place in it: a text, or one for each frame."""
+
+
+def _read_json(path: Path, names: Mapping[str, str]) -> tuple[str, Rows]:
     try:
-        content = json.loads(text)
+        content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
         raise DataError(f"{path} is not valid JSON ({error}); repair it") from error
     if not isinstance(content, dict):
         raise DataError(f"expected {{segment: [caption per scan]}} in {path}, found a {type(content).__name__}")
-    result: dict[str, list[list[str]]] = {}
-    content = {names[key]: rows for key, rows in content.items() if key in names}
-    for segment, times in times_s.items():
-        n_scans, n_frames = times.shape
-        rows = content.get(segment)
-        if isinstance(rows, list) and segment in first and len(rows) >= first[segment] + n_scans:
-            rows = rows[first[segment] :][:n_scans] if len(rows) > n_scans else rows
-        if not isinstance(rows, list) or len(rows) != n_scans:
-            found = f"{len(rows)}" if isinstance(rows, list) else "none"
-            raise DataError(
-                f"expected {n_scans} captions of {segment} in {path}, one a scan, found {found}; give as many"
-            )
-        result[segment] = []
-        for scan, row in enumerate(rows):
-            captions = row if isinstance(row, list) else [row] * n_frames
-            if len(captions) != n_frames:
-                raise DataError(
-                    f"expected one caption or {n_frames} for scan {scan} of {segment} in {path}, found {len(captions)}"
-                )
-            result[segment].append([_checked(caption, path, segment, f"scan {scan}") for caption in captions])
-    return result
+    listed = {names[name]: rows for name, rows in content.items() if name in names and isinstance(rows, list)}
+    return "scan", {segment: dict(enumerate(rows)) for segment, rows in listed.items()}
 
 
-def _checked(caption: object, path: Path, segment: str, where: str) -> str:
-    if not isinstance(caption, str) or not caption.strip():
-        raise DataError(f"expected a caption for {where} of {segment} in {path}, found {caption!r}; write one")
-    return caption.strip()
-
-
-def _from_csv(
-    path: Path, text: str, times_s: Mapping[str, np.ndarray], names: Mapping[str, str], first: Mapping[str, int]
-) -> dict[str, list[list[str]]]:
-    rows: dict[str, dict[float, str]] = {segment: {} for segment in times_s}
+def _read_csv(path: Path, names: Mapping[str, str]) -> tuple[str, Rows]:
+    rows: Rows = {}
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True, strict=True)
         columns = list(reader.fieldnames or ())
         key = "scan" if "scan" in columns else "time_s"
         if not {"segment", key, "caption"} <= set(columns) or len(set(columns)) < len(columns):
@@ -173,46 +151,48 @@ def _from_csv(
                     f"expected {len(columns)} values on line {reader.line_num} of {path}, found more; put captions that "
                     'hold a comma in "quotation marks"'
                 )
-            segment = names.get(row["segment"] or "", "")
-            if segment in rows:
-                place = _number(row[key], path, reader.line_num, key)
-                if place in rows[segment]:
+            if segment := names.get(row["segment"] or ""):
+                place = read_number(row[key] or "")
+                if not 0 <= place < 1e9 or (key == "scan" and place != int(place)):
+                    raise DataError(
+                        f"expected a non-negative {key} on line {reader.line_num} of {path}, found {row[key]!r}"
+                    )
+                if place in rows.setdefault(segment, {}):
                     raise DataError(f"expected one caption for {key} {place:g} of {segment} in {path}, found two")
                 rows[segment][place] = _checked(row["caption"], path, segment, f"{key} {place:g}")
     except csv.Error as error:
         raise DataError(f"{path} is not a valid csv file ({error}); repair it") from error
-    if key == "time_s":
-        return {segment: _spread_times(path, segment, rows[segment], times) for segment, times in times_s.items()}
-    return {
-        segment: _spread_scans(path, segment, rows[segment], times, first.get(segment))
-        for segment, times in times_s.items()
-    }
+    return key, rows
 
 
-def _number(text: str | None, path: Path, line: int, key: str) -> float:
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e9 or (key == "scan" and value != int(value)):
-        raise DataError(f"expected a non-negative {key} on line {line} of {path}, found {text!r}")
-    return value
+def _checked(caption: object, path: Path, segment: str, where: str) -> str:
+    if not isinstance(caption, str) or not caption.strip():
+        raise DataError(f"expected a caption for {where} of {segment} in {path}, found {caption!r}; write one")
+    return caption.strip()
 
 
 def _spread_scans(
-    path: Path, segment: str, rows: dict[float, str], times: np.ndarray, first: int | None
+    path: Path, segment: str, rows: dict[float, Any], shape: tuple[int, ...], first: int | None
 ) -> list[list[str]]:
-    n_scans, n_frames = times.shape
+    n_scans, n_frames = shape
     if first is not None and len(rows) > n_scans and len(rows) >= first + n_scans:  # captions of the whole film
         rows = {scan - first: caption for scan, caption in rows.items() if first <= scan < first + n_scans}
     missing = [scan for scan in range(n_scans) if scan not in rows]
     if missing or len(rows) != n_scans:
         named = f"missing scans: {', '.join(map(str, missing[:5]))}" if missing else f"last scan: {max(rows):g}"
         raise DataError(f"expected {n_scans} captions of {segment} in {path}, found {len(rows)} ({named})")
-    return [[rows[scan]] * n_frames for scan in range(n_scans)]
+    result = []
+    for scan in range(n_scans):
+        captions = rows[scan] if isinstance(rows[scan], list) else [rows[scan]] * n_frames
+        if len(captions) != n_frames:
+            raise DataError(
+                f"expected one caption or {n_frames} for scan {scan} of {segment} in {path}, found {len(captions)}"
+            )
+        result.append([_checked(caption, path, segment, f"scan {scan}") for caption in captions])
+    return result
 
 
-def _spread_times(path: Path, segment: str, rows: dict[float, str], times: np.ndarray) -> list[list[str]]:
+def _spread_times(path: Path, segment: str, rows: dict[float, Any], times: np.ndarray) -> list[list[str]]:
     starts = np.array(sorted(rows))
     if not len(starts) or starts[0] > times.min() + 1e-3:
         found = f"the first at {starts[0]:g} s" if len(starts) else "none"

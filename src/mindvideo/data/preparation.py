@@ -36,10 +36,10 @@ from mindvideo.data.measuring import (
     take_film,
 )
 from mindvideo.data.pool import Pool
-from mindvideo.data.segments import Remark, Run, Source, number_scenes
+from mindvideo.data.segments import Remark, Run, Source
 from mindvideo.data.series import SeriesFile
+from mindvideo.data.shots import MIN_SCENE_S, number_scenes
 from mindvideo.data.store import SPLITS, STORE, Store, identify_voxels, listed
-from mindvideo.data.video import MIN_SCENE_S
 from mindvideo.data.voxels import refuse_silence, reproducibility_t_test, select_voxels
 from mindvideo.data.writing import StoreWriter, refuse_complete
 from mindvideo.errors import DataError, SettingError

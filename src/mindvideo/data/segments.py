@@ -6,7 +6,7 @@ Shapes: n scans of a segment, F frames a scan, N vertices of a file.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import numpy as np
 
 from mindvideo.atlas import parse_areas
 from mindvideo.config import Data
-from mindvideo.data.video import TIME_TOLERANCE_S
 from mindvideo.errors import DataError, SettingError
 
 MOST_FPS = 30
@@ -146,13 +145,3 @@ def frame_times(n_scans: int, tr_s: float, fps: int, first: int = 0) -> np.ndarr
 
 def _is_whole(number: float) -> bool:
     return abs(number - round(number)) <= 1e-6 and round(number) >= 1
-
-
-def number_scenes(cuts_s: Sequence[float], times_s: np.ndarray, offset: int) -> np.ndarray:
-    """Scene of every frame, int32 (n, F): the position of its first kept frame, plus ``offset``.
-
-    With the number of frames in all segments before as offset, scenes are unique.
-    """
-    local = np.searchsorted(np.asarray(cuts_s, dtype=float) - TIME_TOLERANCE_S, times_s.ravel(), side="right")
-    _, first, inverse = np.unique(local, return_index=True, return_inverse=True)
-    return (first[inverse] + offset).reshape(times_s.shape).astype(np.int32)

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import mimetypes
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count, pairwise, product
-from pathlib import Path, PurePosixPath
+from itertools import pairwise, product
+from pathlib import Path
 
 import numpy as np
 
 from mindvideo.config import Data
 from mindvideo.data.bids import Event
 from mindvideo.data.denoising import Confounds, recorded_scans, resampling_weights, scan_times
+from mindvideo.data.film_names import is_called, locate_film
 from mindvideo.data.measuring import MIN_MEASURED_SCANS
 from mindvideo.data.segments import Remark, frame_times
 from mindvideo.data.store import listed, natural_key
-from mindvideo.data.video import SUFFIXES, is_film, probe
+from mindvideo.data.video import read_duration
 from mindvideo.errors import DataError, SettingError
-from mindvideo.files import describe_absence
 
 MOST_REPEATED = "most-repeated"
 """In ``test``, stands for the films that were shown most often."""
-LONGEST_NAME = 200
-"""Most bytes of a film's name in the store, which names a folder."""
 LENGTH_TOLERANCE_S = 0.5
 """How far logged lengths may be off."""
 
@@ -111,7 +106,7 @@ def match_films(
             if hits:
                 excluded.append(f"{recording.name}:{path.as_posix()}")
                 continue
-            films.setdefault(path, Film(path, stimuli / path, probe(stimuli / path).duration_s))
+            films.setdefault(path, Film(path, stimuli / path, read_duration(stimuli / path)))
             rows.setdefault(path, []).append(event)
         for path, events in rows.items():
             name = f"{recording.name}:{path.as_posix()}"
@@ -139,61 +134,9 @@ def match_films(
     return list(films.values()), [remark for remark in remarks if remark.names]
 
 
-def locate_film(stimulus: str, stimuli: Path, table: Path) -> Path | None:
-    """Path of an event's film below the stimulus folder; None if it is no film.
-
-    Names may begin with ``stimuli/``, ``/stimuli/``, ``./`` or folders of Windows.
-    """
-    parts = [part for part in PurePosixPath(stimulus.replace("\\", "/")).parts if part not in ("/", ".")]
-    tried = [parts]
-    above = [part.casefold() for part in parts[:-1]]
-    for folder in ("stimuli", stimuli.name.casefold()):
-        if folder in above:
-            tried.append(parts[above.index(folder) + 1 :])
-    for relative in tried:
-        found = None if ".." in relative else _find_path(stimuli, relative)
-        if found is not None:
-            absent = describe_absence(stimuli / found)
-            if absent:
-                raise DataError(f"expected the film {stimulus} of {table} in {stimuli}, {absent}")
-            return found if is_film(stimuli / found) else None
-    if parts and Path(parts[-1]).suffix.lower() not in SUFFIXES and _is_other_kind(parts[-1]):
-        return None
-    raise DataError(
-        f"expected the film {stimulus} of {table} in {stimuli}, found no such file; "
-        "add it or give another folder of stimuli"
-    )
-
-
-def _is_other_kind(name: str) -> bool:
-    """Whether a missing file would be a still, a sound or a text, by its ending."""
-    kind = mimetypes.guess_type(name)[0] or ""
-    return kind.startswith(("image/", "audio/", "text/")) and kind != "image/gif"
-
-
-def _find_path(folder: Path, parts: Sequence[str]) -> Path | None:
-    """The file below a folder, in any Unicode form, and in other capitals if only one matches."""
-    found = Path()
-    for part in parts:
-        here = folder / found
-        if not (here / part).exists() and not (here / part).is_symlink():
-            names = [path.name for path in here.iterdir()] if here.is_dir() else []
-            same = [name for name in names if _plain(name) == _plain(part)]
-            same = same or [name for name in names if _plain(name).casefold() == _plain(part).casefold()]
-            if len(same) != 1:
-                return None
-            part = same[0]
-        found /= part
-    return found if (folder / found).is_file() or (folder / found).is_symlink() else None
-
-
-def _plain(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
-
-
 def _excludes(pattern: str, run: str, film: Path) -> bool:
     run_pattern, colon, name = pattern.partition(":")
-    return bool(colon) and fnmatch.fnmatchcase(run, run_pattern) and _is_called(film, film.stem, name)
+    return bool(colon) and fnmatch.fnmatchcase(run, run_pattern) and is_called(film, film.stem, name)
 
 
 def _join_shots(events: list[Event], film: Film, recording: Recording) -> list[Event]:
@@ -238,48 +181,6 @@ def _refuse_overlap(films: Iterable[Film], index: int, recording: Recording) -> 
             )
 
 
-def name_films(films: Iterable[Path]) -> dict[Path, str]:
-    """A unique name for every film: letters of any script, digits, points and dashes.
-
-    Films whose names would be the same keep their endings, or get a number.
-    """
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    stems = {film: _plain(film.with_suffix("").as_posix()) for film in films}
-    same = Counter(_store_name(stem).lower() for stem in stems.values())
-    for film in sorted(stems, key=lambda film: (_store_name(stems[film]) != stems[film], film.as_posix())):
-        name = _store_name(stems[film])
-        if same[name.lower()] > 1 and list(stems.values()).count(stems[film]) > 1:
-            name = _store_name(_plain(film.as_posix()))
-        numbered = (name if number == 1 else f"{name}_{number}" for number in count(1))
-        names[film] = next(unique for unique in numbered if unique.lower() not in taken)
-        taken.add(names[film].lower())
-    return names
-
-
-def _store_name(text: str) -> str:
-    """A text with underscores for all but letters, marks, digits, points and dashes."""
-    kept = "".join(c if c in ".-" or unicodedata.category(c)[0] in "LMN" else "_" for c in text)
-    kept = kept.encode()[-LONGEST_NAME:].decode(errors="ignore")
-    return re.sub("_+", "_", kept).strip("._") or "film"
-
-
-def other_names(films: Sequence[Film]) -> dict[str, tuple[str, ...]]:
-    """Other names of each film in a file of captions: its path, or its name before version 0.2."""
-    own = {film.name: film.name for film in films}
-    for film in films:
-        stem = _plain(film.path.with_suffix("").as_posix())
-        for other in (stem, _plain(film.path.as_posix()), re.sub(r"[^A-Za-z0-9.-]+", "_", stem).strip("._")):
-            own[other] = film.name if own.get(other, film.name) == film.name else ""
-    return {film.name: tuple(other for other, name in own.items() if name == film.name) for film in films}
-
-
-def _is_called(film: Path, name: str, pattern: str) -> bool:
-    return any(
-        fnmatch.fnmatchcase(_plain(own), _plain(pattern)) for own in (film.as_posix(), film.name, film.stem, name)
-    )
-
-
 def split_films(films: Sequence[Film], data: Data) -> dict[Path, str]:
     """Split of every film: ``test`` as stated, the last others ``validation``, the rest ``train``.
 
@@ -302,7 +203,7 @@ def split_films(films: Sequence[Film], data: Data) -> dict[Path, str]:
         )
     test: set[Path] = set()
     for pattern in patterns:
-        found = [film.path for film in ordered if _is_called(film.path, film.name, pattern)]
+        found = [film.path for film in ordered if is_called(film.path, film.name, pattern)]
         if pattern == MOST_REPEATED:
             found = [film.path for film in often] if len(often) < len(ordered) else []
         if not found:

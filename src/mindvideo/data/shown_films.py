@@ -20,14 +20,13 @@ from pydantic import Field
 
 from mindvideo.config import Data, Section
 from mindvideo.data.denoising import clean_run, scan_times
+from mindvideo.data.film_names import name_films, other_names
 from mindvideo.data.segments import Remark, Run, Segment, Source
 from mindvideo.data.showings import (
     Film,
     Recording,
     check_repeats,
     match_films,
-    name_films,
-    other_names,
     place_scans,
     refuse_shared_scans,
     split_films,
@@ -159,7 +158,10 @@ def source_of_events(bare: Source, recordings: list[Recording], data: Data, read
     films.sort(key=lambda film: (film.split == "test", natural_key(film.name)))
     check_repeats(films, data)
     refuse_shared_scans(films, recordings)
-    made, called = _make_runs(recordings, films, CleanedRuns(settings.high_pass_hz, read)), other_names(films)
+    made, called = (
+        _make_runs(recordings, films, CleanedRuns(settings.high_pass_hz, read)),
+        other_names({film.name: film.path for film in films}),
+    )
     segments = tuple(
         Segment(film.name, film.split, film.file, film.n_scans, made[film.name], film.first,
                 film.n_scans < film.n_whole, called[film.name])

@@ -22,9 +22,8 @@ import cv2
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
-from scenedetect import FrameTimecode
-from scenedetect.detectors import ContentDetector
 
+from mindvideo.data.shots import TIME_TOLERANCE_S, CutFinder, shrink_bgr
 from mindvideo.errors import DataError
 from mindvideo.files import beside, require_content
 
@@ -34,24 +33,8 @@ SUFFIXES = (
     ".flv", ".f4v", ".ts", ".mts", ".m2ts", ".mxf", ".ogv", ".ogm", ".3gp", ".3g2", ".dv", ".rm", ".rmvb",
 )  # fmt: skip
 """Endings of films; whether a file is one, FFmpeg decides (`is_film`)."""
-TIME_TOLERANCE_S = 1e-3
-MIN_SCENE_S = 0.5
-"""Shot changes sooner than this after another, or the start, are flashes."""
 SMALL_FILM = 200 * 200
 """Films of fewer pixels are decoded by one thread: more are no faster."""
-CUT_WIDTH = 256
-"""Largest frame that the content detector sees, as in PySceneDetect."""
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """Length from the first frame to the end of the last, mean rate, and stored size."""
-
-    duration_s: float
-    fps: float
-    width: int
-    height: int
-    n_frames: int
 
 
 @dataclass(frozen=True)
@@ -78,8 +61,8 @@ def is_film(path: Path) -> bool:
         return path.suffix.lower() in SUFFIXES
 
 
-def probe(path: Path) -> VideoInfo:
-    """Measure a film from its packets, without decoding.
+def read_duration(path: Path) -> float:
+    """Seconds from a film's first frame to the end of its last, from its packets, without decoding.
 
     Raises
     ------
@@ -114,8 +97,7 @@ def probe(path: Path) -> VideoInfo:
                 f"{path} is truncated: its header promises {promised_s:.2f} s, its frames stop at second "
                 f"{duration_s:.2f}; supply the whole film"
             )
-        n_frames = len(span) + len(unstamped_s)
-        return VideoInfo(duration_s, n_frames / duration_s, stream.width, stream.height, n_frames)
+        return duration_s
 
 
 def _promised_duration(container: Any, stream: Any, first_s: float) -> float | None:
@@ -177,7 +159,7 @@ def read_film(
         if taken == len(times) and finder is None:
             return Film(result, [])
         if finder is not None:
-            finder.add(time_s, _small_bgr(frame))
+            finder.add(time_s, shrink_bgr(frame))
         interval = time_s - shown_s or interval
         shown, shown_s = (frame, aspect), time_s
     if shown is not None and shown[0].duration:
@@ -192,35 +174,6 @@ def read_film(
             )
         result[order[taken:]] = _square(*shown, size, fit)
     return Film(result, finder.cuts_s if finder else [])
-
-
-class CutFinder:
-    """Finds shot changes with PySceneDetect's ContentDetector, one frame at a time.
-
-    ``cuts_s`` are the times of new shots; ``threshold`` is the mean change of hue, saturation and brightness
-    (0…255) between two frames that makes one.
-    """
-
-    def __init__(self, threshold: float) -> None:
-        self.cuts_s: list[float] = []
-        self._detector = ContentDetector(threshold=threshold, min_scene_len=0)
-        self._n_frames = 0
-
-    def add(self, time_s: float, frame_bgr: np.ndarray) -> None:
-        """Look at the next frame, uint8 (H, W, 3) in OpenCV's channel order."""
-        is_cut = bool(self._detector.process_frame(FrameTimecode(self._n_frames, fps=30.0), frame_bgr))
-        self._n_frames += 1
-        last_s = self.cuts_s[-1] if self.cuts_s else 0.0
-        if is_cut and time_s - last_s >= MIN_SCENE_S - TIME_TOLERANCE_S:
-            self.cuts_s.append(time_s)
-
-
-def find_cuts(frames: Iterable[tuple[float, np.ndarray]], threshold: float = 27.0) -> list[float]:
-    """Seconds at which new shots begin, from pairs of seconds and RGB frame uint8 (H, W, 3)."""
-    finder = CutFinder(threshold)
-    for time_s, image in frames:
-        finder.add(time_s, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    return finder.cuts_s
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, size: int | tuple[int, int]) -> None:
@@ -360,13 +313,6 @@ class _Clock:
             self.time_s = absolute - self._origin_s
         self._n_frames += 1
         return self.time_s
-
-
-def _small_bgr(frame: Any) -> np.ndarray:
-    """The frame for the content detector, uint8 (h, w, 3)."""
-    scale = min(1.0, CUT_WIDTH / max(frame.width, frame.height))
-    width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
-    return frame.to_ndarray(format="bgr24", width=width, height=height, interpolation="AREA", threads=1)
 
 
 def _square(frame: Any, aspect: Fraction, size: int, fit: Fit) -> np.ndarray:

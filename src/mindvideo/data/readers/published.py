@@ -27,9 +27,10 @@ from mindvideo.data.preparation import (
     shaping_settings,
     write_captions,
 )
-from mindvideo.data.segments import frame_times, number_scenes
+from mindvideo.data.segments import frame_times
+from mindvideo.data.shots import MIN_SCENE_S, find_cuts, number_scenes
 from mindvideo.data.store import STORE, Store, unplaced_vertices
-from mindvideo.data.video import MIN_SCENE_S, find_cuts, resize
+from mindvideo.data.video import resize
 from mindvideo.data.voxels import find_silent, refuse_silence
 from mindvideo.data.windows import near_duplicates
 from mindvideo.data.writing import StoreWriter, refuse_complete

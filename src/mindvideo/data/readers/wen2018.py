@@ -17,7 +17,7 @@ from mindvideo.config import Data, Section
 from mindvideo.data.segments import Remark, Run, Segment, Source, frame_times
 from mindvideo.data.series import CortexHeader, read_layout
 from mindvideo.data.store import listed, natural_key
-from mindvideo.data.video import is_film, probe
+from mindvideo.data.video import is_film, read_duration
 from mindvideo.errors import DataError, SettingError
 
 AFTER_FILM_S = 10.0
@@ -132,7 +132,7 @@ def _first_volume(path: Path, header: CortexHeader, n_scans: int, duration_s: fl
 
 def _count_scans(film: Path, data: Data) -> tuple[int, float]:
     """Number of TRs a film fills, and its length in seconds."""
-    duration_s = probe(film).duration_s
+    duration_s = read_duration(film)
     n_scans = round(duration_s / data.tr_s)
     if n_scans < 1:
         raise DataError(f"expected a film of at least {data.tr_s:g} s at {film}, found {duration_s:.2f} s")
