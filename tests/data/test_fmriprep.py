@@ -485,7 +485,7 @@ def test_folders_subjects_and_settings(root):
     _refused(root, "a run to exclude", error=SettingError, fmriprep={"exclude": ["sub-09*"]})
     _refused(root, "'sub-01*:zebra'", error=SettingError, fmriprep={"exclude": ["sub-01*:zebra"]})
     _refused(root, "whole number of frames", error=SettingError, fps=3)
-    _refused(root, "more than 1 training stimuli", fmriprep={"test": ["*"]})
+    _refused(root, "more than 1 training films", fmriprep={"test": ["*"]})
     other = root / "derivatives" / "sub-02" / "func"
     other.mkdir(parents=True)
     (other / "sub-02_task-movie_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz").write_bytes(b"")

@@ -207,7 +207,7 @@ def test_folders_that_are_something_else(mindvideo, neuroclips, tmp_path):
     _refused(mindvideo, "found subjects 3", subject=1)
     _refused(mindvideo, "video_train_*_4hz.npy", fps=4)
     _refused(mindvideo, "6 frames a scan", error=SettingError, tr_s=1.0)
-    _refused(mindvideo, "more than 4 training segments", validation_segments=4)
+    _refused(mindvideo, "more than 4 training films", validation_segments=4)
     _refused(neuroclips, "multiple of 7", "found 20", subject=2, published={"segment_scans": 7})
 
 

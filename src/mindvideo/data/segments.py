@@ -6,10 +6,10 @@ Shapes: n scans of a segment, F frames a scan, N vertices of a file.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from mindvideo.config import Data
 from mindvideo.errors import DataError, SettingError
 
 MOST_FPS = 30
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,18 @@ class Source:
             if path.is_relative_to(folder):
                 return f"{name}/{path.relative_to(folder).as_posix()}".lstrip("/")
         return path.name
+
+
+def name_splits(training: Sequence[Name], test: Collection[Name], data: Data, where: str) -> dict[Name, str]:
+    """The split of each film, of which the last training ones validate; DataError if no film is left to train on, or to test."""
+    held = data.validation_segments
+    if len(training) <= held or not test:
+        raise DataError(
+            f"expected more than {held} training films (the last {held} validate) and a test film {where}, found "
+            f"{len(training)} and {len(test)}; add films, name fewer for the test, or lower data.validation_segments"
+        )
+    splits = dict.fromkeys(training, "train") | dict.fromkeys(training[len(training) - held :], "validation")
+    return splits | dict.fromkeys(test, "test")
 
 
 def frame_times(n_scans: int, tr_s: float, fps: int, first: int = 0) -> np.ndarray:

@@ -13,7 +13,7 @@ import gzip
 import hashlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +120,20 @@ def read_layout(path: Path) -> Layout:
         if path.stat().st_size < needed:
             _refuse_truncated(path, needed, path.stat().st_size)
     return layout
+
+
+def common_vertices(paths: Iterable[Path]) -> np.ndarray:
+    """The cortical positions in all recordings of one subject, int32 (N,); DataError where two differ."""
+    first, *others = paths
+    vertex = read_layout(first).header.vertex
+    for path in others:
+        found = read_layout(path).header.vertex
+        if not np.array_equal(found, vertex):
+            raise DataError(
+                f"expected the {len(vertex)} cortical vertices of {first} in {path}, found {len(found)} that differ; use "
+                "recordings of one subject and one pipeline"
+            )
+    return vertex
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -17,7 +17,7 @@ from mindvideo.data.bids import Event
 from mindvideo.data.denoising import Confounds, recorded_scans, resampling_weights, scan_times
 from mindvideo.data.film_names import is_called, locate_film
 from mindvideo.data.measuring import MIN_MEASURED_SCANS
-from mindvideo.data.segments import Remark, frame_times
+from mindvideo.data.segments import Remark, frame_times, name_splits
 from mindvideo.data.store import listed, natural_key
 from mindvideo.data.video import read_duration
 from mindvideo.errors import DataError, SettingError
@@ -209,14 +209,7 @@ def split_films(films: Sequence[Film], data: Data) -> dict[Path, str]:
         if not found:
             raise SettingError(f"expected a test stimulus '{pattern}' among {listing}, found none; name others")
         test |= set(found)
-    training, held = [film.path for film in ordered if film.path not in test], data.validation_segments
-    if len(training) <= held:
-        raise DataError(
-            f"expected more than {held} training stimuli (the last {held} validate) besides the {len(test)} test stimuli, "
-            f"found {len(training)} of {listing}; name fewer test stimuli or lower data.validation_segments"
-        )
-    named = {film.path: "train" for film in ordered} | dict.fromkeys(training[len(training) - held :], "validation")
-    return named | dict.fromkeys(test, "test")
+    return name_splits([film.path for film in ordered if film.path not in test], test, data, f"among {listing}")
 
 
 def check_repeats(films: Sequence[Film], data: Data) -> None:

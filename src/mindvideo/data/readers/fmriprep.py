@@ -27,7 +27,7 @@ from mindvideo.data.bids import (
 )
 from mindvideo.data.denoising import read_confounds
 from mindvideo.data.segments import Remark, Source
-from mindvideo.data.series import SeriesFile, read_layout
+from mindvideo.data.series import SeriesFile, common_vertices, read_layout
 from mindvideo.data.showings import Recording
 from mindvideo.data.shown_films import EventSettings, leave_out, require_stimuli, source_of_events
 from mindvideo.data.store import listed, natural_key
@@ -79,7 +79,7 @@ def discover(derivatives: Path, data: Data) -> Source:
     subject, paths, remarks = _find_files(derivatives, data)
     recordings = [_read_recording(path, derivatives, data) for path in paths]
     bare = Source(
-        derivatives, subject, (), _common_vertices(recordings), {"discover": {"task": settings.task}},
+        derivatives, subject, (), common_vertices(paths), {"discover": {"task": settings.task}},
         roots={"bids": settings.bids} if settings.bids is not None else {}, remarks=tuple(remarks),
     )  # fmt: skip
     return source_of_events(bare, recordings, data, _read_run)
@@ -91,19 +91,6 @@ def _read_run(recording: Recording, vertex: np.ndarray, wanted: np.ndarray) -> n
     if not np.array_equal(file.header.vertex, vertex) or file.header.n_volumes != len(recording.volume_s):
         raise DataError(f"expected {recording.path} as it was a moment ago, found other axes; was it replaced?")
     return file.take(wanted).T
-
-
-def _common_vertices(recordings: list[Recording]) -> np.ndarray:
-    """The cortical positions of all files, int32 (N,); they must agree."""
-    vertex = read_layout(recordings[0].path).header.vertex
-    for recording in recordings[1:]:
-        found = read_layout(recording.path).header.vertex
-        if not np.array_equal(found, vertex):
-            raise DataError(
-                f"expected the {len(vertex)} cortical vertices of {recordings[0].path} in {recording.path}, found "
-                f"{len(found)} that differ; use recordings of one pipeline"
-            )
-    return vertex
 
 
 def _find_files(derivatives: Path, data: Data) -> tuple[str, list[Path], list[Remark]]:

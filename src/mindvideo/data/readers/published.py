@@ -27,9 +27,9 @@ from mindvideo.data.preparation import (
     shaping_settings,
     write_captions,
 )
-from mindvideo.data.segments import frame_times
+from mindvideo.data.segments import frame_times, name_splits
 from mindvideo.data.shots import MIN_SCENE_S, find_cuts, number_scenes
-from mindvideo.data.store import STORE, Store, unplaced_vertices
+from mindvideo.data.store import SPLITS, STORE, Store, unplaced_vertices
 from mindvideo.data.video import resize
 from mindvideo.data.voxels import find_silent, refuse_silence
 from mindvideo.data.windows import near_duplicates
@@ -102,7 +102,8 @@ def write(
     """
     refuse_complete(out)
     names = {split: source.segment_names(split) for split in ("train", "test")}
-    splits = _split(names, source, data)
+    named: dict[str, str] = name_splits(names["train"], names["test"], data, f"in {source.root}")
+    splits = {split: [name for name, own in named.items() if own == split] for split in SPLITS}
     times = frame_times(source.n_scans, data.tr_s, data.fps)
     if times.shape[1] != source.num_frames:
         raise SettingError(
@@ -149,18 +150,6 @@ def write(
         store = writer.finish()
     tick.add(what="compared test and training frames")
     return store
-
-
-def _split(names: dict[str, list[str]], source: PublishedFolder, data: Data) -> dict[str, list[str]]:
-    """The publishers' test segments; the last training segments validate."""
-    held = data.validation_segments
-    if len(names["train"]) <= held:
-        raise DataError(
-            f"expected more than {held} training segments in {source.files[0].parent} (the last {held} validate), found "
-            f"{len(names['train'])}; lower data.validation_segments or published.segment_scans"
-        )
-    first_held = len(names["train"]) - held
-    return {"train": names["train"][:first_held], "validation": names["train"][first_held:], "test": names["test"]}
 
 
 def _check_values(source: PublishedFolder, names: dict[str, list[str]], data: Data) -> np.ndarray:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from mindvideo.config import Data, Section
-from mindvideo.data.segments import Remark, Run, Segment, Source, frame_times
-from mindvideo.data.series import CortexHeader, read_layout
+from mindvideo.data.segments import Remark, Run, Segment, Source, frame_times, name_splits
+from mindvideo.data.series import common_vertices, read_layout
 from mindvideo.data.store import listed, natural_key
 from mindvideo.data.video import is_film, read_duration
 from mindvideo.errors import DataError, SettingError
@@ -74,23 +73,16 @@ def discover(raw: Path, data: Data) -> Source:
     names = [name for name in names if name not in layout.excluded_segments]
     if data.own.expect == "wen2018":
         _insist(raw, data, layout, names)
-    splits = _split(raw, data, names)
-    segments, vertex, first_path = [], None, None
+    training, test = ([name for name in names if name.startswith(kind)] for kind in _KIND)
+    splits: dict[str, str] = name_splits(training, test, data, f"(seg*, test*) in {raw}")
+    vertex = common_vertices(path for name in names for path in layout.runs[name].values())
+    segments = []
     for name in names:
         n_scans, duration_s = _count_scans(layout.films[name], data)
         runs = []
         for number, path in sorted(layout.runs[name].items()):
-            header = read_layout(path).header
-            if vertex is None or first_path is None:
-                vertex, first_path = header.vertex, path
-            elif not np.array_equal(header.vertex, vertex):
-                raise DataError(
-                    f"expected the {len(vertex)} cortical vertices of {first_path} in {path}, found "
-                    f"{len(header.vertex)} that differ; use recordings of one subject and one pipeline"
-                )
-            runs.append(Run(f"{name}_{number}", path, _first_volume(path, header, n_scans, duration_s, data)))
+            runs.append(Run(f"{name}_{number}", path, _first_volume(path, n_scans, duration_s, data)))
         segments.append(Segment(name, splits[name], layout.films[name], n_scans, tuple(runs)))
-    assert vertex is not None
     notes = {"discover": _discovered(data, layout)}
     left_out = tuple(f"{item['run']} ({item['reason']})" for item in notes["discover"]["excluded"])
     remarks = (Remark("runs and films left out", left_out),) if left_out else ()
@@ -105,8 +97,9 @@ def first_volume_time(n_volumes: int, n_scans: int, tr_s: float) -> float:
     return n_scans * tr_s + AFTER_FILM_S - (n_volumes - 1) * tr_s
 
 
-def _first_volume(path: Path, header: CortexHeader, n_scans: int, duration_s: float, data: Data) -> int:
+def _first_volume(path: Path, n_scans: int, duration_s: float, data: Data) -> int:
     """Index of the volume that pairs with movie time 0, from the lag and the recording's length."""
+    header = read_layout(path).header
     if abs(header.tr_s - data.tr_s) > 1e-3:
         raise DataError(
             f"expected a TR of {data.tr_s:g} s in {path}, found {header.tr_s:g} s; set data.tr_s or replace the file"
@@ -271,21 +264,6 @@ def _insist(raw: Path, data: Data, layout: _Layout, names: list[str]) -> None:
                     f"expected runs 1 to {n_runs} of {name} of subject{data.subject} in {raw} (expect=wen2018), "
                     f"found {sorted(runs)}; add the files or list them under exclude"
                 )
-
-
-def _split(raw: Path, data: Data, names: list[str]) -> dict[str, str]:
-    """Split of every segment; the last training segments validate."""
-    training = [name for name in names if name.startswith("seg")]
-    if len(training) <= data.validation_segments or len(training) == len(names):
-        raise DataError(
-            f"expected more than {data.validation_segments} training segments (seg*, the last "
-            f"{data.validation_segments} validate) and a test segment (test*) in {raw}, found {len(training)} and "
-            f"{len(names) - len(training)}; add films and recordings or lower data.validation_segments"
-        )
-    validation = set(training[len(training) - data.validation_segments :])
-    return {
-        name: "validation" if name in validation else "train" if name.startswith("seg") else "test" for name in names
-    }
 
 
 def _discovered(data: Data, layout: _Layout) -> dict[str, Any]:
