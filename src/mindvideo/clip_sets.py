@@ -50,6 +50,8 @@ CLIP_SETS = {
     )
 }  # fmt: skip
 """Every set of clips that stands beside a reconstruction, in the order of tables: those to beat first."""
+WITHOUT_BRAIN = ("truth", "caption", "vae", "random_train", "constant")
+"""Sets of clips that are the same whoever watched."""
 
 
 def clip_set(name: str, negative: str = "train_mean") -> ClipSet:

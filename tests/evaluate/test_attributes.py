@@ -65,11 +65,17 @@ def world(tmp_path):
     return make_world(tmp_path, Networks())
 
 
+def timing(**of_frames):
+    """Only what a world is read with: a store's segments, repetition time and frames."""
+    segments = {"train": ["seg1"], "validation": []}
+    return SimpleNamespace(segments=segments.get, tr_s=2.0, **of_frames)
+
+
 def make_world(folder, networks):
     path = folder / "scenes.json"
     path.write_text(json.dumps(FILMS))
     windows = [{"segment": "test1", "scan": scan} for scan in (0, 1, 2)]
-    return read_world(path, windows, networks, train_segments=["seg1"], tr_s=2.0, fps=2.0, stored_frames=4, n_frames=4)
+    return read_world(path, windows, networks, timing(fps=2.0, num_frames=4), n_frames=4)
 
 
 def test_positions_count_where_they_are_named(world):
@@ -111,9 +117,7 @@ def test_truth_follows_the_frames_that_were_reconstructed(tmp_path, n_frames):
     ]
     path.write_text(json.dumps(FILMS | {"test1": cut}))
     windows = [{"segment": "test1", "scan": scan} for scan in (0, 1, 2)]
-    world = read_world(
-        path, windows, Networks(), train_segments=["seg1"], tr_s=2.0, fps=3.0, stored_frames=6, n_frames=n_frames
-    )
+    world = read_world(path, windows, Networks(), timing(fps=3.0, num_frames=6), n_frames)
     stored = np.array([0, 0, 0, 1, 1, 1])  # thing shown by the stored frames of scan 1
     clip = np.broadcast_to(stored[None, :, None, None, None], (1, 6, 1, 1, 3))
     expected = pick_frames(clip, n_frames)[0, :, 0, 0, 0]
@@ -130,12 +134,12 @@ def test_frames_without_a_cut_are_averaged_alone(world):
 
 def test_missing_and_damaged_scenes_are_refused(tmp_path):
     path = tmp_path / "scenes.json"
-    arguments = dict(train_segments=["seg1"], tr_s=2.0, fps=2.0, stored_frames=4, n_frames=4)
+    store = timing(fps=2.0, num_frames=4)
     for text in (None, "{", json.dumps({"seg1": FILMS["seg1"]}), json.dumps(FILMS | {"seg1": [{"thing": "dog"}]})):
         if text is not None:
             path.write_text(text)
         with pytest.raises(DataError, match="simulate again") as found:
-            read_world(path, [{"segment": "test1", "scan": 0}], Networks(), **arguments)
+            read_world(path, [{"segment": "test1", "scan": 0}], Networks(), store, n_frames=4)
         assert not isinstance(found.value, NoPairsError)
 
 

@@ -5,7 +5,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mindvideo.errors import DataError
 from mindvideo.evaluate.caption_scores import caption_f1, pairwise_caption_f1
 
 
@@ -13,8 +12,6 @@ def test_f1_by_hand():
     assert caption_f1(["a red dog runs"], ["A dog, a dog runs."]).tolist() == [2 * 3 / (4 + 5)]
     assert caption_f1(["same words here", ""], ["here words same", "a dog"]).tolist() == [1.0, 0.0]
     assert np.isnan(caption_f1(["a dog"], ["…"])[0])
-    with pytest.raises(DataError, match="found 1 and 2"):
-        caption_f1(["a"], ["a", "b"])
 
 
 def test_pairs_equal_counting_words():

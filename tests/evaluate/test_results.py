@@ -12,7 +12,7 @@ from skimage.metrics import structural_similarity
 from kit.parts import IMAGE_CLASSES
 from mindvideo.data.video import write_video
 from mindvideo.errors import DataError
-from mindvideo.evaluate.external import Reordered, deal_to_other_blocks
+from mindvideo.evaluate.external import deal_to_other_blocks
 from mindvideo.evaluate.results import Clips, align_clips, pair_clips, read_clips, read_gif, split_side_by_side
 from mindvideo.evaluate.seam import find_layout
 
@@ -144,8 +144,6 @@ def test_dealing_leaves_no_window_in_its_block():
         order = deal_to_other_blocks(block, np.random.default_rng(seed))
         assert sorted(order.tolist()) == list(range(13)) and (block[order] != block).all()
     assert deal_to_other_blocks(np.zeros(5, int), np.random.default_rng(0)) is None
-    clips = np.arange(13, dtype=np.uint8)[:, None, None, None, None] * np.ones((1, 1, 2, 2, 3), np.uint8)
-    assert Reordered(clips, order)[3:5].tolist() == clips[order][3:5].tolist()
 
 
 FEW = ("--set", "evaluate.n_ways=[2,30]", "--set", "evaluate.permutations=99", "--set", "evaluate.bootstraps=99")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mindvideo.data.store import Store
 from mindvideo.errors import DataError
 from mindvideo.evaluate import retrieval
 from mindvideo.evaluate.measure import Features, as_array
@@ -62,19 +63,9 @@ class World:
 def split_labels(labels: Sequence[str], first_word: bool) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
     """Labels that are all pairs of two lists ("red dog", "blue dog", "red bird", "blue bird").
 
-    They are split after the first word, or before the last.
-
-    Returns
-    -------
-    first, second : tuple of str
-        In order of appearance.
-    pairs : ndarray, int (classes, 2)
-        Index of both parts of each label.
-
-    Raises
-    ------
-    NoPairsError
-        Where labels are not every pair exactly once, as those of ImageNet.
+    They are split after the first word, or before the last: both lists in order of appearance, and the
+    places (classes, 2) of each label's parts. NoPairsError where labels are not every pair exactly
+    once, as those of ImageNet.
     """
     parts = [label.split(" ", 1) if first_word else label.rsplit(" ", 1) for label in labels]
     if any(len(part) != 2 for part in parts):
@@ -100,11 +91,7 @@ def read_world(
     scenes_path: Path,
     windows: Sequence[Mapping[str, Any]],
     foundation: Any,
-    *,
-    train_segments: Sequence[str],
-    tr_s: float,
-    fps: float,
-    stored_frames: int,
+    store: Store,
     n_frames: int,
     from_films: bool = False,
 ) -> World:
@@ -120,11 +107,12 @@ def read_world(
         ``segment`` and ``scan`` of each.
     foundation : Foundation
         Its classifiers' labels and CLIP's text tower are used.
-    train_segments : sequence of str
-        Whose captions say what a place is called; the test films' are not looked at.
-    tr_s, fps, stored_frames, n_frames : float, float, int, int
-        A clip's frame j of ``n_frames`` is the stored frame at the middle of its part of the scan,
-        shown at k · tr_s + floor((j + ½) · stored_frames / n_frames) / fps in scan k.
+    store : Store
+        Its timing is used, and the captions of its training films say what a place is called; the test
+        films' are not looked at.
+    n_frames : int
+        A clip's frame j is the stored frame at the middle of its part of the scan, shown in scan k of
+        ``tr_s`` at k · tr_s + floor((j + ½) · stored frames / n_frames) / fps.
     from_films : bool
         The films were read again at the clips' own rate: frame j was shown at k · tr_s + j · tr_s /
         n_frames.
@@ -148,16 +136,17 @@ def read_world(
         raise NoPairsError(
             "expected the same things in image and video classes, found others; use classifiers of one kit"
         )
-    offset_s = ((np.arange(n_frames) + 0.5) * stored_frames / n_frames).astype(int) / fps
+    offset_s = ((np.arange(n_frames) + 0.5) * store.num_frames / n_frames).astype(int) / store.fps
     if from_films:
-        offset_s = np.arange(n_frames) * tr_s / n_frames
+        offset_s = np.arange(n_frames) * store.tr_s / n_frames
+    train_segments = [*store.segments("train"), *store.segments("validation")]
     try:
         train = [scene for segment in train_segments for scene in films[segment]]
         places = tuple(sorted({scene["place"] for scene in train}))
         middle = [scene["where"][len(scene["where"]) // 2][0] for scene in train]
         columns = tuple(name for name in COLUMNS if name in middle)
         names = {"thing": things, "colour": colours, "place": places, "motion": motions, "position": columns}
-        true, scene_number = _true_attributes(films, windows, names, tr_s, offset_s, fps)
+        true, scene_number = _true_attributes(films, windows, names, store, offset_s)
         texts = {"place": _embed_names([scene["place"] for scene in train], train, places, foundation)}
         if len(columns) > 1:
             texts["position"] = _embed_names(middle, train, columns, foundation)
@@ -175,9 +164,8 @@ def _true_attributes(
     films: Mapping[str, Sequence[Mapping[str, Any]]],
     windows: Sequence[Mapping[str, Any]],
     names: Mapping[str, tuple[str, ...]],
-    tr_s: float,
+    store: Store,
     offset_s: np.ndarray,
-    fps: float,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Indices of the attributes by kind, int (n, F), and of the scene inside its film, int (n, F).
 
@@ -188,7 +176,7 @@ def _true_attributes(
     for i, window in enumerate(windows):
         film = films[window["segment"]]
         starts = np.array([scene["start_s"] for scene in film])
-        times = int(window["scan"]) * tr_s + offset_s
+        times = int(window["scan"]) * store.tr_s + offset_s
         scene_number[i] = np.searchsorted(starts, times + 1e-9, side="right") - 1
         for f, number in enumerate(scene_number[i]):
             for kind in _KINDS:
@@ -200,7 +188,7 @@ def _true_attributes(
                     )
                 true[kind][i, f] = names[kind].index(name)
             where = film[number]["where"]
-            column = where[min(int((times[f] - starts[number]) * fps + 1e-6), len(where) - 1)][0]
+            column = where[min(int((times[f] - starts[number]) * store.fps + 1e-6), len(where) - 1)][0]
             true["position"][i, f] = names["position"].index(column) if column in names["position"] else -1
     return true, scene_number
 

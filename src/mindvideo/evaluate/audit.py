@@ -17,11 +17,8 @@ def noise_ceiling(repeats: np.ndarray) -> np.ndarray:
     """Correlation (V,), 0…1, a perfect model of each voxel could reach with the average of its repeated runs (R ≥ 2, n, V).
 
     From the mean correlation r between single runs, the reliability of the average of R runs is R r
-    / (1 + (R − 1) r) (Spearman–Brown); the ceiling is its square root, 0 where r is not positive.
-
-    References
-    ----------
-    Lage-Castellanos et al. 2019, PLoS Computational Biology 15, e1006397.
+    / (1 + (R − 1) r) (Spearman–Brown); the ceiling is its square root, 0 where r is not positive
+    (Lage-Castellanos et al. 2019, PLoS Computational Biology 15, e1006397).
     """
     repeats = np.asarray(repeats, dtype=np.float64)
     if repeats.ndim != 3 or len(repeats) < 2:

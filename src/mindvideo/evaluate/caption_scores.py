@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mindvideo.errors import DataError
 from mindvideo.evaluate.retrieval import feature_similarity, video_similarity
 from mindvideo.evaluate.score import Score
 
@@ -47,17 +46,10 @@ def caption_f1(prediction: Sequence[str], truth: Sequence[str]) -> np.ndarray:
     words of the truth). Exact and without a network, blind to synonyms and to word order.
 
     Range 0…1, higher is better; NaN where the true caption is empty. Captions share "a", "in",
-    "the", so chance is far above 0: compare with other clips. DataError for different numbers of
-    captions.
-
-    References
-    ----------
-    Lin 2004, ACL workshop Text Summarization Branches Out (ROUGE).
+    "the", so chance is far above 0: compare with other clips. ROUGE is of Lin 2004, ACL workshop Text
+    Summarization Branches Out.
     """
-    if len(prediction) != len(truth):
-        raise DataError(f"expected as many captions as true ones, found {len(prediction)} and {len(truth)}")
-    rows = [pairwise_caption_f1([p], [t])[0, 0] for p, t in zip(prediction, truth, strict=True)]
-    return np.array(rows, dtype=np.float64)
+    return np.array([pairwise_caption_f1([p], [t])[0, 0] for p, t in zip(prediction, truth, strict=True)])
 
 
 SCORES = [

@@ -84,12 +84,7 @@ class WindowScores:
 def read_window_scores(folder: Path, name: str | None = None) -> WindowScores:
     """Read ``windows.csv``, ``scores.json`` and ``evaluation.json`` of a run folder, or of the folder of an evaluation.
 
-    Its name is the folder's unless another is given.
-
-    Raises
-    ------
-    DataError
-        Where a file is missing or damaged.
+    Its name is the folder's unless another is given. DataError where a file is missing or damaged.
     """
     place = folder / "evaluate" if (folder / "evaluate").is_dir() else folder
     try:
@@ -282,9 +277,8 @@ def _t_test(a: np.ndarray, b: np.ndarray) -> float:
     if min(len(a), len(b)) < 2 or max(np.ptp(a), np.ptp(b)) <= size:
         return math.nan
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", RuntimeWarning
-        )  # one constant side is no loss of precision where the other varies
+        # One constant side is no loss of precision where the other varies.
+        warnings.simplefilter("ignore", RuntimeWarning)
         return float(ttest_ind(b, a).pvalue)
 
 
@@ -354,12 +348,7 @@ def compare_folders(
     """Compare evaluations with the first one; writes ``comparison.json``, ``.csv`` and ``.tex`` into ``out``, returns the rows.
 
     With several seeds each is pooled with its other seeds (`seed_folders`, `pool_seeds`), and the
-    spread is shown.
-
-    Raises
-    ------
-    DataError
-        For fewer than two evaluations, or two of one name, or what `compare_runs` refuses.
+    spread is shown. DataError for fewer than two evaluations, or what `compare_runs` refuses.
     """
     if len(folders) < 2:
         raise DataError(f"expected two or more evaluations to compare, found {len(folders)}")

@@ -12,6 +12,7 @@ import numpy as np
 import zarr
 
 from mindvideo import distributed
+from mindvideo.clip_sets import WITHOUT_BRAIN
 from mindvideo.config import Evaluate, Recipe
 from mindvideo.data.disk import disk_errors, link_file, write_text
 from mindvideo.data.store import Store, person_folders, store_paths
@@ -27,17 +28,16 @@ from mindvideo.stages import Progress, StageContext
 
 OTHER_PERSON_SETS = {"shuffled": "other_person", "reconstruction": "same_scene"}
 """Another person's sets of clips, and what they are beside one's own: the window's noise is the same for all people."""
-SAME_FOR_ALL = {name: name for name in (TRUTH, "caption", "vae", "random_train", "constant")}
-"""Sets of clips that are the same whoever watched."""
 OVER_TIME = "over_time"
 """Stands for `Score.over_time` among what an evaluation goes without."""
 
 
 def list_scores(settings: Evaluate, n_windows: int, world: attributes.World | None = None) -> list[Score]:
     """Every score there is on a test set of ``n_windows`` windows, in the order they are shown."""
-    found = [*semantic.list_scores(settings), *pixel.SCORES, *retrieval.list_scores(settings, n_windows)]
     return [
-        *found,
+        *semantic.list_scores(settings),
+        *pixel.SCORES,
+        *retrieval.list_scores(settings, n_windows),
         *caption_scores.SCORES,
         *motion.SCORES,
         *(attributes.list_scores(world) if world is not None else ()),
@@ -233,9 +233,8 @@ def average_people(
         windows[name] = {key: np.mean([each.windows[name][key] for each in evaluations], axis=0) for key in sets}
         result = aggregator.summarise(known[name], windows[name], entry.network)
         if name in first.pairs:
-            results[name] = aggregator.add_chance(
-                result, np.mean([e.pairs[name] for e in evaluations], axis=0), [], allowed
-            )
+            pairs = np.mean([each.pairs[name] for each in evaluations], axis=0)
+            results[name] = aggregator.add_chance(result, pairs, [], allowed)
         else:
             chances = [chance for each in evaluations if (chance := each.scores[name].chance) is not None]
             results[name] = replace(result, chance=float(np.mean(chances)) if chances else None)
@@ -286,26 +285,21 @@ def run(context: StageContext) -> None:
     Blocks are made anew from ``evaluate.block_s``, so that another block length needs no new
     reconstructions. Of several people, each has a folder ``subjectN`` with two controls more: what
     another person's scans of another scene, and of the same, give. ``RUN/evaluate`` itself then
-    holds the mean over the people.
-
-    Raises
-    ------
-    DataError
-        When there are no reconstructions, or their list of windows does not fit them.
+    holds the mean over the people. DataError when there are no reconstructions, or their list of
+    windows does not fit them.
     """
     recipe, run_dir, folder, progress = context
-    stores, sources = (
-        store_paths(recipe.data, run_dir / "prepare"),
-        person_folders(recipe.data, run_dir / "reconstruct"),
-    )
+    stores = store_paths(recipe.data, run_dir / "prepare")
+    sources = person_folders(recipe.data, run_dir / "reconstruct")
     places = person_folders(recipe.data, folder)
+    same = {name: name for name in WITHOUT_BRAIN}
     found = []
     for person, (store, source, place) in enumerate(zip(stores, sources, places, strict=True)):
         sets = {}
         if person != (other := (person - 1) % len(stores)):
             theirs = open_reconstructions(sources[other])[1]
             sets = {name: theirs[kind] for kind, name in OTHER_PERSON_SETS.items() if kind in theirs}
-            share_features(places[other] / "features", place / "features", SAME_FOR_ALL | OTHER_PERSON_SETS)
+            share_features(places[other] / "features", place / "features", same | OTHER_PERSON_SETS)
         found.append(_evaluate_person(recipe, run_dir, store, source, place, sets, progress))
     if len(found) > 1:
         aggregator, windows, scores, about = found[0][1:]
@@ -345,11 +339,9 @@ def _evaluate_person(
     world, left_out = None, {}
     if recipe.simulate is not None:
         try:
-            world = attributes.read_world(
-                run_dir / "simulate" / "truth" / "scenes.json", windows, foundation,
-                train_segments=[*store.segments("train"), *store.segments("validation")], tr_s=store.tr_s, fps=store.fps,
-                stored_frames=store.num_frames, n_frames=truth.shape[1], from_films=group.attrs.get("frames_from") == "films",
-            )  # fmt: skip
+            scenes = run_dir / "simulate" / "truth" / "scenes.json"
+            from_films = group.attrs.get("frames_from") == "films"
+            world = attributes.read_world(scenes, windows, foundation, store, truth.shape[1], from_films)
         except attributes.NoPairsError as error:
             left_out["attributes"] = str(error)
     evaluation = evaluate_windows(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,25 +31,6 @@ HOW_TO_GET_NETWORKS = (
 SHIPPED_KIT = "the shipped kit's networks know drawn scenes only: of films of anything else their scores mean nothing"
 
 
-@dataclass(frozen=True)
-class Reordered:
-    """Clips in another order, read piece by piece; looks like an array (n, F, H, W, 3)."""
-
-    clips: np.ndarray
-    order: np.ndarray
-    ndim = 5
-    dtype = np.dtype(np.uint8)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(n, F, H, W, 3)."""
-        return self.clips.shape
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        """The clips at these places of the order."""
-        return self.clips[self.order[index]]
-
-
 def deal_to_other_blocks(block: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
     """A random order (n,) in which no window stays in its own block, or None with too few blocks.
 
@@ -76,7 +56,7 @@ def make_controls(clips: np.ndarray, truth: np.ndarray, block: np.ndarray, seed:
     """
     order = deal_to_other_blocks(block, np.random.default_rng([seed, 1]))
     mean = np.round(np.mean([clip.mean(axis=0, dtype=np.float64) for clip in truth], axis=0)).astype(np.uint8)
-    controls: dict[str, Any] = {} if order is None else {"shuffled_pairing": Reordered(clips, order)}
+    controls: dict[str, Any] = {} if order is None else {"shuffled_pairing": clips[order]}
     controls["mean_truth_frame"] = np.broadcast_to(mean, truth.shape)
     controls["grey"] = np.broadcast_to(np.uint8(GREY), truth.shape)
     return controls
@@ -113,17 +93,11 @@ def evaluate_results(
         See `results.align_clips`.
     say : callable
         Told what was cut and changed.
-
-    Raises
-    ------
-    DataError
-        For clips that cannot be read or do not pair, or a folder ``out`` with other things in it.
     """
     if block_clips < 1:
         raise SettingError(f"expected blocks of at least one clip, found {block_clips}")
     _check_out(out)
-    ours, theirs = _read_pair(clips, reference)
-    ours, theirs = pair_clips(ours, theirs)
+    ours, theirs = pair_clips(*_read_pair(clips, reference))
     predicted, truth, changed = align_clips(ours, theirs, size, fit)
     notes = [*dict.fromkeys([*ours.notes, *theirs.notes]), *changed]
     for note in notes:

@@ -106,8 +106,7 @@ def extract_features(
     needs : collection of str
         Which of `score.NETWORKS` to ask.
     cache : Path, optional
-        A safetensors file; used when it was made from the same clips by the same networks, else
-        written anew.
+        Used when it was made from the same clips by the same networks, else written anew.
     """
     needs = sorted(set(needs) & set(NETWORKS))
     key = fingerprint(clips, f"{networks.identity}|{_FORMAT}|{','.join(needs)}") if cache is not None else ""

@@ -20,29 +20,21 @@ STILL_PIXELS = 0.05
 
 
 def optical_flow(clips: np.ndarray, method: Method = "dis") -> np.ndarray:
-    """Dense optical flow (n, F−1, H, W, 2) between adjacent grey-scale frames of clips.
+    """Dense optical flow (n, F−1, H, W, 2) between adjacent grey-scale frames of clips, by OpenCV.
 
     Parameters
     ----------
     clips : ndarray, uint8 (n, F, H, W, 3)
         At least two frames of at least 16 x 16 pixels, or DataError.
     method : {"dis", "farneback"}
-        Dense inverse search, or Farnebäck's polynomial expansion with the settings of
-        Mind-Animator's script (pyramid of 3 halvings, window 15, 3 iterations, neighbourhood 5, σ
-        1.2).
-
-    References
-    ----------
-    Kroeger et al. 2016, ECCV (DIS flow); Farnebäck 2003, SCIA; both as implemented in OpenCV.
+        Dense inverse search (Kroeger et al. 2016, ECCV), or Farnebäck's polynomial expansion (2003,
+        SCIA) with the settings of Mind-Animator's script: pyramid of 3 halvings, window 15, 3
+        iterations, neighbourhood 5, σ 1.2.
     """
-    clips = np.asarray(clips)
-    if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3:
-        raise DataError(f"expected uint8 clips (n, F, H, W, 3), found {clips.dtype} {clips.shape}")
     n, n_frames, height, width, _ = clips.shape
     if n_frames < 2 or min(height, width) < 16:
         raise DataError(f"expected two or more frames of at least 16 x 16 pixels for optical flow, found {clips.shape}")
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    empty = np.zeros((height, width, 2), dtype=np.float32)
     flow = np.empty((n, n_frames - 1, height, width, 2), dtype=np.float32)
     for i in range(n):
         grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in clips[i]]
@@ -50,19 +42,16 @@ def optical_flow(clips: np.ndarray, method: Method = "dis") -> np.ndarray:
             if method == "dis":
                 flow[i, f] = search.calc(grey[f], grey[f + 1], None)
             else:
-                flow[i, f] = cv2.calcOpticalFlowFarneback(grey[f], grey[f + 1], empty.copy(), 0.5, 3, 15, 3, 5, 1.2, 0)
+                flow[i, f] = cv2.calcOpticalFlowFarneback(grey[f], grey[f + 1], None, 0.5, 3, 15, 3, 5, 1.2, 0)
     return flow
 
 
 def end_point_error(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Mean length of the difference between two flows, in pixels per frame interval.
 
-    Range 0…∞, lower is better. A clip without motion scores the truth's own mean speed, which on
-    slow films is hard to beat: compare with the constant image.
-
-    References
-    ----------
-    Baker et al. 2011, International Journal of Computer Vision 92, 1–31.
+    Range 0…∞, lower is better (Baker et al. 2011, International Journal of Computer Vision 92). A clip
+    without motion scores the truth's own mean speed, which on slow films is hard to beat: compare
+    with the constant image.
     """
     return np.linalg.norm(prediction - truth, axis=-1).mean(axis=(1, 2, 3), dtype=np.float64)
 
@@ -91,13 +80,9 @@ def frame_change(clips: np.ndarray) -> np.ndarray:
     Range 0…255, NaN for clips of one frame; neither end is good: a frozen clip has 0 and flicker a
     lot, the value to reach is the truth's own.
     """
-    clips = np.asarray(clips)
     if clips.shape[1] < 2:
         return np.full(len(clips), np.nan)
-    change = np.empty(len(clips))
-    for i, clip in enumerate(clips.astype(np.int16)):
-        change[i] = np.abs(np.diff(clip, axis=0)).mean()
-    return change
+    return np.array([np.abs(np.diff(clip.astype(np.int16), axis=0)).mean() for clip in clips])
 
 
 SCORES = [

@@ -3,13 +3,14 @@
 A constant grey rectangle beats every published reconstruction on `ssim_rgb`; none of these is worth reading without
 the constant-image and random-clip baselines beside it (docs/method.md, Scores and controls).
 
-Shapes: each score takes ``prediction`` and ``truth`` as uint8 (..., H, W, 3) and gives float64 (...). They raise DataError for
-other types or shapes.
+Shapes: each score takes ``prediction`` and ``truth`` as uint8 (..., H, W, 3) and gives float64 (...). They raise
+DataError for other types or shapes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import cv2
@@ -28,9 +29,7 @@ MAX_PSNR_DB = 100.0
 _CHUNK_VALUES = 50_000
 
 
-def check_frames(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as they are, or DataError unless both are uint8 (..., H, W, 3) of one shape."""
-    prediction, truth = np.asarray(prediction), np.asarray(truth)
+def _check_frames(prediction: np.ndarray, truth: np.ndarray, smallest: int) -> None:
     for name, frames in (("prediction", prediction), ("truth", truth)):
         if frames.dtype != np.uint8 or frames.ndim < 3 or frames.shape[-1] != 3:
             raise DataError(f"expected uint8 frames (..., H, W, 3) as {name}, found {frames.dtype} {frames.shape}")
@@ -39,21 +38,36 @@ def check_frames(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray,
             f"expected prediction and truth of one shape, found {prediction.shape} and {truth.shape}; "
             "resize or cut one of them first"
         )
-    return prediction, truth
+    if min(truth.shape[-3:-1]) < smallest:
+        raise DataError(f"expected frames of at least {smallest} x {smallest} pixels, found {truth.shape[-3:-1]}")
 
 
-def _chunks(prediction: np.ndarray, truth: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pieces of (n, H, W, 3) frames whose float64 work space stays in the processor's cache."""
-    step = max(1, _CHUNK_VALUES // max(1, int(np.prod(truth.shape[1:]))))
-    return [(prediction[i : i + step], truth[i : i + step]) for i in range(0, len(truth), step)]
+def _per_frame(smallest: int = 0) -> Callable[[PairScore], PairScore]:
+    """Let a score of (n, H, W, 3) frames take any leading shape; each side has at least ``smallest`` pixels.
+
+    It is given pieces whose float64 work space stays in the processor's cache.
+    """
+
+    def extend(score: PairScore) -> PairScore:
+        @wraps(score)
+        def extended(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+            prediction, truth = np.asarray(prediction), np.asarray(truth)
+            _check_frames(prediction, truth, smallest)
+            lead, shape = truth.shape[:-3], truth.shape[-3:]
+            step = max(1, _CHUNK_VALUES // max(1, int(np.prod(shape))))
+            prediction, truth = prediction.reshape(-1, *shape), truth.reshape(-1, *shape)
+            pieces = [slice(start, start + step) for start in range(0, len(truth), step)]
+            return np.concatenate([np.empty(0), *(score(prediction[at], truth[at]) for at in pieces)]).reshape(lead)
+
+        return extended
+
+    return extend
 
 
-def _per_frame(function: PairScore, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """``function`` of flat (n, H, W, 3) pieces, back in the leading shape."""
-    prediction, truth = check_frames(prediction, truth)
-    lead, shape = truth.shape[:-3], truth.shape[-3:]
-    flat = _chunks(prediction.reshape(-1, *shape), truth.reshape(-1, *shape))
-    return np.concatenate([function(p, t) for p, t in flat] or [np.empty(0)]).reshape(lead)
+def _cosine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Cosine of the rows (n, m) of two arrays; 0 where one of them is zero."""
+    norm = np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
+    return np.divide((x * y).sum(axis=1), norm, out=np.zeros(len(x)), where=norm > 0)
 
 
 def _window_sums(frames_NHWC: np.ndarray) -> np.ndarray:
@@ -70,21 +84,7 @@ def _window_sums(frames_NHWC: np.ndarray) -> np.ndarray:
     return sums.reshape(n, height, width, channels)[:, pad:-pad, pad:-pad].astype(np.float64)
 
 
-def _ssim(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    x, y = prediction.astype(np.float32), truth.astype(np.float32)
-    n = SSIM_WINDOW**2
-    sum_x, sum_y = _window_sums(x), _window_sums(y)
-    product = sum_x * sum_y
-    squares = sum_x * sum_x + sum_y * sum_y
-    covariance = n * _window_sums(x * y) - product
-    variances = n * _window_sums(x * x + y * y) - squares
-    mean_scale, covariance_scale = 1.0 / n**2, 1.0 / (n * (n - 1))
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    above = (2 * mean_scale * product + c1) * (2 * covariance_scale * covariance + c2)
-    below = (mean_scale * squares + c1) * (covariance_scale * variances + c2)
-    return (above / below).mean(axis=(1, 2, 3))
-
-
+@_per_frame(SSIM_WINDOW)
 def ssim_rgb(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Structural similarity of RGB frames, as in the paper's numbers.
 
@@ -101,21 +101,36 @@ def ssim_rgb(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     prediction, truth : ndarray, uint8 (..., H, W, 3)
         At least 7 x 7 pixels, or DataError.
 
-    Returns
-    -------
-    ndarray, float64 (...)
-
     References
-    ---------- Wang et al. 2004, IEEE Transactions on Image Processing 13, 600–612; docs/method.md,
-    Scores and controls.
+    ----------
+    Wang et al. 2004, IEEE Transactions on Image Processing 13, 600–612; docs/method.md, Scores and controls.
     """
-    truth = np.asarray(truth)
-    if truth.ndim >= 3 and min(truth.shape[-3:-1]) < SSIM_WINDOW:
-        raise DataError(f"expected frames of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, found {truth.shape[-3:-1]}")
-    return _per_frame(_ssim, prediction, truth)
+    x, y = prediction.astype(np.float32), truth.astype(np.float32)
+    n = SSIM_WINDOW**2
+    sum_x, sum_y = _window_sums(x), _window_sums(y)
+    product = sum_x * sum_y
+    squares = sum_x * sum_x + sum_y * sum_y
+    covariance = n * _window_sums(x * y) - product
+    variances = n * _window_sums(x * x + y * y) - squares
+    mean_scale, covariance_scale = 1.0 / n**2, 1.0 / (n * (n - 1))
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    above = (2 * mean_scale * product + c1) * (2 * covariance_scale * covariance + c2)
+    below = (mean_scale * squares + c1) * (covariance_scale * variances + c2)
+    return (above / below).mean(axis=(1, 2, 3))
 
 
-def _ssim_grey(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+@_per_frame(GAUSSIAN_WINDOW)
+def ssim_grey(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Structural similarity of grey-scale frames with a Gaussian window, as in image-reconstruction papers.
+
+    Grey is ITU-R BT.709 luma; Gaussian window of 11 × 11, σ = 1.5, population covariance, data
+    range 255: Wang's own definition, ``skimage.metrics.structural_similarity(...,
+    gaussian_weights=True, sigma=1.5, use_sample_covariance=False)``. Not comparable with
+    `ssim_rgb`, and it depends on the frames' size.
+
+    Range −1…1, higher is better; no chance level, compare with a constant picture and with other
+    clips. Frames have at least 11 x 11 pixels, or DataError.
+    """
     size, pad = (GAUSSIAN_WINDOW, GAUSSIAN_WINDOW), GAUSSIAN_WINDOW // 2
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
@@ -132,60 +147,27 @@ def _ssim_grey(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return scores
 
 
-def ssim_grey(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Structural similarity of grey-scale frames with a Gaussian window, as in image-reconstruction papers.
-
-    Grey is ITU-R BT.709 luma; Gaussian window of 11 × 11, σ = 1.5, population covariance, data
-    range 255: Wang's own definition, ``skimage.metrics.structural_similarity(...,
-    gaussian_weights=True, sigma=1.5, use_sample_covariance=False)``. Not comparable with
-    `ssim_rgb`, and it depends on the frames' size.
-
-    Range −1…1, higher is better; no chance level, compare with a constant picture and with other
-    clips. Frames have at least 11 x 11 pixels.
-
-    References
-    ----------
-    Wang et al. 2004, IEEE Transactions on Image Processing 13, 600–612.
-    """
-    truth = np.asarray(truth)
-    if truth.ndim >= 3 and min(truth.shape[-3:-1]) < GAUSSIAN_WINDOW:
-        raise DataError(
-            f"expected frames of at least {GAUSSIAN_WINDOW} x {GAUSSIAN_WINDOW} pixels, found {truth.shape[-3:-1]}"
-        )
-    return _per_frame(_ssim_grey, prediction, truth)
-
-
-def _psnr(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    error = ((prediction.astype(np.float64) - truth) ** 2).mean(axis=(1, 2, 3))
-    with np.errstate(divide="ignore"):
-        return np.minimum(10.0 * np.log10(255.0**2 / error), MAX_PSNR_DB)
-
-
+@_per_frame()
 def psnr(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio of RGB frames in dB: 10 log10(255² / mean squared error).
 
     Range 0…100, higher is better; identical frames, whose ratio is infinite, are given 100 so that
     means exist. The best constant image is the mean frame; compare with it.
     """
-    return _per_frame(_psnr, prediction, truth)
+    error = ((prediction.astype(np.float64) - truth) ** 2).mean(axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return np.minimum(10.0 * np.log10(255.0**2 / error), MAX_PSNR_DB)
 
 
-def _correlation(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    x = prediction.reshape(len(prediction), -1).astype(np.float64)
-    y = truth.reshape(len(truth), -1).astype(np.float64)
-    x -= x.mean(axis=1, keepdims=True)
-    y -= y.mean(axis=1, keepdims=True)
-    norm = np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
-    return np.divide((x * y).sum(axis=1), norm, out=np.zeros(len(x)), where=norm > 0)
-
-
+@_per_frame()
 def pixel_correlation(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Pearson correlation over all pixels and channels of a frame ("PixCorr" of image-reconstruction papers).
 
     Range −1…1, higher is better. 0 where either frame is constant: it says nothing about the other.
     Chance is above 0, because films share layout (sky above ground), so compare with other clips.
     """
-    return _per_frame(_correlation, prediction, truth)
+    x, y = (frames.reshape(len(frames), -1).astype(np.float64) for frames in (prediction, truth))
+    return _cosine(x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True))
 
 
 def _chroma(frames: np.ndarray) -> np.ndarray:
@@ -194,14 +176,7 @@ def _chroma(frames: np.ndarray) -> np.ndarray:
     return (red - 0.5 * (green + blue)) + 1j * (np.sqrt(0.75) * (green - blue))
 
 
-def _colour(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    x, y = _chroma(prediction), _chroma(truth)
-    shared = (x * y.conj()).real.sum(axis=(1, 2))
-    norm_x, norm_y = (np.sqrt((np.abs(z) ** 2).sum(axis=(1, 2))) for z in (x, y))
-    score = np.divide(shared, norm_x * norm_y, out=np.zeros(len(x)), where=(norm_x > 0) & (norm_y > 0))
-    return np.where(norm_y > 0, score, np.nan)
-
-
+@_per_frame()
 def colour_agreement(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Agreement in hue, pixel by pixel, vivid pixels counting more.
 
@@ -212,7 +187,11 @@ def colour_agreement(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Range −1…1, higher is better; 0 for a grey prediction; NaN where the truth has no colour at all.
     Films have favourite hues, so chance is above 0: compare with other clips.
     """
-    return _per_frame(_colour, prediction, truth)
+    x, y = _chroma(prediction), _chroma(truth)
+    shared = (x * y.conj()).real.sum(axis=(1, 2))
+    norm_x, norm_y = (np.sqrt((np.abs(z) ** 2).sum(axis=(1, 2))) for z in (x, y))
+    score = np.divide(shared, norm_x * norm_y, out=np.zeros(len(x)), where=(norm_x > 0) & (norm_y > 0))
+    return np.where(norm_y > 0, score, np.nan)
 
 
 def _opencv_hue(frames: np.ndarray) -> np.ndarray:
@@ -222,14 +201,9 @@ def _opencv_hue(frames: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(tall, cv2.COLOR_BGR2HSV)[..., 0].reshape(n, -1).astype(np.float64)
 
 
-def _hue_pcc(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    x, y = _opencv_hue(prediction), _opencv_hue(truth)
-    norm = np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
-    return np.divide((x * y).sum(axis=1), norm, out=np.zeros(len(x)), where=norm > 0)
-
-
+@_per_frame()
 def hue_pcc(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """ "Hue-pcc" as its published script computes it, for comparison with published numbers only.
+    """ "Hue-pcc" as Mind-Animator's script computes it (Lu et al. 2025, ICLR), for comparison with published numbers only.
 
     Despite the name it is no correlation but the cosine of the two frames' hue channels, OpenCV's
     hue 0…179 taken as a plain number (although it is an angle) of RGB frames read as BGR.
@@ -237,23 +211,13 @@ def hue_pcc(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     Range 0…1, higher is better; 0 where a frame has no hue (grey or of hue 0). Hues are all
     positive, so unrelated frames score far above 0: compare with other clips.
-
-    References
-    ----------
-    Lu et al. 2025, ICLR (Mind-Animator), and its evaluation script.
     """
-    return _per_frame(_hue_pcc, prediction, truth)
-
-
-def mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis without NaN; NaN where nothing else is there."""
-    known = np.isfinite(values)
-    total = np.where(known, values, 0.0).sum(axis=-1)
-    return np.divide(total, known.sum(axis=-1), out=np.full(total.shape, np.nan), where=known.any(axis=-1))
+    return _cosine(_opencv_hue(prediction), _opencv_hue(truth))
 
 
 def _over_frames(function: PairScore) -> Callable[[Any, Any], np.ndarray]:
-    return lambda made, truth: mean_of_known(function(made.clips, truth.clips))
+    """The mean over a clip's frames that have a value, NaN where none has."""
+    return lambda made, truth: np.ma.masked_invalid(function(made.clips, truth.clips)).mean(axis=-1).filled(np.nan)
 
 
 SCORES = [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -66,6 +66,10 @@ def _entries(folder: Path) -> list[Path]:
             "give a folder with one of them, or a run folder (with recipe.yaml)"
         )
     (paths,) = found.values()
+    return _in_natural_order(paths)
+
+
+def _in_natural_order(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: natural_key(path.name.lower()))
 
 
@@ -92,12 +96,8 @@ def read_clips(source: Path) -> Clips:
     source : Path
         A folder of films, of GIFs, of ``.npy`` clips, of pictures (one frame each), or of folders
         of pictures (a sequence each); or a ``.npy`` file (n, F, H, W, 3). Arrays are uint8, or
-        floats in 0…1 that are scaled by 255; channels may come before height and width.
-
-    Raises
-    ------
-    DataError
-        For a missing, empty or mixed folder, or a damaged file, naming it.
+        floats in 0…1 that are scaled by 255; channels may come before height and width. DataError for
+        a missing, empty or mixed folder, or a damaged file, naming it.
     """
     if source.is_file() and source.suffix.lower() == ".npy":
         array, said = _as_frames(_load_array(source), source, (5,))
@@ -159,10 +159,8 @@ def _read_picture(path: Path) -> np.ndarray:
 
 
 def _read_sequence(folder: Path) -> tuple[np.ndarray, list[str]]:
-    paths = sorted(
-        (p for p in folder.iterdir() if p.suffix.lower() in PICTURES), key=lambda path: natural_key(path.name.lower())
-    )
-    frames = [_read_picture(path) for path in paths]
+    pictures = (path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    frames = [_read_picture(path) for path in _in_natural_order(pictures)]
     sizes = sorted({frame.shape for frame in frames})
     if len(sizes) != 1:
         raise DataError(f"expected frames of one size in {folder}, found {', '.join(map(str, sizes))}")
@@ -176,36 +174,31 @@ def read_gif(path: Path) -> np.ndarray:
     long as the shortest one comes back k times.
     """
     require_content(path, "a GIF")
+    pictures, durations = [], []
     try:
         with Image.open(path) as film:
-            pictures = [
-                (np.asarray(frame.convert("RGB")), frame.info.get("duration", 0))
-                for frame in ImageSequence.Iterator(film)
-            ]
+            for frame in ImageSequence.Iterator(film):
+                pictures.append(np.asarray(frame.convert("RGB")))
+                durations.append(frame.info.get("duration", 0))
     except (UnidentifiedImageError, OSError, EOFError) as error:
         raise DataError(f"expected a GIF at {path}, found a damaged or unknown file ({error})") from None
-    shortest = min((duration for _, duration in pictures if duration > 0), default=0)
-    times = [max(1, round(duration / shortest)) if shortest else 1 for _, duration in pictures]
-    return np.repeat(np.stack([picture for picture, _ in pictures]), times, axis=0)
+    shortest = min((duration for duration in durations if duration > 0), default=1)
+    times = [max(1, round(duration / shortest)) for duration in durations]
+    return np.repeat(np.stack(pictures), times, axis=0)
 
 
 def split_side_by_side(films: Clips) -> tuple[Clips, Clips]:
     """Truth (left) and reconstruction (right) of side-by-side films; their notes say what was cut."""
     layout = find_layout(films.clips)
-    halves = [layout.split(film) for film in films.clips]
     notes = [*films.notes, f"side by side: {layout.note}"]
-    return Clips(films.names, [half[0] for half in halves], notes), Clips(
-        films.names, [half[1] for half in halves], notes
-    )
+    truth, reconstruction = zip(*(layout.split(film) for film in films.clips), strict=True)
+    return Clips(films.names, list(truth), notes), Clips(films.names, list(reconstruction), notes)
 
 
 def pair_clips(clips: Clips, reference: Clips) -> tuple[Clips, Clips]:
     """Both sets in one order: by equal names, else by the last number in their names.
 
-    Raises
-    ------
-    DataError
-        Where a clip of one set has no partner in the other, naming it.
+    DataError where a clip of one set has no partner in the other, naming it.
     """
 
     def last_numbers(names: Sequence[str]) -> list[str]:
@@ -234,19 +227,14 @@ def align_clips(
 
     Frames: the smaller of the two sets' most frequent numbers; of longer clips the frames at the
     middles of as many equal parts are kept, of shorter ones frames repeat. Size: the smaller of the
-    two heights and widths, or ``size`` squared, by area averaging.
+    two heights and widths, or ``size`` squared, by area averaging. DataError where shapes differ by
+    more than 2 % in width over height and ``fit`` does not say what to do.
 
     Returns
     -------
     clips, truth : ndarray, uint8 (n, F, H, W, 3)
     notes : list of str
         What was changed.
-
-    Raises
-    ------
-    DataError
-        Where shapes differ by more than 2 % in width over height and ``fit`` does not say what to
-        do.
     """
     notes = []
     counts = [Counter(len(clip) for clip in part.clips) for part in (clips, truth)]

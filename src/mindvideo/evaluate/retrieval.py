@@ -5,7 +5,7 @@ Shapes: n clips, F frames, D features (for example CLIP image embeddings).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -59,18 +59,8 @@ def retrieval_top_k(similarity: np.ndarray, n_candidates: int | None = None, top
     similarity : ndarray (n, n)
         Of prediction i (row) with the truth of clip j (column).
     n_candidates : int, optional
-        K; all n clips by default.
-
-    Raises
-    ------
-    DataError
-        When the matrix is not square or not finite.
-    SettingError
-        For more candidates than clips.
+        K; all n clips by default. SettingError for more than there are.
     """
-    similarity = np.asarray(similarity)
-    if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1] or not np.isfinite(similarity).all():
-        raise DataError(f"expected a finite square similarity matrix, found shape {similarity.shape}")
     n = len(similarity)
     others_ahead = (similarity >= np.diag(similarity)[:, None]).sum(axis=1) - 1
     return success_table(n - 1, n if n_candidates is None else n_candidates, top_k)[others_ahead]
@@ -110,19 +100,12 @@ def pairwise_retrieval(similarity: np.ndarray, top_k: int = 1, n_candidates: int
 
     The diagonal is `retrieval_top_k`; permuting its columns by blocks tests the pairing.
     """
-    similarity = np.asarray(similarity)
     n = len(similarity)
     table = success_table(n - 1, n if n_candidates is None else n_candidates, top_k).astype(np.float32)
     return np.stack([table[n - 1 - np.searchsorted(np.sort(row), row, side="left")] for row in similarity])
 
 
-def retrieval_name(kind: Literal["image", "video"], top_k: int, candidates: int | None = None) -> str:
-    """``retrieval_top1``, ``retrieval_video_top5``, or ``retrieval_top1_of50`` among fewer than all clips."""
-    middle = "video_" if kind == "video" else ""
-    return f"retrieval_{middle}top{top_k}" + (f"_of{candidates}" if candidates is not None else "")
-
-
-def _retrieval_score(kind: Literal["image", "video"], top_k: int, candidates: int | None, n_windows: int) -> Score:
+def _retrieval_score(kind: str, top_k: int, candidates: int | None, n_windows: int) -> Score:
     def similarity(made: Any, truth: Any) -> np.ndarray:
         if kind == "video":
             return video_similarity(made.video_embeddings, truth.video_embeddings)
@@ -131,9 +114,8 @@ def _retrieval_score(kind: Literal["image", "video"], top_k: int, candidates: in
     n_candidates = candidates or n_windows
     features = "video-classifier features are" if kind == "video" else "CLIP image embedding (mean over frames) is"
     among = f"{candidates} test clips drawn at random (exact expectation)" if candidates else "all test clips"
-    name = retrieval_name(kind, top_k, candidates)
     return Score(
-        name,
+        f"retrieval_{'video_' * (kind == 'video')}top{top_k}" + (f"_of{candidates}" if candidates else ""),
         f"retrieval{' by video features' if kind == 'video' else ''}, top-{top_k} of {n_candidates}",
         f"the true clip is among the {top_k} of K = {n_candidates} candidates, {among}, whose {features} most similar, "
         "ties against the truth",
@@ -149,7 +131,7 @@ def list_scores(settings: Evaluate, n_windows: int) -> list[Score]:
     """Similarity, retrieval among all ``n_windows`` clips and among as many as the settings name, and consistency."""
     choices: list[tuple[int, int | None]] = [(k, None) for k in (1, 5) if k < n_windows]
     choices += [(k, n) for n in settings.candidates for k in (1, 5) if k < n <= n_windows]
-    retrieval = [_retrieval_score(kind, k, among, n_windows) for kind in _KINDS for k, among in choices]
+    retrieval = [_retrieval_score(kind, k, among, n_windows) for kind in ("image", "video") for k, among in choices]
     return [SIMILARITY, *retrieval, *CONSISTENCY]
 
 
@@ -157,7 +139,6 @@ def _mean_similarity(made: Any, truth: Any) -> np.ndarray:
     return feature_similarity(made.embeddings, truth.embeddings).mean(axis=1)
 
 
-_KINDS: tuple[Literal["image", "video"], ...] = ("image", "video")
 SIMILARITY = Score(
     "clip_similarity", "CLIP similarity",
     "cosine of the CLIP image embeddings of reconstructed and true frame at the same time, averaged over frames",

@@ -54,12 +54,8 @@ def find_layout(films: Sequence[np.ndarray]) -> Layout:
     Parameters
     ----------
     films : sequence of ndarray, uint8 (F, H, W, 3)
-        One height and width; of long lists `MAX_FILMS`, evenly spread, are looked at.
-
-    Raises
-    ------
-    DataError
-        For films of different sizes, or without a seam and of odd width.
+        One height and width, or DataError, as for an odd width without a seam; of long lists
+        `MAX_FILMS`, evenly spread, are looked at.
     """
     sizes = sorted({film.shape[1:3] for film in films})
     if len(sizes) != 1:
@@ -116,17 +112,14 @@ def _find_gap(is_plain: np.ndarray, sides: int) -> tuple[int, int] | None:
 def _find_seam(frames: np.ndarray) -> tuple[int, str]:
     """Number of columns left of the seam, and words for the note."""
     width = frames.shape[2]
-    edge = np.zeros(width - 1)
-    for frame in frames:
-        edge += np.abs(np.diff(frame.astype(np.int16), axis=1)).mean(axis=(0, 2))
+    edge = np.sum([np.abs(np.diff(frame.astype(np.int16), axis=1)).mean(axis=(0, 2)) for frame in frames], axis=0)
     usual, middle = float(np.median(edge)), width // 2 - 1
     centre = slice(width // 4, width - width // 4)
     best = int(edge[centre].argmax()) + width // 4
     stands_out = edge[best] >= CLEAR_EDGE * max(usual, 1e-9)
     if width % 2 == 0 and (best == middle or edge[best] < 1.5 * edge[middle] or not stands_out):
-        return middle + 1, "" if stands_out or edge[
-            middle
-        ] >= CLEAR_EDGE * usual else "; no seam is seen, the middle is taken"
+        is_seen = stands_out or edge[middle] >= CLEAR_EDGE * usual
+        return middle + 1, "" if is_seen else "; no seam is seen, the middle is taken"
     if not stands_out:
         raise DataError(
             f"expected truth and reconstruction side by side, found {width} columns without padding or a visible seam; "

@@ -33,16 +33,8 @@ def refuse_ways(n_ways: Sequence[int], part: str, n_classes: int) -> None:
 def success_table(pool: int, n_way: int, top_k: int) -> np.ndarray:
     """Chance that fewer than ``top_k`` of N−1 distractors drawn from ``pool`` are among the m that beat the truth.
 
-    Returns
-    -------
-    ndarray, float64 (pool + 1,)
-        Entry m: the hypergeometric P(X ≤ top_k − 1) with m of the pool beating the truth, from
-        exact integers; read-only.
-
-    Raises
-    ------
-    SettingError
-        For N < 2, K < 1, or fewer candidates than distractors.
+    Read-only float64 (pool + 1,): entry m is the hypergeometric P(X ≤ top_k − 1), from exact integers.
+    SettingError for N < 2, K < 1, or fewer candidates than distractors.
     """
     if n_way < 2 or top_k < 1:
         raise SettingError(f"expected n_way of at least 2 and top_k of at least 1, found {n_way} and {top_k}")
@@ -157,8 +149,6 @@ def chance_n_way(n_way: int, top_k: int = 1, n_truth: int = TRUE_CLASSES) -> flo
     Real classifiers' classes are not exchangeable (some are always more probable), so this is a
     landmark; the chance to compare with is the one of the test set.
     """
-    if n_way < 2 or top_k < 1 or n_truth < 1:
-        raise SettingError(f"expected N >= 2, K >= 1 and a ground truth, found {n_way}, {top_k} and {n_truth}")
     failure = 1.0
     for k in range(min(top_k, n_way)):
         failure *= (n_way - 1 - k) / (n_way - 1 + n_truth - k)

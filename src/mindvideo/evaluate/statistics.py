@@ -55,8 +55,8 @@ def block_permutation_p(
     Under the null hypothesis the two members of a pair are exchangeable; the sign of the difference
     is flipped for whole blocks at once, and the sum compared with the observed one. All 2^B flips
     are enumerated where they are no more than ``permutations``; else they are sampled and the
-    observed one is counted in (Phipson & Smyth 2010). The smallest P possible is therefore 2^−B or
-    1 / (permutations + 1).
+    observed one is counted in (Phipson & Smyth 2010). P in (0, 1]; the smallest possible is therefore
+    2^−B or 1 / (permutations + 1).
 
     Parameters
     ----------
@@ -66,11 +66,6 @@ def block_permutation_p(
         Windows with one number are flipped together.
     alternative : str
         ``greater`` (the mean difference is above 0) or ``two-sided``.
-
-    Returns
-    -------
-    float
-        P in (0, 1].
     """
     sums, _ = _by_block(difference, block)
     observed = float(sums.sum())
@@ -114,7 +109,7 @@ def smallest_p(n_blocks: int, n_second: int | None, permutations: int, two_sided
 
 
 def block_pairing_p(pairs: np.ndarray, block: np.ndarray, permutations: int, rng: np.random.Generator) -> float:
-    """Test that predictions belong to their own truths, by permuting whole blocks of truths.
+    """One-sided P that predictions belong to their own truths, by permuting whole blocks of truths.
 
     Parameters
     ----------
@@ -123,12 +118,7 @@ def block_pairing_p(pairs: np.ndarray, block: np.ndarray, permutations: int, rng
         real pairing.
     block : ndarray, int (n,)
         Blocks of the same number of windows change places; a block whose length no other has keeps
-        its place.
-
-    Returns
-    -------
-    float
-        One-sided P in (0, 1]; 1 where no two blocks can change places.
+        its place. P is 1 where no two can change places.
     """
     _, index = np.unique(np.asarray(block), return_inverse=True)
     members = [np.flatnonzero(index == b) for b in range(index.max() + 1)]
@@ -158,14 +148,8 @@ def block_bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of the mean over windows, whole blocks drawn with replacement.
 
-    Returns
-    -------
-    low, high : float
-        NaN twice with a single block, which says nothing about the variation between blocks.
-
-    References
-    ----------
-    Künsch 1989, Annals of Statistics 17, 1217–1241 (here with fixed, non-overlapping blocks).
+    NaN twice with a single block, which says nothing about the variation between blocks. As in Künsch
+    1989, Annals of Statistics 17, but with fixed blocks that do not overlap.
     """
     sums, counts = _by_block(values, block)
     return _find_ends(_resample(sums, counts, bootstraps, rng)) if len(sums) > 1 else (math.nan, math.nan)
@@ -181,10 +165,7 @@ def two_sample_bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of the difference of two means, first minus second, blocks of each set drawn on their own.
 
-    Returns
-    -------
-    low, high : float
-        NaN twice where either set is a single block.
+    NaN twice where either set is a single block.
     """
     both = _by_block(first, first_block), _by_block(second, second_block)
     if min(len(sums) for sums, _ in both) < 2:
@@ -207,11 +188,6 @@ def two_sample_block_p(
     Whole blocks are dealt anew into two groups of the original numbers of blocks; the statistic is
     the difference of the means over windows, first minus second. Where the same windows were scored
     twice, use `block_permutation_p` of the differences: it is more sensitive.
-
-    Returns
-    -------
-    float
-        P in (0, 1].
     """
     sums_a, counts_a = _by_block(first, first_block)
     sums_b, counts_b = _by_block(second, second_block)
@@ -245,14 +221,9 @@ def fraction_of_way(
 ) -> tuple[float, float, float]:
     """How far scores come on the way from a control's to a ceiling's: (value − control) / (ceiling − control).
 
-    0 is the control, 1 the ceiling. Means are over the windows where all three are known; the
-    interval is a percentile bootstrap of the ratio over whole blocks.
-
-    Returns
-    -------
-    fraction, low, high : float
-        NaN where the ceiling is no better than the control (in a bootstrap too, then the interval's
-        ends are NaN).
+    0 is the control, 1 the ceiling. Means are over the windows where all three are known. The fraction
+    is followed by the ends of its interval, a percentile bootstrap of the ratio over whole blocks: NaN
+    where the ceiling is no better than the control, the ends also where it is not in some bootstrap.
     """
     known = np.isfinite(values) & np.isfinite(control) & np.isfinite(ceiling)
     if not known.any():
@@ -271,9 +242,6 @@ def fraction_of_way(
 
 def holm(p_values: np.ndarray) -> np.ndarray:
     """P-values adjusted to control the family-wise error rate (Holm 1979), float64 (n,)."""
-    p_values = np.asarray(p_values, dtype=np.float64)
-    if p_values.ndim != 1 or not ((p_values >= 0) & (p_values <= 1)).all():
-        raise DataError(f"expected P-values (n,) between 0 and 1, found {p_values}")
     n = len(p_values)
     order = np.argsort(p_values)
     adjusted = np.empty(n)

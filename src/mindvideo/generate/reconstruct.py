@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from mindvideo import distributed
 from mindvideo.artefacts import record_files
+from mindvideo.clip_sets import WITHOUT_BRAIN
 from mindvideo.config import Recipe, as_sampled
 from mindvideo.data.disk import beside, beside_folder, disk_errors, write_text
 from mindvideo.data.store import Store, open_stores, person_folders
@@ -35,9 +36,6 @@ from mindvideo.models.foundation import Foundation
 from mindvideo.models.generators import load_generator
 from mindvideo.precision import sampling_in, settle_precision
 from mindvideo.stages import Progress, StageContext
-
-WITHOUT_BRAIN = ("truth", "caption", "vae", "random_train", "constant")
-"""Sets of clips that are the same whoever watched."""
 
 
 def run(context: StageContext) -> None:
