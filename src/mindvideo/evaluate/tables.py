@@ -222,14 +222,18 @@ def write_evaluation(
     write_tables(folder / "scores", entries, detail_rows(evaluation.scores), table_rows(evaluation.scores, sets))
 
 
-def read_scores(path: Path) -> dict[str, ScoreResult]:
-    """The entries of a ``scores.json`` that hold a score."""
-    content = json.loads(path.read_text())
+def parse_scores(content: Mapping[str, Any]) -> dict[str, ScoreResult]:
+    """The entries of ``scores.json`` that hold a score; older ones have no label."""
     return {
-        name: ScoreResult.from_json(name, entry)
+        name: ScoreResult.from_json(name, {"label": name.replace("_", " ")} | entry)
         for name, entry in content.items()
         if isinstance(entry, dict) and "value" in entry
     }
+
+
+def read_scores(path: Path) -> dict[str, ScoreResult]:
+    """`parse_scores` of a file."""
+    return parse_scores(json.loads(path.read_text()))
 
 
 def group_reasons(left_out: Mapping[str, str]) -> dict[str, list[str]]:

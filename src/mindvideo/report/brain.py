@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from mindvideo.evaluate.score import finite
 from mindvideo.report.plots import Dot, draw_dots
 from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite
@@ -31,7 +30,7 @@ def final_stage(run: Run) -> str:
 def list_brain(run: Run) -> list[dict[str, Any]]:
     """Groups of panels, each with a title, a sentence, the file they come from and whether they start folded."""
     final = final_stage(run)
-    layers = {stage: found for stage, found in run.explain.get("attention", {}).items() if isinstance(found, dict)}
+    layers = run.explain.get("attention", {})
     attention = {stage: _attention(run, stage, found, final) for stage, found in layers.items()}
     groups = [
         _against_truth(run.explain.get("truth", {}), final),
@@ -67,12 +66,11 @@ def warn_of_maps(run: Run) -> dict[str, Markup]:
     truth, place = run.explain.get("truth", {}), Source("explain/truth.json")
     found: dict[str, list[Markup]] = {}
     for key, words, _ in MEASURES_OF_MAPS:
-        untrained = truth.get(f"{key}_untrained")
         for name, value in _values(truth.get(key)).items():
             kind, _, rest = name.partition("_")
             alike = f"attention_{rest.partition('_')[2]}" if kind == "attention" else name
-            others = (untrained.get(alike) if isinstance(untrained, dict) else None) or []
-            best = max(_known(others), default=None)
+            others = truth.get(f"{key}_untrained", {}).get(alike, [])
+            best = max((other for other in others if other is not None), default=None)
             if best is not None and value <= best:
                 own = cite(value, place.at(key, name))
                 other = cite(best, place.at(f"{key}_untrained", alike, others.index(best)))
@@ -87,25 +85,19 @@ def _group(title: str, text: str, source: str, panels: list[dict[str, Any]], **m
     return {"title": title, "text": text, "source": source, "panels": shown, "is_folded": False, "note": ""} | more
 
 
-def _values(content: Any) -> dict[str, float]:
-    """The entries of a mapping that are finite numbers."""
-    pairs = content.items() if isinstance(content, dict) else ()
-    return {str(key): float(value) for key, value in pairs if finite(value) is not None}
-
-
-def _known(values: Iterable[Any]) -> list[float]:
-    return [found for value in values if (found := finite(value)) is not None]
+def _values(content: Mapping[str, float | None] | None) -> dict[str, float]:
+    """The entries that have a value."""
+    return {name: value for name, value in (content or {}).items() if value is not None}
 
 
 def _attention(run: Run, stage: str, layers: dict[str, Any], final: str) -> dict[str, Any]:
     parcels = run.explain.get("parcels", {})
     sizes = parcels.get("parcels") or run.explain.get("networks", {})
-    expected = {name: finite(size.get("share")) for name, size in sizes.items() if isinstance(size, dict)}
+    expected = {name: size["share"] for name, size in sizes.items()}
     panels = []
     source = Source("explain/attention.json", (stage,))
     for layer, content in layers.items():
-        shares = _values(content)
-        shares = {name: share for name, share in shares.items() if share > 0 or expected.get(name)}
+        shares = {name: share for name, share in content.items() if share > 0 or expected.get(name)}
         dots = [
             Dot(name, share, kind="main", source=source.at(layer, name), mark=expected.get(name))
             for name, share in sorted(shares.items(), key=lambda pair: -pair[1])[:MOST_AREAS]
@@ -124,42 +116,29 @@ def _attention(run: Run, stage: str, layers: dict[str, Any], final: str) -> dict
 def _temporal(content: dict[str, Any]) -> dict[str, Any]:
     panels = []
     for stage, layers in content.items():
-        for layer, weights in layers.items() if isinstance(layers, dict) else ():
-            values = _values(weights)
-            source = Source("explain/temporal.json", (stage, layer))
-            dots = [Dot(time, value, kind="main", source=source.at(time)) for time, value in values.items()]
-            plot = draw_dots(f"{stage}, {layer} layer", dots, chance=0.0)
-            panels.append({"name": f"{stage}, {layer} layer", "plot": plot})
+        for layer, weights in layers.items():
+            source, name = Source("explain/temporal.json", (stage, layer)), f"{stage}, {layer} layer"
+            dots = [Dot(time, weight, kind="main", source=source.at(time)) for time, weight in weights.items()]
+            panels.append({"name": name, "plot": draw_dots(name, dots, chance=0.0)})
     text = "Temporal attention received by each scan of a window, by its time after the first frame was on screen."
     return _group("Weight of the lags", text, "explain/temporal.json", panels, is_folded=True)
 
 
 def _occlusion(content: dict[str, Any], what: str) -> dict[str, Any]:
-    areas = content.get("areas")
-    rows = {name: _values(row) for name, row in areas.items()} if isinstance(areas, dict) else {}
-    intact = _values(content.get("intact"))
-    panels = []
-    meaning = content.get("measures")
-    for measure in MEASURES:
-        words = str(meaning.get(measure, measure)) if isinstance(meaning, dict) else measure
-        drops = {name: row[measure] for name, row in rows.items() if measure in row}
-        largest = dict(sorted(drops.items(), key=lambda pair: -pair[1])[:MOST_AREAS])
-        if largest:
-            source = Source("explain/occlusion.json")
-            note = Markup(f"intact {cite(intact.get(measure), source.at('intact', measure))}")
-            note += f"; {len(largest)} largest of {len(drops)} {what}s" if len(largest) < len(drops) else ""
-            dots = [
-                Dot(name, value, kind="main", source=source.at("areas", name, measure))
-                for name, value in largest.items()
-            ]
-            plot = draw_dots(words, dots, chance=0.0)
-            panels.append({"name": words, "note": note, "plot": plot})
+    areas, source, panels = content.get("areas", {}), Source("explain/occlusion.json"), []
+    for measure in MEASURES if areas else ():
+        words = content["measures"].get(measure, measure)
+        largest = sorted(areas, key=lambda name: -areas[name][measure])[:MOST_AREAS]
+        note = Markup(f"intact {cite(content['intact'][measure], source.at('intact', measure))}")
+        note += f"; {len(largest)} largest of {len(areas)} {what}s" if len(largest) < len(areas) else ""
+        dots = [
+            Dot(name, areas[name][measure], kind="main", source=source.at("areas", name, measure)) for name in largest
+        ]
+        panels.append({"name": words, "note": note, "plot": draw_dots(words, dots, chance=0.0)})
     silenced = "a parcel is silenced" if what == "parcel" else "an area is silenced in both hemispheres"
-    text = f"How much worse the encoder of {escape(content.get('stage', '–'))} does when {silenced}"
-    if "n_windows" in content:
-        shown = cite(finite(content["n_windows"]), Source("explain/occlusion.json", ("n_windows",)), "count")
-        text += f", over {shown} test windows"
-    text = Markup(text + ".")
+    text = Markup("How much worse the encoder of {} does when {}, over {} test windows.").format(
+        content.get("stage"), silenced, cite(content.get("n_windows"), source.at("n_windows"), "count")
+    )
     return _group(f"Occlusion by {what}", text, "explain/occlusion.json", panels)
 
 
@@ -179,27 +158,25 @@ def _against_truth(content: dict[str, Any], final: str) -> dict[str, Any]:
         ]
         dots.sort(key=lambda dot: -(dot.value or 0.0))
         dots += _untrained(content.get(f"{key}_untrained"), key)
-        spread = content.get("auc_random") if key == "auc" else None
-        if isinstance(spread, list) and len(spread) == 3:
-            ends = (float(spread[0]), float(spread[2]))
-            dots.append(Dot("random maps", spread[1], ends, "floor", source.at("auc_random", 1)))
+        if key == "auc" and (spread := content.get("auc_random")):
+            dots.append(Dot("random maps", spread[1], spread[::2], "floor", source.at("auc_random", 1)))
         panels.append({"name": name, "plot": draw_dots(name, dots, chance, label_width=178.0)})
     panels.append(_ablation(content.get("ablation") or {}))
     text = Markup("This subject is simulated, so the voxels that carry signal are known")
     if "n_informative" in content:
         keys = ("n_informative", "n_voxels")
-        counts = [cite(finite(content.get(key)), source.at(key), "count") for key in keys]
+        counts = [cite(content[key], source.at(key), "count") for key in keys]
         text += Markup(": {} of the {} selected").format(*counts)
     text += ". How well each map finds them, beside the maps of untrained encoders (grey, with the range of several); "
     text += "the dashed line is chance."
     return _group("Against the truth", text, "explain/truth.json", panels, note=str(content.get("note") or ""))
 
 
-def _untrained(content: Any, key: str) -> list[Dot]:
+def _untrained(content: Mapping[str, list[float | None]] | None, key: str) -> list[Dot]:
     """Mean and range of each kind of map over the untrained encoders."""
     dots = []
-    for name, values in content.items() if isinstance(content, dict) else ():
-        if known := _known(values):
+    for name, values in (content or {}).items():
+        if known := [value for value in values if value is not None]:
             source = Source("explain/truth.json", derived=f"mean of {key}_untrained, {name}")
             label = f"untrained {name.replace('_', ' ')}"
             dots.append(Dot(label, sum(known) / len(known), (min(known), max(known)), "floor", source))
@@ -209,11 +186,11 @@ def _untrained(content: Any, key: str) -> list[Dot]:
 def _ablation(content: dict[str, Any]) -> dict[str, Any]:
     """As many informative voxels silenced as others, by measure."""
     source = Source("explain/truth.json", ("ablation",))
-    dots = []
-    for measure in MEASURES:
-        for group, kind in (("informative", "main"), ("other", "floor")):
-            value = finite(((content.get("drop") or {}).get(group) or {}).get(measure))
-            dots.append(Dot(f"{measure}, {group}", value, kind=kind, source=source.at("drop", group, measure)))
-    plot = draw_dots("drop", dots, label_width=150.0)
-    silenced = cite(finite(content.get("n_silenced")), source.at("n_silenced"), "count")
-    return {"name": "drop when voxels are silenced", "note": Markup(f"{silenced} of each kind"), "plot": plot}
+    dots = [
+        Dot(f"{measure}, {group}", content["drop"][group][measure], kind=kind, source=source.at("drop", group, measure))
+        for measure in (MEASURES if content else ())
+        for group, kind in (("informative", "main"), ("other", "floor"))
+    ]
+    silenced = cite(content.get("n_silenced"), source.at("n_silenced"), "count")
+    plot, note = draw_dots("drop", dots, label_width=150.0), Markup(f"{silenced} of each kind")
+    return {"name": "drop when voxels are silenced", "note": note, "plot": plot}

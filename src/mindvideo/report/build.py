@@ -37,12 +37,8 @@ def build_report(run_dirs: Sequence[Path], out: Path, progress: Progress | None 
     Run folders may be unfinished. A run of several people is followed by each of them. A folder
     that ``mindvideo ablate`` wrote adds its table; alone, it gives the page of its full method.
     ``out`` also receives ``differences*.json`` where differences were tested, and ``assets/`` where
-    pictures do not fit the page; other files are left alone.
-
-    Raises
-    ------
-    DataError
-        When one of the folders is no run folder, or none is given.
+    pictures do not fit the page; other files are left alone. DataError when one of the folders is no
+    run folder, or none is given.
     """
     ablations = find_ablations(run_dirs)
     paths = [path for path in run_dirs if (path / "recipe.yaml").is_file() or path not in ablations]
@@ -132,12 +128,17 @@ def _describe_run(
 ) -> dict[str, Any]:
     """Everything the template needs of one run."""
     key = f"run{index}"
-    judged = warn_of_maps(item)
+    try:
+        judged, brain, data = warn_of_maps(item), list_brain(item), summarise_data(item)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        judged, brain, data = {}, [], None
+        item.problems.append(
+            f"a file of explain/ or evaluate/ holds other content than expected ({error!r}); run both again"
+        )
     pictures = _pictures(item, key, assets, judged)
     rivals = comparison.list_rivals(item, index)
     title, verdict = write_verdict(item)
     machine, machine_note = methods_text.list_machine(item)
-    data = summarise_data(item)
     return {
         "key": key,
         "index": index,
@@ -161,7 +162,7 @@ def _describe_run(
         "rivals": _compare(rivals, f"differences_{key}.json", assets, tested) if rivals else None,
         "training": sections.list_training(item),
         "validation": describe_validation(item),
-        "brain": list_brain(item),
+        "brain": brain,
         "knows_truth": bool(item.explain.get("truth")),
         "surfaces": list_surfaces(item, assets.out, judged),
         "first_picture": pictures[:1],

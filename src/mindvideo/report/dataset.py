@@ -49,11 +49,6 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
     facts: list[tuple[str, Markup | str]] = [
         ("subject", str(summary["subject"])),
         ("voxels used", Markup(f"{count('voxels')} in {count_of(len(areas), STORE, 'areas')} areas")),
-        *(
-            [("left, right hemisphere", Markup(f"{count('voxels_left')}, {count('voxels_right')}"))]
-            if summary["voxels_left"] or summary["voxels_right"]
-            else []
-        ),
         ("median between-run r", cite(summary["reproducibility_median"], source.at("reproducibility_median"))),
         ("repetition time", Markup(f"{count('tr_s')} s")),
         ("lag of the scans", Markup(f"{count('lag_s')} s")),
@@ -61,6 +56,8 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
         ("different captions", count("captions")),
         ("files read", Markup(f"{count_of(len(summary['sources']), STORE, 'sources')}, checksums in the store")),
     ]
+    if summary["voxels_left"] or summary["voxels_right"]:
+        facts.insert(2, ("left, right hemisphere", Markup(f"{count('voxels_left')}, {count('voxels_right')}")))
     if run.noise_ceiling:
         parts = [
             Markup(f"{escape(name)} {cite(value, Source('evaluate/noise_ceiling.json', (name, 'median')))}")
@@ -88,9 +85,9 @@ def _write_source(run: Run, summary: dict[str, Any]) -> Markup:
     """What was decoded and from what, in one sentence."""
     source = Source(STORE)
     films = list(dict.fromkeys(str(window.get("segment")) for window in run.windows)) or summary["segments"]["test"]
-    clips = next(iter(run.clips.values())).shape if run.clips else ()
     text = Markup("Test films")
-    if clips:
+    if run.clips:
+        clips = next(iter(run.clips.values())).shape
         text = Markup("{} clips of {} frames ({} a second) from {} test film{}").format(
             count_of(clips[0], "reconstruct/windows.json", "windows"),
             clips[1],
@@ -107,25 +104,18 @@ def _write_source(run: Run, summary: dict[str, Any]) -> Markup:
 
 def _near_duplicates(run: Run) -> dict[str, Any] | None:
     """Test scans that look like a training scan, as audited; None where nothing was audited."""
-    pairs = run.near_duplicates.get("pairs")
-    if not isinstance(pairs, list):
+    if (pairs := run.near_duplicates.get("pairs")) is None:
         return None
     rows = []
     for i, pair in enumerate(pairs[:MOST_PAIRS]):
-        if isinstance(pair, dict) and {"test_segment", "test_scan", "train_segment", "train_scan"} <= pair.keys():
-            r = cite(finite(pair.get("correlation")), Source(NEAR, ("pairs", str(i), "correlation")))
-            test, train = (f"{pair[f'{side}_segment']} · scan {pair[f'{side}_scan']}" for side in ("test", "train"))
-            rows.append({"test": test, "train": train, "r": r})
+        r = cite(pair["correlation"], Source(NEAR, ("pairs", str(i), "correlation")))
+        test, train = (f"{pair[f'{side}_segment']} · scan {pair[f'{side}_scan']}" for side in ("test", "train"))
+        rows.append({"test": test, "train": train, "r": r})
     return {"rows": rows, "total": len(pairs)}
 
 
-def _write_step(step: Any) -> tuple[str, str]:
-    if not isinstance(step, dict):
-        return str(step), ""
-    parameters = step.get("parameters")
-    if isinstance(parameters, dict):
-        return str(step.get("step", "")), ", ".join(f"{key} {write_value(value)}" for key, value in parameters.items())
-    return str(step.get("step", "")), "" if parameters is None else str(parameters)
+def _write_step(step: dict[str, Any]) -> tuple[str, str]:
+    return step["step"], ", ".join(f"{key} {write_value(value)}" for key, value in step["parameters"].items())
 
 
 def write_value(value: Any) -> str:

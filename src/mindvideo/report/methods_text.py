@@ -64,10 +64,8 @@ def list_machine(run: Run) -> tuple[list[tuple[str, str]], str]:
     described.
     """
     done = [state.done for state in run.stages.values()]
-    recorded, note = (
-        [each["machine"] for each in done if isinstance(each.get("machine"), dict)],
-        "As recorded by the stages.",
-    )
+    recorded = [each["machine"] for each in done if isinstance(each.get("machine"), dict)]
+    note = "As recorded by the stages."
     if not recorded:
         recorded = [describe_machine()]
         note = "The stages recorded none; these are of the machine that wrote this page."
@@ -140,16 +138,16 @@ def _sampling_sentence(run: Run) -> str:
 
 
 def _scores_sentence(run: Run) -> str:
-    if not run.scores:
+    block_s, permutations, bootstraps = (
+        run.setting(f"evaluate.{name}") for name in ("block_s", "permutations", "bootstraps")
+    )
+    if not (run.scores and block_s and permutations and bootstraps):
         return ""
     sets = dict.fromkeys(name for score in run.scores.values() for name in score.controls)
     labels = [run.clip_set(name).label for name in sets if clip_set(name).role != "ceiling"]
     n = max(score.n for score in run.scores.values())
-    settings = {name: run.setting(f"evaluate.{name}") for name in ("block_s", "permutations", "bootstraps")}
     return (
         f"Reconstructions of {n} test windows were scored by {len(run.scores)} measures and compared with {join_words(labels)} "
-        f"(one-sided sign-flip tests of blocks of {settings['block_s']:g} s, {settings['permutations']} permutations, "
-        f"corrected over scores by Holm’s method; 95 % intervals from {settings['bootstraps']} block bootstraps)."
-        if all(settings.values())
-        else ""
+        f"(one-sided sign-flip tests of blocks of {block_s:g} s, {permutations} permutations, corrected over scores by "
+        f"Holm’s method; 95 % intervals from {bootstraps} block bootstraps)."
     )

@@ -16,6 +16,7 @@ from mindvideo.config import read_yaml
 from mindvideo.errors import DataError
 from mindvideo.evaluate.compare import PLACE_COLUMNS
 from mindvideo.evaluate.score import ScoreResult, finite
+from mindvideo.evaluate.tables import parse_scores
 from mindvideo.stages import STAGES, UNFINISHED
 
 
@@ -89,10 +90,7 @@ class Run:
 def read_run(path: Path) -> Run:
     """Read a run folder, however far it is; ``problems`` has a sentence for every file that cannot be used.
 
-    Raises
-    ------
-    DataError
-        When the folder is no run folder.
+    DataError when the folder is no run folder.
     """
     recipe_path = path / "recipe.yaml"
     if not recipe_path.is_file():
@@ -174,11 +172,7 @@ def _read_scores(run: Run) -> None:
     content = _read_json(run.path / "evaluate" / "scores.json", dict, run.problems)
     if content is None:
         return
-    run.scores = {
-        name: ScoreResult.from_json(name, {"label": name.replace("_", " ")} | entry)
-        for name, entry in content.items()
-        if isinstance(entry, dict) and "value" in entry
-    }
+    run.scores = parse_scores(content)
     about = _read_json(run.path / "evaluate" / "evaluation.json", dict, run.problems) or {}
     run.left_out = {str(name): str(why) for name, why in (about.get("left_out") or {}).items()}
     run.smallest_p = finite(about.get("smallest_p"))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mindvideo.data.video import write_video
+from mindvideo.data.video import resize, write_video
 from mindvideo.stages import Progress
 
 QUALITY = 84
@@ -49,24 +49,20 @@ class Sheets:
 def draw_sheets(arrays: dict[str, Any], fps: float, in_film: int = 2, progress: Progress | None = None) -> Sheets:
     """One WebP picture and one MP4 film a window, of clips uint8 (n, F, H, W, 3) by kind.
 
-    The picture has a row for each kind; the first ``in_film`` kinds stand side by side in the film.
+    The picture has a row for each kind; the first ``in_film`` kinds stand side by side in the film. Clips
+    of another size than the first kind's are scaled to it.
     """
-    kinds = list(arrays)
-    n, frames, height, width = arrays[kinds[0]].shape[:4]
-    chunk = 16
+    n, frames, height, width = next(iter(arrays.values())).shape[:4]
     size = (width, height)
     pictures, films = [], []
-    for start in range(0, n, chunk):
-        stop = min(n, start + chunk)
-        blocks = {kind: np.asarray(arrays[kind][start:stop], np.uint8) for kind in kinds}
-        for i in range(start, stop):
-            clips = _same_size([blocks[kind][i - start] for kind in kinds])
-            sheet = draw_sprite(clips)
-            pictures.append(encode_picture(sheet))
-            films.append(encode_film(clips[:in_film], fps))
-            size = (sheet.width // frames, sheet.height // len(kinds))
-            if progress is not None:
-                progress(i + 1, n, {})
+    for i in range(n):
+        clips = np.array([[resize(frame, height, width) for frame in array[i]] for array in arrays.values()])
+        sheet = draw_sprite(clips)
+        pictures.append(encode_picture(sheet))
+        films.append(encode_film(clips[:in_film], fps))
+        size = (sheet.width // frames, sheet.height // len(arrays))
+        if progress is not None:
+            progress(i + 1, n, {})
     return Sheets(pictures, films, n, frames, *size)
 
 
@@ -87,14 +83,3 @@ def encode_picture(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "WEBP", quality=QUALITY, method=4)
     return buffer.getvalue()
-
-
-def _same_size(clips: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Stack clips (F, H, W, 3); those of another size than the first are scaled to it, for showing only."""
-    _, height, width, _ = clips[0].shape
-    fitted = []
-    for clip in clips:
-        if clip.shape[1:3] != (height, width):
-            clip = np.stack([np.asarray(Image.fromarray(frame).resize((width, height))) for frame in clip])
-        fitted.append(clip)
-    return np.stack(fitted)
