@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from mindvideo.atlas import N_CORTEX, YEO17_NAMES, area_labels, area_names, yeo17_labels
 from mindvideo.errors import DataError
@@ -21,8 +21,6 @@ BATCH_WINDOWS = 16
 
 def choose_layers(depth: int) -> dict[str, int]:
     """First, middle and last layer by name; ``only`` for a single one."""
-    if depth < 1:
-        raise DataError(f"expected an encoder of at least one layer, found {depth}")
     if depth == 1:
         return {"only": 0}
     layers = {"first": 0, "middle": depth // 2, "last": depth - 1}
@@ -30,17 +28,9 @@ def choose_layers(depth: int) -> dict[str, int]:
 
 
 def average_attention(encoder: Encoder, fmri: np.ndarray) -> np.ndarray:
-    """Attention each token receives, mean over heads, queries, scans and windows.
+    """Attention each token receives from windows (n, W, V), mean over heads, queries, scans and windows.
 
-    Parameters
-    ----------
-    encoder : Encoder
-    fmri : ndarray, float32 (n, W, V)
-
-    Returns
-    -------
-    ndarray, float64 (depth, T)
-        Rows sum to 1.
+    float64 (depth, T); rows sum to 1.
     """
     return _average(encoder.attention_maps, encoder, fmri)
 
@@ -64,23 +54,11 @@ def _average(function: Callable[[torch.Tensor], torch.Tensor], encoder: Encoder,
 
 
 def spread_to_voxels(values: np.ndarray, sources: Sequence[np.ndarray], num_voxels: int) -> np.ndarray:
-    """Divide the value of each token equally among its places.
+    """Divide the values (..., T) of tokens equally among their voxels (..., V), float64: the sum stays the same.
 
-    Parameters
-    ----------
-    values : ndarray (..., T)
-    sources : sequence of ndarray of int
-        Voxels of each token, see `Encoder.token_voxels`.
-    num_voxels : int
-
-    Returns
-    -------
-    ndarray, float64 (..., V)
-        With the same sum.
+    ``sources`` are the voxels of each token, see `Encoder.token_voxels`.
     """
     sizes = np.array([len(source) for source in sources])
-    if values.shape[-1] != len(sizes):
-        raise DataError(f"expected values of {len(sizes)} tokens, found {values.shape[-1]}")
     voxels = np.zeros((*values.shape[:-1], num_voxels))
     places = np.repeat(values / np.maximum(sizes, 1), sizes, axis=-1)
     for row, shares in zip(voxels.reshape(-1, num_voxels), places.reshape(-1, places.shape[-1]), strict=True):
@@ -90,20 +68,13 @@ def spread_to_voxels(values: np.ndarray, sources: Sequence[np.ndarray], num_voxe
 
 def map_to_cortex(values: np.ndarray, vertex: np.ndarray) -> np.ndarray:
     """Voxel values (V,) at their cortical positions, float32 (59412,), NaN elsewhere."""
-    if values.shape != vertex.shape:
-        raise DataError(f"expected one value a voxel, found {values.shape} values for {vertex.shape} voxels")
     cortex = np.full(N_CORTEX, np.nan, dtype=np.float32)
     cortex[vertex] = values
     return cortex
 
 
 def map_parcels(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Values of parcels (V,) at every position of those that are MMP1 areas by name (``L_V1``, ``L_V1_ROI``), else NaN.
-
-    Returns
-    -------
-    ndarray, float32 (59412,)
-    """
+    """Values of parcels (V,) at the positions (59412,) of those that are MMP1 areas by name (``L_V1``, ``L_V1_ROI``), else NaN."""
     known = {name: label for label, name in enumerate(area_names()) if label}
     by_label = np.full(len(area_names()), np.nan, dtype=np.float32)
     for value, name in zip(values, names, strict=True):
@@ -113,24 +84,11 @@ def map_parcels(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 
 def sum_by_network(values: np.ndarray, vertex: np.ndarray) -> dict[str, float]:
-    """Share of each Yeo-17 network in a map of voxels, as in the paper's Fig. 7.
+    """Share of each Yeo-17 network in values (V,) of voxels at ``vertex`` (V,), as in the paper's Fig. 7; they sum to 1.
 
-    Parameters
-    ----------
-    values : ndarray (V,)
-        Not negative.
-    vertex : ndarray, int (V,)
-        Cortical positions.
-
-    Returns
-    -------
-    dict of str to float
-        All 17 networks; sums to 1. Voxels outside of them are left out. Larger networks receive more: compare with
-        the shares of a uniform map.
-
-    References
-    ----------
-    Yeo et al. 2011, Journal of Neurophysiology 106, 1125–1165.
+    Values are not negative; voxels outside of the networks are left out. Larger networks receive more:
+    compare with the shares of a uniform map. The networks are those of Yeo et al. 2011, Journal of
+    Neurophysiology 106.
     """
     sums = np.bincount(yeo17_labels()[vertex], weights=values, minlength=18)[1:]
     if not sums.sum() > 0:
@@ -143,8 +101,7 @@ def sum_by_network(values: np.ndarray, vertex: np.ndarray) -> dict[str, float]:
 def area_under_roc(values: np.ndarray, is_positive: np.ndarray) -> float | None:
     """Chance that a random positive voxel has a higher value than a negative one; None if all are of one class."""
     is_positive = np.asarray(is_positive, dtype=bool)
-    n_positive, n_negative = int(is_positive.sum()), int((~is_positive).sum())
-    if not n_positive or not n_negative:
+    first, second = values[is_positive], values[~is_positive]
+    if not len(first) or not len(second):
         return None
-    ranks = rankdata(values)
-    return float((ranks[is_positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+    return float(mannwhitneyu(first, second, method="asymptotic").statistic) / (len(first) * len(second))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 
 from mindvideo.atlas import YEO17_NAMES, yeo17_labels
 from mindvideo.config import Recipe
-from mindvideo.data.disk import beside, disk_errors, write_text
+from mindvideo.data.disk import beside, disk_errors
 from mindvideo.data.store import Store, listed, open_stores, person_folders
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
@@ -27,6 +26,7 @@ from mindvideo.explain.truth import (
     read_truth,
     untrained_like,
 )
+from mindvideo.files import write_json
 from mindvideo.models.encoders import load_encoder, load_masked_brain
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.interfaces import Encoder, of_person
@@ -40,10 +40,7 @@ Advance = Callable[[str], None]
 def load_encoders(run_dir: Path, stores: Sequence[Store]) -> dict[str, Encoder]:
     """The encoder after ``adapt`` (of one scan), ``align`` and ``cotrain``, as far as they have run.
 
-    Raises
-    ------
-    ModelError
-        When neither ``align`` nor ``cotrain`` has run, or a model was made for other voxels.
+    ModelError when neither ``align`` nor ``cotrain`` has run, or a model was made for other voxels.
     """
     folders = {"align": run_dir / "align" / "model", "cotrain": run_dir / "cotrain" / "fmri_encoder"}
     trained = {stage: load_encoder(folder) for stage, folder in folders.items() if (folder / "config.json").is_file()}
@@ -95,7 +92,7 @@ def occlusion_map(
     """Drop in alignment per voxel, (V,) by measure, with one token silenced at a time."""
     sources = token_voxels(encoder)
     groups = {str(t): np.unique(voxels) for t, voxels in enumerate(sources)}
-    _, drops = occlusion.measure_drops(encoder, fmri, groups, targets, lambda _: advance("occlusion"))
+    _, drops = occlusion.measure_drops(encoder, fmri, groups, targets, lambda: advance("occlusion"))
     return {
         measure: attention.spread_to_voxels(
             np.array([drops[name][measure] for name in groups]), sources, encoder.config.num_voxels
@@ -105,40 +102,25 @@ def occlusion_map(
 
 
 def temporal_weights(
-    encoders: Mapping[str, Encoder], fmri: np.ndarray, lag_s: float, tr_s: float
+    encoders: Mapping[str, Encoder], fmri: np.ndarray, store: Store
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Temporal attention each scan receives, by stage, layer and time after the frames' onset."""
-    found = {stage: _lag_weights(encoder, fmri, lag_s, tr_s) for stage, encoder in encoders.items()}
-    return {stage: weights for stage, weights in found.items() if weights is not None}
+    found = {}
+    for stage, encoder in encoders.items():
+        between = attention.average_temporal_attention(encoder, fmri[:, : encoder.config.window])
+        if between is not None and encoder.config.window > 1:
+            weights = between.mean(axis=1)
+            times = [f"+{store.lag_s + scan * store.tr_s:g} s" for scan in range(weights.shape[1])]
+            layers = attention.choose_layers(len(weights))
+            found[stage] = {name: dict(zip(times, weights[at].tolist(), strict=True)) for name, at in layers.items()}
+    return found
 
 
-def _lag_weights(encoder: Encoder, fmri: np.ndarray, lag_s: float, tr_s: float) -> dict[str, dict[str, float]] | None:
-    between = attention.average_temporal_attention(encoder, fmri[:, : encoder.config.window])
-    if between is None or encoder.config.window == 1:
-        return None
-    weights = between.mean(axis=1)
-    times = [f"+{lag_s + scan * tr_s:g} s" for scan in range(weights.shape[1])]
-    layers = attention.choose_layers(len(weights))
-    return {name: dict(zip(times, weights[layer].tolist(), strict=True)) for name, layer in layers.items()}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write one file of the stage, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False))
-
-
-def write_occlusion(
-    path: Path,
-    stage: str,
-    n_windows: int,
-    intact: Mapping[str, float],
-    drops: Mapping[str, Mapping[str, float]],
-    areas: Mapping[str, np.ndarray],
-) -> None:
-    """Write ``occlusion.json``: each measure's meaning, intact value, and drop without each area."""
-    by_area = {name: {"n_voxels": len(areas[name]), **drops[name]} for name in areas}
-    content: dict[str, Any] = {"stage": stage, "n_windows": n_windows, "measures": occlusion.MEANING}
-    write_json(path, content | {"intact": intact, "areas": by_area})
+def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
+    with disk_errors(folder, "the maps"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_json(folder / f"{name}.json", content)
 
 
 def _shares(values: np.ndarray, store: Store, areas: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -183,14 +165,6 @@ def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, advance: A
             advance("maps")
 
 
-def _explain_without_places(encoders: Mapping[str, Encoder], fmri: np.ndarray, store: Store, folder: Path) -> None:
-    """Write ``temporal.json`` alone: without voxels' places there are no maps."""
-    temporal = temporal_weights(encoders, fmri, store.lag_s, store.tr_s)
-    with disk_errors(folder, "the weights of the lags"):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "temporal.json", temporal)
-
-
 def run(context: StageContext) -> None:
     """Write ``RUN/explain``, of each of several people in a folder ``subjectN``.
 
@@ -204,12 +178,8 @@ def run(context: StageContext) -> None:
       ``surface_*.html`` (to be turned), and ``networks.png``;
     - of a simulated subject ``truth.json``: how well each map, and those of untrained encoders, finds the true signal.
 
-    An encoder without attention maps has ``occlusion.json`` alone.
-
-    Raises
-    ------
-    ModelError
-        When there is no trained encoder, or it was made for other voxels or another condition.
+    An encoder without attention maps has ``occlusion.json`` alone, and voxels without places ``temporal.json``
+    alone. ModelError when there is no trained encoder, or it was made for other voxels or another condition.
     """
     recipe, run_dir, folder, progress = context
     stores = open_stores(recipe.data, run_dir)
@@ -241,7 +211,7 @@ def explain_person(
     index = choose_evenly(len(windows), recipe.explain.max_windows)
     fmri = windows.fmri(index)
     if not store.has_areas:
-        _explain_without_places(encoders, fmri, store, folder)
+        _write_files(folder, {"temporal": temporal_weights(encoders, fmri, store)})
         return
     areas = occlusion.group_by_area(store.area, store.parcels)
     targets = make_targets(foundation, windows, index)
@@ -258,11 +228,12 @@ def explain_person(
         if progress is not None:
             progress(done, total, {"part": what})
 
-    intact, drops = occlusion.measure_drops(encoder, fmri, areas, targets, lambda _: advance("occlusion"))
+    intact, drops = occlusion.measure_drops(encoder, fmri, areas, targets, lambda: advance("occlusion"))
+    by_area = {name: {"n_voxels": len(areas[name]), **drops[name]} for name in areas}
+    about = {"stage": final, "n_windows": len(index), "measures": occlusion.MEANING}
+    files: dict[str, Any] = {"occlusion": about | {"intact": intact, "areas": by_area}}
     if sources is None:
-        with disk_errors(folder, "the occlusion of areas"):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_occlusion(folder / "occlusion.json", final, len(index), intact, drops, areas)
+        _write_files(folder, files)
         return
     voxel_maps: dict[str, np.ndarray] = {}
     shares: dict[str, dict[str, dict[str, float]]] = {}
@@ -273,7 +244,6 @@ def explain_person(
     few_targets = occlusion.Targets(targets.text[few], targets.image[few], targets.tokens[few])
     for measure, values in occlusion_map(encoder, fmri[few], few_targets, advance).items():
         voxel_maps[f"occlusion_{measure}"] = values
-    truth = None
     if truth_path.is_file():
         is_informative, signal = read_truth(truth_path, store.vertex)
         untrained: list[Maps] = []
@@ -283,29 +253,28 @@ def explain_person(
             dropped = occlusion_map(fresh, fmri[few], few_targets, advance)
             untrained.append(drawn | {f"occlusion_{measure}": values for measure, values in dropped.items()})
         rng = np.random.default_rng([recipe.seed, len(index)])
-        truth = compare_with_truth(voxel_maps, untrained, is_informative, signal, sources, rng)
-        truth["ablation"] = ablate_truth(encoder, fmri, targets, is_informative, rng)
-        truth["areas"] = ablate_areas(drops, areas, is_informative)
+        files["truth"] = compare_with_truth(voxel_maps, untrained, is_informative, signal, sources, rng) | {
+            "ablation": ablate_truth(encoder, fmri, targets, is_informative, rng),
+            "areas": ablate_areas(drops, areas, is_informative),
+        }
     cortex = {
         name: attention.map_parcels(values, list(areas))
         if store.parcels
         else attention.map_to_cortex(values, store.vertex)
         for name, values in voxel_maps.items()
     }
+    files |= {"temporal": temporal_weights(encoders, fmri, store), "attention": shares}
+    if store.parcels:
+        files["parcels"] = _describe_parcels(list(areas))
+    else:
+        files["networks"] = _network_sizes(store.vertex)
     with disk_errors(folder, "the maps"):
         folder.mkdir(parents=True, exist_ok=True)
         if is_drawn:
             with beside(folder / "maps.npz") as place, place.open("wb") as handle:
                 np.savez_compressed(handle, allow_pickle=False, **cortex)
             _draw(folder, cortex, final, advance)
-        if store.parcels:
-            write_json(folder / "parcels.json", _describe_parcels(list(areas)))
-        else:
-            sizes = _network_sizes(store.vertex)
-            draw_networks(shares, {name: size["share"] for name, size in sizes.items()}, folder / "networks.png")
-            write_json(folder / "networks.json", sizes)
-        write_json(folder / "temporal.json", temporal_weights(encoders, fmri, store.lag_s, store.tr_s))
-        write_occlusion(folder / "occlusion.json", final, len(index), intact, drops, areas)
-        if truth is not None:
-            write_json(folder / "truth.json", truth)
-        write_json(folder / "attention.json", shares)
+        if "networks" in files:
+            expected = {name: size["share"] for name, size in files["networks"].items()}
+            draw_networks(shares, expected, folder / "networks.png")
+    _write_files(folder, files)

@@ -34,18 +34,7 @@ class Targets:
 
 
 def encode_condition(encoder: Encoder, fmri: np.ndarray, silenced: np.ndarray | None = None) -> np.ndarray:
-    """Condition of windows with some voxels set to 0, their mean.
-
-    Parameters
-    ----------
-    encoder : Encoder
-    fmri : ndarray, float32 (n, W, V)
-    silenced : ndarray, int, optional
-
-    Returns
-    -------
-    ndarray, float32 (n, L, C)
-    """
+    """Condition (n, L, C), float32, of windows (n, W, V) with some voxels set to 0, their mean."""
     if silenced is not None:
         fmri = fmri.copy()
         fmri[..., silenced] = 0.0
@@ -90,19 +79,17 @@ def measure_drops(
     fmri: np.ndarray,
     groups: Mapping[str, np.ndarray],
     targets: Targets,
-    progress: Callable[[int], None] | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """`measure_alignment` of the intact encoder, and its drop when each group of voxels is silenced.
 
     Parameters
     ----------
-    encoder : Encoder
     fmri : ndarray, float32 (n, W, V)
     groups : mapping of str to ndarray of int
         Voxel indices by name.
-    targets : Targets
-    progress : callable, optional
-        Told the number of groups done since the last call.
+    advance : callable, optional
+        Called after each group.
 
     Returns
     -------
@@ -115,20 +102,14 @@ def measure_drops(
     for name, voxels in groups.items():
         silenced = measure_alignment(encode_condition(encoder, fmri, voxels), targets)
         drops[name] = {measure: intact[measure] - silenced[measure] for measure in MEASURES}
-        if progress is not None:
-            progress(1)
+        advance()
     return intact, drops
 
 
 def group_by_area(area: np.ndarray, parcels: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Voxel indices by area, in the order of the voxels.
 
-    Parameters
-    ----------
-    area : ndarray, int (V,)
-        MMP1 label of each voxel, 1…360, or the place of its parcel, from 1 on.
-    parcels : sequence of str
-        Names of parcels, where voxels are these.
+    ``area`` (V,) is the MMP1 label of each voxel, 1…360, or its place among ``parcels`` from 1 on.
     """
     names = ["", *parcels] if parcels else [name[2:] for name in area_names()]
     groups: dict[str, list[int]] = {}

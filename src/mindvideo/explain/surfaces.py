@@ -39,10 +39,7 @@ def hemisphere_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def triangle_means(values: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """Mean of the known corners of each triangle, NaN where none is known."""
-    corners = values[triangles]
-    known = np.isfinite(corners)
-    total = np.where(known, corners, 0.0).sum(axis=1)
-    return np.divide(total, known.sum(axis=1), out=np.full(len(total), np.nan), where=known.any(axis=1))
+    return np.ma.masked_invalid(values[triangles]).mean(axis=1).filled(np.nan)
 
 
 def colour_limits(values: np.ndarray) -> tuple[float, float, bool]:
@@ -100,18 +97,8 @@ def save_figure(figure: Figure, path: Path) -> None:
 def draw_flat_map(values: np.ndarray, path: Path, title: str, label: str) -> None:
     """Write a flat map of both hemispheres as PNG, with the names of a few areas.
 
-    Parameters
-    ----------
-    values : ndarray (59412,)
-        Cortical map; NaN where there is no voxel (drawn grey).
-    path : Path
-    title, label : str
-        Above the map and beside the colour bar.
-
-    Raises
-    ------
-    DataError
-        For a map of another length or without any value.
+    ``values`` (59412,) are NaN where there is no voxel, which is drawn grey; ``title`` stands above the map,
+    ``label`` beside the colour bar. DataError for a map of another length or without any value.
     """
     scale = _colours_of(values)
     figure = Figure(figsize=(9, 4), layout="constrained")

@@ -55,7 +55,6 @@ def compare_with_truth(
         True signal-to-noise ratio of each voxel.
     sources : sequence of ndarray of int
         Voxels of each token, over which random maps are constant.
-    rng : Generator
 
     Returns
     -------
@@ -140,7 +139,7 @@ def ablate_areas(
 def read_truth(path: Path, vertex: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Which voxels at ``vertex`` are truly informative, and their true signal-to-noise ratio, if given.
 
-    Raises DataError when the file does not describe a voxel.
+    DataError when the file does not describe a voxel.
     """
     with np.load(path, allow_pickle=False) as truth:
         if not {"vertex", "is_informative"} <= set(truth.files):
