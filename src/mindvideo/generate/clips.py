@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mindvideo.clip_sets import clip_set
-from mindvideo.config import Recipe, Reconstruct
+from mindvideo.config import Recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
@@ -43,22 +43,8 @@ def split_batches(n: int, size: int) -> list[np.ndarray]:
 def derange_scenes(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random permutation of windows in which none takes the place of one of its own scene.
 
-    Windows are laid out scene by scene in random order, and shifted by at least the size of the largest scene.
-
-    Parameters
-    ----------
-    scene : ndarray, int (n,)
-        Scene of each window.
-
-    Returns
-    -------
-    ndarray, int (n,)
-        ``scene[result[i]] != scene[i]`` for every i.
-
-    Raises
-    ------
-    DataError
-        When one scene holds more than half of the windows.
+    Windows are laid out scene by scene in random order, and shifted by at least the size of the largest scene:
+    ``scene[result[i]] != scene[i]`` for every i of (n,). DataError when one scene holds more than half of them.
     """
     names, member, sizes = np.unique(scene, return_inverse=True, return_counts=True)
     n, largest = len(scene), int(sizes.max())
@@ -80,27 +66,16 @@ def window_noise(seed: int, window: int, shape: tuple[int, ...]) -> torch.Tensor
     return torch.randn(shape, generator=generator)
 
 
-def sampling_arguments(settings: Reconstruct) -> dict[str, Any]:
-    """What a recipe says of sampling, as the pipeline's arguments."""
-    steps, scale = settings.steps, settings.guidance_scale
-    return {"num_inference_steps": steps, "guidance_scale": scale, "precision": settings.precision}
-
-
 def sample_clips(
     pipeline: MindVideoPipeline, recipe: Recipe, windows: np.ndarray, shape: tuple[int, ...], **condition: Any
 ) -> np.ndarray:
     """Clips (B, F, H, W, 3) of the windows with these numbers, which determine their noise; ``shape`` is that of a clip."""
-    num_frames, height, width, _ = shape
-    latent_shape = pipeline.latent_shape(num_frames, height, width)
-    noise = [window_noise(recipe.seed, int(window), latent_shape) for window in windows]
-    return pipeline(
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        latents=torch.stack(noise),
-        **sampling_arguments(recipe.reconstruct),
-        **condition,
-    ).frames
+    size: dict[str, Any] = {"num_frames": shape[0], "height": shape[1], "width": shape[2]}
+    settings: Any = recipe.reconstruct
+    latent_shape = pipeline.latent_shape(**size)
+    noise = torch.stack([window_noise(recipe.seed, int(window), latent_shape) for window in windows])
+    condition |= {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance_scale}
+    return pipeline(latents=noise, precision=settings.precision, **size, **condition).frames
 
 
 def pick_frames(clips: np.ndarray, num_frames: int) -> np.ndarray:
@@ -247,7 +222,8 @@ class ClipMaker(Shown):
 
     def _mean(self, positions: np.ndarray) -> np.ndarray:
         mean: Any = self.pipeline.train_mean if self.test_mean is None else self.test_mean
-        tokens = self.pipeline.encode(mean[None], sampling_arguments(self.recipe.reconstruct)["precision"])
+        precision: Any = self.recipe.reconstruct.precision
+        tokens = self.pipeline.encode(mean[None], precision)
         # Where the negative is this very mean, guidance changes nothing and the pipeline takes one pass.
         is_negative = self.recipe.reconstruct.negative.endswith("mean")
         unwanted = {"negative_tokens": tokens} if is_negative else {}

@@ -47,8 +47,6 @@ def convert(
     ------
     ModelError
         When the release is not whole, or its parts do not fit one another.
-    SettingError
-        When OUT is there already.
     """
     if not release.exists():
         raise ModelError(f"expected a released folder or checkpoint at {release}, found none")

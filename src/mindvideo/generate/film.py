@@ -93,13 +93,6 @@ class Film:
         n times the frames per scan.
     most_alive : int
         Most blocks alive at once so far; at most twice the steps and two.
-
-    Raises
-    ------
-    ModelError
-        For scans of another number of voxels.
-    SettingError
-        For an unsuitable size, no frames, or a negative that needs a test set.
     """
 
     def __init__(
@@ -144,8 +137,8 @@ class Film:
         left = self.n_frames
         for latents in self.latents():
             frames = to_uint8(self.pipeline.decode(latents[None], self.settings.precision))[0]
-            yield from frames[: min(left, len(frames))]
-            left -= min(left, len(frames))
+            yield from frames[:left]
+            left = max(0, left - len(frames))
 
     @torch.no_grad()
     def latents(self) -> Iterator[torch.Tensor]:
@@ -237,7 +230,7 @@ class Film:
 def frames_per_scan(tr_s: float, fps: float | None, num_frames: int | None, trained: int) -> int:
     """Frames per scan, from a rate or a count, by default as in training.
 
-    Raises SettingError unless that is a whole number on which rate and count agree.
+    SettingError unless that is a whole number on which rate and count agree.
     """
     if fps is None:
         return trained if num_frames is None else num_frames

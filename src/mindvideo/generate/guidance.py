@@ -42,14 +42,9 @@ def check_negative(name: str) -> str:
 
 
 def guide(positive: torch.Tensor, negative: torch.Tensor, scale: float) -> torch.Tensor:
-    """Guided noise, ``negative + scale * (positive - negative)`` (paper Eq. 6; Eq. 5 when the negative is null).
+    """Guided noise of the noise predicted under two conditions (paper Eq. 6; Eq. 5 when the negative is null).
 
-    Parameters
-    ----------
-    positive, negative : Tensor
-        Predicted noise under the condition and the negative condition, of one shape.
-    scale : float
-        1 gives ``positive``, 0 gives ``negative``.
+    A scale of 1 gives ``positive``, 0 gives ``negative``.
     """
     return negative + scale * (positive - negative)
 

@@ -181,7 +181,6 @@ class MindVideoPipeline(DiffusionPipeline):
         negative_tokens: torch.Tensor | None = None,
         test_mean: Array | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
-        callback: Callable[[int, int], None] | None = None,
     ) -> VideoOutput:
         """Reconstruct one clip per window.
 
@@ -209,8 +208,6 @@ class MindVideoPipeline(DiffusionPipeline):
             Mean test window (W, V), for ``negative="test_mean"``.
         precision : {"fp32", "bf16"}
             bf16 runs the networks under autocast; the sampler stays in fp32.
-        callback : callable, optional
-            Called with (steps done, steps).
 
         Raises
         ------
@@ -235,13 +232,7 @@ class MindVideoPipeline(DiffusionPipeline):
         latents = self._initial_latents(shape, generator, latents)
         plan = Plan(steps, scale, is_bf16=precision == "bf16")
         with self.progress_bar(total=steps) as bar:
-
-            def advance(done: int, of: int) -> None:
-                bar.update()
-                if callback is not None:
-                    callback(done, of)
-
-            latents = denoise(self.unet, self.scheduler, latents, positive, unwanted, plan, advance)
+            latents = denoise(self.unet, self.scheduler, latents, positive, unwanted, plan, bar.update)
         made: Any = latents if output_type == "latent" else self.decode(latents, precision)
         self.maybe_free_model_hooks()
         return VideoOutput(frames=to_uint8(made) if output_type == "uint8" else made)
@@ -305,10 +296,7 @@ class MindVideoPipeline(DiffusionPipeline):
     def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> MindVideoPipeline:
         """Load a local folder that ``save_pretrained`` wrote, with weights of ``dtype``.
 
-        Raises
-        ------
-        ModelError
-            Naming the part that is missing, incomplete, or of another width.
+        ModelError names the part that is missing, incomplete, or of another width.
         """
         folder = Path(folder)
         index = _read_index(folder)

@@ -107,10 +107,7 @@ def assemble_pipeline(
 ) -> MindVideoPipeline:
     """The study's encoder and UNet, or its student, with the foundation's VAE and noise schedule.
 
-    Raises
-    ------
-    ModelError
-        When a part is missing, or the encoder was trained on other voxels than the stores'.
+    ModelError when a part is missing, or the encoder was trained on other voxels than the stores'.
     """
     encoder = load_encoder(_require_part(run_dir / "cotrain" / "fmri_encoder"))
     encoder.require_voxels([store.layout for store in stores], run_dir / "cotrain" / "fmri_encoder")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +45,15 @@ class Recorded:
     person: int = 0
 
 
-def describe_store(store: Store) -> Recorded:
+def _describe_store(store: Store) -> dict[str, Any]:
     """What a store's scans are; a model trained on it keeps this."""
-    vertex = tuple(int(position) for position in store.vertex)
-    return Recorded(vertex, store.voxel_id, store.tr_s, store.lag_s)
+    return {name: getattr(store, name) for name in ("voxel_id", "tr_s", "lag_s")} | {"vertex": store.vertex.tolist()}
 
 
 def write_recorded(stores: Sequence[Store], folder: Path) -> None:
     """Write ``recording.json``: each person's voxel selection and timing."""
-    kept = ("vertex", "voxel_id", "tr_s", "lag_s")
-    described = [
-        {name: part for name, part in asdict(describe_store(store)).items() if name in kept} for store in stores
-    ]
-    people = [{"subject": store.subject, **part} for store, part in zip(stores, described, strict=True)]
-    content = described[0] if len(stores) == 1 else {"people": people}
+    people = [{"subject": store.subject, **_describe_store(store)} for store in stores]
+    content = _describe_store(stores[0]) if len(stores) == 1 else {"people": people}
     (folder / RECORDING_FILE).write_text(json.dumps(content) + "\n")
 
 
@@ -66,21 +61,14 @@ def read_recorded(model: Path, store: Path | None = None) -> Recorded:
     """What a model's scans are, from its folder, or from the store of its run.
 
     The store is needed where the model was saved without ``recording.json``, or is of several people.
-
-    Raises
-    ------
-    ModelError
-        If neither says which voxels the model was made for, or whose.
+    ModelError if neither says which voxels the model was made for, or whose.
     """
     path = model / RECORDING_FILE
     if path.is_file():
         try:
             content = json.loads(path.read_text())
-            number, content = _whose(content["people"], model, store) if "people" in content else (0, content)
-            vertex = tuple(int(position) for position in content["vertex"])
-            found = Recorded(
-                vertex, content["voxel_id"], content["tr_s"], content["lag_s"], content.get("subject", ""), number
-            )
+            person, entry = _whose(content["people"], model, store) if "people" in content else (0, content)
+            found = _read_entry(entry, person)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"expected vertex, tr_s and lag_s in {path}, found other content ({error})") from None
         if identify_voxels(np.array(found.vertex)) != found.voxel_id:
@@ -91,7 +79,13 @@ def read_recorded(model: Path, store: Path | None = None) -> Recorded:
             f"expected {RECORDING_FILE} in {model}, found none, so it is not known which voxels the model was made "
             "for; give the run folder it came from, or run reconstruct again"
         )
-    return describe_store(Store.open(store))
+    return _read_entry(_describe_store(Store.open(store)))
+
+
+def _read_entry(content: dict[str, Any], person: int = 0) -> Recorded:
+    vertex = tuple(int(position) for position in content["vertex"])
+    timing = content["voxel_id"], content["tr_s"], content["lag_s"]
+    return Recorded(vertex, *timing, content.get("subject", ""), person)
 
 
 def _whose(people: list[dict[str, Any]], model: Path, store: Path | None) -> tuple[int, dict[str, Any]]:
@@ -125,11 +119,6 @@ def read_scans(
     Returns
     -------
     ndarray, float32 (n, V)
-
-    Raises
-    ------
-    DataError
-        For another TR, vertices that are not in a file, volumes that are not there, or constant vertices.
     """
     vertex = np.array(recorded.vertex)
     if vertex.min() < 0 or vertex.max() >= N_CORTEX:

@@ -40,7 +40,7 @@ def denoise(
     positive: torch.Tensor,
     negative: torch.Tensor | None,
     plan: Plan,
-    advance: Callable[[int, int], None] | None = None,
+    advance: Callable[[], object] = lambda: None,
 ) -> torch.Tensor:
     """Sample latents under a condition and, by guidance, away from another.
 
@@ -52,7 +52,7 @@ def denoise(
     negative : Tensor, (1, L, C) float32, optional
         None: no guidance.
     advance : callable, optional
-        Called after each step with (steps done, steps).
+        Called after each step.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def denoise(
     condition = (positive if negative is None else torch.cat([negative.expand_as(positive), positive])).to(dtype)
     # One autocast for all steps: it casts the weights once, and the held condition is projected once.
     with autocast(device, plan.is_bf16), unet.constant_condition():
-        for index, timestep in enumerate(scheduler.timesteps[:]):
+        for timestep in scheduler.timesteps[:]:
             scaled = scheduler.scale_model_input(latents, timestep).to(dtype)
             noise = unet(scaled.repeat(1 + is_guided, 1, 1, 1, 1), timestep, condition).sample.float()
             # Eq. 6 holds for a UNet that predicts v as well: at given latents v is linear in the noise.
@@ -78,6 +78,5 @@ def denoise(
                 noise = guide(wanted, unwanted, plan.guidance_scale)
             with autocast(device, False):
                 latents = scheduler.step(noise, timestep, latents).prev_sample
-            if advance is not None:
-                advance(index + 1, plan.steps)
+            advance()
     return latents
