@@ -53,8 +53,7 @@ class BandedRidge:
 
     Attributes
     ----------
-    alpha : ndarray (T,)
-    weighting : ndarray (W, T)
+    alpha, weighting : ndarray (T,), (W, T)
         What was chosen for each target.
     chosen_on : {"validation", "cross_validation"}
     chosen_MT : ndarray, float32
@@ -166,8 +165,7 @@ class BandedRidge:
     def _solve(self, kernels_WNN: np.ndarray, centred_NT: np.ndarray) -> np.ndarray:
         """Dual weights (N, T), one decomposition for each pair of weighting and penalty that was chosen.
 
-        (himalaya's own solver takes all targets' penalties at once, but needs N · N · T numbers for
-        it.)
+        himalaya's own solver takes all targets' penalties at once, but needs N · N · T numbers.
         """
         dual_NT = np.empty(centred_NT.shape)
         pairs = np.round(np.vstack([self.weighting, np.log(self.alpha)]), 9)

@@ -80,17 +80,9 @@ class StoreWithoutTest(Store):
 class MethodContext:
     """Where and with what one of our own rivals works.
 
-    Attributes
-    ----------
-    recipe : Recipe
-        Of the study; ``recipe.baseline`` holds the rivals' settings.
-    run_dir : Path
-        The study's folder; frozen features under ``run_dir/features`` are shared with its stages.
-    folder : Path
-        The rival's own; a training loop keeps its log and checkpoint here.
-    seed : int
-        The rival's own seed, from the study's.
-    progress : callable, optional
+    ``recipe`` is the study's, with the rivals' settings in ``recipe.baseline``, ``run_dir`` the study's folder, whose
+    frozen features are shared, ``folder`` the rival's own, where a training loop keeps its log and checkpoint, and
+    ``seed`` the rival's own.
     """
 
     recipe: Recipe

@@ -28,12 +28,8 @@ from mindvideo.models.foundation import Foundation
 class ChosenWindows(Shown):
     """The test windows of a study as ``reconstruct`` chooses them; a method sees them only once it is fitted.
 
-    Attributes
-    ----------
-    chosen : ndarray of int (n,)
-        Indices of the windows among all test windows.
-    block : ndarray of int (n,)
-        Blocks that are permuted and resampled together, as in ``evaluate``.
+    ``chosen`` (n,) are their indices among all test windows, ``block`` (n,) the blocks that are permuted and
+    resampled together, as in ``evaluate``.
     """
 
     def __init__(self, recipe: Recipe, store: Store) -> None:
@@ -82,12 +78,8 @@ def score_categories(
 
     ``name_categories`` gives fMRI windows (B, W, V) class probabilities (B, classes) of the
     foundation's image classifier. The ground truth is the three classes of the middle frame that
-    the classifier thinks most probable.
-
-    Returns
-    -------
-    dict
-        ``{N}way``: ``value``, ``shuffled`` and ``p_shuffled`` (one-sided, blocks permuted).
+    the classifier thinks most probable. Of each ``{N}way``: ``value``, ``shuffled`` and ``p_shuffled``
+    (one-sided, blocks permuted).
     """
     settings, n = windows.recipe.evaluate, len(windows.chosen)
     truth = top_classes(foundation.classify_images(windows.truth[:, windows.truth.shape[1] // 2]))

@@ -27,6 +27,7 @@ from mindvideo.baselines.base import MethodContext
 from mindvideo.baselines.vision import VisionNetwork
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
+from mindvideo.generate.clips import split_batches
 
 READ = 32
 """Windows whose frames are in memory at once."""
@@ -59,7 +60,7 @@ class Linear:
     def _early_components(self, windows: Windows) -> Components:
         """Principal components of feature maps, and their de-convolution, from a frame of each of ``MOST_ROWS`` windows."""
         chosen = np.unique(np.linspace(0, len(windows) - 1, min(len(windows), MOST_ROWS)).astype(int))
-        batches = [chosen[start : start + READ] for start in range(0, len(chosen), READ)]
+        batches = [chosen[positions] for positions in split_batches(len(chosen), READ)]
 
         def read(number: int) -> np.ndarray:
             index = batches[number]
@@ -72,15 +73,15 @@ class Linear:
     def _targets(self, windows: Windows) -> np.ndarray:
         """Early components of every frame and the mean semantic features, float32 (N, F · Q + D)."""
         rows = []
-        for start in range(0, len(windows), READ):
-            clips = windows.frames(np.arange(start, min(start + READ, len(windows))))
+        for index in split_batches(len(windows), READ):
+            clips = windows.frames(index)
             n, n_frames = clips.shape[:2]
             flat = clips.reshape(-1, *clips.shape[2:])
             early = self.components.scores(self.network.early(flat)).reshape(n, -1)
             semantic = self.network.semantic(flat).reshape(n, n_frames, -1).mean(axis=1)
             rows.append(np.concatenate([early, semantic], axis=1))
             if self.context.progress is not None:
-                self.context.progress(start + n, len(windows), {})
+                self.context.progress(int(index[-1]) + 1, len(windows), {})
         return np.concatenate(rows).astype(np.float32)
 
     def reconstruct(self, fmri: np.ndarray) -> np.ndarray:

@@ -67,10 +67,7 @@ class PictureUNet(UNet2DConditionModel):
 def condition_twice(unet: UNet2DConditionModel) -> PictureUNet:
     """A copy whose time embedding also takes a projection, zero at first, of the mean condition token (B, C).
 
-    Raises
-    ------
-    ModelError
-        Where the model already uses a class embedding.
+    ModelError where the model already uses a class embedding.
     """
     config: dict[str, Any] = dict(unet.config)
     if config.get("class_embed_type") or config.get("num_class_embeds"):

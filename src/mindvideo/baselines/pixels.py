@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from mindvideo.data.windows import Windows
+from mindvideo.generate.clips import split_batches
 
 VALIDATION_BATCH = 16
 
@@ -56,8 +57,7 @@ def held_out_pixel_loss(
     ``make`` maps indices (B,) of the windows whose fMRI is used to clips (B, 3, F, H, W).
     """
     sums = {"validation_pixel_loss": 0.0, "validation_pixel_loss_shuffled": 0.0}
-    for start in range(0, len(windows), VALIDATION_BATCH):
-        index = np.arange(start, min(start + VALIDATION_BATCH, len(windows)))
+    for index in split_batches(len(windows), VALIDATION_BATCH):
         real = as_tensor(windows.frames(index), device)
         for name, rows in zip(sums, (index, (index + len(windows) // 2) % len(windows)), strict=True):
             sums[name] += float(F.l1_loss(make(rows), real)) * len(index)

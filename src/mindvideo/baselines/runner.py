@@ -200,12 +200,7 @@ def run_rival(
 ) -> bool:
     """Fit a rival, reconstruct, score; whether anything ran, since nothing does where the result is up to date.
 
-    Parameters
-    ----------
-    name : str
-        A key of ``RIVALS``, or any name where ``method`` is given.
-    method : str, optional
-        ``module:Class`` of a user's own `Method`.
+    ``name`` is a key of ``RIVALS``, or any where ``method`` gives the ``module:Class`` of a user's own `Method`.
     """
     if method is None and name not in RIVALS:
         raise SettingError(
@@ -226,13 +221,10 @@ def run_rival(
     if method is None:
         module, class_name = RIVALS[name]
         device = distributed.device()
-        precision = settled_precision(run_dir / "reconstruct") or resolve_precision(
-            recipe.reconstruct.precision, device
-        )
+        settled = settled_precision(run_dir / "reconstruct")
+        sampled = sampling_in(recipe, settled or resolve_precision(recipe.reconstruct.precision, device))
         seed = stage_seed(recipe.seed, f"baseline {name}")
-        context = MethodContext(
-            sampling_in(recipe, precision), run_dir, attempt.folder, attempt.foundation, device, seed, progress
-        )
+        context = MethodContext(sampled, run_dir, attempt.folder, attempt.foundation, device, seed, progress)
         rival: Method = getattr(importlib.import_module(module), class_name)(context)
     else:
         rival = load_class(method)()
@@ -249,8 +241,7 @@ def run_rival(
 
     with measure_cost() as costs["reconstruct"]:
         clips = attempt.fill(dict.fromkeys(MADE, make))
-    name_categories = getattr(rival, "categories", None)
-    if name_categories is not None:
+    if (name_categories := getattr(rival, "categories", None)) is not None:
         figures = score_categories(name_categories, windows, attempt.foundation)
         write_json(attempt.folder / "categories.json", figures)
     attempt.finish(clips, costs)

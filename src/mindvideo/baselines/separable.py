@@ -45,6 +45,7 @@ from mindvideo.data.video import SUFFIXES, read_duration, read_frames
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
 from mindvideo.files import walk_files
+from mindvideo.generate.clips import split_batches
 from mindvideo.train.features import compute_table
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable
 from mindvideo.train.stage import refuse_checkpointing
@@ -150,12 +151,11 @@ class EncoderTask:
     @torch.inference_mode()
     def validate(self, step: int) -> dict[str, float]:
         """Mean over voxels of the correlation between predicted and recorded validation fMRI."""
-        windows, found, truth = self.windows["validation"], [], []
-        for start in range(0, len(windows), VALIDATION_BATCH):
-            index = np.arange(start, min(start + VALIDATION_BATCH, len(windows)))
-            found.append(self.encoder(as_tensor(windows.frames(index), self.device)).cpu())
-            truth.append(torch.from_numpy(windows.fmri(index)))
-        first, second = (torch.cat(part).flatten(1) for part in (found, truth))
+        windows = self.windows["validation"]
+        batches = split_batches(len(windows), VALIDATION_BATCH)
+        found = [self.encoder(as_tensor(windows.frames(index), self.device)).cpu() for index in batches]
+        first = torch.cat(found).flatten(1)
+        second = torch.from_numpy(windows.fmri(np.arange(len(windows)))).flatten(1)
         r = F.cosine_similarity(first - first.mean(dim=0), second - second.mean(dim=0), dim=0)
         return {"validation_voxel_r": float(r.mean())}
 

@@ -46,14 +46,10 @@ def list_methods(run_dir: Path, seeds: int = 1) -> dict[str, list[Path]]:
 def collect(run_dir: Path, seeds: int = 1) -> list[dict[str, Any]]:
     """One entry per method that has scores, the main method first; DataError where there is none.
 
-    Returns
-    -------
-    list of dict
-        ``method``, ``seconds``, ``peak_memory_bytes`` (None where nothing was run), and ``scores``:
-        for each score ``value``, ``interval``, ``from_brain``, and for ``shuffled`` and ``mean``
-        the value, ``p_…`` and ``p_holm_…`` (over the method's scores). With several seeds: means of
-        values and costs, ``sd`` of the value, the largest P; ``from_brain`` must hold with every
-        seed.
+    Each has ``method``, ``seconds``, ``peak_memory_bytes`` (None where nothing was run), and ``scores``: for
+    each score ``value``, ``interval``, ``from_brain``, and for ``shuffled`` and ``mean`` the value,
+    ``p_…`` and ``p_holm_…`` (over the method's scores). With several seeds: means of values and costs,
+    ``sd`` of the value, the largest P; ``from_brain`` must hold with every seed.
     """
     rows = []
     for name, folders in list_methods(run_dir, seeds).items():
@@ -78,15 +74,12 @@ def _over_seeds(entries: list[ScoreResult]) -> dict[str, Any]:
     first, verdicts = entries[0], [entry.from_brain for entry in entries]
     of_value = mean_and_sd([entry.value for entry in entries])
     found: dict[str, Any] = {key: getattr(first, key) for key in ("interval", "n", "higher_is_better", "is_main")}
-    found |= {
-        "value": of_value["value"],
-        "sd": of_value["sd"],
-        "from_brain": None if None in verdicts else all(verdicts),
-    }
+    found |= {key: of_value[key] for key in ("value", "sd")}
+    found["from_brain"] = None if None in verdicts else all(verdicts)
     for name in CONTROLS:
         found[name] = mean_and_sd([entry.controls.get(name) for entry in entries])["value"]
-        for key, values in (("p", [entry.p for entry in entries]), ("p_holm", [entry.p_holm for entry in entries])):
-            known = [p for each in values if (p := each.get(name)) is not None]
+        for key in ("p", "p_holm"):
+            known = [p for entry in entries if (p := getattr(entry, key).get(name)) is not None]
             found[f"{key}_{name}"] = max(known, default=None)
     return found
 
