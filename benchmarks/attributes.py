@@ -43,8 +43,8 @@ def read_out(train_NV: np.ndarray, train_names: np.ndarray, test_MV: np.ndarray)
     set_backend("numpy")
     centre, scale = train_NV.mean(axis=0), train_NV.std()
     train, test = ((part - centre).astype(np.float64) / scale for part in (train_NV, test_MV))
-    names, number = np.unique(train_names, return_inverse=True)
-    targets = np.eye(len(names))[number]
+    names, index = np.unique(train_names, return_inverse=True)
+    targets = np.eye(len(names))[index]
     share = targets.mean(axis=0)
     model = KernelRidgeCV(alphas=ALPHAS, kernel="precomputed", cv=5, solver_params={"local_alpha": False}, warn=False)
     model.fit(train @ train.T, targets - share)

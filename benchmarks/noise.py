@@ -37,17 +37,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--noise", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     settings = Simulate(train_segments=18, test_segments=1, segment_s=480, areas="cortex")
-    subject = SimulatedSubject.create(np.random.default_rng([given.seed, 1]), choose_vertices("cortex", given.seed))
+    subject = SimulatedSubject.create(
+        np.random.default_rng([arguments.seed, 1]), choose_vertices("cortex", arguments.seed)
+    )
     correlations: list[np.ndarray] = []
     residuals: list[np.ndarray] = []
     for segment in (segment for segment in list_segments(settings) if not segment.is_test):
-        response = subject.respond(film_features(segment.film(given.seed), settings.size), segment.times_s)
+        response = subject.respond(film_features(segment.film(arguments.seed), settings.size), segment.times_s)
         runs = []
         for run in (1, 2):
-            rng = np.random.default_rng([given.seed, 2, segment.index, run])
-            runs.append(detrend_and_standardise(subject.record(response, TR_S, rng, given.noise)))
+            rng = np.random.default_rng([arguments.seed, 2, segment.index, run])
+            runs.append(detrend_and_standardise(subject.record(response, TR_S, rng, arguments.noise)))
         correlations.append(repeat_correlation(*runs))
         if sum(map(len, residuals)) < N_SCANS:
             residuals.append((runs[0] - runs[1])[: N_SCANS // 6] / np.float32(np.sqrt(2)))
@@ -64,7 +66,7 @@ def main() -> None:
         (f"vertices of {len(r):,} that pass the paper's test", f"{len(passed):,}", "about 12,000 (7,500 for subject 3)"),
         ("of these, vertices that do not answer to films", f"{int((~tuned[passed]).sum()):,}", "–"),
     ]  # fmt: skip
-    print(f"\n| figure, noise {given.noise:g} | simulated | published |\n|---|---|---|")
+    print(f"\n| figure, noise {arguments.noise:g} | simulated | published |\n|---|---|---|")
     print("\n".join(f"| {name} | {found} | {published} |" for name, found, published in rows))
 
 

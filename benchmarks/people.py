@@ -43,10 +43,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--apart", action="store_true")
-    given = parser.parse_args()
-    settings = Simulate(train_segments=max(3, given.films), segment_s=given.seconds)
-    segments = list_segments(settings)[: given.films]
-    features = [film_features(segment.film(given.seed)) for segment in segments]
+    arguments = parser.parse_args()
+    settings = Simulate(train_segments=max(3, arguments.films), segment_s=arguments.seconds)
+    segments = list_segments(settings)[: arguments.films]
+    features = [film_features(segment.film(arguments.seed)) for segment in segments]
     times = [segment.times_s[1:-4] for segment in segments]
     vertex = tuned_and_around()
     area = areas_of(vertex)
@@ -58,22 +58,24 @@ def main() -> None:
         return np.stack([subject.respond(one, at)[:, tuned] for one, at in zip(features, times, strict=True)])
 
     r_apart = np.full(len(tuned), np.nan)
-    if given.apart:
-        apart = (SimulatedSubject.create(np.random.default_rng([given.seed, 77, i]), vertex) for i in (0, 1))
+    if arguments.apart:
+        apart = (SimulatedSubject.create(np.random.default_rng([arguments.seed, 77, i]), vertex) for i in (0, 1))
         r_apart = correlate(*map(respond, apart))
-    shared = SimulatedSubject.create(draw_from(given.seed, Draw.SUBJECT), vertex)
-    clean, runs, reliability, answers = [], [], [], []
+    shared = SimulatedSubject.create(draw_from(arguments.seed, Draw.SUBJECT), vertex)
+    clean, runs, reliability, informative = [], [], [], []
     print("| subject | between-run r, median | HRF peak, mean, s | maps off by, mm (rms) | vertices in another area |")
     print("|---|---|---|---|---|")
-    for number in range(1, given.subjects + 1):
-        subject = shared.draw_person(draw_from(given.seed, Draw.OWN, number))
+    for number in range(1, arguments.subjects + 1):
+        subject = shared.draw_person(draw_from(arguments.seed, Draw.OWN, number))
         full = [subject.respond(one, at) for one, at in zip(features, times, strict=True)]
         clean.append(np.stack(full)[:, :, tuned])
         runs.append(
             [
                 np.stack(
                     [
-                        subject.record(one, TR_S, draw_from(given.seed, Draw.RUN, segment.index, run, number))[:, tuned]
+                        subject.record(one, TR_S, draw_from(arguments.seed, Draw.RUN, segment.index, run, number))[
+                            :, tuned
+                        ]
                         for one, segment in zip(full, segments, strict=True)
                     ]
                 )
@@ -81,10 +83,10 @@ def main() -> None:
             ]
         )
         reliability.append(correlate(*runs[-1]))
-        answers.append(subject.is_informative[tuned])
+        informative.append(subject.is_informative[tuned])
         moved = np.linalg.norm(anatomy[subject.source] - anatomy[vertex], axis=1)[tuned]
         print(
-            f"| {number} | {np.median(reliability[-1][answers[-1]]):.2f} | "
+            f"| {number} | {np.median(reliability[-1][informative[-1]]):.2f} | "
             f"{subject.hrf_peak_s[subject.is_informative].mean():.2f} | {np.sqrt((moved**2).mean()):.1f} | "
             f"{np.mean(subject.area[tuned] != area):.2f} |",
             flush=True,
@@ -92,7 +94,7 @@ def main() -> None:
 
     print("\n| area | vertices | drawn apart | noiseless | pairs from, to | mean | from recordings |")
     print("|---|---|---|---|---|---|---|")
-    pairs = list(itertools.combinations(range(given.subjects), 2))
+    pairs = list(itertools.combinations(range(arguments.subjects), 2))
     noiseless = {pair: correlate(*(clean[i] for i in pair)) for pair in pairs}
     measured = {
         (i, j): np.mean([correlate(a, b) for a, b in itertools.product(runs[i], runs[j])], axis=0) for i, j in pairs
@@ -100,7 +102,7 @@ def main() -> None:
     for name in AREA_TUNING:
         of_pair, means, corrected = [], [], []
         for i, j in pairs:
-            chosen = (area == name) & answers[i] & answers[j]
+            chosen = (area == name) & informative[i] & informative[j]
             of_pair.append(np.median(noiseless[i, j][chosen]))
             means.append(noiseless[i, j][chosen].mean())
             ceiling = np.sqrt(reliability[i][chosen].mean() * reliability[j][chosen].mean())

@@ -45,6 +45,7 @@ N_VOXELS = 6016
 
 
 def generate(root: Path, n_segments: int) -> None:
+    """Recordings, films and captions of some training segments and one test segment."""
     rng = np.random.default_rng(0)
     (root / "stimuli").mkdir(parents=True)
     strength = np.where(np.arange(N_CORTEX) % 10 == 0, 2.0, 0.0).astype(np.float32)

@@ -2,7 +2,7 @@
 
 Run with ``python benchmarks/readout.py RUN``. Ridge regression learns the captions' text tokens from one scan, from n
 training windows taken evenly over the training films, and is scored by the variance it explains on the validation films.
-Its input are the voxels, the masked model's tokens, or both; also the tokens of an untrained model. The penalty of every
+Its inputs are the voxels, the masked model's tokens, or both; also the tokens of an untrained model. The penalty of every
 component is chosen by cross-validation on the n windows alone. The test films are not read.
 """
 
@@ -33,17 +33,13 @@ def encode(model: MaskedBrainModel, scans_NV: np.ndarray) -> np.ndarray:
 
 
 def read_inputs(run: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """What ridge regression reads, by name and split, and the tokens it shall predict, by split."""
+    """What ridge regression reads, by name and split, and the tokens it is to predict, by split."""
     store, foundation = Store.open(run / "prepare" / "store.zarr"), Foundation(Study.open(run).recipe.foundation)
     trained = MaskedBrainModel.from_pretrained(run / "adapt" / "model").eval()
     torch.manual_seed(0)
     untrained = MaskedBrainModel.from_config(trained.config).eval()
-    inputs: dict[str, dict[str, np.ndarray]] = {
-        "voxels": {},
-        "tokens": {},
-        "untrained tokens": {},
-        "voxels and tokens": {},
-    }
+    names = ("voxels", "tokens", "untrained tokens", "voxels and tokens")
+    inputs: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
     targets = {}
     for split in ("train", "validation"):
         windows = Windows(store, split, 1)

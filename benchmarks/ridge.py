@@ -62,15 +62,15 @@ def main() -> None:
     parser.add_argument("--voxels", type=int, default=59412)
     parser.add_argument("--way", choices=WAYS)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    if asked.way:
-        measure(asked.way, asked.scans, asked.voxels, asked.out)
+    arguments = parser.parse_args()
+    if arguments.way:
+        measure(arguments.way, arguments.scans, arguments.voxels, arguments.out)
         return
     added, found = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for way in WAYS:
             out = Path(folder) / f"{way}.npy"
-            sizes = ["--scans", str(asked.scans), "--voxels", str(asked.voxels)]
+            sizes = ["--scans", str(arguments.scans), "--voxels", str(arguments.voxels)]
             command = [sys.executable, __file__, "--way", way, "--out", str(out), *sizes]
             said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
             added[way], inputs, seconds = int(said[0]), int(said[1]), float(said[2])

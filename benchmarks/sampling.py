@@ -59,8 +59,8 @@ class Forward:
         """The pass done in the given ways; none of them is the plain way."""
 
         def run() -> torch.Tensor:
-            form = torch.channels_last if "channels-last" in ways else torch.contiguous_format
-            self.unet.to(memory_format=form)
+            is_channels_last = "channels-last" in ways
+            self.unet.to(memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
             start = time.process_time()
             with ExitStack() as stack:
                 stack.enter_context(torch.no_grad())

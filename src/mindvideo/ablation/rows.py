@@ -6,7 +6,6 @@ against the full method, adjusted by Holm over the variants, score by score.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from mindvideo.artefacts import read_note
 from mindvideo.config import Recipe
 from mindvideo.evaluate import statistics
 from mindvideo.evaluate.compare import (
+    Comparison,
     WindowScores,
     apply_holm,
     compare_runs,
@@ -89,9 +89,7 @@ def write_table(recipe: Recipe, folder: Path, rows: Sequence[RowRuns]) -> dict[s
                 "runs": {str(seed): path.relative_to(folder).as_posix() for seed, path in sorted(row.run_dirs.items())},
                 "seconds": _seconds(row),
                 "scores": {
-                    name: _write_cell(
-                        runs[row.variant.name], name, compared.get(row.variant.name, {}).get(name), recipe
-                    )
+                    name: _write_cell(runs[row.variant.name], name, compared.get(row.variant.name), recipe)
                     for name in shown
                 },
             }
@@ -108,7 +106,7 @@ def write_table(recipe: Recipe, folder: Path, rows: Sequence[RowRuns]) -> dict[s
     return content
 
 
-def _write_cell(run: WindowScores, name: str, compared: Mapping[str, Any] | None, recipe: Recipe) -> dict[str, Any]:
+def _write_cell(run: WindowScores, name: str, compared: Comparison | None, recipe: Recipe) -> dict[str, Any]:
     known = run.known(name)
     interval = list(run.scores[name].interval)
     if run.pooled:
@@ -121,8 +119,9 @@ def _write_cell(run: WindowScores, name: str, compared: Mapping[str, Any] | None
             interval = [finite(end) for end in ends]
     cell = run.over_seeds(name) | {"n": int(known.sum()), "interval": interval}
     if compared is not None:
-        cell |= {key: compared[key] for key in ("difference", "p", "p_holm", "p_t_test", "design", "better")}
-        cell |= {"p_class": compared["p_holm_class"], "difference_interval": compared["interval"]}
+        entry = compared[name]
+        cell |= {key: entry[key] for key in ("difference", "p", "p_holm", "p_t_test", "design", "better")}
+        cell |= {"p_class": entry["p_holm_class"], "difference_interval": entry["interval"]}
     return cell
 
 
@@ -157,13 +156,11 @@ def _films(runs: Sequence[WindowScores], labels: Mapping[str, str]) -> list[dict
 
 def _seconds(row: RowRuns) -> float:
     """Seconds of the stages that this row's own runs took, without those they share."""
-    total = 0.0
-    for run_dir in row.run_dirs.values():
-        shared = read_note(run_dir / "shared.json")
-        for path in run_dir.glob("*/done.json"):
-            if path.parent.name not in shared:
-                total += json.loads(path.read_text())["seconds"]
-    return total
+    shared = {run_dir: read_note(run_dir / "shared.json") for run_dir in row.run_dirs.values()}
+    own = (
+        path for run_dir in shared for path in run_dir.glob("*/done.json") if path.parent.name not in shared[run_dir]
+    )
+    return sum((read_note(path)["seconds"] for path in own), 0.0)
 
 
 def row_label(entry: Mapping[str, Any]) -> str:

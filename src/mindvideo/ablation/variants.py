@@ -32,14 +32,8 @@ def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list
     """Every variant of a recipe, the full method first.
 
     The full method is also run on some subjects: by default the recipe's own and, in Wen 2018's
-    layout, every ``subjectN``.
-
-    Raises
-    ------
-    SettingError
-        For another subject of a simulated dataset than it has.
-    DataError
-        For a subject without recordings.
+    layout, every ``subjectN``. SettingError for a simulated subject that there is not, DataError for one
+    without recordings.
     """
     scratch: dict[str, Any] = {"align.start_from": "scratch"}
     no_pretrain: dict[str, Any] = {"pretrain.enabled": False}
@@ -103,10 +97,7 @@ def _check_subjects(recipe: Recipe, subjects: Sequence[int] | None) -> list[int]
 def choose_variants(variants: Sequence[Variant], only: Sequence[str]) -> list[Variant]:
     """The full method, against which all are compared, and those named in ``only``; all where it is empty.
 
-    Raises
-    ------
-    SettingError
-        For an unknown name, naming the nearest.
+    SettingError for an unknown name, naming the nearest.
     """
     names = [variant.name for variant in variants]
     for name in only:

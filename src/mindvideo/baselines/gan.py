@@ -4,7 +4,7 @@ Follows Wang, Yan, Huang, Li, He, Fan, "Reconstructing rapid natural vision with
 adversarial network", Cerebral Cortex 32, 2022: a linear fMRI embedding with noise conditions a generator of clips, which
 an image discriminator (single frames) and a sequence discriminator (whole clips) judge together with the embedding.
 
-Departs:
+Differences from the paper:
 
 - the embedding is ridge regression to the leading principal components of the training clips'
   latents and stays fixed, and the generator learns from out-of-fold embeddings: trained through the

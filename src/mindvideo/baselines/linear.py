@@ -4,7 +4,7 @@ Follows the decoding of Wen, Shi, Zhang, Lu, Cao, Liu, "Neural encoding and deco
 natural vision", Cerebral Cortex 28, 2018: multivariate linear models predict feature maps of a convolutional network's
 first layer, which de-convolution turns into pictures, and of its last layers, which its classifier names.
 
-Departs:
+Differences from the paper:
 
 - the foundation's image classifier (a ViT) replaces AlexNet: its patch embedding the first
   convolution, its class token the last hidden layer;

@@ -5,7 +5,7 @@ for vision decoding", CVPR 2023: the masked autoencoder's encoder reads one aver
 cross-attention's condition and, a second time, into the time embedding; encoder, projections and cross-attention are
 tuned on {scan, picture}, the rest of the diffusion model is frozen. A scan gives one picture, held for its duration.
 
-Departs:
+Differences from the paper:
 
 - the picture of a scan is one of its frames, a random one in training;
 - the time embedding takes the mean condition token through a matrix of zeros at first, so that

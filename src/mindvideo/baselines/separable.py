@@ -5,7 +5,7 @@ movies from brain activity", 2022: an encoder from frames to fMRI learns from pa
 learns from pairs and, through the fixed encoder, from films without fMRI (frames → encoder → decoder → the same
 frames), with pixel and perceptual losses; layers convolve in space and in time separately.
 
-Departs:
+Differences from the paper:
 
 - the foundation's image classifier replaces VGG in the perceptual loss;
 - a voxel's read-out of the encoder is a receptive field times channel weights, and the decoder's

@@ -40,15 +40,14 @@ class VisionNetwork:
         self.kernel = projection.weight.detach().cpu().double().flatten(1)
         self.bias = projection.bias.detach().cpu().double()
         blank = np.stack([np.full((self.size, self.size, 3), grey, np.uint8) for grey in (0, 255)])
-        low, high = foundation._pixels("image_classifier", blank)[:, :, 0, 0].double().cpu()
+        low, high = foundation._pixels("image_classifier", blank)[:, :, :1, :1].double().cpu()
         self.offset, self.range = low, high - low
 
     def pixels(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (N, 3, H, W) in [0, 1] as the network takes them, (N, 3, h, w); differentiable."""
         if frames.shape[-2:] != (self.size, self.size):
             frames = F.interpolate(frames, (self.size, self.size), mode="bilinear", antialias=True)
-        place = (1, 3, 1, 1)
-        return frames * self.range.to(frames).view(place) + self.offset.to(frames).view(place)
+        return frames * self.range.to(frames) + self.offset.to(frames)
 
     def patches(self, frames: np.ndarray) -> torch.Tensor:
         """Patches (N, P, 3 · S · S) float64 of frames uint8 (N, H, W, 3), as the network takes them."""
@@ -84,8 +83,7 @@ class VisionNetwork:
         maps = torch.from_numpy(early_NPD).double().view(len(early_NPD), count, -1)
         patches = (maps - self.bias - self.kernel @ self.mean) @ self.inverse.T + self.mean
         pixels = F.fold(patches.transpose(1, 2), (self.size, self.size), self.side, stride=self.side)
-        place = (1, 3, 1, 1)
-        frames = (pixels - self.offset.view(place)) / self.range.view(place)
+        frames = (pixels - self.offset) / self.range
         if size != self.size:
             frames = F.interpolate(frames, (size, size), mode="bilinear", antialias=True)
         return (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()

@@ -288,18 +288,16 @@ def measure_attribute(kind: str, features: Features, world: World) -> np.ndarray
 
 def _mean_where_named(right: np.ndarray, named: np.ndarray) -> np.ndarray:
     """Mean of ``right`` over the last axis where ``named``; NaN where nothing is."""
-    count = np.broadcast_to(named, right.shape).sum(axis=-1)
-    return np.where(count > 0, (right & named).sum(axis=-1) / np.maximum(count, 1), np.nan)
+    return np.ma.array(right, mask=~np.broadcast_to(named, right.shape)).mean(axis=-1).filled(np.nan)
 
 
 def _cut_ranks(embeddings: np.ndarray, is_cut: np.ndarray) -> np.ndarray:
     unit = retrieval.normalise(embeddings)
     change = 1.0 - (unit[:, 1:] * unit[:, :-1]).sum(axis=-1).min(axis=1)
-    uncut = change[~is_cut]
-    ranks = np.full(len(change), np.nan)
+    uncut, ranks = change[~is_cut], np.full(len(change), np.nan)
     if len(uncut):
-        for i in np.flatnonzero(is_cut):
-            ranks[i] = (uncut < change[i]).mean() + 0.5 * (uncut == change[i]).mean()
+        cut = change[is_cut, None]
+        ranks[is_cut] = (uncut < cut).mean(axis=1) + 0.5 * (uncut == cut).mean(axis=1)
     return ranks
 
 

@@ -173,7 +173,7 @@ def list_comparable(first: WindowScores, second: WindowScores) -> list[str]:
 
 
 def enough_permutations(n_tests: int) -> int:
-    """So many that the paper's most significant class, P < .0001, can be reached after correction for ``n_tests``."""
+    """Enough for the paper's most significant class, P < .0001, to be reached after correction for ``n_tests``."""
     return max(PERMUTATIONS, 10_001 * n_tests)
 
 

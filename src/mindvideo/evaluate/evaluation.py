@@ -29,7 +29,7 @@ from mindvideo.stages import Progress, StageContext
 OTHER_PERSON_SETS = {"shuffled": "other_person", "reconstruction": "same_scene"}
 """Another person's sets of clips, and what they are beside one's own: the window's noise is the same for all people."""
 OVER_TIME = "over_time"
-"""Stands for `Score.over_time` among what an evaluation goes without."""
+"""Key of `Score.over_time` among what an evaluation goes without."""
 
 
 def list_scores(settings: Evaluate, n_windows: int, world: attributes.World | None = None) -> list[Score]:

@@ -153,7 +153,7 @@ class ScoreResult:
     def from_brain(self) -> bool | None:
         """**The** rule for "from the brain": better than ``shuffled`` with P < .05 after Holm over the scores.
 
-        None where that was not tested. `better_baselines` belongs into the same sentence.
+        None where that was not tested. `better_baselines` belongs in the same sentence.
         """
         p, shuffled = self.p_holm.get("shuffled"), self.controls.get("shuffled")
         if p is None or shuffled is None or self.value is None or self.higher_is_better is None:

@@ -16,7 +16,7 @@ from mindvideo.data.store import Store, listed, open_stores, person_folders
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.explain import attention, occlusion
-from mindvideo.explain.surfaces import draw_flat_map, draw_inflated, draw_networks, write_turning
+from mindvideo.explain.surfaces import draw_flat_map, draw_inflated, draw_networks, write_interactive
 from mindvideo.explain.truth import (
     UNTRAINED,
     Maps,
@@ -149,8 +149,8 @@ def _network_sizes(vertex: np.ndarray) -> dict[str, dict[str, float]]:
 
 
 def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, advance: Advance) -> None:
-    """Draw attention maps and the occlusion of tokens, some also as pages to be turned."""
-    turning = [name for name in cortex if name.startswith(f"attention_{final}_")][-1:] + ["occlusion_tokens"]
+    """Draw attention maps and the occlusion of tokens, some also as interactive pages."""
+    interactive = [name for name in cortex if name.startswith(f"attention_{final}_")][-1:] + ["occlusion_tokens"]
     labels = {"attention": "attention, 1 = uniform", "occlusion": "drop in token correlation a voxel"}
     for name, values in cortex.items():
         kind = name.split("_", 1)[0]
@@ -160,8 +160,8 @@ def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, advance: A
         if kind == "attention" or name == "occlusion_tokens":
             draw_flat_map(values, folder / f"flat_{name}.png", title, labels[kind])
             draw_inflated(values, folder / f"inflated_{name}.png", title, labels[kind])
-            if name in turning:
-                write_turning(values, folder / f"surface_{name}.html", title)
+            if name in interactive:
+                write_interactive(values, folder / f"surface_{name}.html", title)
             advance("maps")
 
 

@@ -67,20 +67,20 @@ def _paint(axes: Any, side: Hemisphere, view: View, values: np.ndarray, scale: S
     """Draw one hemisphere, from back to front; grey without values, darker where it faces away."""
     points, triangles = surface("flat" if view == "flat" else "inflated", side)
     corners = points.astype(np.float64)[triangles]
-    across_up, shade = corners[:, :, :2], np.ones(len(triangles))
+    points_2d, shade = corners[:, :, :2], np.ones(len(triangles))
     if view != "flat":
         towards = (1.0 if side == "right" else -1.0) * (1.0 if view == "lateral" else -1.0)
         normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         facing = towards * normal[:, 0] / np.maximum(np.linalg.norm(normal, axis=1), 1e-12)
         front = np.flatnonzero(facing > 0)
         order = front[np.argsort(towards * corners[front, :, 0].mean(axis=1))]
-        across_up = corners[order][:, :, 1:] * np.array([towards, 1.0])
+        points_2d = corners[order][:, :, 1:] * np.array([towards, 1.0])
         triangles, shade = triangles[order], 0.6 + 0.4 * facing[order]
     means = triangle_means(values, triangles)
     colours = scale.to_rgba(np.where(np.isfinite(means), means, 0.0))[:, :3]
     colours[~np.isfinite(means)] = _BARE
     colours *= shade[:, None]
-    axes.add_collection(PolyCollection(across_up, facecolors=colours, edgecolors=colours, linewidths=0.2))
+    axes.add_collection(PolyCollection(points_2d, facecolors=colours, edgecolors=colours, linewidths=0.2))
     axes.autoscale_view()
     axes.set_aspect("equal")
     axes.set_axis_off()
@@ -129,8 +129,8 @@ def draw_inflated(values: np.ndarray, path: Path, title: str, label: str) -> Non
     save_figure(figure, path)
 
 
-def write_turning(values: np.ndarray, path: Path, title: str) -> None:
-    """Write both inflated hemispheres as a page that turns them (nilearn's, by niivue)."""
+def write_interactive(values: np.ndarray, path: Path, title: str) -> None:
+    """Write both inflated hemispheres as an interactive page (nilearn's, by niivue)."""
     low, high, is_signed = colour_limits(values)
     sides = hemisphere_values(np.clip(values, low, high))
     mesh = PolyMesh(**{side: InMemoryMesh(*surface("inflated", side)) for side in _SIDES})

@@ -64,8 +64,8 @@ def kit_reads(foundation: Foundation, clips: np.ndarray, truth: Sequence[Clip]) 
         labels = np.array([names[i].split(" ")[word] for i in range(len(names))])
         wanted, values = [getattr(clip.scene, name) for clip in truth], sorted(set(labels))
         sums = np.stack([probabilities[..., labels == value].sum(-1) for value in values], -1)
-        right = np.array(values)[sums.argmax(-1)]
-        found[name] = (right == np.array(wanted).reshape(-1, *[1] * (right.ndim - 1))).astype(float)
+        read = np.array(values)[sums.argmax(-1)]
+        found[name] = (np.array(wanted) == read.T).T.astype(float)
     return found
 
 
@@ -83,19 +83,16 @@ def judges_read(folder: Path, clips: np.ndarray, truth: Sequence[Clip]) -> Found
         right = [np.nan if at[part] is None else float(films[name][i] == names.index(str(at[part])))
                  for i, at in enumerate(middle)]  # fmt: skip
         found[name] = np.array(right)
-    both = np.stack([found.pop("column"), found.pop("row")])
-    named = ~np.isnan(both)
-    found["position"] = np.where(named.any(0), np.nansum(both, 0) / np.maximum(named.sum(0), 1), np.nan)
-    return found
+    both = np.ma.masked_invalid([found.pop("column"), found.pop("row")])
+    return found | {"position": both.mean(axis=0).filled(np.nan)}
 
 
 def place_by_clip(foundation: Foundation, clips: np.ndarray, truth: Sequence[Clip]) -> np.ndarray:
     """Whether the nearest place caption, in CLIP's embedding, is the true place, (N, F)."""
     where = [f"a {place}" for place in PLACES]
     texts = torch.nn.functional.normalize(foundation.encode_text(where)[1].float(), dim=-1)
-    pictures = torch.nn.functional.normalize(
-        foundation.encode_image(clips.reshape(-1, *clips.shape[2:])).float(), dim=-1
-    )
+    frames = foundation.encode_image(clips.reshape(-1, *clips.shape[2:])).float()
+    pictures = torch.nn.functional.normalize(frames, dim=-1)
     best = (pictures @ texts.T).argmax(1).numpy().reshape(clips.shape[:2])
     return (best == np.array([PLACES.index(clip.scene.place) for clip in truth])[:, None]).astype(float)
 
@@ -149,13 +146,9 @@ def check_generator(
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """The generator's figures on fresh scenes: ``count`` clips of one scene, and ``cuts`` with a cut.
 
-    Returns
-    -------
-    dict
-        For each attribute the lowest share, over the readers, of their own accuracy on the true clips; ``frame change``
-        as a share of the truth's; ``cuts``, the area under the ROC curve of finding them.
-    ndarray, ndarray
-        True and drawn clips, uint8 (count, F, H, W, 3).
+    For each attribute the lowest share, over the readers, of their own accuracy on the true clips; ``frame change``
+    as a share of the truth's; ``cuts``, the area under the ROC curve of finding them. Then true and drawn clips,
+    uint8 (count, F, H, W, 3).
     """
     clips, cut = fresh_clips(count), fresh_clips(cuts, with_cut=True)
     truth = np.stack([clip.frames() for clip in clips])

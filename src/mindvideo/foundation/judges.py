@@ -28,12 +28,7 @@ def _block(narrow: int, wide: int, stride: int, frames: int) -> nn.Sequential:
 
 
 class Judge(nn.Module):
-    """Reads attributes of pictures (one frame) or of films (six).
-
-    Parameters
-    ----------
-    kind : {"image", "video"}
-    """
+    """Reads attributes of pictures (``image``, one frame) or of films (``video``, six)."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -67,17 +62,9 @@ def load_judge(kind: str, folder: Path) -> Judge:
 
 @torch.inference_mode()
 def judge_clips(judge: Judge, clips: np.ndarray) -> dict[str, np.ndarray]:
-    """What a judge sees: for each attribute the index of the likeliest value in `NAMES`.
+    """What a judge sees in clips (N, F, 64, 64, 3), uint8: for each attribute the index of the likeliest value in `NAMES`.
 
-    Parameters
-    ----------
-    judge : Judge
-    clips : ndarray, uint8 (N, F, 64, 64, 3)
-
-    Returns
-    -------
-    dict of str to ndarray, int
-        (N, F) of each frame for pictures, (N,) for films.
+    (N, F) of each frame for pictures, (N,) for films.
     """
     found: dict[str, list[np.ndarray]] = {name: [] for name in SEES[judge.kind]}
     for start in range(0, len(clips), 32):

@@ -83,11 +83,11 @@ def _compose(
     side_by_side = shared = None
     about: list[dict[str, Any]] = []
     if len(runs) > 1:
-        entrants = [comparison.Column(item.name, item, i) for i, item in enumerate(_named_apart(runs))]
-        about = comparison.describe_runs(entrants)
-        alone = [entrant for entrant in entrants if not entrant.run.people]  # people's mean is no rival of theirs
+        columns = [comparison.Column(item.name, item, i) for i, item in enumerate(_named_apart(runs))]
+        about = comparison.describe_runs(columns)
+        alone = [column for column in columns if not column.run.people]  # people's mean is no rival of theirs
         side_by_side = _compare(alone, "differences.json", assets, tested)
-        shared = describe_shared([entrant.run for entrant in alone], assets, [entrant.index for entrant in alone])
+        shared = describe_shared([column.run for column in alone], assets, [column.index for column in alone])
     content = {
         "pages": pages,
         "people": [name for item in runs for name in item.people],
@@ -111,10 +111,10 @@ def _named_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def _compare(
-    entrants: list[comparison.Column], file: str, assets: Assets, tested: dict[str, Any]
+    columns: list[comparison.Column], file: str, assets: Assets, tested: dict[str, Any]
 ) -> dict[str, Any] | None:
-    found = comparison.measure_differences(entrants)
-    table = comparison.tabulate(entrants, found, file)
+    found = comparison.measure_differences(columns)
+    table = comparison.tabulate(columns, found, file)
     if table is None:
         return None
     tested[file] = found
