@@ -93,15 +93,14 @@ class MethodContext:
     seed: int
     progress: Progress | None = None
 
-    @property
-    def window(self) -> int:
-        """Scans per window W."""
-        return self.recipe.align.window
-
     def windows(self, store: Store, window: int | None = None) -> SplitWindows:
         """Training windows and, where films are held out, validation windows."""
         splits: tuple[Split, ...] = get_args(Split)
-        return {split: Windows(store, split, window or self.window) for split in splits if store.segments(split)}
+        return {
+            split: Windows(store, split, window or self.recipe.align.window)
+            for split in splits
+            if store.segments(split)
+        }
 
     def train(self, task: Any, settings: Optimise, part: str = "", seed: int | None = None) -> None:
         """Train a task with the stages' own loop, in ``folder`` or its sub-folder ``part``.

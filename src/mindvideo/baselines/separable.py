@@ -284,7 +284,7 @@ class Separable:
         unlabelled = later_clips(windows["train"]) if settings.films is None else film_clips(context, store)
         torch.manual_seed(context.seed)
         shape = (store.num_frames, store.size, settings.width)
-        encoder = FramesToFmri(context.window, store.n_voxels, *shape)
+        encoder = FramesToFmri(context.recipe.align.window, store.n_voxels, *shape)
         first = settings.model_copy(update={"steps": settings.encoder_steps})
         context.train(EncoderTask(encoder, windows, context.device), first, "encoder")
         torch.manual_seed(context.seed + 1)

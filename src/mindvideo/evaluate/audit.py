@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,8 +10,8 @@ from dataclasses import asdict
 import numpy as np
 
 from mindvideo.data.store import Store
+from mindvideo.data.voxels import repeat_correlation
 from mindvideo.data.windows import near_duplicates
-from mindvideo.errors import DataError
 
 
 def noise_ceiling(repeats: np.ndarray) -> np.ndarray:
@@ -20,16 +21,9 @@ def noise_ceiling(repeats: np.ndarray) -> np.ndarray:
     / (1 + (R − 1) r) (Spearman–Brown); the ceiling is its square root, 0 where r is not positive
     (Lage-Castellanos et al. 2019, PLoS Computational Biology 15, e1006397).
     """
-    repeats = np.asarray(repeats, dtype=np.float64)
-    if repeats.ndim != 3 or len(repeats) < 2:
-        raise DataError(f"expected two or more repeats (R, n, V) for a noise ceiling, found shape {repeats.shape}")
+    pairs = itertools.combinations(repeats, 2)
+    r = np.mean([np.nan_to_num(repeat_correlation(*pair)) for pair in pairs], axis=0).clip(0.0, 1.0)
     n_runs = len(repeats)
-    centred = repeats - repeats.mean(axis=1, keepdims=True)
-    length = np.sqrt((centred**2).sum(axis=1, keepdims=True))
-    unit = np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)
-    total = (unit.sum(axis=0) ** 2).sum(axis=0)
-    alone = (unit**2).sum(axis=(0, 1))
-    r = np.clip((total - alone) / (n_runs * (n_runs - 1)), 0.0, 1.0)
     return np.sqrt(n_runs * r / (1 + (n_runs - 1) * r))
 
 

@@ -21,7 +21,7 @@ from mindvideo.config import Recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
-from mindvideo.generate.guidance import describe_negative, is_transductive
+from mindvideo.generate.guidance import LABELS
 from mindvideo.generate.pipeline import MindVideoPipeline, to_uint8
 from mindvideo.models.foundation import Foundation
 
@@ -192,7 +192,7 @@ class ClipMaker(Shown):
     def labels(self) -> dict[str, str]:
         """What each name is, for tables and captions."""
         negative = self.recipe.reconstruct.negative
-        known = {"truth": "what was shown", "reconstruction": f"reconstruction; {describe_negative(negative)}"}
+        known = {"truth": "what was shown", "reconstruction": f"reconstruction; {LABELS[negative]}"}
         return {name: known.get(name) or clip_set(name, negative).definition for name in self.names}
 
     @property
@@ -203,7 +203,7 @@ class ClipMaker(Shown):
     @cached_property
     def test_mean(self) -> np.ndarray | None:
         """Mean test window (W, V), if the recipe asks for this transductive negative."""
-        return self.windows.mean_fmri() if is_transductive(self.recipe.reconstruct.negative) else None
+        return self.windows.mean_fmri() if self.recipe.reconstruct.negative == "test_mean" else None
 
     def make(self, name: str, positions: np.ndarray) -> np.ndarray:
         """Clips of the windows at ``positions`` under ``name``."""

@@ -20,16 +20,6 @@ LABELS = {
 }
 
 
-def is_transductive(name: str) -> bool:
-    """Whether this negative uses other test windows: only the paper's ``test_mean`` does."""
-    return check_negative(name) == "test_mean"
-
-
-def describe_negative(name: str) -> str:
-    """What the negative is, for every result made with it."""
-    return LABELS[check_negative(name)]
-
-
 def check_negative(name: str) -> str:
     """Return ``name``; SettingError with the nearest valid name if it is unknown."""
     if name not in LABELS:

@@ -27,7 +27,6 @@ from mindvideo.data.store import Store, open_stores, person_folders
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.generate.clips import ClipMaker, split_batches
-from mindvideo.generate.guidance import is_transductive
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.recording import write_recorded
 from mindvideo.generate.scheduler import make_scheduler
@@ -94,7 +93,7 @@ def reconstruct_person(
             if distributed.is_main():
                 write_text(folder / "windows.json", json.dumps(makers.describe(blocks[chosen]), indent=1))
             negative = recipe.reconstruct.negative
-            about = {"negative": negative, "is_transductive": is_transductive(negative), **makers.about_frames}
+            about = {"negative": negative, "is_transductive": negative == "test_mean", **makers.about_frames}
             clips = open_clips(folder / "clips.zarr", makers.labels, makers.shape, len(chosen), fingerprint, **about)
         fill_clips(clips, make, recipe.reconstruct.batch_size, progress)
         if distributed.is_main():
