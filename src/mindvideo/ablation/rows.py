@@ -16,7 +16,7 @@ import numpy as np
 from mindvideo.ablation.variants import FULL, Variant
 from mindvideo.artefacts import read_note
 from mindvideo.config import Recipe
-from mindvideo.evaluate import statistics
+from mindvideo.evaluate.aggregate import mean_interval
 from mindvideo.evaluate.compare import (
     Comparison,
     WindowScores,
@@ -27,7 +27,6 @@ from mindvideo.evaluate.compare import (
     read_seeds,
     smallest_p_holm,
 )
-from mindvideo.evaluate.score import finite
 from mindvideo.evaluate.tables import tidy_rows, with_arrow, write_score, write_tables
 from mindvideo.report.wording import CLASSES
 
@@ -107,17 +106,11 @@ def write_table(recipe: Recipe, folder: Path, rows: Sequence[RowRuns]) -> dict[s
 
 
 def _write_cell(run: WindowScores, name: str, compared: Comparison | None, recipe: Recipe) -> dict[str, Any]:
-    known = run.known(name)
-    interval = list(run.scores[name].interval)
+    interval = run.scores[name].interval
     if run.pooled:
-        interval = [None, None]
-        if known.any():
-            ends = statistics.block_bootstrap_interval(
-                run.values[name][known], run.block[known], recipe.evaluate.bootstraps,
-                np.random.default_rng([recipe.seed, 1]),
-            )  # fmt: skip
-            interval = [finite(end) for end in ends]
-    cell = run.over_seeds(name) | {"n": int(known.sum()), "interval": interval}
+        rng = np.random.default_rng([recipe.seed, 1])
+        interval = mean_interval(run.values[name], run.block, recipe.evaluate.bootstraps, rng)
+    cell = run.over_seeds(name) | {"n": int(run.known(name).sum()), "interval": interval}
     if compared is not None:
         entry = compared[name]
         cell |= {key: entry[key] for key in ("difference", "p", "p_holm", "p_t_test", "design", "better")}

@@ -31,6 +31,15 @@ def mean_of_finite(values: np.ndarray) -> float | None:
     return float(values[known].mean()) if known.any() else None
 
 
+def mean_interval(values: np.ndarray, block: np.ndarray, bootstraps: int, rng: np.random.Generator) -> Interval:
+    """The 95 % interval of the mean of the finite values, by resampling blocks."""
+    known = np.isfinite(values)
+    if not known.any():
+        return None, None
+    low, high = statistics.block_bootstrap_interval(values[known], block[known], bootstraps, rng)
+    return finite(low), finite(high)
+
+
 @dataclass(frozen=True)
 class Aggregator:
     """Turns values by window into results: the blocks, the seed and the settings of one evaluation."""
@@ -41,13 +50,8 @@ class Aggregator:
     seed: int
 
     def interval(self, values: np.ndarray, *words: str) -> Interval:
-        """The 95 % interval of the mean, by resampling blocks."""
-        known = np.isfinite(values)
-        if not known.any():
-            return (None, None)
-        rng = make_rng(self.seed, *words)
-        ends = statistics.block_bootstrap_interval(values[known], self.block[known], self.settings.bootstraps, rng)
-        return finite(ends[0]), finite(ends[1])
+        """`mean_interval`, with random numbers of its own for every purpose."""
+        return mean_interval(values, self.block, self.settings.bootstraps, make_rng(self.seed, *words))
 
     def summarise(self, score: Score, values: Mapping[str, np.ndarray], network: str) -> ScoreResult:
         """Value, interval, controls and P-values of one score from its values by window and set."""
