@@ -36,7 +36,7 @@ PIXEL = "ssim_rgb"
 
 @dataclass(frozen=True)
 class RowRuns:
-    """The runs behind a row: a variant, the variants with the same settings, a run folder for each seed."""
+    """The runs behind a row: a variant, those like it, a run folder for each seed."""
 
     variant: Variant
     also: tuple[Variant, ...]
@@ -49,7 +49,7 @@ class RowRuns:
 
 
 def write_table(recipe: Recipe, folder: Path, rows: Sequence[RowRuns]) -> dict[str, Any]:
-    """Read the runs' evaluations, compare with the full method, and write ``FOLDER/ablation.json``, ``.csv`` and ``.tex``."""
+    """Compare with the full method; write ``FOLDER/ablation.json``, ``.csv``, ``.tex``."""
     (full,) = (row for row in rows if row.variant.name == FULL)
     every = full.read(full.run_dirs)
     shown = [name for name, score in every.scores.items() if score.is_main]
@@ -133,7 +133,7 @@ def _references(full: WindowScores, shown: Sequence[str]) -> list[dict[str, Any]
 
 
 def _films(runs: Sequence[WindowScores], labels: Mapping[str, str]) -> list[dict[str, Any]]:
-    """SSIM by subject and test film (the paper's Fig. 6), beside what needs no brain; of the first seed."""
+    """SSIM by subject and film (the paper's Fig. 6), of the first seed."""
     found: list[dict[str, Any]] = []
     for run in runs:
         for film, entry in run.scores[PIXEL].films.items() if PIXEL in run.scores else ():
@@ -148,7 +148,7 @@ def _films(runs: Sequence[WindowScores], labels: Mapping[str, str]) -> list[dict
 
 
 def _seconds(row: RowRuns) -> float:
-    """Seconds of the stages that this row's own runs took, without those they share."""
+    """Seconds of the stages that this row's runs do not share."""
     shared = {run_dir: read_note(run_dir / "shared.json") for run_dir in row.run_dirs.values()}
     own = (
         path for run_dir in shared for path in run_dir.glob("*/done.json") if path.parent.name not in shared[run_dir]
@@ -165,7 +165,7 @@ def row_label(entry: Mapping[str, Any]) -> str:
 
 
 def cell_text(cell: Mapping[str, Any]) -> str:
-    """``0.171``, with the standard deviation over seeds if any, and stars for the class of the corrected P."""
+    """``0.171``, with the spread over seeds, and stars for the corrected P."""
     return write_score(cell["value"], cell["sd"]) + (CLASSES[cell["p_class"]][1] if cell.get("p_class") else "")
 
 
@@ -183,7 +183,7 @@ def csv_rows(content: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def latex_rows(content: Mapping[str, Any]) -> tuple[list[list[str]], dict[tuple[int, int], str]]:
-    """The paper's Table 1: a row per variant, a column per score; and the class of corrected P of each cell that has one."""
+    """The paper's Table 1, and the class of corrected P of its cells."""
     columns = content["columns"]
     classes: dict[tuple[int, int], str] = {}
     rows = [["", *(with_arrow(column["score"], column["higher_is_better"]) for column in columns)]]

@@ -60,7 +60,7 @@ class VariantRun:
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of one run: it is ``there``, ``shared`` with the folder ``source`` of another run, or to be ``run``."""
+    """One stage of one run: ``there``, ``shared`` with ``source``, or to be ``run``."""
 
     stage: str
     what: Literal["there", "shared", "run"]
@@ -120,7 +120,7 @@ class Ablation:
         return runs
 
     def plan(self) -> dict[str, list[Step]]:
-        """What is there, what is shared and what must run, of every run that has results of its own."""
+        """What is there, what is shared and what must run, of every run."""
         sources = find_results([*(run.study.run_dir for run in self.all_runs), *self.reuse])
         plan: dict[str, list[Step]] = {}
         for run in self.runs:
@@ -194,7 +194,7 @@ class Ablation:
         return run.study.run(until=LAST, progress=bar, say=say_what_runs)
 
     def _rows(self) -> list[RowRuns]:
-        """The table's rows: finished runs, the variants that share each, and its run folders by seed."""
+        """The table's rows: finished runs, and the variants that share each."""
         finished_full = {run.seed for run in self.all_runs if run.variant.name == FULL and run.is_done}
         rows = []
         for run in self.all_runs:
@@ -226,7 +226,7 @@ def describe_steps(steps: Sequence[Step]) -> str:
 
 
 def find_results(run_dirs: Iterable[Path]) -> dict[str, Path]:
-    """Folder of every finished stage by the stage's hash; of several, the one in the first run folder."""
+    """Folder of every finished stage by its hash; of several, the first."""
     found: dict[str, Path] = {}
     for run_dir in run_dirs:
         for stage in STAGES:
@@ -237,7 +237,7 @@ def find_results(run_dirs: Iterable[Path]) -> dict[str, Path]:
 
 
 def link_features(donors: Iterable[Path], run_dir: Path) -> None:
-    """Link finished tables of frozen features that ``run_dir`` does not have; their keys decide later whether they fit."""
+    """Link finished tables of frozen features; their keys decide whether they fit."""
     for donor in donors:
         folder = donor / "features"
         for source in sorted(folder.iterdir()) if folder.is_dir() else ():

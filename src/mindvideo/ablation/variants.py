@@ -21,7 +21,7 @@ WINDOWS = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table: its run folder's name, its label, and the dotted settings that it changes."""
+    """A row of the table, and the dotted settings that it changes."""
 
     name: str
     label: str
@@ -122,7 +122,7 @@ def change_recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 
 
 def effective_recipe(recipe: Recipe) -> Recipe:
-    """The recipe without settings that cannot matter: an encoder from scratch uses no masked modelling."""
+    """An encoder from scratch uses no masked modelling: it is switched off."""
     if recipe.align.start_from == "scratch":
         return change_recipe(recipe, {"pretrain.enabled": False, "adapt.enabled": False})
     return recipe

@@ -122,7 +122,7 @@ class BandedRidge:
         return self.fit(fmri["train"], targets["train"], fold, held_out, keeps_out_of_fold)
 
     def note(self, folder: Path, **r2: float) -> None:
-        """Write how much is explained in the windows that it was chosen on, as ``fit.json``."""
+        """Write ``fit.json``: R² in the windows that it was chosen on."""
         found = {f"{self.chosen_on}_{name}_r2": value for name, value in r2.items()}
         (folder / "fit.json").write_text(json.dumps(found, indent=1))
 
@@ -148,7 +148,7 @@ class BandedRidge:
         self._choose(whole, np.concatenate([centred_NT, validation_MT]), [(np.arange(n), np.arange(n, n + m))])
 
     def _choose(self, kernels: np.ndarray, targets: np.ndarray, splits: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Weighting and penalty of each target by the squared error on the second windows of each split."""
+        """Weighting and penalty of each target by the error on each split's second windows."""
         with np.errstate(divide="ignore"):  # the log of a band's weight 0
             deltas, _, _ = solve_multiple_kernel_ridge_random_search(
                 kernels,
@@ -191,7 +191,7 @@ class BandedRidge:
 
 
 def segment_folds(segment: np.ndarray) -> np.ndarray:
-    """Fold (N,) of each window: whole segments, spread over ``FOLDS``; contiguous fifths of a single segment."""
+    """Fold (N,) of each window: whole segments, or fifths of a single one."""
     names, number = np.unique(segment, return_inverse=True)
     if len(names) == 1:
         return np.arange(len(segment)) * FOLDS // len(segment)

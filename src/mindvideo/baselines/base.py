@@ -29,7 +29,7 @@ class Method(Protocol):
     """A method that enters the table: one of ours or a user's own class."""
 
     def fit(self, store: Store) -> None:
-        """Learn from training segments and choose on validation segments; the store refuses test segments."""
+        """Learn from training and choose on validation segments; the store has no others."""
 
     def reconstruct(self, fmri: np.ndarray) -> np.ndarray:
         """Clips uint8 (B, F, H, W, 3) of fMRI windows float32 (B, W, V).

@@ -40,11 +40,11 @@ class ChosenWindows(Shown):
 
     @cached_property
     def description(self) -> list[dict[str, Any]]:
-        """Segment, scan, scene, block and caption of every window, as in ``reconstruct/windows.json``."""
+        """The content of ``reconstruct/windows.json``."""
         return self.describe(self.block)
 
     def require_same(self, path: Path) -> None:
-        """Raise DataError if the main method has a list of windows at ``path`` that names others."""
+        """DataError if the main method's list of windows at ``path`` names others."""
         if not path.is_file():
             return
         wanted = [(window["segment"], window["scan"]) for window in json.loads(path.read_text())]
@@ -56,7 +56,7 @@ class ChosenWindows(Shown):
 
     @cached_property
     def truth(self) -> np.ndarray:
-        """What was shown, uint8 (n, F, H, W, 3), in the frames and size that the main method is asked for."""
+        """What was shown, uint8 (n, F, H, W, 3), as the main method is asked for it."""
         return self.make("truth", np.arange(len(self.chosen)))
 
     def fmri(self, name: str, positions: np.ndarray) -> np.ndarray:

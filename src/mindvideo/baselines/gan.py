@@ -41,7 +41,7 @@ COARSEST = 4
 
 
 class SpectralConv(nn.Module):
-    """Convolution over (F, H, W) whose matrix (C_out, the rest) is divided by its largest singular value."""
+    """Convolution over (F, H, W) whose matrix is divided by its largest singular value."""
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def frozen(module: nn.Module) -> Callable[..., torch.Tensor]:
 
 
 class GanTask:
-    """Random training clips: the generator against both discriminators, in one loss with separate gradients."""
+    """Random training clips: the generator against both discriminators, in one loss."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class GanTask:
         return dict(self.networks.named_parameters())
 
     def sample(self, draw: Draw) -> Batch:
-        """Embeddings and clips of some windows, noise, and the frame of each that the image discriminator sees."""
+        """Embeddings, clips, noise, and the frame that the image discriminator sees."""
         windows = self.windows["train"]
         index = draw.rows(len(windows))
         return {
@@ -164,7 +164,7 @@ class GanTask:
         return total, logged
 
     def validate(self, step: int) -> dict[str, float]:
-        """Pixel loss on the validation windows with their own embeddings and with those of other windows."""
+        """Pixel loss on validation windows with their own embeddings and with others'."""
         noise = torch.zeros(1, self.settings.noise_width, device=self.device)
 
         def make(rows: np.ndarray) -> torch.Tensor:

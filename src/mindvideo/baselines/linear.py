@@ -32,7 +32,7 @@ from mindvideo.generate.clips import split_batches
 READ = 32
 """Windows whose frames are in memory at once."""
 MOST_ROWS = 2000
-"""Windows, evenly spread, from which the principal components of the feature maps are computed."""
+"""Windows from which principal components of the feature maps are computed."""
 
 
 class Linear:
@@ -58,7 +58,7 @@ class Linear:
         ridge.note(self.context.folder, **r2)
 
     def _early_components(self, windows: Windows) -> Components:
-        """Principal components of feature maps, and their de-convolution, from a frame of each of ``MOST_ROWS`` windows."""
+        """Principal components of feature maps, and their de-convolution."""
         chosen = np.unique(np.linspace(0, len(windows) - 1, min(len(windows), MOST_ROWS)).astype(int))
         batches = [chosen[positions] for positions in split_batches(len(chosen), READ)]
 
@@ -71,7 +71,7 @@ class Linear:
         return Components(rows, self.settings.components)
 
     def _targets(self, windows: Windows) -> np.ndarray:
-        """Early components of every frame and the mean semantic features, float32 (N, F · Q + D)."""
+        """Early components of every frame and mean semantic features, (N, F · Q + D)."""
         rows = []
         for index in split_batches(len(windows), READ):
             clips = windows.frames(index)

@@ -58,7 +58,7 @@ class PictureUNet(UNet2DConditionModel):
     def forward(
         self, latents_Bc1hw: torch.Tensor, timestep: torch.Tensor, condition_BLC: torch.Tensor
     ) -> UNet2DConditionOutput:
-        """The prediction (B, c, 1, h, w), conditioned by cross-attention and through the time embedding."""
+        """The prediction (B, c, 1, h, w)."""
         twice = condition_BLC.mean(dim=1)
         found = super().forward(latents_Bc1hw.squeeze(2), timestep, condition_BLC, class_labels=twice).sample
         return UNet2DConditionOutput(sample=found.unsqueeze(2))
@@ -144,7 +144,7 @@ class PictureTask:
         return loss + self.settings.token_weight * token, logged | {"token_loss": token.detach().mean()}
 
     def validate(self, step: int) -> dict[str, float]:
-        """Diffusion loss on validation scans at fixed noise, with their own fMRI and with that of other scans."""
+        """Diffusion loss on validation scans, with their own fMRI and with others'."""
         self.encoder.eval()
 
         def condition(index: np.ndarray) -> torch.Tensor:
@@ -180,7 +180,7 @@ class MindVis:
         self.unet.eval()
 
     def _new_encoder(self, store: Store, target: TokenTarget | None) -> Encoder:
-        """The study's encoder of single scans, from its masked autoencoder where there is one; the paper's for one's own."""
+        """The study's encoder of single scans; the paper's for a custom one."""
         context, recipe, settings = self.context, self.context.recipe, self.settings
         start_from = "adapt" if recipe.adapt.enabled or recipe.pretrain.enabled else "scratch"
         known = recipe.align.encoder in ENCODERS

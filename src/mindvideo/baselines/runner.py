@@ -62,7 +62,7 @@ Make = Callable[[str, np.ndarray], np.ndarray]
 def rival_key(
     name: str, recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation, made_by: dict[str, Any]
 ) -> Key:
-    """Everything a rival's result follows from; ``made_by`` is the class, or the clips, of one that is not ours."""
+    """What a rival's result follows from; ``made_by``: class or clips, if not ours."""
     content = recipe.model_dump(mode="json")
     parts: dict[str, Any] = {"name": name, "version": VERSION, "store": as_digest(store_identity(store)), **made_by}
     parts |= {f"baseline.{name}": content["baseline"].get(name), "align.window": content["align"]["window"]}
@@ -280,7 +280,7 @@ def add_folder(
 
 
 def check_made(clips: Any, n: int, windows: ChosenWindows) -> np.ndarray:
-    """A method's clips, uint8 (B, F, H, W, 3); DataError for anything but ``n`` of the store's size or the size asked for."""
+    """A method's clips, uint8 (n, F, H, W, 3); DataError for anything else."""
     found = np.asarray(clips.cpu() if isinstance(clips, torch.Tensor) else clips)
     size = windows.store.size
     sizes = {(size, size, 3), windows.shape[1:]}
@@ -293,7 +293,7 @@ def check_made(clips: Any, n: int, windows: ChosenWindows) -> np.ndarray:
 
 
 def list_own_rate_mismatch(clips: zarr.Group, n_frames: int) -> dict[str, str]:
-    """Scores to leave out of clips that were made with another number of frames, so that some repeat or are skipped."""
+    """Scores to leave out of clips that were made with another number of frames."""
     odd = [count for count in cast(list[int], clips.attrs.get("frames_made", [])) if count % n_frames]
     made = ", ".join(map(str, odd))
     return {OVER_TIME: f"the method's {made} frames a scan do not move like {n_frames}"} if odd else {}

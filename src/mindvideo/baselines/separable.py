@@ -57,7 +57,7 @@ Clips = Callable[[np.ndarray], np.ndarray]
 
 
 class SeparableConv(nn.Module):
-    """A convolution of every frame (3 x 3, with stride), then one along time (3) at every place."""
+    """A convolution of every frame (3 x 3), then one along time (3)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class FmriToFrames(nn.Module):
 
 
 class EncoderTask:
-    """Random training pairs: predicted against recorded fMRI, by squared error and by cosine."""
+    """Predicted against recorded fMRI, by squared error and by cosine."""
 
     def __init__(self, encoder: FramesToFmri, windows: SplitWindows, device: torch.device) -> None:
         self.encoder, self.windows, self.device = encoder.to(device), windows, device
@@ -181,7 +181,7 @@ class DecoderTask:
         return named_trainable(self.decoder)
 
     def likeness(self, made: torch.Tensor, real: torch.Tensor, frame: int) -> torch.Tensor:
-        """Pixel loss of each clip (B,), and the distance of one frame's tokens in the vision network."""
+        """Pixel loss of each clip (B,), and the distance of one frame's tokens."""
         loss = (made.float() - real).abs().flatten(1).mean(dim=1)
         if self.settings.perceptual_weight > 0:
             with torch.no_grad():
@@ -192,7 +192,7 @@ class DecoderTask:
         return loss
 
     def sample(self, draw: Draw) -> Batch:
-        """Pairs, unlabelled clips, and the frame of each of the two that the vision network sees."""
+        """Pairs, unlabelled clips, and the frames that the vision network sees."""
         windows = self.windows["train"]
         batch = draw_pairs(windows, draw, self.device)
         if self.settings.self_supervised_weight > 0:
@@ -203,7 +203,7 @@ class DecoderTask:
         return batch | {"frame": np.tile(frames, (draw.size, 1))}
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        """Supervised loss of each pair and self-supervised loss of each unlabelled clip."""
+        """Supervised loss of each pair, self-supervised loss of each unlabelled clip."""
         first, second = batch["frame"][0].tolist()
         supervised = self.likeness(self.decoder(batch["fmri"]), batch["clips"], first)
         logged = {"supervised_loss": supervised.detach().mean()}
@@ -216,7 +216,7 @@ class DecoderTask:
         return supervised + self.settings.self_supervised_weight * cycle, logged
 
     def validate(self, step: int) -> dict[str, float]:
-        """Pixel loss on the validation windows with their own fMRI and with that of other windows."""
+        """Pixel loss on validation windows with their own fMRI and with others'."""
         windows = self.windows["validation"]
 
         def make(rows: np.ndarray) -> torch.Tensor:
@@ -233,7 +233,7 @@ def draw_pairs(windows: Windows, draw: Draw, device: torch.device) -> Batch:
 
 
 def later_clips(windows: Windows) -> tuple[int, Clips]:
-    """Clips that start half a TR after a window: how many, and what reads some of them, uint8 (B, F, H, W, 3)."""
+    """Clips that start half a TR after a window: how many, and what reads them."""
     is_followed = np.append(windows.scan[1:] == windows.scan[:-1] + 1, False)
     starts = np.flatnonzero(is_followed)
     half = windows.store.num_frames // 2
@@ -248,7 +248,7 @@ def later_clips(windows: Windows) -> tuple[int, Clips]:
 
 
 def film_clips(context: MethodContext, store: Store) -> tuple[int, Clips]:
-    """Consecutive clips of one TR of a folder of films, cut once and kept as uint8 beside the rival."""
+    """Consecutive clips of one TR of a folder of films, cut once."""
     folder = context.recipe.baseline.separable.films
     assert folder is not None
     films = [path for path in walk_files(folder) if path.suffix.lower() in SUFFIXES]

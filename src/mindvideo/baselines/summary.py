@@ -1,4 +1,4 @@
-"""One table of all methods: scores with intervals, P against their shuffled control, seconds and peak memory."""
+"""One table of all methods: scores, P, seconds and peak memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cost_note(rows: list[dict[str, Any]]) -> str:
 
 
 def list_methods(run_dir: Path, seeds: int = 1) -> dict[str, list[Path]]:
-    """Each scored method's folders, one per seed, the study's own first; only methods with every seed."""
+    """Folders of each method with every seed, the study's own first."""
     found: dict[str, list[Path]] = {}
     for study in seed_folders(run_dir, seeds):
         for folder in (study, *sorted(path.parent for path in (study / "baselines").glob("*/done.json"))):
@@ -70,7 +70,7 @@ def collect(run_dir: Path, seeds: int = 1) -> list[dict[str, Any]]:
 
 
 def _over_seeds(entries: list[ScoreResult]) -> dict[str, Any]:
-    """A score of one method; with several seeds mean, spread, the largest P, and the first seed's interval."""
+    """A score over seeds: mean, spread, the largest P, the first seed's interval."""
     first, verdicts = entries[0], [entry.from_brain for entry in entries]
     of_value = mean_and_sd([entry.value for entry in entries])
     found: dict[str, Any] = {key: getattr(first, key) for key in ("interval", "n", "higher_is_better", "is_main")}
@@ -136,7 +136,7 @@ def compare_methods(run_dir: Path, columns: list[str], seeds: int = 1) -> dict[s
 
 
 def write_table(run_dir: Path, seeds: int = 1) -> list[dict[str, Any]]:
-    """Write and return what `collect` finds: ``RUN/baselines/table.json`` and ``.csv``; ``differences.json`` has every pair."""
+    """Write ``RUN/baselines/table.json``, ``.csv`` and ``differences.json``."""
     rows = collect(run_dir, seeds)
     columns = ("value", "sd", "low", "high", "n", "from_brain", *OF_CONTROLS, "seconds", "peak_memory_bytes")
     entries = (((row["method"], name), row | score) for row in rows for name, score in row["scores"].items())

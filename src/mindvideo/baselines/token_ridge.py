@@ -68,7 +68,7 @@ class Ridge:
         return tokens.view(len(fmri), *self.pipeline.condition_shape)
 
     def reconstruct(self, fmri: np.ndarray, window: np.ndarray) -> np.ndarray:
-        """Clips (B, F, H, W, 3) by the generator, with the noise the main method gives the same windows."""
+        """Clips (B, F, H, W, 3), with the main method's noise of the same windows."""
         settings = self.context.recipe.reconstruct
         size = settings.size or self.size
         negative = torch.from_numpy(self.components.mean).view(1, *self.pipeline.condition_shape)

@@ -15,7 +15,7 @@ from mindvideo.errors import ModelError
 from mindvideo.models.foundation import Foundation
 
 RIDGE = 1e-9
-"""Added to the diagonal of the features' covariance, relative to its mean, so that it can be inverted."""
+"""Added to the features' covariance, relative to its mean diagonal."""
 
 
 class VisionNetwork:
@@ -78,7 +78,7 @@ class VisionNetwork:
         self.inverse = torch.linalg.solve(features, self.kernel @ covariance).T
 
     def deconvolve(self, early_NPD: np.ndarray, size: int) -> np.ndarray:
-        """Frames uint8 (N, size, size, 3) that `fit_deconvolution` finds for feature maps ``early_NPD`` (N, P · D)."""
+        """Frames uint8 (N, size, size, 3) of feature maps (N, P · D)."""
         count = (self.size // self.side) ** 2
         maps = torch.from_numpy(early_NPD).double().view(len(early_NPD), count, -1)
         patches = (maps - self.bias - self.kernel @ self.mean) @ self.inverse.T + self.mean
@@ -104,7 +104,7 @@ class VisionNetwork:
         return F.softmax(logits.float(), -1).cpu().numpy()
 
     def tokens(self, frames: torch.Tensor, layer: int) -> torch.Tensor:
-        """Patch tokens (N, P, D) after ``layer`` blocks of frames (N, 3, H, W) in [0, 1]; differentiable."""
+        """Patch tokens (N, P, D) after ``layer`` blocks; differentiable."""
         states = self.model.vit(pixel_values=self.pixels(frames), output_hidden_states=True).hidden_states
         if layer >= len(states):
             raise ModelError(f"expected a layer from 0 to {len(states) - 1} of the image classifier, found {layer}")

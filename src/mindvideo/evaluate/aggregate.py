@@ -1,4 +1,4 @@
-"""From values by window to results: means, intervals, P-values, chance, the way to the ceiling, film by film."""
+"""From values by window to results: means, intervals, P-values, chance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DESCRIPTION = (
 
 
 def make_rng(seed: int, *words: str) -> np.random.Generator:
-    """A generator of its own for every purpose, so that adding a score changes no other score's numbers."""
+    """A generator for every purpose: adding a score changes no other's numbers."""
     return np.random.default_rng([seed, zlib.crc32("|".join(words).encode())])
 
 
@@ -42,7 +42,7 @@ def mean_interval(values: np.ndarray, block: np.ndarray, bootstraps: int, rng: n
 
 @dataclass(frozen=True)
 class Aggregator:
-    """Turns values by window into results: the blocks, the seed and the settings of one evaluation."""
+    """Turns values by window into results."""
 
     block: np.ndarray
     film: np.ndarray | None
@@ -54,7 +54,7 @@ class Aggregator:
         return mean_interval(values, self.block, self.settings.bootstraps, make_rng(self.seed, *words))
 
     def summarise(self, score: Score, values: Mapping[str, np.ndarray], network: str) -> ScoreResult:
-        """Value, interval, controls and P-values of one score from its values by window and set."""
+        """The result of one score from its values by window and set."""
         own, others = values[MAIN], [key for key in values if key not in (MAIN, TRUTH)]
         sign = -1.0 if score.higher_is_better is False else 1.0
         p_values: dict[str, float | None] = {}
@@ -115,7 +115,7 @@ class Aggregator:
     def add_chance(
         self, result: ScoreResult, pairs: np.ndarray | None, sampled: Sequence[np.ndarray], allowed: np.ndarray
     ) -> ScoreResult:
-        """Chance on this very test set, and P of the pairing, from every prediction against every truth."""
+        """Chance on this test set and P of the pairing, from all pairs."""
         if pairs is None:
             values = np.concatenate(sampled) if len(sampled) else np.empty(0)
             return replace(result, chance=mean_of_finite(values))
@@ -130,7 +130,7 @@ class Aggregator:
 
 
 def add_holm(scores: Mapping[str, ScoreResult]) -> dict[str, ScoreResult]:
-    """The results with P-values corrected by Holm's method over the scores, for each control on its own."""
+    """P-values corrected by Holm's method over the scores, for each control alone."""
     corrected: dict[str, dict[str, float | None]] = {name: {} for name in scores}
     for other in sorted({other for entry in scores.values() for other in entry.p}):
         tested = {name: p for name, entry in scores.items() if (p := entry.p.get(other)) is not None}

@@ -29,7 +29,7 @@ COLUMNS = ("left", "middle", "right")
 
 
 class NoPairsError(DataError):
-    """The classifiers' classes are not pairs of attributes: attributes cannot be read, all other scores can."""
+    """The classifiers' classes are not pairs of attributes, so these cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _embed_names(
 
 
 def _sum_over(probabilities: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """Probabilities (..., classes) summed over the classes with the same number in ``part``: (..., numbers)."""
+    """Probabilities summed over the classes of one number in ``part``: (..., numbers)."""
     return np.stack([probabilities[..., part == number].sum(axis=-1) for number in range(part.max() + 1)], axis=-1)
 
 
@@ -302,7 +302,7 @@ def _cut_ranks(embeddings: np.ndarray, is_cut: np.ndarray) -> np.ndarray:
 
 
 def pairwise_attribute(kind: str, features: Features, world: World) -> np.ndarray:
-    """The score of every prediction (row) against every window's truth (column), (n, n)."""
+    """Every prediction (row) against every window's truth (column), (n, n)."""
     found, true = decode_attribute(kind, features, world), world.true[kind]
     if kind == "motion":
         pairs = (found[:, None] == true[None, :, 0]).astype(np.float64)
@@ -327,7 +327,7 @@ def summarise_attributes(scores: Mapping[str, ScoreResult], world: World) -> dic
 
 
 def uncut_frame_change(frame_change: Mapping[str, np.ndarray], world: World) -> dict[str, dict[str, float | None]]:
-    """Mean ``frame_change`` of every set over windows without a cut, and its ratio to the truth's own."""
+    """Mean ``frame_change`` over windows without a cut, and its ratio to the truth's."""
     uncut = {
         key: float(np.mean(values[~world.is_cut])) for key, values in frame_change.items() if (~world.is_cut).any()
     }

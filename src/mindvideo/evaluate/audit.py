@@ -1,4 +1,4 @@
-"""What bounds the scores on the data's side: noise ceilings, and test films that look like training films."""
+"""What bounds the scores: noise ceilings, and test films like training films."""
 
 from __future__ import annotations
 

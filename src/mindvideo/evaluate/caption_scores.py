@@ -29,7 +29,7 @@ def _count_words(captions: Sequence[str], vocabulary: dict[str, int]) -> np.ndar
 
 
 def pairwise_caption_f1(prediction: Sequence[str], truth: Sequence[str]) -> np.ndarray:
-    """`caption_f1` of every predicted caption (row) with every true one (column), float64 (n, m)."""
+    """`caption_f1` of every prediction (row) with every truth (column), (n, m)."""
     words = sorted({word for caption in (*prediction, *truth) for word in split_words(caption)})
     vocabulary = {word: number for number, word in enumerate(words)}
     first, second = _count_words(prediction, vocabulary), _count_words(truth, vocabulary)

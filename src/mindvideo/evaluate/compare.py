@@ -29,7 +29,7 @@ from mindvideo.evaluate.tables import read_scores, write_score, write_tables
 
 PLACE_COLUMNS = ("window", "segment", "scan", "scene", "block", "caption")
 PERMUTATIONS = 20_000
-"""Least number; more are drawn where P is corrected for several tests, see `enough_permutations`."""
+"""At least; see `enough_permutations`."""
 
 Comparison = dict[str, dict[str, Any]]
 """What `compare_runs` finds, by score."""
@@ -108,12 +108,12 @@ def read_window_scores(folder: Path, name: str | None = None) -> WindowScores:
 
 
 def name_seed(name: str, seed: int, first: int) -> str:
-    """``NAME``, and ``NAME-seedN`` for every seed but the first: how ``--seeds`` calls run folders."""
+    """``NAME``, or ``NAME-seedN`` for every seed but the first."""
     return name if seed == first else f"{name}-seed{seed}"
 
 
 def seed_folders(run_dir: Path, seeds: int) -> list[Path]:
-    """A run's folder and those of its other seeds beside it, so many in all; DataError where there are fewer."""
+    """A run's folder and its other seeds' beside it; DataError where there are fewer."""
     if seeds == 1:
         return [run_dir]
     run_dir = run_dir.resolve()
@@ -154,7 +154,7 @@ def pool_seeds(runs: Sequence[WindowScores]) -> WindowScores:
 
 
 def mean_and_sd(values: Sequence[float | None]) -> dict[str, Any]:
-    """Of several seeds: ``value``, their mean; ``sd``, None for fewer than two; ``seeds``, each value."""
+    """Of several seeds: ``value`` (mean), ``sd`` (None for one), ``seeds`` (each)."""
     known = [value for value in values if value is not None]
     return {
         "value": float(np.mean(known)) if known else None,
@@ -164,7 +164,7 @@ def mean_and_sd(values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def list_comparable(first: WindowScores, second: WindowScores) -> list[str]:
-    """The scores that both have by one definition and, where it needs a network, by the same networks."""
+    """The scores that both have by one definition and the same networks."""
 
     def is_same(one: ScoreResult, other: ScoreResult) -> bool:
         return one.definition == other.definition and (first.networks == second.networks or one.needs not in NETWORKS)
@@ -173,7 +173,7 @@ def list_comparable(first: WindowScores, second: WindowScores) -> list[str]:
 
 
 def enough_permutations(n_tests: int) -> int:
-    """Enough for the paper's most significant class, P < .0001, to be reached after correction for ``n_tests``."""
+    """Enough to reach the paper's class P < .0001 after correction."""
     return max(PERMUTATIONS, 10_001 * n_tests)
 
 
@@ -272,7 +272,7 @@ def _compare(
 
 
 def _t_test(a: np.ndarray, b: np.ndarray) -> float:
-    """Two-sided P of the two-sample t-test, as in the paper; NaN where neither side varies beyond rounding."""
+    """The paper's two-sided P; NaN where neither side varies beyond rounding."""
     size = 1e-12 * max(np.abs(a).max(), np.abs(b).max())
     if min(len(a), len(b)) < 2 or max(np.ptp(a), np.ptp(b)) <= size:
         return math.nan
@@ -283,7 +283,7 @@ def _t_test(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def apply_holm(entries: Iterable[dict[str, Any]]) -> None:
-    """Holm's correction over these entries of `compare_runs`, in place of any earlier one."""
+    """Holm's correction over these entries, in place of any earlier one."""
     tested = [entry for entry in entries if entry["p"] is not None]
     for entry, p in zip(tested, statistics.holm(np.array([entry["p"] for entry in tested])), strict=True):
         entry |= {"p_holm": float(p), "p_holm_class": statistics.p_class(float(p))}
@@ -291,7 +291,7 @@ def apply_holm(entries: Iterable[dict[str, Any]]) -> None:
 
 
 def smallest_p_holm(comparisons: Iterable[Mapping[str, Mapping[str, Any]]]) -> float | None:
-    """The smallest corrected P that any score of these `compare_runs` could have; None where nothing was tested."""
+    """The smallest corrected P that any score could have; None without a test."""
     known = [entry["smallest_p_holm"] for found in comparisons for entry in found.values()]
     return min((p for p in known if p is not None), default=None)
 
@@ -331,7 +331,7 @@ def compare_all(folders: Mapping[str, Sequence[Path]], scores: Sequence[str] | N
 def comparison_rows(
     runs: Sequence[WindowScores], comparisons: Mapping[str, Comparison], scores: Sequence[str]
 ) -> list[list[str]]:
-    """The shape of the paper's Table 1: one row per run, the reference first, one column per score, below a header."""
+    """Like the paper's Table 1: a row per run, the reference first, a column per score."""
     rows = [["run", *scores]]
     for run in runs:
         found = comparisons.get(run.name, {})

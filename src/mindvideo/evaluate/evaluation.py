@@ -1,4 +1,4 @@
-"""The evaluate stage: every score of every window beside its controls, with intervals, chance and P-values."""
+"""The evaluate stage: every score beside its controls, with intervals and P."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress, StageContext
 
 OTHER_PERSON_SETS = {"shuffled": "other_person", "reconstruction": "same_scene"}
-"""Another person's sets of clips, and what they are beside one's own: the window's noise is the same for all people."""
+"""Another person's sets of clips, and what they are beside one's own."""
 OVER_TIME = "over_time"
 """Key of `Score.over_time` among what an evaluation goes without."""
 
 
 def list_scores(settings: Evaluate, n_windows: int, world: attributes.World | None = None) -> list[Score]:
-    """Every score there is on a test set of ``n_windows`` windows, in the order they are shown."""
+    """Every score on a test set of ``n_windows`` windows, in the order shown."""
     return [
         *semantic.list_scores(settings),
         *pixel.SCORES,
@@ -192,7 +192,7 @@ def evaluate_windows(
     without: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Evaluation:
-    """`evaluate_clips` of the windows that ``windows.json`` lists, as a recipe says; ``options`` are passed on."""
+    """`evaluate_clips` of listed windows, as a recipe says; ``options`` are passed on."""
     return evaluate_clips(
         sets,
         truth,
@@ -264,7 +264,7 @@ def _read_windows(path: Path, n: int) -> list[dict[str, Any]]:
 
 
 def open_reconstructions(folder: Path) -> tuple[zarr.Group, dict[str, Any], Any]:
-    """``clips.zarr`` of a folder, its sets of clips in order, and the truth; DataError unless they are finished."""
+    """``clips.zarr``, its sets of clips in order, and the truth; DataError if unfinished."""
     if not (folder / "clips.zarr").is_dir():
         raise DataError(f"expected reconstructions at {folder / 'clips.zarr'}, found none; run reconstruct first")
     group = zarr.open_group(folder / "clips.zarr", mode="r")
@@ -311,7 +311,7 @@ def run(context: StageContext) -> None:
 
 
 def share_features(source: Path, target: Path, names: Mapping[str, str]) -> None:
-    """Link what networks said of sets of clips, and under which name here; each file says of which clips it is."""
+    """Link what networks said of sets of clips; each file says of which clips it is."""
     for name, here in names.items():
         if (source / f"{name}.safetensors").is_file() and not (target / f"{here}.safetensors").exists():
             target.mkdir(parents=True, exist_ok=True)
@@ -327,7 +327,7 @@ def _evaluate_person(
     others: Mapping[str, Any],
     progress: Progress | None,
 ) -> tuple[Evaluation, Aggregator, list[dict[str, Any]], list[Score], dict[str, Any]]:
-    """One person's scores, written to ``folder``; with what an evaluation over people needs of them."""
+    """Write one person's scores; returns what an evaluation over people needs."""
     group, sets, truth = open_reconstructions(source)
     sets = sets | dict(others)
     windows = _read_windows(source / "windows.json", truth.shape[0])

@@ -1,4 +1,4 @@
-"""Anyone's results scored like our own: clips from folders or published GIFs, controls that need no fMRI, files."""
+"""Anyone's results scored like our own: clips, controls that need no fMRI, files."""
 
 from __future__ import annotations
 

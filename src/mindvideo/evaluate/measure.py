@@ -30,7 +30,7 @@ _FORMAT = 3
 
 
 class Frames:
-    """Clips as the scores of frames and of movement see them; optical flow is worked out when first asked for."""
+    """Clips as scores of frames and movement see them; flow is computed on demand."""
 
     def __init__(self, clips: np.ndarray) -> None:
         self.clips = clips
@@ -77,7 +77,7 @@ def as_array(values: Any) -> np.ndarray:
 
 
 def check_clips(name: str, clips: Any, shape: tuple[int, ...] | None = None) -> None:
-    """Raise DataError unless ``clips`` is uint8 (n, F, H, W, 3), of the given shape where there is one."""
+    """DataError unless ``clips`` is uint8 (n, F, H, W, 3), of the shape if given."""
     if clips.ndim != 5 or clips.dtype != np.uint8 or clips.shape[-1] != 3 or not all(clips.shape):
         raise DataError(f"expected uint8 clips (n, F, H, W, 3) as '{name}', found {clips.dtype} {tuple(clips.shape)}")
     if shape is not None and tuple(clips.shape) != tuple(shape):
@@ -210,19 +210,19 @@ def measure_frames(
 
 
 def allowed_pairs(scene: np.ndarray | None, n: int) -> np.ndarray:
-    """Which truths stand for 'another clip': those of other scenes, or all others where scenes are unknown; (n, n)."""
+    """Which truths are of 'another clip' (n, n): of other scenes, where these are known."""
     return ~np.eye(n, dtype=bool) if scene is None else np.asarray(scene)[:, None] != np.asarray(scene)[None]
 
 
 def draw_partners(allowed: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """A few random other windows for each window, int (n,) each; none when a window has no other."""
+    """A few random other windows for each (n,); none when a window has no other."""
     if not allowed.any(axis=1).all():
         return []
     return [np.array([rng.choice(np.flatnonzero(row)) for row in allowed]) for _ in range(CHANCE_PAIRINGS)]
 
 
 def describe_networks(networks: Any, needs: Collection[str]) -> dict[str, str]:
-    """What answers each need, in words: class, number of classes, and the part of which folder."""
+    """What answers each need: class, number of classes, part and folder."""
     folder = getattr(networks, "folder", None)
     found = {}
     for need in sorted(set(needs) & set(NETWORKS)):
@@ -237,13 +237,13 @@ def describe_networks(networks: Any, needs: Collection[str]) -> dict[str, str]:
 
 
 def is_shipped(networks: Any) -> bool:
-    """Whether these are the kit that comes with the package and knows drawn scenes only."""
+    """Whether these are the package's own kit, which knows drawn scenes only."""
     folder = getattr(networks, "folder", None)
     return folder is not None and folder == Foundation("embedded").folder
 
 
 def list_missing(foundation: Foundation, settings: Evaluate, needs: Sequence[str]) -> dict[str, str]:
-    """Which of ``needs`` a foundation folder has no parts for, or the settings do not want, each with the reason."""
+    """Which of ``needs`` a foundation lacks or the settings do not want, and why."""
     missing = {}
     for need in needs:
         absent = [part for part in NETWORKS[need] if not (foundation.folder / part).is_dir()]

@@ -171,7 +171,7 @@ def pixel_correlation(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _chroma(frames: np.ndarray) -> np.ndarray:
-    """Hue as the angle and chroma as the length of a complex number, complex128 (n, H, W)."""
+    """Hue as angle and chroma as length of a complex number, (n, H, W)."""
     red, green, blue = (frames[..., channel].astype(np.float64) for channel in range(3))
     return (red - 0.5 * (green + blue)) + 1j * (np.sqrt(0.75) * (green - blue))
 
@@ -195,7 +195,7 @@ def colour_agreement(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _opencv_hue(frames: np.ndarray) -> np.ndarray:
-    """OpenCV's hue 0…179 of frames whose red and blue are taken for each other, float64 (n, pixels)."""
+    """OpenCV's hue 0…179 of frames with red and blue exchanged, (n, pixels)."""
     n, height, width, _ = frames.shape
     tall = np.ascontiguousarray(frames).reshape(n * height, width, 3)
     return cv2.cvtColor(tall, cv2.COLOR_BGR2HSV)[..., 0].reshape(n, -1).astype(np.float64)

@@ -188,7 +188,7 @@ def read_gif(path: Path) -> np.ndarray:
 
 
 def split_side_by_side(films: Clips) -> tuple[Clips, Clips]:
-    """Truth (left) and reconstruction (right) of side-by-side films; their notes say what was cut."""
+    """Truth (left) and reconstruction (right); their notes say what was cut."""
     layout = find_layout(films.clips)
     notes = [*films.notes, f"side by side: {layout.note}"]
     truth, reconstruction = zip(*(layout.split(film) for film in films.clips), strict=True)

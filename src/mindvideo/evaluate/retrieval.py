@@ -16,7 +16,7 @@ from mindvideo.evaluate.semantic import success_table
 
 
 def normalise(features: np.ndarray) -> np.ndarray:
-    """Features (..., D) at unit length, float64; DataError for a feature vector that is zero or not finite."""
+    """Features (..., D) at unit length, float64; DataError if zero or not finite."""
     features = np.asarray(features, dtype=np.float64)
     length = np.linalg.norm(features, axis=-1, keepdims=True)
     if not np.isfinite(length).all() or (length == 0).any():
@@ -40,7 +40,7 @@ def feature_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def pairwise_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """`feature_similarity` averaged over frames, of every prediction with every truth: float64 (n, n)."""
+    """`feature_similarity` averaged over frames, for all pairs (n, n)."""
     first, second = normalise(prediction), normalise(truth)
     n_frames = first.shape[1]
     return first.reshape(len(first), -1) @ second.reshape(len(second), -1).T / n_frames
@@ -91,7 +91,7 @@ def gated_consistency(features: np.ndarray, similarity: np.ndarray, gate: float 
 
 
 def video_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Cosine of the video features (n, D) of every prediction (row) with those of every truth (column), float64."""
+    """Cosine of the features (n, D) of every prediction (row) and truth (column)."""
     return normalise(prediction) @ normalise(truth).T
 
 
@@ -128,7 +128,7 @@ def _retrieval_score(kind: str, top_k: int, candidates: int | None, n_windows: i
 
 
 def list_scores(settings: Evaluate, n_windows: int) -> list[Score]:
-    """Similarity, retrieval among all ``n_windows`` clips and among as many as the settings name, and consistency."""
+    """Similarity, retrieval among all clips and among fewer, and consistency."""
     choices: list[tuple[int, int | None]] = [(k, None) for k in (1, 5) if k < n_windows]
     choices += [(k, n) for n in settings.candidates for k in (1, 5) if k < n <= n_windows]
     retrieval = [_retrieval_score(kind, k, among, n_windows) for kind in ("image", "video") for k, among in choices]

@@ -176,7 +176,7 @@ class ScoreResult:
 
     @classmethod
     def from_json(cls, name: str, content: Mapping[str, Any]) -> ScoreResult:
-        """Read an entry of ``scores.json``, of other versions too; what is absent or no finite number becomes None."""
+        """Read an entry of ``scores.json``; what is absent or not finite becomes None."""
         known = {key: content[key] for key in _READERS if key in content}
         read = {key: _READERS[key](value) for key, value in known.items()}
         return cls(name, **({"value": None} | read))

@@ -83,7 +83,7 @@ def find_layout(films: Sequence[np.ndarray]) -> Layout:
 
 
 def _is_plain(frames: np.ndarray, axis: int) -> np.ndarray:
-    """Which rows (axis 1) or columns (axis 2) have one colour in all frames, up to `PADDING_TOLERANCE`."""
+    """Which rows (axis 1) or columns (axis 2) have one colour in all frames."""
     others = tuple(a for a in range(3) if a != axis)
     spread = frames.max(axis=others).astype(np.int16) - frames.min(axis=others)
     return (spread <= PADDING_TOLERANCE).all(axis=-1)
@@ -95,7 +95,7 @@ def _run_length(is_plain: np.ndarray) -> int:
 
 
 def _find_gap(is_plain: np.ndarray, sides: int) -> tuple[int, int] | None:
-    """Padding between the halves: the plain columns nearest the middle, or None where there are none near it."""
+    """The plain columns nearest the middle, or None where there are none near it."""
     width = len(is_plain)
     inside = np.flatnonzero(is_plain[sides : width - sides]) + sides
     near = inside[np.abs(inside - (width - 1) / 2) <= MAX_PADDING]

@@ -21,7 +21,7 @@ TRUE_CLASSES = 3
 
 
 def refuse_ways(n_ways: Sequence[int], part: str, n_classes: int) -> None:
-    """Raise SettingError for more ways than a classifier has classes outside the true clip's three."""
+    """SettingError for more ways than a classifier has other classes."""
     if (most := max(n_ways, default=2)) > n_classes - TRUE_CLASSES + 1:
         raise SettingError(
             f"expected evaluate.n_ways of at most {n_classes - TRUE_CLASSES + 1}, as {part} has {n_classes} classes and "
@@ -161,7 +161,7 @@ def n_way_name(kind: str, n_way: int, top_k: int) -> str:
 
 
 def list_scores(settings: Evaluate) -> list[Score]:
-    """N-way top-K identification of whole clips and of frames, for every N of the settings."""
+    """N-way top-K identification of clips and of frames, for every N."""
     return [make(n_way, settings.top_k) for make in (_video_score, _image_score) for n_way in settings.n_ways]
 
 

@@ -36,7 +36,7 @@ def _by_block(values: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _tail(null: np.ndarray, observed: float, alternative: Alternative, extra: int) -> float:
-    """(extra + how many of the null are as extreme) / (extra + size); equal up to rounding counts as equal."""
+    """(extra + as extreme values of the null) / (extra + size), up to rounding."""
     slack = 1e-10 * max(1.0, abs(observed), float(np.abs(null).max(initial=0.0)))
     if alternative == "two-sided":
         null, observed = np.abs(null), abs(observed)
@@ -80,7 +80,7 @@ def block_permutation_p(
 
 
 def _in_pieces(draw: Callable[[int], np.ndarray], permutations: int, n_blocks: int) -> np.ndarray:
-    """Statistics of so many permutations, drawn in pieces that fit a processor's cache."""
+    """Statistics of permutations, drawn in pieces that fit a processor's cache."""
     size = max(1, _PIECE // n_blocks)
     return np.concatenate([draw(min(size, permutations - done)) for done in range(0, permutations, size)])
 
@@ -133,7 +133,7 @@ def block_pairing_p(pairs: np.ndarray, block: np.ndarray, permutations: int, rng
 
 
 def _resample(sums: np.ndarray, counts: np.ndarray, bootstraps: int, rng: np.random.Generator) -> np.ndarray:
-    """Ratios of sums (B,) to counts (B,) over blocks drawn with replacement, float64 (bootstraps,)."""
+    """Ratios of sums to counts over blocks drawn with replacement, (bootstraps,)."""
     drawn = rng.integers(0, len(sums), size=(bootstraps, len(sums)))
     return sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
 

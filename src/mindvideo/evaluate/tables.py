@@ -1,4 +1,4 @@
-"""Scores as tables: rows of text, CSV, LaTeX (booktabs), and the files of an evaluation, whole or not at all."""
+"""Scores as tables: rows of text, CSV, LaTeX, and the files of an evaluation."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def brief_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> lis
 
 
 def write_origin(score: ScoreResult) -> str:
-    """``yes``, ``yes; constant is better`` or ``not shown``: the rule of `ScoreResult.from_brain` in a cell."""
+    """`ScoreResult.from_brain` in a cell: ``yes``, ``yes; constant is better``."""
     if not score.from_brain:
         return "–" if score.from_brain is None else "not shown"
     better = score.better_baselines
@@ -102,7 +102,7 @@ def write_origin(score: ScoreResult) -> str:
 
 
 def detail_rows(scores: Scores) -> list[list[Any]]:
-    """Every number at full precision, one row for each pair of score and set, header first; empty where absent."""
+    """Every number, a row for each pair of score and set, header first."""
     rows: list[list[Any]] = [list(DETAILS)]
     for name, entry in scores.items():
         own = [name, entry.value, *entry.interval, entry.n, entry.chance, entry.chance_closed_form]
@@ -120,7 +120,7 @@ def detail_rows(scores: Scores) -> list[list[Any]]:
 
 
 def write_score(value: float | None, sd: float | None = None) -> str:
-    """Three decimals, with the standard deviation over seeds where there is one; a dash where there is no value."""
+    """Three decimals, with the standard deviation over seeds; a dash without a value."""
     if value is None:
         return "–"
     return f"{value:.3f}" if sd is None else f"{value:.3f} ± {sd:.3f}"
@@ -155,7 +155,7 @@ def csv_table(rows: Sequence[Sequence[Any]]) -> str:
 def tidy_rows(
     places: Sequence[str], columns: Sequence[str], entries: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
 ) -> list[list[Any]]:
-    """A row for each entry, header first: where it belongs, then its numbers; ``low`` and ``high`` are its interval's ends."""
+    """A row for each entry, header first; ``low`` and ``high`` end its interval."""
     rows: list[list[Any]] = [[*places, *columns]]
     for place, entry in entries:
         ends = dict(zip(("low", "high"), entry.get("interval") or (None, None), strict=True))
@@ -170,7 +170,7 @@ def write_tables(
     latex: Sequence[Sequence[str]] | None = None,
     **options: Any,
 ) -> None:
-    """Write ``PATH.csv``, ``PATH.tex`` (where there are rows for it, see `latex_table`) and, last, ``PATH.json``."""
+    """Write ``PATH.csv``, ``PATH.tex`` if there are rows for it, and ``PATH.json``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path.with_suffix(".csv"), csv_table(rows))
     if latex is not None:
@@ -179,7 +179,7 @@ def write_tables(
 
 
 def window_rows(evaluation: Evaluation, windows: Sequence[Mapping[str, Any]], block: np.ndarray) -> list[list[Any]]:
-    """One row per window: where it is, then every score of every set as ``score:set``, the reconstruction's as ``score``."""
+    """A row per window: ``score`` of the reconstruction, ``score:set`` of the others."""
     columns = [(name, key) for name, sets in evaluation.windows.items() for key in sets]
     header = ["window", "segment", "scan", "scene", "block", "caption"]
     header += [name if key == MAIN else f"{name}:{key}" for name, key in columns]
@@ -223,7 +223,7 @@ def write_evaluation(
 
 
 def parse_scores(content: Mapping[str, Any]) -> dict[str, ScoreResult]:
-    """The entries of ``scores.json`` that hold a score; older ones have no label."""
+    """The scores of ``scores.json``; older ones have no label."""
     return {
         name: ScoreResult.from_json(name, {"label": name.replace("_", " ")} | entry)
         for name, entry in content.items()

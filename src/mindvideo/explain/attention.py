@@ -36,7 +36,7 @@ def average_attention(encoder: Encoder, fmri: np.ndarray) -> np.ndarray:
 
 
 def average_temporal_attention(encoder: Encoder, fmri: np.ndarray) -> np.ndarray | None:
-    """Mean attention between scans, float64 (depth, W, W), queries by keys; None for an encoder that mixes no scans."""
+    """Mean attention between scans (depth, W, W), queries by keys, if there is one."""
     if encoder.temporal_attention(torch.from_numpy(fmri[:1]).to(encoder.device)) is None:
         return None
     return _average(lambda scans: cast(torch.Tensor, encoder.temporal_attention(scans)), encoder, fmri)
@@ -74,7 +74,7 @@ def map_to_cortex(values: np.ndarray, vertex: np.ndarray) -> np.ndarray:
 
 
 def map_parcels(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Values of parcels (V,) at the positions (59412,) of those that are MMP1 areas by name (``L_V1``, ``L_V1_ROI``), else NaN."""
+    """Values of parcels (V,) at the positions of MMP1 areas (``L_V1``) of their names."""
     known = {name: label for label, name in enumerate(area_names()) if label}
     by_label = np.full(len(area_names()), np.nan, dtype=np.float32)
     for value, name in zip(values, names, strict=True):
@@ -99,7 +99,7 @@ def sum_by_network(values: np.ndarray, vertex: np.ndarray) -> dict[str, float]:
 
 
 def area_under_roc(values: np.ndarray, is_positive: np.ndarray) -> float | None:
-    """Chance that a random positive voxel has a higher value than a negative one; None if all are of one class."""
+    """Chance that a positive voxel has the higher value; None if all are of one class."""
     is_positive = np.asarray(is_positive, dtype=bool)
     first, second = values[is_positive], values[~is_positive]
     if not len(first) or not len(second):

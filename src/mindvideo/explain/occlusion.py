@@ -26,7 +26,7 @@ MEASURES = tuple(MEANING)
 
 @dataclass(frozen=True)
 class Targets:
-    """What conditions should fit: embeddings (n, C) of captions and frames, captions' tokens (n, L, C)."""
+    """Embeddings (n, C) of captions and frames, and captions' tokens (n, L, C)."""
 
     text: np.ndarray
     image: np.ndarray

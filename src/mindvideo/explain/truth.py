@@ -99,7 +99,7 @@ def ablate_truth(
     is_informative: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, Any] | None:
-    """Drop in alignment without informative voxels, and without as many others; None if of one class."""
+    """Drop in alignment without informative voxels, and without as many others."""
     inside, outside = np.flatnonzero(is_informative), np.flatnonzero(~is_informative)
     n = min(len(inside), len(outside))
     if not n:

@@ -34,7 +34,7 @@ from mindvideo.stages import Progress
 VISIBLE = {"thing": THINGS, "colour": COLOURS, "place": PLACES, "size": SIZES, "light": LIGHTS}
 """Attributes that a single frame shows, by name of the scene's field."""
 SHARES = {"thing": 0.85, "colour": 0.95, "place": 0.95, "motion": 0.7, "flow direction": 0.7, "position": 0.7}
-"""What the generator must reach, as a share of the same reader's accuracy on the true clips."""
+"""What the generator must reach, as a share of the reader's own on true clips."""
 FRESH_SEED = 31_338
 
 
@@ -52,7 +52,7 @@ def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def hard_groups(count: int, size: int) -> tuple[list[str], np.ndarray]:
-    """Captions and frames of ``count`` scenes in pairs whose second differs from the first in one visible word."""
+    """Captions and frames of ``count`` scenes in pairs that differ in one word."""
     captions, frames = [], []
     for number in range(count // 2):
         rng = np.random.default_rng([FRESH_SEED, number])
@@ -79,7 +79,7 @@ def retrieval(
 
 
 def caption_accuracy(foundation: Foundation, clips: Sequence[Clip], frames: np.ndarray) -> dict[str, float]:
-    """Share of the captions of one frame of each clip that name the right thing, colour and place."""
+    """Share of captions that name the right thing, colour and place."""
     canonical = {synonym: word for word, synonyms in SYNONYMS.items() for synonym in synonyms}
     right: dict[str, list[bool]] = {"thing": [], "colour": [], "place": []}
     for clip, caption in zip(clips, foundation.caption(frames), strict=True):
@@ -101,7 +101,7 @@ def classifier_accuracy(probabilities: np.ndarray, names: dict[int, str], truth:
 def check_kit(
     folder: Path | str = "embedded", count: int = 384, progress: Progress | None = None
 ) -> list[dict[str, Any]]:
-    """Measure a kit on fresh scenes: ``gate``, ``found``, ``wanted``, ``passed``, ``n`` each; ModelError without a part."""
+    """Measure a kit on fresh scenes: ``gate``, ``found``, ``wanted``, ``passed``, ``n``."""
     foundation = Foundation(folder)
     foundation.require("vae", "text_encoder", "tokenizer", "image_encoder", "captioner", "image_classifier")
     foundation.require("video_classifier", "unet")

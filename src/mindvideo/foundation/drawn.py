@@ -70,7 +70,7 @@ def kit_reads(foundation: Foundation, clips: np.ndarray, truth: Sequence[Clip]) 
 
 
 def judges_read(folder: Path, clips: np.ndarray, truth: Sequence[Clip]) -> Found:
-    """Thing, colour and place by the image judge in ``folder``, motion and position by the video judge."""
+    """Thing, colour and place by the image judge, motion and position by the video's."""
     pictures, films = (judges.judge_clips(judges.load_judge(kind, folder), clips) for kind in ("image", "video"))
     scenes = [clip.scene for clip in truth]
     found: Found = {}
@@ -88,7 +88,7 @@ def judges_read(folder: Path, clips: np.ndarray, truth: Sequence[Clip]) -> Found
 
 
 def place_by_clip(foundation: Foundation, clips: np.ndarray, truth: Sequence[Clip]) -> np.ndarray:
-    """Whether the nearest place caption, in CLIP's embedding, is the true place, (N, F)."""
+    """Whether the nearest place caption in CLIP's embedding is the true one, (N, F)."""
     where = [f"a {place}" for place in PLACES]
     texts = torch.nn.functional.normalize(foundation.encode_text(where)[1].float(), dim=-1)
     frames = foundation.encode_image(clips.reshape(-1, *clips.shape[2:])).float()
@@ -98,7 +98,7 @@ def place_by_clip(foundation: Foundation, clips: np.ndarray, truth: Sequence[Cli
 
 
 def flow_direction(clips: np.ndarray, truth: Sequence[Clip]) -> np.ndarray:
-    """Whether optical flow (Farneback) goes the way the thing does, (N,); NaN for what does not travel or a panned view."""
+    """Whether optical flow goes the thing's way, (N,); NaN if it stays or the view pans."""
     right = np.full(len(clips), np.nan)
     for i, (frames, clip) in enumerate(zip(clips, truth, strict=True)):
         if clip.scene.motion not in WAYS or clip.scene.camera != "static":

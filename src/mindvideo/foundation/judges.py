@@ -46,7 +46,7 @@ class Judge(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(2 * 160 + across, len(NAMES[name])) for name in SEES[kind]})
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits by attribute, (B, values), from clips (B, F, 3, 64, 64) in [-1, 1]; F is 1 for pictures, else 6."""
+        """Logits by attribute (B, values) from clips (B, F, 3, 64, 64) in [-1, 1]."""
         seen = self.stem(pixels.transpose(1, 2))
         pooled = torch.cat([seen.mean((2, 3, 4)), seen.amax((2, 3, 4)), self.squeeze(seen).flatten(1)], 1)
         return {name: head(pooled) for name, head in self.heads.items()}

@@ -69,7 +69,7 @@ def window_noise(seed: int, window: int, shape: tuple[int, ...]) -> torch.Tensor
 def sample_clips(
     pipeline: MindVideoPipeline, recipe: Recipe, windows: np.ndarray, shape: tuple[int, ...], **condition: Any
 ) -> np.ndarray:
-    """Clips (B, F, H, W, 3) of the windows with these numbers, which determine their noise; ``shape`` is that of a clip."""
+    """Clips (B, F, H, W, 3) of windows, whose indices determine their noise."""
     size: dict[str, Any] = {"num_frames": shape[0], "height": shape[1], "width": shape[2]}
     settings: Any = recipe.reconstruct
     latent_shape = pipeline.latent_shape(**size)
@@ -111,7 +111,7 @@ class Shown:
 
     @cached_property
     def about_frames(self) -> dict[str, str]:
-        """Whether true frames come from the ``store`` or from ``films``, and ``why_not_films``."""
+        """Whether true frames come from ``store`` or ``films``, and ``why_not_films``."""
         if self.shape[0] == self.store.num_frames:
             return {"frames_from": "store"}
         try:
@@ -149,7 +149,7 @@ class Shown:
         return resize_frames(mean_frame(self.train)[None, None], self.shape[1], self.shape[2])[0, 0]
 
     def make(self, name: str, positions: np.ndarray) -> np.ndarray:
-        """Clips of some windows under ``name``: ``truth``, ``random_train`` or ``constant``."""
+        """Clips under ``name``: ``truth``, ``random_train`` or ``constant``."""
         if name == "truth":
             return self._shown(self.windows, self.chosen[positions])
         if name == "constant":

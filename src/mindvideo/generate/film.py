@@ -182,7 +182,7 @@ class Film:
         self._conditions[clip] = self._condition_at(clip * self.block_frames / self.settings.frames_per_scan)
 
     def _condition_at(self, moment: float) -> torch.Tensor:
-        """Condition (L, C) at a moment in scans, interpolated between the two nearest windows."""
+        """Condition (L, C) at a moment in scans, between the two nearest windows."""
         first = min(int(moment), len(self.scans) - 1)
         second, share = min(first + 1, len(self.scans) - 1), moment - int(moment)
         wanted = (first, second) if share > 0 else (first,)

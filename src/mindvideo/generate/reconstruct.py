@@ -76,7 +76,7 @@ def reconstruct_person(
     others: zarr.Group | None,
     progress: Progress | None,
 ) -> zarr.Group:
-    """Clips of one person's test windows; those that need no brain are copied from ``others``."""
+    """One person's clips; those that need no brain are copied from ``others``."""
     windows = Windows(store, "test", pipeline.fmri_encoder.config.window)
     blocks = windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
     chosen = choose_windows(blocks, recipe.reconstruct.max_windows)

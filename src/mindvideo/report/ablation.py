@@ -1,4 +1,4 @@
-"""The ablation's part of the page: the paper's Table 1 and Fig. 6 from ``ablation.json``, as an HTML fragment."""
+"""The ablation's part of the page: the paper's Table 1 and Fig. 6."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mindvideo.report.wording import CLASSES, write_interval, write_number, writ
 
 
 def ablation_section(folder: Path) -> str:
-    """The ablation in ``folder`` as an HTML fragment for the page's style sheet; DataError without a readable ``ablation.json``."""
+    """``FOLDER/ablation.json`` as an HTML fragment; DataError without it."""
     content = read_table(folder / "ablation.json", "ablate")
     source, columns = Source(f"{folder.resolve().name}/ablation.json"), content["columns"]
     rows = [_write_row(entry, columns, source.at("rows", i)) for i, entry in enumerate(content["rows"])]
@@ -78,7 +78,7 @@ def _write_cell(label: str, cell: Mapping[str, Any], source: Source) -> Cell:
 
 
 def _draw_films(films: list[dict[str, Any]], source: Source) -> list[dict[str, Any]]:
-    """SSIM by test film: one panel each, a row for every subject and for what needs no brain."""
+    """SSIM by test film: a row for every subject and for what needs no brain."""
     panels: dict[str, list[Dot]] = {}
     for i, entry in enumerate(films):
         is_floor = entry["name"] in ("shuffled", "constant")

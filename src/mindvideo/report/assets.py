@@ -1,4 +1,4 @@
-"""Where the page's pictures and files go: into the page itself, and beside it only when they are too large for it."""
+"""The page's pictures and files: in the page, or beside it if too large."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Assets:
         shutil.rmtree(self.writing, ignore_errors=True)
 
     def add(self, name: str, content: bytes) -> str:
-        """Address of a file: a ``data:`` address, or a path relative to the page where there is no room left."""
+        """A ``data:`` address, or a path relative to the page where no room is left."""
         if len(content) <= self.room:
             self.room -= len(content)
             kind = mimetypes.guess_type(name)[0] or "text/plain"

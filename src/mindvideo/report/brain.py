@@ -1,4 +1,4 @@
-"""The section on the brain: attention by network, the weight of lags, occlusion by area, all of it against the truth."""
+"""The section on the brain: attention, lags, occlusion, against the truth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def final_stage(run: Run) -> str:
 
 
 def list_brain(run: Run) -> list[dict[str, Any]]:
-    """Groups of panels, each with a title, a sentence, the file they come from and whether they start folded."""
+    """Groups of panels, each with a title, a sentence and the file it is from."""
     final = final_stage(run)
     layers = run.explain.get("attention", {})
     attention = {stage: _attention(run, stage, found, final) for stage, found in layers.items()}
@@ -43,7 +43,7 @@ def list_brain(run: Run) -> list[dict[str, Any]]:
 
 
 def list_surfaces(run: Run, out: Path, judged: Mapping[str, Markup]) -> list[dict[str, Any]]:
-    """Interactive surfaces: address relative to the page's folder ``out``, label and warning."""
+    """Interactive surfaces: address relative to ``out``, label and warning."""
     found = []
     for path in sorted((run.path / "explain").glob("surface_*.html")):
         name = path.stem.removeprefix("surface_")
@@ -54,7 +54,7 @@ def list_surfaces(run: Run, out: Path, judged: Mapping[str, Markup]) -> list[dic
 
 
 def split_pictures(run: Run) -> tuple[list[str], list[str]]:
-    """File names of the flat maps to show, and of the other pictures, which start folded."""
+    """File names of the flat maps to show, and of the other pictures."""
     final = final_stage(run)
     names = [path.name for path in run.pictures]
     first = [name for name in names if name.startswith(f"flat_attention_{final}_") or name.startswith("flat_occlusion")]
@@ -62,7 +62,7 @@ def split_pictures(run: Run) -> tuple[list[str], list[str]]:
 
 
 def warn_of_maps(run: Run) -> dict[str, Markup]:
-    """A sentence for every map that finds the true voxels no better than the best map of its kind without training."""
+    """A sentence for every map no better than an untrained network's."""
     truth, place = run.explain.get("truth", {}), Source("explain/truth.json")
     found: dict[str, list[Markup]] = {}
     for key, words, _ in MEASURES_OF_MAPS:

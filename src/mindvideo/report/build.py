@@ -26,7 +26,7 @@ from mindvideo.stages import Progress, StageContext
 
 
 def run(context: StageContext) -> None:
-    """Stage ``report``: write ``RUN/report/index.html`` from the files of ``run_dir``, and of each of several people in it."""
+    """Stage ``report``: write ``RUN/report/index.html``, with a part for each person."""
     link_people(context.recipe, context.run_dir)
     build_report([context.run_dir], context.folder, context.progress)
 
@@ -65,7 +65,7 @@ def build_report(run_dirs: Sequence[Path], out: Path, progress: Progress | None 
 
 
 def find_ablations(paths: Sequence[Path]) -> list[Path]:
-    """Folders with an ``ablation.json`` among the given ones, directly above or directly inside them."""
+    """Folders with an ``ablation.json``: those given, above or inside them."""
     near = [near for path in paths for near in (path, path.resolve().parent, path / "ablation")]
     found: dict[Path, Path] = {}
     for path in near:

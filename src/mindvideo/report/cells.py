@@ -1,4 +1,4 @@
-"""Cells of the page's tables of scores: a value, what stands small below it, and how it is drawn."""
+"""Cells of the page's tables of scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mindvideo.report.trace import Source, cite, cite_interval
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell; ``label`` names its column where the page is narrow, ``kind`` is its class in the style sheet."""
+    """A cell; ``label`` names its column on a narrow page, ``kind`` is its style."""
 
     label: str
     text: Markup | str
@@ -38,7 +38,7 @@ def cite_value(entry: Mapping[str, Any], source: Source) -> Markup:
 
 
 def cite_difference(entry: Mapping[str, Any], source: Source, p: str = "p_holm") -> Markup:
-    """``+.012 [.003, .020], P = .004`` of an entry of `mindvideo.evaluate.compare.compare_runs`; nothing without one."""
+    """``+.012 [.003, .020], P = .004`` of an entry of `compare_runs`, or nothing."""
     if entry["difference"] is None:
         return Markup("")
     text = cite(entry["difference"], source.at("difference"), "signed") + Markup(" ")

@@ -1,4 +1,4 @@
-"""Runs and rival methods side by side: a column for each, every two tested against each other where they can be."""
+"""Runs and rival methods side by side, every two tested against each other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = ("first", "second", "difference", "low", "high", "n", "p", "p_holm", "
 
 @dataclass(frozen=True)
 class Column:
-    """One column: a run, its name and index on the page, and its folder within that run's."""
+    """A run, its name and index on the page, and its folder within that run's."""
 
     label: str
     run: Run
@@ -40,7 +40,7 @@ class Column:
         return Source(f"{self.folder}evaluate/scores.json", key, derived, self.index)
 
     def score(self, name: str, label: str) -> ScoreResult | None:
-        """The score of this name and label; one name may stand for several (top-1 of 40, of 120)."""
+        """One name may stand for several scores (top-1 of 40, of 120)."""
         score = self.run.scores.get(name)
         return score if score is not None and score.label == label else None
 
@@ -61,7 +61,7 @@ def measure_differences(columns: Sequence[Column]) -> dict[str, Any]:
 
 
 def describe_runs(columns: Sequence[Column]) -> list[dict[str, Any]]:
-    """What each run says of itself: its headline, scores from the brain, median way to the caption, test windows."""
+    """Each run's headline, scores from the brain, way to the caption, windows."""
     rows = []
     for each in columns:
         aspects, tested = list_aspects(each.run), list_tested(each.run)
@@ -119,7 +119,7 @@ def tabulate(columns: Sequence[Column], found: dict[str, Any], file: str) -> dic
 
 
 def _write_cell(first: Column, column: Column, score: ScoreResult | None, found: dict[str, Any], file: str) -> Cell:
-    """A score, its interval and its difference from the first column's; ``better`` or ``worse`` where that was shown."""
+    """A score, its interval, and its difference from the first column's."""
     if score is None:
         return Cell(column.label, "–")
     source, kind = column.source(score.name), ""
@@ -135,7 +135,7 @@ def _write_cell(first: Column, column: Column, score: ScoreResult | None, found:
 
 
 def _draw(label: str, scores: Sequence[tuple[Column, ScoreResult | None]], cells: Sequence[Cell]) -> Markup:
-    """One score of every column, with its interval and, as a tick, its value with shuffled brain activity."""
+    """One score of every column; the tick is its value with shuffled brain activity."""
     dots = []
     for place, ((column, score), cell) in enumerate(zip(scores, cells, strict=True)):
         if score is not None:
@@ -146,7 +146,7 @@ def _draw(label: str, scores: Sequence[tuple[Column, ScoreResult | None]], cells
 
 
 def _count_wins(columns: Sequence[Column], found: dict[str, Any], file: str) -> list[dict[str, Any]]:
-    """A row for each method: by how many of the tested scores it is better than each other one."""
+    """By how many of the tested scores each method is better than each other."""
     pairs, rows = found["pairs"], []
     for row in (column.label for column in columns):
         cells: list[dict[str, Any]] = []
@@ -163,7 +163,7 @@ def _count_wins(columns: Sequence[Column], found: dict[str, Any], file: str) -> 
 
 
 def _list_costs(columns: Sequence[Column]) -> list[Row]:
-    """Seconds and peak memory of a study and the rivals run beside it, from ``baselines/table.json``; else nothing."""
+    """Seconds and peak memory of a study and the rivals run beside it."""
     file = "baselines/table.json"
     path = columns[0].run.path / file
     if not any(column.folder for column in columns) or not path.is_file():

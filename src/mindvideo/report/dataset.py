@@ -1,4 +1,4 @@
-"""The data of a run, and the choices a reader must know of before believing its scores."""
+"""The data of a run, and the choices behind its scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_PAIRS = 24
 
 
 def summarise_data(run: Run) -> dict[str, Any] | None:
-    """Subject, voxels by area, windows by split and provenance of ``prepare/store.zarr``; None without a store."""
+    """Subject, voxels, windows and provenance of the store; None without one."""
     path = run.path / STORE
     if not path.is_dir():
         return None
@@ -103,7 +103,7 @@ def _write_source(run: Run, summary: dict[str, Any]) -> Markup:
 
 
 def _near_duplicates(run: Run) -> dict[str, Any] | None:
-    """Test scans that look like a training scan, as audited; None where nothing was audited."""
+    """Test scans that look like a training scan; None where not audited."""
     if (pairs := run.near_duplicates.get("pairs")) is None:
         return None
     rows = []

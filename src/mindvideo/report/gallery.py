@@ -1,4 +1,4 @@
-"""The gallery of clips: what the page's script needs to draw, play and sort the windows of a run, or of several."""
+"""The gallery of clips: what the page's script needs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def describe_shared(runs: Sequence[Run], assets: Assets, numbers: Sequence[int |
 
 
 def mean_ranks(run: Run) -> list[float | None]:
-    """Each window's rank, averaged over the scores: 0 where it is the worst by all of them, 1 the best."""
+    """Each window's rank, averaged over the scores: 0 worst by all, 1 best."""
     ranks = []
     for name, kinds in run.window_scores.items():
         direction = _is_higher_better(run, name)
@@ -70,7 +70,7 @@ def mean_ranks(run: Run) -> list[float | None]:
 
 
 def find_ends(ranks: Sequence[float | None]) -> list[int]:
-    """Windows of the best, the median and the worst mean rank; of two in the middle the better one."""
+    """Windows of the best, median (the better of two) and worst mean rank."""
     known = sorted((-rank, i) for i, rank in enumerate(ranks) if rank is not None)
     return [known[k][1] for k in (0, (len(known) - 1) // 2, -1)] if known else []
 

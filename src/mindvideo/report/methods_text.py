@@ -1,4 +1,4 @@
-"""For the reader's own work: a paragraph of methods, citations, the machine, the files behind the page."""
+"""For the reader's own work: methods, citations, machine, files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def list_saved(run: Run, key: str, assets: Assets) -> list[dict[str, str]]:
 
 
 def write_bibliography(run: Run) -> str:
-    """BibTeX of the software, the paper whose method it is, and the recordings where they are the paper's."""
+    """BibTeX of the software, the paper, and the paper's recordings if used."""
     entries = CITATION.read_text(encoding="utf-8").replace("VERSION", _code(run)).split("\n\n")
     is_wen = run.setting("data.source") == "wen2018" and not run.is_simulated
     return "\n\n".join(entries if is_wen else entries[:2]).strip() + "\n"
@@ -82,7 +82,7 @@ def list_machine(run: Run) -> tuple[list[tuple[str, str]], str]:
 
 
 def write_methods(run: Run, data: dict[str, Any] | None) -> str:
-    """A paragraph of methods from the run's own settings, ready to be edited into a paper."""
+    """A paragraph of methods from the run's own settings."""
     parts = [
         _data_sentence(run, data) if data else "",
         _training_sentence(run),

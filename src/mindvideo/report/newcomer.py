@@ -1,4 +1,4 @@
-"""The page of ``mindvideo people``: scores against minutes of a new person, from ``people.json``."""
+"""The page of ``mindvideo people``: scores against a new person's minutes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = {"shared": "others' model, own maps", "scratch": "from scratch", "ridge"
 
 
 def write_curve_page(folder: Path) -> Path:
-    """Write ``FOLDER/index.html``: a figure and a table of the main scores; DataError where there is no readable ``people.json``."""
+    """Write ``FOLDER/index.html`` from ``people.json``; DataError without it."""
     content = read_table(folder / FILE, "people")
     rows = content["rows"]
     first = rows[0]["scores"]
@@ -52,7 +52,7 @@ def write_curve_page(folder: Path) -> Path:
 
 
 def _draw_curves(rows: list[dict[str, Any]], name: str, label: str) -> Markup:
-    """One score of every arm over minutes; without minutes a dot; the shuffled control of the others' model is dotted."""
+    """One score of every arm over minutes; the shuffled control is dotted."""
 
     def points(arm: str, read: Callable[[dict[str, Any]], float | None]) -> list[tuple[float, float]]:
         found = [(float(row["used_minutes"]), read(row["scores"][name])) for row in rows if row["arm"] == arm]

@@ -8,7 +8,7 @@ import jinja2
 
 
 def render(template: str, content: dict[str, Any]) -> str:
-    """A page as HTML; a name that the template wants and ``content`` lacks is an error."""
+    """A page as HTML; a name that ``content`` lacks is an error."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mindvideo.report", "templates"),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""Small plots as inline SVG, coloured by the page's style sheet so that they read in light and in dark."""
+"""Small plots as inline SVG, coloured by the page's style sheet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WAY_TICKS = {0.0: "shuffled", 0.5: "50 %", 1.0: "caption"}
 
 @dataclass(frozen=True)
 class Dot:
-    """One row of a dot plot; ``kind`` decides its look, ``mark`` is a value to compare with."""
+    """A row of a dot plot; ``kind`` is its style, ``mark`` a value to compare with."""
 
     label: str
     value: float | None
@@ -42,7 +42,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Strip:
-    """One row of a strip plot: a dot for every value, by name and kind, a tick at ``middle``, words at the right."""
+    """A row of dots, by name and kind, a tick at ``middle``, words at the right."""
 
     label: str
     values: Mapping[str, tuple[float, str]]
@@ -81,7 +81,7 @@ class _Canvas:
         self.parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}"/>')
 
     def dot(self, value: float, y: float, kind: str, title: str = "", r: float = 4.5) -> None:
-        """A circle, or a triangle that points to where a value outside the axis lies."""
+        """A circle, or a triangle that points to a value outside the axis."""
         x, inner = self.place(value), f"<title>{escape(title)}</title>" if title else ""
         side = (value > self.ticks[-1]) - (value < self.ticks[0])
         if side:
@@ -165,7 +165,7 @@ def draw_strips(title: str, strips: Sequence[Strip]) -> Markup:
 
 
 def draw_curves(title: str, curves: Sequence[Curve]) -> Markup:
-    """Lines, one point as a dot; logarithmic where values span more than a factor of 50; the last values are read out."""
+    """Lines; logarithmic where values span more than a factor of 50."""
     values = [y for curve in curves for _, y in curve.points]
     if not values:
         return Markup("")
@@ -219,7 +219,7 @@ def write_tick(value: float) -> str:
 
 
 def thin_out(points: Sequence[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:
-    """At most ``most`` points, each the mean of neighbours, so that a long log stays a small picture."""
+    """At most ``most`` points, each the mean of neighbours."""
     if len(points) <= most:
         return list(points)
     size = math.ceil(len(points) / most)

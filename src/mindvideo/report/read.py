@@ -1,4 +1,4 @@
-"""Read what a run folder holds, however far the run is; what is missing is named, never guessed."""
+"""Read what a run folder holds, however far it is; what is missing is named."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mindvideo.stages import STAGES, UNFINISHED
 
 @dataclass(frozen=True)
 class StageState:
-    """How far a stage is: ``done``, ``off`` (in the recipe), ``unfinished`` (a folder without ``done.json``) or ``missing``."""
+    """How far a stage is: ``done``, ``off``, ``unfinished`` or ``missing``."""
 
     name: str
     state: str
@@ -126,7 +126,7 @@ def read_run(path: Path) -> Run:
 
 
 def read_table(path: Path, command: str) -> dict[str, Any]:
-    """What ``mindvideo COMMAND`` wrote to ``path``; DataError where it is missing, damaged or of another version."""
+    """What ``mindvideo COMMAND`` wrote; DataError if missing or of another version."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -153,7 +153,7 @@ def _stage_state(path: Path, name: str, recipe: dict[str, Any], problems: list[s
 
 
 def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
-    """The content of a JSON file; None where it is missing or, with a sentence in ``problems``, of no use."""
+    """The content of a JSON file; None if missing or, named in ``problems``, of no use."""
     if not path.is_file():
         return None
     where = f"{path.parent.name}/{path.name}"
@@ -230,7 +230,7 @@ def _read_clips(run: Run) -> None:
 
 
 def _read_window_scores(run: Run) -> None:
-    """``windows.csv`` → ``window_scores[score][clip]``, one value per clip of ``clips.zarr`` in its order."""
+    """``windows.csv`` → ``window_scores[score][clip]``, in the clips' order."""
     path = run.path / "evaluate" / "windows.csv"
     if not path.is_file():
         return
@@ -259,7 +259,7 @@ def _read_window_scores(run: Run) -> None:
 
 
 def _row_places(rows: list[dict[str, str]], windows: list[dict[str, Any]]) -> list[int]:
-    """Which clip each row belongs to: by segment and scan where the clips' windows are known."""
+    """Which clip each row belongs to, by segment and scan where these are known."""
     if not windows:
         return [int(float(row["window"])) for row in rows]
     place = {(str(window["segment"]), int(window["scan"])): i for i, window in enumerate(windows)}
@@ -267,7 +267,7 @@ def _row_places(rows: list[dict[str, str]], windows: list[dict[str, Any]]) -> li
 
 
 def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, float]]:
-    """Rows of a training log; the last line may be cut short by a kill and is then left out."""
+    """Rows of a training log; a last line cut short by a kill is left out."""
     if not path.is_file():
         return []
     rows: list[dict[str, float]] = []

@@ -26,7 +26,7 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def list_sets(run: Run) -> list[dict[str, Any]]:
-    """Every set of clips beside a run's reconstruction, in the order of the table's columns: ceilings last."""
+    """Every set of clips beside the reconstruction, ceilings last."""
     names = _in_order({name for score in run.scores.values() for name in score.controls})
     return [asdict(run.clip_set(name)) for name in names]
 
@@ -82,7 +82,7 @@ def list_ways(run: Run) -> list[dict[str, Any]]:
 
 
 def list_films(run: Run) -> list[dict[str, Any]]:
-    """A panel for each test film: SSIM, as in the paper, of the reconstruction and of what needs no brain."""
+    """SSIM on each test film, of the reconstruction and of what needs no brain."""
     score = run.scores.get("ssim_rgb")
     panels = []
     for film, entry in score.films.items() if score is not None else ():
@@ -117,7 +117,7 @@ def _define(score: ScoreResult) -> Markup:
 
 
 def draw_score(run: Run, score: ScoreResult) -> Markup:
-    """The dot plot of one score: the reconstruction with its interval, then controls, then ceilings."""
+    """The dot plot of one score: reconstruction, controls, ceilings."""
     source = Source(SCORES, (score.name,))
     dots = [Dot("reconstruction", score.value, score.interval, "main", source.at("value"))]
     for name in _in_order(score.controls):
@@ -130,7 +130,7 @@ def draw_score(run: Run, score: ScoreResult) -> Markup:
 
 
 def _split_key(key: str) -> tuple[str, str]:
-    """The figure a logged name belongs to and the line it is there: ``validation_loss`` → (loss, validation)."""
+    """Figure and line of a logged name: ``validation_loss`` → (loss, validation)."""
     if key.startswith("mean_predictor_"):
         return key.removeprefix("mean_predictor_"), "mean predictor"
     if key.startswith("ridge_"):
@@ -147,7 +147,7 @@ _LINES = {"training": "train", "validation": "validation"}
 
 
 def list_curves(rows: list[dict[str, float]], file: str) -> list[dict[str, Any]]:
-    """Panels of one stage's log ``file``: a figure's lines together, training, validation and what they compare with."""
+    """Panels of one stage's log ``file``, a figure's lines together."""
     figures: dict[str, dict[str, list[tuple[float, float]]]] = {}
     fields: dict[tuple[str, str], str] = {}
     for row in rows:
@@ -174,7 +174,7 @@ def list_curves(rows: list[dict[str, float]], file: str) -> list[dict[str, Any]]
 
 
 def list_training(run: Run) -> list[dict[str, Any]]:
-    """The training stages with a log, each with its panels and what each step cost."""
+    """The training stages with a log, each with its panels."""
     stages = []
     for stage, rows in run.metrics.items():
         rates = [row["steps_per_s"] for row in rows if "steps_per_s" in row]

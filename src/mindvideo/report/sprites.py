@@ -1,4 +1,4 @@
-"""One picture per test window: a row for each kind of clip, a column for each frame, played by the page's script."""
+"""A picture per window: a row for each kind of clip, a column for each frame."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ QUALITY = 84
 FILM_HEIGHT = 128
 """Saved films are at least this high, in pixels."""
 LARGEST_FRAME = 128
-"""Frames are stored with at most this height and width in pixels; larger ones are scaled down."""
+"""Height and width in pixels that frames are stored with at most."""
 
 
 def draw_sprite(clips: NDArray[np.uint8]) -> Image.Image:
-    """Clips uint8 (K, F, H, W, 3) of one window as rows of frames, scaled down to at most ``LARGEST_FRAME``."""
+    """Clips uint8 (K, F, H, W, 3) of one window as rows of frames."""
     kinds, frames, height, width, _ = clips.shape
     scale = min(1.0, LARGEST_FRAME / max(height, width))
     h, w = round(height * scale), round(width * scale)
@@ -67,7 +67,7 @@ def draw_sheets(arrays: dict[str, Any], fps: float, in_film: int = 2, progress: 
 
 
 def encode_film(clips: NDArray[np.uint8], fps: float) -> bytes:
-    """Clips (K, F, H, W, 3) side by side as MP4; small ones are enlarged, since the codec halves colour resolution."""
+    """Clips (K, F, H, W, 3) side by side as MP4; the codec halves colour resolution."""
     beside = np.concatenate(list(clips), axis=2)
     times = max(1, -(-FILM_HEIGHT // beside.shape[1]))
     times += (times * beside.shape[1]) % 2 or (times * beside.shape[2]) % 2

@@ -1,4 +1,4 @@
-"""What a prepared store holds, as plain rows for the terminal and as a page with pictures (``mindvideo inspect``)."""
+"""What a prepared store holds, as rows and as a page (``mindvideo inspect``)."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _draw_histogram(store: Store, values: np.ndarray) -> Figure:
 
 
 def _draw_examples(store: Store) -> tuple[Figure, str]:
-    """A few numbered frames of each split, and what they are: their names and captions may be in any script."""
+    """A few numbered frames of each split, and what they are, in any script."""
     used = [split for split in SPLITS if store.segments(split)]
     figure = Figure(figsize=(11, 2.2 * len(used)), layout="constrained")
     told: list[str] = []

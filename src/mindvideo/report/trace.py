@@ -26,7 +26,7 @@ from mindvideo.report.wording import FORMS
 
 @dataclass(frozen=True)
 class Source:
-    """Where a number lies: a file of the run folder (of the ``run``-th run on a page of several), and the way in it."""
+    """Where a number lies: a file of the run folder, and the way in it."""
 
     file: str
     key: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What a run's scores say, in words: which parts of the picture came from the brain, by `ScoreResult.from_brain`."""
+"""What a run's scores say, in words: what came from the brain."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Aspect:
 
     @property
     def state(self) -> str:
-        """``yes`` where every score is from the brain and above the baselines, ``part`` where some are, else ``no``."""
+        """``yes`` where every score is from the brain and above the baselines."""
         is_whole = len(self.beaten) == len(self.tested) and not self.better_baselines
         return "yes" if is_whole else "part" if self.beaten else "no"
 
@@ -64,7 +64,7 @@ def list_tested(run: Run) -> list[ScoreResult]:
 
 
 def list_known_ways(scores: Sequence[ScoreResult]) -> list[float]:
-    """How far scores come from the shuffled control (0) to the true caption's ceiling (1), where that is known."""
+    """How far scores come from shuffled (0) to caption (1), where known."""
     return [score.way_to_caption for score in scores if score.way_to_caption is not None]
 
 
@@ -80,7 +80,7 @@ def join_words(words: Sequence[str]) -> str:
 
 
 def write_title(run: Run, aspects: Sequence[Aspect]) -> str:
-    """The headline: what came from the brain, what in part (with baselines that are better still), and what did not."""
+    """The headline: what came from the brain, what in part, and what did not."""
     brain = "the simulated brain" if run.is_simulated else "the brain"
     shown, part, none = ([a for a in aspects if a.state == state] for state in ("yes", "part", "no"))
     named = join_words([aspect.name for aspect in none])
@@ -97,7 +97,7 @@ def write_title(run: Run, aspects: Sequence[Aspect]) -> str:
 
 
 def write_verdict(run: Run) -> tuple[str, Markup]:
-    """The headline of a run, and the sentence below it: over how many scores the evidence says so."""
+    """The headline of a run, and the sentence below it."""
     if not run.scores:
         return "Nothing has been scored yet.", Markup(escape(run.stages["evaluate"].sentence.capitalize() + "."))
     aspects = list_aspects(run)
@@ -125,7 +125,7 @@ def write_verdict(run: Run) -> tuple[str, Markup]:
 
 
 def draw_way(run: Run) -> Markup:
-    """Every tested score on its way from shuffled brain to true caption, a row for each aspect."""
+    """Every tested score on its way from shuffled brain to true caption."""
     strips = []
     for aspect in list_aspects(run):
         ways = {score.name: way for score in aspect.tested if (way := score.way_to_caption) is not None}
@@ -148,7 +148,7 @@ def draw_way(run: Run) -> Markup:
 
 
 def kind_of(score: ScoreResult) -> str:
-    """How the page draws a score: full where it is from the brain, hollow where that was not shown."""
+    """Full where a score is from the brain, hollow where that was not shown."""
     return "main" if score.from_brain else "open"
 
 

@@ -11,11 +11,11 @@ CLASSES = {
     "p<0.05": ("yellow", "*", "P < .05"),
     "p>0.05": ("green", "", "P > .05"),
 }
-"""Colour of the paper's Table 1, stars that say the same without colour, and words of each class of a P-value."""
+"""Colour (the paper's Table 1), stars and words of each class of P."""
 
 
 def write_number(value: float | None, decimals: int = 3) -> str:
-    """Three decimals, fewer for large numbers, without the zero before the point; an en dash when there is none."""
+    """Three decimals, fewer for large numbers, no zero before the point."""
     if value is None:
         return "–"
     if abs(value) >= 100:
@@ -27,7 +27,7 @@ def write_number(value: float | None, decimals: int = 3) -> str:
 
 
 def write_count(value: float | None) -> str:
-    """A whole number with thin spaces between thousands from ten thousand on; an en dash when there is none."""
+    """A whole number, with thin spaces between thousands from ten thousand on."""
     if value is None:
         return "–"
     return f"{value:.0f}" if abs(value) < 10000 else f"{value:,.0f}".replace(",", "\u202f")
