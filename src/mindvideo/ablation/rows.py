@@ -1,7 +1,6 @@
 """The numbers of an ablation: ``ablation.json``, the same as tidy CSV, and the paper's table in LaTeX.
 
-A value is the mean over test windows that ``evaluate`` wrote; P is that of `mindvideo.evaluate.compare.compare_runs`
-against the full method, adjusted by Holm over the variants, score by score.
+P is that of `mindvideo.evaluate.compare.compare_runs` against the full method, adjusted by Holm over the variants.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The runs of an ablation: which stages each has, shares or must run, and carrying them out one after another.
 
-A stage that does not change is not run again: a variant's folder gets it as hard links. A hard link costs no room, and
-removing one variant leaves the others whole. Every stage replaces its files and never writes into them, except for its
-log, which is copied.
+A stage that does not change is not run again: a variant's folder gets it as hard links, which cost no room and outlive
+the first folder. Every stage replaces its files and never writes into them, except for its log, which is copied.
 """
 
 from __future__ import annotations

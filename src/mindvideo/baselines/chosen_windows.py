@@ -74,12 +74,11 @@ class ChosenWindows(Shown):
 def score_categories(
     name_categories: Callable[[np.ndarray], np.ndarray], windows: ChosenWindows, foundation: Foundation
 ) -> dict[str, dict[str, float]]:
-    """N-way top-K scores of categories named from the fMRI, without a picture (Wen et al. 2018), and from another scene's.
+    """N-way top-K scores of categories named from the fMRI, without a picture (Wen et al. 2018).
 
-    ``name_categories`` gives fMRI windows (B, W, V) class probabilities (B, classes) of the
-    foundation's image classifier. The ground truth is the three classes of the middle frame that
-    the classifier thinks most probable. Of each ``{N}way``: ``value``, ``shuffled`` and ``p_shuffled``
-    (one-sided, blocks permuted).
+    ``name_categories`` gives fMRI windows (B, W, V) class probabilities (B, classes) of the foundation's
+    image classifier; the middle frame's three most probable are the truth. Of each ``{N}way``:
+    ``value``, ``shuffled`` and ``p_shuffled`` (one-sided, blocks permuted).
     """
     settings, n = windows.recipe.evaluate, len(windows.chosen)
     truth = top_classes(foundation.classify_images(windows.truth[:, windows.truth.shape[1] // 2]))

@@ -48,8 +48,8 @@ def find_clips(folder: Path, names: list[str]) -> list[Path]:
 def read_folder(folder: Path, windows: list[dict[str, Any]], shape: tuple[int, ...]) -> tuple[np.ndarray, set[int]]:
     """Clips of the windows in the table's shape, uint8 (n, F, H, W, 3), and the numbers of frames in their files.
 
-    Frames are taken at evenly spaced times; square frames of another size are resampled. DataError
-    for a window without a file, a file that cannot be read, or frames that are not square.
+    Frames are taken at evenly spaced times; square ones of another size are resampled, others are a
+    DataError.
     """
     paths = find_clips(folder, [f"{window['segment']}_{window['scan']}" for window in windows])
     clips, counts = np.empty((len(windows), *shape), np.uint8), set()

@@ -95,11 +95,7 @@ class FramesToFmri(nn.Module):
 
 
 class FmriToFrames(nn.Module):
-    """Decoder: fMRI (B, W, V) to clips (B, 3, F, H, W) in [0, 1].
-
-    fMRI is projected to maps, at first by the adjoint of the encoder's read-out, and frames are
-    painted from the maps.
-    """
+    """Decoder: fMRI (B, W, V) to maps, at first by the adjoint of the encoder's read-out, to clips (B, 3, F, H, W)."""
 
     def __init__(self, encoder: FramesToFmri, frames: int, size: int, width: int) -> None:
         super().__init__()

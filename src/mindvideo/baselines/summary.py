@@ -107,10 +107,9 @@ def score_columns(rows: list[dict[str, Any]], every: bool = False) -> list[str]:
 
 
 def as_brief_text(rows: list[dict[str, Any]], columns: list[str]) -> list[list[str]]:
-    """A row per score and a column per method, then seconds and peak memory; the header comes first.
+    """A row per score and a column per method, then seconds and peak memory.
 
-    A cell holds the value, with ``*`` where it came from the brain (`ScoreResult.from_brain`), and
-    below it the method's shuffled control.
+    A cell holds the value, ``*`` where it came from the brain, and below it the shuffled control.
     """
 
     def write_cell(score: dict[str, Any] | None) -> str:
@@ -126,10 +125,7 @@ def as_brief_text(rows: list[dict[str, Any]], columns: list[str]) -> list[list[s
 
 
 def compare_methods(run_dir: Path, columns: list[str], seeds: int = 1) -> dict[str, dict[str, Any]]:
-    """Every two methods by the scores both have, ``{"gan − mindvideo": {score: …}}``, see `mindvideo.evaluate.compare.compare_all`.
-
-    ``{"untested": why}`` stands for what cannot be compared.
-    """
+    """`compare_all` as ``{"gan − mindvideo": {score: …}}``, or ``{"untested": why}``."""
     found = compare_all(list_methods(run_dir, seeds), columns)
     pairs = {f"{b} − {a}": scores for a, others in found["pairs"].items() for b, scores in others.items()}
     return pairs | {name: {"untested": why} for name, why in found["untested"].items()}

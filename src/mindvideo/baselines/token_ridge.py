@@ -1,8 +1,6 @@
 """``ridge``: banded ridge regression to the condition tokens, with the main method's generator.
 
-The comparison that isolates the encoder: everything after the condition is the study's own, without a student. It follows
-no paper's system; the regression is himalaya's (la Tour et al. 2022), the generator that of *Cinematic Mindscapes*,
-section 3.4.
+The comparison that isolates the encoder: everything after the condition is the study's own, without a student.
 
 Choices: the caption's tokens are predicted through their leading principal components on the training windows; each scan
 of the window is a band; the negative of the guidance is what the mean fMRI predicts, the mean token matrix. The

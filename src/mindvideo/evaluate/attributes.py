@@ -1,8 +1,8 @@
 """What is recognisable in reconstructions of a simulated subject's films: thing, colour, place, motion, cut.
 
-Measured by the foundation's own classifiers where their classes are pairs ("red dog" for images, "dog left" for
-videos), against the simulated films' list of scenes. The names of the world come from the classifiers' ``id2label``; no
-classifier knows places, so a frame's place is the one whose training captions are nearest in CLIP's embedding.
+Measured by the foundation's own classifiers, whose classes are pairs ("red dog" for images, "dog left" for videos),
+against the simulated films' list of scenes. No classifier knows places: a frame's place is the one whose training
+captions are nearest in CLIP's embedding.
 
 Shapes: n windows, F frames, classes, D features.
 """
@@ -312,10 +312,7 @@ def pairwise_attribute(kind: str, features: Features, world: World) -> np.ndarra
 
 
 def summarise_attributes(scores: Mapping[str, ScoreResult], world: World) -> dict[str, Any]:
-    """The content of ``attributes.json``: for each attribute every set's value beside the classifiers' own on the truth.
-
-    ``of_truth`` is a set's value as a share of the value on true clips.
-    """
+    """The content of ``attributes.json``: every set's value, and its share ``of_truth``, the value on true clips."""
     table = {}
     for name, entry in scores.items():
         if name.startswith(PREFIX):

@@ -15,7 +15,7 @@ from mindvideo.data.windows import near_duplicates
 
 
 def noise_ceiling(repeats: np.ndarray) -> np.ndarray:
-    """Correlation (V,), 0…1, a perfect model of each voxel could reach with the average of its repeated runs (R ≥ 2, n, V).
+    """Correlation (V,) of a perfect model with the average of repeated runs (R ≥ 2, n, V).
 
     From the mean correlation r between single runs, the reliability of the average of R runs is R r
     / (1 + (R − 1) r) (Spearman–Brown); the ceiling is its square root, 0 where r is not positive
@@ -28,12 +28,7 @@ def noise_ceiling(repeats: np.ndarray) -> np.ndarray:
 
 
 def audit_store(store: Store, segments: Sequence[str]) -> dict[str, str]:
-    """What bounds the scores on the data's side, as texts of files by name.
-
-    ``noise_ceiling.json``: median and quartiles over voxels of each segment that has repeated runs;
-    ``near_duplicates.json``: test scans that look like training scans, and how many test scans
-    there are.
-    """
+    """Texts of files by name: ``noise_ceiling.json`` (over voxels, of repeated segments), ``near_duplicates.json``."""
     ceilings = {}
     for segment in segments:
         repeats = store.repeats(segment)

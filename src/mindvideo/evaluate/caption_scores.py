@@ -1,7 +1,6 @@
 """Similarity of sentences: how well a caption of the reconstruction tells what the true clip shows.
 
-Captions are a frozen captioner's (BLIP) for the middle frame of each clip, true and reconstructed alike, so that the
-captioner's own style and errors are on both sides.
+Captions are a frozen captioner's (BLIP) for the middle frames, true and reconstructed alike: its errors are on both sides.
 """
 
 from __future__ import annotations

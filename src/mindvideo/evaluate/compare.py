@@ -1,7 +1,7 @@
 """Runs, subjects and methods compared score by score, as in the paper's Table 1.
 
-The paper compares with a two-sample t-test over windows, which takes neighbouring two-second windows as independent.
-Here whole blocks of consecutive windows are exchanged; the t-test's P is given beside it, so that both can be read.
+The paper's two-sample t-test takes neighbouring two-second windows as independent. Here whole blocks of consecutive
+windows are exchanged; the t-test's P is given beside it.
 """
 
 from __future__ import annotations
@@ -82,10 +82,7 @@ class WindowScores:
 
 
 def read_window_scores(folder: Path, name: str | None = None) -> WindowScores:
-    """Read ``windows.csv``, ``scores.json`` and ``evaluation.json`` of a run folder, or of the folder of an evaluation.
-
-    Its name is the folder's unless another is given. DataError where a file is missing or damaged.
-    """
+    """Read a run folder's evaluation, under the folder's name unless one is given; DataError if missing or damaged."""
     place = folder / "evaluate" if (folder / "evaluate").is_dir() else folder
     try:
         scores, about = read_scores(place / "scores.json"), json.loads((place / "evaluation.json").read_text())
@@ -133,10 +130,10 @@ def read_seeds(folders: Iterable[Path], name: str) -> WindowScores:
 
 
 def pool_seeds(runs: Sequence[WindowScores]) -> WindowScores:
-    """The runs of several seeds as one: averaged window by window where they reconstruct the same windows.
+    """The runs of several seeds as one, averaged window by window.
 
-    Seeds of a simulated dataset are other subjects who saw other films; their windows are put one
-    after another, and no block holds windows of two seeds.
+    Seeds of a simulated dataset are other subjects who saw other films: their windows and blocks follow
+    one another.
     """
     first = runs[0]
     if len(runs) == 1:
@@ -297,7 +294,7 @@ def smallest_p_holm(comparisons: Iterable[Mapping[str, Mapping[str, Any]]]) -> f
 
 
 def compare_all(folders: Mapping[str, Sequence[Path]], scores: Sequence[str] | None = None) -> dict[str, Any]:
-    """Every two methods, whose folders (one per seed) are given by name, by the given scores as far as both have them.
+    """Compare every two methods, whose folders (one per seed) are given by name, by the scores that both have.
 
     Returns
     -------
@@ -345,10 +342,10 @@ def comparison_rows(
 def compare_folders(
     folders: Sequence[Path], out: Path, scores: Sequence[str] | None = None, seeds: int = 1
 ) -> list[list[str]]:
-    """Compare evaluations with the first one; writes ``comparison.json``, ``.csv`` and ``.tex`` into ``out``, returns the rows.
+    """Compare evaluations with the first, each pooled over its seeds; returns the rows.
 
-    With several seeds each is pooled with its other seeds (`seed_folders`, `pool_seeds`), and the
-    spread is shown. DataError for fewer than two evaluations, or what `compare_runs` refuses.
+    Writes ``comparison.json``, ``.csv`` and ``.tex`` into ``out``. DataError for fewer than two
+    evaluations, or what `compare_runs` refuses.
     """
     if len(folders) < 2:
         raise DataError(f"expected two or more evaluations to compare, found {len(folders)}")

@@ -221,10 +221,7 @@ def average_people(
     aggregator: Aggregator,
     scene: np.ndarray,
 ) -> Evaluation:
-    """Several people's evaluations of the same windows as one: a window's value is the mean over the people.
-
-    What they saw is one sample, whoever watched: intervals and P are over its windows, in blocks.
-    """
+    """Several people's evaluations of the same windows as one: a window's value is the mean over the people."""
     first, known = evaluations[0], {score.name: score for score in scores}
     allowed = measure.allowed_pairs(scene, len(aggregator.block))
     results, windows = {}, {}
@@ -243,10 +240,9 @@ def average_people(
 
 
 def list_rate_mismatch(about: Mapping[str, Any], n_frames: int, stored: int) -> dict[str, str]:
-    """Scores to leave out of clips whose frame rate is not the store's and whose films cannot be read again, with the reason.
+    """Scores to leave out, with the reason, where the truth's frames repeat, which halves its own change.
 
-    A whole fraction of the stored frames is evenly spaced and true; repeated frames halve the
-    truth's own change.
+    A whole fraction of the stored frames is evenly spaced and true, as are frames read again from films.
     """
     if about.get("frames_from") == "films" or stored % n_frames == 0:
         return {}

@@ -34,8 +34,7 @@ SHIPPED_KIT = "the shipped kit's networks know drawn scenes only: of films of an
 def deal_to_other_blocks(block: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
     """A random order (n,) in which no window stays in its own block, or None with too few blocks.
 
-    Blocks are dealt round by a random cyclic order; where blocks differ in length, windows go round
-    in that order by more places than the longest block has, so that each lands in another block.
+    Windows lie block by block in random order, and go round by more places than the longest block has.
     """
     names, sizes = np.unique(block, return_counts=True)
     longest = int(sizes.max())
@@ -51,8 +50,7 @@ def deal_to_other_blocks(block: np.ndarray, rng: np.random.Generator) -> np.ndar
 def make_controls(clips: np.ndarray, truth: np.ndarray, block: np.ndarray, seed: int) -> dict[str, Any]:
     """Controls that need no fMRI, by the names of `mindvideo.clip_sets.CLIP_SETS`.
 
-    ``shuffled_pairing`` is left out where there are too few blocks to deal every clip to another
-    one.
+    ``shuffled_pairing`` is left out where there are too few blocks.
     """
     order = deal_to_other_blocks(block, np.random.default_rng([seed, 1]))
     mean = np.round(np.mean([clip.mean(axis=0, dtype=np.float64) for clip in truth], axis=0)).astype(np.uint8)

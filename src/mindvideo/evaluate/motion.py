@@ -1,7 +1,6 @@
 """Motion scores: change from frame to frame, and optical flow of the reconstruction against that of the truth.
 
-Shapes: clips are uint8 (n, F, H, W, 3); flow is float32 (n, F−1, H, W, 2), pixels per frame interval, x then y; scores are
-float64 (n,).
+Shapes: clips are uint8 (n, F, H, W, 3); flow is float32 (n, F−1, H, W, 2), pixels per frame interval, x then y.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def direction_agreement(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray
 
 
 def frame_change(clips: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of adjacent frames in grey levels, averaged over pixels, channels and frame pairs.
+    """Mean absolute difference of adjacent frames in grey levels.
 
     Range 0…255, NaN for clips of one frame; neither end is good: a frozen clip has 0 and flicker a
     lot, the value to reach is the truth's own.

@@ -73,8 +73,7 @@ def _cosine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _window_sums(frames_NHWC: np.ndarray) -> np.ndarray:
     """Sums over every complete 7 × 7 window, float64, exact: whole numbers below 2²⁴ in float32.
 
-    All frames are stacked into one tall image; the windows that would straddle two frames are the
-    ones cut off.
+    Frames are stacked into one tall image; windows that would straddle two frames are cut off.
     """
     n, height, width, channels = frames_NHWC.shape
     size = (SSIM_WINDOW, SSIM_WINDOW)
@@ -203,7 +202,7 @@ def _opencv_hue(frames: np.ndarray) -> np.ndarray:
 
 @_per_frame()
 def hue_pcc(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """ "Hue-pcc" as Mind-Animator's script computes it (Lu et al. 2025, ICLR), for comparison with published numbers only.
+    """ "Hue-pcc" as Mind-Animator's script computes it (Lu et al. 2025, ICLR), for published numbers only.
 
     Despite the name it is no correlation but the cosine of the two frames' hue channels, OpenCV's
     hue 0…179 taken as a plain number (although it is an angle) of RGB frames read as BGR.

@@ -74,10 +74,7 @@ def _in_natural_order(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_clip(path: Path) -> tuple[np.ndarray, list[str]]:
-    """The frames of one file, or of a folder of pictures, uint8 (F, H, W, 3), and what was changed; see `read_clips`.
-
-    A ``.npy`` file may hold several clips, (n, F, H, W, 3).
-    """
+    """Frames of a file or a folder of pictures, (F, H, W, 3) or (n, F, H, W, 3), and what was changed."""
     kind = _kind(path)
     if kind == "array":
         return _as_frames(_load_array(path), path, (4, 5))
@@ -196,10 +193,7 @@ def split_side_by_side(films: Clips) -> tuple[Clips, Clips]:
 
 
 def pair_clips(clips: Clips, reference: Clips) -> tuple[Clips, Clips]:
-    """Both sets in one order: by equal names, else by the last number in their names.
-
-    DataError where a clip of one set has no partner in the other, naming it.
-    """
+    """Both sets in one order, by equal names or last numbers in these; DataError naming clips without a partner."""
 
     def last_numbers(names: Sequence[str]) -> list[str]:
         found = [re.findall(r"\d+", name) for name in names]

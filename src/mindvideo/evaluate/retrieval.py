@@ -30,7 +30,7 @@ def clip_features(features: np.ndarray) -> np.ndarray:
 
 
 def feature_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Cosine (n, F) of the features (n, F, D) of each predicted frame with those of the true frame at the same time.
+    """Cosine (n, F) of the features (n, F, D) of predicted and true frame at the same time.
 
     "CLIP similarity" (CLIP-I) with CLIP image embeddings (Radford et al. 2021, ICML). Range −1…1,
     higher is better. Chance is far above 0, because all frames of a film resemble one another in
@@ -67,7 +67,7 @@ def retrieval_top_k(similarity: np.ndarray, n_candidates: int | None = None, top
 
 
 def adjacent_consistency(features: np.ndarray) -> np.ndarray:
-    """Cosine of the features (n, F, D) of adjacent frames, averaged over a clip, float64 (n,); NaN for clips of one frame.
+    """Cosine of the features (n, F, D) of adjacent frames, averaged over a clip; NaN for one frame.
 
     Range −1…1. A frozen frame scores 1 and so does a constant image: higher is *not* simply better,
     the value to reach is the truth's own. Wu et al. 2023, ICCV (Tune-A-Video), introduce it as
@@ -83,9 +83,8 @@ def gated_consistency(features: np.ndarray, similarity: np.ndarray, gate: float 
     """`adjacent_consistency`, but 0 for clips whose ``similarity`` (n,) to the truth is at or below the gate.
 
     Range −1…1, higher is better. Frozen clips that resemble the truth score 1, so the truth's own
-    value stands beside it here too. It is the idea of "CLIP-pcc" (Lu et al. 2025, ICLR,
-    Mind-Animator), which gates by VIFI-CLIP similarity of whole clips at .6; here the gate is the
-    clips' mean CLIP image similarity, so the numbers do not compare with published ones.
+    value stands beside it too. "CLIP-pcc" (Lu et al. 2025, ICLR, Mind-Animator) gates by VIFI-CLIP
+    similarity of whole clips at .6, so the numbers do not compare with published ones.
     """
     return np.where(np.asarray(similarity) > gate, adjacent_consistency(features), 0.0)
 

@@ -74,9 +74,9 @@ def _check(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np
 
 
 def top_classes(probabilities: np.ndarray, n_classes: int = TRUE_CLASSES) -> np.ndarray:
-    """Indices (..., n_classes), int64, of the most probable of (..., classes): the ground truth of the N-way test.
+    """Indices (..., n_classes) of the most probable of (..., classes), first first, equal ones in class order.
 
-    The most probable comes first, equal ones in class order; the paper keeps three (section 4.2).
+    They are the ground truth of the N-way test; the paper keeps three (section 4.2).
     """
     if not 1 <= n_classes <= probabilities.shape[-1]:
         raise SettingError(f"expected 1…{probabilities.shape[-1]} ground-truth classes, found {n_classes}")
@@ -123,8 +123,7 @@ def n_way_top_k(probabilities: np.ndarray, truth: np.ndarray, n_way: int, top_k:
 def pairwise_n_way_top_k(probabilities: np.ndarray, truth: np.ndarray, n_way: int, top_k: int = 1) -> np.ndarray:
     """`n_way_top_k` of prediction i against the truth of row j, float32 (n, n).
 
-    The diagonal is `n_way_top_k`; the mean off it is the chance on this very test set, exactly,
-    instead of an average over some derangements.
+    The mean off the diagonal is the chance on this test set, exactly.
     """
     probabilities, truth = _check(probabilities, truth)
     n, n_classes = probabilities.shape
@@ -146,8 +145,7 @@ def chance_n_way(n_way: int, top_k: int = 1, n_truth: int = TRUE_CLASSES) -> flo
     first K are all distractors: 1 − ∏ₖ (N−1−k)/(N−1+g−k), k = 0…K−1; for K = 1, g/(N−1+g), that is
     3/(N+2) with three classes.
 
-    Real classifiers' classes are not exchangeable (some are always more probable), so this is a
-    landmark; the chance to compare with is the one of the test set.
+    Real classifiers' classes are not exchangeable: the chance to compare with is the test set's.
     """
     failure = 1.0
     for k in range(min(top_k, n_way)):

@@ -47,10 +47,10 @@ def _own_cells(name: str, score: ScoreResult) -> list[str]:
 
 
 def table_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> list[list[str]]:
-    """The scores as a table of strings, header first: score, value, interval, n, chance, one column per set, papers.
+    """The scores as a table of strings, header first.
 
     A set's cell shows its value and, where tested, the paper's class of the P-value corrected by
-    Holm's method over the scores, as its heading says; ceilings show the value alone.
+    Holm's method over the scores; ceilings show the value alone.
     """
     roles = {other: entry.roles[other] for entry in scores.values() for other in entry.controls}
     is_tested = {other for entry in scores.values() for other in entry.p_holm}
@@ -69,11 +69,10 @@ def table_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> lis
 
 
 def brief_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> list[list[str]]:
-    """What fits a narrow terminal: score, value, interval, chance, the two controls that matter most, with P by Holm.
+    """What fits a narrow terminal: score, value, interval, chance, two controls with P by Holm.
 
-    These are ``shuffled`` and ``mean`` where the scores have them, else the first two controls.
-    Where shuffled brain activity was tried, the last column says what came from the brain, and
-    which baseline is better still.
+    These are ``shuffled`` and ``mean`` where the scores have them, else the first two. The last column
+    says what came from the brain, and which baseline is better still.
     """
     controls = dict.fromkeys(
         other for entry in scores.values() for other in entry.controls if entry.roles[other] == "control"
@@ -200,9 +199,8 @@ def write_evaluation(
 ) -> None:
     """Write the files of an evaluation into ``folder``, ``scores.json`` last.
 
-    ``windows.csv`` (every window), ``scores.csv`` (every number), ``scores.tex`` (a table for a
-    paper), ``evaluation.json`` (which clips, networks, settings and sets, and what was left out)
-    and ``scores.json``.
+    ``windows.csv`` has every window, ``scores.csv`` every number, ``scores.tex`` a table for a paper,
+    ``evaluation.json`` clips, networks, settings and sets, and what was left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     about = dict(about or {})

@@ -84,11 +84,10 @@ def map_parcels(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 
 def sum_by_network(values: np.ndarray, vertex: np.ndarray) -> dict[str, float]:
-    """Share of each Yeo-17 network in values (V,) of voxels at ``vertex`` (V,), as in the paper's Fig. 7; they sum to 1.
+    """Share of each Yeo-17 network in values (V,) of voxels at ``vertex`` (V,), as in the paper's Fig. 7.
 
-    Values are not negative; voxels outside of the networks are left out. Larger networks receive more:
-    compare with the shares of a uniform map. The networks are those of Yeo et al. 2011, Journal of
-    Neurophysiology 106.
+    Voxels outside of the networks (Yeo et al. 2011, Journal of Neurophysiology 106) are left out. Larger
+    networks receive more: compare with the shares of a uniform map.
     """
     sums = np.bincount(yeo17_labels()[vertex], weights=values, minlength=18)[1:]
     if not sums.sum() > 0:

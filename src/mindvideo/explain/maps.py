@@ -175,7 +175,7 @@ def run(context: StageContext) -> None:
     - ``occlusion.json`` {stage, n_windows, measures {measure: words}, intact {measure: value}, areas {area: {n_voxels,
       measure: drop}}};
     - ``maps.npz``, cortical maps, float32 (59412,), NaN without a voxel, ``flat_*.png``, ``inflated_*.png``,
-      ``surface_*.html`` (to be turned), and ``networks.png``;
+      ``surface_*.html`` (interactive), and ``networks.png``;
     - of a simulated subject ``truth.json``: how well each map, and those of untrained encoders, finds the true signal.
 
     An encoder without attention maps has ``occlusion.json`` alone, and voxels without places ``temporal.json``

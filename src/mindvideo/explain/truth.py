@@ -1,6 +1,6 @@
 """Maps against the truth of a simulated subject: do they find the voxels that carry signal?
 
-Maps of an untrained encoder may find them by luck, or by their larger variance. So several are drawn, and all are given.
+Maps of an untrained encoder may find them by luck, or by their larger variance: several are drawn.
 """
 
 from __future__ import annotations
@@ -115,11 +115,7 @@ def ablate_truth(
 def ablate_areas(
     drops: Mapping[str, Mapping[str, float]], areas: Mapping[str, np.ndarray], is_informative: np.ndarray
 ) -> dict[str, Any]:
-    """Mean drop per voxel over areas whose voxels are mostly informative, and over the others.
-
-    From the ``drops`` of each area and its voxels: ``n_areas`` and ``drop`` {measure: mean} of ``informative`` and
-    ``other`` areas, if there are any.
-    """
+    """Mean drop per voxel over areas whose voxels are mostly informative, and over the others, if there are any."""
     kinds: dict[str, list[str]] = {"informative": [], "other": []}
     for name, voxels in areas.items():
         kinds["informative" if is_informative[voxels].mean() > 0.5 else "other"].append(name)

@@ -228,10 +228,7 @@ def fill_clips(
 
 
 def write_preview(path: Path, truth: Any, reconstruction: Any, n_columns: int = 8, height: int = 96) -> None:
-    """Write a sheet of middle frames, truth above reconstruction, (n, F, H, W, 3) uint8, of evenly spread windows.
-
-    It has up to two rows of ``n_columns`` windows; small frames are enlarged to ``height`` pixels without smoothing.
-    """
+    """Write a sheet of middle frames, truth above reconstruction, of evenly spread windows in up to two rows."""
     n = truth.shape[0]
     shown = np.unique(np.linspace(0, n - 1, min(n, 2 * n_columns)).round().astype(int))
     rows = np.array_split(shown, 2 if len(shown) > n_columns else 1)

@@ -93,10 +93,7 @@ def write_differences(found: dict[str, Any]) -> str:
 
 
 def tabulate(columns: Sequence[Column], found: dict[str, Any], file: str) -> dict[str, Any] | None:
-    """Table of the scores that at least two columns have, with differences from the first; None without such a score.
-
-    ``found`` is what `measure_differences` gave; ``file``, beside the page, holds it.
-    """
+    """Table of the scores that at least two columns have, with differences ``found``, which ``file`` holds."""
     counts = Counter((name, score.label) for column in columns for name, score in column.run.scores.items())
     common = [key for key in counts if counts[key] > 1]
     if not common:

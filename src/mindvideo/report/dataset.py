@@ -143,7 +143,7 @@ def describe_validation(run: Run) -> str:
 
 
 def list_choices(run: Run) -> list[dict[str, Any]]:
-    """Choices that decide what the scores mean: what this run did, the kind of choice, and whether it needs a warning.
+    """Choices that decide what the scores mean.
 
     ``kind`` is ``transductive`` (test recordings shape a reconstruction), ``inductive`` (from
     training alone), ``limit`` (what the method itself leaves open, as the paper says) or ``note``.

@@ -58,11 +58,7 @@ def _code(run: Run) -> str:
 
 
 def list_machine(run: Run) -> tuple[list[tuple[str, str]], str]:
-    """Code, commit, packages, precision and hardware as the stages recorded them, every value where they differ.
-
-    The second is a note: where nothing was recorded, the environment that writes the page is
-    described.
-    """
+    """Code, packages, precision and hardware as the stages recorded them, or as they are now, and which of the two."""
     done = [state.done for state in run.stages.values()]
     recorded = [each["machine"] for each in done if isinstance(each.get("machine"), dict)]
     note = "As recorded by the stages."

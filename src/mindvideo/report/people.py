@@ -1,6 +1,6 @@
 """A folder for each of several people that reads like a run of that person alone: ``RUN/people/subjectN``.
 
-All is links; the page, ``mindvideo compare`` and whatever else reads a run need not know that there are several people.
+All is links; what reads a run need not know that there are several people.
 """
 
 from __future__ import annotations

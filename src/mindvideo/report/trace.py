@@ -1,4 +1,4 @@
-"""Numbers that say where they come from: every figure on the page carries its file, its place there and its value.
+"""Numbers that say where they come from: a file, a place in it, and the value.
 
 ``data-source`` is a file of the run folder and ``data-key`` the way to the number in it, its steps joined by ``|``:
 
@@ -7,8 +7,7 @@
 - ``evaluate/windows.csv``: ``ROW|COLUMN``, rows counted as the clips of ``reconstruct/clips.zarr``;
 - ``prepare/store.zarr``: keys of ``Store.summary()``.
 
-``differences*.json`` lies beside the page instead, where the differences between runs were tested; ``FOLDER/ablation.json``
-in the folder of an ablation that stands beside or above the run.
+``differences*.json`` lies beside the page, ``FOLDER/ablation.json`` beside or above the run.
 
 A number worked out from a whole file (a count, a sum) has ``data-derived`` in place of a key, saying how.
 """
@@ -51,10 +50,7 @@ class Source:
 
 
 def cite(value: float | None, source: Source, form: str = "number", text: str | None = None) -> Markup:
-    """A number written in a form of `FORMS`, in an element that names its source; a dash or nothing where it is None.
-
-    ``text`` is shown instead of derived numbers.
-    """
+    """A number in a form of `FORMS`, in an element that names its source; ``text`` is shown for derived numbers."""
     shown = FORMS[form](value) if text is None else text
     if value is None and text is None:
         return Markup(escape(shown))
