@@ -118,7 +118,6 @@ def _write_cell(run: WindowScores, name: str, compared: Comparison | None, recip
 
 
 def _references(full: WindowScores, shown: Sequence[str]) -> list[dict[str, Any]]:
-    """The full method's controls and ceilings, as its ``scores.json`` has them."""
     found = []
     for name in REFERENCES:
         if all(name in run.scores[column].controls for run in full.seeds for column in shown):

@@ -193,7 +193,6 @@ class Ablation:
         return run.study.run(until=LAST, progress=bar, say=say_what_runs)
 
     def _rows(self) -> list[RowRuns]:
-        """The table's rows: finished runs, and the variants that share each."""
         finished_full = {run.seed for run in self.all_runs if run.variant.name == FULL and run.is_done}
         rows = []
         for run in self.all_runs:

@@ -58,7 +58,6 @@ class Linear:
         ridge.note(self.context.folder, **r2)
 
     def _early_components(self, windows: Windows) -> Components:
-        """Principal components of feature maps, and their de-convolution."""
         chosen = np.unique(np.linspace(0, len(windows) - 1, min(len(windows), MOST_ROWS)).astype(int))
         batches = [chosen[positions] for positions in split_batches(len(chosen), READ)]
 

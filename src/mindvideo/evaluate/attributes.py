@@ -287,7 +287,6 @@ def measure_attribute(kind: str, features: Features, world: World) -> np.ndarray
 
 
 def _mean_where_named(right: np.ndarray, named: np.ndarray) -> np.ndarray:
-    """Mean of ``right`` over the last axis where ``named``; NaN where nothing is."""
     return np.ma.array(right, mask=~np.broadcast_to(named, right.shape)).mean(axis=-1).filled(np.nan)
 
 

@@ -61,7 +61,6 @@ def _check_sets(sets: Mapping[str, Any], truth: Any, block: np.ndarray) -> None:
 def _split_scores(
     scores: Sequence[Score], n_frames: int, without: Mapping[str, str]
 ) -> tuple[list[Score], dict[str, str]]:
-    """The scores that can be computed, and the others by name with the reason."""
     kept, left_out = [], {}
     for score in scores:
         reason = without.get(score.needs) or (without.get(OVER_TIME) if score.over_time else None)

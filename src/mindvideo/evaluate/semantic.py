@@ -74,9 +74,9 @@ def _check(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np
 
 
 def top_classes(probabilities: np.ndarray, n_classes: int = TRUE_CLASSES) -> np.ndarray:
-    """Indices (..., n_classes) of the most probable of (..., classes), first first, equal ones in class order.
+    """The ground truth of the N-way test: the most probable of (..., classes), three in the paper (section 4.2).
 
-    They are the ground truth of the N-way test; the paper keeps three (section 4.2).
+    Indices (..., n_classes), the most probable first, equal ones in class order.
     """
     if not 1 <= n_classes <= probabilities.shape[-1]:
         raise SettingError(f"expected 1…{probabilities.shape[-1]} ground-truth classes, found {n_classes}")

@@ -124,7 +124,6 @@ def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
 
 
 def _shares(values: np.ndarray, store: Store, areas: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Attention by network, or by parcel."""
     if not store.parcels:
         return attention.sum_by_network(values, store.vertex)
     return {name: float(values[voxels].sum() / values.sum()) for name, voxels in areas.items()}
@@ -149,7 +148,6 @@ def _network_sizes(vertex: np.ndarray) -> dict[str, dict[str, float]]:
 
 
 def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, advance: Advance) -> None:
-    """Draw attention maps and the occlusion of tokens, some also as interactive pages."""
     interactive = [name for name in cortex if name.startswith(f"attention_{final}_")][-1:] + ["occlusion_tokens"]
     labels = {"attention": "attention, 1 = uniform", "occlusion": "drop in token correlation a voxel"}
     for name, values in cortex.items():

@@ -197,7 +197,6 @@ class Film:
         return self.pipeline.encode(self.scans[rows][None], self.settings.precision)[0]
 
     def _predict(self, jobs: list[tuple[int, int]], negative: torch.Tensor | None) -> None:
-        """Predict clips, each at its own step, and add the predictions to their blocks."""
         timestep = torch.stack([self._scheduler.timesteps[step] for _, step in jobs])
         clips = []
         for (clip, _), time in zip(jobs, timestep, strict=True):

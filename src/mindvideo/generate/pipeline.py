@@ -359,7 +359,6 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _load_network(folder: Path, load: Callable[..., Any] | None, dtype: torch.dtype) -> Any:
-    """One network from its folder, every weight accounted for."""
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"expected the part '{folder.name}' (config.json and safetensors weights) in {folder.parent}, found it "

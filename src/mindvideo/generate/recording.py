@@ -46,7 +46,6 @@ class Recorded:
 
 
 def _describe_store(store: Store) -> dict[str, Any]:
-    """What a store's scans are; a model trained on it keeps this."""
     return {name: getattr(store, name) for name in ("voxel_id", "tr_s", "lag_s")} | {"vertex": store.vertex.tolist()}
 
 

@@ -78,7 +78,6 @@ def _write_cell(label: str, cell: Mapping[str, Any], source: Source) -> Cell:
 
 
 def _draw_films(films: list[dict[str, Any]], source: Source) -> list[dict[str, Any]]:
-    """SSIM by test film: a row for every subject and for what needs no brain."""
     panels: dict[str, list[Dot]] = {}
     for i, entry in enumerate(films):
         is_floor = entry["name"] in ("shuffled", "constant")

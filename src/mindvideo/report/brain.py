@@ -86,7 +86,6 @@ def _group(title: str, text: str, source: str, panels: list[dict[str, Any]], **m
 
 
 def _values(content: Mapping[str, float | None] | None) -> dict[str, float]:
-    """The entries that have a value."""
     return {name: value for name, value in (content or {}).items() if value is not None}
 
 

@@ -126,7 +126,6 @@ def _compare(
 def _describe_run(
     item: Run, index: int, assets: Assets, tested: dict[str, Any], progress: Progress | None
 ) -> dict[str, Any]:
-    """Everything the template needs of one run."""
     key = f"run{index}"
     try:
         judged, brain, data = warn_of_maps(item), list_brain(item), summarise_data(item)

@@ -116,7 +116,6 @@ def tabulate(columns: Sequence[Column], found: dict[str, Any], file: str) -> dic
 
 
 def _write_cell(first: Column, column: Column, score: ScoreResult | None, found: dict[str, Any], file: str) -> Cell:
-    """A score, its interval, and its difference from the first column's."""
     if score is None:
         return Cell(column.label, "–")
     source, kind = column.source(score.name), ""
@@ -143,7 +142,6 @@ def _draw(label: str, scores: Sequence[tuple[Column, ScoreResult | None]], cells
 
 
 def _count_wins(columns: Sequence[Column], found: dict[str, Any], file: str) -> list[dict[str, Any]]:
-    """By how many of the tested scores each method is better than each other."""
     pairs, rows = found["pairs"], []
     for row in (column.label for column in columns):
         cells: list[dict[str, Any]] = []
@@ -160,7 +158,6 @@ def _count_wins(columns: Sequence[Column], found: dict[str, Any], file: str) -> 
 
 
 def _list_costs(columns: Sequence[Column]) -> list[Row]:
-    """Seconds and peak memory of a study and the rivals run beside it."""
     file = "baselines/table.json"
     path = columns[0].run.path / file
     if not any(column.folder for column in columns) or not path.is_file():

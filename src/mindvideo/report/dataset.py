@@ -82,7 +82,6 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
 
 
 def _write_source(run: Run, summary: dict[str, Any]) -> Markup:
-    """What was decoded and from what, in one sentence."""
     source = Source(STORE)
     films = list(dict.fromkeys(str(window.get("segment")) for window in run.windows)) or summary["segments"]["test"]
     text = Markup("Test films")
@@ -103,7 +102,6 @@ def _write_source(run: Run, summary: dict[str, Any]) -> Markup:
 
 
 def _near_duplicates(run: Run) -> dict[str, Any] | None:
-    """Test scans that look like a training scan; None where not audited."""
     if (pairs := run.near_duplicates.get("pairs")) is None:
         return None
     rows = []
@@ -165,7 +163,6 @@ def list_choices(run: Run) -> list[dict[str, Any]]:
 
 
 def _limits(run: Run) -> list[dict[str, Any]]:
-    """The paper's two limitations, with this run's own share of the cortex."""
     people = "Trained and tested within one person; other people are not explored (the paper's limitation)."
     if run.people or run.path.parent.name == "people":
         people = "One model was trained on all people of this study; none was left out, so no new person was tested."

@@ -52,8 +52,6 @@ def write_curve_page(folder: Path) -> Path:
 
 
 def _draw_curves(rows: list[dict[str, Any]], name: str, label: str) -> Markup:
-    """One score of every arm over minutes; the shuffled control is dotted."""
-
     def points(arm: str, read: Callable[[dict[str, Any]], float | None]) -> list[tuple[float, float]]:
         found = [(float(row["used_minutes"]), read(row["scores"][name])) for row in rows if row["arm"] == arm]
         return [(x, y) for x, y in found if y is not None]

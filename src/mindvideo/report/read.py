@@ -259,7 +259,6 @@ def _read_window_scores(run: Run) -> None:
 
 
 def _row_places(rows: list[dict[str, str]], windows: list[dict[str, Any]]) -> list[int]:
-    """Which clip each row belongs to, by segment and scan where these are known."""
     if not windows:
         return [int(float(row["window"])) for row in rows]
     place = {(str(window["segment"]), int(window["scan"])): i for i, window in enumerate(windows)}

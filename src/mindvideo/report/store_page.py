@@ -110,7 +110,6 @@ def write_page(store: Store, sections: Sections, out: Path) -> Path:
 
 
 def _draw_histogram(store: Store, values: np.ndarray) -> Figure:
-    """Reproducibility of all measured vertices, and of those in the store."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis, tested = figure.subplots(), values[np.isfinite(values)]
     chosen = values[store.vertex] if store.has_positions else np.empty(0)
@@ -125,7 +124,6 @@ def _draw_histogram(store: Store, values: np.ndarray) -> Figure:
 
 
 def _draw_examples(store: Store) -> tuple[Figure, str]:
-    """A few numbered frames of each split, and what they are, in any script."""
     used = [split for split in SPLITS if store.segments(split)]
     figure = Figure(figsize=(11, 2.2 * len(used)), layout="constrained")
     told: list[str] = []
