@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ import torch
 from mindvideo.data.video import write_video
 from mindvideo.errors import ModelError, SettingError
 from mindvideo.generate.clips import window_noise
-from mindvideo.generate.guidance import guide, negative_condition
+from mindvideo.generate.guidance import guide
 from mindvideo.generate.pipeline import MindVideoPipeline, to_uint8
 from mindvideo.generate.recording import Recorded
 from mindvideo.generate.scheduler import set_timesteps
@@ -145,7 +144,7 @@ class Film:
         """Finished blocks (c, S, h, w) in order; the last may exceed the recording."""
         n_clips, n_steps = self.n_blocks - 1, len(self._scheduler.timesteps)
         n_rounds = n_clips + 2 * (n_steps - 1)
-        negative = self._negative()
+        negative = self.pipeline.unwanted(self.settings.negative, self._guidance_scale, self.settings.precision)
         for number in range(n_rounds):
             # Clip k takes step s in round k + 2s: its two blocks have then done with step s - 1.
             jobs = [(number - 2 * step, step) for step in range(n_steps) if 0 <= number - 2 * step < n_clips]
@@ -164,12 +163,6 @@ class Film:
                     yield from [self._blocks.pop(block).latents for block in done]
             if self._progress is not None:
                 self._progress(number + 1, n_rounds, {})
-
-    def _negative(self) -> torch.Tensor | None:
-        encode = partial(self.pipeline.encode, precision=self.settings.precision)
-        kept = {"null": self.pipeline.null_condition, "train_mean": self.pipeline.train_mean}
-        found = negative_condition(self.settings.negative, encode, **kept)
-        return None if found is None or self._guidance_scale == 1.0 else found.to(self._device)
 
     def _start(self, clip: int) -> None:
         for block in (clip, clip + 1):

@@ -20,17 +20,6 @@ LABELS = {
 }
 
 
-def check_negative(name: str) -> str:
-    """Return ``name``; SettingError with the nearest valid name if it is unknown."""
-    if name not in LABELS:
-        near = difflib.get_close_matches(name, list(LABELS), n=1, cutoff=0.0)
-        raise SettingError(
-            f"expected negative to be one of {', '.join(LABELS)} or an fMRI tensor, found '{name}'; "
-            f"the nearest valid name is '{near[0]}'"
-        )
-    return name
-
-
 def guide(positive: torch.Tensor, negative: torch.Tensor, scale: float) -> torch.Tensor:
     """Guided noise of the noise predicted under two conditions (paper Eq. 6; Eq. 5 when the negative is null).
 
@@ -71,10 +60,15 @@ def negative_condition(
     """
     if isinstance(negative, torch.Tensor):
         return encode(negative[None])
-    name = check_negative(negative)
-    if name == "none":
+    if negative not in LABELS:
+        near = difflib.get_close_matches(negative, list(LABELS), n=1, cutoff=0.0)
+        raise SettingError(
+            f"expected negative to be one of {', '.join(LABELS)} or an fMRI tensor, found '{negative}'; "
+            f"the nearest valid name is '{near[0]}'"
+        )
+    if negative == "none":
         return None
-    if name == "null":
+    if negative == "null":
         if null is None:
             raise ModelError(
                 "expected the pipeline to hold the empty caption's tokens (L, C) for negative='null', found none; run the "
@@ -82,7 +76,7 @@ def negative_condition(
                 "and text_encoder, or set pipe.null_condition = Foundation(FOLDER).null_condition()"
             )
         return null[None]
-    if name == "train_mean":
+    if negative == "train_mean":
         if train_mean is None:
             raise ModelError(
                 "expected the pipeline to hold the mean training fMRI, found none; set pipe.train_mean to a (W, V) "

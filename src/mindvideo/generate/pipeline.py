@@ -226,7 +226,7 @@ class MindVideoPipeline(DiffusionPipeline):
             positive = self._check_tokens(condition, "condition")
         elif fmri is not None:
             positive = self.encode(fmri, precision)
-        unwanted = self._negative(negative, negative_tokens, test_mean, scale, precision)
+        unwanted = self.unwanted(negative, scale, precision, negative_tokens, test_mean)
         frames = self.config.num_frames if num_frames is None else num_frames
         shape = (len(positive), *self.latent_shape(frames, height, width))
         latents = self._initial_latents(shape, generator, latents)
@@ -243,15 +243,15 @@ class MindVideoPipeline(DiffusionPipeline):
             raise ModelError(f"expected {name} of shape (B, {length}, {width}), found {tuple(tokens.shape)}")
         return tokens.to(self._execution_device, torch.float32)
 
-    def _negative(
+    def unwanted(
         self,
         negative: str | Array,
-        tokens: torch.Tensor | None,
-        test_mean: Array | None,
         scale: float,
         precision: Literal["fp32", "bf16"],
+        tokens: torch.Tensor | None = None,
+        test_mean: Array | None = None,
     ) -> torch.Tensor | None:
-        """Negative condition (1, L, C); None without guidance."""
+        """Negative condition (1, L, C); None without guidance. Arguments are those of a call."""
         if tokens is not None:
             found: torch.Tensor | None = self._check_tokens(tokens, "negative_tokens")
         else:
