@@ -143,11 +143,10 @@ class ScoreResult:
     way_to_caption_interval: Interval = NO_INTERVAL
     films: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def is_better_than(self, value: float | None) -> bool:
-        """Whether the reconstruction's value is the better one, in this score's direction."""
-        if self.value is None or value is None or self.higher_is_better is None:
+    def _is_better(self, value: float | None, other: float | None) -> bool:
+        if value is None or other is None or self.higher_is_better is None:
             return False
-        return self.value > value if self.higher_is_better else self.value < value
+        return value > other if self.higher_is_better else value < other
 
     @property
     def from_brain(self) -> bool | None:
@@ -158,16 +157,13 @@ class ScoreResult:
         p, shuffled = self.p_holm.get("shuffled"), self.controls.get("shuffled")
         if p is None or shuffled is None or self.value is None or self.higher_is_better is None:
             return None
-        return p < LEVEL and self.is_better_than(shuffled)
+        return p < LEVEL and self._is_better(self.value, shuffled)
 
     @property
     def better_baselines(self) -> list[str]:
         """Baselines, which need no brain, that have the better value all the same."""
-        if self.value is None or self.higher_is_better is None:
-            return []
-        known = {name: value for name, value in self.controls.items() if self.roles.get(name) == "baseline"}
-        sign = 1 if self.higher_is_better else -1
-        return [name for name, value in known.items() if value is not None and sign * (value - self.value) > 0]
+        baselines = {name: value for name, value in self.controls.items() if self.roles.get(name) == "baseline"}
+        return [name for name, value in baselines.items() if self._is_better(value, self.value)]
 
     def to_json(self) -> dict[str, Any]:
         """The entry of ``scores.json``, with the verdict of `from_brain` beside the numbers."""
