@@ -14,15 +14,41 @@ from mindvideo.data.disk import beside_folder
 from mindvideo.data.store import Store, open_stores
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate.tables import brief_rows, read_scores
+from mindvideo.stages import STAGES
 from mindvideo.study import Study
 
-_USE = """\
+_CARD = """\
+---
+license: {licence}
+library_name: diffusers
+tags: [fmri, brain-decoding, video]
+---
+
+# {name}
+
+A `MindVideoPipeline` of mindvideo {version}: windows of fMRI scans to clips.
+
+## Trained on
+
+- {recordings}
+- {trained}
+- frozen parts and the generator it started from: {base}
+
+## Scores
+
+On {n_windows} test windows, beside the same generator without this brain's signal. P by permuting blocks of windows.
+
+{table}
+
+A score says something about the brain where it is better than `shuffled` with P < .05, and nothing where it is not.
+
 ## What it must not be used for
 
 - On any person who did not agree to being decoded. It was fitted to {whom} and does not work on anybody else{maps}; its weights and
   the list of its voxels are {whose} data.
 - To judge truthfulness, for hiring, insurance, policing, courts or war, or to diagnose anyone.
-- As a record of what somebody saw: the generator draws something plausible for any input, noise included."""
+- As a record of what somebody saw: the generator draws something plausible for any input, noise included.
+"""
 
 
 def export_model(run_dir: Path, out: Path, licence: str | None = None) -> Path:
@@ -68,66 +94,42 @@ def export_model(run_dir: Path, out: Path, licence: str | None = None) -> Path:
     return out / "README.md"
 
 
-def _fitted_to(stores: Sequence[Store]) -> str:
-    """What the card says of use, with the people the model was fitted to."""
+def _describe_people(stores: Sequence[Store]) -> dict[str, str]:
+    """To whom the model was fitted, in the words of the card."""
     if len(stores) == 1:
-        return _USE.format(whom=f"one person ({stores[0].subject})", maps="", whose="that person's")
+        return {"whom": f"one person ({stores[0].subject})", "maps": "", "whose": "that person's"}
     names = f"{', '.join(each.subject for each in stores[:-1])} and {stores[-1].subject}"
     maps = " without maps fitted to that person"
-    return _USE.format(whom=f"{len(stores)} people ({names})", maps=maps, whose="these people's")
+    return {"whom": f"{len(stores)} people ({names})", "maps": maps, "whose": "these people's"}
 
 
 def _write_card(recipe: Recipe, run_dir: Path, licence: str) -> str:
     stores = open_stores(recipe.data, run_dir)
-    store = stores[0]
+    store, several = stores[0], len(stores) > 1
     scans = {split: sum(map(store.n_scans, names)) for split, names in store.splits.items()}
     scores = read_scores(run_dir / "evaluate" / "scores.json")
     header, *rows = brief_rows(scores)
-    n_windows = max((score.n or 0 for score in scores.values()), default=0)
-    table = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    simulated = (
-        f"{'a simulated subject' if len(stores) == 1 else f'{len(stores)} simulated subjects'}, no person"
-        if recipe.simulate
-        else f"the fMRI of {', '.join(each.subject for each in stores)} (source: {recipe.data.source})"
-    )
-    trained = ", ".join(
-        f"{name} {json.loads(line)['step'] + 1} steps"
-        for name in ("pretrain", "adapt", "align", "animate", "cotrain", "distill")
-        for line in _last_line(run_dir / name / "metrics.jsonl")
-    )
-    base = "the kit shipped with mindvideo" if recipe.foundation == "embedded" else "see the licence above"
-    return "\n".join(
-        [
-            "---",
-            f"license: {licence}",
-            "library_name: diffusers",
-            "tags: [fmri, brain-decoding, video]",
-            "---",
-            "",
-            f"# {recipe.name}",
-            "",
-            f"A `MindVideoPipeline` of mindvideo {version('mindvideo')}: windows of fMRI scans to clips.",
-            "",
-            "## Trained on",
-            "",
-            f"- {simulated}: {scans['train']} training scans, {scans['validation']} held out for choices"
-            f"{', of each' if len(stores) > 1 else ''}, {' and '.join(str(each.n_voxels) for each in stores)} "
-            f"{'parcels' if store.parcels else 'voxels'}, TR {store.tr_s:g} s, lag {store.lag_s:g} s; films at {store.fps} frames a second, {store.size} pixels",
-            f"- {trained}",
-            f"- frozen parts and the generator it started from: {base}",
-            "",
-            "## Scores",
-            "",
-            f"On {n_windows} test windows, beside the same generator without this brain's signal. P by permuting blocks of "
-            "windows.",
-            "",
-            *table,
-            "",
-            "A score says something about the brain where it is better than `shuffled` with P < .05, and nothing where it is not.",
-            "",
-            _fitted_to(stores),
-            "",
-        ]
+    recorded = f"the fMRI of {', '.join(each.subject for each in stores)} (source: {recipe.data.source})"
+    if recipe.simulate:
+        recorded = f"{f'{len(stores)} simulated subjects' if several else 'a simulated subject'}, no person"
+    return _CARD.format(
+        licence=licence,
+        name=recipe.name,
+        version=version("mindvideo"),
+        recordings=f"{recorded}: {scans['train']} training scans, {scans['validation']} held out for choices"
+        f"{', of each' if several else ''}, {' and '.join(str(each.n_voxels) for each in stores)} "
+        f"{'parcels' if store.parcels else 'voxels'}, TR {store.tr_s:g} s, lag {store.lag_s:g} s; films at {store.fps} frames "
+        f"a second, {store.size} pixels",
+        trained=", ".join(
+            f"{name} {json.loads(line)['step'] + 1} steps"
+            for name, stage in STAGES.items()
+            if stage.trains
+            for line in _last_line(run_dir / name / "metrics.jsonl")
+        ),
+        base="the kit shipped with mindvideo" if recipe.foundation == "embedded" else "see the licence above",
+        n_windows=max((score.n or 0 for score in scores.values()), default=0),
+        table="\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)),
+        **_describe_people(stores),
     )
 
 

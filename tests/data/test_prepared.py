@@ -106,7 +106,7 @@ def test_a_table_of_people(tmp_path):
     for person, seed in (("100307", 1), ("990366", 3)):
         write_run(tmp_path / "raw", person, "rfMRI_REST1_LR", 60, seed=seed)
     prepare_hcp(tmp_path / "raw", tmp_path / "first.zarr", 8.0, AREAS)
-    assert [source.kind for source in find_sources(tmp_path / "first.zarr")] == ["prepared"]
+    assert find_sources(tmp_path / "first.zarr") == ("prepared", [tmp_path / "first.zarr"])
     prepare_hcp(tmp_path / "first.zarr", tmp_path / "run" / "hcp.zarr", 8.0, AREAS)
     first, second = (BrainSegments.open(tmp_path / name) for name in ("first.zarr", "run/hcp.zarr"))
     np.testing.assert_array_equal(first.take(np.arange(10)), second.take(np.arange(10)))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kit.scans import GRID, to_pixels
+from kit.scans import GRID, thing_cover, to_pixels
 from mindvideo.simulate.scenes import (
     COLOURS,
     COLUMNS,
@@ -62,7 +62,7 @@ class Pool:
             cover = np.empty((count, FRAMES, GRID, GRID), np.uint8)
             for number, clip in enumerate(self.clips):
                 frames[number] = clip.frames(SIZE)
-                cover[number] = np.round(255 * clip.thing_cover(SIZE, GRID))
+                cover[number] = np.round(255 * thing_cover(clip, SIZE, GRID))
             frames.flush()
             partial = paths[1].with_name("partial.npy")
             np.save(partial, cover)

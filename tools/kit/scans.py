@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from mindvideo.models.foundation import Foundation
-from mindvideo.simulate.scenes import Clip, plan_clip
+from mindvideo.simulate.scenes import Clip, plan_clip, render_film
 
 SEED = 20_002
 WITH_CUT = 0.15
@@ -63,6 +63,14 @@ def weigh(latents: torch.Tensor, cover: torch.Tensor, thing: float = 2.0, change
     return (weight / weight.mean((1, 2, 3), keepdim=True)).unsqueeze(1)
 
 
+def thing_cover(clip: Clip, size: int, grid: int) -> np.ndarray:
+    """Share of each cell that the clip's thing covers, float32 (F, grid, grid) in [0, 1]."""
+    without = render_film(clip.film, clip.times_s, size, hide_thing=True)
+    changed = np.abs(clip.frames(size).astype(np.int16) - without).max(axis=-1) > 12
+    cell = size // grid
+    return changed.reshape(len(changed), grid, cell, grid, cell).mean(axis=(2, 4), dtype=np.float32)
+
+
 @torch.inference_mode()
 def encode_chunk(foundation: Foundation, clips: list[Clip], is_bf16: bool = False) -> Chunk:
     """Send clips through the autoencoder and both classifiers."""
@@ -71,7 +79,7 @@ def encode_chunk(foundation: Foundation, clips: list[Clip], is_bf16: bool = Fals
     for start in range(0, len(clips), 32):
         batch = clips[start : start + 32]
         pixels = to_pixels(np.stack([clip.frames(size) for clip in batch]))
-        cover = torch.from_numpy(np.stack([clip.thing_cover(size, GRID) for clip in batch]))
+        cover = torch.from_numpy(np.stack([thing_cover(clip, size, GRID) for clip in batch]))
         flat = pixels.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
             latents = foundation.vae.encode(flat).latent_dist.mean.float() * foundation.vae.config.scaling_factor

@@ -167,18 +167,11 @@ def _write_segments(
             writer.write_scene(name, scene)
             known = captions or {}
             rows = known.describe(frames, writer.path) if isinstance(known, Captioning) else known.get(name)
-            write_captions(writer, name, rows if data.captions != "none" else None, scene)
+            texts = None if rows is None or data.captions == "none" else caption_windows(rows, scene)
+            writer.write_captions(name, texts, rows or ())
             del film, frames  # before the next one is waited for
         offset += times[name].size
         tick.add(what=f"wrote {name}")
-
-
-def write_captions(writer: StoreWriter, segment: str, rows: list[list[str]] | None, scene: np.ndarray) -> None:
-    """Write captions of a segment's frames, n lists of F, and of its scans; None leaves them out."""
-    if rows is None:
-        writer.leave_captions_out(segment)
-    else:
-        writer.write_captions(segment, caption_windows(rows, scene), rows)
 
 
 def _refuse_other_films(source: Source, data: Data, films: Store) -> None:

@@ -153,9 +153,13 @@ class StoreWriter:
             self._write(f"scene/{segment}", scene.astype(np.int32))
         self._mark(segment, "scene")
 
-    def write_captions(self, segment: str, captions: Sequence[str], frame_captions: Sequence[Sequence[str]]) -> None:
-        """Write one caption a scan (n) and one a frame (n lists of F)."""
-        attributes = {"scan": list(captions), "frame": [list(row) for row in frame_captions]}
+    def write_captions(
+        self, segment: str, captions: Sequence[str] | None, frame_captions: Sequence[Sequence[str]] = ()
+    ) -> None:
+        """Write one caption a scan (n) and one a frame (n lists of F); None marks that there are none."""
+        attributes: dict[str, Any] = {"left_out": True}
+        if captions is not None:
+            attributes = {"scan": list(captions), "frame": [list(row) for row in frame_captions]}
         with disk_errors(self.path, f"captions of {segment}"):
             self._group.create_group(f"captions/{segment}", overwrite=True, attributes=attributes)
         self._mark(segment, "captions")
@@ -166,12 +170,6 @@ class StoreWriter:
             self._group.require_group(part)
             link_folder(films.path / part / segment, self.path / part / segment)
         self._mark(segment, *FILM_PARTS)
-
-    def leave_captions_out(self, segment: str) -> None:
-        """Mark that a segment has no captions."""
-        with disk_errors(self.path, f"captions of {segment}"):
-            self._group.create_group(f"captions/{segment}", overwrite=True, attributes={"left_out": True})
-        self._mark(segment, "captions")
 
     def add_step(self, step: str, **parameters: Any) -> None:
         """Record a step of the preparation; a step of the same name is replaced."""

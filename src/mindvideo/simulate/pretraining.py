@@ -20,11 +20,6 @@ PRETRAIN_TR_S = 0.72
 _AREAS = ("V1", "V2", "V3", "V4")
 
 
-def person_name(person: int) -> str:
-    """Folder name of a simulated person, six digits as in HCP."""
-    return f"{100001 + person}"
-
-
 def simulate_pretraining(settings: Simulate, out: Path, seed: int, progress: Progress | None = None) -> None:
     """Write simulated people for pre-training: areas V1–V4 at a TR of 0.72 s while watching films, as in HCP.
 
@@ -69,5 +64,5 @@ def simulate_pretraining(settings: Simulate, out: Path, seed: int, progress: Pro
 
 def _person_path(out: Path, person: int, run: int) -> Path:
     name = f"tfMRI_MOVIE{run}"
-    results = out / "hcp" / person_name(person) / "MNINonLinear" / "Results"
+    results = out / "hcp" / f"{100001 + person}" / "MNINonLinear" / "Results"
     return results / name / f"{name}_Atlas_MSMAll.dtseries.nii"

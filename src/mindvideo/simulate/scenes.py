@@ -263,23 +263,7 @@ def _draw_figure(
 
 
 def render_scene(scene: Scene, times_s: np.ndarray, size: int = 64, hide_thing: bool = False) -> np.ndarray:
-    """Render a scene at given times.
-
-    Parameters
-    ----------
-    scene : Scene
-    times_s : ndarray (T,)
-        Seconds since the scene's start.
-    size : int
-        Frame height and width in pixels.
-    hide_thing : bool
-        Leave the scene's thing out.
-
-    Returns
-    -------
-    ndarray, uint8 (T, size, size, 3)
-        RGB.
-    """
+    """A scene at some times (T,), seconds since its start: RGB, uint8 (T, size, size, 3); ``hide_thing`` leaves its thing out."""
     staging = _stage(scene)
     big = size * _SUPERSAMPLE
     background = _background(scene.place, scene.seed, big)
@@ -380,13 +364,6 @@ class Clip:
     def frames(self, size: int = 64) -> np.ndarray:
         """(F, size, size, 3) uint8."""
         return render_film(self.film, self.times_s, size)
-
-    def thing_cover(self, size: int, grid: int) -> np.ndarray:
-        """Share of each cell that the scene's thing covers, float32 (F, grid, grid) in [0, 1]."""
-        without = render_film(self.film, self.times_s, size, hide_thing=True)
-        changed = np.abs(self.frames(size).astype(np.int16) - without).max(axis=-1) > 12
-        cell = size // grid
-        return changed.reshape(len(changed), grid, cell, grid, cell).mean(axis=(2, 4), dtype=np.float32)
 
 
 def plan_clip(

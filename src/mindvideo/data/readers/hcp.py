@@ -24,7 +24,7 @@ from mindvideo.data.store import listed
 from mindvideo.data.voxels import MOST_SILENT, refuse_silence
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file, require_content, walk_files
-from mindvideo.stages import Progress
+from mindvideo.stages import Progress, Steps
 from mindvideo.voxel_layout import VoxelLayout
 
 SEGMENTS = Kind(
@@ -38,15 +38,8 @@ _CHUNK_ROWS = 16
 _IN_MEMORY_BYTES = 512 * 1024**2
 
 
-class Source(NamedTuple):
-    """One recording to read: its file and how (``cifti`` or ``npz``)."""
-
-    path: Path
-    kind: str
-
-
-def find_sources(raw: Path) -> list[Source]:
-    """Recordings below an HCP folder, sorted by path; links are followed, hidden files passed over.
+def find_sources(raw: Path) -> tuple[str, list[Path]]:
+    """Recordings below an HCP folder and their kind (``cifti``, ``npz`` or ``prepared``), sorted by path; links are followed, hidden files passed over.
 
     One file per run: of several versions in a run's folder the one with the longest name, which is the most processed
     (``_hp2000_clean`` before none). A folder holds either CIFTI runs or published ``HCP_visual_voxel.npz`` files.
@@ -57,7 +50,7 @@ def find_sources(raw: Path) -> list[Source]:
         If the folder is missing, holds no recording, or holds both kinds.
     """
     if (raw / "zarr.json").is_file():
-        return [Source(BrainSegments.open(raw).path, "prepared")]
+        return "prepared", [BrainSegments.open(raw).path]
     if not raw.is_dir():
         raise DataError(
             f"expected an HCP folder at {raw}, found none; give the folder that holds one folder per person"
@@ -75,7 +68,7 @@ def find_sources(raw: Path) -> list[Source]:
         raise DataError(
             f"expected recordings like {RUN_PATTERN} or {NPZ_NAME} below {raw}, found none; check the folder"
         )
-    return [Source(path, "cifti") for path in runs] + [Source(path, "npz") for path in archives]
+    return ("cifti", runs) if runs else ("npz", archives)
 
 
 def _versions(raw: Path) -> list[list[Path]]:
@@ -133,26 +126,21 @@ def prepare_hcp(
         For missing or damaged recordings, missing vertices, too many without signal, another writer, a full disk.
     SettingError
         For an unknown area or a window shorter than a volume.
-
-    Notes
-    -----
-    docs/method.md, Recordings; TR and vertices come from each file's own axes.
     """
-    sources = find_sources(raw)
-    kind = sources[0].kind
+    kind, paths = find_sources(raw)
     if kind == "prepared":
         return _link_prepared(raw, out, window_s, areas)
     vertex = area_vertices(areas) if kind == "cifti" else None
-    names = [str(source.path.relative_to(raw)) for source in sources]
-    sizes = {name: source.path.stat().st_size for name, source in zip(names, sources, strict=True)}
+    planned = {str(path.relative_to(raw)): path for path in paths}
+    sizes = {name: path.stat().st_size for name, path in planned.items()}
     header = {"window_s": float(window_s), "areas": list(areas), "kind": kind, "sources_planned": sizes}
     with (
         only_one(out.with_name(f"{out.name}.lock"), f"writing {out}"),
         disk_errors(out, "the pre-training fMRI"),
     ):
-        planned, found = dict(zip(names, sources, strict=True)), None
-        if not out.exists():  # a refusal leaves nothing behind
-            found = survey(planned, vertex, areas, window_s)
+        found = (
+            survey(planned, vertex, areas, window_s) if not out.exists() else None
+        )  # a refusal leaves nothing behind
         group = begin_group(out, SEGMENTS, header, {"rows": 0, "sources": {}})
         if group.attrs["complete"]:
             return _remarks(group)
@@ -161,18 +149,16 @@ def prepare_hcp(
             if vertex is not None:
                 group.create_array("vertex", data=vertex[found.kept], overwrite=True)
             silent = np.flatnonzero(~found.kept) if vertex is None else vertex[~found.kept]
-            read = {source.path for source in sources}
-            for path in itertools.chain(*_versions(raw)):
-                if path not in read:
-                    found.left_out[str(path.relative_to(raw))] = "another version of a run"
+            others = {str(path.relative_to(raw)) for path in itertools.chain(*_versions(raw))} - planned.keys()
+            found.left_out.update(dict.fromkeys(sorted(others), "another version of a run"))
             group.attrs.update(
                 {"silent": silent.tolist(), "left_out": found.left_out, "kept": np.flatnonzero(found.kept).tolist()}
             )
-        for number, (name, source) in enumerate(zip(names, sources, strict=True)):
+        steps = Steps(progress, len(planned))
+        for name, path in planned.items():
             if name not in group.attrs["sources"] and name not in group.attrs["left_out"]:
-                _append_run(group, name, source, vertex, areas, window_s)
-            if progress is not None:
-                progress(number + 1, len(sources), {"rows": group.attrs["rows"]})
+                _append_run(group, name, path, vertex, areas, window_s)
+            steps.add(rows=group.attrs["rows"])
         seal_group(out, group)
         return _remarks(group)
 
@@ -208,7 +194,7 @@ class Survey(NamedTuple):
     left_out: dict[str, str]
 
 
-def survey(sources: dict[str, Source], vertex: np.ndarray | None, areas: Sequence[str], window_s: float) -> Survey:
+def survey(planned: dict[str, Path], vertex: np.ndarray | None, areas: Sequence[str], window_s: float) -> Survey:
     """Look at the chosen vertices of every recording before any is written.
 
     A recording is left out that lacks a signal at more than `MOST_SILENT` of the vertices, or whose volumes are in other
@@ -224,19 +210,20 @@ def survey(sources: dict[str, Source], vertex: np.ndarray | None, areas: Sequenc
     seen: dict[Path, str] = {}
     silent: dict[str, np.ndarray] = {}
     outlines: dict[str, np.ndarray] = {}
-    for _, group in itertools.groupby(sources.items(), key=lambda item: _person(item[1])):
+    depth = 0 if vertex is None else 3  # of a recording below the folder of its person
+    for _, group in itertools.groupby(planned.items(), key=lambda item: item[1].parents[depth]):
         series: dict[str, np.ndarray] = {}
-        for name, source in group:
-            first = seen.setdefault(source.path.resolve(), name)
+        for name, path in group:
+            first = seen.setdefault(path.resolve(), name)
             if first != name:
                 left_out[name] = f"the same file as {first}"
                 continue
             if vertex is not None:
-                file = SeriesFile(source.path)
+                file = SeriesFile(path)
                 is_silent = np.isnan(read_cifti_windows(file, vertex, window_s)[0])
                 series[name] = file.take(vertex[:: max(1, len(vertex) // PROBES)])
             else:
-                is_silent = np.isnan(next(stream_npz_windows(source.path, areas, window_s))[0])
+                is_silent = np.isnan(next(stream_npz_windows(path, areas, window_s))[0])
             if is_silent.mean() > MOST_SILENT:
                 left_out[name] = f"{int(is_silent.sum())} of {len(is_silent)} vertices have no signal"
                 series.pop(name, None)
@@ -258,32 +245,27 @@ def survey(sources: dict[str, Source], vertex: np.ndarray | None, areas: Sequenc
     return Survey(~is_silent, left_out)
 
 
-def _person(source: Source) -> Path:
-    """The folder of the person a recording is of."""
-    return source.path.parents[3] if source.kind == "cifti" else source.path.parent
-
-
 def _append_run(
     group: zarr.Group,
     name: str,
-    source: Source,
+    path: Path,
     vertex: np.ndarray | None,
     areas: Sequence[str],
     window_s: float,
 ) -> None:
     """Read one run and append its windows; the row count in the attributes is what counts after a kill."""
-    sha256 = hash_file(source.path)
+    sha256 = hash_file(path)
     copied = next((other for other, known in group.attrs["sources"].items() if known == sha256), None)
     if copied is not None:
         group.attrs["left_out"] = {**group.attrs["left_out"], name: f"a copy of {copied}"}
         return
     rows, kept = int(group.attrs["rows"]), np.asarray(group.attrs["kept"])
     if vertex is not None:
-        blocks = iter([read_cifti_windows(SeriesFile(source.path), vertex, window_s)])
+        blocks = iter([read_cifti_windows(SeriesFile(path), vertex, window_s)])
     else:
-        blocks = stream_npz_windows(source.path, areas, window_s)
+        blocks = stream_npz_windows(path, areas, window_s)
     for windows in blocks:
-        _append_rows(group, source.path, windows[:, kept], rows)
+        _append_rows(group, path, windows[:, kept], rows)
         rows += len(windows)
     group.attrs.update({"rows": rows, "sources": {**group.attrs["sources"], name: sha256}})
 
@@ -313,7 +295,6 @@ class BrainSegments:
     """
 
     def __init__(self, path: Path, array: zarr.Array, vertex: np.ndarray | None) -> None:
-        """Use `BrainSegments.open`."""
         self.path = path
         self._array = array
         self._in_memory = np.asarray(array[:]) if array.nbytes <= _IN_MEMORY_BYTES else None
@@ -335,7 +316,6 @@ class BrainSegments:
             return cls(path, group["fmri"], np.asarray(group["vertex"][:]) if group.attrs["kind"] == "cifti" else None)
 
     def __len__(self) -> int:
-        """Number of rows n."""
         return int(self._array.shape[0])
 
     @property

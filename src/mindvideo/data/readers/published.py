@@ -18,14 +18,13 @@ from pydantic import Field
 from mindvideo.atlas import N_CORTEX
 from mindvideo.config import Data, Section
 from mindvideo.data.arrays import MindVideoFolder, NeuroClipsFolder, PublishedFolder, read_npy
-from mindvideo.data.captions import Captioning
+from mindvideo.data.captions import Captioning, caption_windows
 from mindvideo.data.groups import open_group
 from mindvideo.data.pool import Pool
 from mindvideo.data.preparation import (
     captions_from,
     given_captions,
     shaping_settings,
-    write_captions,
 )
 from mindvideo.data.segments import frame_times, name_splits
 from mindvideo.data.shots import MIN_SCENE_S, find_cuts, number_scenes
@@ -140,7 +139,8 @@ def write(
                     rows = source.captions(split, index)
                 elif data.captions == "blip" and captioning is not None:
                     rows = captioning.describe(frames, out)
-                write_captions(writer, name, rows, scene)
+                texts = None if rows is None else caption_windows(rows, scene)
+                writer.write_captions(name, texts, rows or ())
             tick.add(what=f"wrote {name}")
         pairs = near_duplicates(Store(out, open_group(out, STORE)), NEAR_DUPLICATE)
         writer.add_step(
