@@ -2,12 +2,11 @@
 
 Run with ``python benchmarks/hcp_memory.py [--segments 6000 60000]``. It writes one published archive's content (V1 to V4,
 4,183 voxels, 0.72 s) once and gives it to as many made-up people as the number of segments needs, prepares them, and
-prints the peak resident memory of the preparing process, its CPU seconds and the rows. ``--one-file`` puts all segments
-into a single archive instead. CIFTI runs (1,200 volumes x 91,282 grayordinates) are measured with ``--cifti``.
+prints the peak resident memory of the preparing process, its CPU seconds and the rows. CIFTI runs (1,200 volumes x 91,282 grayordinates) are measured with ``--cifti``.
 
 Measured with ``--volumes 2`` (segments of 2 volumes instead of 11, which changes what is read and not what is kept):
 6,000 segments from 15 files 213 MB, which includes opening the result, held in memory up to 512 MB; 60,000 from 150 files
-155 MB; 84 MB of both were there before the first file. Not measured: 600,000 segments, a single archive of all, CIFTI.
+155 MB; 84 MB of both were there before the first file. Not measured: 600,000 segments, CIFTI.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def write_archive(path: Path, n_windows: int, volumes: int) -> None:
                     member.write(np.roll(block, start % 97, axis=0)[: shape[0] - start].tobytes())
 
 
-def write_people(root: Path, n_segments: int, volumes: int, is_one_file: bool, is_cifti: bool) -> None:
+def write_people(root: Path, n_segments: int, volumes: int, is_cifti: bool) -> None:
     """Many people with links to one recording: each is read in full, the disk holds it once."""
     if is_cifti:
         windows = CIFTI_VOLUMES // volumes
@@ -59,7 +58,7 @@ def write_people(root: Path, n_segments: int, volumes: int, is_one_file: bool, i
         subcortex = rng.standard_normal((CIFTI_VOLUMES, sum(SUBCORTEX.values())), dtype=np.float32)
         write_cortex(first, data, np.arange(N_CORTEX), 0.72, subcortex)
     else:
-        windows = n_segments if is_one_file else WINDOWS_A_PERSON
+        windows = WINDOWS_A_PERSON
         first = root / "person0" / hcp.NPZ_NAME
         write_archive(first, windows, volumes)
     for number in range(1, -(-n_segments // windows)):
@@ -94,7 +93,6 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--segments", type=int, nargs="+", default=[6000, 60000])
     parser.add_argument("--volumes", type=int, default=11, help="volumes a segment; 11 at 0.72 s are 8 s")
-    parser.add_argument("--one-file", action="store_true")
     parser.add_argument("--cifti", action="store_true")
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder when left out")
     arguments = parser.parse_args()
@@ -102,7 +100,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
             root = Path(scratch) / "raw"
             people = multiprocessing.get_context("fork").Process(
-                target=write_people, args=(root, n_segments, arguments.volumes, arguments.one_file, arguments.cifti)
+                target=write_people, args=(root, n_segments, arguments.volumes, arguments.cifti)
             )
             people.start()
             people.join()

@@ -38,7 +38,7 @@ from mindvideo.data.bids import read_events, read_positive, read_sidecar
 from mindvideo.data.captions import caption_frames, read_captions
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.denoising import read_confounds
-from mindvideo.data.hcp_windows import stream_npz_windows
+from mindvideo.data.hcp_windows import read_npz_windows
 from mindvideo.data.measuring import RunTask, standardise_run
 from mindvideo.data.readers import discover
 from mindvideo.data.readers.hcp import BrainSegments, prepare_hcp
@@ -200,7 +200,7 @@ def _make_npz_deflated(folder: Path) -> list[Path]:
 
 
 def _read_npz(folder: Path) -> object:
-    return np.concatenate(list(stream_npz_windows(folder / "HCP_visual_voxel.npz", ("V1", "V2"), 1.44)))
+    return read_npz_windows(folder / "HCP_visual_voxel.npz", ("V1", "V2"), 1.44)
 
 
 def _check_npz(result: object, truth: object, is_cut: bool) -> None:
@@ -498,7 +498,7 @@ def test_no_file_is_executed(tmp_path: Path) -> None:
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Bomb(marker)))
     (tmp_path / "raw.npy").write_bytes(pickle.dumps(Bomb(marker)))
     readers = {"a.npy": read_npy, "raw.npy": read_npy, "a.pt": read_pt, "old.pt": read_pt, "raw.pt": read_pt}
-    readers["a.npz"] = lambda path: list(stream_npz_windows(path, ("V1", "V2"), 1.44))
+    readers["a.npz"] = lambda path: read_npz_windows(path, ("V1", "V2"), 1.44)
     for name, read in readers.items():
         with watchdog(), pytest.raises(DataError, match=name.replace(".", r"\.")) as caught:
             read(tmp_path / name)

@@ -17,7 +17,7 @@ from mindvideo.atlas import area_labels, hierarchy_order, parse_areas
 from mindvideo.data.copies import PROBES, find_contained, find_copies, outline
 from mindvideo.data.disk import disk_errors, link_folder, only_one
 from mindvideo.data.groups import Kind, begin_group, open_complete, open_group, seal_group
-from mindvideo.data.hcp_windows import read_cifti_windows, stream_npz_windows
+from mindvideo.data.hcp_windows import read_cifti_windows, read_npz_windows
 from mindvideo.data.intact import as_damage, refuse_damaged_segments, refuse_other_content
 from mindvideo.data.series import SeriesFile
 from mindvideo.data.store import listed
@@ -148,6 +148,11 @@ def prepare_hcp(
             found = found or survey(planned, vertex, areas, window_s)
             if vertex is not None:
                 group.create_array("vertex", data=vertex[found.kept], overwrite=True)
+            n_voxels = int(found.kept.sum())
+            group.create_array(
+                "fmri", shape=(0, n_voxels), chunks=(_CHUNK_ROWS, n_voxels), dtype=np.float32, fill_value=np.nan,
+                compressors=None, overwrite=True,
+            )  # fmt: skip
             silent = np.flatnonzero(~found.kept) if vertex is None else vertex[~found.kept]
             others = {str(path.relative_to(raw)) for path in itertools.chain(*_versions(raw))} - planned.keys()
             found.left_out.update(dict.fromkeys(sorted(others), "another version of a run"))
@@ -223,7 +228,7 @@ def survey(planned: dict[str, Path], vertex: np.ndarray | None, areas: Sequence[
                 is_silent = np.isnan(read_cifti_windows(file, vertex, window_s)[0])
                 series[name] = file.take(vertex[:: max(1, len(vertex) // PROBES)])
             else:
-                is_silent = np.isnan(next(stream_npz_windows(path, areas, window_s))[0])
+                is_silent = np.isnan(read_npz_windows(path, areas, window_s)[0])
             if is_silent.mean() > MOST_SILENT:
                 left_out[name] = f"{int(is_silent.sum())} of {len(is_silent)} vertices have no signal"
                 series.pop(name, None)
@@ -261,28 +266,12 @@ def _append_run(
         return
     rows, kept = int(group.attrs["rows"]), np.asarray(group.attrs["kept"])
     if vertex is not None:
-        blocks = iter([read_cifti_windows(SeriesFile(path), vertex, window_s)])
+        windows = read_cifti_windows(SeriesFile(path), vertex, window_s)[:, kept]
     else:
-        blocks = stream_npz_windows(path, areas, window_s)
-    for windows in blocks:
-        _append_rows(group, path, windows[:, kept], rows)
-        rows += len(windows)
-    group.attrs.update({"rows": rows, "sources": {**group.attrs["sources"], name: sha256}})
-
-
-def _append_rows(group: zarr.Group, path: Path, windows: np.ndarray, rows: int) -> None:
-    """Put windows after the first ``rows`` rows."""
-    n_voxels = windows.shape[1]
-    if "fmri" not in group:
-        group.create_array(
-            "fmri", shape=(0, n_voxels), chunks=(_CHUNK_ROWS, n_voxels), dtype=np.float32, fill_value=np.nan,
-            compressors=None,
-        )  # fmt: skip
-    array = group["fmri"]
-    if not isinstance(array, zarr.Array) or array.shape[1] != n_voxels:
-        raise DataError(f"{path}: expected {array.shape[1]} voxels as in the runs before it, found {n_voxels}")
-    array.resize((rows + len(windows), n_voxels))
-    array[rows:] = windows
+        windows = read_npz_windows(path, areas, window_s)[:, kept]
+    group["fmri"].resize((rows + len(windows), len(kept)))
+    group["fmri"][rows:] = windows
+    group.attrs.update({"rows": rows + len(windows), "sources": {**group.attrs["sources"], name: sha256}})
 
 
 class BrainSegments:
