@@ -8,23 +8,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from mindvideo.config import settings
 from mindvideo.config.rivals import Baseline
 from mindvideo.config.section import Section
-from mindvideo.config.settings import (
-    Adapt,
-    Align,
-    Animate,
-    Cotrain,
-    Data,
-    Distill,
-    Evaluate,
-    Explain,
-    MaskedBrain,
-    Pretrain,
-    Reconstruct,
-    Simulate,
-    reader_settings,
-)
+from mindvideo.config.settings import Data, reader_settings
 from mindvideo.errors import SettingError
 from mindvideo.sources import READERS
 
@@ -42,18 +29,20 @@ class Recipe(Section):
     track: (
         Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"] | None
     ) = Field(None, description="a tracker for losses, rates, scores and sample clips; some send them to a host")
-    simulate: Simulate | None = None
+    simulate: settings.Simulate | None = None
     data: Data = Field(default_factory=Data)
-    encoder: MaskedBrain = MaskedBrain()
-    pretrain: Pretrain = Pretrain()
-    adapt: Adapt = Adapt()
-    align: Align = Align()
-    animate: Animate = Animate()
-    cotrain: Cotrain = Cotrain()
-    distill: Distill | None = Field(None, description="train a student that samples in few steps; empty: no student")
-    reconstruct: Reconstruct = Reconstruct()
-    evaluate: Evaluate = Evaluate()
-    explain: Explain = Explain()
+    encoder: settings.MaskedBrain = settings.MaskedBrain()
+    pretrain: settings.Pretrain = settings.Pretrain()
+    adapt: settings.Adapt = settings.Adapt()
+    align: settings.Align = settings.Align()
+    animate: settings.Animate = settings.Animate()
+    cotrain: settings.Cotrain = settings.Cotrain()
+    distill: settings.Distill | None = Field(
+        None, description="train a student that samples in few steps; empty: no student"
+    )
+    reconstruct: settings.Reconstruct = settings.Reconstruct()
+    evaluate: settings.Evaluate = settings.Evaluate()
+    explain: settings.Explain = settings.Explain()
     baselines: tuple[Literal["ridge", "linear", "gan", "separable", "mindvis"], ...] = Field(
         (), description="rival methods to run after evaluate"
     )
@@ -73,7 +62,7 @@ def inner_section(section: type[Section], name: str) -> type[Section] | None:
     if issubclass(section, Data) and name in READERS:
         return reader_settings(name)
     annotation = section.model_fields[name].annotation
-    options = typing.get_args(annotation) or (annotation,)  # Simulate | None, or Align
+    options = typing.get_args(annotation) or (annotation,)  # settings.Simulate | None, or settings.Align
     return next((each for each in options if isinstance(each, type) and issubclass(each, Section)), None)
 
 

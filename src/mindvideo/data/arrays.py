@@ -16,8 +16,6 @@ from mindvideo.config import Data
 from mindvideo.errors import DataError
 from mindvideo.files import require_content, walk_files
 
-_MINDVIDEO_FMRI = re.compile(r"fmri_train_subject(\d+)\.npy")
-_NEUROCLIPS_FMRI = re.compile(r"subj(\d+)_train_fmri\.pt")
 _BLOCK_SCANS = 16
 
 
@@ -89,6 +87,7 @@ class _Folder:
 
     name: ClassVar[str]
     pattern: ClassVar[str]
+    fmri_name: ClassVar[re.Pattern[str]]
     done: ClassVar[tuple[str, ...]]
     repeats_note: ClassVar[str]
     root: Path
@@ -98,6 +97,17 @@ class _Folder:
     n_voxels: int
     size: int
     _segments: dict[str, int]
+
+    @classmethod
+    def find_subjects(cls, folder: Path) -> dict[int, Path]:
+        """The training fMRI of each subject in a folder, by the subject's number."""
+        found: dict[int, Path] = {}
+        for path in walk_files(folder):
+            if match := cls.fmri_name.fullmatch(path.name):
+                if int(match[1]) in found:
+                    raise DataError(f"expected one {path.name} below {folder}, found {found[int(match[1])]} and {path}")
+                found[int(match[1])] = path
+        return found
 
     def segment_names(self, split: str) -> list[str]:
         """``seg1``… for ``train``, ``test1``… for ``test``, as their makers called them."""
@@ -110,16 +120,12 @@ class MindVideoFolder(_Folder):
 
     name = "MinD-Video"
     pattern = "fmri_train_subjectN.npy"
+    fmri_name = re.compile(r"fmri_train_subject(\d+)\.npy")
     done = (
         "volumes trimmed to the film", "runs detrended and standardised", "runs averaged", "voxels selected and ordered",
         "frames cut at 3 per second and resized", "frames captioned",
     )  # fmt: skip
     repeats_note = "1: the publishers kept the average only"
-
-    @classmethod
-    def find_subjects(cls, folder: Path) -> dict[int, Path]:
-        """The training fMRI of each subject in a folder, by the subject's number."""
-        return _numbered(folder, _MINDVIDEO_FMRI)
 
     def __init__(self, fmri_train: Path, data: Data) -> None:
         self._folder = fmri_train.parent
@@ -210,16 +216,12 @@ class NeuroClipsFolder(_Folder):
 
     name = "NeuroClips"
     pattern = "subj0N_train_fmri.pt"
+    fmri_name = re.compile(r"subj(\d+)_train_fmri\.pt")
     done = (
         "volumes trimmed to the film", "runs detrended and standardised", "voxels selected",
         "frames cut at 3 per second and resized", "clips captioned", "films cut into clips of one scan",
     )  # fmt: skip
     repeats_note = "the second axis of the published tensors"
-
-    @classmethod
-    def find_subjects(cls, folder: Path) -> dict[int, Path]:
-        """The training fMRI of each subject in a folder, by the subject's number."""
-        return _numbered(folder, _NEUROCLIPS_FMRI)
 
     def __init__(self, fmri_train: Path, data: Data) -> None:
         self._folder = fmri_train.parent
@@ -309,17 +311,6 @@ class NeuroClipsFolder(_Folder):
 
 
 PublishedFolder = MindVideoFolder | NeuroClipsFolder
-
-
-def _numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
-    found: dict[int, Path] = {}
-    for path in walk_files(folder):
-        match = pattern.fullmatch(path.name)
-        if match:
-            if int(match[1]) in found:
-                raise DataError(f"expected one {path.name} below {folder}, found {found[int(match[1])]} and {path}")
-            found[int(match[1])] = path
-    return found
 
 
 def _checked(rows: list[list[str]], where: str) -> list[list[str]]:

@@ -8,8 +8,6 @@ Shapes: S segments, n scans of a segment, F frames a scan, N candidate vertices,
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -44,6 +42,7 @@ from mindvideo.data.voxels import refuse_silence, reproducibility_t_test, select
 from mindvideo.data.writing import StoreWriter, refuse_complete
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file
+from mindvideo.keys import as_digest
 from mindvideo.stages import Progress, Steps
 
 FRAME_BYTES = 3 * 2**30
@@ -203,8 +202,7 @@ def _check_sources(
     Films ``shown`` to another person were checked for that person's store.
     """
     _refuse_copies(source)
-    hashes: dict[Path, str] = {}
-    voxels = measure_voxels(source, data, tick, pool, hashes)
+    voxels, hashes = measure_voxels(source, data, tick, pool)
     pending = source.segments if shown is None else ()
     films = (FilmTask(segment.film, segment.times_s(data).ravel(), data) for segment in pending)
     for segment, sha256 in zip(pending, pool.map(check_film, films), strict=True):
@@ -234,14 +232,11 @@ def _take(run: Run, vertex: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return run.read(vertex, wanted).T
 
 
-def measure_voxels(
-    source: Source, data: Data, tick: Steps, pool: Pool, hashes: dict[Path, str] | None = None
-) -> Voxels:
+def measure_voxels(source: Source, data: Data, tick: Steps, pool: Pool) -> tuple[Voxels, dict[Path, str]]:
     """Check every run and choose voxels on training runs (docs/method.md, Recordings: voxels).
 
     In each training segment, Fisher's z of the correlation between its runs (the mean over pairs); over
-    segments, a one-sided t-test. Test runs only exclude silent vertices. ``hashes`` receives the hash of each
-    file read.
+    segments, a one-sided t-test. Test runs only exclude silent vertices. The hash of each file read is returned too.
 
     Raises
     ------
@@ -250,14 +245,14 @@ def measure_voxels(
     """
     candidate = source.candidates(data.areas)
     tasks = (SegmentTask(segment, source.vertex, candidate, is_measured(segment)) for segment in source.segments)
-    scores = []
+    scores: list[np.ndarray] = []
+    hashes: dict[Path, str] = {}
     silent: dict[str, np.ndarray] = {}
     for segment, measure in zip(source.segments, pool.map(measure_segment, tasks), strict=True):
         if measure.z is not None:
             scores.append(measure.z)
         silent |= {str(run.path): own for run, own in zip(segment.runs, measure.silent, strict=True)}
-        if hashes is not None and measure.sha256:
-            hashes |= {run.path: sha256 for run, sha256 in zip(segment.runs, measure.sha256, strict=True)}
+        hashes |= {run.path: sha256 for run, sha256 in zip(segment.runs, measure.sha256, strict=False)}
         for run in segment.runs:
             tick.add(2, what=f"checked {run.label}")
     is_silent = refuse_silence(
@@ -276,7 +271,7 @@ def measure_voxels(
         if scores:
             reproducibility[candidate] = np.tanh(np.mean(scores, axis=0))
         chosen = chosen[hierarchy_order(chosen)]
-    return Voxels(chosen.astype(np.int32), reproducibility, p_value, left_out, int(np.isfinite(p).sum()))
+    return Voxels(chosen.astype(np.int32), reproducibility, p_value, left_out, int(np.isfinite(p).sum())), hashes
 
 
 def given_captions(
@@ -317,16 +312,11 @@ def _name_hashes(source: Source, data: Data, known: dict[Path, str], pool: Pool)
 
 def _fingerprint(source: Source, data: Data, sources: dict[str, str], captioning: Captioning | None) -> str:
     """A digest of all that shapes the store, which the places of the files do not."""
-    content = {
-        "settings": shaping_settings(data),
-        "captioner": captions_from(data, captioning),
-        "segments": [
-            [segment.name, segment.split, segment.n_scans, [[run.label, run.first] for run in segment.runs]]
-            for segment in source.segments
-        ],
-        "sources": sources,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    segments = [
+        [segment.name, segment.split, segment.n_scans, [[run.label, run.first] for run in segment.runs]]
+        for segment in source.segments
+    ]
+    return as_digest(shaping_settings(data), captions_from(data, captioning), segments, sources)
 
 
 def shaping_settings(data: Data) -> dict[str, Any]:

@@ -154,8 +154,6 @@ class Store:
             raise DataError(
                 f"expected {part} of segment '{segment}' in {self.path}, found only {', '.join(self.order)}"
             ) from None
-        if not isinstance(array, zarr.Array):
-            raise DataError(f"expected an array {name} in {self.path}, found a group; run prepare again")
         return array
 
     def fmri(self, segment: str) -> np.ndarray:

@@ -106,14 +106,15 @@ def areas_of(vertex: np.ndarray) -> np.ndarray:
     return names[atlas.area_labels()[vertex]]
 
 
+def _field_sizes(vertex: np.ndarray, area: np.ndarray) -> np.ndarray:
+    tuned = [AREA_TUNING[name] for name in area]
+    return np.array([each.rf_size for each in tuned]) + retinotopy()[1][vertex] * [each.rf_slope for each in tuned]
+
+
 def _receptive_fields(vertex: np.ndarray, area: np.ndarray, cells: int) -> np.ndarray:
     """Gaussian receptive fields on a grid of cells, (n, G*G) float32, each with peak 1."""
-    position, eccentricity = retinotopy()
-    size = np.array([AREA_TUNING[a].rf_size for a in area]) + eccentricity[vertex] * [
-        AREA_TUNING[a].rf_slope for a in area
-    ]
-    size = np.maximum(size, 1 / cells)
-    distance = ((position[vertex][:, None] - cell_centres(cells)[None]) ** 2).sum(axis=2)
+    size = np.maximum(_field_sizes(vertex, area), 1 / cells)
+    distance = ((retinotopy()[0][vertex][:, None] - cell_centres(cells)[None]) ** 2).sum(axis=2)
     fields = np.exp(-distance / (2 * size[:, None] ** 2)).astype(np.float32)
     fields[fields < 1e-20] = 0  # what is too small for a normal float32 makes products many times slower
     return fields
@@ -147,12 +148,10 @@ def contrast_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray
     ndarray, float32 (columns from "fine" to "luminance", m)
     """
     area = areas_of(vertex)
-    eccentricity = retinotopy()[1][vertex]
     orientation = _angles(sheet, rng, members, 1) / 2
     prefers = orientation[:, None] - np.arange(N_ORIENTATIONS) * np.pi / N_ORIENTATIONS
     oriented = 0.3 + np.exp(2 * (np.cos(2 * prefers) - 1))
-    size = np.array([AREA_TUNING[a].rf_size for a in area]) + eccentricity * [AREA_TUNING[a].rf_slope for a in area]
-    octave = np.clip(np.log2(size / 0.08), 0, 2)
+    octave = np.clip(np.log2(_field_sizes(vertex, area) / 0.08), 0, 2)
     parts = []
     for number, name in enumerate(("fine", "middle", "coarse")):
         at_scale = np.exp(-((octave - number) ** 2) / (2 * 0.7**2))

@@ -7,7 +7,6 @@ positions, unless a file with the positions is given.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from mindvideo.data.windows import near_duplicates
 from mindvideo.data.writing import StoreWriter, refuse_complete
 from mindvideo.errors import DataError, SettingError
 from mindvideo.files import hash_file
+from mindvideo.keys import as_digest
 from mindvideo.stages import Progress, Steps
 
 NEAR_DUPLICATE = 0.98
@@ -128,7 +128,10 @@ def write(
             if not writer.has(name):
                 split = "train" if name in names["train"] else "test"
                 index = names[split].index(name)
-                frames = _write_signals(writer, source, split, index, name, data, kept)
+                repeats = source.repeats(split, index)[:, :, kept]
+                writer.write_fmri(name, repeats.mean(axis=0, dtype=np.float64).astype(np.float32), repeats)
+                frames = resize_frames(source.frames(split, index), data.size)
+                writer.write_frames(name, frames)
                 cuts_s = find_cuts(
                     zip(times.ravel(), frames.reshape(-1, *frames.shape[2:]), strict=True), data.cut_threshold
                 )
@@ -168,17 +171,6 @@ def _check_values(source: PublishedFolder, names: dict[str, list[str]], data: Da
     return ~refuse_silence(silent, f"voxel of {folder}", "download the arrays again")
 
 
-def _write_signals(
-    writer: StoreWriter, source: PublishedFolder, split: str, index: int, name: str, data: Data, kept: np.ndarray
-) -> np.ndarray:
-    """Write fMRI and frames of a segment; the frames, uint8 (n, F, size, size, 3), are returned."""
-    repeats = source.repeats(split, index)[:, :, kept]
-    writer.write_fmri(name, repeats.mean(axis=0, dtype=np.float64).astype(np.float32), repeats)
-    frames = resize_frames(source.frames(split, index), data.size)
-    writer.write_frames(name, frames)
-    return frames
-
-
 def resize_frames(frames: np.ndarray, size: int) -> np.ndarray:
     """Square frames uint8 (n, F, H, H, 3) at another size."""
     return np.stack([[resize(frame, size, size) for frame in scan] for scan in frames])
@@ -203,8 +195,7 @@ def _place_voxels(n_voxels: int, sources: dict[str, str], data: Data) -> np.ndar
 def _fingerprint(data: Data, sources: dict[str, str], captioning: Captioning | None) -> str:
     captions = captions_from(data, captioning) if data.captions == "blip" else data.captions
     vertex = hash_file(data.own.vertex) if data.own.vertex is not None else None
-    content = {"settings": shaping_settings(data), "sources": sources, "captions": captions, "vertex": vertex}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return as_digest(shaping_settings(data), sources, captions, vertex)
 
 
 def _provenance(
