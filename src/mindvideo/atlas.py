@@ -202,22 +202,7 @@ def adjacency() -> sparse.csr_matrix:
 
 @cache
 def surface(kind: SurfaceKind, hemisphere: Hemisphere) -> tuple[np.ndarray, np.ndarray]:
-    """An HCP S1200 group surface.
-
-    Parameters
-    ----------
-    kind : str
-        ``flat`` (third coordinate 0), ``inflated``, ``very_inflated``, ``midthickness``, ``white``, ``pial`` or
-        ``sphere``.
-    hemisphere : str
-        ``left`` or ``right``.
-
-    Returns
-    -------
-    coordinates : ndarray, float32 (32492, 3), mm
-    triangles : ndarray, int32 (n, 3)
-        Read-only both.
-    """
+    """An HCP S1200 group surface: coordinates in mm, float32 (32492, 3), and triangles, int32 (n, 3). Read-only."""
     import nibabel
 
     suffix = "" if kind in _PLAIN_SURFACES else "_MSMAll"

@@ -95,7 +95,6 @@ def export_model(run_dir: Path, out: Path, licence: str | None = None) -> Path:
 
 
 def _describe_people(stores: Sequence[Store]) -> dict[str, str]:
-    """To whom the model was fitted, in the words of the card."""
     if len(stores) == 1:
         return {"whom": f"one person ({stores[0].subject})", "maps": "", "whose": "that person's"}
     names = f"{', '.join(each.subject for each in stores[:-1])} and {stores[-1].subject}"

@@ -183,7 +183,6 @@ class Needs:
 
 
 def _advice(needed: Needs, needs: list[Need], out: Path, device: torch.device) -> Iterator[str]:
-    """What does not fit here, and which settings change that."""
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free, wanted = shutil.disk_usage(place).free, sum(need.disk_bytes for need in needs)
     verdict = "fits" if wanted < free else "does not fit: free some space, choose another --out, or a smaller data.size"

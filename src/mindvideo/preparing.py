@@ -95,8 +95,7 @@ def prepare_people(recipe: Recipe, raw: Path, out: Path, progress: Progress | No
 def choose_captioner(recipe: Recipe, raw: Path, cache: Path | None = None) -> tuple[Data, Captioning | None]:
     """The settings with the captions that can be had, and who makes them where a captioner does.
 
-    The embedded kit knows one drawn world. Of films of a real recording (not written by ``simulate``) its captions would
-    be made up; they are left out, unless the user wants them to try the plumbing.
+    The embedded kit's captions of films that ``simulate`` did not write are left out, unless the user wants them.
     """
     data = recipe.data
     if data.captions != "blip" or data.source == "store":

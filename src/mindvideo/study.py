@@ -284,7 +284,6 @@ class Study:
             )
 
     def _run_baselines(self, progress: Callable[[str], Progress] | None, say: Callable[[str], None]) -> list[str]:
-        """Run the rival methods the recipe names, and write the table of all methods."""
         if not self.recipe.baselines:
             return []
         from mindvideo.baselines.runner import run_rival

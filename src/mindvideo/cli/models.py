@@ -128,7 +128,6 @@ def reconstruct(
 
 
 def _refuse_for_student(model: Path, asked: dict[str, Any], settings: list[str]) -> None:
-    """Refuse other steps and guidance for a run that has a student under these settings."""
     recipe = _recipe_of(model)
     if recipe is None or with_settings(recipe, settings).distill is None:
         return
@@ -211,12 +210,8 @@ def foundation_check(
     else:
         table = Table("gate", "found", "wanted", "")
         for gate in gates:
-            table.add_row(
-                gate["gate"],
-                f"{gate['found']:.3f}",
-                f"{'≤' if gate['at_most'] else '≥'} {gate['wanted']}",
-                "ok" if gate["passed"] else "[red]missed",
-            )
+            wanted = f"{'≤' if gate['at_most'] else '≥'} {gate['wanted']}"
+            table.add_row(gate["gate"], f"{gate['found']:.3f}", wanted, "ok" if gate["passed"] else "missed")
         console.print(table)
     if not all(gate["passed"] for gate in gates):
         raise typer.Exit(1)

@@ -2,9 +2,6 @@
 
 A misspelt key or a value of another type is refused with the nearest valid name. The shipped recipes in
 ``mindvideo/recipes`` are plain YAML; a user's own file may start with ``base: demo`` and state what differs.
-
-``section`` is what all settings are made of, ``settings`` and ``rivals`` declare them, ``recipe`` holds them all, and
-``reading`` turns YAML and ``--set`` into a recipe and back.
 """
 
 from mindvideo.config.reading import (

@@ -1,7 +1,6 @@
 """Writing CIFTI-2 dense time series; `mindvideo.data.series` reads them.
 
 Shapes: T volumes, N cortical positions, M voxels below the cortex.
-A *cortical position* counts the fsLR-32k vertices without the medial wall, left hemisphere first: 0…59,411.
 """
 
 from __future__ import annotations

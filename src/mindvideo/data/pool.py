@@ -1,8 +1,4 @@
-"""Work on single runs and films: on local threads, or on a dask.distributed cluster.
-
-Results come back in the order of the tasks, so that the store has the same bytes. Only a few tasks are under
-way at a time.
-"""
+"""Work on single runs and films: on local threads, or on a dask.distributed cluster."""
 
 from __future__ import annotations
 

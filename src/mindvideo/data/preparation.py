@@ -174,7 +174,6 @@ def _write_segments(
 
 
 def _refuse_other_films(source: Source, data: Data, films: Store) -> None:
-    """Raise DataError if a person saw other films, or other parts, than the given store has."""
     other = []
     for item in source.segments:
         known = films.attrs["films"].get(item.name)

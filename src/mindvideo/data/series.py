@@ -4,7 +4,6 @@ A file holds one grayordinate's series after another: blocks of them are read, h
 processor's cache, or a few vertices without the rest. nibabel parses the headers, equal ones once.
 
 Shapes: N vertices of a file, K rows of its matrix (all grayordinates), T volumes.
-A *cortical position* counts the fsLR-32k vertices without the medial wall, left hemisphere first: 0…59,411.
 """
 
 from __future__ import annotations
@@ -175,7 +174,6 @@ def _refuse_truncated(path: Path, needed: int, found: int) -> NoReturn:
 
 @contextmanager
 def _as_data_error(path: Path) -> Iterator[None]:
-    """Turn whatever nibabel and zlib raise into one sentence about the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

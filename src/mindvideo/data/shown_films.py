@@ -209,7 +209,6 @@ def _make_runs(recordings: list[Recording], films: list[Film], cleaned: CleanedR
 def _notes(
     recordings: list[Recording], films: list[Film], made: dict[str, tuple[Run, ...]], data: Data
 ) -> dict[str, dict[str, Any]]:
-    """What was found, and how volumes became scans."""
     settings: EventSettings = data.own
     offset_s, mixed = 0.0, set()
     for film in films:
@@ -250,7 +249,6 @@ def _notes(
 
 
 def _remarks(recordings: list[Recording], films: list[Film]) -> list[Remark]:
-    """What was left out of the runs, and what was taken from where it is not expected."""
     unsteady, empty, elsewhere = [], [], []
     for recording in recordings:
         confounds = recording.confounds

@@ -118,7 +118,6 @@ class Store:
     """
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
-        """Use `Store.open`, which checks what it opens."""
         self.path = path
         self._group = group
         self.attrs: dict[str, Any] = dict(group.attrs)

@@ -231,18 +231,8 @@ def scene_features(scenes: list[Scene]) -> np.ndarray:
 
 
 def film_features(film: list[Shot], size: int = N_PIXELS) -> np.ndarray:
-    """Features of a whole film.
-
-    Parameters
-    ----------
-    film : list of Shot
-    size : int
-        Height and width the film is shown at; other sizes than 64 are scaled to 64 pixels before filtering.
-
-    Returns
-    -------
-    ndarray, float32 (T, K)
-        Row *j* describes the film from j/3 to (j+1)/3 s.
+    """Features of a film, float32 (T, K): row *j* describes it from j/3 to (j+1)/3 s; it
+    is scaled to 64 pixels first.
     """
     times = (np.arange(round(film[-1].end_s * FEATURE_HZ)) + 0.5) / FEATURE_HZ
     features = np.empty((len(times), N_FEATURES), np.float32)

@@ -112,15 +112,10 @@ class SimulatedSubject:
     def create(
         cls, rng: np.random.Generator, vertex: np.ndarray, calibration: np.ndarray | None = None
     ) -> SimulatedSubject:
-        """Draw a brain.
+        """Draw a brain of ascending cortical positions, int (n,).
 
-        Parameters
-        ----------
-        rng : numpy Generator
-        vertex : ndarray, int (n,)
-            Cortical positions, ascending.
-        calibration : ndarray, float32 (T, K), optional
-            Features of a film on which every vertex gets unit variance; drawn from ``rng`` by default.
+        On the film with the features ``calibration`` (T, K) every vertex gets unit variance;
+        by default it is drawn.
         """
         vertex = np.asarray(vertex, dtype=np.int32)
         subject = cls(vertex, Sheet(vertex))
@@ -234,15 +229,10 @@ class SimulatedSubject:
         return bold
 
     def respond(self, features: np.ndarray, times_s: np.ndarray) -> np.ndarray:
-        """Noiseless BOLD to a film, float32 (N, n), which all runs share.
+        """Noiseless BOLD to a film's features (T, K), float32 (N, n), which all runs share.
 
-        Parameters
-        ----------
-        features : ndarray, float32 (T, K)
-            From `film_features`.
-        times_s : ndarray (N,)
-            When volumes are acquired, in film time; the first picture stands still before, the screen is blank
-            after.
+        Volumes are acquired at ``times_s`` (N,), in film time; the first picture stands still
+        before, the screen is blank after.
         """
         still = features[:1].copy()
         still[:, BLOCKS["flow"]] = 0
@@ -258,22 +248,7 @@ class SimulatedSubject:
         return bold
 
     def record(self, response: np.ndarray, tr_s: float, rng: np.random.Generator, noise: float = 1.0) -> np.ndarray:
-        """One run: the response with this run's gain, attention, noise and drift, in scanner units.
-
-        Parameters
-        ----------
-        response : ndarray, float32 (N, n)
-            From `respond`.
-        tr_s : float
-            Seconds between volumes.
-        rng : numpy Generator
-        noise : float
-            Multiplies the noise's amplitude.
-
-        Returns
-        -------
-        ndarray, float32 (N, n)
-        """
+        """One run: the response with this run's gain, attention, noise and drift, in scanner units, float32 (N, n)."""
         n_volumes = len(response)
         slow = np.convolve(rng.standard_normal(n_volumes + 14), np.full(15, 15**-0.5), mode="valid")
         gain = 1 + ATTENTION * slow.clip(-2, 2) + ATTENTION * rng.standard_normal()

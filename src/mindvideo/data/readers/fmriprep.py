@@ -1,8 +1,7 @@
 """fMRIPrep's CIFTI outputs with BIDS events: which films were shown when, and the scans that answer to them.
 
 ``sub-*/[ses-*/]func/*_task-TASK*_space-fsLR_den-91k_bold.dtseries.nii`` with ``_bold.json`` (RepetitionTime) and
-``_desc-confounds_timeseries.tsv``; ``…_events.tsv`` beside them or in the raw data set. A film may be shown any number of
-times, in one run or in several; every showing is one repeat.
+``_desc-confounds_timeseries.tsv``; ``…_events.tsv`` beside them or in the raw data set.
 """
 
 from __future__ import annotations
@@ -134,7 +133,6 @@ def _find_files(derivatives: Path, data: Data) -> tuple[str, list[Path], list[Re
 
 
 def _find_subject(labels: set[str], derivatives: Path, data: Data) -> str:
-    """The label of the subject that the settings mean."""
     subjects = sorted(labels, key=natural_key)
     stated = data.own.participant
     default = subjects[0] if len(subjects) == 1 else ""
@@ -224,7 +222,6 @@ def _read_timing(path: Path, derivatives: Path, data: Data) -> _Timing:
 
 
 def _read_recording(path: Path, derivatives: Path, data: Data) -> Recording:
-    """Header, sidecars, events and confounds of one run."""
     settings: Settings = data.own
     timing = _read_timing(path, derivatives, data)
     if timing.n_volumes < 2:

@@ -98,8 +98,7 @@ def prepare_hcp(
 
     Runs are read one at a time and appended, so memory does not grow with their number. An interrupted call goes on
     after the last whole run; a complete folder made from the same files (names and sizes) and settings is left
-    as it is. A first pass over the chosen vertices alone finds those without signal in some run, which are left out, and
-    recordings that are there twice (see `survey`).
+    as it is. `survey` says which recordings and vertices are left out.
 
     Parameters
     ----------
@@ -169,7 +168,6 @@ def prepare_hcp(
 
 
 def _link_prepared(raw: Path, out: Path, window_s: float, areas: Sequence[str]) -> list[str]:
-    """Put a table that `prepare_hcp` wrote at ``out``."""
     attrs = open_group(raw, SEGMENTS).attrs
     if attrs["window_s"] != window_s or list(attrs["areas"]) != list(areas):
         raise SettingError(
@@ -319,10 +317,7 @@ class BrainSegments:
         return VoxelLayout(self.n_voxels, None, self.vertex, area)
 
     def take(self, index: np.ndarray) -> np.ndarray:
-        """Rows in the given order, float32 (B, V).
-
-        Small data (up to 512 MB) are held in memory; of larger ones each chunk of 16 rows that is needed is read once.
-        """
+        """Rows in the given order, float32 (B, V)."""
         index = np.asarray(index)
         if self._in_memory is not None:
             return self._in_memory[index]

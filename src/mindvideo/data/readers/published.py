@@ -96,8 +96,7 @@ def write(
     """Write the store of one subject's arrays.
 
     Arguments as in `mindvideo.data.preparation.prepare_segments`; ``captions`` may be ``published``; selection, areas and
-    runs are the publishers' and are not applied. The pool hashes the files, the rest is done here; frames are in the arrays
-    beside every person's scans, and ``films`` spares nothing.
+    runs are the publishers' and are not applied; nor are ``films``, since frames are in the arrays beside everybody's scans.
     """
     refuse_complete(out)
     names = {split: source.segment_names(split) for split in ("train", "test")}
@@ -201,7 +200,6 @@ def _fingerprint(data: Data, sources: dict[str, str], captioning: Captioning | N
 def _provenance(
     source: PublishedFolder, data: Data, captioning: Captioning | None, silent: np.ndarray
 ) -> dict[str, dict[str, Any]]:
-    """What the publishers did, and what was done here."""
     left_out = {"text": "voxels left out, which have no signal in some film", "names": [str(i) for i in silent]}
     place = "not known" if data.own.vertex is None else f"given in {data.own.vertex.name}"
     return {

@@ -194,7 +194,6 @@ def _find_runs(folder: Path, excluded: set[int]) -> tuple[dict[int, Path], set[i
 
 
 def _parse_exclude(data: Data) -> tuple[set[str], dict[str, set[int]]]:
-    """Whole segments and single runs of this subject that are left out."""
     segments: set[str] = set()
     runs: dict[str, set[int]] = {}
     for text in data.own.exclude:
@@ -267,7 +266,6 @@ def _insist(raw: Path, data: Data, layout: _Layout, names: list[str]) -> None:
 
 
 def _discovered(data: Data, layout: _Layout) -> dict[str, Any]:
-    """What was left out, and why."""
     left_out = [f"{name}_{number}" for name, numbers in layout.left_out.items() for number in numbers]
     excluded = [f"subject{data.subject}:{name}" for name in [*layout.excluded_segments, *left_out]]
     return {
