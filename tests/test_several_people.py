@@ -26,7 +26,7 @@ from mindvideo.study import Study
 Cli = Callable[..., tuple[int, str]]
 SETTINGS = ["simulate.subjects=2", "data.subjects=[1, 2]", "data.k=300", "reconstruct.max_windows=8", "explain.max_windows=4",
             "align.token_weight=1.0", "reconstruct.batch_size=4", "evaluate.block_s=4"]  # fmt: skip
-AREAS = ["align.encoder=areas", "align.encoder_settings={head_rank: 9}"]
+AREAS = ["align.encoder=ridge_areas", "align.encoder_settings={head_rank: 9}"]
 
 
 def people_recipe(tiny_recipe: Recipe, folder: Path, *settings: str) -> Recipe:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mindvideo.config import Optimise, Recipe
+from mindvideo.config import AREA_ENCODERS, Optimise, Recipe
 from mindvideo.data.readers import discover
 from mindvideo.data.readers.hcp import find_sources
 from mindvideo.data.store import Store
@@ -169,7 +169,7 @@ def impossible_people(recipe: Recipe) -> Iterator[MindVideoError]:
             f"expected an encoder that takes several people with data.subjects={list(subjects)}, found "
             f"align.encoder={settings.encoder}, which is one person's; give --set align.encoder=areas"
         )
-    elif settings.encoder != "areas" and recipe.adapt.enabled:
+    elif settings.encoder not in AREA_ENCODERS and recipe.adapt.enabled:
         yield SettingError(
             f"expected adapt.enabled=false with several people and align.encoder={settings.encoder}, found true: the masked "
             "model of patches is one person's; give --set adapt.enabled=false"
@@ -197,9 +197,9 @@ def unfilled_batches(recipe: Recipe, paths: Sequence[Path]) -> Iterator[MindVide
         windows = Windows([Store.open(path) for path in paths], "train", recipe.align.window)
     except MindVideoError:
         return  # damage, which the stage that reads the store says with its file
-    if recipe.align.encoder == "areas" and not all(store.has_areas for store in windows.stores):
+    if recipe.align.encoder in AREA_ENCODERS and not all(store.has_areas for store in windows.stores):
         yield SettingError(
-            "expected voxels whose place on the cortex is known with align.encoder=areas, found published arrays that do not "
+            "expected voxels whose place on the cortex is known with tokens that are areas, found published arrays that do not "
             "say it; give --set align.encoder=paper"
         )
     oversized = [*_oversized(recipe, len(windows), None)]

@@ -157,6 +157,7 @@ STAGES: dict[str, Stage] = {
             foundation="condition",
             parallel=True,
             trains=True,
+            version=2,
         ),
         Stage(
             "animate",

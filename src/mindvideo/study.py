@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from mindvideo.artefacts import begin_folder, find_damage, read_note, record_files, require_intact
 from mindvideo.classes import digest_source
-from mindvideo.config import CAPTION_SOURCES, Recipe, as_sampled, read_recipe, save_recipe
+from mindvideo.config import AREA_ENCODERS, CAPTION_SOURCES, Recipe, as_sampled, read_recipe, save_recipe
 from mindvideo.cost import describe_machine, measure_cost
 from mindvideo.data.disk import is_full, only_one, replace_folder, write_text
 from mindvideo.data.store import store_paths
@@ -89,8 +89,8 @@ class Study:
                 parts[part] = as_digest(unless_copied(path, state, before))
             parts |= {f"foundation part {part}": self._part_digest(part) for part in self._foundation_parts(stage)}
             own = self.recipe.align.encoder
-            if name in ("pretrain", "adapt") and own == "areas":
-                parts["align.encoder"] = own
+            if name in ("pretrain", "adapt") and own in AREA_ENCODERS:
+                parts["align.encoder"] = "areas"
             if name == "align" and ":" in own:
                 from mindvideo.models.encoders import import_encoder
 

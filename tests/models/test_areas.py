@@ -13,7 +13,10 @@ from mindvideo.errors import SettingError
 from mindvideo.models.area_maps import AreaMaps
 from mindvideo.models.encoders import load_encoder, load_masked_brain
 from mindvideo.models.encoders.areas import AreaEncoder
+from mindvideo.models.encoders.ridge_areas import RidgeAreaEncoder
+from mindvideo.models.interfaces import TokenStatistics
 from mindvideo.models.masked_areas import MaskedAreaModel
+from mindvideo.train.ridge import ALPHAS, LinearDecoder, fit_linear_decoder
 from mindvideo.voxel_layout import VoxelLayout
 
 DIM = 8
@@ -159,3 +162,51 @@ def test_other_people_keep_what_is_shared(layouts: list[VoxelLayout]) -> None:
 def test_voxels_without_a_place_are_refused() -> None:
     with pytest.raises(SettingError, match=r"whose place on the cortex is known.*align\.encoder=paper"):
         AreaMaps([VoxelLayout(9)], DIM)
+
+
+def test_with_ridge_an_encoder_starts_as_the_regression_and_comes_back_whole(
+    layouts: list[VoxelLayout], tmp_path: Path
+) -> None:
+    """Each person's regression against the normal equations in float64; all five targets vary in two directions."""
+    rng, window, length, width = np.random.default_rng(3), 2, 3, 4
+    truth = rng.standard_normal((2, length * width))
+    torch.manual_seed(1)
+    encoder = RidgeAreaEncoder(
+        layouts=[layout.to_config() for layout in layouts], window=window, embed_dim=6, depth=1, num_heads=2,
+        condition_length=length, condition_width=width, dropout=0.0, head_rank=5,
+    ).eval()  # fmt: skip
+    mean = rng.standard_normal(length * width).astype(np.float32)
+    decoders, expected = [], torch.empty(3, length, width)
+    scans = torch.stack([_scans(layouts, seed) for seed in (8, 9)], dim=1)
+    for person, layout in enumerate(layouts):
+        inputs = rng.standard_normal((61, window * layout.num_voxels)).astype(np.float32) + 0.7
+        targets = (inputs[:, :2] @ truth + mean).astype(np.float32)
+        decoders.append(fit_linear_decoder(inputs, targets))
+        x, y = inputs - inputs.mean(0, dtype=np.float64), targets - targets.mean(0, dtype=np.float64)
+        penalty = _penalty_of(decoders[person], x, y)
+        weight = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
+        for row in np.flatnonzero(person == PERSON):
+            own = scans[row, :, : layout.num_voxels].flatten().numpy() - inputs.mean(0, dtype=np.float64)
+            expected[row] = torch.from_numpy(own @ weight).view(length, width)
+    start = torch.from_numpy(mean).view(length, width)
+    statistics = TokenStatistics(start, torch.eye(length * width)[:5], torch.ones(5))
+    encoder.start_at(statistics)
+    encoder.take_readings([decoder.reading for decoder in decoders])
+    torch.testing.assert_close(encoder(scans, PERSON), start + expected, rtol=1e-3, atol=1e-3)
+    alone = encoder(scans[1:2])
+    torch.testing.assert_close(alone, encoder(scans[1:2], PERSON[1:2]))
+    encoder.save_pretrained(tmp_path)
+    torch.testing.assert_close(load_encoder(tmp_path)(scans, PERSON), encoder(scans, PERSON), rtol=0, atol=0)
+    assert not [name for name, _ in encoder.named_parameters() if "readings" in name]
+    with pytest.raises(ValueError, match="zip"):
+        encoder.take_readings([decoders[0].reading])
+
+
+def _penalty_of(decoder: LinearDecoder, x: np.ndarray, y: np.ndarray) -> float:
+    """The one of its penalties with which the normal equations come nearest to it."""
+    found = decoder.weights / decoder.scale @ decoder.components
+    tried = {
+        alpha: np.abs(np.linalg.solve(x.T @ x + alpha * decoder.scale**2 * np.eye(x.shape[1]), x.T @ y) - found).max()
+        for alpha in ALPHAS
+    }
+    return float(min(tried, key=tried.__getitem__) * decoder.scale**2)

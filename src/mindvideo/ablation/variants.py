@@ -38,7 +38,8 @@ def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list
     scratch: dict[str, Any] = {"align.start_from": "scratch"}
     no_pretrain: dict[str, Any] = {"pretrain.enabled": False}
     no_adapt: dict[str, Any] = {"adapt.enabled": False}
-    untokened = {"align.token_weight": 0.0, "cotrain.token_weight": 0.0}
+    unread = {"align.encoder": "areas"} if recipe.align.encoder == "ridge_areas" else {}
+    untokened = {"align.token_weight": 0.0, "cotrain.token_weight": 0.0, **unread}
     paper: dict[str, Any] = {"align.encoder": "paper", "align.encoder_settings": {}, "encoder.patch_weights": "shared"}
     contrast = {"contrastive_weight": 1.0, "mixup": 0.0, "teacher_weight": 0.0, "token_whitening": 0.0}
     loss: dict[str, Any] = untokened | {f"align.{name}": value for name, value in contrast.items()}
@@ -51,6 +52,7 @@ def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list
         Variant("text_only", "contrastive with text only", {"align.loss": "text"}),
         Variant("image_only", "contrastive with images only", {"align.loss": "image"}),
         Variant("no_token_regression", "without token regression", untokened),
+        *([Variant("no_ridge", "without ridge regression's reading", unread)] if unread else []),
         Variant("no_guidance", "without guidance", {"reconstruct.negative": "none"}),
         Variant("null_guidance", "null condition as negative", {"reconstruct.negative": "null"}),
         Variant("no_pretrain", "without pretrain", no_pretrain | ({} if recipe.adapt.enabled else scratch)),

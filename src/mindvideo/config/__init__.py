@@ -20,6 +20,7 @@ from mindvideo.config.recipe import Recipe, as_sampled, nearest_setting, setting
 from mindvideo.config.rivals import Baseline, GanRival, LinearRival, MindVisRival, RidgeRival, SeparableRival
 from mindvideo.config.section import Optimise, Precision, Section
 from mindvideo.config.settings import (
+    AREA_ENCODERS,
     Adapt,
     Align,
     Animate,

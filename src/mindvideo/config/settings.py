@@ -127,6 +127,10 @@ def reader_settings(source: str) -> type[Section]:
     return found
 
 
+AREA_ENCODERS = ("areas", "ridge_areas")
+"""Values of `align.encoder` whose tokens are cortical areas: they take several people and go on from a masked model of areas."""
+
+
 class MaskedBrain(Section):
     """Architecture of the masked autoencoder (paper Table B.1) and of the encoder."""
 
@@ -177,7 +181,7 @@ class Align(Optimise):
     encoder: str = Field(
         "paper",
         description="'paper', 'read_out' (every condition token read from patches of its own), 'areas' (its tokens are "
-        "cortical areas), or an encoder of your own as module:Class, which maps (B, W, V) to (B, L, C)",
+        "cortical areas), 'ridge_areas' (these add to ridge regression what it leaves), or an encoder of your own as module:Class, which maps (B, W, V) to (B, L, C)",
     )
     encoder_settings: dict[str, Any] = Field({}, description="further arguments of that encoder")
     mixup: float = Field(

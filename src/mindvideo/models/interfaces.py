@@ -36,6 +36,18 @@ class TokenStatistics:
     spread: torch.Tensor
 
 
+@dataclass(frozen=True)
+class LinearReading:
+    """One person's linear read-out of a window: ``((fmri · weight) + bias) · components`` is added to the mean tokens.
+
+    ``weight`` is (W·V, K), scan after scan, ``bias`` (K,) and ``components`` (K, L·C), the strongest first; float32.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    components: torch.Tensor
+
+
 class Encoder(WholeModel, ABC):
     """A window of fMRI scans to the condition of the generator.
 
@@ -47,6 +59,9 @@ class Encoder(WholeModel, ABC):
     starts_from_masked_brain: ClassVar[bool] = False
     may_leave_out: bool = False
     """Whether some parameters may get no gradient in a step, as those of a person without scans in the batch."""
+
+    holds_readings: ClassVar[bool] = False
+    """Whether each person's `LinearReading` is a part of it."""
 
     logit_scale: nn.Parameter
 
@@ -91,6 +106,9 @@ class Encoder(WholeModel, ABC):
 
     def start_at(self, tokens: TokenStatistics) -> None:
         """Start from the mean tokens, if the encoder has parameters for it; the paper's has none."""
+
+    def take_readings(self, readings: Sequence[LinearReading]) -> None:
+        """Hold each person's linear reading, if the encoder `holds_readings`."""
 
     def token_voxels(self, person: int = 0) -> list[np.ndarray] | None:
         """Voxel indices of each of the T tokens of `attention_maps`, repeats included.

@@ -36,7 +36,7 @@ from mindvideo.generate.reconstruct import assemble_pipeline, choose_windows, fi
 from mindvideo.keys import Key, as_digest
 from mindvideo.models.encoders import encoder_arguments
 from mindvideo.models.encoders.areas import AreaEncoder
-from mindvideo.newcomer.maps import encoder_of_newcomer, start_by_ridge, train_on_minutes
+from mindvideo.newcomer.maps import VERSION, encoder_of_newcomer, start_by_ridge, train_on_minutes
 from mindvideo.newcomer.minutes import FirstMinutes
 from mindvideo.precision import resolve_precision, sampling_in
 from mindvideo.preparing import each_person
@@ -233,7 +233,7 @@ class _Arms:
         parts = {name: content[name] for name in ("align", "reconstruct", "evaluate", "seed", "encoder")}
         studies = (("others", self.shared, "cotrain"), ("newcomer", self.own, "prepare"))
         parts["studies"] = {name: as_digest(study.key(last).digest) for name, study, last in studies}
-        return Key({"arm": arm, "minutes": minutes, "is_whole": self.asked.is_whole, **parts})
+        return Key({"version": VERSION, "arm": arm, "minutes": minutes, "is_whole": self.asked.is_whole, **parts})
 
     def read(self, arm: str, minutes: float | None, folder: Path) -> bool:
         """Train a way of reading, make its clips and score them; False where that is done already."""

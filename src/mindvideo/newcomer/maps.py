@@ -25,6 +25,8 @@ from mindvideo.train.token_regression import TokenRegression
 from mindvideo.train.views import AlignData, FixedViews
 from mindvideo.voxel_layout import VoxelLayout
 
+VERSION = 2
+"""Raised when a new person's maps are made in another way: results of the older way are then out of date."""
 ALPHAS = 10.0 ** np.arange(-1, 8)
 FOLDS = 5
 OWN = ("patch_embed.weight", "patch_embed.bias")

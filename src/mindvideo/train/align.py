@@ -28,7 +28,7 @@ from mindvideo.train.augmentation import augment_fmri
 from mindvideo.train.features import CROPS, Features, Split, TextFeatures, note_long_captions
 from mindvideo.train.loop import Batch, Draw, Metrics, train
 from mindvideo.train.pretrain import fit_scale
-from mindvideo.train.ridge import LinearDecoder
+from mindvideo.train.ridge import ALPHAS, LinearDecoder
 from mindvideo.train.stage import note_disabled, open_foundation, save_memory, save_model, stage_seed, trainable
 from mindvideo.train.thesaurus import open_thesaurus
 from mindvideo.train.token_regression import TokenRegression, linear_references
@@ -240,19 +240,21 @@ def run(context: StageContext) -> None:
     if stores[0].segments("validation"):
         validation = _split_data(recipe, stores, features, text, "validation")
     encoder = new_encoder(recipe, run_dir, stores, foundation)
-    if settings.token_weight > 0:
-        encoder.start_at(training.target.statistics)
     if settings.loss == "none" and settings.token_weight == 0:
         note_disabled(folder)
         save_model(encoder, folder / "model")
         return
     teachers: list[LinearDecoder] = []
     reference: dict[str, float] = {}
-    are_teachers = settings.teacher_weight > 0
-    if settings.token_weight > 0 and (validation is not None or are_teachers):
-        key = [foundation.condition_identity, str(settings.window)]
+    are_held = encoder.holds_readings or (settings.token_weight > 0 and settings.teacher_weight > 0)
+    if are_held or (settings.token_weight > 0 and validation is not None):
+        key = [foundation.condition_identity, str(settings.window), f"{len(ALPHAS)} penalties"]
         with distributed.main_first():
-            teachers, reference = linear_references(run_dir, training, validation, key, are_teachers)
+            teachers, reference = linear_references(run_dir, training, validation, key, are_held)
+    if encoder.holds_readings:
+        encoder.take_readings([teacher.reading for teacher in teachers])
+    if encoder.holds_readings or settings.token_weight > 0:
+        encoder.start_at(training.target.statistics)
     device = distributed.device()
     save_memory(settings, encoder)
     views: Views = FixedViews(training, settings)

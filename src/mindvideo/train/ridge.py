@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from himalaya.backend import set_backend
 from himalaya.kernel_ridge import KernelRidgeCV
 from safetensors.numpy import load_file, save_file
 
 from mindvideo.data.windows import Windows
+from mindvideo.models.interfaces import LinearReading
 
-ALPHAS = 10.0 ** np.arange(0, 8)
+ALPHAS = 10.0 ** np.arange(0, 8, 0.25)
 MOST_COMPONENTS = 256
 _COLUMNS = 4096
 """Inputs of all windows that are taken into memory at once."""
@@ -43,6 +45,13 @@ class LinearDecoder:
         """Targets (M, T) float32 of inputs (M, X)."""
         scores = (inputs_MX @ self.weights - self.centre @ self.weights) / np.float32(self.scale)
         return scores @ self.components + self.mean
+
+    @property
+    def reading(self) -> LinearReading:
+        """The same, as an encoder may start from it."""
+        weight = self.weights / np.float32(self.scale)
+        parts = (weight, -self.centre @ weight, self.components)
+        return LinearReading(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
 
     def save(self, path: Path) -> None:
         """Write everything as safetensors, beside its place first."""

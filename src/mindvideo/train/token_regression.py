@@ -64,9 +64,9 @@ class TokenRegression:
 
 
 def linear_references(
-    run_dir: Path, training: AlignData, validation: AlignData | None, key: list[str], are_teachers: bool
+    run_dir: Path, training: AlignData, validation: AlignData | None, key: list[str], are_held: bool
 ) -> tuple[list[LinearDecoder], dict[str, float]]:
-    """Ridge regression of each person, held only if they ``are_teachers``, and mean token R² on validation windows."""
+    """Ridge regression of each person, if they ``are_held``, and mean token R² on validation windows."""
     stores = training.windows.stores
     found = []
     for person, store in enumerate(stores):
@@ -74,7 +74,7 @@ def linear_references(
         found.append(_linear_reference(path, training, validation, [store_identity(store), *key], person))
     references = [reference["ridge_token_r2"] for _, reference in found if reference]
     mean = {"ridge_token_r2": float(np.mean(references))} if references else {}
-    return [LinearDecoder.open(path) for path, _ in found] if are_teachers else [], mean
+    return [LinearDecoder.open(path) for path, _ in found] if are_held else [], mean
 
 
 def _linear_reference(

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mindvideo.config import MaskedBrain
+from mindvideo.config import AREA_ENCODERS, MaskedBrain
 from mindvideo.errors import ModelError, SettingError
 from mindvideo.models.encoders.areas import AreaEncoder
 from mindvideo.models.encoders.custom import CustomEncoder, import_encoder
 from mindvideo.models.encoders.fmri_encoder import FmriEncoder
 from mindvideo.models.encoders.read_out import ReadOutEncoder
+from mindvideo.models.encoders.ridge_areas import RidgeAreaEncoder
 from mindvideo.models.interfaces import Encoder, only_person
 from mindvideo.models.loading import class_named
 from mindvideo.models.masked_areas import MaskedAreaModel
@@ -29,7 +30,9 @@ BY_RECIPE = {"self", "num_voxels", "layouts", "voxel_id", "window", "condition_l
 BY_RECIPE |= {"input_mean", "input_scale", *MaskedBrain.model_fields}
 """Constructor's arguments that other settings, the recordings and the foundation determine."""
 
-ENCODERS: dict[str, type[Encoder]] = {"paper": FmriEncoder, "read_out": ReadOutEncoder, "areas": AreaEncoder}
+ENCODERS: dict[str, type[Encoder]] = {
+    "paper": FmriEncoder, "read_out": ReadOutEncoder, "areas": AreaEncoder, "ridge_areas": RidgeAreaEncoder
+}  # fmt: skip
 
 
 def encoder_class(name: str) -> type[Encoder]:
@@ -45,7 +48,7 @@ def encoder_class(name: str) -> type[Encoder]:
 def takes_several(name: str) -> bool:
     """Whether an encoder can be of several people, as ours of areas and classes that take ``layouts``."""
     if encoder_class(name) is not CustomEncoder:
-        return name == "areas"
+        return name in AREA_ENCODERS
     return "layouts" in inspect.signature(import_encoder(name)).parameters
 
 
@@ -87,7 +90,7 @@ def new_masked_brain(
     **settings
         ``mask_ratio``, ``input_mean``, ``input_scale``.
     """
-    if name == "areas":
+    if name in AREA_ENCODERS:
         chosen = {part: value for part, value in architecture.items() if not part.startswith("patch_")}
         return MaskedAreaModel([layout.to_config() for layout in layouts], **chosen, **settings)
     return MaskedBrainModel(only_person(layouts, name).num_voxels, **architecture, **settings)
@@ -102,7 +105,7 @@ def load_masked_brain(folder: str | Path, name: str | None = None) -> MaskedBrai
 
 def require_masked_brain(folder: str | Path, name: str) -> None:
     """Raise ModelError if the encoder ``name`` cannot go on from the masked brain model in a folder."""
-    found, wanted = class_named(folder, MASKED), MASKED[name == "areas"]
+    found, wanted = class_named(folder, MASKED), MASKED[name in AREA_ENCODERS]
     if found is not wanted:
         other = "paper" if wanted is MaskedAreaModel else "areas"
         raise ModelError(
