@@ -9,7 +9,7 @@ from mindvideo.data.arrays import read_npy, read_pt
 from mindvideo.data.captions import read_captions
 from mindvideo.data.readers.hcp import find_sources
 from mindvideo.data.series import read_layout
-from mindvideo.data.video import read_duration
+from mindvideo.data.video import probe
 from mindvideo.errors import DataError
 from mindvideo.evaluate.results import read_clip
 from mindvideo.files import describe_absence, hash_file, list_files, walk_files
@@ -56,7 +56,7 @@ def test_what_is_missing_is_named(tmp_path):
         ("subj01_train_fmri.pt", read_pt),
         ("HCP_visual_voxel.npz", lambda path: find_sources(path.parent)),
         ("100307/MNINonLinear/Results/REST/REST_Atlas_MSMAll.dtseries.nii", lambda path: find_sources(path.parents[4])),
-        ("seg1.mp4", read_duration),
+        ("seg1.mp4", probe),
         ("seg1.dtseries.nii", read_layout),
         ("captions.csv", lambda path: read_captions(path, {})),
         *((f"clip.{ending}", read_clip) for ending in ("gif", "npy", "png", "mp4")),

@@ -46,7 +46,7 @@ from mindvideo.data.readers.published import _check_values
 from mindvideo.data.segments import Run
 from mindvideo.data.series import read_cortex
 from mindvideo.data.store import Store
-from mindvideo.data.video import read_duration, read_film, write_video
+from mindvideo.data.video import probe, read_film, write_video
 from mindvideo.data.windows import Windows
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, MindVideoError
@@ -170,16 +170,16 @@ def _make_film(suffix: str) -> Callable[[Path], list[Path]]:
 
 def _read_film(folder: Path) -> object:
     [path] = folder.glob("film.*")
-    return read_duration(path), read_film(path, TIMES, 16, cut_threshold=27.0)
+    return probe(path), read_film(path, TIMES, 16, cut_threshold=27.0)
 
 
 def _check_film(result: object, truth: object, is_cut: bool) -> None:
-    duration_s, film = result
+    info, film = result
     if is_cut:  # behind the last frame
-        assert abs(duration_s - truth[0]) < 0.14 and film.cuts_s == truth[1].cuts_s
+        assert abs(info.duration_s - truth[0].duration_s) < 0.14 and film.cuts_s == truth[1].cuts_s
         np.testing.assert_array_equal(film.frames, truth[1].frames)
     assert film.frames.shape == truth[1].frames.shape and film.frames.dtype == np.uint8
-    assert 0 < duration_s < math.inf
+    assert 0 < info.duration_s < math.inf and 0 < info.fps < math.inf and min(info.width, info.height) > 0
     assert film.cuts_s == sorted(film.cuts_s) and all(0 < cut_s < math.inf for cut_s in film.cuts_s)
 
 

@@ -12,7 +12,7 @@ from mindvideo.data.video import (
     _Clock,
     fit_square,
     is_film,
-    read_duration,
+    probe,
     read_film,
     read_frames,
     read_whole_film,
@@ -78,7 +78,9 @@ def test_frame_shown_at_each_time(tmp_path, name):
     times = [0, 1 / 3, 2 / 3, 1, 1.01, 39 / 30, 1 / 30 - 0.005, 7 / 30 + 0.02]
     shown = [0, 10, 20, 30, 30, 39, 0, 7]
     np.testing.assert_allclose(_greys(path, times), [_grey(i) for i in shown], atol=4)
-    assert read_duration(path) == pytest.approx(40 / 30, abs=2e-3)
+    info = probe(path)
+    assert info.n_frames == 40 and info.duration_s == pytest.approx(40 / 30, abs=2e-3)
+    assert info.fps == pytest.approx(30, rel=2e-3) and (info.height, info.width) == case.get("shape", (36, 50))
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
@@ -98,7 +100,8 @@ def test_times_before_zero_are_cut_off_by_the_file(tmp_path, suffix):
     path = _encode(tmp_path / f"early.{suffix}", range(-10, 30), options={"bf": "2"})
     hidden = 0 if suffix == "mkv" else 10
     np.testing.assert_allclose(_greys(path, [0, 0.5, 0.9]), [_grey(hidden + i) for i in (0, 15, 27)], atol=4)
-    assert read_duration(path) == pytest.approx((40 - hidden) / 30, abs=2e-3)
+    info = probe(path)
+    assert info.n_frames == 40 - hidden and info.duration_s == pytest.approx((40 - hidden) / 30, abs=2e-3)
 
 
 def test_a_frame_without_a_timestamp_follows_the_one_before():
@@ -202,7 +205,7 @@ def test_a_cover_is_no_film(tmp_path):
                     frame.pts, frame.time_base = i, Fraction(1, 1) if n_frames == 1 else Fraction(1, 10)
                     out.mux(stream.encode(frame))
                 out.mux(stream.encode())
-    assert read_duration(tmp_path / "both.mkv") == pytest.approx(3)
+    assert probe(tmp_path / "both.mkv").n_frames == 30
     (tmp_path / "text.mp4").write_text("no film")
     (tmp_path / "note.txt").write_text("no film\n" * 99)
     names = ("both.mkv", "cover.mkv", "text.mp4", "note.txt")
@@ -256,7 +259,7 @@ def test_writer(tmp_path):
     path = tmp_path / "w.mp4"
     frames = list(_scenes([20]))
     write_video(path, iter(frames), 15, 64)
-    assert read_duration(path) == pytest.approx(20 / 15)
+    assert probe(path).duration_s == pytest.approx(20 / 15)
     found = read_frames(path, np.arange(20) / 15, 64)
     assert np.abs(found.astype(int) - np.stack(frames)).mean() < 6
     with av.open(str(path)) as container:
@@ -285,11 +288,11 @@ def test_short_and_broken_films_name_the_second(tmp_path):
     with pytest.raises(DataError, match=r"stops at second [01]\.\d\d"):
         read_frames(path, np.arange(20) / 10, 32)
     path.write_bytes(b"not a film")
-    for call in (read_duration, lambda p: read_frames(p, np.zeros(1), 32)):
+    for call in (probe, lambda p: read_frames(p, np.zeros(1), 32)):
         with pytest.raises(DataError, match="damaged or unknown"):
             call(path)
     with pytest.raises(DataError, match="no such file"):
-        read_duration(tmp_path / "absent.mp4")
+        probe(tmp_path / "absent.mp4")
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "avi", "webm"])
@@ -299,7 +302,7 @@ def test_every_container_names_the_second(tmp_path, suffix):
     pictures = rng.integers(0, 256, (60, 36, 50, 3)).astype(np.uint8)
     case = {"codec": "libvpx", "options": {"b": "2M"}} if suffix == "webm" else {}
     path = _encode(tmp_path / f"whole.{suffix}", range(60), draw=lambda i: pictures[i], **case)
-    assert read_duration(path) == pytest.approx(2, abs=2e-3)
+    assert probe(path).duration_s == pytest.approx(2, abs=2e-3)
     with pytest.raises(DataError, match=rf"{path.name} is too short.*second 4\.00 is needed, it stops at second 2\.0"):
         read_frames(path, np.array([0.0, 4.0]), 16)
     content, middle = path.read_bytes(), path.stat().st_size // 2
@@ -308,7 +311,7 @@ def test_every_container_names_the_second(tmp_path, suffix):
         read_frames(path, np.arange(12) / 6, 16)
     path.write_bytes(content[:middle])
     named = r"damaged or unknown" if suffix in ("mp4", "mov") else r"stops? at second [01]\.\d\d"  # tables come last
-    for read in (read_duration, lambda film: read_frames(film, np.arange(12) / 6, 16)):
+    for read in (probe, lambda film: read_frames(film, np.arange(12) / 6, 16)):
         with pytest.raises(DataError, match=named):
             read(path)
 
@@ -323,7 +326,7 @@ def test_sound_without_picture(tmp_path):
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with pytest.raises(DataError, match="video stream"):
-        read_duration(path)
+        probe(path)
 
 
 def test_truncated_and_flipped_bytes_never_crash(tmp_path):
@@ -339,7 +342,7 @@ def test_truncated_and_flipped_bytes_never_crash(tmp_path):
             broken[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
         path.write_bytes(broken)
         try:
-            read_duration(path)
+            probe(path)
             film = read_film(path, np.arange(8) / 6, 32, cut_threshold=27.0)
         except DataError as error:
             assert "\n" not in str(error)

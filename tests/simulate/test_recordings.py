@@ -14,7 +14,7 @@ from mindvideo import atlas
 from mindvideo.config import Data, Simulate
 from mindvideo.data.readers import discover
 from mindvideo.data.series import read_cortex, read_layout
-from mindvideo.data.video import read_duration, read_frames, read_whole_film
+from mindvideo.data.video import probe, read_frames
 from mindvideo.data.voxels import detrend_and_standardise, fisher_z, repeat_correlation
 from mindvideo.errors import DataError, SettingError
 from mindvideo.simulate.pretraining import simulate_pretraining
@@ -71,8 +71,8 @@ def test_layout_is_wen_2018(raw: Path) -> None:
         header = read_layout(folder / f"{name}_1_Atlas.dtseries.nii").header
         assert (header.n_volumes, header.tr_s) == (n_volumes, 2.0)
         np.testing.assert_array_equal(header.vertex, choose_vertices("visual", SEED))
-    film = read_whole_film(raw / "stimuli" / "seg1.mp4")
-    assert film.shape == (360, 32, 32, 3) and read_duration(raw / "stimuli" / "seg1.mp4") == pytest.approx(60, abs=0.01)
+    info = probe(raw / "stimuli" / "seg1.mp4")
+    assert (info.n_frames, info.width, info.height, info.duration_s) == (360, 32, 32, pytest.approx(60, abs=0.01))
 
 
 def test_the_reader_of_wen_2018_takes_it(raw: Path) -> None:

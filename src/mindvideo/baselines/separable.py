@@ -41,7 +41,7 @@ from mindvideo.baselines.pixels import (
 )
 from mindvideo.baselines.vision import VisionNetwork
 from mindvideo.data.store import Store
-from mindvideo.data.video import SUFFIXES, read_duration, read_frames
+from mindvideo.data.video import SUFFIXES, probe, read_frames
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
 from mindvideo.files import walk_files
@@ -248,7 +248,7 @@ def film_clips(context: MethodContext, store: Store) -> tuple[int, Clips]:
     folder = context.recipe.baseline.separable.films
     assert folder is not None
     films = [path for path in walk_files(folder) if path.suffix.lower() in SUFFIXES]
-    places = [(path, number) for path in films for number in range(int(read_duration(path) // store.tr_s))]
+    places = [(path, number) for path in films for number in range(int(probe(path).duration_s // store.tr_s))]
     if not places:
         raise DataError(f"expected films ({', '.join(SUFFIXES)}) of at least one TR in {folder}, found none")
 

@@ -19,7 +19,7 @@ from mindvideo.data.film_names import is_called, locate_film
 from mindvideo.data.measuring import MIN_MEASURED_SCANS
 from mindvideo.data.segments import Remark, frame_times, name_splits
 from mindvideo.data.store import listed, natural_key
-from mindvideo.data.video import read_duration
+from mindvideo.data.video import probe
 from mindvideo.errors import DataError, SettingError
 
 MOST_REPEATED = "most-repeated"
@@ -106,7 +106,7 @@ def match_films(
             if hits:
                 excluded.append(f"{recording.name}:{path.as_posix()}")
                 continue
-            films.setdefault(path, Film(path, stimuli / path, read_duration(stimuli / path)))
+            films.setdefault(path, Film(path, stimuli / path, probe(stimuli / path).duration_s))
             rows.setdefault(path, []).append(event)
         for path, events in rows.items():
             name = f"{recording.name}:{path.as_posix()}"

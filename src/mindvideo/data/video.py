@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import av
 import cv2
@@ -35,6 +35,16 @@ SUFFIXES = (
 """Endings of films; whether a file is one, FFmpeg decides (`is_film`)."""
 SMALL_FILM = 200 * 200
 """Films of fewer pixels are decoded by one thread: more are no faster."""
+
+
+class VideoInfo(NamedTuple):
+    """Length from the first frame to the end of the last, mean rate, and stored size."""
+
+    duration_s: float
+    fps: float
+    width: int
+    height: int
+    n_frames: int
 
 
 @dataclass(frozen=True)
@@ -61,8 +71,8 @@ def is_film(path: Path) -> bool:
         return path.suffix.lower() in SUFFIXES
 
 
-def read_duration(path: Path) -> float:
-    """Seconds from a film's first frame to the end of its last, from its packets, without decoding.
+def probe(path: Path) -> VideoInfo:
+    """Measure a film from its packets, without decoding.
 
     Raises
     ------
@@ -97,7 +107,8 @@ def read_duration(path: Path) -> float:
                 f"{path} is truncated: its header promises {promised_s:.2f} s, its frames stop at second "
                 f"{duration_s:.2f}; supply the whole film"
             )
-        return duration_s
+        n_frames = len(span) + len(unstamped_s)
+        return VideoInfo(duration_s, n_frames / duration_s, stream.width, stream.height, n_frames)
 
 
 def _promised_duration(container: Any, stream: Any, first_s: float) -> float | None:

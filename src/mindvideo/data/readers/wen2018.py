@@ -16,7 +16,7 @@ from mindvideo.config import Data, Section
 from mindvideo.data.segments import Remark, Run, Segment, Source, frame_times, name_splits
 from mindvideo.data.series import common_vertices, read_layout
 from mindvideo.data.store import listed, natural_key
-from mindvideo.data.video import is_film, read_duration
+from mindvideo.data.video import is_film, probe
 from mindvideo.errors import DataError, SettingError
 
 AFTER_FILM_S = 10.0
@@ -125,7 +125,7 @@ def _first_volume(path: Path, n_scans: int, duration_s: float, data: Data) -> in
 
 def _count_scans(film: Path, data: Data) -> tuple[int, float]:
     """Number of TRs a film fills, and its length in seconds."""
-    duration_s = read_duration(film)
+    duration_s = probe(film).duration_s
     n_scans = round(duration_s / data.tr_s)
     if n_scans < 1:
         raise DataError(f"expected a film of at least {data.tr_s:g} s at {film}, found {duration_s:.2f} s")
