@@ -60,27 +60,25 @@ def run(context: StageContext) -> None:
     pipeline = MindVideoPipeline.from_pretrained(folder / "model").to(device)
     recipe = sampling_in(recipe, settle_precision(folder, recipe.reconstruct.precision, device))
     first: zarr.Group | None = None
-    for person, place in enumerate(person_folders(recipe.data, folder)):
-        own, fingerprint = pipeline.of_person(person), _fingerprint(recipe, run_dir, stores[person], foundation)
-        clips = reconstruct_person(recipe, stores[person], own, foundation, place, fingerprint, first, progress)
+    for person, (store, place) in enumerate(zip(stores, person_folders(recipe.data, folder), strict=True)):
+        windows = Windows(store, "test", pipeline.fmri_encoder.config.window)
+        blocks = windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
+        chosen = choose_windows(blocks, recipe.reconstruct.max_windows)
+        makers = ClipMaker(recipe, store, windows, chosen, pipeline.of_person(person), foundation)
+        fingerprint = _fingerprint(recipe, run_dir, store, foundation)
+        clips = _reconstruct_person(makers, blocks[chosen], place, fingerprint, first, progress)
         first = clips if first is None else first
 
 
-def reconstruct_person(
-    recipe: Recipe,
-    store: Store,
-    pipeline: MindVideoPipeline,
-    foundation: Foundation,
+def _reconstruct_person(
+    makers: ClipMaker,
+    block: np.ndarray,
     folder: Path,
     fingerprint: str,
     others: zarr.Group | None,
     progress: Progress | None,
 ) -> zarr.Group:
     """One person's clips; those that need no brain are copied from ``others``."""
-    windows = Windows(store, "test", pipeline.fmri_encoder.config.window)
-    blocks = windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
-    chosen = choose_windows(blocks, recipe.reconstruct.max_windows)
-    makers = ClipMaker(recipe, store, windows, chosen, pipeline, foundation)
 
     def make(name: str, positions: np.ndarray) -> np.ndarray:
         if others is None or name not in WITHOUT_BRAIN:
@@ -91,11 +89,11 @@ def reconstruct_person(
         folder.mkdir(parents=True, exist_ok=True)
         with distributed.main_first():
             if distributed.is_main():
-                write_text(folder / "windows.json", json.dumps(makers.describe(blocks[chosen]), indent=1))
-            negative = recipe.reconstruct.negative
+                write_text(folder / "windows.json", json.dumps(makers.describe(block), indent=1))
+            negative = makers.recipe.reconstruct.negative
             about = {"negative": negative, "is_transductive": negative == "test_mean", **makers.about_frames}
-            clips = open_clips(folder / "clips.zarr", makers.labels, makers.shape, len(chosen), fingerprint, **about)
-        fill_clips(clips, make, recipe.reconstruct.batch_size, progress)
+            clips = open_clips(folder / "clips.zarr", makers.labels, makers.shape, len(block), fingerprint, **about)
+        fill_clips(clips, make, makers.recipe.reconstruct.batch_size, progress)
         if distributed.is_main():
             write_preview(folder / "preview.png", clips["truth"], clips["reconstruction"])
     return clips
