@@ -181,9 +181,8 @@ def two_sample_block_p(
     second_block: np.ndarray,
     permutations: int,
     rng: np.random.Generator,
-    alternative: Alternative = "two-sided",
 ) -> float:
-    """Block permutation test that two unpaired sets of windows have one mean (two subjects, two test sets).
+    """Two-sided block permutation test that two unpaired sets of windows have one mean (two subjects, two test sets).
 
     Whole blocks are dealt anew into two groups of the original numbers of blocks; the statistic is
     the difference of the means over windows, first minus second. Where the same windows were scored
@@ -204,11 +203,11 @@ def two_sample_block_p(
         return differ(keys <= np.partition(keys, n_first - 1, axis=1)[:, n_first - 1, None])
 
     if math.comb(n, n_first) > permutations:
-        return _tail(_in_pieces(deal, permutations, n), float(observed), alternative, extra=1)
+        return _tail(_in_pieces(deal, permutations, n), float(observed), "two-sided", extra=1)
     is_first = np.zeros((math.comb(n, n_first), n), dtype=bool)
     for row, chosen in enumerate(combinations(range(n), n_first)):
         is_first[row, list(chosen)] = True
-    return _tail(differ(is_first), float(observed), alternative, extra=0)
+    return _tail(differ(is_first), float(observed), "two-sided", extra=0)
 
 
 def fraction_of_way(

@@ -31,7 +31,7 @@ def list_brain(run: Run) -> list[dict[str, Any]]:
     """Groups of panels, each with a title, a sentence and the file it is from."""
     final = final_stage(run)
     layers = run.explain.get("attention", {})
-    attention = {stage: _attention(run, stage, found, final) for stage, found in layers.items()}
+    attention = {stage: _attention(run, stage, found) for stage, found in layers.items()}
     groups = [
         _against_truth(run.explain.get("truth", {}), final),
         *(group for stage, group in attention.items() if stage == final),
@@ -80,16 +80,16 @@ def warn_of_maps(run: Run) -> dict[str, Markup]:
     return {name: start + Markup("; ").join(parts) + "." for name, parts in found.items()}
 
 
-def _group(title: str, text: str, source: str, panels: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+def _group(title: str, text: str, source: str, panels: list[dict[str, Any]], note: str = "") -> dict[str, Any]:
     shown = [panel for panel in panels if panel["plot"]]
-    return {"title": title, "text": text, "source": source, "panels": shown, "is_folded": False, "note": ""} | more
+    return {"title": title, "text": text, "source": source, "panels": shown, "note": note}
 
 
 def _values(content: Mapping[str, float | None] | None) -> dict[str, float]:
     return {name: value for name, value in (content or {}).items() if value is not None}
 
 
-def _attention(run: Run, stage: str, layers: dict[str, Any], final: str) -> dict[str, Any]:
+def _attention(run: Run, stage: str, layers: dict[str, Any]) -> dict[str, Any]:
     parcels = run.explain.get("parcels", {})
     sizes = parcels.get("parcels") or run.explain.get("networks", {})
     expected = {name: size["share"] for name, size in sizes.items()}
@@ -109,7 +109,7 @@ def _attention(run: Run, stage: str, layers: dict[str, Any], final: str) -> dict
     text += f" The tick is the {kind[:-1]}'s share of the voxels: what no preference would give." if expected else ""
     note = str(parcels.get("note") or "")
     files = f"explain/attention.json and explain/{kind}.json"
-    return _group(f"Attention after {stage}", text, files, panels, is_folded=stage != final, note=note)
+    return _group(f"Attention after {stage}", text, files, panels, note)
 
 
 def _temporal(content: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _temporal(content: dict[str, Any]) -> dict[str, Any]:
             dots = [Dot(time, weight, kind="main", source=source.at(time)) for time, weight in weights.items()]
             panels.append({"name": name, "plot": draw_dots(name, dots, chance=0.0)})
     text = "Temporal attention received by each scan of a window, by its time after the first frame was on screen."
-    return _group("Weight of the lags", text, "explain/temporal.json", panels, is_folded=True)
+    return _group("Weight of the lags", text, "explain/temporal.json", panels)
 
 
 def _occlusion(content: dict[str, Any], what: str) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _against_truth(content: dict[str, Any], final: str) -> dict[str, Any]:
         text += Markup(": {} of the {} selected").format(*counts)
     text += ". How well each map finds them, beside the maps of untrained encoders (grey, with the range of several); "
     text += "the dashed line is chance."
-    return _group("Against the truth", text, "explain/truth.json", panels, note=str(content.get("note") or ""))
+    return _group("Against the truth", text, "explain/truth.json", panels, str(content.get("note") or ""))
 
 
 def _untrained(content: Mapping[str, list[float | None]] | None, key: str) -> list[Dot]:
