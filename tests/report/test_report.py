@@ -343,7 +343,7 @@ def test_pictures_that_do_not_fit_lie_beside_the_page(
     out = tmp_path / "page"
     page = build_report([run_dir], out)
     beside = {path.stem for path in (out / "assets" / "run0").glob("*.webp")}
-    assert beside and len(beside) < N + 3 and not (out / "assets.writing").exists()
+    assert beside and len(beside) < N + 3 and not (out / "assets.tmp").exists()
     assert f"{len(list((out / 'assets').rglob('*.*')))} files did not fit" in page.read_text()
     seen = Watched(browser, page)
     seen.page.wait_for_selector("canvas[data-frame]")

@@ -40,7 +40,6 @@ class RowRuns:
     variant: Variant
     also: tuple[Variant, ...]
     run_dirs: dict[int, Path]
-    changed: tuple[str, ...]
 
     def read(self, seeds: Iterable[int]) -> WindowScores:
         """The evaluations with these seeds, pooled."""
@@ -83,7 +82,6 @@ def write_table(recipe: Recipe, folder: Path, rows: Sequence[RowRuns]) -> dict[s
                 "label": row.variant.label,
                 "changes": row.variant.changes,
                 "also": [{"name": variant.name, "label": variant.label} for variant in row.also],
-                "changed_stages": list(row.changed),
                 "runs": {str(seed): path.relative_to(folder).as_posix() for seed, path in sorted(row.run_dirs.items())},
                 "seconds": _seconds(row),
                 "scores": {

@@ -204,10 +204,8 @@ class Ablation:
                 if other.variant.name == run.variant.name and other.seed in finished_full and other.is_done
             ]
             also = [other.variant for other in self.all_runs if other.same_as == run.name and other.seed == run.seed]
-            full = self.all_runs[0].study
-            changed = [stage for stage in run.stages if run.study.key(stage).digest != full.key(stage).digest]
             if mine:
-                rows.append(RowRuns(run.variant, tuple(also), dict(mine), tuple(changed)))
+                rows.append(RowRuns(run.variant, tuple(also), dict(mine)))
         return rows
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-from mindvideo.data.disk import disk_errors, flush_folder
+from mindvideo.data.disk import beside_folder, disk_errors
 from mindvideo.errors import ModelError, SettingError
 from mindvideo.generate.pipeline import MindVideoPipeline, save_kept
 from mindvideo.generate.scheduler import make_scheduler
@@ -52,22 +51,12 @@ def convert(
         raise ModelError(f"expected a released folder or checkpoint at {release}, found none")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingError(f"expected a new folder at {out}, found something there; remove it or give another place")
-    beside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        with disk_errors(out, "the converted model"):
-            beside.mkdir(parents=True)
-            found = convert_parts(release, beside, num_voxels=num_voxels, overrides=overrides, drop=drop)
-            if set(found.parts) == set(PARTS):
-                found.notes += _complete(release, beside, foundation)
-            elif "" not in found.parts:
-                found.notes.append(f"no whole pipeline: missing {', '.join(sorted(set(PARTS) - set(found.parts)))}")
-            flush_folder(beside)
-            if out.exists():
-                out.rmdir()
-            beside.rename(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with disk_errors(out, "the converted model"), beside_folder(out) as folder:
+        found = convert_parts(release, folder, num_voxels=num_voxels, overrides=overrides, drop=drop)
+        if set(found.parts) == set(PARTS):
+            found.notes += _complete(release, folder, foundation)
+        elif "" not in found.parts:
+            found.notes.append(f"no whole pipeline: missing {', '.join(sorted(set(PARTS) - set(found.parts)))}")
     return found.notes
 
 

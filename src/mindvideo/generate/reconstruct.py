@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -180,9 +179,6 @@ def open_clips(
         found = zarr.open_group(path, mode="r+")
         if found.attrs.get("fingerprint") == fingerprint:
             return found
-    new = path.with_name(path.name + ".tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(path, ignore_errors=True)
     attributes: dict[str, Any] = {
         "names": list(labels),
         "labels": labels,
@@ -191,10 +187,10 @@ def open_clips(
         "done": dict.fromkeys(labels, 0),
         "complete": False,
     }
-    group = zarr.open_group(new, mode="w", attributes=attributes)
-    for name in labels:
-        group.create_array(name, shape=(n, *shape), chunks=(1, *shape), dtype="uint8")
-    new.rename(path)
+    with beside_folder(path) as place:
+        group = zarr.open_group(place, mode="w", attributes=attributes)
+        for name in labels:
+            group.create_array(name, shape=(n, *shape), chunks=(1, *shape), dtype="uint8")
     return zarr.open_group(path, mode="r+")
 
 

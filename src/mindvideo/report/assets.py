@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import mimetypes
-import os
-import shutil
 from pathlib import Path
 
 EMBEDDED_BYTES = 12_000_000
@@ -15,14 +13,12 @@ EMBEDDED_BYTES = 12_000_000
 class Assets:
     """Takes pictures, clips and tables and gives their addresses.
 
-    What does not fit into the ``room`` in bytes of the page goes to ``out/assets``.
+    What does not fit into the ``room`` in bytes of the page goes to ``folder``, which will be ``assets`` beside it.
     """
 
-    def __init__(self, out: Path, room: int = EMBEDDED_BYTES) -> None:
-        self.out, self.room = out, room
-        self.writing = out / "assets.writing"
+    def __init__(self, folder: Path, room: int = EMBEDDED_BYTES) -> None:
+        self.folder, self.room = folder, room
         self.n_beside = 0
-        shutil.rmtree(self.writing, ignore_errors=True)
 
     def add(self, name: str, content: bytes) -> str:
         """A ``data:`` address, or a path relative to the page where no room is left."""
@@ -30,18 +26,8 @@ class Assets:
             self.room -= len(content)
             kind = mimetypes.guess_type(name)[0] or "text/plain"
             return f"data:{kind};base64," + base64.b64encode(content).decode("ascii")
-        path = self.writing / name
+        path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         self.n_beside += 1
         return f"assets/{name}"
-
-    def discard(self) -> None:
-        """Remove what was written for a page that was not finished."""
-        shutil.rmtree(self.writing, ignore_errors=True)
-
-    def publish(self) -> None:
-        """Put the files in the place of an earlier page's."""
-        shutil.rmtree(self.out / "assets", ignore_errors=True)
-        if self.writing.is_dir():
-            os.replace(self.writing, self.out / "assets")

@@ -9,8 +9,9 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
+from mindvideo.data.disk import beside, beside_folder
 from mindvideo.errors import DataError
-from mindvideo.files import beside, write_json
+from mindvideo.files import write_json
 from mindvideo.report import comparison, methods_text, sections
 from mindvideo.report.ablation import ablation_section
 from mindvideo.report.assets import Assets
@@ -48,19 +49,15 @@ def build_report(run_dirs: Sequence[Path], out: Path, progress: Progress | None 
         raise DataError("expected at least one run folder, found none; give the folder of a run, e.g. runs/demo")
     runs = [read_run(each) for path in paths for each in (path, *list_people(path))]
     out.mkdir(parents=True, exist_ok=True)
-    assets = Assets(out)
-    try:
-        html, tested = _compose(runs, ablations, assets, progress)
-        with beside(out / "index.html") as page:
-            page.write_text(html, encoding="utf-8")
-            for path in out.glob("differences*.json"):
-                path.unlink()
-            for name, found in tested.items():
-                write_json(out / name, found)
-            assets.publish()
-    except BaseException:
-        assets.discard()
-        raise
+    with beside(out / "index.html") as page, beside_folder(out / "assets") as folder:
+        html, tested = _compose(runs, ablations, Assets(folder), progress)
+        page.write_text(html, encoding="utf-8")
+        for path in out.glob("differences*.json"):
+            path.unlink()
+        for name, found in tested.items():
+            write_json(out / name, found)
+    if not any((out / "assets").iterdir()):
+        (out / "assets").rmdir()
     return out / "index.html"
 
 
@@ -163,7 +160,7 @@ def _describe_run(
         "validation": describe_validation(item),
         "brain": brain,
         "knows_truth": bool(item.explain.get("truth")),
-        "surfaces": list_surfaces(item, assets.out, judged),
+        "surfaces": list_surfaces(item, assets.folder.parent, judged),
         "first_picture": pictures[:1],
         "pictures": pictures[1:],
         "data": data,
