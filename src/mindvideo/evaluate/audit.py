@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +27,8 @@ def noise_ceiling(repeats: np.ndarray) -> np.ndarray:
     return np.sqrt(n_runs * r / (1 + (n_runs - 1) * r))
 
 
-def audit_store(store: Store, segments: Sequence[str]) -> dict[str, str]:
-    """Texts of files by name: ``noise_ceiling.json`` (over voxels, of repeated segments), ``near_duplicates.json``."""
+def audit_store(store: Store, segments: Sequence[str]) -> dict[str, Any]:
+    """Files by name: ``noise_ceiling.json`` (over voxels, of repeated segments) and ``near_duplicates.json``."""
     ceilings = {}
     for segment in segments:
         repeats = store.repeats(segment)
@@ -37,7 +37,5 @@ def audit_store(store: Store, segments: Sequence[str]) -> dict[str, str]:
             ceilings[segment] = {"runs": len(repeats), "median": middle, "quartiles": [low, high]}
     pairs = [asdict(pair) for pair in near_duplicates(store)]
     n_scans = sum(store.n_scans(segment) for segment in store.segments("test"))
-    return {
-        "noise_ceiling.json": json.dumps(ceilings, indent=1),
-        "near_duplicates.json": json.dumps({"count": len(pairs), "test_scans": n_scans, "pairs": pairs}, indent=1),
-    }
+    near = {"count": len(pairs), "test_scans": n_scans, "pairs": pairs}
+    return {"noise_ceiling.json": ceilings, "near_duplicates.json": near}

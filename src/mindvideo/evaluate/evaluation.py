@@ -23,6 +23,7 @@ from mindvideo.evaluate.aggregate import Aggregator, add_holm, make_rng
 from mindvideo.evaluate.audit import audit_store
 from mindvideo.evaluate.score import MAIN, NETWORKS, TRUTH, Evaluation, Score, ScoreResult
 from mindvideo.evaluate.tables import write_evaluation
+from mindvideo.files import write_json
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress, StageContext
 
@@ -348,7 +349,7 @@ def _evaluate_person(
         content = attributes.summarise_attributes(evaluation.scores, world)
         if "frame_change" in evaluation.windows:
             content["frame_change_uncut"] = attributes.uncut_frame_change(evaluation.windows["frame_change"], world)
-        audit["attributes.json"] = json.dumps(content, indent=1, allow_nan=False)
+        audit["attributes.json"] = content
     about = {
         "settings": recipe.evaluate.model_dump(mode="json"),
         "seed": recipe.seed,
@@ -357,8 +358,8 @@ def _evaluate_person(
     }
     with disk_errors(folder, "the scores"):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in audit.items():
-            write_text(folder / name, text)
+        for name, content in audit.items():
+            write_json(folder / name, content)
         write_evaluation(evaluation, folder, windows, block, about)
     aggregator = Aggregator(block, film, recipe.evaluate, recipe.seed)
     return evaluation, aggregator, windows, list_scores(recipe.evaluate, len(block), world), about
