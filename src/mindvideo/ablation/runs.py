@@ -1,4 +1,4 @@
-"""The runs of an ablation: which stages each has, shares or must run, and carrying them out one after another.
+"""The runs of an ablation: which stages each has, shares or must run.
 
 A stage that does not change is not run again: a variant's folder gets it as hard links, which cost no room and outlive
 the first folder. Every stage replaces its files and never writes into them, except for its log, which is copied.
@@ -141,7 +141,7 @@ class Ablation:
     def run(
         self, progress: Callable[[str], Progress] | None = None, say: Callable[[str], None] = print
     ) -> dict[str, list[str]]:
-        """Carry out what is missing, write the table after every run, and return the stages that ran, by run.
+        """Carry out what is missing, write the table after every run; the stages that ran, by run.
 
         ``progress`` is given "VARIANT: STAGE". Where a stage raises, finished ones stay, and the
         same call goes on.

@@ -97,7 +97,7 @@ def _check_subjects(recipe: Recipe, subjects: Sequence[int] | None) -> list[int]
 
 
 def choose_variants(variants: Sequence[Variant], only: Sequence[str]) -> list[Variant]:
-    """The full method, against which all are compared, and those named in ``only``; all where it is empty.
+    """The full method and the variants named in ``only``; all where it is empty.
 
     SettingError for an unknown name, naming the nearest.
     """

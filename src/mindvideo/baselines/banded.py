@@ -204,7 +204,7 @@ def _kernels(rows_WMV: np.ndarray, columns_WNV: np.ndarray) -> np.ndarray:
 
 
 class Components:
-    """Leading principal components of targets (N, T) on the training windows: at most ``most``, and none of no variance.
+    """At most ``most`` leading principal components of training targets (N, T).
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""The same windows for everyone: which they are, what was shown, and the controls that need no method.
+"""The same windows for everyone, what was shown, and controls without a method.
 
 Shapes: n test windows, B batch, W scans, V voxels, F frames, H W pixels.
 """
@@ -26,7 +26,7 @@ from mindvideo.models.foundation import Foundation
 
 
 class ChosenWindows(Shown):
-    """The test windows of a study as ``reconstruct`` chooses them; a method sees them only once it is fitted.
+    """The test windows of a study as ``reconstruct`` chooses them.
 
     ``chosen`` (n,) are their indices among all test windows, ``block`` (n,) the blocks that are permuted and
     resampled together, as in ``evaluate``.

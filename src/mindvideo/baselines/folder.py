@@ -46,7 +46,7 @@ def find_clips(folder: Path, names: list[str]) -> list[Path]:
 
 
 def read_folder(folder: Path, windows: list[dict[str, Any]], shape: tuple[int, ...]) -> tuple[np.ndarray, set[int]]:
-    """Clips of the windows in the table's shape, uint8 (n, F, H, W, 3), and the numbers of frames in their files.
+    """Clips of the windows, uint8 (n, F, H, W, 3), and the numbers of frames in their files.
 
     Frames are taken at evenly spaced times; square ones of another size are resampled, others are a
     DataError.

@@ -36,7 +36,7 @@ MOST_ROWS = 2000
 
 
 class Linear:
-    """Ridge regression to early feature maps (pictures) and to semantic features (categories); `Method`."""
+    """Ridge regression to early feature maps and to semantic features; `Method`."""
 
     def __init__(self, context: MethodContext) -> None:
         self.context, self.settings = context, context.recipe.baseline.linear

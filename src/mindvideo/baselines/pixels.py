@@ -52,7 +52,7 @@ def pixel_norm(x: torch.Tensor) -> torch.Tensor:
 def held_out_pixel_loss(
     windows: Windows, make: Callable[[np.ndarray], torch.Tensor], device: torch.device
 ) -> dict[str, float]:
-    """Mean absolute error of clips of validation windows, made from their own fMRI and from other windows'.
+    """Mean absolute error of validation clips, from their own fMRI and from others'.
 
     ``make`` maps indices (B,) of the windows whose fMRI is used to clips (B, 3, F, H, W).
     """

@@ -136,7 +136,7 @@ class MethodRun:
         save_recipe(self.recipe.model_copy(update={"distill": None}), self.folder / "recipe.yaml")
 
     def fill(self, makers: dict[str, Make], counts: Collection[int] = ()) -> zarr.Group:
-        """The clips that ``makers`` make, and those that need no method; resumes after the last complete batch.
+        """Clips that ``makers`` make, and those that need no method; resumes by batches.
 
         The attribute ``frames_made`` lists the numbers of frames of their clips, or of the files
         they are from (``counts``).
@@ -198,7 +198,7 @@ def run_rival(
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Fit a rival, reconstruct, score; whether anything ran, since nothing does where the result is up to date.
+    """Fit a rival, reconstruct, score, unless up to date; whether anything ran.
 
     ``name`` is a key of ``RIVALS``, or any where ``method`` gives the ``module:Class`` of a user's own `Method`.
     """

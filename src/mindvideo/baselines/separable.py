@@ -95,7 +95,7 @@ class FramesToFmri(nn.Module):
 
 
 class FmriToFrames(nn.Module):
-    """Decoder: fMRI (B, W, V) to maps, at first by the adjoint of the encoder's read-out, to clips (B, 3, F, H, W)."""
+    """Decoder: fMRI (B, W, V) to maps, at first by the read-out's adjoint, to clips (B, 3, F, H, W)."""
 
     def __init__(self, encoder: FramesToFmri, frames: int, size: int, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The foundation's image classifier (a ViT) in parts: early feature maps and their inverse, semantic features.
+"""The foundation's image classifier (a ViT) in parts.
 
 Shapes: N frames, H W pixels, h w pixels as the network takes them, P patches, D embedding, S side of a patch.
 """
@@ -59,7 +59,7 @@ class VisionNetwork:
         return (self.patches(frames) @ self.kernel.T + self.bias).flatten(1).float().numpy()
 
     def fit_deconvolution(self, read: Callable[[int], np.ndarray], n_batches: int) -> None:
-        """Find the linear map from feature maps back to pixels of least squared error over training frames.
+        """Find the least-squares map from feature maps back to pixels of training frames.
 
         With mean m and covariance S of the training patches and the kernel K, it is f → m + S Kᵀ (K
         S Kᵀ)⁻¹ (f − K m − b): the inverse of the convolution where there is one, else the best

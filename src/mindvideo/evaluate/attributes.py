@@ -1,4 +1,4 @@
-"""What is recognisable in reconstructions of a simulated subject's films: thing, colour, place, motion, cut.
+"""What is recognisable in reconstructions of a simulated subject's films.
 
 Measured by the foundation's own classifiers, whose classes are pairs ("red dog" for images, "dog left" for videos),
 against the simulated films' list of scenes. No classifier knows places: a frame's place is the one whose training

@@ -1,6 +1,6 @@
 """Similarity of sentences: how well a caption of the reconstruction tells what the true clip shows.
 
-Captions are a frozen captioner's (BLIP) for the middle frames, true and reconstructed alike: its errors are on both sides.
+Captions are a frozen captioner's (BLIP) for the middle frames: its errors are on both sides.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ def compare_runs(
     bootstraps: int = 2000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare ``second`` with ``first`` (the full model) on every score both have by the same definition.
+    """Compare ``second`` with ``first`` on every score both have by the same definition.
 
     Runs over the same windows – other settings on one subject, or subjects who saw the same films –
     are compared window by window: block sign-flip test of the differences. Other runs are two
@@ -294,7 +294,7 @@ def smallest_p_holm(comparisons: Iterable[Mapping[str, Mapping[str, Any]]]) -> f
 
 
 def compare_all(folders: Mapping[str, Sequence[Path]], scores: Sequence[str] | None = None) -> dict[str, Any]:
-    """Compare every two methods, whose folders (one per seed) are given by name, by the scores that both have.
+    """Compare every two methods, given by name with a folder per seed.
 
     Returns
     -------

@@ -221,7 +221,7 @@ def average_people(
     aggregator: Aggregator,
     scene: np.ndarray,
 ) -> Evaluation:
-    """Several people's evaluations of the same windows as one: a window's value is the mean over the people."""
+    """Several people's evaluations as one: a window's value is the mean over people."""
     first, known = evaluations[0], {score.name: score for score in scores}
     allowed = measure.allowed_pairs(scene, len(aggregator.block))
     results, windows = {}, {}
@@ -240,9 +240,9 @@ def average_people(
 
 
 def list_rate_mismatch(about: Mapping[str, Any], n_frames: int, stored: int) -> dict[str, str]:
-    """Scores to leave out, with the reason, where the truth's frames repeat, which halves its own change.
+    """Scores to leave out, and why, where the truth's frames repeat.
 
-    A whole fraction of the stored frames is evenly spaced and true, as are frames read again from films.
+    Repeated frames halve the truth's change; a whole fraction of the stored frames is true.
     """
     if about.get("frames_from") == "films" or stored % n_frames == 0:
         return {}

@@ -73,7 +73,7 @@ def evaluate_results(
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score a folder of clips against a folder of true ones, or a folder of side-by-side GIFs against themselves.
+    """Score a folder of clips against true ones, or of side-by-side GIFs against themselves.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""Measure sets of clips: what frozen networks say of them, once, and then every score of every window.
+"""Measure sets of clips: what frozen networks say, then every score of every window.
 
-Shapes: n windows, F frames, classes, D features. Clips are uint8 (n, F, H, W, 3), an array in memory or a zarr array.
+Shapes: n windows, F frames, classes, D features. Clips are uint8 (n, F, H, W, 3), also of zarr.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class Features:
-    """What frozen networks say about a set of clips, all float32; (n, 0) or nothing where none was asked.
+    """What frozen networks say about a set of clips, float32; (n, 0) where not asked.
 
     Attributes
     ----------
@@ -169,7 +169,7 @@ def measure_frames(
     partners: Sequence[np.ndarray] = (),
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[Windows, dict[str, list[np.ndarray]]]:
-    """Every score of frames and of flow, of every set and window; each batch's flow is worked out once.
+    """Every score of frames and of flow, of every set and window.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Motion scores: change from frame to frame, and optical flow of the reconstruction against that of the truth.
+"""Motion scores: change from frame to frame, and optical flow against the truth's.
 
 Shapes: clips are uint8 (n, F, H, W, 3); flow is float32 (n, F−1, H, W, 2), pixels per frame interval, x then y.
 """

@@ -120,7 +120,7 @@ def ssim_rgb(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 @_per_frame(GAUSSIAN_WINDOW)
 def ssim_grey(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Structural similarity of grey-scale frames with a Gaussian window, as in image-reconstruction papers.
+    """Structural similarity of grey frames, as in image-reconstruction papers.
 
     Grey is ITU-R BT.709 luma; Gaussian window of 11 × 11, σ = 1.5, population covariance, data
     range 255: Wang's own definition, ``skimage.metrics.structural_similarity(...,
@@ -160,7 +160,7 @@ def psnr(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 @_per_frame()
 def pixel_correlation(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Pearson correlation over all pixels and channels of a frame ("PixCorr" of image-reconstruction papers).
+    """Pearson correlation over all pixels and channels of a frame ("PixCorr").
 
     Range −1…1, higher is better. 0 where either frame is constant: it says nothing about the other.
     Chance is above 0, because films share layout (sky above ground), so compare with other clips.

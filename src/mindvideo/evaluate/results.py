@@ -193,7 +193,7 @@ def split_side_by_side(films: Clips) -> tuple[Clips, Clips]:
 
 
 def pair_clips(clips: Clips, reference: Clips) -> tuple[Clips, Clips]:
-    """Both sets in one order, by equal names or last numbers in these; DataError naming clips without a partner."""
+    """Both sets in one order, by equal names or last numbers; DataError without a partner."""
 
     def last_numbers(names: Sequence[str]) -> list[str]:
         found = [re.findall(r"\d+", name) for name in names]

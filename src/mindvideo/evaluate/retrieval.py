@@ -1,4 +1,4 @@
-"""Scores on frozen features: similarity to the truth, retrieval among candidates, consistency over time.
+"""Scores on frozen features: similarity, retrieval, consistency over time.
 
 Shapes: n clips, F frames, D features (for example CLIP image embeddings).
 """
@@ -80,7 +80,7 @@ def adjacent_consistency(features: np.ndarray) -> np.ndarray:
 
 
 def gated_consistency(features: np.ndarray, similarity: np.ndarray, gate: float = 0.6) -> np.ndarray:
-    """`adjacent_consistency`, but 0 for clips whose ``similarity`` (n,) to the truth is at or below the gate.
+    """`adjacent_consistency`, but 0 for clips whose ``similarity`` (n,) is not above the gate.
 
     Range −1…1, higher is better. Frozen clips that resemble the truth score 1, so the truth's own
     value stands beside it too. "CLIP-pcc" (Lu et al. 2025, ICLR, Mind-Animator) gates by VIFI-CLIP

@@ -1,4 +1,4 @@
-"""A score is one object, a set of clips another, and a measured score a third, written and read by the same class.
+"""A score is one object, a measured score another.
 
 To add a score, write its function and its `Score` line in its family's file; tables, comparison, ablation and report
 take it from there.

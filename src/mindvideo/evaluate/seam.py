@@ -1,4 +1,4 @@
-"""Where truth and reconstruction meet in published side-by-side films, and what padding is around them.
+"""Where truth and reconstruction meet in side-by-side films, and their padding.
 
 Shapes: a film is uint8 (F, H, W, 3); truth on the left, reconstruction on the right.
 """

@@ -1,4 +1,4 @@
-"""N-way top-K identification, exactly: the expectation of the published sampling procedure in closed form.
+"""N-way top-K identification: the published sampling's expectation in closed form.
 
 Shapes: n rows (frames or clips), classes, g ground-truth classes of a row.
 """
@@ -74,7 +74,7 @@ def _check(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np
 
 
 def top_classes(probabilities: np.ndarray, n_classes: int = TRUE_CLASSES) -> np.ndarray:
-    """The ground truth of the N-way test: the most probable of (..., classes), three in the paper (section 4.2).
+    """The N-way test's ground truth: the most probable of (..., classes), three in section 4.2.
 
     Indices (..., n_classes), the most probable first, equal ones in class order.
     """

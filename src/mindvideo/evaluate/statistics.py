@@ -163,7 +163,7 @@ def two_sample_bootstrap_interval(
     bootstraps: int,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
-    """Percentile interval of the difference of two means, first minus second, blocks of each set drawn on their own.
+    """Percentile interval of the difference of two means, first minus second.
 
     NaN twice where either set is a single block.
     """
@@ -182,7 +182,7 @@ def two_sample_block_p(
     permutations: int,
     rng: np.random.Generator,
 ) -> float:
-    """Two-sided block permutation test that two unpaired sets of windows have one mean (two subjects, two test sets).
+    """Two-sided block permutation test that two unpaired sets of windows have one mean.
 
     Whole blocks are dealt anew into two groups of the original numbers of blocks; the statistic is
     the difference of the means over windows, first minus second. Where the same windows were scored

@@ -1,4 +1,4 @@
-"""Where the encoder looks: attention received by tokens, spread to voxels, cortex and networks (docs/method.md, Maps).
+"""Where the encoder looks: attention of tokens, voxels, networks (docs/method.md, Maps).
 
 Shapes: n windows, W scans, V voxels, T tokens of the encoder (the paper's: patches of voxels).
 """
@@ -54,7 +54,7 @@ def _average(function: Callable[[torch.Tensor], torch.Tensor], encoder: Encoder,
 
 
 def spread_to_voxels(values: np.ndarray, sources: Sequence[np.ndarray], num_voxels: int) -> np.ndarray:
-    """Divide the values (..., T) of tokens equally among their voxels (..., V), float64: the sum stays the same.
+    """Divide values (..., T) of tokens equally among their voxels (..., V).
 
     ``sources`` are the voxels of each token, see `Encoder.token_voxels`.
     """

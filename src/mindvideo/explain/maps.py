@@ -167,8 +167,8 @@ def run(context: StageContext) -> None:
     """Write ``RUN/explain``, of each of several people in a folder ``subjectN``.
 
     - ``attention.json`` {stage: {layer: {network: share}}} and ``networks.json`` {network: {voxels, share}};
-    - of parcels, ``attention.json`` by these, and ``parcels.json`` {parcels {name: {voxels, share}}, note} instead of networks; the
-      note says which have no place on the surface, where none has there is no map;
+    - of parcels, ``parcels.json`` {parcels {name: {voxels, share}}, note} instead of networks; the note says which
+      have no place on the surface: where none has there is no map;
     - ``temporal.json`` {stage: {layer: {time after onset: weight}}};
     - ``occlusion.json`` {stage, n_windows, measures {measure: words}, intact {measure: value}, areas {area: {n_voxels,
       measure: drop}}};

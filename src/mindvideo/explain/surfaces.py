@@ -45,7 +45,7 @@ def triangle_means(values: np.ndarray, triangles: np.ndarray) -> np.ndarray:
 def colour_limits(values: np.ndarray) -> tuple[float, float, bool]:
     """Ends of a map's colours, and whether they lie on both sides of zero.
 
-    They are the 2nd and 98th percentile, made symmetrical if zero lies between. Raises DataError without any value.
+    They are the 2nd and 98th percentile, symmetrical if zero lies between; DataError without any value.
     """
     known = values[np.isfinite(values)]
     if not len(known):
@@ -148,7 +148,7 @@ def write_interactive(values: np.ndarray, path: Path, title: str) -> None:
 def draw_networks(
     shares: Mapping[str, Mapping[str, Mapping[str, float]]], expected: Mapping[str, float], path: Path
 ) -> None:
-    """Write each Yeo-17 network's share of attention as bars (PNG): a row of panels per stage, a panel per layer.
+    """Write each Yeo-17 network's share of attention as bars (PNG), by stage and layer.
 
     Ticks are the ``expected`` shares of the voxels, which no preference would give.
     """

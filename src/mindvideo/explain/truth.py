@@ -115,7 +115,7 @@ def ablate_truth(
 def ablate_areas(
     drops: Mapping[str, Mapping[str, float]], areas: Mapping[str, np.ndarray], is_informative: np.ndarray
 ) -> dict[str, Any]:
-    """Mean drop per voxel over areas whose voxels are mostly informative, and over the others, if there are any."""
+    """Mean drop per voxel over mostly informative areas, and over the others, if any."""
     kinds: dict[str, list[str]] = {"informative": [], "other": []}
     for name, voxels in areas.items():
         kinds["informative" if is_informative[voxels].mean() > 0.5 else "other"].append(name)
@@ -133,7 +133,7 @@ def ablate_areas(
 
 
 def read_truth(path: Path, vertex: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Which voxels at ``vertex`` are truly informative, and their true signal-to-noise ratio, if given.
+    """Which voxels are truly informative, and their true signal-to-noise ratio, if given.
 
     DataError when the file does not describe a voxel.
     """

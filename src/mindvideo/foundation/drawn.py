@@ -1,7 +1,6 @@
-"""What a kit's generator draws from true captions, read by its own classifiers and by independent judges.
+"""What a kit's generator draws from true captions, by classifiers and by judges.
 
-A figure is a reader's accuracy on the drawn clips as a share of its accuracy on the true ones; of two readers the lower
-share counts.
+A figure is a reader's accuracy on drawn clips as a share of that on true ones; of two readers the lower counts.
 
 Shapes: N clips, F frames, H W pixels.
 """

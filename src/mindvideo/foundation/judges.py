@@ -62,7 +62,7 @@ def load_judge(kind: str, folder: Path) -> Judge:
 
 @torch.inference_mode()
 def judge_clips(judge: Judge, clips: np.ndarray) -> dict[str, np.ndarray]:
-    """What a judge sees in clips (N, F, 64, 64, 3): the likeliest value in `NAMES`, (N, F) for pictures, (N,) for films."""
+    """The likeliest values in `NAMES`, (N, F) of pictures or (N,) of films, in clips (N, F, 64, 64, 3)."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in SEES[judge.kind]}
     for start in range(0, len(clips), 32):
         part = torch.from_numpy(clips[start : start + 32]).float().movedim(-1, -3) / 127.5 - 1

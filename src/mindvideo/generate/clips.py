@@ -1,4 +1,4 @@
-"""Clips of test windows: the reconstruction, its controls and its ceilings (docs/method.md, Scores and controls).
+"""Clips of test windows: reconstruction, controls and ceilings (docs/method.md).
 
 A window's noise follows from the study's seed and its index, for all sets of clips.
 

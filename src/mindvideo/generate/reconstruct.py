@@ -1,4 +1,4 @@
-"""The stage ``reconstruct``: the whole pipeline in one folder, and clips of the test windows with their controls.
+"""The stage ``reconstruct``: the pipeline in one folder, and clips with their controls.
 
 Shapes: n windows, F frames, H W pixels.
 """
@@ -222,7 +222,7 @@ def fill_clips(
 
 
 def write_preview(path: Path, truth: Any, reconstruction: Any, n_columns: int = 8, height: int = 96) -> None:
-    """Write a sheet of middle frames, truth above reconstruction, of evenly spread windows in up to two rows."""
+    """Write a sheet of middle frames, truth above reconstruction, of evenly spread windows."""
     n = truth.shape[0]
     shown = np.unique(np.linspace(0, n - 1, min(n, 2 * n_columns)).round().astype(int))
     rows = np.array_split(shown, 2 if len(shown) > n_columns else 1)

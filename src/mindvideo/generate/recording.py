@@ -103,7 +103,7 @@ def _whose(people: list[dict[str, Any]], model: Path, store: Path | None) -> tup
 def read_scans(
     paths: Sequence[Path], recorded: Recorded, first_volume: int = 0, n_scans: int | None = None
 ) -> np.ndarray:
-    """Scans of a recording at a model's voxels, standardised over the volumes that are kept (docs/method.md, Recordings).
+    """Scans of a recording at a model's voxels, standardised (docs/method.md, Recordings).
 
     Parameters
     ----------

@@ -184,7 +184,7 @@ def _of_each(item: Run) -> dict[str, str]:
 
 
 def _pictures(item: Run, key: str, assets: Assets, judged: dict[str, Markup]) -> list[dict[str, Any]]:
-    """Pictures of ``explain/``, those of the encoder that reconstructed first, and of these the ones without a warning."""
+    """Pictures of ``explain/``, the final encoder's first, and of these the ones without a warning."""
     found = []
     first, others = split_pictures(item)
     for name in (*first, *others):

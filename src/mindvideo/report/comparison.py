@@ -93,7 +93,7 @@ def write_differences(found: dict[str, Any]) -> str:
 
 
 def tabulate(columns: Sequence[Column], found: dict[str, Any], file: str) -> dict[str, Any] | None:
-    """Table of the scores that at least two columns have, with differences ``found``, which ``file`` holds."""
+    """Table of the scores that two columns or more have, with differences, which ``file`` holds."""
     counts = Counter((name, score.label) for column in columns for name, score in column.run.scores.items())
     common = [key for key in counts if counts[key] > 1]
     if not common:

@@ -58,7 +58,7 @@ def _code(run: Run) -> str:
 
 
 def list_machine(run: Run) -> tuple[list[tuple[str, str]], str]:
-    """Code, packages, precision and hardware as the stages recorded them, or as they are now, and which of the two."""
+    """Code, packages, precision and hardware as recorded, or as they are now, and which."""
     done = [state.done for state in run.stages.values()]
     recorded = [each["machine"] for each in done if isinstance(each.get("machine"), dict)]
     note = "As recorded by the stages."

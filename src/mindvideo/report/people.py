@@ -1,4 +1,4 @@
-"""A folder for each of several people that reads like a run of that person alone: ``RUN/people/subjectN``.
+"""A folder for each of several people that reads like a run of that person alone.
 
 All is links; what reads a run need not know that there are several people.
 """

@@ -109,7 +109,7 @@ def draw_dots(
     label_width: float = 132.0,
     axis: Mapping[float, str] | None = None,
 ) -> Markup:
-    """A row for each value on one axis, intervals as bars, chance as a dashed line; rows without a value are left out.
+    """A row for each known value on one axis, intervals as bars, chance as a dashed line.
 
     Parameters
     ----------

@@ -88,7 +88,7 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run folder, however far it is; ``problems`` has a sentence for every file that cannot be used.
+    """Read a run folder, however far it is; ``problems`` names files that cannot be used.
 
     DataError when the folder is no run folder.
     """

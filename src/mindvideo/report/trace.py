@@ -9,7 +9,7 @@
 
 ``differences*.json`` lies beside the page, ``FOLDER/ablation.json`` beside or above the run.
 
-A number worked out from a whole file (a count, a sum) has ``data-derived`` in place of a key, saying how.
+A number worked out from a whole file has ``data-derived`` in place of a key.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Source:
 
 
 def cite(value: float | None, source: Source, form: str = "number", text: str | None = None) -> Markup:
-    """A number in a form of `FORMS`, in an element that names its source; ``text`` is shown for derived numbers."""
+    """A number in a form of `FORMS`, or as ``text``, in an element that names its source."""
     shown = FORMS[form](value) if text is None else text
     if value is None and text is None:
         return Markup(escape(shown))
