@@ -12,7 +12,7 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, ModelError
-from mindvideo.explain import maps, occlusion, truth
+from mindvideo.explain import maps, occlusion, recovery
 from mindvideo.models.encoders.fmri_encoder import FmriEncoder
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.stages import StageContext
@@ -216,7 +216,7 @@ def test_occlusion_by_area_is_the_drop_of_that_area(explained, run_dir):
 
 def test_one_class_of_voxels_is_said_and_not_scored():
     rng = np.random.default_rng(0)
-    result = truth.compare_with_truth({"map": rng.random(45)}, [], np.ones(45, bool), None, [np.arange(45)], rng)
+    result = recovery.compare_with_truth({"map": rng.random(45)}, [], np.ones(45, bool), None, [np.arange(45)], rng)
     assert result["auc"] == {} and "all 45 selected voxels are truly informative" in result["note"]
 
 
@@ -225,19 +225,19 @@ def test_areas_of_both_kinds_are_averaged():
     drops = {"A": dict.fromkeys(occlusion.MEASURES, 0.8), "B": dict.fromkeys(occlusion.MEASURES, 0.6)}
     drops["C"] = dict.fromkeys(occlusion.MEASURES, -0.1)
     is_informative = np.arange(12) < 9  # five sixths of B
-    found = truth.ablate_areas(drops, areas, is_informative)
+    found = recovery.ablate_areas(drops, areas, is_informative)
     assert found["informative"]["n_areas"] == 2 and found["other"]["n_areas"] == 1
     assert found["informative"]["drop"]["text"] == pytest.approx((0.8 / 4 + 0.6 / 6) / 2)
     assert found["other"]["drop"]["tokens"] == pytest.approx(-0.05)
-    assert "other" not in truth.ablate_areas(drops, areas, np.ones(12, bool))
+    assert "other" not in recovery.ablate_areas(drops, areas, np.ones(12, bool))
 
 
 def test_truth_must_hold_every_voxel(run_dir):
     path = run_dir / "simulate" / "truth" / "vertices_subject1.npz"
-    is_informative, _ = truth.read_truth(path, make_vertex())
+    is_informative, _ = recovery.read_truth(path, make_vertex())
     assert (is_informative == informative()).all()
     with pytest.raises(DataError, match="found 2 without an entry"):
-        truth.read_truth(path, np.append(make_vertex(), [59000, 59001]))
+        recovery.read_truth(path, np.append(make_vertex(), [59000, 59001]))
 
 
 def test_encoders_of_other_voxels_or_none_are_refused(tmp_path, run_dir):
@@ -255,7 +255,7 @@ def test_untrained_encoder_is_seeded_and_leaves_the_random_state(run_dir):
     encoder = FmriEncoder.from_pretrained(run_dir / "align" / "model")
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first, second = truth.untrained_like(encoder, 1), truth.untrained_like(encoder, 1)
+    first, second = recovery.untrained_like(encoder, 1), recovery.untrained_like(encoder, 1)
     assert torch.equal(torch.random.get_rng_state(), before)
     weights = [model.patch_embed.state_dict() for model in (first, second, encoder)]
     name = next(iter(weights[0]))

@@ -16,8 +16,7 @@ from mindvideo.data.store import Store, listed, open_stores, person_folders
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.explain import attention, occlusion
-from mindvideo.explain.surfaces import draw_flat_map, draw_inflated, draw_networks, write_interactive
-from mindvideo.explain.truth import (
+from mindvideo.explain.recovery import (
     UNTRAINED,
     Maps,
     ablate_areas,
@@ -26,6 +25,7 @@ from mindvideo.explain.truth import (
     read_truth,
     untrained_like,
 )
+from mindvideo.explain.surfaces import draw_flat_map, draw_inflated, draw_networks, write_interactive
 from mindvideo.files import write_json
 from mindvideo.models.encoders import load_encoder, load_masked_brain
 from mindvideo.models.foundation import Foundation

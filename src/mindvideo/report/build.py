@@ -19,7 +19,7 @@ from mindvideo.report.brain import list_brain, list_surfaces, split_pictures, wa
 from mindvideo.report.dataset import describe_validation, list_choices, summarise_data
 from mindvideo.report.gallery import describe_gallery, describe_shared
 from mindvideo.report.page import render
-from mindvideo.report.people import OWN_STAGES, link_people, list_people
+from mindvideo.report.person_runs import OWN_STAGES, link_people, list_people
 from mindvideo.report.read import Run, read_run
 from mindvideo.report.sprites import encode_picture
 from mindvideo.report.verdict import draw_way, write_verdict, write_way
