@@ -16,18 +16,6 @@
     if (text !== undefined) element.textContent = text;
     return element;
   };
-  const makeButton = (style, text, label) => {
-    const button = make("button", style, text);
-    button.type = "button";
-    button.setAttribute("aria-label", label);
-    return button;
-  };
-  const makeLink = (text, label, href, name) => {
-    const link = make("a", "mp4", text);
-    Object.assign(link, { href, download: name });
-    link.setAttribute("aria-label", label);
-    return link;
-  };
   /* As write_number of wording.py. */
   const write = (value) => {
     if (value === null || value === undefined) return "";
@@ -100,8 +88,10 @@
     });
     if (pair.childElementCount) clips.append(pair);
     if (rest.childElementCount) clips.append(rest);
-    const place = make("p", "place");
-    place.append(make("span", "", `${window_.place} `), makeLink("MP4", `Save ${window_.place} as MP4`, data.films[index], `${window_.place.replace(/\W+/g, "_")}.mp4`));
+    const place = make("p", "place"), link = make("a", "mp4", "MP4");
+    Object.assign(link, { href: data.films[index], download: `${window_.place.replace(/\W+/g, "_")}.mp4` });
+    link.setAttribute("aria-label", `Save ${window_.place} as MP4`);
+    place.append(make("span", "", `${window_.place} `), link);
     card.append(clips, place);
     if (window_.caption && style === "card") card.append(make("p", "caption", window_.caption));
     return card;
@@ -125,7 +115,8 @@
   }
   function nearestToMedian(sorted) {
     const middle = (sorted.length - 1) / 2;
-    return sorted.map((index, rank) => [Math.abs(rank - middle), rank, index]).sort((a, b) => a[0] - b[0] || a[1] - b[1]).map((item) => item[2]);
+    const away = sorted.map((index, rank) => [Math.abs(rank - middle), index]);
+    return away.sort((a, b) => a[0] - b[0]).map((item) => item[1]);
   }
 
   function fill(gallery) {
@@ -225,7 +216,9 @@
   }
   all(".panels figure, .maps figure, .way figure").forEach((figure) => {
     const caption = figure.querySelector("figcaption"), name = caption.textContent.trim().replace(/\s+/g, " ");
-    const button = makeButton("png", "PNG", `Save “${name}” as PNG`);
+    const button = make("button", "png", "PNG");
+    button.type = "button";
+    button.setAttribute("aria-label", `Save “${name}” as PNG`);
     button.addEventListener("click", () => savePicture(figure, name.replace(/\W+/g, "_")));
     caption.append(" ", button);
   });
