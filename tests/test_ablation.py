@@ -277,7 +277,7 @@ def test_several_seeds(tmp_path: Path, truths: tuple[str, str, str]) -> None:
     better = base + np.array([0.1, 0.2, 0.3])[:, None] + 0.01 * rng.random((3, 12))
     groups = [
         RowRuns(Variant(name, name, {}), (), {seed: _made_up(tmp_path / f"{name}{seed}", values[seed], truths[seed])
-                                              for seed in range(3)}, ())
+                                              for seed in range(3)})
         for name, values in (("full", base), ("other", better))
     ]  # fmt: skip
     content = write_table(load_recipe("demo"), tmp_path, groups)
