@@ -55,7 +55,9 @@ def test_an_encoder_of_one_person_refuses_two() -> None:
 def test_names_and_their_settings() -> None:
     assert encoder_class("paper") is FmriEncoder and encoder_class("read_out") is ReadOutEncoder
     assert encoder_arguments("read_out", 0.2, {"head_rank": 5}) == {"dropout": 0.2, "head_rank": 5}
-    with pytest.raises(SettingError, match=r"one of paper, read_out, areas, ridge_areas or module:Class, found 'transformer'"):
+    with pytest.raises(
+        SettingError, match=r"one of paper, read_out, areas, ridge_areas or module:Class, found 'transformer'"
+    ):
         encoder_class("transformer")
     with pytest.raises(SettingError, match=r"'paper' among has_temporal_attention, layer_norm, found head_rank"):
         encoder_arguments("paper", 0.2, {"head_rank": 5})
