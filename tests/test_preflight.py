@@ -43,7 +43,7 @@ TINY = Path(__file__).parent / "tiny.yaml"
         (["data.subject=3", "simulate.subjects=2"], "data.subject of at most 2 (simulate.subjects), found 3; give --set "
                                                     "simulate.subjects=3"),
         (["align.encoder=convolution_encoder:ConvolutionEncoder"], "give --set align.start_from=scratch"),
-        (["align.encoder=transformer"], "one of paper, read_out, areas or module:Class, found 'transformer'"),
+        (["align.encoder=transformer"], "or module:Class, found 'transformer'"),
         (["align.encoder=paper", "align.encoder_settings={head_rank: 5}"], "found head_rank"),
         (["animate.generator=gan"], "animate.generator to be one of video_unet, found 'gan'"),
         (["evaluate.n_ways=[2,400]"], "distractors are drawn from all but the true clip's 3, found 400"),

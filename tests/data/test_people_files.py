@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from mindvideo.config import Data
 from mindvideo.data.bids import find_inherited, parse_name, read_events, read_inherited, read_table
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.denoising import read_confounds
-from mindvideo.data.film_names import locate_film, name_films
+from mindvideo.data.film_names import locate_film, name_films, other_names
 from mindvideo.data.readers import discover, prepare
 from mindvideo.data.video import write_video
 from mindvideo.data.windows import Windows
@@ -214,8 +215,6 @@ def test_names_in_any_script(folder):
         "deep/Ü (a).mp4",
         "##.mp4",
     ]
-    from pathlib import Path
-
     names = name_films([Path(film) for film in films])
     assert [names[Path(film)] for film in films] == [
         "clip_1_2", "clip_1", "part.mp4", "part.mov", "电影", "电影_2", "हिन्दी", "deep_Ü_a", "film"
@@ -232,8 +231,6 @@ def test_names_in_any_script(folder):
 
 
 def test_long_names_and_other_capitals(folder):
-    from pathlib import Path
-
     films = [Path("\u6620" * 60, "\u753b" * 60 + f"{number}.mp4") for number in range(3)]  # 180 + 181 bytes in UTF-8
     names = name_films(films)
     assert len(set(names.values())) == 3 and all(len(name.encode()) <= 202 for name in names.values())
@@ -241,6 +238,20 @@ def test_long_names_and_other_capitals(folder):
     assert folder.find().segments[0].name == "a"
     (folder.stimuli / "A.mp4").symlink_to("b.mp4")
     folder.refused("A.MP4", "no such file")
+
+
+def test_captions_may_call_a_film_by_path_or_in_ascii():
+    films = {"Über_den_Wolken": Path("kurz/Über den Wolken.mp4"), "a_b": Path("a b.mp4"), "a-b": Path("a-b.mov")}
+    assert other_names(films) == {
+        "Über_den_Wolken": (
+            "Über_den_Wolken",
+            "kurz/Über den Wolken",
+            "kurz/Über den Wolken.mp4",
+            "kurz_ber_den_Wolken",
+        ),
+        "a_b": ("a_b", "a b", "a b.mp4"),
+        "a-b": ("a-b", "a-b.mov"),
+    }
 
 
 def test_a_film_that_began_before_the_run_is_trimmed_on_request(folder):

@@ -97,10 +97,11 @@ def _store_name(text: str) -> str:
 
 
 def other_names(films: Mapping[str, Path]) -> dict[str, tuple[str, ...]]:
-    """What else a file of captions may call each film, by its name in the store: its path, with or without the ending."""
+    """What else a file of captions may call each film, by its name in the store: its path, its stem, or that in ASCII."""
     own = {name: name for name in films}
     for name, film in films.items():
-        for other in (_plain(film.with_suffix("").as_posix()), _plain(film.as_posix())):
+        stem = _plain(film.with_suffix("").as_posix())
+        for other in (stem, _plain(film.as_posix()), re.sub(r"[^A-Za-z0-9.-]+", "_", stem).strip("._")):
             own[other] = name if own.get(other, name) == name else ""
     return {name: tuple(other for other, of in own.items() if of == name) for name in films}
 
