@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -35,16 +36,15 @@ class Need:
     what: str
 
 
-@dataclass
-class Found:
+class CheckResult(NamedTuple):
     """What `check_recipe` found: needs, remarks and advice, and what is missing, in sentences."""
 
-    needs: list[Need] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
+    needs: list[Need]
+    lines: list[str]
+    missing: list[str]
 
 
-def check_recipe(recipe: Recipe, out: Path) -> Found:
+def check_recipe(recipe: Recipe, out: Path) -> CheckResult:
     """Look a study over before it starts.
 
     Parameters
@@ -59,7 +59,7 @@ def check_recipe(recipe: Recipe, out: Path) -> Found:
     needs = list(needed.of_stages())
     lines = [*needed.sizes.notes, *needed.networks.notes, *_downloads(recipe), *_advice(needed, needs, out, device)]
     lines.append("memory counts each stage's networks, arrays and libraries; measured peaks are in docs/scale.md")
-    return Found(needs, lines, missing)
+    return CheckResult(needs, lines, missing)
 
 
 def _downloads(recipe: Recipe) -> list[str]:

@@ -14,7 +14,7 @@ from mindvideo.atlas import area_of
 from mindvideo.config import Data, load_recipe
 from mindvideo.data.captions import Captioning
 from mindvideo.data.cifti import write_cortex
-from mindvideo.data.denoising import clean_run, recorded_scans, resampling_weights
+from mindvideo.data.denoising import clean_run, covered_scans, resampling_weights
 from mindvideo.data.readers import discover, prepare
 from mindvideo.data.series import read_cortex
 from mindvideo.data.store import Store
@@ -283,7 +283,7 @@ def test_resampling_against_brute_force(how):
     late = np.array([0.1, 20.0, 20.3, 21.5])
     covered = {"linear": [False, True, False, False], "nearest": [True, True, True, False],
                "mean": [True, True, False, False]}  # fmt: skip
-    np.testing.assert_array_equal(recorded_scans(late, volume_s, 2.0, how), covered[how])
+    np.testing.assert_array_equal(covered_scans(late, volume_s, 2.0, how), covered[how])
 
 
 def test_a_slow_confound_does_not_replace_the_high_pass():

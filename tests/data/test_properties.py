@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mindvideo.atlas import N_CORTEX, area_labels, hierarchy_order
 from mindvideo.config import Data
 from mindvideo.data.captions import caption_windows
-from mindvideo.data.denoising import recorded_scans, resampling_weights, scan_times
+from mindvideo.data.denoising import covered_scans, resampling_weights, scan_times
 from mindvideo.data.readers.wen2018 import EXTRA_VOLUMES, _first_volume, first_volume_time
 from mindvideo.data.segments import frame_times
 from mindvideo.data.series import CortexHeader
@@ -119,12 +119,12 @@ def test_a_lag_of_whole_scans_moves_by_whole_volumes(n_scans, before, lag, after
     """Onset and lag on the grid of the volumes: each scan is one volume, ``before + lag`` after the film's scan."""
     volume_s = np.arange(before + lag + n_scans + after) * tr_s
     wanted_s = scan_times(before * tr_s, lag * tr_s, n_scans, tr_s)
-    assert recorded_scans(wanted_s, volume_s, tr_s, how).all()
+    assert covered_scans(wanted_s, volume_s, tr_s, how).all()
     weights = resampling_weights(wanted_s, volume_s, tr_s, how)
     np.testing.assert_allclose(weights, np.eye(len(volume_s))[before + lag :][:n_scans], atol=1e-9)
     too_late = scan_times(before * tr_s, (lag + after + beyond) * tr_s, n_scans, tr_s)
     is_there = np.arange(n_scans) < n_scans - beyond
-    np.testing.assert_array_equal(recorded_scans(too_late, volume_s, tr_s, how), is_there)
+    np.testing.assert_array_equal(covered_scans(too_late, volume_s, tr_s, how), is_there)
 
 
 @prove

@@ -202,7 +202,7 @@ def scan_times(onset_s: float, lag_s: float, n_scans: int, spacing_s: float) -> 
     return onset_s + lag_s + np.arange(n_scans) * spacing_s
 
 
-def recorded_scans(wanted_s: np.ndarray, volume_s: np.ndarray, spacing_s: float, how: Resample) -> np.ndarray:
+def covered_scans(wanted_s: np.ndarray, volume_s: np.ndarray, spacing_s: float, how: Resample) -> np.ndarray:
     """Which of the wanted times a run covers, bool (n,).
 
     ``linear`` needs a volume on both sides, ``nearest`` one within half a TR, ``mean`` one within
@@ -223,7 +223,7 @@ def resampling_weights(wanted_s: np.ndarray, volume_s: np.ndarray, spacing_s: fl
     Parameters
     ----------
     wanted_s : ndarray, float (n,)
-        Covered times, see `recorded_scans`.
+        Covered times, see `covered_scans`.
     volume_s : ndarray, float (T,)
         Times of the volumes, equally spaced.
     spacing_s : float

@@ -19,7 +19,7 @@ from mindvideo.config import Data
 from mindvideo.data.detrending import detrended_products, polynomial_basis
 from mindvideo.data.segments import Run, Segment
 from mindvideo.data.series import SeriesFile
-from mindvideo.data.video import Film, read_film, read_frames
+from mindvideo.data.video import FilmFrames, read_film, read_frames
 from mindvideo.data.voxels import detrend_and_standardise, find_silent, fisher_z, refuse_damage, repeat_correlation
 from mindvideo.errors import DataError
 from mindvideo.files import hash_file
@@ -178,7 +178,7 @@ class FilmTask:
     data: Data
 
 
-def take_film(task: FilmTask) -> Film:
+def take_film(task: FilmTask) -> FilmFrames:
     """The frames and the shot changes of a film."""
     return read_film(task.path, task.times_s, task.data.size, task.data.fit, task.data.cut_threshold)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mindvideo.config import Data
 from mindvideo.data.bids import Event
-from mindvideo.data.denoising import Confounds, recorded_scans, resampling_weights, scan_times
+from mindvideo.data.denoising import Confounds, covered_scans, resampling_weights, scan_times
 from mindvideo.data.film_names import is_called, locate_film
 from mindvideo.data.measuring import MIN_MEASURED_SCANS
 from mindvideo.data.segments import Remark, frame_times, name_splits
@@ -48,7 +48,7 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class Film:
+class ShownFilm:
     """A film that was shown, by its path below the stimulus folder.
 
     ``shown`` are its showings: index of the recording, and event. Every showing has the scans ``first`` to
@@ -69,7 +69,7 @@ class Film:
 
 def match_films(
     recordings: Sequence[Recording], stimuli: Path, exclude: Sequence[str]
-) -> tuple[list[Film], list[Remark]]:
+) -> tuple[list[ShownFilm], list[Remark]]:
     """The films that were shown, with their showings, and what was left out or joined.
 
     Parameters
@@ -87,7 +87,7 @@ def match_films(
     SettingError
         For an exclusion that excludes nothing.
     """
-    films: dict[Path, Film] = {}
+    films: dict[Path, ShownFilm] = {}
     located: dict[str, Path | None] = {}
     no_films: Counter[str] = Counter()
     lengthless, joined, excluded = list[str](), list[str](), list[str]()
@@ -106,7 +106,7 @@ def match_films(
             if hits:
                 excluded.append(f"{recording.name}:{path.as_posix()}")
                 continue
-            films.setdefault(path, Film(path, stimuli / path, probe(stimuli / path).duration_s))
+            films.setdefault(path, ShownFilm(path, stimuli / path, probe(stimuli / path).duration_s))
             rows.setdefault(path, []).append(event)
         for path, events in rows.items():
             name = f"{recording.name}:{path.as_posix()}"
@@ -139,7 +139,7 @@ def _excludes(pattern: str, run: str, film: Path) -> bool:
     return bool(colon) and fnmatch.fnmatchcase(run, run_pattern) and is_called(film, film.stem, name)
 
 
-def _join_shots(events: list[Event], film: Film, recording: Recording) -> list[Event]:
+def _join_shots(events: list[Event], film: ShownFilm, recording: Recording) -> list[Event]:
     """The showings that a run's rows of one film stand for; adjacent or nested rows are one.
 
     Raises DataError for rows that are parts of one showing with gaps between them.
@@ -167,7 +167,7 @@ def _join_shots(events: list[Event], film: Film, recording: Recording) -> list[E
     return showings
 
 
-def _refuse_overlap(films: Iterable[Film], index: int, recording: Recording) -> None:
+def _refuse_overlap(films: Iterable[ShownFilm], index: int, recording: Recording) -> None:
     shown = [(event, film) for film in films for number, event in film.shown if number == index]
     shown.sort(key=lambda item: item[0].onset_s)
     for (first, film), (second, other) in pairwise(shown):
@@ -181,7 +181,7 @@ def _refuse_overlap(films: Iterable[Film], index: int, recording: Recording) -> 
             )
 
 
-def split_films(films: Sequence[Film], data: Data) -> dict[Path, str]:
+def split_films(films: Sequence[ShownFilm], data: Data) -> dict[Path, str]:
     """Split of every film: ``test`` as stated, the last others ``validation``, the rest ``train``.
 
     Raises
@@ -212,7 +212,7 @@ def split_films(films: Sequence[Film], data: Data) -> dict[Path, str]:
     return name_splits([film.path for film in ordered if film.path not in test], test, data, f"among {listing}")
 
 
-def check_repeats(films: Sequence[Film], data: Data) -> None:
+def check_repeats(films: Sequence[ShownFilm], data: Data) -> None:
     """Raise DataError unless training films are repeated and long enough to select voxels by."""
     if data.selection == "all":
         return
@@ -231,7 +231,7 @@ def check_repeats(films: Sequence[Film], data: Data) -> None:
         )
 
 
-def place_scans(film: Film, recordings: Sequence[Recording], data: Data) -> Film:
+def place_scans(film: ShownFilm, recordings: Sequence[Recording], data: Data) -> ShownFilm:
     """The scans of a film that every showing has, with the weights of each run's volumes.
 
     Raises
@@ -245,7 +245,7 @@ def place_scans(film: Film, recordings: Sequence[Recording], data: Data) -> Film
         recording = recordings[index]
         times = scan_times(event.onset_s, data.lag_s, n_whole, data.tr_s)
         how, steady = data.own.resample, recording.confounds.is_steady
-        is_there = recorded_scans(times, recording.volume_s, data.tr_s, how)
+        is_there = covered_scans(times, recording.volume_s, data.tr_s, how)
         weights = np.zeros((n_whole, len(recording.volume_s)))
         weights[is_there] = resampling_weights(times[is_there], recording.volume_s, data.tr_s, how)
         is_there &= ~weights[:, ~steady].any(axis=1)
@@ -278,7 +278,7 @@ def place_scans(film: Film, recordings: Sequence[Recording], data: Data) -> Film
     return replace(film, first=start, n_scans=stop - start, n_whole=n_whole, weights=kept)
 
 
-def _count_whole(film: Film, data: Data) -> int:
+def _count_whole(film: ShownFilm, data: Data) -> int:
     """How many scans a whole showing of a film fills, by the events and the film's length.
 
     A logged length near the film's, or up to half a scan above it, counts as the film's.
@@ -308,7 +308,7 @@ def _count_whole(film: Film, data: Data) -> int:
     return n_scans
 
 
-def refuse_shared_scans(films: Sequence[Film], recordings: Sequence[Recording]) -> None:
+def refuse_shared_scans(films: Sequence[ShownFilm], recordings: Sequence[Recording]) -> None:
     """Raise DataError if a volume goes into scans of both a test film and another one."""
     test = {film.path.as_posix() for film in films if film.split == "test"}
     for index, recording in enumerate(recordings):

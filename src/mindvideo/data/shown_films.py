@@ -23,8 +23,8 @@ from mindvideo.data.denoising import clean_run, scan_times
 from mindvideo.data.film_names import name_films, other_names
 from mindvideo.data.segments import Remark, Run, Segment, Source
 from mindvideo.data.showings import (
-    Film,
     Recording,
+    ShownFilm,
     check_repeats,
     match_films,
     place_scans,
@@ -180,7 +180,7 @@ def source_of_events(bare: Source, recordings: list[Recording], data: Data, read
     )
 
 
-def _make_runs(recordings: list[Recording], films: list[Film], cleaned: CleanedRuns) -> dict[str, tuple[Run, ...]]:
+def _make_runs(recordings: list[Recording], films: list[ShownFilm], cleaned: CleanedRuns) -> dict[str, tuple[Run, ...]]:
     """A run for every showing of every film.
 
     No run is cleaned and scaled with volumes that are not steady, unless these have regressors of their own. Where test
@@ -207,7 +207,7 @@ def _make_runs(recordings: list[Recording], films: list[Film], cleaned: CleanedR
 
 
 def _notes(
-    recordings: list[Recording], films: list[Film], made: dict[str, tuple[Run, ...]], data: Data
+    recordings: list[Recording], films: list[ShownFilm], made: dict[str, tuple[Run, ...]], data: Data
 ) -> dict[str, dict[str, Any]]:
     settings: EventSettings = data.own
     offset_s, mixed = 0.0, set()
@@ -248,7 +248,7 @@ def _notes(
     }  # fmt: skip
 
 
-def _remarks(recordings: list[Recording], films: list[Film]) -> list[Remark]:
+def _remarks(recordings: list[Recording], films: list[ShownFilm]) -> list[Remark]:
     unsteady, empty, elsewhere = [], [], []
     for recording in recordings:
         confounds = recording.confounds

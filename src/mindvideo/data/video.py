@@ -48,7 +48,7 @@ class VideoInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Film:
+class FilmFrames:
     """Frames at chosen times, uint8 (T, size, size, 3), and the seconds at which shots change."""
 
     frames: np.ndarray
@@ -154,7 +154,7 @@ def read_frames(path: Path, times_s: np.ndarray, size: int, fit: Fit = "crop") -
 
 def read_film(
     path: Path, times_s: np.ndarray, size: int, fit: Fit = "crop", cut_threshold: float | None = None
-) -> Film:
+) -> FilmFrames:
     """`read_frames` and, with a ``cut_threshold``, `find_cuts` in one pass."""
     times = np.asarray(times_s, dtype=np.float64)
     order = np.argsort(times, kind="stable")
@@ -168,7 +168,7 @@ def read_film(
             result[order[taken:until]] = _square(*shown, size, fit)
             taken = until
         if taken == len(times) and finder is None:
-            return Film(result, [])
+            return FilmFrames(result, [])
         if finder is not None:
             finder.add(time_s, shrink_bgr(frame))
         interval = time_s - shown_s or interval
@@ -184,7 +184,7 @@ def read_film(
                 "supply the whole film"
             )
         result[order[taken:]] = _square(*shown, size, fit)
-    return Film(result, finder.cuts_s if finder else [])
+    return FilmFrames(result, finder.cuts_s if finder else [])
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, size: int | tuple[int, int]) -> None:
