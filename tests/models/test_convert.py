@@ -286,6 +286,24 @@ def test_averaged_half_precision_and_sharded_weights_are_read(tmp_path):
         convert_parts(folder, tmp_path / "no")
 
 
+def test_of_several_sets_of_weights_one_is_taken_and_said(tmp_path):
+    plain, adam = masked_brain_weights(), {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []}
+    averaged = {name: weight + 1 for name, weight in plain.items()}
+    stored = {
+        "model_ema": averaged,
+        "model": plain,
+        "optimizer": adam,
+        "args": argparse.Namespace(num_heads=3, decoder_num_heads=5),
+    }
+    torch.save(stored, tmp_path / "both.pth")
+    notes = convert_parts(tmp_path / "both.pth", tmp_path / "out").notes
+    assert [note for note in notes if "left out" in note] == [
+        "weights under 'model' are taken, those under model_ema left out"
+    ]
+    weights = MaskedBrainModel.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(weight, plain[name]) for name, weight in weights.items())
+
+
 def test_a_weight_that_is_stored_twice_is_refused(tmp_path):
     weights = masked_brain_weights()
     torch.save(weights | {"module.norm.bias": weights["norm.bias"]}, tmp_path / "twice.pth")

@@ -109,13 +109,14 @@ def _convert_files(
 ) -> Kind:
     weights: Weights = {}
     stated: dict[str, Any] = {}
+    notes: list[str] = []
     for file in files:  # the shards of one model
-        part, beside = read_release_file(file)
+        part, beside, left_out = read_release_file(file)
         weights, stated = weights | part, stated | beside
+        notes += left_out
     file, weights = files[0], plain_names(weights, files[0])
     stated |= _stated_settings(file.parent / "config.json")
     kind = classify(weights, file)
-    notes: list[str] = []
     if kind in ("FmriEncoder", "MaskedBrainModel"):
         settings = _brain_settings(kind, weights, stated, overrides or {}, file, notes)
     else:

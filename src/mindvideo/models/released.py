@@ -85,8 +85,8 @@ class StandIn:
         self.__dict__[name] = value
 
 
-def read_release_file(path: Path) -> tuple[Weights, dict[str, Any]]:
-    """Weights by name, and the settings stored beside them.
+def read_release_file(path: Path) -> tuple[Weights, dict[str, Any], list[str]]:
+    """Weights by name, the settings stored beside them, and what else of the file was left out.
 
     Parameters
     ----------
@@ -101,6 +101,7 @@ def read_release_file(path: Path) -> tuple[Weights, dict[str, Any]]:
     refuse_absent(path)
     weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     stated: dict[str, Any] = {}
+    notes: list[str] = []
     while isinstance(weights, dict) and not all(isinstance(value, torch.Tensor) for value in weights.values()):
         for value in (weights.get(name) for name in SETTINGS):
             stated |= value if isinstance(value, dict) else vars(value) if isinstance(value, StandIn) else {}
@@ -109,7 +110,10 @@ def read_release_file(path: Path) -> tuple[Weights, dict[str, Any]]:
         others = [name for name, value in nests.items() if name not in SETTINGS and _has_weights(value)]
         if not known and len(others) != 1:
             break
-        weights = nests[known[0] if known else others[0]]
+        taken = known[0] if known else others[0]
+        if left_out := [name for name in others if name != taken]:
+            notes.append(f"weights under '{taken}' are taken, those under {', '.join(left_out)} left out")
+        weights = nests[taken]
     if not isinstance(weights, dict) or not weights:
         raise ModelError(f"expected weights by name in {path}, found {type(weights).__name__}; give another file")
     other = sorted(str(name) for name, value in weights.items() if not isinstance(value, torch.Tensor))
@@ -117,7 +121,7 @@ def read_release_file(path: Path) -> tuple[Weights, dict[str, Any]]:
         raise ModelError(
             f"expected only tensors among the weights in {path}, found {', '.join(other[:8])}; save the model's state_dict"
         )
-    return dict(weights), stated
+    return dict(weights), stated, notes
 
 
 def _has_weights(content: dict[Any, Any]) -> bool:
