@@ -6,6 +6,7 @@ nothing but the reading differs. Shapes: n test windows, W scans, V voxels, L co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -278,7 +279,7 @@ class _Arms:
             np.concatenate([store.fmri(name)[:n] for name, (_, n) in first.kept.items()]) for store in self.stores
         ]
         about["start"] = start_by_ridge(encoder, self.encoder, first_scans(first), theirs)
-        share = min(1.0, len(data) / len(Windows(self.stores[0], "train", settings.window)))
+        share = min(1.0, math.sqrt(len(data) / len(Windows(self.stores[0], "train", settings.window))))
         train_on_minutes(encoder, data, settings, folder / "maps", seed, is_whole=False, share=share)
         if self.asked.is_whole:
             encoder.requires_grad_(True)

@@ -25,7 +25,7 @@ from mindvideo.train.token_regression import TokenRegression
 from mindvideo.train.views import AlignData, FixedViews
 from mindvideo.voxel_layout import VoxelLayout
 
-VERSION = 2
+VERSION = 3
 """Raised when a new person's maps are made in another way: results of the older way are then out of date."""
 ALPHAS = 10.0 ** np.arange(-1, 8)
 FOLDS = 5
@@ -166,7 +166,8 @@ def train_on_minutes(
 ) -> None:
     """Train an encoder, or its maps alone, on a person's minutes as ``align`` does, without ridge regression as a teacher.
 
-    ``share`` is of the recipe's steps: all of them on a few minutes would only fit these minutes' noise.
+    ``share`` is of the recipe's steps. All of them on a few minutes fit these minutes' noise; few leave the tokens so near
+    their mean that the generator draws next to nothing from them.
     """
     settings = settings.model_copy(
         update={
