@@ -68,11 +68,11 @@ class RidgeAreaEncoder(AreaEncoder):
         width = config.condition_length * config.condition_width
         inputs = [config.window * layout["num_voxels"] for layout in config.layouts]
         self.readings = nn.ModuleList(FixedReading(each, config.head_rank, width) for each in inputs)
-        assert isinstance(self.proj_head, LowRankHead)
-        nn.init.zeros_(self.proj_head.gather.weight)
 
     def take_readings(self, readings: Sequence[LinearReading]) -> None:
-        """See `Encoder.take_readings`."""
+        """See `Encoder.take_readings`; the rest starts at nothing but the mean tokens."""
+        assert isinstance(self.proj_head, LowRankHead)
+        nn.init.zeros_(self.proj_head.gather.weight)
         for part, reading in zip(self._parts(), readings, strict=True):
             part.take(reading)
 
