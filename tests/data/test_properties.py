@@ -1,6 +1,8 @@
 """What must hold for any lengths, lags, orders and cuts: windows, trims, lags, vertex order, scenes (docs/method.md, Recordings)."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from mindvideo.atlas import N_CORTEX, area_labels, hierarchy_order
 from mindvideo.config import Data
 from mindvideo.data.captions import caption_windows
 from mindvideo.data.denoising import covered_scans, resampling_weights, scan_times
-from mindvideo.data.readers.wen2018 import EXTRA_VOLUMES, _first_volume, first_volume_time
+from mindvideo.data.readers import wen2018
+from mindvideo.data.readers.wen2018 import EXTRA_VOLUMES, first_volume_time
 from mindvideo.data.segments import frame_times
 from mindvideo.data.series import CortexHeader
 from mindvideo.data.shots import number_scenes
@@ -72,6 +75,12 @@ def test_windows_stay_inside_a_run_and_start_once_at_every_scan(lengths, window,
     assert len(set(zip(blocks, segment[:, 0], run[:, 0], strict=True))) == len(set(blocks.tolist()))
 
 
+def first_volume(header: CortexHeader, n_scans: int, duration_s: float, data: Data) -> int:
+    """Of a recording with this header."""
+    with mock.patch.object(wen2018, "read_layout", return_value=SimpleNamespace(header=header)):
+        return wen2018._first_volume(Path("run"), n_scans, duration_s, data)
+
+
 @prove
 @given(
     n_scans=st.integers(1, 500),
@@ -89,12 +98,11 @@ def test_trim_keeps_the_volume_acquired_lag_seconds_after_each_scan(n_scans, ext
     lag_s = start_s + (first + off) * tr_s
     header = CortexHeader(np.arange(2), np.arange(2), tr_s, n_volumes)
     data = Data.model_construct(tr_s=tr_s, lag_s=lag_s)
-    arguments = Path("run"), header, n_scans, n_scans * tr_s, data
     if off or not 0 <= first <= extra:
         with pytest.raises(DataError, match="lag_s"):
-            _first_volume(*arguments)
+            first_volume(header, n_scans, n_scans * tr_s, data)
     else:
-        assert _first_volume(*arguments) == first
+        assert first_volume(header, n_scans, n_scans * tr_s, data) == first
         kept_s = start_s + (first + np.arange(n_scans)) * tr_s
         np.testing.assert_allclose(kept_s, lag_s + np.arange(n_scans) * tr_s, atol=1e-9)
 
@@ -102,7 +110,7 @@ def test_trim_keeps_the_volume_acquired_lag_seconds_after_each_scan(n_scans, ext
 @pytest.mark.parametrize(("n_volumes", "dropped"), [(245, 1), (246, 2)])
 def test_the_published_trims(n_volumes, dropped):
     header = CortexHeader(np.arange(2), np.arange(2), 2.0, n_volumes)
-    assert _first_volume(Path("run"), header, 240, 480.0, Data()) == dropped and n_volumes - dropped - 240 == 4
+    assert first_volume(header, 240, 480.0, Data()) == dropped and n_volumes - dropped - 240 == 4
 
 
 @prove

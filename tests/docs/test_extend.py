@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,11 +27,15 @@ EXTEND = ROOT / "docs" / "extend"
 
 
 @pytest.fixture
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory that Python imports from."""
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory that Python imports from; modules of other tests' files of the same names are put aside."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path
+    aside = sys.modules.pop("convolution_encoder", None)
+    yield tmp_path
+    sys.modules.pop("convolution_encoder", None)
+    if aside is not None:
+        sys.modules["convolution_encoder"] = aside
 
 
 def _follow(name: str) -> dict:

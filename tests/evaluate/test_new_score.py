@@ -54,7 +54,7 @@ def test_a_toy_score_is_found_everywhere(tmp_path: Path, monkeypatch: pytest.Mon
     column = rows[0].index("toy_red")
     assert rows[1][column] == f"{values['full']:.3f}" and rows[2][column].startswith(f"{values['less']:.3f}")
 
-    groups = [RowRuns(Variant(run.name, run.name, {}), (), {0: run}, ()) for run in runs]
+    groups = [RowRuns(Variant(run.name, run.name, {}), (), {0: run}) for run in runs]
     content = write_table(recipe, tmp_path, groups)
     assert content["rows"][1]["scores"]["toy_red"]["difference"] == pytest.approx(values["less"] - values["full"])
 
