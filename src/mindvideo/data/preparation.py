@@ -251,7 +251,8 @@ def measure_voxels(source: Source, data: Data, tick: Steps, pool: Pool) -> tuple
         if measure.z is not None:
             scores.append(measure.z)
         silent |= {str(run.path): own for run, own in zip(segment.runs, measure.silent, strict=True)}
-        hashes |= {run.path: sha256 for run, sha256 in zip(segment.runs, measure.sha256, strict=False)}
+        if measure.sha256:  # none of runs that bring their own reader
+            hashes |= {run.path: sha256 for run, sha256 in zip(segment.runs, measure.sha256, strict=True)}
         for run in segment.runs:
             tick.add(2, what=f"checked {run.label}")
     is_silent = refuse_silence(
