@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from kit.judges import save_judge
 from kit.parts import build_kit
 from mindvideo.config import Recipe, load_recipe
+from mindvideo.evaluate.judges import Judge
 from mindvideo.study import Study
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -27,7 +29,9 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def random_kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A foundation folder with every part at test size, randomly initialised."""
-    return build_kit(tmp_path_factory.mktemp("foundation") / "kit", "test", seed=0)
+    kit = build_kit(tmp_path_factory.mktemp("foundation") / "kit", "test", seed=0)
+    save_judge(Judge("image"), kit / "judges")
+    return kit
 
 
 @pytest.fixture(scope="session")

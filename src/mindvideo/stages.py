@@ -212,7 +212,7 @@ STAGES: dict[str, Stage] = {
             needs=("reconstruct",),
             opens=("simulate/truth", STORE, "reconstruct/"),
             foundation="whole",
-            version=2,
+            version=3,
         ),
         Stage(
             "explain",

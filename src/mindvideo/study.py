@@ -149,9 +149,9 @@ class Study:
             return ("captioner",) if self.recipe.data.captions == "blip" else ()
         if not stage.foundation:
             return ()
-        from mindvideo.models.foundation import CONDITION, GENERATION, MOTION, PARTS
+        from mindvideo.models.foundation import CONDITION, GENERATION, JUDGES, MOTION, PARTS
 
-        return {"condition": CONDITION, "generation": GENERATION, "whole": (*PARTS, MOTION)}[stage.foundation]
+        return {"condition": CONDITION, "generation": GENERATION, "whole": (*PARTS, MOTION, JUDGES)}[stage.foundation]
 
     def _part_digest(self, part: str) -> str:
         if part not in self._parts:

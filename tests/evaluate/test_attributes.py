@@ -79,15 +79,17 @@ def make_world(folder, networks):
 
 
 def test_positions_count_where_they_are_named(world):
-    """'middle' is in no training film and has no name here; a frame between two columns counts for nothing."""
-    assert world.names["position"] == ("left", "right")
-    np.testing.assert_array_equal(world.true["position"], [[0, 0, -1, 1], [1, -1, 1, 1], [1, 1, 1, 1]])
-    embeddings = np.tile(world.texts["position"][1], (3, 4, 1))  # every frame looks as if on the right
+    """A frame whose thing is between two columns counts for nothing."""
+    assert world.names["position"] == ("left", "middle", "right")
+    np.testing.assert_array_equal(world.true["position"], [[0, 0, -1, 2], [2, 1, 2, 2], [2, 2, 2, 2]])
     nothing = np.zeros((3, 0))
-    features = Features(nothing, nothing, embeddings, nothing, nothing, [])
+    seen = np.array([[2] * 4, [2] * 4, [1, 2, 2, 2]])  # nearly every frame looks as if on the right
+    features = Features(nothing, nothing, nothing, nothing, nothing, seen, [])
     [position] = [score for score in list_scores(world) if score.name == "attribute_position"]
-    np.testing.assert_allclose(position.per_window(features, features), [1 / 3, 1, 1])
-    np.testing.assert_allclose(position.pairwise(features, features), [[1 / 3, 1, 1]] * 3)
+    np.testing.assert_allclose(position.per_window(features, features), [1 / 3, 3 / 4, 3 / 4])
+    np.testing.assert_allclose(
+        position.pairwise(features, features), [[1 / 3, 3 / 4, 1], [1 / 3, 3 / 4, 1], [1 / 3, 1 / 2, 3 / 4]]
+    )
 
 
 def test_labels_are_pairs_or_refused():
@@ -153,8 +155,9 @@ def test_scores_by_hand(world):
     angle = np.array([[0, 0, 0.1, 0.1], [0, 0, 1.5, 1.5], [1.5, 1.4, 1.5, 0.2]])
     embeddings = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     nothing = np.empty((3, 0))
-    features = Features(images, videos, embeddings, nothing, nothing, [])
+    features = Features(images, videos, embeddings, nothing, nothing, np.empty((3, 0), int), [])
     scores = {score.name: score for score in list_scores(world)}
+    assert scores.pop("attribute_position").needs == "columns"
     found = {name: score.per_window(features, None) for name, score in scores.items()}
     assert found["attribute_thing"].tolist() == [1.0, 0.5, 1.0]
     assert found["attribute_colour"].tolist() == [0.0, 0.5, 1.0]

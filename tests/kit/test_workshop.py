@@ -12,7 +12,7 @@ from torch import nn
 from kit import generator, judges, reader, scans, seeing, words
 from kit.loop import run
 from kit.pool import Pool
-from mindvideo.foundation.judges import Judge, judge_clips, load_judge
+from mindvideo.evaluate.judges import Judge, judge_clips, load_judge
 from mindvideo.models.foundation import Foundation
 from mindvideo.simulate.scenes import COLOURS, THINGS, locate, plan_clip, scene_caption
 

@@ -201,24 +201,35 @@ def test_scores_of_one_name_but_another_label_do_not_share_a_row(run_dir: Path) 
 def test_maps_no_better_than_untrained_networks_say_so(run_dir: Path) -> None:
     path = run_dir / "explain" / "truth.json"
     content = json.loads(path.read_text())
-    content["auc"] = {"attention_cotrain_last": 0.59, "occlusion_tokens": 0.93, "attention_adapt_last": 0.61}
-    content["auc_untrained"] = {"attention_last": [0.41, 0.6, 0.52], "occlusion_tokens": [0.5, 0.4, 0.7]}
+    content["auc"] = {
+        "attention_cotrain_last": 0.59,
+        "occlusion_tokens": 0.93,
+        "attention_adapt_last": 0.61,
+        "attention_first": 0.48,
+    }
+    content["auc_untrained"] = {
+        "attention_last": [0.41, 0.6, 0.52],
+        "occlusion_tokens": [0.5, 0.4, 0.7],
+        "attention_first": [0.2],
+    }
     content["rank_correlation"] = {"attention_cotrain_last": 0.123, "occlusion_tokens": 0.3}
     content["rank_correlation_untrained"] = {"attention_last": [0.104, 0.14, 0.1], "occlusion_tokens": [None, 0.4]}
     path.write_text(json.dumps(content))
     run = read_run(run_dir)
     judged = {name: text.striptags() for name, text in warn_of_maps(run).items()}
     assert judged == {
-        "attention_cotrain_last": "Not above untrained networks in finding the voxels that carry signal: area under the ROC "
-        "curve .590, an untrained network’s .600; rank correlation with the true reliability .123, an untrained "
+        "attention_cotrain_last": "No better than chance or untrained networks in finding the voxels that carry signal: area "
+        "under the ROC curve .590, an untrained network’s .600; rank correlation with the true reliability .123, an untrained "
         "network’s .140.",
-        "occlusion_tokens": "Not above untrained networks in finding the voxels that carry signal: rank correlation with "
-        "the true reliability .300, an untrained network’s .400.",
+        "occlusion_tokens": "No better than chance or untrained networks in finding the voxels that carry signal: rank "
+        "correlation with the true reliability .300, an untrained network’s .400.",
+        "attention_first": "No better than chance or untrained networks in finding the voxels that carry signal: area under "
+        "the ROC curve .480, by chance 0.5.",
     }
     (turning,) = list_surfaces(run, run_dir / "report", warn_of_maps(run))
     assert turning["address"] == "../explain/surface_occlusion_tokens.html" and turning["warning"]
     page = build_report([run_dir], run_dir / "report").read_text()
-    assert page.count("Not above untrained networks") == 3  # two pictures shown and the surface
+    assert page.count("No better than chance or untrained networks") == 3  # two pictures shown and the surface
 
 
 def test_without_held_out_films_the_page_says_how_choices_were_made(run_dir: Path) -> None:

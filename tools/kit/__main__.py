@@ -29,7 +29,7 @@ from kit import judges, reader, seeing, words
 from kit.loop import run
 from kit.pool import Pool
 from kit.save import save_part
-from mindvideo.foundation.judges import Judge
+from mindvideo.evaluate.judges import Judge
 from mindvideo.models.foundation import Foundation
 
 CLIPS, JUDGE_SEED = 12_000, 1

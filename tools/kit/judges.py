@@ -1,4 +1,4 @@
-"""Training of the judges (`mindvideo.foundation.judges`): no other training sees them, their films or their seeds."""
+"""Training of the judges (`mindvideo.evaluate.judges`): no other training sees them, their films or their seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kit.pool import Pool, named_loss
-from mindvideo.foundation.judges import Judge
+from mindvideo.evaluate.judges import Judge
 
 
 class JudgeTask:

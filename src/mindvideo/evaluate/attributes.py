@@ -2,7 +2,7 @@
 
 Measured by the foundation's own classifiers, whose classes are pairs ("red dog" for images, "dog left" for videos),
 against the simulated films' list of scenes. No classifier knows places: a frame's place is the one whose training
-captions are nearest in CLIP's embedding.
+captions are nearest in CLIP's embedding. Where the thing is, a judge of the kit tells (`judges`).
 
 Shapes: n windows, F frames, classes, D features.
 """
@@ -19,13 +19,12 @@ import numpy as np
 
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError
-from mindvideo.evaluate import retrieval
+from mindvideo.evaluate import judges, retrieval
 from mindvideo.evaluate.measure import Features, as_array
 from mindvideo.evaluate.score import Needs, Score, ScoreResult
 
 PREFIX = "attribute_"
 _KINDS = ("thing", "colour", "place", "motion")
-COLUMNS = ("left", "middle", "right")
 
 
 class NoPairsError(DataError):
@@ -48,8 +47,8 @@ class World:
         Thing and colour of each image class.
     video_pairs : ndarray, int (classes, 2)
         Thing and motion of each video class.
-    texts : dict of str to ndarray, float64 (names, D)
-        CLIP text embedding of each place and position, unit length.
+    place_texts : ndarray, float64 (places, D)
+        CLIP text embedding of each place, unit length.
     """
 
     names: dict[str, tuple[str, ...]]
@@ -57,7 +56,7 @@ class World:
     is_cut: np.ndarray
     image_pairs: np.ndarray
     video_pairs: np.ndarray
-    texts: dict[str, np.ndarray]
+    place_texts: np.ndarray
 
 
 def split_labels(labels: Sequence[str], first_word: bool) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
@@ -143,20 +142,17 @@ def read_world(
     try:
         train = [scene for segment in train_segments for scene in films[segment]]
         places = tuple(sorted({scene["place"] for scene in train}))
-        middle = [scene["where"][len(scene["where"]) // 2][0] for scene in train]
-        columns = tuple(name for name in COLUMNS if name in middle)
+        columns = judges.NAMES["column"]
         names = {"thing": things, "colour": colours, "place": places, "motion": motions, "position": columns}
         true, scene_number = _true_attributes(films, windows, names, store, offset_s)
-        texts = {"place": _embed_names([scene["place"] for scene in train], train, places, foundation)}
-        if len(columns) > 1:
-            texts["position"] = _embed_names(middle, train, columns, foundation)
+        place_texts = _embed_places(train, places, foundation)
     except (KeyError, TypeError) as error:
         raise DataError(
             f"expected scenes of every film with their attributes in {scenes_path}, found no {error}; simulate again"
         ) from None
     return World(
         names, true, (scene_number != scene_number[:, :1]).any(axis=1), image_pairs[:, ::-1], video_pairs,
-        texts,
+        place_texts,
     )  # fmt: skip
 
 
@@ -189,18 +185,16 @@ def _true_attributes(
                 true[kind][i, f] = names[kind].index(name)
             where = film[number]["where"]
             column = where[min(int((times[f] - starts[number]) * store.fps + 1e-6), len(where) - 1)][0]
-            true["position"][i, f] = names["position"].index(column) if column in names["position"] else -1
+            true["position"][i, f] = -1 if column is None else names["position"].index(column)
     return true, scene_number
 
 
-def _embed_names(
-    values: Sequence[str | None], train: Sequence[Mapping[str, Any]], names: Sequence[str], foundation: Any
-) -> np.ndarray:
-    """Mean embedding of the training captions of each name, unit length, (names, D)."""
-    told = sorted({(value, scene["caption"]) for value, scene in zip(values, train, strict=True) if value is not None})
+def _embed_places(train: Sequence[Mapping[str, Any]], places: Sequence[str], foundation: Any) -> np.ndarray:
+    """Mean embedding of the training captions of each place, unit length, (places, D)."""
+    told = sorted({(scene["place"], scene["caption"]) for scene in train})
     embeddings = retrieval.normalise(as_array(foundation.encode_text([caption for _, caption in told])[1]))
-    of_name = np.array([names.index(value) for value, _ in told])
-    return retrieval.normalise(np.stack([embeddings[of_name == number].mean(axis=0) for number in range(len(names))]))
+    of_place = np.array([place for place, _ in told])
+    return retrieval.normalise(np.stack([embeddings[of_place == place].mean(axis=0) for place in places]))
 
 
 def _sum_over(probabilities: np.ndarray, part: np.ndarray) -> np.ndarray:
@@ -210,8 +204,10 @@ def _sum_over(probabilities: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 def decode_attribute(kind: str, features: Features, world: World) -> np.ndarray:
     """Index of the most probable name: int (n, F), for ``motion`` int (n,)."""
-    if kind in world.texts:
-        return (retrieval.normalise(features.embeddings) @ world.texts[kind].T).argmax(axis=-1)
+    if kind == "place":
+        return (retrieval.normalise(features.embeddings) @ world.place_texts.T).argmax(axis=-1)
+    if kind == "position":
+        return features.columns
     if kind == "motion":
         return _sum_over(features.videos, world.video_pairs[:, 1]).argmax(axis=-1)
     return _sum_over(features.images, world.image_pairs[:, ("thing", "colour").index(kind)]).argmax(axis=-1)
@@ -232,9 +228,9 @@ _WORDS: dict[str, tuple[Needs, str]] = {
         "image embedding, share of frames",
     ),
     "position": (
-        "embeddings",
-        "the column (left, middle, right) of the scene's thing is the one whose training captions' mean CLIP text "
-        "embedding is nearest to the frame's CLIP image embedding, share of the frames in which it is in one of them",
+        "columns",
+        "the column (left, middle, right) of the scene's thing is the one in which a judge of the kit, another network "
+        "than its classifiers, sees it, share of the frames in which it is in one of them",
     ),
     "motion": (
         "clips",
@@ -272,8 +268,7 @@ def list_scores(world: World) -> list[Score]:
             is_main=True,
         )
 
-    kinds = [kind for kind in _WORDS if kind != "position" or kind in world.texts]
-    return [score(kind, *_WORDS[kind]) for kind in kinds]
+    return [score(kind, *words) for kind, words in _WORDS.items()]
 
 
 def measure_attribute(kind: str, features: Features, world: World) -> np.ndarray:

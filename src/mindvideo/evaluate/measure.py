@@ -18,15 +18,15 @@ from safetensors.numpy import save_file
 
 from mindvideo.config import Evaluate
 from mindvideo.errors import DataError
-from mindvideo.evaluate import motion
+from mindvideo.evaluate import judges, motion
 from mindvideo.evaluate.score import MAIN, NETWORKS, Score
 from mindvideo.files import beside
-from mindvideo.models.foundation import Foundation
+from mindvideo.models.foundation import JUDGES, Foundation
 
 BATCH_WINDOWS = 32
 CHANCE_PAIRINGS = 3
-_ARRAYS = ("images", "videos", "embeddings", "video_embeddings", "caption_embeddings")
-_FORMAT = 3
+_ARRAYS = ("images", "videos", "embeddings", "video_embeddings", "caption_embeddings", "columns")
+_FORMAT = 4
 
 
 class Frames:
@@ -59,6 +59,8 @@ class Features:
         What the video classifier decides by.
     caption_embeddings : ndarray (n, D)
         CLIP text embeddings of ``captions``.
+    columns : ndarray, int (n, F)
+        Where a kit's judge sees the thing of every frame, in `judges.NAMES`.
     captions : list of str
         Of every clip's middle frame.
     """
@@ -68,6 +70,7 @@ class Features:
     embeddings: np.ndarray
     video_embeddings: np.ndarray
     caption_embeddings: np.ndarray
+    columns: np.ndarray
     captions: list[str]
 
 
@@ -109,7 +112,8 @@ def extract_features(
         Used when it was made from the same clips by the same networks, else written anew.
     """
     needs = sorted(set(needs) & set(NETWORKS))
-    key = fingerprint(clips, f"{networks.identity}|{_FORMAT}|{','.join(needs)}") if cache is not None else ""
+    identity = networks.identity + (networks.part_identity(JUDGES) if "columns" in needs else "")
+    key = fingerprint(clips, f"{identity}|{_FORMAT}|{','.join(needs)}") if cache is not None else ""
     if cache is not None and (found := _read_cached(cache, key)) is not None:
         return found
     batches = range(0, clips.shape[0], BATCH_WINDOWS)
@@ -134,6 +138,8 @@ def _describe_batch(
         arrays["embeddings"] = as_array(networks.encode_image(frames)).reshape(n, n_frames, -1)
     if "clips" in needs:
         arrays["videos"], arrays["video_embeddings"] = (as_array(part) for part in networks.describe_videos(batch))
+    if "columns" in needs:
+        arrays["columns"] = judges.judge_clips(judges.load_judge("image", networks.folder / JUDGES), batch)["column"]
     if "captions" in needs:
         captions = networks.caption(batch[:, n_frames // 2])
         arrays["caption_embeddings"] = as_array(networks.encode_text(captions)[1])

@@ -13,9 +13,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-Needs = Literal["frames", "flow", "images", "clips", "embeddings", "captions"]
+Needs = Literal["frames", "flow", "images", "clips", "embeddings", "captions", "columns"]
 """What a score looks at: frames, optical flow, or what a frozen network says of frames (``images``:
-their classes, ``embeddings``: CLIP's), of whole clips (``clips``) or in words (``captions``)."""
+their classes, ``embeddings``: CLIP's, ``columns``: where the thing is), of whole clips (``clips``) or in words
+(``captions``)."""
 Family = Literal["layout", "colour", "content", "motion"]
 """Which part of the picture a score is about."""
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -24,6 +25,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "clips": ("video_classifier",),
     "embeddings": ("image_encoder",),
     "captions": ("captioner", "tokenizer", "text_encoder"),
+    "columns": ("judges",),
 }
 """The parts of a foundation folder that each need is answered by."""
 MAIN, TRUTH = "reconstruction", "truth"

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from scipy.stats import mannwhitneyu
 
-from mindvideo.foundation import judges
+from mindvideo.evaluate import judges
 from mindvideo.generate.sampling import Plan, denoise
 from mindvideo.generate.scheduler import make_scheduler
-from mindvideo.models.foundation import Foundation
+from mindvideo.models.foundation import JUDGES, Foundation
 from mindvideo.models.generators import generator_class
 from mindvideo.models.interfaces import Generator
 from mindvideo.simulate.scenes import COLUMNS, MOTIONS, PLACES, ROWS, Clip, locate, plan_clip
@@ -122,8 +122,8 @@ def read_clips(foundation: Foundation, clips: np.ndarray, truth: Sequence[Clip])
     """For each attribute, how often each reader finds the true one."""
     readers = {"kit": kit_reads(foundation, clips, truth)}
     readers["kit"]["place"] = place_by_clip(foundation, clips, truth)
-    if (foundation.folder / "judges").is_dir():
-        readers["judge"] = judges_read(foundation.folder / "judges", clips, truth)
+    if (foundation.folder / JUDGES).is_dir():
+        readers["judge"] = judges_read(foundation.folder / JUDGES, clips, truth)
     readers["flow"] = {"flow direction": flow_direction(clips, truth)}
     table: dict[str, dict[str, float]] = {}
     for reader, found in readers.items():

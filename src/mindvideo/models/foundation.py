@@ -43,6 +43,8 @@ PARTS = (
 )
 MOTION = "motion"
 """Optional: what the inflated generator has beyond the 2-D one, trained on films."""
+JUDGES = "judges"
+"""Optional: networks of the embedded kit that see where things are."""
 CONDITION = ("tokenizer", "text_encoder", "image_encoder")
 """What the encoder is aligned with."""
 GENERATION = ("vae", "unet", "scheduler", MOTION, *CONDITION)

@@ -54,29 +54,34 @@ def list_surfaces(run: Run, out: Path, judged: Mapping[str, Markup]) -> list[dic
 
 
 def split_pictures(run: Run) -> tuple[list[str], list[str]]:
-    """File names of the flat maps to show, and of the other pictures."""
+    """File names of the flat maps to show, occlusion first, and of the other pictures."""
     final = final_stage(run)
     names = [path.name for path in run.pictures]
-    first = [name for name in names if name.startswith(f"flat_attention_{final}_") or name.startswith("flat_occlusion")]
+    kinds = ("flat_occlusion", f"flat_attention_{final}_")
+    first = [name for kind in kinds for name in names if name.startswith(kind)]
     return first, [name for name in names if name not in first]
 
 
 def warn_of_maps(run: Run) -> dict[str, Markup]:
-    """A sentence for every map no better than an untrained network's."""
+    """A sentence for every map that is no better than chance or than an untrained network's."""
     truth, place = run.explain.get("truth", {}), Source("explain/truth.json")
     found: dict[str, list[Markup]] = {}
-    for key, words, _ in MEASURES_OF_MAPS:
+    for key, words, chance in MEASURES_OF_MAPS:
         for name, value in _values(truth.get(key)).items():
             kind, _, rest = name.partition("_")
             alike = f"attention_{rest.partition('_')[2]}" if kind == "attention" else name
             others = truth.get(f"{key}_untrained", {}).get(alike, [])
-            best = max((other for other in others if other is not None), default=None)
-            if best is not None and value <= best:
-                own = cite(value, place.at(key, name))
+            best = max((other for other in others if other is not None), default=chance)
+            own = cite(value, place.at(key, name))
+            if value <= best and best in others:
                 other = cite(best, place.at(f"{key}_untrained", alike, others.index(best)))
                 part = Markup("{} {}, an untrained network’s {}").format(words, own, other)
-                found.setdefault(name, []).append(part)
-    start = Markup("Not above untrained networks in finding the voxels that carry signal: ")
+            elif value <= chance:
+                part = Markup("{} {}, by chance {}").format(words, own, chance)
+            else:
+                continue
+            found.setdefault(name, []).append(part)
+    start = Markup("No better than chance or untrained networks in finding the voxels that carry signal: ")
     return {name: start + Markup("; ").join(parts) + "." for name, parts in found.items()}
 
 

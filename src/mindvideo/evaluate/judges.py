@@ -1,7 +1,8 @@
 """Judges of a kit's generator: two small convolutional networks, trained on other films from other seeds.
 
 The kit's own classifiers help to train its generator, so their word on its clips is not independent. These read thing,
-colour, place, column and row from a picture, and thing, motion, column and row from a film.
+colour, place, column and row from a picture, and thing, motion, column and row from a film. They are the kit's part
+``judges``; where a reconstruction shows its thing is read by them too.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.functional import interpolate
 
 from mindvideo.simulate.scenes import COLOURS, COLUMNS, MOTIONS, PLACES, ROWS, THINGS
 
 NAMES = {"thing": THINGS, "colour": COLOURS, "place": PLACES, "motion": MOTIONS, "column": COLUMNS, "row": ROWS}
+SIZE = 64
+"""Height and width in pixels that they were trained at; others are resized."""
 SEES = {"image": ("thing", "colour", "place", "column", "row"), "video": ("thing", "motion", "column", "row")}
 
 
@@ -62,10 +66,14 @@ def load_judge(kind: str, folder: Path) -> Judge:
 
 @torch.inference_mode()
 def judge_clips(judge: Judge, clips: np.ndarray) -> dict[str, np.ndarray]:
-    """The likeliest values in `NAMES`, (N, F) of pictures or (N,) of films, in clips (N, F, 64, 64, 3)."""
+    """The likeliest values in `NAMES`, (N, F) of pictures or (N,) of films, in clips (N, F, H, W, 3) uint8."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in SEES[judge.kind]}
     for start in range(0, len(clips), 32):
         part = torch.from_numpy(clips[start : start + 32]).float().movedim(-1, -3) / 127.5 - 1
+        if part.shape[-2:] != (SIZE, SIZE):
+            part = interpolate(part.flatten(0, 1), (SIZE, SIZE), mode="bilinear", antialias=True).unflatten(
+                0, part.shape[:2]
+            )
         given = part.flatten(0, 1).unsqueeze(1) if judge.kind == "image" else part
         for name, logits in judge(given).items():
             best = logits.argmax(1).numpy()
