@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mindvideo.data.store import Store
-from mindvideo.data.windows import Windows
+from mindvideo.data.windows import Windows, spread_evenly
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.study import Study
@@ -66,7 +66,7 @@ def main() -> None:
     inputs, targets = read_inputs(arguments.run)
     rows = []
     for n in [size for size in SIZES if size < len(targets["train"])] + [len(targets["train"])]:
-        chosen = np.linspace(0, len(targets["train"]) - 1, n).round().astype(int)
+        chosen = spread_evenly(len(targets["train"]), n)
         row: dict[str, float] = {"windows": n}
         for name, parts in inputs.items():
             decoder = fit_linear_decoder(parts["train"][chosen], targets["train"][chosen])

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def one_line(error: object, most: int = 200) -> str:
+    """The words of another library's error on one line, cut short."""
+    return " ".join(str(error).split())[:most]
+
+
 class MindVideoError(Exception):
     """Base of every error a user can cause; the command line prints it as one sentence and exits with 1."""
 

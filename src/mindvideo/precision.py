@@ -9,8 +9,8 @@ import torch
 
 from mindvideo import distributed
 from mindvideo.config import Precision, Recipe
-from mindvideo.data.disk import write_text
 from mindvideo.errors import DataError
+from mindvideo.files import write_text
 
 Chosen = Literal["fp32", "bf16"]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mindvideo.config import Data, Recipe
 from mindvideo.data.captions import Captioning
-from mindvideo.data.disk import write_text
 from mindvideo.data.groups import is_complete
 from mindvideo.data.pool import Pool, local_workers, open_pool
 from mindvideo.data.preparation import refuse_others
@@ -15,6 +14,7 @@ from mindvideo.data.readers import prepare
 from mindvideo.data.readers.hcp import prepare_hcp
 from mindvideo.data.store import Store, store_paths
 from mindvideo.errors import SettingError
+from mindvideo.files import write_text
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress, StageContext
 

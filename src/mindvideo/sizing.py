@@ -17,6 +17,7 @@ from mindvideo.config import Data, Optimise, Recipe
 from mindvideo.data.groups import is_complete
 from mindvideo.data.readers.parcels import read_labels
 from mindvideo.data.store import Store, parcel_vertices, store_paths
+from mindvideo.data.windows import spread_evenly
 from mindvideo.errors import DataError, ModelError
 from mindvideo.models.encoders import encoder_arguments, encoder_class, new_masked_brain
 from mindvideo.models.foundation import embedded_kit
@@ -122,8 +123,8 @@ def _assumed_layout(data: Data, n_voxels: int, notes: list[str]) -> VoxelLayout:
             notes.append(f"assumed: {USUAL_PARCELS} parcels; known from their labels")
         return VoxelLayout(len(names), None, parcel_vertices(names), 1 + np.arange(len(names)), names)
     vertex = parse_areas(data.areas)
-    vertex = vertex[np.linspace(0, len(vertex) - 1, n_voxels).round().astype(int)]
-    return VoxelLayout(n_voxels, None, vertex, area_labels()[vertex])
+    vertex = vertex[spread_evenly(len(vertex), n_voxels)]
+    return VoxelLayout(len(vertex), None, vertex, area_labels()[vertex])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import zarr
 from mindvideo.artefacts import read_note
 from mindvideo.config import Recipe
 from mindvideo.data.store import person_folders
+from mindvideo.data.windows import spread_evenly
 from mindvideo.errors import SettingError
 from mindvideo.stages import Progress, Stage
 
@@ -61,9 +62,9 @@ class Tracker:
             first = person_folders(self._data, run_dir / "reconstruct")[0]
             clips = zarr.open_group(first / "clips.zarr", mode="r")
             truth, made = (np.asarray(clips[name]) for name in ("truth", "reconstruction"))
-            chosen = np.linspace(0, len(truth) - 1, min(SAMPLES, len(truth))).round().astype(int)
             strips = [
-                np.concatenate([np.concatenate(each[index], axis=1) for each in (truth, made)]) for index in chosen
+                np.concatenate([np.concatenate(each[index], axis=1) for each in (truth, made)])
+                for index in spread_evenly(len(truth), SAMPLES)
             ]
             layout = {"dataformats": "NHWC"} if self._tracker.name == "tensorboard" else {}
             self._tracker.log_images(

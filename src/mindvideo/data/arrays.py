@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mindvideo.config import Data
-from mindvideo.errors import DataError
+from mindvideo.errors import DataError, one_line
 from mindvideo.files import require_content, walk_files
 
 _BLOCK_SCANS = 16
@@ -31,9 +31,8 @@ def read_npy(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged header raises nearly anything
-        reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"expected an intact npy file of plain numbers or strings at {path}, found something else ({reason}); "
+            f"expected an intact npy file of plain numbers or strings at {path}, found something else ({one_line(error)}); "
             "pickled objects are not read, save them as a plain array"
         ) from error
     if not isinstance(array, np.ndarray):
@@ -63,10 +62,9 @@ def read_pt(path: Path) -> Any:
         with torch.serialization.safe_globals(_plain_types()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged or hostile file raises nearly anything
-        reason = " ".join(str(error).split())[:160]
         raise DataError(
             f"expected a torch file of plain tensors or strings at {path}, found damage or other objects, which are "
-            f"never executed ({reason}); download it again or save it as plain tensors"
+            f"never executed ({one_line(error)}); download it again or save it as plain tensors"
         ) from error
 
 

@@ -11,7 +11,7 @@ import zarr
 
 from mindvideo.data.disk import flush_folder
 from mindvideo.data.intact import as_damage, record_content
-from mindvideo.errors import DataError
+from mindvideo.errors import DataError, one_line
 
 VERSION = 1
 """Of both kinds."""
@@ -34,8 +34,9 @@ def open_group(path: Path, kind: Kind) -> zarr.Group:
     try:
         group = zarr.open_group(path, mode="r")
     except Exception as error:  # damaged metadata raise nearly anything
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"expected a {kind.what} at {path}, found another kind of folder ({reason})") from error
+        raise DataError(
+            f"expected a {kind.what} at {path}, found another kind of folder ({one_line(error)})"
+        ) from error
     if group.attrs.get("format") != kind.mark:
         raise DataError(
             f"expected a {kind.what} at {path}, found another zarr group; give the folder that {kind.command} wrote"

@@ -13,7 +13,7 @@ import numpy as np
 
 from mindvideo.data.series import SeriesFile
 from mindvideo.data.voxels import find_silent
-from mindvideo.errors import DataError, MindVideoError, SettingError
+from mindvideo.errors import DataError, MindVideoError, SettingError, one_line
 
 NPZ_TR_S = 0.72
 
@@ -84,8 +84,9 @@ def read_npz_windows(path: Path, areas: Sequence[str], window_s: float) -> np.nd
     except MindVideoError:
         raise
     except Exception as error:  # damage raises nearly anything
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: expected a whole npz of arrays (time, voxels), found damage ({reason})") from error
+        raise DataError(
+            f"{path}: expected a whole npz of arrays (time, voxels), found damage ({one_line(error)})"
+        ) from error
     return _standardise(np.concatenate(averaged, axis=1), path)
 
 

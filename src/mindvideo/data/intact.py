@@ -17,8 +17,8 @@ from pydantic import BaseModel, Field, FiniteFloat
 
 from mindvideo.artefacts import is_intact, read_note, record_files
 from mindvideo.atlas import N_CORTEX
-from mindvideo.data.disk import write_text
-from mindvideo.errors import DataError, MindVideoError
+from mindvideo.errors import DataError, MindVideoError, one_line
+from mindvideo.files import write_text
 
 RECORD = "files.json"
 """Size and digest of every other file of a complete folder."""
@@ -44,7 +44,7 @@ def as_damage(path: Path, what: str) -> Iterator[None]:
     except MindVideoError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise DataError(f"expected an intact {what} at {path}, found damage ({reason}); run prepare again") from error
 
 
@@ -90,7 +90,7 @@ def refuse_damaged_segments(path: Path, group: zarr.Group) -> None:
 
 
 def _refuse(path: Path, expected: str, found: str) -> NoReturn:
-    raise DataError(f"expected {expected} in {path}, found {' '.join(found.split())[:200]}; run prepare again")
+    raise DataError(f"expected {expected} in {path}, found {one_line(found)}; run prepare again")
 
 
 class _Step(BaseModel):

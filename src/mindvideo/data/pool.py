@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from mindvideo.cost import count_cores
-from mindvideo.errors import DataError, SettingError
+from mindvideo.errors import DataError, SettingError, one_line
 
 MOST_WORKERS = 4
 CONNECT_S = 10
@@ -92,7 +92,7 @@ def _cluster(address: str) -> Iterator[Pool]:
     try:
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise DataError(
             f"expected a dask scheduler at {address}, found none that answers ({reason}); start one with 'dask "
             "scheduler' and give its address, or leave --scheduler out"

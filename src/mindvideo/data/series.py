@@ -23,7 +23,7 @@ from nibabel import cifti2
 
 from mindvideo.atlas import N_SURFACE, surface_vertex_index
 from mindvideo.data.cifti import LEFT, RIGHT
-from mindvideo.errors import DataError
+from mindvideo.errors import DataError, one_line
 from mindvideo.files import hash_file, require_content
 
 BLOCK_ROWS = 1024
@@ -181,7 +181,7 @@ def _as_data_error(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         if "found version 1" in reason:
             raise DataError(
                 f"{path}: expected CIFTI-2, found CIFTI-1; convert it: "

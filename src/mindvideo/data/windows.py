@@ -22,6 +22,11 @@ _READ = 32
 """Windows read at once where all of them are averaged."""
 
 
+def spread_evenly(n: int, most: int) -> np.ndarray:
+    """Indices, ascending int64, of at most so many of ``n`` things, from the first to the last."""
+    return np.linspace(0, n - 1, min(n, most)).round().astype(np.int64)
+
+
 def stack_people(scans: Sequence[np.ndarray]) -> np.ndarray:
     """Scans (n, V) of several people below one another, padded with zeros: (N, most V)."""
     if len(scans) == 1:

@@ -11,9 +11,9 @@ import torch
 
 from mindvideo.atlas import YEO17_NAMES, yeo17_labels
 from mindvideo.config import Recipe
-from mindvideo.data.disk import beside, disk_errors
+from mindvideo.data.disk import disk_errors
 from mindvideo.data.store import Store, listed, open_stores, person_folders
-from mindvideo.data.windows import Windows
+from mindvideo.data.windows import Windows, spread_evenly
 from mindvideo.errors import ModelError
 from mindvideo.explain import attention, occlusion
 from mindvideo.explain.recovery import (
@@ -26,7 +26,7 @@ from mindvideo.explain.recovery import (
     untrained_like,
 )
 from mindvideo.explain.surfaces import draw_flat_map, draw_inflated, draw_networks, write_interactive
-from mindvideo.files import write_json
+from mindvideo.files import beside, write_json
 from mindvideo.models.encoders import load_encoder, load_masked_brain
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.interfaces import Encoder, of_person
@@ -65,11 +65,6 @@ def make_targets(foundation: Foundation, windows: Windows, index: np.ndarray) ->
     frames = windows.frames(index)
     image = foundation.encode_image(frames[:, frames.shape[1] // 2])
     return occlusion.Targets(*(part.float().cpu().numpy() for part in (pooled, image, tokens)))
-
-
-def choose_evenly(n: int, wanted: int) -> np.ndarray:
-    """At most ``wanted`` of n windows, evenly spread."""
-    return np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(int))
 
 
 def attention_by_layer(encoder: Encoder, fmri: np.ndarray) -> dict[str, np.ndarray]:
@@ -206,7 +201,7 @@ def explain_person(
             f"{encoder.config.condition_width} in the encoder of {final}; use the foundation it was aligned to"
         )
     windows = Windows(store, "test", encoder.config.window)
-    index = choose_evenly(len(windows), recipe.explain.max_windows)
+    index = spread_evenly(len(windows), recipe.explain.max_windows)
     fmri = windows.fmri(index)
     if not store.has_areas:
         _write_files(folder, {"temporal": temporal_weights(encoders, fmri, store)})
@@ -238,7 +233,7 @@ def explain_person(
     for stage, by_layer in layers.items():
         voxel_maps |= {f"attention_{stage}_{layer}": values * store.n_voxels for layer, values in by_layer.items()}
         shares[stage] = {layer: _shares(values, store, areas) for layer, values in by_layer.items()}
-    few = choose_evenly(len(index), MAP_WINDOWS)
+    few = spread_evenly(len(index), MAP_WINDOWS)
     few_targets = occlusion.Targets(targets.text[few], targets.image[few], targets.tokens[few])
     for measure, values in occlusion_map(encoder, fmri[few], few_targets, advance).items():
         voxel_maps[f"occlusion_{measure}"] = values

@@ -17,8 +17,8 @@ from nilearn.plotting import view_surf
 from nilearn.surface import InMemoryMesh, PolyMesh, SurfaceImage
 
 from mindvideo.atlas import N_CORTEX, N_SURFACE, Hemisphere, area_of, surface, surface_vertex_index
-from mindvideo.data.disk import beside, write_text
 from mindvideo.errors import DataError
+from mindvideo.files import beside, write_text
 
 View = Literal["flat", "lateral", "medial"]
 

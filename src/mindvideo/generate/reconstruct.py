@@ -21,10 +21,11 @@ from mindvideo import distributed
 from mindvideo.artefacts import record_files
 from mindvideo.clip_sets import WITHOUT_BRAIN
 from mindvideo.config import Recipe, as_sampled
-from mindvideo.data.disk import beside, beside_folder, disk_errors, write_text
+from mindvideo.data.disk import beside_folder, disk_errors
 from mindvideo.data.store import Store, open_stores, person_folders
-from mindvideo.data.windows import Windows
+from mindvideo.data.windows import Windows, spread_evenly
 from mindvideo.errors import ModelError
+from mindvideo.files import beside, write_text
 from mindvideo.generate.clips import ClipMaker, split_batches
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.recording import write_recorded
@@ -223,8 +224,7 @@ def fill_clips(
 
 def write_preview(path: Path, truth: Any, reconstruction: Any, n_columns: int = 8, height: int = 96) -> None:
     """Write a sheet of middle frames, truth above reconstruction, of evenly spread windows."""
-    n = truth.shape[0]
-    shown = np.unique(np.linspace(0, n - 1, min(n, 2 * n_columns)).round().astype(int))
+    shown = spread_evenly(truth.shape[0], 2 * n_columns)
     rows = np.array_split(shown, 2 if len(shown) > n_columns else 1)
     bands = []
     for row in rows:

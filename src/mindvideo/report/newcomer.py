@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mindvideo.data.disk import write_text
+from mindvideo.files import write_text
 from mindvideo.report.cells import Cell, Row, cite_difference, cite_value
 from mindvideo.report.page import render
 from mindvideo.report.plots import Curve, draw_curves

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from mindvideo.data.disk import write_text
 from mindvideo.data.store import SPLITS, Store
 from mindvideo.data.windows import near_duplicates
 from mindvideo.errors import DataError
 from mindvideo.explain.surfaces import draw_flat_map, save_figure
+from mindvideo.files import write_text
 from mindvideo.report.page import render
 
 Sections = dict[str, dict[str, str]]

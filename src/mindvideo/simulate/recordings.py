@@ -21,10 +21,11 @@ import numpy as np
 from mindvideo import atlas
 from mindvideo.config import Simulate
 from mindvideo.data.cifti import SUBCORTEX, write_cortex
-from mindvideo.data.disk import disk_errors, write_text
+from mindvideo.data.disk import disk_errors
 from mindvideo.data.pool import local_workers
 from mindvideo.data.video import write_video
 from mindvideo.errors import DataError, SettingError
+from mindvideo.files import write_text
 from mindvideo.simulate.draws import Draw, draw_from
 from mindvideo.simulate.film_features import film_features
 from mindvideo.simulate.pretraining import simulate_pretraining

@@ -23,10 +23,10 @@ import zarr
 from mindvideo import distributed
 from mindvideo.artefacts import is_intact, read_note, record_files
 from mindvideo.config import Recipe
-from mindvideo.data.disk import write_text
 from mindvideo.data.store import Store, listed
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, ModelError
+from mindvideo.files import write_text
 from mindvideo.models.foundation import Foundation
 from mindvideo.train.augmentation import CROP_SIDE, augment_captions, random_crops
 from mindvideo.train.stage import stage_seed

@@ -16,8 +16,8 @@ import torch
 
 from mindvideo.artefacts import is_intact, read_note, record_files
 from mindvideo.config import Align
-from mindvideo.data.disk import write_text
 from mindvideo.errors import TrainingError
+from mindvideo.files import write_text
 from mindvideo.train.augmentation import Mixture
 from mindvideo.train.features import store_identity
 from mindvideo.train.loop import Batch

@@ -24,7 +24,7 @@ from mindvideo.data.segments import Source
 from mindvideo.data.showings import Recording
 from mindvideo.data.shown_films import EventSettings, leave_out, source_of_events
 from mindvideo.data.store import listed, natural_key, parcel_vertices
-from mindvideo.errors import DataError, SettingError
+from mindvideo.errors import DataError, SettingError, one_line
 from mindvideo.files import require_content
 
 _H5 = (".h5", ".hdf5")
@@ -158,8 +158,9 @@ def open_array(path: Path, dataset: str | None = None) -> Iterator[Any]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"expected an intact HDF5 file at {path}, found damage ({reason}); copy it again") from error
+        raise DataError(
+            f"expected an intact HDF5 file at {path}, found damage ({one_line(error)}); copy it again"
+        ) from error
     with file:
         found: list[str] = []
         file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
