@@ -16,7 +16,7 @@ from test_cifti import _axis, _save
 from mindvideo.atlas import N_CORTEX
 from mindvideo.data import series
 from mindvideo.data.cifti import SUBCORTEX, write_cortex
-from mindvideo.data.measuring import RunTask, SegmentTask, measure_segment, standardise_run
+from mindvideo.data.measuring import RunTask, measure_segment, standardise_run
 from mindvideo.data.segments import Run, Segment
 from mindvideo.data.series import SeriesFile, read_layout
 from mindvideo.errors import DataError
@@ -96,7 +96,7 @@ def test_full_width_equals_numpy_and_scipy(pair):
         Run(f"seg1_{number}", path, first) for number, (path, first) in enumerate(zip(pair, (1, 2), strict=True))
     )
     vertex = np.arange(N_CORTEX, dtype=np.int32)
-    measured = measure_segment(SegmentTask(Segment("seg1", "train", pair[0], 240, runs), vertex, vertex, True))
+    measured = measure_segment(Segment("seg1", "train", pair[0], 240, runs), vertex, vertex)
     assert measured.sha256 == tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in pair)
     some = np.random.default_rng(4).choice(N_CORTEX, 300, replace=False)
     expected = []

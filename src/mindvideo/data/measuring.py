@@ -34,16 +34,6 @@ _reading = threading.Lock()
 
 
 @dataclass(frozen=True)
-class SegmentTask:
-    """Check a segment's runs at the candidate vertices and, if ``is_measured``, how well they repeat."""
-
-    segment: Segment
-    vertex: np.ndarray
-    candidate: np.ndarray
-    is_measured: bool
-
-
-@dataclass(frozen=True)
 class SegmentMeasure:
     """What a segment's runs say.
 
@@ -77,46 +67,47 @@ def is_measured(segment: Segment) -> bool:
     return segment.split == "train" and len(segment.runs) >= 2 and segment.n_scans >= MIN_MEASURED_SCANS
 
 
-def measure_segment(task: SegmentTask) -> SegmentMeasure:
-    """Check and hash all runs of a segment, and correlate them if it is measured.
+def measure_segment(segment: Segment, vertex: np.ndarray, candidate: np.ndarray) -> SegmentMeasure:
+    """Check and hash a segment's runs at the candidate vertices, and correlate them if it `is_measured`.
 
     Raises
     ------
     DataError
         For damaged or changed files, values that are not finite, or copies of one file.
     """
-    runs = task.segment.runs
+    runs = segment.runs
     if any(run.read is not None for run in runs):
-        return _measure_given(task)
-    if task.is_measured:
-        groups = [[SeriesFile(run.path) for run in runs]]
-        if any(not np.array_equal(file.column, groups[0][0].column) for file in groups[0]):  # laid out in other orders
-            groups = [[SeriesFile(run.path, by_vertex=True) for run in runs]]
-    else:
-        groups = [[SeriesFile(run.path)] for run in runs]
-    first = [run.first for run in runs]
-    products = []
-    for files in groups:
-        products.append(_read_products(files, first[: len(files)], task))
-        first = first[len(files) :]
-    silent = np.concatenate([is_silent for _, is_silent in products])
+        return _measure_given(segment, vertex, candidate)
+    files, first = [_open(run, vertex) for run in runs], [run.first for run in runs]
     z = None
-    if task.is_measured:
-        gram = np.where(silent.any(axis=0), np.nan, products[0][0])
+    if is_measured(segment):
+        if any(not np.array_equal(file.column, files[0].column) for file in files):  # laid out in other orders
+            files = [SeriesFile(run.path, by_vertex=True) for run in runs]
+        gram, silent = _read_products(files, first, segment.n_scans, vertex, candidate)
+        gram[:, :, silent.any(axis=0)] = np.nan
         pairs = itertools.combinations(range(len(runs)), 2)
-        with _naming(task.segment.name):
+        with _naming(segment.name):
             z = np.mean([fisher_z(gram[i, j] / np.sqrt(gram[i, i] * gram[j, j])) for i, j in pairs], axis=0)
-    return SegmentMeasure(z, silent, tuple(file.sha256 for files in groups for file in files))
+    else:
+        alone = zip(files, first, strict=True)
+        parts = [_read_products([file], [at], segment.n_scans, vertex, candidate)[1] for file, at in alone]
+        silent = np.concatenate(parts)
+    return SegmentMeasure(z, silent, tuple(file.sha256 for file in files))
 
 
-def _read_products(files: list[SeriesFile], first: list[int], task: SegmentTask) -> tuple[np.ndarray, np.ndarray]:
+def _open(run: Run, vertex: np.ndarray) -> SeriesFile:
+    file = SeriesFile(run.path)
+    if not np.array_equal(file.header.vertex, vertex):
+        raise DataError(f"expected the vertices of the other files in {run.path}, found others; was it replaced?")
+    return file
+
+
+def _read_products(
+    files: list[SeriesFile], first: list[int], n_scans: int, vertex: np.ndarray, candidate: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Products of detrended runs at the candidates, float64 (R, R, N), and silence, bool (R, N)."""
-    for file in files:
-        if not np.array_equal(file.header.vertex, task.vertex):
-            raise DataError(f"expected the vertices of the other files in {file.path}, found others; was it replaced?")
-    n_scans, candidate = task.segment.n_scans, task.candidate
     basis = polynomial_basis(n_scans, POLYNOMIAL)
-    row = files[0].column[np.searchsorted(task.vertex, candidate)]
+    row = files[0].column[np.searchsorted(vertex, candidate)]
     place = np.argsort(row, kind="stable")
     row = row[place]
     gram = np.empty((len(files), len(files), len(candidate)))
@@ -138,17 +129,17 @@ def _read_products(files: list[SeriesFile], first: list[int], task: SegmentTask)
     return gram, silent
 
 
-def _measure_given(task: SegmentTask) -> SegmentMeasure:
+def _measure_given(segment: Segment, vertex: np.ndarray, candidate: np.ndarray) -> SegmentMeasure:
     """The same for runs that bring their own reader."""
     kept, silent = [], []
-    for run in task.segment.runs:
-        standardised = standardise_run(RunTask(run, task.segment.n_scans, task.vertex, task.candidate))
+    for run in segment.runs:
+        standardised = standardise_run(RunTask(run, segment.n_scans, vertex, candidate))
         silent.append(np.isnan(standardised).any(axis=0))
-        if task.is_measured:
+        if is_measured(segment):
             kept.append(standardised)
     z = None
-    if task.is_measured:
-        with _naming(task.segment.name):
+    if kept:
+        with _naming(segment.name):
             pairs = itertools.combinations(kept, 2)
             z = np.mean([fisher_z(repeat_correlation(a, b)) for a, b in pairs], axis=0)
     return SegmentMeasure(z, np.array(silent), ())
@@ -160,33 +151,21 @@ def standardise_run(task: RunTask) -> np.ndarray:
     if run.read is not None:
         with _reading:
             return run.read(task.vertex, task.wanted)
-    file = SeriesFile(run.path)
-    if not np.array_equal(file.header.vertex, task.vertex):
-        raise DataError(f"expected the vertices of the other files in {run.path}, found others; was it replaced?")
-    kept = file.take(task.wanted)[:, run.first : run.first + task.n_scans].T
+    kept = _open(run, task.vertex).take(task.wanted)[:, run.first : run.first + task.n_scans].T
     is_silent = find_silent(kept, run.path, task.wanted)
     with _naming(run.path):
         return detrend_and_standardise(np.where(is_silent, np.float32(0), kept), POLYNOMIAL)
 
 
-@dataclass(frozen=True)
-class FilmTask:
-    """Frames of a film at some times, float64 (T,), with the settings they are taken by."""
-
-    path: Path
-    times_s: np.ndarray
-    data: Data
+def take_film(segment: Segment, data: Data) -> FilmFrames:
+    """A segment's frames and shot changes."""
+    return read_film(segment.film, segment.times_s(data).ravel(), data.size, data.fit, data.cut_threshold)
 
 
-def take_film(task: FilmTask) -> FilmFrames:
-    """The frames and the shot changes of a film."""
-    return read_film(task.path, task.times_s, task.data.size, task.data.fit, task.data.cut_threshold)
-
-
-def check_film(task: FilmTask) -> str:
-    """Decode a film to its last needed frame; its SHA-256 (hex)."""
-    read_frames(task.path, task.times_s[-1:], task.data.size, task.data.fit)
-    return hash_file(task.path)
+def check_film(segment: Segment, data: Data) -> str:
+    """Decode a segment's film to its last needed frame; its SHA-256 (hex)."""
+    read_frames(segment.film, segment.times_s(data).ravel()[-1:], data.size, data.fit)
+    return hash_file(segment.film)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,7 @@ from mindvideo.data.copies import PROBES, find_copies, outline
 from mindvideo.data.groups import is_begun, open_group
 from mindvideo.data.measuring import (
     POLYNOMIAL,
-    FilmTask,
     RunTask,
-    SegmentTask,
     check_film,
     is_measured,
     measure_segment,
@@ -148,8 +147,8 @@ def _write_segments(
     )
     longest = max((times[item.name].size for item in pending), default=1)
     ahead = FRAME_BYTES // (longest * 3 * data.size**2) - 1  # one more is being written
-    tasks = (FilmTask(item.film, times[item.name].ravel(), data) for item in pending)
-    films = iter(()) if isinstance(captions, Store) else pool.map(take_film, tasks, max(0, ahead))
+    read = partial(take_film, data=data)
+    films = iter(()) if isinstance(captions, Store) else pool.map(read, pending, max(0, ahead))
     offset, missing = 0, {segment.name for segment in pending}
     for segment in source.segments:
         name, shape = segment.name, times[segment.name].shape
@@ -203,8 +202,7 @@ def _check_sources(
     _refuse_copies(source)
     voxels, hashes = measure_voxels(source, data, tick, pool)
     pending = source.segments if shown is None else ()
-    films = (FilmTask(segment.film, segment.times_s(data).ravel(), data) for segment in pending)
-    for segment, sha256 in zip(pending, pool.map(check_film, films), strict=True):
+    for segment, sha256 in zip(pending, pool.map(partial(check_film, data=data), pending), strict=True):
         hashes[segment.film] = sha256
         tick.add(2, what=f"checked {segment.film.name}")
     return voxels, _name_hashes(source, data, hashes, pool)
@@ -243,16 +241,15 @@ def measure_voxels(source: Source, data: Data, tick: Steps, pool: Pool) -> tuple
         For values that are not finite, silent vertices, copied files, or too few voxels.
     """
     candidate = source.candidates(data.areas)
-    tasks = (SegmentTask(segment, source.vertex, candidate, is_measured(segment)) for segment in source.segments)
+    measure = partial(measure_segment, vertex=source.vertex, candidate=candidate)
     scores: list[np.ndarray] = []
     hashes: dict[Path, str] = {}
     silent: dict[str, np.ndarray] = {}
-    for segment, measure in zip(source.segments, pool.map(measure_segment, tasks), strict=True):
-        if measure.z is not None:
-            scores.append(measure.z)
-        silent |= {str(run.path): own for run, own in zip(segment.runs, measure.silent, strict=True)}
-        if measure.sha256:  # none of runs that bring their own reader
-            hashes |= {run.path: sha256 for run, sha256 in zip(segment.runs, measure.sha256, strict=True)}
+    for segment, found in zip(source.segments, pool.map(measure, source.segments), strict=True):
+        if found.z is not None:
+            scores.append(found.z)
+        silent |= {str(run.path): own for run, own in zip(segment.runs, found.silent, strict=True)}
+        hashes |= dict(zip([run.path for run in segment.runs], found.sha256, strict=False))  # own readers: none
         for run in segment.runs:
             tick.add(2, what=f"checked {run.label}")
     is_silent = refuse_silence(
