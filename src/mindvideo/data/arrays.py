@@ -20,13 +20,7 @@ _BLOCK_SCANS = 16
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """An npy file, mapped into memory, never unpickled.
-
-    Raises
-    ------
-    DataError
-        For a missing or damaged file, or one of Python objects.
-    """
+    """An npy file, mapped into memory, never unpickled; DataError for damage or Python objects."""
     require_content(path, "an array")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -48,12 +42,7 @@ def read_npy(path: Path) -> np.ndarray:
 def read_pt(path: Path) -> Any:
     """Tensors, strings, lists and plain NumPy arrays of a torch file; nothing in it is executed.
 
-    Tensors of zip files are mapped into memory.
-
-    Raises
-    ------
-    DataError
-        For a missing or damaged file, or one with other objects.
+    Tensors of zip files are mapped into memory. DataError for damage or other objects.
     """
     import torch
 
@@ -77,24 +66,16 @@ def _plain_types() -> list[Any]:
 
 
 class _Folder:
-    """One subject of a published layout.
+    """One subject of a published layout."""
 
-    Its ``name``, the ``pattern`` of its file, what was ``done`` to the recordings, all ``files``, and n, F, V
-    and H = W.
-    """
-
-    name: ClassVar[str]
-    pattern: ClassVar[str]
     fmri_name: ClassVar[re.Pattern[str]]
-    done: ClassVar[tuple[str, ...]]
-    repeats_note: ClassVar[str]
     root: Path
-    files: tuple[Path, ...]
-    n_scans: int
-    num_frames: int
-    n_voxels: int
-    size: int
     _segments: dict[str, int]
+
+    def __init__(self, fmri_train: Path) -> None:
+        self._folder = fmri_train.parent
+        names = {split: fmri_train.name.replace("train", split) for split in ("train", "test")}
+        self._fmri_files = {split: fmri_train.with_name(name) for split, name in names.items()}
 
     @classmethod
     def find_subjects(cls, folder: Path) -> dict[int, Path]:
@@ -126,20 +107,19 @@ class MindVideoFolder(_Folder):
     repeats_note = "1: the publishers kept the average only"
 
     def __init__(self, fmri_train: Path, data: Data) -> None:
-        self._folder = fmri_train.parent
-        fmri = {split: fmri_train.with_name(fmri_train.name.replace("train", split)) for split in ("train", "test")}
-        video = {split: self._one(f"video_{split}_*_{data.fps}hz.npy") for split in fmri}
-        self._fmri = {split: read_npy(path) for split, path in fmri.items()}
+        super().__init__(fmri_train)
+        video = {split: self._one(f"video_{split}_*_{data.fps}hz.npy") for split in self._fmri_files}
+        self._fmri = {split: read_npy(path) for split, path in self._fmri_files.items()}
         self._video = {split: read_npy(path) for split, path in video.items()}
         self._text: dict[str, np.ndarray] = {}
-        files = [*fmri.values(), *video.values()]
+        files = [*self._fmri_files.values(), *video.values()]
         if data.captions == "published":
             text = {split: path.with_name(path.name.replace("video", "text", 1)) for split, path in video.items()}
             self._text = {split: read_npy(path) for split, path in text.items()}
             files += text.values()
         scenes = self._folder / f"test_seg_id_{data.fps}hz.npy"
         self._scenes = read_npy(scenes) if scenes.is_file() else None
-        self.files = (*files, scenes) if self._scenes is not None else tuple(files)
+        self.files: tuple[Path, ...] = (*files, scenes) if self._scenes is not None else tuple(files)
         self._check()
         shape = self._video["train"].shape
         self.n_scans, self.num_frames, self.size = shape[1], shape[2], shape[3]
@@ -222,22 +202,21 @@ class NeuroClipsFolder(_Folder):
     repeats_note = "the second axis of the published tensors"
 
     def __init__(self, fmri_train: Path, data: Data) -> None:
-        self._folder = fmri_train.parent
-        self.n_scans = data.own.segment_scans
-        fmri = {split: fmri_train.with_name(fmri_train.name.replace("train", split)) for split in ("train", "test")}
-        clips = {split: self._folder / f"GT_{split}_{data.fps}fps.pt" for split in fmri}
-        self._fmri = {split: self._tensor(path, 3) for split, path in fmri.items()}
+        super().__init__(fmri_train)
+        self.n_scans: int = data.own.segment_scans
+        clips = {split: self._folder / f"GT_{split}_{data.fps}fps.pt" for split in self._fmri_files}
+        self._fmri = {split: self._tensor(path, 3) for split, path in self._fmri_files.items()}
         self._clips = {split: self._tensor(path, 5) for split, path in clips.items()}
         self._text: dict[str, list[list[str]]] = {}
-        files = [*fmri.values(), *clips.values()]
+        files = [*self._fmri_files.values(), *clips.values()]
         shape = self._clips["train"].shape
         self.num_frames, self.size, self.n_voxels = shape[1], shape[3], self._fmri["train"].shape[2]
-        self._segments = {split: self._count(split) for split in fmri}
+        self._segments = {split: self._count(split) for split in clips}
         if data.captions == "published":
-            text = {split: self._folder / f"GT_{split}_caption.pt" for split in fmri}
+            text = {split: self._folder / f"GT_{split}_caption.pt" for split in clips}
             self._text = {split: self._captions(path, len(self._clips[split])) for split, path in text.items()}
             files += text.values()
-        self.files = tuple(files)
+        self.files: tuple[Path, ...] = tuple(files)
 
     def _tensor(self, path: Path, n_axes: int) -> Any:
         import torch

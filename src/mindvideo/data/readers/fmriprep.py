@@ -64,15 +64,7 @@ def settle(derivatives: Path, data: Data) -> Data:
 
 
 def discover(derivatives: Path, data: Data) -> Source:
-    """Find and match recordings, events and films of one subject, and check them from headers and tables alone.
-
-    Raises
-    ------
-    DataError
-        For anything missing or contradictory.
-    SettingError
-        Where no film can be told to be the test.
-    """
+    """Find and match recordings, events and films of one subject, and check them from headers and tables alone."""
     settings: Settings = data.own
     require_stimuli(data)
     subject, paths, remarks = _find_files(derivatives, data)

@@ -52,15 +52,7 @@ def settle(raw: Path, data: Data) -> Data:
 
 
 def discover(raw: Path, data: Data) -> Source:
-    """Find arrays, names and events, and check them from headers and tables alone.
-
-    Raises
-    ------
-    DataError
-        For anything missing or contradictory, axes in another order, or names that are not one a parcel.
-    SettingError
-        Where no film can be told to be the test.
-    """
+    """Find arrays, names and events, and check them from headers and tables alone."""
     settings: Settings = data.own
     if not raw.is_dir():
         raise DataError(f"expected a folder of arrays {_AXES} at {raw}, found none; give the one with *.npy or *.h5")
@@ -84,13 +76,7 @@ def discover(raw: Path, data: Data) -> Source:
 
 
 def read_labels(path: Path | None) -> tuple[str, ...]:
-    """Names of parcels: the column ``name`` or ``label`` of a table, or one a line.
-
-    Raises
-    ------
-    DataError
-        For a missing or empty file, a table without such a column, or a name that is there twice.
-    """
+    """Names of parcels: the column ``name`` or ``label`` of a table, or one a line; DataError unless each is named once."""
     if path is None:
         raise DataError("expected the names of the parcels, found none; give data.parcels.labels (--labels FILE)")
     lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
@@ -144,13 +130,7 @@ def _read_recording(path: Path, names: tuple[str, ...], data: Data) -> Recording
 
 @contextmanager
 def open_array(path: Path, dataset: str | None = None) -> Iterator[Any]:
-    """The array in a file, its values on disk until they are taken.
-
-    Raises
-    ------
-    DataError
-        For a missing or damaged file, or an h5 file without the data set, or with several where none is named.
-    """
+    """The array in a file, its values on disk until they are taken; of an h5 file the data set that is named, or its only one."""
     if path.suffix not in _H5:
         yield read_npy(path)
         return
@@ -185,13 +165,7 @@ class _ReadPerson:
     dataset: str | None
 
     def __call__(self, recording: Recording, vertex: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """The wanted parcels; one that is NaN throughout has no signal.
-
-        Raises
-        ------
-        DataError
-            For a person without any value, and for NaN or infinite values among others.
-        """
+        """The wanted parcels; one that is NaN throughout has no signal, NaN among other values is damage."""
         with open_array(recording.path, self.dataset) as array:
             if array.shape[1:] != (len(recording.volume_s), len(vertex)) or len(array) < self.subject:
                 raise DataError(f"expected {recording.path} as it was a moment ago, found other axes; was it replaced?")

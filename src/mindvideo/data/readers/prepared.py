@@ -14,15 +14,7 @@ from mindvideo.errors import SettingError
 
 
 def discover(raw: Path, data: Data) -> Store:
-    """The store, complete and of the frame size, rate and TR that the settings state.
-
-    Raises
-    ------
-    DataError
-        If there is no complete store.
-    SettingError
-        If the settings state another size, rate, TR or lag.
-    """
+    """The store, complete and of the frame size, rate, TR and lag that the settings state."""
     store = Store.open(raw)
     stated = [name for name in ("tr_s", "lag_s", "fps", "size") if getattr(data, name) or name == "lag_s"]
     other = [name for name in stated if getattr(store, name) != getattr(data, name)]

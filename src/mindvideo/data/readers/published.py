@@ -51,13 +51,7 @@ _LAYOUTS: tuple[type[MindVideoFolder] | type[NeuroClipsFolder], ...] = (MindVide
 
 
 def discover(folder: Path, data: Data) -> PublishedFolder:
-    """Recognise a folder by what is in it.
-
-    Raises
-    ------
-    DataError
-        If it is missing, holds neither layout or both, lacks the subject or a file, or arrays contradict one another.
-    """
+    """Recognise a folder by what is in it, and check that its arrays fit together."""
     if not folder.is_dir():
         raise DataError(f"expected published arrays in {folder}, found no folder; give the one that was downloaded")
     subjects = {layout: layout.find_subjects(folder) for layout in _LAYOUTS}

@@ -57,15 +57,7 @@ class _Layout:
 
 
 def discover(raw: Path, data: Data) -> Source:
-    """Find, match and check films and recordings of one subject, from headers alone.
-
-    Raises
-    ------
-    DataError
-        For a missing folder, film or run, another number of volumes, another TR, other vertices than in the first file.
-    SettingError
-        For an exclusion that cannot be read, or settings no film can follow.
-    """
+    """Find, match and check films and recordings of one subject, from headers alone."""
     layout = _find_layout(raw, data)
     _check_pairs(raw, data, layout)
     _check_runs(raw, data, layout)
