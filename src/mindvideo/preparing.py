@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from mindvideo.config import Data, Recipe
@@ -13,23 +12,13 @@ from mindvideo.data.preparation import refuse_others
 from mindvideo.data.readers import prepare
 from mindvideo.data.readers.hcp import prepare_hcp
 from mindvideo.data.store import Store, store_paths
-from mindvideo.errors import SettingError
-from mindvideo.files import write_text
+from mindvideo.files import write_json
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress, StageContext
 
 TRUE_CAPTIONS = Path("truth") / "captions.json"
 SIMULATED = Path("truth") / "settings.json"
 """What ``simulate`` leaves beside its recordings."""
-
-
-def recordings_of(recipe: Recipe, run_dir: Path) -> Path:
-    """Folder with the recordings: the recipe's, or the simulated one."""
-    if recipe.simulate is not None:
-        return run_dir / "simulate"
-    if recipe.data.raw is None:
-        raise SettingError("expected the folder of the recordings, found none; give --set data.raw=FOLDER")
-    return recipe.data.raw
 
 
 def each_person(recipe: Recipe) -> list[Recipe]:
@@ -54,20 +43,22 @@ def run(context: StageContext) -> None:
     """
     recipe, run_dir, folder, progress = context
     segments, remarks, films = folder / "hcp.zarr", [], None
+    simulated = run_dir / "simulate" if recipe.simulate is not None else None
     for one, path in zip(each_person(recipe), store_paths(recipe.data, folder), strict=True):
         if not is_complete(path):
             with open_pool(local_workers()) as pool:  # its captions outlive it: other voxels, the same frames
-                raw, cache = recordings_of(one, run_dir), run_dir / "captions.jsonl"
-                prepare_recordings(one, raw, path, pool, progress, cache, films)
+                raw = simulated or one.data.raw
+                assert raw is not None
+                prepare_recordings(one, raw, path, pool, progress, run_dir / "captions.jsonl", films)
         store = Store.open(path)
         films = films or store
         theirs = store.shown()
         refuse_others(films, store.subject, [name for name, what in films.shown().items() if theirs.get(name) != what])
         remarks += [f"{store.subject}: {line}" if recipe.data.subjects else line for line in store.remarks]
-    hcp = recordings_of(recipe, run_dir) / "hcp" if recipe.simulate is not None else recipe.data.hcp
+    hcp = simulated / "hcp" if simulated is not None else recipe.data.hcp
     if hcp is not None and not is_complete(segments):
         remarks += prepare_people(recipe, hcp, segments, progress)
-    write_text(folder / "remarks.json", json.dumps({"lines": remarks}, indent=1))
+    write_json(folder / "remarks.json", {"lines": remarks})
 
 
 def prepare_recordings(

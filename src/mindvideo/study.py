@@ -31,7 +31,6 @@ from mindvideo.files import digest_file, list_files, unless_copied, write_text
 from mindvideo.keys import Key, as_digest
 from mindvideo.precision import settled_precision
 from mindvideo.preflight import refusals
-from mindvideo.preparing import recordings_of
 from mindvideo.stages import STAGES, STORE, UNFINISHED, Progress, Stage, StageContext
 from mindvideo.tracking import Tracker
 
@@ -119,7 +118,7 @@ class Study:
         if data.captions not in CAPTION_SOURCES:
             yield "data.captions", Path(data.captions)
         if self.recipe.simulate is None:
-            yield "data.raw", recordings_of(self.recipe, self.run_dir)
+            yield "data.raw", data.raw
             yield "data.hcp", data.hcp
         yield from ((f"data.{data.source}.{name}", value) for name, value in data.own if isinstance(value, Path))
 
@@ -313,11 +312,8 @@ class Study:
             with nullcontext() if stage.parallel else distributed.alone():
                 self._carry_out(stage, progress, say)
         elif stage.parallel:
-            import_module(stage.module).run(self._context(stage, None))
+            import_module(stage.module).run(StageContext(self.recipe, self.run_dir, self._unfinished(stage.name)))
         distributed.barrier()
-
-    def _context(self, stage: Stage, progress: Progress | None) -> StageContext:
-        return StageContext(self.recipe, self.run_dir, self._unfinished(stage.name), progress)
 
     def _begin(self, stage: Stage) -> None:
         """See that what the stage reads is whole, clear what another recipe left unfinished, and note what is to be made."""
@@ -336,7 +332,7 @@ class Study:
             progress = self._tracker.watch(stage, progress)
         try:
             with measure_cost() as cost:
-                import_module(stage.module).run(self._context(stage, progress))
+                import_module(stage.module).run(StageContext(self.recipe, self.run_dir, folder, progress))
         except (OSError, SafetensorError) as error:
             if not is_full(error):
                 raise
@@ -378,6 +374,3 @@ class Study:
         say(f"{name}: done in {seconds:.0f} s, peak memory {peak / 2**30:.1f} GiB")
         for line in read_note(self.run_dir / name / "remarks.json").get("lines", []):
             say(f"{name}: {line}")
-
-
-__all__ = ["STAGES", "Stage", "Study"]

@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
+from scipy.stats import rankdata
 
 from mindvideo import atlas
 
@@ -42,20 +43,9 @@ class Sheet:
         return self._unit_average @ white
 
     def fields(self, rng: np.random.Generator, count: int, steps: int) -> np.ndarray:
-        """Smooth random fields over the sheet.
+        """Independent random fields, float32 (n, count), smooth by ``steps`` rounds of averaging with the neighbours.
 
-        Parameters
-        ----------
-        rng : numpy Generator
-        count : int
-            Number of independent fields.
-        steps : int
-            Rounds of averaging with the neighbours; 0 gives white noise.
-
-        Returns
-        -------
-        ndarray, float32 (n, count)
-            Each field has mean 0 and standard deviation 1 over the vertices.
+        Each has mean 0 and standard deviation 1 over the vertices.
         """
         field = rng.standard_normal((self.average.shape[0], count), dtype=np.float32)
         for _ in range(steps):
@@ -65,22 +55,10 @@ class Sheet:
 
 
 def warp(rng: np.random.Generator, vertex: np.ndarray, size_mm: float) -> np.ndarray:
-    """Shift every vertex along the cortex, neighbours alike; the vertex found at each new place.
+    """Shift every vertex along the cortex, neighbours alike; the row of ``vertex`` found at each new place, int (n,).
 
-    The shifts are smooth random fields over the whole cortex, tangent to the sphere.
-
-    Parameters
-    ----------
-    rng : numpy Generator
-    vertex : ndarray, int (n,)
-        Cortical positions, ascending.
-    size_mm : float
-        Root mean square of the shift on the sphere.
-
-    Returns
-    -------
-    ndarray, int (n,)
-        Rows of ``vertex``, in the same hemisphere.
+    The shifts are smooth random fields over the whole cortex, tangent to the sphere; ``size_mm`` is their root mean
+    square. No vertex changes its hemisphere.
     """
     sphere = atlas.cortical_coordinates("sphere").astype(float)
     outwards = sphere / np.linalg.norm(sphere, axis=1, keepdims=True)
@@ -100,9 +78,7 @@ def _whole_cortex() -> Sheet:
 
 
 def _rank(values: np.ndarray) -> np.ndarray:
-    ranks = np.empty(len(values))
-    ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
-    return (ranks + 0.5) / len(values)
+    return (rankdata(values, "ordinal") - 0.5) / len(values)
 
 
 def _distance(from_vertex: np.ndarray, to_areas: tuple[str, ...], side: str) -> np.ndarray:
@@ -162,6 +138,4 @@ def retinotopy() -> tuple[np.ndarray, np.ndarray]:
             x = radius * np.cos(angle) * (1 if side == "L" else -1)
             position[members] = np.stack([x, radius * np.sin(angle)], axis=1).clip(-0.97, 0.97)
             eccentricity[members] = radius
-    position.setflags(write=False)
-    eccentricity.setflags(write=False)
     return position, eccentricity

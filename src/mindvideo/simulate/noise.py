@@ -28,19 +28,9 @@ BODY_HZ = 10.0
 
 
 def autoregress(white: np.ndarray, tr_s: float, time_s: float) -> np.ndarray:
-    """First-order autoregressive noise along the first axis.
+    """First-order autoregressive noise of independent standard normal numbers, float32 (T, m) each.
 
-    Parameters
-    ----------
-    white : ndarray, float32 (T, m)
-        Independent standard normal numbers.
-    tr_s, time_s : float
-        Sampling interval and time constant; neighbouring volumes correlate by exp(-tr_s / time_s).
-
-    Returns
-    -------
-    ndarray, float32 (T, m)
-        Unit variance from the first volume on.
+    Neighbouring volumes correlate by exp(-tr_s / time_s); the variance is 1 from the first volume on.
     """
     phi = np.exp(-tr_s / time_s)
     innovation = white * np.float32(np.sqrt(1 - phi**2))
@@ -48,7 +38,7 @@ def autoregress(white: np.ndarray, tr_s: float, time_s: float) -> np.ndarray:
     return lfilter(np.ones(1, np.float32), np.array([1, -phi], np.float32), innovation, axis=0).astype(np.float32)
 
 
-def network_loadings(sheet: Sheet, vertex: np.ndarray, rng: np.random.Generator, n_maps: int = 8) -> np.ndarray:
+def network_loadings(sheet: Sheet, vertex: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Weights of shared fluctuations, float32 (networks, n), columns of unit length.
 
     Soft Yeo-17 networks plus a few smooth random maps.
@@ -57,7 +47,7 @@ def network_loadings(sheet: Sheet, vertex: np.ndarray, rng: np.random.Generator,
     soft = (labels[:, None] == np.arange(1, 18)[None]).astype(np.float32)
     for _ in range(4):
         soft = sheet.average @ soft
-    loadings = np.concatenate([soft, 0.35 * sheet.fields(rng, n_maps, 12)], axis=1)
+    loadings = np.concatenate([soft, 0.35 * sheet.fields(rng, 8, 12)], axis=1)
     length = np.linalg.norm(loadings, axis=1, keepdims=True)
     return np.ascontiguousarray((loadings / np.maximum(length, 1e-6)).T.astype(np.float32))
 

@@ -7,11 +7,11 @@ files are kept; a file appears only when complete.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import groupby, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mindvideo.data.disk import disk_errors
 from mindvideo.data.pool import local_workers
 from mindvideo.data.video import write_video
 from mindvideo.errors import DataError, SettingError
-from mindvideo.files import write_text
+from mindvideo.files import beside, write_text
 from mindvideo.simulate.draws import Draw, draw_from
 from mindvideo.simulate.film_features import film_features
 from mindvideo.simulate.pretraining import simulate_pretraining
@@ -104,13 +104,15 @@ def list_segments(settings: Simulate) -> list[Segment]:
         raise SettingError(
             f"expected simulate.segment_s as a multiple of the TR ({TR_S:g} s), found {settings.segment_s:g}; round it"
         )
-    train = [
-        Segment(f"seg{i}", i, settings.train_runs, settings.segment_s) for i in range(1, settings.train_segments + 1)
+    kinds = [
+        ("seg", settings.train_segments, settings.train_runs),
+        ("test", settings.test_segments, settings.test_runs),
     ]
-    test = [
-        Segment(f"test{i}", i, settings.test_runs, settings.segment_s) for i in range(1, settings.test_segments + 1)
+    return [
+        Segment(f"{kind}{number}", number, runs, settings.segment_s)
+        for kind, count, runs in kinds
+        for number in range(1, count + 1)
     ]
-    return train + test
 
 
 def choose_vertices(areas: str, seed: int) -> np.ndarray:
@@ -148,25 +150,16 @@ def simulated_subject(settings: Simulate, seed: int, number: int) -> SimulatedSu
     return _person(settings.areas, seed, number)
 
 
-def _fmri_path(out: Path, subject: int, segment: Segment, run: int) -> Path:
-    folder = out / f"subject{subject}" / "fmri" / segment.name / "cifti"
-    return folder / f"{segment.name}_{run}_Atlas.dtseries.nii"
+_FILM = (0, 0)
 
 
-def _film_path(out: Path, segment: Segment) -> Path:
-    return out / "stimuli" / f"{segment.name}.mp4"
-
-
-def _recordings(settings: Simulate, out: Path, segment: Segment) -> dict[tuple[int, int], Path]:
-    return {
-        (subject, run): _fmri_path(out, subject, segment, run)
-        for subject in range(1, settings.subjects + 1)
-        for run in range(1, segment.runs + 1)
-    }
-
-
-def _files(settings: Simulate, out: Path, segment: Segment) -> list[Path]:
-    return [_film_path(out, segment), *_recordings(settings, out, segment).values()]
+def _missing_files(settings: Simulate, out: Path, segment: Segment) -> dict[tuple[int, int], Path]:
+    """What is not there of a segment: recordings by subject and run, and its film."""
+    files = {_FILM: out / "stimuli" / f"{segment.name}.mp4"}
+    for subject, run in product(range(1, settings.subjects + 1), range(1, segment.runs + 1)):
+        folder = out / f"subject{subject}" / "fmri" / segment.name / "cifti"
+        files[subject, run] = folder / f"{segment.name}_{run}_Atlas.dtseries.nii"
+    return {key: path for key, path in files.items() if not path.is_file()}
 
 
 def _frames(film: list[Shot], settings: Simulate) -> Iterator[np.ndarray]:
@@ -179,20 +172,18 @@ def write_segment(
     settings: Simulate, out: Path, seed: int, segment: Segment, done: Callable[[], None] = lambda: None
 ) -> None:
     """Write a segment's missing film and recordings, calling ``done`` after every file."""
-    film = segment.film(seed)
-    path = _film_path(out, segment)
-    if not path.is_file():
+    film, missing = segment.film(seed), _missing_files(settings, out, segment)
+    if path := missing.pop(_FILM, None):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_video(path, _frames(film, settings), settings.source_fps, settings.size)
         done()
-    missing = {key: file for key, file in _recordings(settings, out, segment).items() if not file.is_file()}
     if not missing:
         return
     features = film_features(film, settings.size)
-    for number in sorted({subject for subject, _ in missing}):
+    for number, files in groupby(missing.items(), key=lambda item: item[0][0]):
         subject = simulated_subject(settings, seed, number)
         response = subject.respond(features, segment.times_s)
-        for run, file in ((run, file) for (of, run), file in missing.items() if of == number):
+        for (_, run), file in files:
             own = () if number == 1 else (number,)
             rng = draw_from(seed, Draw.RUN, segment.index, run, *own)
             data = subject.record(response, TR_S, rng, settings.noise)
@@ -232,16 +223,17 @@ def simulate(settings: Simulate, out: Path, seed: int, progress: Progress | None
     segments = list_segments(settings)
     with disk_errors(out, "the simulated subjects"):
         _claim(out, {"version": WORLD, "seed": seed, "settings": settings.model_dump(mode="json")})
-        todo = [segment for segment in segments if not all(path.is_file() for path in _files(settings, out, segment))]
-        tick = Steps(progress, sum(len(_files(settings, out, segment)) for segment in segments) + 1)
-        tick.add(sum(path.is_file() for segment in segments for path in _files(settings, out, segment)))
+        n_missing = {segment: len(_missing_files(settings, out, segment)) for segment in segments}
+        todo = [segment for segment, count in n_missing.items() if count]
+        n_files = sum(1 + settings.subjects * segment.runs for segment in segments)
+        tick = Steps(progress, n_files + 1)
+        tick.add(n_files - sum(n_missing.values()))
         if workers > 1 and len(todo) > 1:
             with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn")) as pool:
-                missing = [sum(not path.is_file() for path in _files(settings, out, segment)) for segment in todo]
-                jobs = [pool.submit(write_segment, settings, out, seed, segment) for segment in todo]
-                for job, count in zip(jobs, missing, strict=True):
+                jobs = {segment: pool.submit(write_segment, settings, out, seed, segment) for segment in todo}
+                for segment, job in jobs.items():
                     job.result()
-                    tick.add(count)
+                    tick.add(n_missing[segment])
         else:
             for segment in todo:
                 write_segment(settings, out, seed, segment, tick.add)
@@ -288,10 +280,9 @@ def _write_truth(settings: Simulate, out: Path, seed: int, segments: list[Segmen
     for number in range(1, settings.subjects + 1):
         path = out / "truth" / f"vertices_subject{number}.npz"
         if not path.is_file():
-            partial = path.with_name(f".partial-{path.name}")
             arrays: dict[str, Any] = describe_vertices(simulated_subject(settings, seed, number), settings.noise)
-            np.savez(partial, **arrays)
-            os.replace(partial, path)
+            with beside(path) as place, place.open("wb") as file:
+                np.savez(file, **arrays)
 
 
 def _describe(shot: Shot) -> dict[str, Any]:
@@ -310,8 +301,7 @@ def run(context: StageContext) -> None:
     """Stage ``simulate``: a recipe's subjects and the people it pre-trains on."""
     recipe, _, folder, progress = context
     settings = recipe.simulate
-    if settings is None:
-        raise SettingError("expected a 'simulate' section in the recipe, found none")
+    assert settings is not None
     is_long = (settings.train_segments + settings.test_segments) * settings.segment_s > 1800
     workers = local_workers() if is_long else 1  # the same bytes however many
     simulate(settings, folder, recipe.seed, progress=progress, workers=workers)

@@ -40,22 +40,9 @@ PERSON_HRF_S, PERSON_ODDS, PERSON_RHYTHM = 0.3, 0.35, 0.12
 
 
 def double_gamma(t_s: np.ndarray, peak_s: float) -> np.ndarray:
-    """Double-gamma haemodynamic response: peak 1 at ``peak_s``, an undershoot of a sixth ten seconds later.
+    """Double-gamma haemodynamic response ``t_s`` seconds after an event (Glover 1999, NeuroImage 9, 416–429).
 
-    Parameters
-    ----------
-    t_s : ndarray
-        Seconds after the event.
-    peak_s : float
-
-    Returns
-    -------
-    ndarray
-        Of the shape of ``t_s``; zero before the event.
-
-    References
-    ----------
-    Glover 1999, NeuroImage 9, 416–429.
+    Its peak is 1 at ``peak_s``, and an undershoot of a sixth follows ten seconds later.
     """
     width = 0.9
     main = gamma.pdf(t_s, peak_s / width + 1, scale=width)

@@ -31,19 +31,10 @@ def _scenes() -> tuple[list[Scene], np.ndarray]:
 
 
 def explained_share(response: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Share of each column's variance that a grouping of the rows explains, corrected for chance.
+    """Share of each column's variance (S, n) that groups of its rows (S,) explain, corrected for chance, float32 (n,).
 
-    Parameters
-    ----------
-    response : ndarray (S, n)
-    group : ndarray (S,)
-        Name of each row's group.
-
-    Returns
-    -------
-    ndarray, float32 (n,)
-        1 - (variance within groups) / (variance), each over its degrees of freedom; about 0, also below, without effect,
-        and 0 for a column that does not vary.
+    It is 1 - (variance within groups) / (variance), each over its degrees of freedom: about 0, also below, without
+    effect, and 0 for a column that does not vary.
     """
     labels, member = np.unique(group, return_inverse=True)
     indicator = (member[None] == np.arange(len(labels))[:, None]).astype(response.dtype)

@@ -18,6 +18,7 @@ from mindvideo.simulate.film_features import (
     ATTRIBUTES,
     BLOCKS,
     EXEMPLAR_WIDTH,
+    EXEMPLARS,
     GRIDS,
     N_DIRECTIONS,
     N_FEATURES,
@@ -100,6 +101,11 @@ EXEMPLAR = 0.5
 """How far exemplars lie from their category, relative to the spread of the categories."""
 
 
+def _rows(block: str) -> slice:
+    """A block's place among the semantic columns."""
+    return slice(BLOCKS[block].start - SEMANTIC.start, BLOCKS[block].stop - SEMANTIC.start)
+
+
 def areas_of(vertex: np.ndarray) -> np.ndarray:
     """Bare area name of each vertex, str (n,)."""
     names = np.array([name[2:] for name in atlas.area_names()])
@@ -132,20 +138,9 @@ def _spread(weights: np.ndarray, fields: np.ndarray) -> np.ndarray:
 
 
 def contrast_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, vertex: np.ndarray) -> np.ndarray:
-    """Weights from contrast and luminance blocks: orientation, spatial frequency, dark or light.
+    """Weights from the blocks "fine" to "luminance": orientation, spatial frequency, dark or light, float32 (columns, m).
 
-    Parameters
-    ----------
-    sheet : Sheet
-        The whole simulated cortex.
-    members : ndarray, int (m,)
-        Rows of the sheet that get these weights.
-    vertex : ndarray, int (m,)
-        Their cortical positions.
-
-    Returns
-    -------
-    ndarray, float32 (columns from "fine" to "luminance", m)
+    ``members`` are the rows of the sheet that get them, and ``vertex`` these rows' cortical positions, int (m,).
     """
     area = areas_of(vertex)
     orientation = _angles(sheet, rng, members, 1) / 2
@@ -173,12 +168,7 @@ def colour_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, 
 
 
 def motion_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, vertex: np.ndarray) -> np.ndarray:
-    """Weights from the flow block: a preferred direction, or expansion and contraction.
-
-    Returns
-    -------
-    ndarray, float32 (576, m)
-    """
+    """Weights from the flow block: a preferred direction, or expansion and contraction, float32 (576, m)."""
     area = areas_of(vertex)
     cells = GRIDS["flow"][1]
     centres = cell_centres(cells)
@@ -196,41 +186,28 @@ def motion_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, 
     return weights.transpose(0, 2, 1).reshape(-1, len(vertex)).astype(np.float32)
 
 
-def embed_attributes(rng: np.random.Generator, width: int = EXEMPLAR_WIDTH) -> np.ndarray:
-    """Random vectors for all semantic columns, float32 (columns, width).
+def embed_attributes(rng: np.random.Generator) -> np.ndarray:
+    """Random vectors for all semantic columns, float32 (columns, `EXEMPLAR_WIDTH`).
 
     Things of one group are alike; exemplars vary their thing, colour and place.
     """
-    table = rng.standard_normal((N_FEATURES - SEMANTIC.start, width))
-    offset = BLOCKS["thing"].start - SEMANTIC.start
+    table = rng.standard_normal((N_FEATURES - SEMANTIC.start, EXEMPLAR_WIDTH))
     things = ATTRIBUTES["thing"]
     for members in _GROUPS.values():
-        rows = [offset + things.index(name) for name in members if name in things]
-        table[rows] = np.sqrt(0.5) * (table[rows] + rng.standard_normal(width))
+        rows = [_rows("thing").start + things.index(name) for name in members]
+        table[rows] = np.sqrt(0.5) * (table[rows] + rng.standard_normal(EXEMPLAR_WIDTH))
     for first, second in (("thing", "other_thing"), ("colour", "other_colour")):
-        rows, twin = (np.arange(BLOCKS[name].start, BLOCKS[name].stop) - SEMANTIC.start for name in (first, second))
-        table[twin] = 0.45 * table[rows]
-    for name in ("thing", "colour", "place"):
-        block = BLOCKS[f"exemplar_{name}"]
-        table[block.start - SEMANTIC.start : block.stop - SEMANTIC.start] = EXEMPLAR * np.eye(width)
+        table[_rows(second)] = 0.45 * table[_rows(first)]
+    for name in EXEMPLARS:
+        table[_rows(name)] = EXEMPLAR * np.eye(EXEMPLAR_WIDTH)
     return table.astype(np.float32)
 
 
 def conjunction_units(rng: np.random.Generator, table: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rectified units, each tuned to a few attributes at once.
+    """Units tuned to a few attributes at once: weights float32 (columns, U) and thresholds float32 (U,).
 
-    Parameters
-    ----------
-    table : ndarray (columns, width)
-        From `embed_attributes`.
-    kind : str
-        ``object`` or ``place``: which attributes weigh how much.
-
-    Returns
-    -------
-    weights : ndarray, float32 (columns, U)
-    threshold : ndarray, float32 (U,)
-        A unit is ``max(0, attributes @ weights - threshold)``.
+    A unit is ``max(0, attributes @ weights - threshold)``. ``table`` is from `embed_attributes`; ``kind``, ``object`` or
+    ``place``, says which attributes weigh how much.
     """
     n_units, width = N_UNITS[kind], table.shape[1]
     weights = np.zeros((len(table), n_units), np.float32)
@@ -241,8 +218,7 @@ def conjunction_units(rng: np.random.Generator, table: np.ndarray, kind: str) ->
         readout = rng.standard_normal((width, n_units)) / np.sqrt(width) * strength * is_used
         for block in (name, f"other_{name}", f"exemplar_{name}"):
             if block in BLOCKS:
-                rows = slice(BLOCKS[block].start - SEMANTIC.start, BLOCKS[block].stop - SEMANTIC.start)
-                weights[rows] = table[rows] @ readout
+                weights[_rows(block)] = table[_rows(block)] @ readout
     threshold = rng.uniform(0.2, 0.9, n_units).astype(np.float32)
     return weights, threshold
 
@@ -253,5 +229,5 @@ def preference_row(prefers: str) -> np.ndarray:
     for value, liking in _PREFERENCE.get(prefers, {}).items():
         for name in ("thing", "place"):
             if value in ATTRIBUTES[name]:
-                row[BLOCKS[name].start - SEMANTIC.start + ATTRIBUTES[name].index(value)] = liking
+                row[_rows(name).start + ATTRIBUTES[name].index(value)] = liking
     return row
