@@ -58,8 +58,7 @@ def recording_name(name: str) -> str:
 
 def places_of(folder: Path, root: Path) -> list[Path]:
     """A recording's folder and those above it up to the root of its data set, nearest first."""
-    above = [parent for parent in folder.parents if parent == root or root in parent.parents]
-    return [folder, *above] if folder != root else [folder]
+    return [place for place in (folder, *folder.parents) if place.is_relative_to(root)]
 
 
 def raw_places(name: str, bids: Path) -> list[Path]:

@@ -208,13 +208,11 @@ def covered_scans(wanted_s: np.ndarray, volume_s: np.ndarray, spacing_s: float, 
     ``linear`` needs a volume on both sides, ``nearest`` one within half a TR, ``mean`` one within
     ``spacing_s``.
     """
-    if how == "linear":
-        return (wanted_s >= volume_s[0] - TIME_TOLERANCE_S) & (wanted_s <= volume_s[-1] + TIME_TOLERANCE_S)
-    if how == "nearest":
-        half_tr = (volume_s[-1] - volume_s[0]) / (2 * max(1, len(volume_s) - 1))
-        first_s, last_s = volume_s[0] - half_tr, volume_s[-1] + half_tr
-        return (wanted_s >= first_s - TIME_TOLERANCE_S) & (wanted_s <= last_s + TIME_TOLERANCE_S)
-    return np.asarray(_inside(wanted_s, volume_s, spacing_s).any(axis=1))
+    if how == "mean":
+        return np.asarray(_inside(wanted_s, volume_s, spacing_s).any(axis=1))
+    beyond = (volume_s[-1] - volume_s[0]) / (2 * max(1, len(volume_s) - 1)) if how == "nearest" else 0.0
+    first_s, last_s = volume_s[0] - beyond, volume_s[-1] + beyond
+    return (wanted_s >= first_s - TIME_TOLERANCE_S) & (wanted_s <= last_s + TIME_TOLERANCE_S)
 
 
 def resampling_weights(wanted_s: np.ndarray, volume_s: np.ndarray, spacing_s: float, how: Resample) -> np.ndarray:

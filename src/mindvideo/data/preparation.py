@@ -360,12 +360,9 @@ def _provenance(source: Source, data: Data, voxels: Voxels, captioning: Captioni
         "captions": {"from": captions_from(data, captioning)},
         "software": {name: metadata.version(name) for name in packages},
     }  # fmt: skip
-    remarks = [*source.remarks]
-    if len(voxels.silent):
-        what = f"{'parcels' if source.parcels else 'vertices'} left out, which have no signal in some run"
-        remarks.append(Remark(what, source.name_vertices(voxels.silent)))
-    if data.captions == "none":
-        why = "films without captions, since the embedded kit knows one drawn world only, or none are wanted"
-        remarks.append(Remark(why, tuple(segment.name for segment in source.segments)))
+    what = f"{'parcels' if source.parcels else 'vertices'} left out, which have no signal in some run"
+    why = "films without captions, since the embedded kit knows one drawn world only, or none are wanted"
+    named = [segment.name for segment in source.segments] if data.captions == "none" else []
+    remarks = (*source.remarks, *Remark.of({what: source.name_vertices(voxels.silent), why: named}))
     steps["remarks"] = {"list": [{"text": remark.text, "names": list(remark.names)} for remark in remarks]}
     return {**source.notes, **{step: values for step, values in steps.items() if step not in source.notes}}

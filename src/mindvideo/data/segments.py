@@ -6,7 +6,7 @@ Shapes: n scans of a segment, F frames a scan, N vertices of a file.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +63,11 @@ class Remark:
 
     text: str
     names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, found: Mapping[str, Iterable[str]]) -> tuple[Remark, ...]:
+        """Remarks by text; those that concern nothing are left out."""
+        return tuple(cls(text, names) for text, each in found.items() if (names := tuple(each)))
 
 
 @dataclass(frozen=True)

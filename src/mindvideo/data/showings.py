@@ -69,7 +69,7 @@ class ShownFilm:
 
 def match_films(
     recordings: Sequence[Recording], stimuli: Path, exclude: Sequence[str]
-) -> tuple[list[ShownFilm], list[Remark]]:
+) -> tuple[list[ShownFilm], tuple[Remark, ...]]:
     """The films that were shown, with their showings, and what was left out or joined.
 
     Parameters
@@ -125,13 +125,13 @@ def match_films(
         )
     for index, recording in enumerate(recordings):
         _refuse_overlap(films.values(), index, recording)
-    remarks = [
-        Remark("stimuli left out, which are no films", tuple(f"{name} ({n}x)" for name, n in sorted(no_films.items()))),
-        Remark("showings left out, as told under exclude", tuple(excluded)),
-        Remark("showings without a logged length, taken to last as long as their films", tuple(lengthless)),
-        Remark("films with rows for shots or annotations, joined to one showing each", tuple(joined)),
-    ]
-    return list(films.values()), [remark for remark in remarks if remark.names]
+    remarks = {
+        "stimuli left out, which are no films": [f"{name} ({n}x)" for name, n in sorted(no_films.items())],
+        "showings left out, as told under exclude": excluded,
+        "showings without a logged length, taken to last as long as their films": lengthless,
+        "films with rows for shots or annotations, joined to one showing each": joined,
+    }
+    return list(films.values()), Remark.of(remarks)
 
 
 def _excludes(pattern: str, run: str, film: Path) -> bool:

@@ -158,10 +158,8 @@ def source_of_events(bare: Source, recordings: list[Recording], data: Data, read
     films.sort(key=lambda film: (film.split == "test", natural_key(film.name)))
     check_repeats(films, data)
     refuse_shared_scans(films, recordings)
-    made, called = (
-        _make_runs(recordings, films, CleanedRuns(settings.high_pass_hz, read)),
-        other_names({film.name: film.path for film in films}),
-    )
+    made = _make_runs(recordings, films, CleanedRuns(settings.high_pass_hz, read))
+    called = other_names({film.name: film.path for film in films})
     segments = tuple(
         Segment(film.name, film.split, film.file, film.n_scans, made[film.name], film.first,
                 film.n_scans < film.n_whole, called[film.name])
@@ -248,7 +246,7 @@ def _notes(
     }  # fmt: skip
 
 
-def _remarks(recordings: list[Recording], films: list[ShownFilm]) -> list[Remark]:
+def _remarks(recordings: list[Recording], films: list[ShownFilm]) -> tuple[Remark, ...]:
     unsteady, empty, elsewhere = [], [], []
     for recording in recordings:
         confounds = recording.confounds
@@ -257,12 +255,10 @@ def _remarks(recordings: list[Recording], films: list[ShownFilm]) -> list[Remark
         empty += [f"{recording.name}:{name}" for name in confounds.empty]
         if recording.tr_from:
             elsewhere.append(f"{recording.name} ({recording.tr_s:g} s from {recording.tr_from})")
-    trimmed = [f"{film.name} ({film.n_whole - film.n_scans} of {film.n_whole})" for film in films
-               if film.n_scans < film.n_whole]  # fmt: skip
-    found = {
+    cut = [film for film in films if film.n_scans < film.n_whole]
+    return Remark.of({
         "runs whose first volumes are not steady and take no part in fit and scale": unsteady,
         "columns of confounds left out, which hold no value": empty,
         "runs whose sidecar does not state the TR": elsewhere,
-        "films without the scans that some run lacks": trimmed,
-    }
-    return [Remark(text, tuple(names)) for text, names in found.items() if names]
+        "films without the scans that some run lacks": [f"{film.name} ({film.n_whole - film.n_scans} of {film.n_whole})" for film in cut],
+    })  # fmt: skip

@@ -174,13 +174,11 @@ class StoreWriter:
     def add_step(self, step: str, **parameters: Any) -> None:
         """Record a step of the preparation; a step of the same name is replaced."""
         steps = [item for item in self._group.attrs["provenance"] if item["step"] != step]
-        with disk_errors(self.path, "provenance"):
-            self._group.attrs["provenance"] = [*steps, {"step": step, "parameters": parameters}]
+        self._record("provenance", [*steps, {"step": step, "parameters": parameters}])
 
     def add_sources(self, sources: dict[str, str]) -> None:
         """Record source files: relative path to SHA-256 (hex)."""
-        with disk_errors(self.path, "provenance"):
-            self._group.attrs["sources"] = {**self._group.attrs["sources"], **sources}
+        self._record("sources", {**self._group.attrs["sources"], **sources})
 
     def add_films(self, films: dict[str, tuple[Path, float, str]], fit: str) -> None:
         """Record each segment's film: its path, the movie time of the first scan, and its SHA-256.
@@ -194,8 +192,7 @@ class StoreWriter:
             is_own = found.is_relative_to(store.parent.parent / "simulate")
             place = {"path": "" if is_own else str(found), "beside": os.path.relpath(found, store)}
             described[segment] = {**place, "start_s": float(start_s), "fit": fit, "sha256": sha256}
-        with disk_errors(self.path, "provenance"):
-            self._group.attrs["films"] = described
+        self._record("films", described)
 
     def finish(self) -> Store:
         """Check that every segment is whole, mark the store as complete, and open it.
@@ -237,5 +234,8 @@ class StoreWriter:
     def _mark(self, segment: str, *parts: str) -> None:
         written = dict(self._group.attrs["written"])
         written[segment] = sorted({*written.get(segment, []), *parts})
-        with disk_errors(self.path, f"the record of {segment}"):
-            self._group.attrs["written"] = written
+        self._record("written", written)
+
+    def _record(self, name: str, value: Any) -> None:
+        with disk_errors(self.path, f"the record of {name}"):
+            self._group.attrs[name] = value

@@ -369,11 +369,11 @@ class Clip:
 def plan_clip(rng: np.random.Generator, num_frames: int = 6, fps: float = 3.0, with_cut: bool = False) -> Clip:
     """A clip from a shot of 2 to 8 seconds; ``with_cut``, a second shot begins in it."""
     duration = float(rng.choice([2, 4, 6, 8]))
-    first = Shot(draw_scene(rng, False, duration), 0.0, duration)
+    first = Shot(draw_scene(rng, duration_s=duration), 0.0, duration)
     length = num_frames / fps
     if not with_cut:
         return Clip([first], rng.uniform(0, max(0.0, duration - length)) + np.arange(num_frames) / fps)
     after = float(rng.choice([2, 4, 6]))
-    second = Shot(draw_scene(rng, False, after), duration, duration + after)
+    second = Shot(draw_scene(rng, duration_s=after), duration, duration + after)
     start = duration - length * rng.uniform(0.25, 0.75)
     return Clip([first, second], start + np.arange(num_frames) / fps)

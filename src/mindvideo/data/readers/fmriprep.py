@@ -71,7 +71,7 @@ def discover(derivatives: Path, data: Data) -> Source:
     recordings = [_read_recording(path, derivatives, data) for path in paths]
     bare = Source(
         derivatives, subject, (), common_vertices(paths), {"discover": {"task": settings.task}},
-        roots={"bids": settings.bids} if settings.bids is not None else {}, remarks=tuple(remarks),
+        roots={"bids": settings.bids} if settings.bids is not None else {}, remarks=remarks,
     )  # fmt: skip
     return source_of_events(bare, recordings, data, _read_run)
 
@@ -84,7 +84,7 @@ def _read_run(recording: Recording, vertex: np.ndarray, wanted: np.ndarray) -> n
     return file.take(wanted).T
 
 
-def _find_files(derivatives: Path, data: Data) -> tuple[str, list[Path], list[Remark]]:
+def _find_files(derivatives: Path, data: Data) -> tuple[str, list[Path], tuple[Remark, ...]]:
     """The subject's name, one file for each recording of the task in natural order, and what was left out."""
     settings: Settings = data.own
     if not derivatives.is_dir():
@@ -115,13 +115,11 @@ def _find_files(derivatives: Path, data: Data) -> tuple[str, list[Path], list[Re
     chosen.sort(key=lambda path: natural_key(path.as_posix()))
     kept = leave_out({path: (recording_name(path.name), path.name) for path in chosen}, settings.exclude)
     single = _one_of_each(kept)
-    others = tuple(path.name for path in kept if path not in single)
-    excluded = tuple(recording_name(path.name) for path in chosen if path not in kept)
-    remarks = [
-        Remark("runs left out, as told under exclude", excluded),
-        Remark("files left out, which are other versions of a recording", others),
-    ]
-    return f"sub-{subject}", single, [remark for remark in remarks if remark.names]
+    remarks = {
+        "runs left out, as told under exclude": [recording_name(path.name) for path in chosen if path not in kept],
+        "files left out, which are other versions of a recording": [p.name for p in kept if p not in single],
+    }
+    return f"sub-{subject}", single, Remark.of(remarks)
 
 
 def _find_subject(labels: set[str], derivatives: Path, data: Data) -> str:

@@ -77,7 +77,7 @@ def discover(raw: Path, data: Data) -> Source:
         segments.append(Segment(name, splits[name], layout.films[name], n_scans, tuple(runs)))
     notes = {"discover": _discovered(data, layout)}
     left_out = tuple(f"{item['run']} ({item['reason']})" for item in notes["discover"]["excluded"])
-    remarks = (Remark("runs and films left out", left_out),) if left_out else ()
+    remarks = Remark.of({"runs and films left out": left_out})
     return Source(raw, f"subject{data.subject}", tuple(segments), vertex, notes, remarks=remarks)
 
 
