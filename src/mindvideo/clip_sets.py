@@ -1,4 +1,4 @@
-"""The sets of clips that stand beside a reconstruction: what each is to the scores, and what it is in words."""
+"""The sets of clips that a reconstruction is compared with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ show without any brain, a *ceiling* is given the stimulus itself (docs/method.md
 
 @dataclass(frozen=True)
 class ClipSet:
-    """A set of clips: what it is to the scores, what it is in words, and what must stand beside every P against it."""
+    """A set of clips; its ``note`` stands beside every P against it."""
 
     name: str
     role: Role
@@ -49,7 +49,7 @@ CLIP_SETS = {
         ClipSet("vae", "ceiling", "truth through VAE", "the true clip through the autoencoder"),
     )
 }  # fmt: skip
-"""Every set of clips that stands beside a reconstruction, in the order of tables: those to beat first."""
+"""In the order of tables: those to beat first."""
 WITHOUT_BRAIN = ("truth", "caption", "vae", "random_train", "constant")
 """Sets of clips that are the same whoever watched."""
 
@@ -60,7 +60,7 @@ def clip_set(name: str, negative: str = "train_mean") -> ClipSet:
     Parameters
     ----------
     negative : str
-        ``reconstruct.negative``: it decides which mean the ``mean`` control is made from, and whether it is guided.
+        ``reconstruct.negative``, which decides how the ``mean`` control is made.
     """
     known = CLIP_SETS.get(name) or ClipSet(name, "baseline", name.replace("_", " "), "")
     if name != "mean" or negative not in ("train_mean", "test_mean"):

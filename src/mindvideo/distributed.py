@@ -1,7 +1,7 @@
-"""Several processes at work on one study, as ``accelerate launch`` starts them; one process where it did not.
+"""Several processes at work on one study, as ``accelerate launch`` starts them.
 
-Calls are named as in torch.distributed and do nothing in a single process. Only the main process writes files; several
-machines need a run folder that they all see.
+Calls are named as in torch.distributed and do nothing in a single process. Only the main process
+writes files; several machines need a run folder that they all see.
 
 Shapes: N rows of the batch, B rows of this process.
 """
@@ -53,8 +53,8 @@ def init_process_group() -> None:
 
 
 def _destroy_process_group() -> None:
-    """Called while Python still runs: where a wrapped model in a reference cycle holds the group, its threads would
-    outlive the interpreter, and one that then frees a tensor aborts the process."""
+    """Called while Python still runs: a wrapped model in a reference cycle would keep the group's threads
+    alive beyond the interpreter, and one that then frees a tensor aborts the process."""
     if dist.is_initialized():
         dist.destroy_process_group()
         gc.collect()
@@ -143,7 +143,7 @@ def all_gather(items: Iterable[Any]) -> list[Any]:
 
 
 def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over the processes, in place; a value that is not finite in one is not finite in any."""
+    """The sum over the processes, in place."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 
-def one_line(error: object, most: int = 200) -> str:
+def one_line(error: object) -> str:
     """The words of another library's error on one line, cut short."""
-    return " ".join(str(error).split())[:most]
+    return " ".join(str(error).split())[:200]
 
 
 class MindVideoError(Exception):
-    """Base of every error a user can cause; the command line prints it as one sentence and exits with 1."""
+    """Base of every error a user can cause; the command line prints its sentence and exits with 1."""
 
 
 class SettingError(MindVideoError):

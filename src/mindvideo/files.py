@@ -1,4 +1,4 @@
-"""Finding files as people have them (links followed, hidden files passed over, missing content named); whole writes."""
+"""Finding files as people have them, and writing files whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "da
 
 
 def walk_files(folder: Path, hidden: bool = False, _above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Every file at any depth below a folder, in order of its path; links to folders are followed, loops are not.
+    """Every file at any depth below a folder, in order of its path; links are followed, but not in circles.
 
     A link to nothing counts as a file whose content is missing (`describe_absence`).
 
@@ -38,7 +38,7 @@ def walk_files(folder: Path, hidden: bool = False, _above: frozenset[str] = froz
 
 
 def list_files(place: Path | None, without: Path | None = None) -> list[list[Any]]:
-    """Name, size and time of a file, or of each file of a folder: what changes when a user's files change.
+    """Name, size and time of a file, or of each file below a folder.
 
     Files below the folder ``without`` are passed over.
     """
@@ -59,7 +59,7 @@ def list_contents(place: Path | None) -> list[list[Any]]:
 
 
 def unless_copied(path: Path, state: list[int], known: Any) -> list[int]:
-    """Size and time of a file, the ones ``known`` with its digest where only the time is new: a copy, not a change."""
+    """Size and time of a file; those ``known`` if only the time differs, and not the digest: a copy."""
     if isinstance(known, list) and len(known) == 3 and known[0] == state[0] and known[1] != state[1]:
         return known[:2] if known[2] == digest_file(path) else state
     return state
@@ -75,7 +75,7 @@ def digest_file(path: Path) -> str:
 
 
 def add_content(digest: Any, path: Path) -> None:
-    """A file's content into a hash: all of it, or of a large one its header, its end and one part in sixteen."""
+    """Hash a file's content: all of it, or of a large file its header, its end and a sixteenth between."""
     size = path.stat().st_size
     with path.open("rb") as handle:
         if size <= 2**26:
@@ -87,14 +87,14 @@ def add_content(digest: Any, path: Path) -> None:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file, or a link that promises one, is there; `describe_absence` then says what it lacks."""
+    """Whether there is a file, or a link that promises one."""
     return path.is_file() or path.is_symlink()
 
 
 def describe_absence(path: Path) -> str:
     """What is found in a file's place, and what to do, for the end of an error; empty for a file with content.
 
-    git-annex keeps a link, or a short text, in the place of a file whose content was not fetched; git-lfs a short text.
+    For content that was not fetched, git-annex keeps a link or a short text, and git-lfs a short text.
     """
     if path.is_symlink() and not path.exists():
         if "annex" in os.readlink(path):
@@ -111,7 +111,7 @@ def describe_absence(path: Path) -> str:
 
 
 def require_content(path: Path, what: str) -> None:
-    """Raise DataError for a file that is not there, or whose content is not; ``what`` says what is expected in its place."""
+    """Raise DataError for a file whose content is not there; ``what`` says what was expected."""
     if absence := describe_absence(path):
         raise DataError(f"expected {what} at {path}, {absence}")
 
@@ -127,7 +127,7 @@ def hash_file(path: Path) -> str:
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A place to write a file at; flushed and renamed to ``path`` at the end, removed where writing fails."""
+    """A place to write a file; renamed to ``path`` once flushed, removed if writing fails."""
     place = path.with_name(path.name + ".tmp")
     try:
         yield place

@@ -1,4 +1,4 @@
-"""What a result follows from, as named parts: a digest to compare, and in words what differs from an older result."""
+"""What a result follows from, as named parts that can be compared with those of an older result."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Key:
     Parameters
     ----------
     parts : mapping of str to JSON value
-        Nested settings are flattened to dotted names (``align.lr``). A part whose value is `Digest` text stands for
-        something that has no value to show: a file, a stage, a part of the foundation, the source of a class.
+        Nested settings are flattened to dotted names (``align.lr``). A value from `as_digest` stands for
+        what has no value to show: a file, a stage, a part of the foundation, the source of a class.
     """
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
@@ -32,7 +32,7 @@ class Key:
         return hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
 
     def differences(self, older: Mapping[str, Any]) -> list[str]:
-        """What differs from the ``parts`` of an older key, in order: ``align.lr 2e-5 → 1e-4``, ``file a.nii changed``."""
+        """What differs from an older key's ``parts``: ``align.lr 2e-5 → 1e-4``, ``file a.nii changed``."""
         found = []
         for name in dict.fromkeys([*older, *self.parts]):
             old, new = (_shown(parts[name]) if name in parts else None for parts in (older, self.parts))

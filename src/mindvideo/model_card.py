@@ -1,4 +1,4 @@
-"""A run's pipeline as a folder for the Hugging Face hub: weights, and a card that says what they are and are not for."""
+"""A run's pipeline as a folder for the Hugging Face hub: weights and a model card."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ A score says something about the brain where it is better than `shuffled` with P
 
 
 def export_model(run_dir: Path, out: Path, licence: str | None = None) -> Path:
-    """Write ``RUN/model`` and its card, whose path is returned, into a new folder in the hub's layout; nothing is sent.
+    """Write ``RUN/model`` and a card, whose path is returned, into a new folder in the hub's layout.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def export_model(run_dir: Path, out: Path, licence: str | None = None) -> Path:
     out : Path
         Must not exist yet; appears when complete.
     licence : str, optional
-        The hub's name for the licence of the weights, which follows from their generator's; known for the embedded kit.
+        The hub's name for the licence of the weights; known for the embedded kit.
 
     Raises
     ------

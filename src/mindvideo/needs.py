@@ -1,4 +1,4 @@
-"""Before a study starts: what is missing, and the memory and disk that each stage will need on this machine.
+"""What a study lacks, and the memory and disk that each of its stages will need on this machine.
 
 Memory is counted on fake tensors (`mindvideo.models.meter`).
 """
@@ -122,7 +122,7 @@ class Needs:
         return Need("prepare", memory, disk, f"{frames} frames of {sizes.size} x {sizes.size} pixels")
 
     def _training(self, stage: str) -> Need:
-        """A training stage: weights, Adam's moments, the averaged weights, and what a micro-batch keeps alive."""
+        """Weights, Adam's moments, averaged weights, and what a micro-batch keeps alive."""
         settings: Optimise = getattr(self.recipe, stage)
         network, (held, kept, frozen) = self.network(stage), self._around(stage)
         copies = 2 + (settings.ema_decay is not None)
@@ -139,7 +139,7 @@ class Needs:
         return self.networks.of_stage(stage, self.sizes)
 
     def _around(self, stage: str) -> tuple[float, float, float]:
-        """Bytes of the arrays that a training stage holds, of those it leaves on disk, and of frozen networks."""
+        """Bytes of a training stage's arrays in memory, of those it leaves on disk, and of frozen networks."""
         features, frozen = self.networks.features(self.sizes), self.networks.part_bytes
         if stage == "adapt":
             return 2 * self.scans, 0.0, 0.0

@@ -1,4 +1,4 @@
-"""In which precision networks compute: bfloat16 where the hardware has it, single precision elsewhere."""
+"""The precision networks compute in: bfloat16 where the hardware has it, else single precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILE = "precision.txt"
 
 
 def fastest_precision(device: torch.device) -> Chosen:
-    """``bf16`` on CUDA from Ampere on and on CPUs with avx512_bf16 or AMX; without them it is slower than ``fp32``."""
+    """``bf16`` on CUDA from Ampere on and on CPUs with avx512_bf16 or AMX; elsewhere it is slower."""
     if device.type == "cuda":
         has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
@@ -51,7 +51,7 @@ def settle_precision(folder: Path, asked: Precision, device: torch.device) -> Ch
 
 
 def settled_precision(folder: Path) -> Chosen | None:
-    """The precision noted in ``folder``; None where nothing was computed in a precision of its own."""
+    """The precision noted in ``folder``; None if there is no note."""
     path = folder / FILE
     if not path.is_file():
         return None

@@ -1,6 +1,6 @@
-"""What a study is refused for before anything runs: one list, which ``mindvideo check`` prints and ``run`` stops at.
+"""What a study is refused for before anything runs: ``mindvideo check`` lists it, ``run`` stops at it.
 
-To add a refusal, write a function that yields an error for each thing that is wrong with a recipe, and name it in `CHECKS`.
+To add a refusal, write a function that yields an error for each fault of a recipe, and name it in `CHECKS`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def refusals(recipe: Recipe, *, stores: Sequence[Path] = (), last: str | None = 
     Parameters
     ----------
     stores : sequence of Path
-        What `prepare` wrote, once it has; before, the headers and tables of all recordings are read instead.
+        What `prepare` wrote; without it the headers and tables of all recordings are read.
     last : str, optional
         The last stage that is to run; what only later ones are refused for is left out.
     """
@@ -52,7 +52,7 @@ def refusals(recipe: Recipe, *, stores: Sequence[Path] = (), last: str | None = 
 
 
 def required_parts(recipe: Recipe, last: str | None = None) -> tuple[str, ...]:
-    """Parts of the foundation a recipe uses up to its stage ``last``; the captioner only where it captions."""
+    """Parts of the foundation that a recipe uses up to its stage ``last``."""
     captions = recipe.data.captions == "blip" and recipe.data.source != "store" and last != "simulate"
     parts = ("captioner",) if last in WITHOUT_FOUNDATION else PARTS
     return tuple(part for part in parts if part != "captioner" or captions)
@@ -125,7 +125,7 @@ def kit_outside_its_world(recipe: Recipe) -> Iterator[MindVideoError]:
 
 
 def impossible_start(recipe: Recipe) -> Iterator[MindVideoError]:
-    """What ``align`` shall start from, where that is switched off, missing, or not for its encoder."""
+    """A start of ``align`` that is switched off, missing, or not for its encoder."""
     settings, weights = recipe.align, recipe.pretrain.weights
     if weights is not None and not (weights / "config.json").is_file():
         yield ModelError(
@@ -181,7 +181,7 @@ def impossible_people(recipe: Recipe) -> Iterator[MindVideoError]:
 
 
 def unfilled_batches(recipe: Recipe, paths: Sequence[Path]) -> Iterator[MindVideoError]:
-    """Batches of more samples than were prepared, or than show different scenes, which those of ``align`` must."""
+    """Batches of more samples than were prepared, or for ``align`` than show different scenes."""
     try:
         windows = Windows([Store.open(path) for path in paths], "train", recipe.align.window)
     except MindVideoError:
@@ -215,7 +215,7 @@ def _oversized(recipe: Recipe, n_windows: int | None, n_segments: int | None) ->
 
 
 def _training_counts(recipe: Recipe) -> tuple[int | None, int | None]:
-    """Training windows of the subject, and segments of other people to pre-train on; None where only data can tell."""
+    """Training windows, and segments to pre-train on; None where only data can tell."""
     simulate, data, pretrain = recipe.simulate, recipe.data, recipe.pretrain
     if simulate is not None:
         films, scans, runs = (

@@ -1,4 +1,4 @@
-"""The stage ``prepare``: recordings, films and captions of a recipe, real or simulated, to ``RUN/prepare``."""
+"""The stage ``prepare``: a recipe's recordings, films and captions to ``RUN/prepare``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIMULATED = Path("truth") / "settings.json"
 
 
 def each_person(recipe: Recipe) -> list[Recipe]:
-    """The recipe with one of its people at a time; of a folder of stores each has the one of their number."""
+    """The recipe for one of its people at a time; in a folder of stores everybody has one by number."""
     if recipe.data.subjects is None:
         return [recipe]
     found = []
@@ -37,7 +37,7 @@ def each_person(recipe: Recipe) -> list[Recipe]:
 
 
 def run(context: StageContext) -> None:
-    """Write the people's stores, and ``hcp.zarr`` where there are others to pre-train on; what is complete stays.
+    """Write each person's store, and ``hcp.zarr`` of people to pre-train on; what is complete stays.
 
     Frames, scenes and captions are made for the first person, and the same files for all.
     """
@@ -78,7 +78,7 @@ def prepare_recordings(
 
 
 def prepare_people(recipe: Recipe, raw: Path, out: Path, progress: Progress | None = None) -> list[str]:
-    """Prepare the people a recipe pre-trains on; says what was left out, and raises, as `prepare_hcp`."""
+    """Prepare the people a recipe pre-trains on, see `prepare_hcp`; returns what was left out."""
     settings = recipe.pretrain
     return prepare_hcp(raw, out, settings.window_s, settings.areas.split(","), progress)
 
@@ -86,7 +86,7 @@ def prepare_people(recipe: Recipe, raw: Path, out: Path, progress: Progress | No
 def choose_captioner(recipe: Recipe, raw: Path, cache: Path | None = None) -> tuple[Data, Captioning | None]:
     """The settings with the captions that can be had, and who makes them where a captioner does.
 
-    The embedded kit's captions of films that ``simulate`` did not write are left out, unless the user wants them.
+    Films that ``simulate`` did not write get none of the embedded kit's captions, unless the user wants them.
     """
     data = recipe.data
     if data.captions != "blip" or data.source == "store":

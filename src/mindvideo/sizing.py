@@ -1,12 +1,13 @@
-"""How much a study holds, and the memory of its networks, from the recipe and the foundation's files."""
+"""How large a study and its networks are, from the recipe and the foundation's files."""
 
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ PUBLISHED: dict[str, PublishedPart] = {
 
 @dataclass
 class StudySizes:
-    """Counts of a study: of its store where it is prepared, else from the recipe with assumptions noted."""
+    """Counts of a study, from its store once it is prepared, else from the recipe with assumptions noted."""
 
     n_train: int
     n_validation: int
@@ -114,7 +115,7 @@ class StudySizes:
 
 
 def _assumed_layout(data: Data, n_voxels: int, notes: list[str]) -> VoxelLayout:
-    """So many voxels, evenly spread over the areas that they are chosen from; or all parcels that the labels name."""
+    """Voxels evenly spread over the areas they are chosen from, or all parcels that the labels name."""
     if data.source == "parcels":
         try:
             names = read_labels(data.own.labels)
@@ -127,9 +128,8 @@ def _assumed_layout(data: Data, n_voxels: int, notes: list[str]) -> VoxelLayout:
     return VoxelLayout(len(vertex), None, vertex, area_labels()[vertex])
 
 
-@dataclass(frozen=True)
-class Network:
-    """Parameters of a network in training, and bytes that a step keeps alive: once, and for each sample."""
+class Network(NamedTuple):
+    """Parameters of a network in training, and bytes that a step keeps alive, in all and per sample."""
 
     parameters: float
     trainable: float
@@ -138,11 +138,10 @@ class Network:
 
     def beside(self, other: Network) -> Network:
         """Two networks trained together, one feeding the other."""
-        return Network(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+        return Network(*map(operator.add, self, other))
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(NamedTuple):
     """Bytes of the frozen features that the stages keep."""
 
     images: float

@@ -1,4 +1,4 @@
-"""The table of data sets that can be prepared: the module that reads each ``data.source``, and what it is."""
+"""The table of data sets that can be prepared, by ``data.source``."""
 
 from __future__ import annotations
 

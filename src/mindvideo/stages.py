@@ -1,4 +1,4 @@
-"""The stages of a study: what each reads, builds on and opens. Runner, command line, ``check``, report and ablation go by it."""
+"""The table of stages, which the runner, the command line, ``check``, the report and the ablation go by."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class StageContext(NamedTuple):
     run_dir : Path
         Where the stages before it left their results, ``RUN/STAGE``.
     folder : Path
-        Where it writes its own, and finds what an interrupted run of the same key left; ``RUN/STAGE`` when complete.
+        Where it writes its own, and finds what an interrupted run left; ``RUN/STAGE`` once complete.
     progress : callable, optional
     """
 
@@ -72,10 +72,10 @@ class Stage:
     needs : tuple of str
         Stages its result follows from.
     opens : tuple of str
-        Where in the run it reads what other stages wrote; that is compared with what was recorded when it was written.
+        What it reads of other stages; compared first with what was recorded when it was written.
         `STORE` stands for each person's store.
     foundation : str
-        Which parts of the foundation its result follows from: ``condition``, ``generation``, ``whole`` or none.
+        Parts of the foundation its result follows from: ``condition``, ``generation``, ``whole`` or none.
     writes : tuple of str
         Folders that it writes into its own and that lie beside it, ``RUN/model``, when it is complete.
     parallel : bool
