@@ -1,8 +1,7 @@
 """A study: what of it is up to date and why the rest is not, and carrying out what must run.
 
-A stage is up to date when its ``done.json`` has the key of what the stage follows from now (`Study.key`). Stages form a
-graph (``animate`` does not depend on ``align``), so changing a setting reruns its stage and those that build on it, and
-no others.
+A stage is up to date when its ``done.json`` has the key of what the stage now follows from (`Study.key`).
+Stages form a graph, so that a changed setting reruns its stage and those that build on it, and no others.
 """
 
 from __future__ import annotations
@@ -68,14 +67,14 @@ class Study:
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages of this study in order; optional ones only where the recipe has a section of their name."""
+        """The stages of this study in order; optional ones only if the recipe has their section."""
         return [stage for stage in STAGES.values() if self._has(stage.name)]
 
     def _has(self, name: str) -> bool:
         return not STAGES[name].optional or getattr(self.recipe, name) is not None
 
     def key(self, name: str) -> Key:
-        """What a stage's result follows from: settings, files, foundation, own classes, and the stages before it."""
+        """What a stage follows from: settings, files, foundation, custom classes, and the stages before it."""
         if name not in self._keys:
             stage = STAGES[name]
             parts = Key({"version": stage.version, **self._settings(stage)}).parts
@@ -99,7 +98,7 @@ class Study:
         return self._keys[name]
 
     def _settings(self, stage: Stage) -> dict[str, Any]:
-        """Settings a stage reads; the length of blocks is one of ``reconstruct`` only where it chooses windows."""
+        """Settings a stage reads; ``reconstruct`` reads the blocks' length only to choose windows."""
         recipe = as_sampled(self.recipe) if stage.name == "reconstruct" else self.recipe
         content, found = recipe.model_dump(mode="json"), {}
         for dotted in stage.reads:
@@ -165,7 +164,7 @@ class Study:
         return isinstance(done.get("files"), dict) and done.get("hash") == self.key(name).digest
 
     def status(self) -> dict[str, str]:
-        """Of every stage whether it is up to date, and if not, why: which setting, file or class changed, old → new."""
+        """Whether each stage is up to date, and if not, which setting, file or class changed, old → new."""
         return {stage.name: self._status(stage.name) for stage in self.stages}
 
     def _status(self, name: str) -> str:
@@ -185,11 +184,11 @@ class Study:
         return "unfinished – goes on where it stopped" if begun else "not run"
 
     def _unfinished(self, name: str) -> Path:
-        """Where a stage works; what it makes takes the old result's place when it is complete."""
+        """Where a stage works, until its result takes the old one's place."""
         return self.run_dir / f"{name}{UNFINISHED}"
 
     def check(self, last: str | None = None) -> None:
-        """Refuse, before anything runs, what `mindvideo.preflight.refusals` finds; what is finished is not looked over."""
+        """Raise the first of `mindvideo.preflight.refusals`, unless all is done that is to run."""
         names = [stage.name for stage in self.stages]
         if all(self.is_done(name) for name in (names[: names.index(last) + 1] if last else names)):
             return
@@ -299,7 +298,7 @@ class Study:
         return ran
 
     def _run_stage(self, stage: Stage, progress: Progress | None, say: Callable[[str], None]) -> None:
-        """Run a stage: every process takes part in training and sampling, the others wait for the first one."""
+        """Run a stage; unless it is parallel, the other processes wait for the main one."""
         from mindvideo import distributed
 
         say(f"{stage.name}: {stage.summary} …")
@@ -316,7 +315,7 @@ class Study:
         distributed.barrier()
 
     def _begin(self, stage: Stage) -> None:
-        """See that what the stage reads is whole, clear what another recipe left unfinished, and note what is to be made."""
+        """Check that what the stage reads is whole, and begin its folder."""
         stores = [f"prepare/{path.name}" for path in store_paths(self.recipe.data, self.run_dir)]
         places = [each for place in stage.opens for each in (stores if place == STORE else [place])]
         for place in places:

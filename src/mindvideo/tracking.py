@@ -1,4 +1,4 @@
-"""What a tracker is told of a study: losses and rates of every step, scores, and sample clips. accelerate knows the trackers."""
+"""What one of accelerate's trackers is told of a study: metrics of every step, scores, sample clips."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mindvideo.errors import SettingError
 from mindvideo.stages import Progress, Stage
 
 SAMPLES = 4
-"""Clips that are shown, evenly spaced over the test windows."""
+"""Clips that are logged."""
 
 
 class Tracker:
-    """The tracker that ``track`` names, for one study; files of trackers that write any are in ``RUN/track``.
+    """The tracker that ``track`` names; it writes its files, if any, to ``RUN/track``.
 
     Raises
     ------
@@ -45,7 +45,7 @@ class Tracker:
             ) from None
 
     def watch(self, stage: Stage, progress: Progress | None) -> Progress | None:
-        """What a stage calls while it works: ``progress`` as before, and the metrics of each step to the tracker."""
+        """A stage's ``progress`` that also gives the metrics of each step to the tracker."""
         if not stage.trains:
             return progress
 
@@ -57,7 +57,7 @@ class Tracker:
         return tell
 
     def tell_result(self, stage: str, run_dir: Path) -> None:
-        """What a finished stage has to show: strips of clips, truth above reconstruction, or scores and controls."""
+        """Log clips of a finished ``reconstruct``, truth above reconstruction, or scores and controls."""
         if stage == "reconstruct" and hasattr(self._tracker, "log_images"):
             first = person_folders(self._data, run_dir / "reconstruct")[0]
             clips = zarr.open_group(first / "clips.zarr", mode="r")

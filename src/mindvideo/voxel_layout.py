@@ -29,8 +29,8 @@ class VoxelLayout:
     area : ndarray, int16 (V,), optional
         MMP1 label of each, 1 to 360. Both are missing for arrays whose voxels have no known place.
     parcels : tuple of str
-        Names of all parcels of another atlas, where voxels are these: ``area`` then counts them from 1 on, and ``vertex``
-        are negative numbers that stand for them.
+        Names of all parcels of another atlas, if voxels are parcels: ``area`` then counts them from 1,
+        and ``vertex`` has negative numbers that stand for them.
     """
 
     num_voxels: int
@@ -46,8 +46,8 @@ class VoxelLayout:
 
     @property
     def place(self) -> np.ndarray | None:
-        """Where each voxel's area stands among all of the atlas, int64 (V,): along the visual hierarchy, left before right;
-        parcels in their own order."""
+        """Index of each voxel's area in the atlas, int64 (V,): along the visual hierarchy, left before
+        right; parcels in their own order."""
         if self.area is None:
             return None
         if self.parcels:

@@ -39,13 +39,13 @@ class Sheet:
         self._unit_average = sparse.csr_matrix(sparse.diags(1 / spread) @ twice, dtype=np.float32)
 
     def smooth_noise(self, white: np.ndarray) -> np.ndarray:
-        """Average white noise (n, m) over two rings of neighbours, keeping every vertex's variance."""
+        """Average white noise (n, m) over two rings of neighbours, keeping its variance."""
         return self._unit_average @ white
 
     def fields(self, rng: np.random.Generator, count: int, steps: int) -> np.ndarray:
-        """Independent random fields, float32 (n, count), smooth by ``steps`` rounds of averaging with the neighbours.
+        """Random fields of mean 0 and standard deviation 1, float32 (n, count).
 
-        Each has mean 0 and standard deviation 1 over the vertices.
+        ``steps`` rounds of averaging with the neighbours make them smooth.
         """
         field = rng.standard_normal((self.average.shape[0], count), dtype=np.float32)
         for _ in range(steps):
@@ -55,10 +55,10 @@ class Sheet:
 
 
 def warp(rng: np.random.Generator, vertex: np.ndarray, size_mm: float) -> np.ndarray:
-    """Shift every vertex along the cortex, neighbours alike; the row of ``vertex`` found at each new place, int (n,).
+    """Shift vertices along the cortex: the row of ``vertex`` found at each new place, int (n,).
 
-    The shifts are smooth random fields over the whole cortex, tangent to the sphere; ``size_mm`` is their root mean
-    square. No vertex changes its hemisphere.
+    Shifts are smooth random fields tangent to the sphere, of root mean square ``size_mm``. No vertex
+    changes its hemisphere.
     """
     sphere = atlas.cortical_coordinates("sphere").astype(float)
     outwards = sphere / np.linalg.norm(sphere, axis=1, keepdims=True)

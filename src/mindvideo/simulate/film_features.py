@@ -125,10 +125,10 @@ def _border() -> np.ndarray:
 
 
 def contrast_energy(luminance: np.ndarray, wavelength: float, cells: int) -> np.ndarray:
-    """Orientation energy of images float32 (T, 64, 64) pooled over cells, float32 (T, orientations * G * G).
+    """Orientation energy of images (T, 64, 64), float32 (T, orientations * G * G).
 
-    It is the root of the pooled square of the magnitude at a ``wavelength`` in pixels. Orientation 0 prefers vertical
-    edges.
+    It is the root of the pooled square of the magnitude at a ``wavelength`` in pixels. Orientation 0
+    prefers vertical edges.
     """
     faded = (luminance - luminance.mean(axis=(1, 2), keepdims=True)) * _border()
     spectrum = fft.fft2(faded.astype(np.float32))
@@ -181,7 +181,7 @@ def _motion(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def image_features(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Retinotopic blocks, float32 (T, SEMANTIC.start), of frames uint8 (T, 64, 64, 3) and those `MOTION_STEP_S` later."""
+    """Retinotopic blocks, float32 (T, K), of frames uint8 (T, 64, 64, 3) and those `MOTION_STEP_S` later."""
     first, second = first.astype(np.float32) / 255, second.astype(np.float32) / 255
     luminance = first @ np.array([0.299, 0.587, 0.114], np.float32)
     blocks = [contrast_energy(luminance, _WAVELENGTHS[name], GRIDS[name][1]) for name in _WAVELENGTHS]
@@ -211,7 +211,7 @@ def scene_features(scenes: list[Scene]) -> np.ndarray:
 
 
 def film_features(film: list[Shot], size: int = N_PIXELS) -> np.ndarray:
-    """Features of a film, float32 (T, K): row *j* describes it from j/3 to (j+1)/3 s, scaled to 64 pixels."""
+    """Features of a film, float32 (T, K): row *j* describes it from j/3 to (j+1)/3 s."""
     times = (np.arange(round(film[-1].end_s * FEATURE_HZ)) + 0.5) / FEATURE_HZ
     features = np.empty((len(times), N_FEATURES), np.float32)
     for start in range(0, len(times), 240):

@@ -21,12 +21,9 @@ _AREAS = ("V1", "V2", "V3", "V4")
 
 
 def simulate_pretraining(settings: Simulate, out: Path, seed: int, progress: Progress | None = None) -> None:
-    """Write simulated people for pre-training: areas V1–V4 at a TR of 0.72 s while watching films, as in HCP.
+    """Write simulated people for pre-training to ``out/hcp``: areas V1–V4 at a TR of 0.72 s, as in HCP.
 
-    Files are
-    ``out/hcp/PERSON/MNINonLinear/Results/tfMRI_MOVIEr/tfMRI_MOVIEr_Atlas_MSMAll.dtseries.nii``.
-    All watch the same films, none of them the subjects', with tuning, HRFs and noise of
-    their own.
+    All watch the same films, none of them the subjects', with tuning, HRFs and noise of their own.
     """
     vertex = np.sort(np.concatenate([atlas.area_of(name) for name in _AREAS]))
     n_volumes = int(settings.pretrain_run_s / PRETRAIN_TR_S)

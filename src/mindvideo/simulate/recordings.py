@@ -1,7 +1,6 @@
 """Write simulated subjects, who saw the same films, in the layout of Wen 2018.
 
-Every file follows from (seed, what it is, its number) alone, in whatever order files are written. Existing
-files are kept; a file appears only when complete.
+Every file follows from (seed, what it is, its number) alone, in whatever order files are written.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class Segment:
 
     @property
     def times_s(self) -> np.ndarray:
-        """Film time of every volume, from 2 s (``seg*``, ``test1``) or 0 s to 10 s after the film."""
+        """Film time of every volume, from 2 s (``seg*``, ``test1``) or 0 s on."""
         first = 0.0 if self.is_test and self.number > 1 else TR_S
         n_volumes = round((self.duration_s + AFTER_FILM_S - first) / TR_S) + 1
         return first + TR_S * np.arange(n_volumes)
@@ -197,10 +196,9 @@ def write_segment(
 
 
 def simulate(settings: Simulate, out: Path, seed: int, progress: Progress | None = None, workers: int = 1) -> None:
-    """Write simulated subjects: ``stimuli/``, ``subject1/fmri/…`` and so on, and ``truth/``, in the layout of Wen 2018.
+    """Write ``stimuli/``, ``subject1/fmri/…`` and so on, and ``truth/``, in the layout of Wen 2018.
 
-    All see the same films. One subject is the shared brain; several each vary it
-    (`SimulatedSubject.draw_person`).
+    All subjects see the same films. A single one has the shared brain; each of several varies it.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What every vertex of a simulated brain is: the truth that maps are judged against, down to single vertices.
+"""What every vertex of a simulated brain is: the truth that maps are judged against.
 
 Legend: S scenes, n vertices, A attributes.
 """
@@ -31,10 +31,10 @@ def _scenes() -> tuple[list[Scene], np.ndarray]:
 
 
 def explained_share(response: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Share of each column's variance (S, n) that groups of its rows (S,) explain, corrected for chance, float32 (n,).
+    """Share of the variance of columns (S, n) that groups of rows (S,) explain, float32 (n,).
 
-    It is 1 - (variance within groups) / (variance), each over its degrees of freedom: about 0, also below, without
-    effect, and 0 for a column that does not vary.
+    It is 1 - (variance within groups) / (variance), each over its degrees of freedom: around 0 without
+    an effect, and 0 for a column that does not vary.
     """
     labels, member = np.unique(group, return_inverse=True)
     indicator = (member[None] == np.arange(len(labels))[:, None]).astype(response.dtype)

@@ -138,9 +138,9 @@ def _spread(weights: np.ndarray, fields: np.ndarray) -> np.ndarray:
 
 
 def contrast_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, vertex: np.ndarray) -> np.ndarray:
-    """Weights from the blocks "fine" to "luminance": orientation, spatial frequency, dark or light, float32 (columns, m).
+    """Weights from the blocks "fine" to "luminance", float32 (columns, m).
 
-    ``members`` are the rows of the sheet that get them, and ``vertex`` these rows' cortical positions, int (m,).
+    ``members`` (m,) are the rows of the sheet that get them, and ``vertex`` their positions.
     """
     area = areas_of(vertex)
     orientation = _angles(sheet, rng, members, 1) / 2
@@ -168,7 +168,7 @@ def colour_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, 
 
 
 def motion_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, vertex: np.ndarray) -> np.ndarray:
-    """Weights from the flow block: a preferred direction, or expansion and contraction, float32 (576, m)."""
+    """Weights from the flow block: a direction, or expansion and contraction, float32 (576, m)."""
     area = areas_of(vertex)
     cells = GRIDS["flow"][1]
     centres = cell_centres(cells)
@@ -204,10 +204,9 @@ def embed_attributes(rng: np.random.Generator) -> np.ndarray:
 
 
 def conjunction_units(rng: np.random.Generator, table: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Units tuned to a few attributes at once: weights float32 (columns, U) and thresholds float32 (U,).
+    """Units tuned to a few attributes at once: weights (columns, U) and thresholds (U,), float32.
 
-    A unit is ``max(0, attributes @ weights - threshold)``. ``table`` is from `embed_attributes`; ``kind``, ``object`` or
-    ``place``, says which attributes weigh how much.
+    A unit is ``max(0, attributes @ weights - threshold)``; ``table`` is from `embed_attributes`.
     """
     n_units, width = N_UNITS[kind], table.shape[1]
     weights = np.zeros((len(table), n_units), np.float32)
