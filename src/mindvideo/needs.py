@@ -113,9 +113,7 @@ class Needs:
         sizes = self.sizes
         frames = sizes.n_windows * sizes.num_frames
         captioner = self.networks.part_bytes("captioner") if self.recipe.data.captions == "blip" else 0.0
-        times = (
-            self.people if self.recipe.data.source == "published" else 1
-        )  # else linked, since everybody saw the same
+        times = self.people if self.recipe.data.source == "published" else 1  # else linked
         runs = self.people * sizes.n_runs * sizes.n_volumes * sizes.n_voxels * 4
         disk = times * frames * sizes.size**2 * 3.0 + runs + self.scans
         memory = self.base + 12.0 * sizes.n_volumes * sizes.n_grayordinates + captioner

@@ -257,13 +257,9 @@ def missing_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
         yield SettingError("expected the folder of the recordings, found none; give --set data.raw=FOLDER")
     elif not data.raw.is_dir():
         yield DataError(f"expected recordings at {data.raw}, found no such folder; give --set data.raw=FOLDER")
-    elif (
-        data.source != "store"
-        and data.captions not in ("blip", "none")
-        and (data.captions, data.source) != ("published", "published")
-    ):
-        captions = data.raw / TRUE_CAPTIONS if data.captions == "truth" else Path(data.captions)
-        if not captions.is_file():
+    elif data.source != "store":
+        captions = data.raw / TRUE_CAPTIONS if data.captions == "truth" else data.caption_file
+        if captions is not None and not captions.is_file():
             yield DataError(
                 f"expected captions at {captions}, found no file; set data.captions to a csv or json file, or to blip"
             )

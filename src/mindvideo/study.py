@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from mindvideo.artefacts import begin_folder, find_damage, read_note, record_files, require_intact
 from mindvideo.classes import digest_source
-from mindvideo.config import AREA_ENCODERS, CAPTION_SOURCES, Recipe, as_sampled, read_recipe, save_recipe
+from mindvideo.config import AREA_ENCODERS, Recipe, as_sampled, read_recipe, save_recipe
 from mindvideo.cost import describe_machine, measure_cost
 from mindvideo.data.disk import is_full, only_one, replace_folder
 from mindvideo.data.store import store_paths
@@ -114,8 +114,8 @@ class Study:
             yield "pretrain.weights", self.recipe.pretrain.weights
         if name != "prepare":
             return
-        if data.captions not in CAPTION_SOURCES:
-            yield "data.captions", Path(data.captions)
+        if data.caption_file is not None and data.captions != "truth":
+            yield "data.captions", data.caption_file
         if self.recipe.simulate is None:
             yield "data.raw", data.raw
             yield "data.hcp", data.hcp

@@ -5,7 +5,6 @@ A misspelt key or a value of another type is refused with the nearest valid name
 """
 
 from mindvideo.config.reading import (
-    CAPTION_SOURCES,
     load_recipe,
     parse_recipe,
     read_recipe,

@@ -31,8 +31,7 @@ _MEANINGS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 }
 """YAML 1.2's core schema without octal and hexadecimal numbers; all else is text."""
-CAPTION_SOURCES = ("blip", "truth", "published", "none")
-_PATH_OR_WORD = {"foundation": ("embedded",), "data.captions": CAPTION_SOURCES}
+_PATH_OR_WORD = {"foundation": ("embedded",), "data.captions": ("blip", "truth", "published", "none")}
 """Settings that hold a path unless they are one of these words."""
 
 

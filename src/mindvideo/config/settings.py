@@ -110,6 +110,12 @@ class _Data(Section):
         return self.subjects or (self.subject,)
 
     @property
+    def caption_file(self) -> Path | None:
+        """The file of captions, if these come from one."""
+        is_elsewhere = self.captions in ("blip", "none") or self.captions == self.source == "published"
+        return None if is_elsewhere else Path(self.captions)
+
+    @property
     def own(self) -> Any:
         """The ``Settings`` of the source's reader."""
         return getattr(self, self.source)

@@ -284,9 +284,9 @@ def given_captions(
             "expected a captioner for data.captions=blip, found none; give a foundation folder that has one, "
             "a csv or json file of captions, or, of published arrays, 'published'"
         )
-    if data.captions in ("blip", "none") or (data.captions, data.source) == ("published", "published"):
+    if data.caption_file is None:
         return None
-    return read_captions(Path(data.captions), times_s, other_names, first)
+    return read_captions(data.caption_file, times_s, other_names, first)
 
 
 def captions_from(data: Data, captioning: Captioning | None) -> str:
@@ -302,8 +302,8 @@ def _name_hashes(source: Source, data: Data, known: dict[Path, str], pool: Pool)
     rest = [path for path in files if path not in known]
     known = known | dict(zip(rest, pool.map(hash_file, rest), strict=True))
     hashes = {source.name_file(path): known[path] for path in files}
-    if data.captions not in ("blip", "none"):
-        hashes[f"captions:{Path(data.captions).name}"] = hash_file(Path(data.captions))
+    if data.caption_file is not None:
+        hashes[f"captions:{data.caption_file.name}"] = hash_file(data.caption_file)
     return hashes
 
 

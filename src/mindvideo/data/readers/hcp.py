@@ -39,15 +39,10 @@ _IN_MEMORY_BYTES = 512 * 1024**2
 
 
 def find_sources(raw: Path) -> tuple[str, list[Path]]:
-    """Recordings below an HCP folder and their kind (``cifti``, ``npz`` or ``prepared``), sorted by path; links are followed, hidden files passed over.
+    """Recordings below an HCP folder, sorted by path, and their one kind: ``cifti``, ``npz`` or ``prepared``.
 
-    One file per run: of several versions in a run's folder the one with the longest name, which is the most processed
-    (``_hp2000_clean`` before none). A folder holds either CIFTI runs or published ``HCP_visual_voxel.npz`` files.
-
-    Raises
-    ------
-    DataError
-        If the folder is missing, holds no recording, or holds both kinds.
+    Of several versions in a run's folder it is the one with the longest name, which is the most
+    processed (``_hp2000_clean`` before none).
     """
     if (raw / "zarr.json").is_file():
         return "prepared", [BrainSegments.open(raw).path]
@@ -137,9 +132,8 @@ def prepare_hcp(
         only_one(out.with_name(f"{out.name}.lock"), f"writing {out}"),
         disk_errors(out, "the pre-training fMRI"),
     ):
-        found = (
-            survey(planned, vertex, areas, window_s) if not out.exists() else None
-        )  # a refusal leaves nothing behind
+        # A refusal leaves nothing behind.
+        found = None if out.exists() else survey(planned, vertex, areas, window_s)
         group = begin_group(out, SEGMENTS, header, {"rows": 0, "sources": {}})
         if group.attrs["complete"]:
             return _remarks(group)
@@ -221,17 +215,13 @@ def survey(planned: dict[str, Path], vertex: np.ndarray | None, areas: Sequence[
             if first != name:
                 left_out[name] = f"the same file as {first}"
                 continue
-            if vertex is not None:
-                file = SeriesFile(path)
-                is_silent = np.isnan(read_cifti_windows(file, vertex, window_s)[0])
-                series[name] = file.take(vertex[:: max(1, len(vertex) // PROBES)])
-            else:
-                is_silent = np.isnan(read_npz_windows(path, areas, window_s)[0])
+            is_silent = np.isnan(_read_windows(path, vertex, areas, window_s)[0])
             if is_silent.mean() > MOST_SILENT:
                 left_out[name] = f"{int(is_silent.sum())} of {len(is_silent)} vertices have no signal"
-                series.pop(name, None)
-            else:
-                silent[name] = is_silent
+                continue
+            silent[name] = is_silent
+            if vertex is not None:
+                series[name] = SeriesFile(path).take(vertex[:: max(1, len(vertex) // PROBES)])
         left_out |= find_contained(series)
         outlines |= {name: outline(part) for name, part in series.items() if name not in left_out}
     left_out |= {name: f"a copy of {first}" for name, first in find_copies(outlines).items()}
@@ -248,13 +238,14 @@ def survey(planned: dict[str, Path], vertex: np.ndarray | None, areas: Sequence[
     return Survey(~is_silent, left_out)
 
 
+def _read_windows(path: Path, vertex: np.ndarray | None, areas: Sequence[str], window_s: float) -> np.ndarray:
+    if vertex is None:
+        return read_npz_windows(path, areas, window_s)
+    return read_cifti_windows(SeriesFile(path), vertex, window_s)
+
+
 def _append_run(
-    group: zarr.Group,
-    name: str,
-    path: Path,
-    vertex: np.ndarray | None,
-    areas: Sequence[str],
-    window_s: float,
+    group: zarr.Group, name: str, path: Path, vertex: np.ndarray | None, areas: Sequence[str], window_s: float
 ) -> None:
     """Read one run and append its windows; the row count in the attributes is what counts after a kill."""
     sha256 = hash_file(path)
@@ -263,10 +254,7 @@ def _append_run(
         group.attrs["left_out"] = {**group.attrs["left_out"], name: f"a copy of {copied}"}
         return
     rows, kept = int(group.attrs["rows"]), np.asarray(group.attrs["kept"])
-    if vertex is not None:
-        windows = read_cifti_windows(SeriesFile(path), vertex, window_s)[:, kept]
-    else:
-        windows = read_npz_windows(path, areas, window_s)[:, kept]
+    windows = _read_windows(path, vertex, areas, window_s)[:, kept]
     group["fmri"].resize((rows + len(windows), len(kept)))
     group["fmri"][rows:] = windows
     group.attrs.update({"rows": rows + len(windows), "sources": {**group.attrs["sources"], name: sha256}})

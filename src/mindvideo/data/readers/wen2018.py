@@ -151,9 +151,8 @@ def _find_layout(raw: Path, data: Data) -> _Layout:
         if folder.name not in segments:
             recordings[folder.name], left_out[folder.name] = _find_runs(folder, runs.get(folder.name, set()))
     for name, numbers in runs.items():
-        alike = (
-            [other for other in recordings if other.startswith(name.rstrip("0123456789"))] if name in recordings else []
-        )
+        kind = name.rstrip("0123456789") if name in recordings else None
+        alike = [other for other in recordings if kind and other.startswith(kind)]
         n_runs = max((max([*recordings[other], *left_out[other]], default=0) for other in alike), default=0)
         unknown |= {f"{name}_{number}" for number in numbers if number > n_runs and name not in segments}
     unknown = {name for name in unknown if f"subject{data.subject}:{name}" not in KNOWN_REASONS}
