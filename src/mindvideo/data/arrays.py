@@ -1,4 +1,4 @@
-"""The two published layouts, npy files and torch tensors, read safely (docs/method.md, What others publish).
+"""The two published layouts, of npy files and torch tensors (docs/method.md, What others publish).
 
 Shapes: S segments, n scans of a segment, F frames a scan, R repeats, V voxels, N = S · n scans, H W pixels.
 """

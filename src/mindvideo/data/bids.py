@@ -1,8 +1,8 @@
 """BIDS files: names, sidecars, tables, and the events that say which film was shown when.
 
-BIDS 1.10 (bids-specification.readthedocs.io): file names are ``key-value`` pairs; tables are tab-separated,
-with ``n/a`` for what is missing; onsets count from the first volume of the run; a file higher up holds for all
-recordings whose names it does not contradict.
+BIDS 1.10 (bids-specification.readthedocs.io): file names are ``key-value`` pairs; tables are
+tab-separated, with ``n/a`` for what is missing; onsets count from the first volume; a file higher up
+holds for all recordings whose names it does not contradict.
 """
 
 from __future__ import annotations
@@ -70,21 +70,9 @@ def raw_places(name: str, bids: Path) -> list[Path]:
 
 
 def find_inherited(name: str, suffix: str, places: Sequence[Path]) -> Iterator[Path]:
-    """Files that hold for a recording, nearest first (inheritance principle).
+    """Files that end in ``suffix`` (``bold.json``) and hold for a recording, nearest first.
 
-    Parameters
-    ----------
-    name : str
-        The recording's file.
-    suffix : str
-        ``events.tsv``, ``bold.json``.
-    places : sequence of Path
-        Folders to look in, nearest first.
-
-    Raises
-    ------
-    DataError
-        If two in one folder are equally near.
+    ``places`` are folders, nearest first; DataError if two files in one are equally near.
     """
     own = parse_name(name)
     for place in places:
@@ -102,13 +90,7 @@ def find_inherited(name: str, suffix: str, places: Sequence[Path]) -> Iterator[P
 
 
 def find_events(name: str, folder: Path, derivatives: Path, bids: Path | None) -> Path:
-    """The events table of a recording, in the derivatives or the raw data set.
-
-    Raises
-    ------
-    DataError
-        If there is none, or two that are equally near.
-    """
+    """The events table of a recording, in the derivatives or the raw data set."""
     places = places_of(folder, derivatives) + (raw_places(name, bids) if bids is not None else [])
     for path in find_inherited(name, "events.tsv", places):
         return path
@@ -120,16 +102,10 @@ def find_events(name: str, folder: Path, derivatives: Path, bids: Path | None) -
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """A JSON sidecar as a mapping.
-
-    Raises
-    ------
-    DataError
-        For a missing file, or one that is no JSON object.
-    """
+    """A JSON sidecar as a mapping; DataError for anything else."""
     try:
         content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
+    except (ValueError, RecursionError) as error:  # thousands of digits are no JSONDecodeError
         raise DataError(f"expected a JSON sidecar at {path}, found damage ({error}); write it anew") from error
     if not isinstance(content, dict):
         raise DataError(f"expected a JSON object in {path}, found a {type(content).__name__}")
@@ -157,13 +133,7 @@ def read_positive(sidecar: dict[str, Any], key: str, path: Path) -> float:
 
 
 def read_table(path: Path) -> dict[str, list[str]]:
-    """A tab-separated table by column.
-
-    Raises
-    ------
-    DataError
-        For a missing or damaged file, rows of another length, or a repeated column.
-    """
+    """A tab-separated table by column; DataError for rows of another length, or a repeated column."""
     try:  # line by line: a lone quotation mark must not swallow the lines after it
         rows = [
             [value.strip() for value in next(csv.reader([line], delimiter="\t"), [])]
@@ -187,13 +157,7 @@ def read_table(path: Path) -> dict[str, list[str]]:
 
 
 def read_events(path: Path, column: str = "stim_file") -> list[Event]:
-    """The rows of a table that name a stimulus, by onset; a duration of 0 states no length.
-
-    Raises
-    ------
-    DataError
-        For a missing column, or an onset or a duration that is no number.
-    """
+    """The rows of a table that name a stimulus, by onset; a duration of 0 states no length."""
     table = read_table(path)
     missing = [name for name in ("onset", "duration", column) if name not in table]
     if missing:

@@ -44,8 +44,8 @@ class Captioning:
 def caption_windows(frame_captions: Sequence[Sequence[str]], scene: np.ndarray) -> list[str]:
     """One caption per scan from those of its frames (docs/method.md, The encoder).
 
-    Each scene within a scan has the most frequent caption of its frames, the earliest if tied. Different captions are joined
-    in order: ``A. Then B``.
+    Each scene within a scan has the most frequent caption of its frames, the earliest if tied. Captions
+    that differ are joined in order: ``A. Then B``.
 
     Parameters
     ----------
@@ -83,9 +83,8 @@ def read_captions(
     Parameters
     ----------
     path : Path
-        A ``.csv`` of ``segment, scan, caption`` (scans from 0) or ``segment, time_s, caption`` (from that time
-        on), or a ``.json`` of ``{segment: [caption of scan 0, …]}``, where a scan may have a list of F
-        captions.
+        A ``.csv`` of ``segment, scan, caption`` (scans from 0) or ``segment, time_s, caption`` (from that
+        time on), or a ``.json`` of ``{segment: [caption of scan 0, …]}`` or of F captions for a scan.
     times_s : mapping of str to ndarray, float (n, F)
         Movie time of each frame, by segment; other segments in the file are ignored.
     other_names : mapping of str to sequence of str, optional
@@ -126,7 +125,7 @@ Rows = dict[str, dict[float, Any]]
 def _read_json(path: Path, names: Mapping[str, str]) -> tuple[str, Rows]:
     try:
         content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
+    except (ValueError, RecursionError) as error:  # thousands of digits are no JSONDecodeError
         raise DataError(f"{path} is not valid JSON ({error}); repair it") from error
     if not isinstance(content, dict):
         raise DataError(f"expected {{segment: [caption per scan]}} in {path}, found a {type(content).__name__}")
@@ -206,12 +205,7 @@ def caption_frames(
 ) -> list[str]:
     """Caption frames, uint8 (N, H, W, 3), in batches, or read known ones from the cache.
 
-    The cache is a file of JSON lines, which grows by a batch at a time; its keys hold the captioner's name.
-
-    Raises
-    ------
-    DataError
-        For a damaged cache, one that cannot be written, or a captioner that fails.
+    The cache is a file of JSON lines, which grows by a batch at a time.
     """
     cache = _read_cache(cache_path)
     keys = [_frame_key(frame, captioner_name) for frame in frames]

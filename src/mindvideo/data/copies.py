@@ -58,8 +58,7 @@ def find_contained(series: dict[str, np.ndarray]) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        A concatenation all of whose volumes are in the others is left out itself; of a longer recording with volumes of
-        its own the parts are.
+        A concatenation is left out if its parts are all there; else its parts are.
     """
     left_out: dict[str, str] = {}
     by_length = sorted(series, key=lambda name: series[name].shape[1], reverse=True)
@@ -77,7 +76,7 @@ def find_contained(series: dict[str, np.ndarray]) -> dict[str, str]:
 
 
 def _holds(whole: np.ndarray, part: np.ndarray) -> bool:
-    """Whether a recording (P, T) holds another one, (P, n) with n up to T: some stretch of it correlates with all of it."""
+    """Whether some stretch of a recording (P, T) correlates with all of another one, (P, n)."""
     n_volumes = part.shape[1]
     best = np.zeros(whole.shape[1] - n_volumes + 1)
     n_used = 0

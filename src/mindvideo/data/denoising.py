@@ -70,11 +70,6 @@ def read_confounds(path: Path, wanted: Sequence[str], n_volumes: int) -> Confoun
         Column names, in which ``*`` and ``?`` are wildcards.
     n_volumes : int
         Volumes of the recording.
-
-    Raises
-    ------
-    DataError
-        For a missing column, another number of rows, or a value that is no number.
     """
     if not is_there(path):
         if not wanted:
@@ -132,8 +127,8 @@ def clean_run(
 ) -> np.ndarray:
     """Regress confounds, a linear trend and slow cosines out of a run, and standardise every vertex.
 
-    One least-squares fit, so that no step brings back what another removed (Lindquist et al. 2019, Human Brain
-    Mapping 40, 2358–2376). Mean and standard deviation (ddof 1) are of the kept volumes.
+    It is one least-squares fit, so that no step brings back what another removed (Lindquist et al. 2019,
+    Human Brain Mapping 40, 2358–2376). Mean and deviation (ddof 1) are of the kept volumes.
 
     Parameters
     ----------
@@ -151,11 +146,6 @@ def clean_run(
     -------
     ndarray, float32 (kept volumes, V)
         NaN throughout for a vertex of which only rounding is left.
-
-    Raises
-    ------
-    DataError
-        If there are too few volumes for so many regressors.
     """
     n_volumes = len(run)
     kept = np.ones(n_volumes, dtype=bool) if kept is None else kept
@@ -188,8 +178,7 @@ def clean_run(
 def slow_cosines(n_volumes: int, tr_s: float, high_pass_hz: float | None) -> np.ndarray:
     """Nilearn's discrete cosines below a frequency, float64 (T, K), if any.
 
-    `nilearn.signal.clean` with ``filter="cosine"`` would drop them all if a confound correlates with one above
-    .9.
+    `nilearn.signal.clean` itself would drop them all if a confound correlates with one above .9.
     """
     if high_pass_hz is None:
         return np.empty((n_volumes, 0))
@@ -205,8 +194,7 @@ def scan_times(onset_s: float, lag_s: float, n_scans: int, spacing_s: float) -> 
 def covered_scans(wanted_s: np.ndarray, volume_s: np.ndarray, spacing_s: float, how: Resample) -> np.ndarray:
     """Which of the wanted times a run covers, bool (n,).
 
-    ``linear`` needs a volume on both sides, ``nearest`` one within half a TR, ``mean`` one within
-    ``spacing_s``.
+    ``linear`` needs a volume on both sides, ``nearest`` within half a TR, ``mean`` within ``spacing_s``.
     """
     if how == "mean":
         return np.asarray(_inside(wanted_s, volume_s, spacing_s).any(axis=1))

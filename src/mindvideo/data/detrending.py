@@ -1,4 +1,4 @@
-"""Removing a polynomial from time series, and the products of what is left (docs/method.md, Recordings).
+"""Removing a polynomial from time series, and products of what is left (docs/method.md, Recordings).
 
 Shapes: v vertices, n scans, R recordings, d polynomials. Here a series is a row, as in the files.
 """

@@ -40,11 +40,7 @@ def average_windows(run: np.ndarray, volumes: int) -> np.ndarray:
 
 
 def read_cifti_windows(file: SeriesFile, vertex: np.ndarray, window_s: float) -> np.ndarray:
-    """Windows of a CIFTI run at some positions, standardised (ddof 1), float32 (n, V).
-
-    NaN throughout for a vertex without signal. Raises DataError for damage, missing vertices, or too few
-    volumes.
-    """
+    """Windows of a CIFTI run at some positions, standardised (ddof 1), float32 (n, V); NaN without signal."""
     path, known = file.path, file.header.vertex
     is_missing = known[np.minimum(np.searchsorted(known, vertex), len(known) - 1)] != vertex
     if is_missing.any():
@@ -57,10 +53,9 @@ def read_cifti_windows(file: SeriesFile, vertex: np.ndarray, window_s: float) ->
 
 
 def read_npz_windows(path: Path, areas: Sequence[str], window_s: float) -> np.ndarray:
-    """Windows of a published ``HCP_visual_voxel.npz``, areas side by side, standardised (ddof 1), float32 (n, V).
+    """The same of a published ``HCP_visual_voxel.npz``, areas side by side.
 
-    The file is one person's: V1…V4, each (time, voxels) at TR 0.72 s; one area is in memory at a time. NaN throughout
-    for a voxel without signal. Raises DataError for damage, a missing key, or too few volumes.
+    The file is one person's: V1…V4, each (time, voxels) at TR 0.72 s; one area is in memory at a time.
     """
     averaged: list[np.ndarray] = []
     n_volumes = 0

@@ -1,8 +1,8 @@
 """From checked recordings and films to a store, for every source (docs/method.md, Recordings).
 
-Everything is checked before anything is written. The first pass reads every file, for its hash and for how well
-each vertex repeats; the second writes voxels, frames, scenes and captions, segment by segment. A pool
-(`mindvideo.data.pool`) works on runs and films; only this process writes.
+Everything is checked before anything is written. The first pass reads every file, for its hash and for
+how well each vertex repeats; the second writes the store, segment by segment. A pool works on runs and
+films (`mindvideo.data.pool`); only this process writes.
 Shapes: S segments, n scans of a segment, F frames a scan, N candidate vertices, V voxels, R runs.
 """
 
@@ -195,10 +195,7 @@ def refuse_others(films: Store, subject: str, other: Sequence[str]) -> None:
 def _check_sources(
     source: Source, data: Data, tick: Steps, pool: Pool, shown: Store | None
 ) -> tuple[Voxels, dict[str, str]]:
-    """Check every run and film; the voxels, and the files' hashes by name.
-
-    Films ``shown`` to another person were checked for that person's store.
-    """
+    """Check every run, and every film not ``shown`` to another person; the voxels, and hashes by file name."""
     _refuse_copies(source)
     voxels, hashes = measure_voxels(source, data, tick, pool)
     pending = source.segments if shown is None else ()
@@ -232,13 +229,8 @@ def _take(run: Run, vertex: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def measure_voxels(source: Source, data: Data, tick: Steps, pool: Pool) -> tuple[Voxels, dict[Path, str]]:
     """Check every run and choose voxels on training runs (docs/method.md, Recordings: voxels).
 
-    In each training segment, Fisher's z of the correlation between its runs (the mean over pairs); over
-    segments, a one-sided t-test. Test runs only exclude silent vertices. The hash of each file read is returned too.
-
-    Raises
-    ------
-    DataError
-        For values that are not finite, silent vertices, copied files, or too few voxels.
+    Fisher's z of the correlation between a training segment's runs (the mean over pairs) goes into a
+    one-sided t-test over segments. Test runs only exclude silent vertices. Returns also each file's hash.
     """
     candidate = source.candidates(data.areas)
     measure = partial(measure_segment, vertex=source.vertex, candidate=candidate)
@@ -249,7 +241,8 @@ def measure_voxels(source: Source, data: Data, tick: Steps, pool: Pool) -> tuple
         if found.z is not None:
             scores.append(found.z)
         silent |= {str(run.path): own for run, own in zip(segment.runs, found.silent, strict=True)}
-        hashes |= dict(zip([run.path for run in segment.runs], found.sha256, strict=False))  # own readers: none
+        if found.sha256:  # none of runs that bring their own reader
+            hashes |= {run.path: sha256 for run, sha256 in zip(segment.runs, found.sha256, strict=True)}
         for run in segment.runs:
             tick.add(2, what=f"checked {run.label}")
     is_silent = refuse_silence(
@@ -308,7 +301,7 @@ def _name_hashes(source: Source, data: Data, known: dict[Path, str], pool: Pool)
 
 
 def _fingerprint(source: Source, data: Data, sources: dict[str, str], captioning: Captioning | None) -> str:
-    """A digest of all that shapes the store, which the places of the files do not."""
+    """A digest of all that shapes the store."""
     segments = [
         [segment.name, segment.split, segment.n_scans, [[run.label, run.first] for run in segment.runs]]
         for segment in source.segments
@@ -317,7 +310,7 @@ def _fingerprint(source: Source, data: Data, sources: dict[str, str], captioning
 
 
 def shaping_settings(data: Data) -> dict[str, Any]:
-    """The settings that shape a store; where its files lie, and how many are required, do not."""
+    """The settings that shape a store: not where files lie, nor how many are required."""
     content = data.model_dump(mode="json", exclude={"raw", "hcp", "captions", "subjects"})
     own = {name: value for name, value in content[data.source].items() if not isinstance(getattr(data.own, name), Path)}
     return {**content, data.source: {**own, "expect": None}}

@@ -23,10 +23,10 @@ Name = TypeVar("Name")
 
 @dataclass(frozen=True)
 class Run:
-    """One recording of a film: its ``label``, its file, and the volume ``first`` that pairs with movie time 0.
+    """One recording of a film; the volume ``first`` pairs with movie time 0.
 
-    If the film is not simply a stretch of volumes, ``read(vertex, wanted)`` gives standardised scans, float32
-    (n, len(wanted)), of some of the source's vertices.
+    If the film is not simply a stretch of volumes, ``read(vertex, wanted)`` gives standardised scans,
+    float32 (n, len(wanted)), of some of the source's vertices.
     """
 
     label: str
@@ -74,9 +74,9 @@ class Remark:
 class Source:
     """A checked source: its folder, subject, segments, vertices of every file, and notes.
 
-    A note replaces the step of the same name in the provenance. ``files`` are further inputs; ``roots`` are
-    folders beside ``root``, by name; ``parcels`` are the names of all parcels, if values are of these, and
-    ``vertex`` is then `parcel_vertices`.
+    A note replaces the step of its name in the provenance. ``files`` are further inputs; ``roots`` are
+    folders beside ``root``, by name; ``parcels`` are the names of all parcels, if values are of these,
+    and ``vertex`` is then `parcel_vertices`.
     """
 
     root: Path
@@ -90,15 +90,7 @@ class Source:
     parcels: tuple[str, ...] = ()
 
     def candidates(self, areas: str) -> np.ndarray:
-        """The vertices that a setting of areas means, ascending: MMP1 areas, or parcels by name with ``*`` and ``?``.
-
-        Raises
-        ------
-        SettingError
-            For an area or a name that is not there.
-        DataError
-            Where the source has no vertex of the areas.
-        """
+        """The vertices of a setting of areas, ascending: MMP1 areas, or parcels with ``*`` and ``?``."""
         if not self.parcels:
             found = np.intersect1d(self.vertex, parse_areas(areas))
             if not len(found):
@@ -132,7 +124,7 @@ class Source:
 
 
 def name_splits(training: Sequence[Name], test: Collection[Name], data: Data, where: str) -> dict[Name, str]:
-    """The split of each film, of which the last training ones validate; DataError if no film is left to train on, or to test."""
+    """The split of each film; the last training films validate. DataError if none is left to train on, or to test."""
     held = data.validation_segments
     if len(training) <= held or not test:
         raise DataError(
@@ -146,10 +138,7 @@ def name_splits(training: Sequence[Name], test: Collection[Name], data: Data, wh
 def frame_times(n_scans: int, tr_s: float, fps: int, first: int = 0) -> np.ndarray:
     """Movie time of every kept frame, float64 (n, F): scan k shows (first + k) · tr_s + j / fps, j = 0…F−1.
 
-    Raises
-    ------
-    SettingError
-        If a TR does not hold a whole number of frames.
+    SettingError if a TR does not hold a whole number of frames.
     """
     if not _is_whole(fps * tr_s):
         rates = [str(rate) for rate in range(1, MOST_FPS + 1) if _is_whole(rate * tr_s)]
