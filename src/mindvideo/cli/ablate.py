@@ -37,7 +37,7 @@ def ablate(
     """Run the study without each of its parts and print one table; unchanged stages are shared."""
     from mindvideo.ablation import Ablation, choose_variants, list_variants
 
-    resolved = load_recipe(recipe, settings or [])
+    resolved = load_recipe(recipe, settings)
     names = [name for item in only or [] for name in item.split(",")]
     variants = list_variants(resolved, _read_subjects(subjects))
     chosen = choose_variants(variants, names)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from mindvideo.cli.shared import Out, Seeds, Set, console, progress_bars, say
+from mindvideo.cli.shared import Out, Run, Seeds, Set, console, progress_bars, say
 from mindvideo.config import Baseline, Recipe, load_recipe, read_recipe, with_settings
 from mindvideo.errors import SettingError
 
@@ -30,11 +30,11 @@ def _recipe(run_dir: Path, name: str | None, settings: list[str] | None) -> Reci
             "expected the package mindvideo.baselines, found it removed from this installation; reinstall mindvideo"
         ) from None
     if name is not None:
-        return load_recipe(name, settings or [])
+        return load_recipe(name, settings)
     path = run_dir / "recipe.yaml"
     if not path.is_file():
         raise SettingError(f"expected the study's recipe at {path}, found none; give --recipe, e.g. --recipe demo")
-    return with_settings(read_recipe(path), settings or [])
+    return with_settings(read_recipe(path), settings)
 
 
 def _print_table(run_dir: Path, every: bool, seeds: int = 1) -> None:
@@ -114,7 +114,7 @@ def folder(
 
 @baseline_app.command("table")
 def table(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN")],
+    run_dir: Run,
     every: Annotated[bool, typer.Option("--all", help="every score, not the main ones")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     seeds: Seeds = 1,

@@ -55,7 +55,7 @@ def evaluate(
         raise SettingError("expected --block, a number of clips, for CLIPS, found evaluate.block_s, which is of runs")
     place = source.resolve()
     folder = out or place.with_name(place.name.removesuffix(".npy") + "_scores")
-    recipe = with_settings(Recipe(), settings or [])
+    recipe = with_settings(Recipe(), settings)
     if foundation is None and any(setting.startswith("foundation=") for setting in settings or []):
         foundation = str(recipe.foundation)
     with progress_bars() as bar:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mindvideo.cli.shared import Set, app, console, progress_bars, run_stage, say
+from mindvideo.cli.shared import RecipeArgument, Set, app, console, progress_bars, run_stage, say
 from mindvideo.config import load_recipe, read_setting, with_settings
 from mindvideo.errors import SettingError
 
@@ -56,14 +56,14 @@ def export_model(
 
 @app.command()
 def check(
-    recipe: Annotated[str, typer.Argument(help="a shipped recipe or a YAML file")],
+    recipe: RecipeArgument,
     out: Annotated[Path, typer.Option("--out", help="where the run would go; its disk is looked at")] = Path("runs"),
     settings: Set = None,
 ) -> None:
     """Say what is missing and what each stage will need here; exits with 1 if anything is missing."""
     from mindvideo.needs import check_recipe
 
-    found = check_recipe(load_recipe(recipe, settings or []), out)
+    found = check_recipe(load_recipe(recipe, settings), out)
     table = Table("stage", "memory GiB", "disk GiB", "what counts")
     for need in found.needs:
         memory = f"{need.memory_bytes / 2**30:.1f}"
@@ -115,7 +115,7 @@ def reconstruct(
             data = Study.open(model).recipe.data
             asked["num_frames"] = frames_per_scan(data.tr_s, fps, num_frames, round(data.fps * data.tr_s))
         if steps is not None:
-            _refuse_for_student(model, {"steps": steps}, settings or [])
+            _refuse_for_student(model, {"steps": steps}, settings)
         given = [f"reconstruct.{name}={value}" for name, value in asked.items() if value is not None]
         run_stage("reconstruct", model, given + (settings or []))
         return
@@ -127,7 +127,7 @@ def reconstruct(
     _film(model, recording, out, asked, store)
 
 
-def _refuse_for_student(model: Path, asked: dict[str, Any], settings: list[str]) -> None:
+def _refuse_for_student(model: Path, asked: dict[str, Any], settings: list[str] | None = None) -> None:
     recipe = _recipe_of(model)
     if recipe is None or with_settings(recipe, settings).distill is None:
         return
@@ -150,7 +150,7 @@ def _film(model: Path, recording: list[str], out: Path, asked: dict[str, Any], s
     from mindvideo.generate.recording import read_recorded, read_scans
     from mindvideo.precision import resolve_precision
 
-    _refuse_for_student(model, asked, [])
+    _refuse_for_student(model, asked)
     recipe = _recipe_of(model)
     folder = model if recipe is None else model / "model"
     if recipe is not None:

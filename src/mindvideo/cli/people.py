@@ -24,7 +24,7 @@ def people(
     from mindvideo.newcomer import LeftOut, run_curve
     from mindvideo.report.newcomer import write_curve_page
 
-    asked = LeftOut(load_recipe(recipe, settings or []), leave_out, _read_minutes(minutes), tune_all)
+    asked = LeftOut(load_recipe(recipe, settings), leave_out, _read_minutes(minutes), tune_all)
     with progress_bars() as bar:
         run_curve(asked, out, say=say, progress=bar)
     console.print(f"report: {write_curve_page(out)}", soft_wrap=True)

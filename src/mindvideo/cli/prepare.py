@@ -12,7 +12,7 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
-from mindvideo.cli.shared import Out, Set, app, console, progress_bars, run_stage, say
+from mindvideo.cli.shared import Out, Run, Set, app, console, progress_bars, run_stage, say
 from mindvideo.config import Data, Pretrain, Recipe, reader_settings, source_recipe
 from mindvideo.data.pool import MOST_WORKERS, local_workers, open_pool
 from mindvideo.data.store import Store
@@ -77,7 +77,7 @@ def _command(source: str) -> typer.Typer:
         from mindvideo.preparing import prepare_people, prepare_recordings
 
         stated = [(*fields[name], value) for name, value in given.items() if value is not None]
-        recipe = source_recipe(base, {name: _as_value(value, item) for name, item, value in stated}, settings or [])
+        recipe = source_recipe(base, {name: _as_value(value, item) for name, item, value in stated}, settings)
         with progress_bars() as bar:
             if source == HCP:
                 remarks = prepare_people(recipe, raw, out, bar(HCP))
@@ -95,7 +95,7 @@ def _command(source: str) -> typer.Typer:
     ]
     if source != HCP:
         parameters += [_parameter("workers", Workers, None), _parameter("scheduler", Scheduler, None)]
-    content: Any = source_recipe(base, {}, []).model_dump(mode="json")
+    content: Any = source_recipe(base, {}).model_dump(mode="json")
     for flag, (dotted, item) in offered.items():
         default = reduce(lambda part, name: part[name], dotted.split("."), content)
         parameters.append(_option(flag, dotted, item, default))
@@ -133,7 +133,7 @@ prepare_app = typer.Typer(
 
 
 @prepare_app.command("run")
-def prepare_run(run_dir: Annotated[Path, typer.Argument(metavar="RUN")], settings: Set = None) -> None:
+def prepare_run(run_dir: Run, settings: Set = None) -> None:
     """Run the stage prepare of the study in RUN."""
     run_stage("prepare", run_dir, settings)
 

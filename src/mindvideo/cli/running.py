@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mindvideo.cli.shared import Out, Seeds, Set, app, console, progress_bars, run_stage, say
+from mindvideo.cli.shared import Out, Run, Seeds, Set, app, console, progress_bars, run_stage, say
 from mindvideo.config import load_recipe, shipped_recipes, with_settings
 from mindvideo.errors import SettingError
 from mindvideo.stages import STAGES, Stage
@@ -24,7 +24,7 @@ def simulate(
     from mindvideo.simulate.pretraining import simulate_pretraining
     from mindvideo.simulate.recordings import simulate as run
 
-    resolved = load_recipe(recipe, settings or [])
+    resolved = load_recipe(recipe, settings)
     if resolved.simulate is None:
         raise SettingError(f"expected a 'simulate' section in recipe '{recipe}', found none; use the recipe demo")
     seed = resolved.seed if seed is None else seed
@@ -46,7 +46,7 @@ def run(
     from mindvideo.evaluate.compare import name_seed
     from mindvideo.study import Study
 
-    resolved = load_recipe(recipe, settings or [])
+    resolved = load_recipe(recipe, settings)
     for seed in range(resolved.seed, resolved.seed + seeds):
         folder = out.with_name(name_seed(out.name, seed, resolved.seed))
         with progress_bars() as bar:
@@ -60,21 +60,20 @@ def run(
 
 @app.command()
 def status(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN")],
+    run_dir: Run,
     recipe: Annotated[str | None, typer.Option("--recipe", help="another recipe than RUN/recipe.yaml")] = None,
     settings: Set = None,
 ) -> None:
     """Say whether each stage of RUN is up to date, and if not, which setting, file or class changed."""
     from mindvideo.study import Study
 
-    given = settings or []
-    chosen = load_recipe(recipe, given) if recipe else with_settings(Study.open(run_dir).recipe, given)
+    chosen = load_recipe(recipe, settings) if recipe else with_settings(Study.open(run_dir).recipe, settings)
     for name, sentence in Study(chosen, run_dir).status().items():
         console.print(f"{name}: {sentence}", soft_wrap=True)
 
 
 def _stage_command(stage: Stage) -> None:
-    def command(run_dir: Annotated[Path, typer.Argument(metavar="RUN")], settings: Set = None) -> None:
+    def command(run_dir: Run, settings: Set = None) -> None:
         run_stage(stage.name, run_dir, settings)
 
     command.__doc__ = f"Run the stage {stage.name} of the study in RUN: {stage.summary}."

@@ -22,6 +22,8 @@ console = Console(quiet=os.environ.get("RANK", "0") != "0", markup=False, emoji=
 terminal = {"quiet": False}
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="a setting as key=value; may be repeated")]
+Run = Annotated[Path, typer.Argument(metavar="RUN")]
+RecipeArgument = Annotated[str, typer.Argument(help="a shipped recipe or a YAML file")]
 Out = Annotated[Path, typer.Option("--out", help="where the result goes")]
 Seeds = Annotated[
     int, typer.Option("--seeds", min=1, help="how many seeds, from the recipe's own on: RUN, and RUN-seedN beside it")

@@ -1,8 +1,8 @@
 """Recipes as YAML, with ``base:`` and ``--set key=value``.
 
-Files and ``--set`` are read alike: numbers, truth values and null as in YAML 1.2 (``1e-4`` is a number; ``on``, ``no``
-and ``010`` are text), and no key twice in a mapping. A path is relative to the folder of the recipe that states it, with
-``--set`` to the working directory; ``~`` is the user's home.
+Files and ``--set`` are read alike: numbers, booleans and null as in YAML 1.2 (``1e-4`` is a number;
+``on``, ``no`` and ``010`` are text), and no key twice. A path is relative to the folder of its recipe,
+with ``--set`` to the working directory; ``~`` is the user's home.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 import typing
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,9 @@ def shipped_recipes() -> list[str]:
 
 
 def _read_recipe(name: str, folder: Path, derived: dict[str, str]) -> dict[str, Any]:
-    """The settings of a recipe and of its base.
+    """The settings of a recipe, found from ``folder``, and of its base.
 
-    ``name`` is relative to ``folder``; ``derived`` maps each recipe that builds on it to the name it was given by.
+    ``derived`` maps each recipe that builds on it to the name it was given by.
     """
     path = folder / Path(name).expanduser()
     if path.suffix in (".yaml", ".yml"):
@@ -143,7 +144,7 @@ def read_recipe(path: Path) -> Recipe:
     return parse_recipe(_as_mapping(read_yaml(path.read_bytes(), f"recipe {path}"), f"recipe {path}"), str(path))
 
 
-def load_recipe(name: str, settings: list[str] | tuple[str, ...] = ()) -> Recipe:
+def load_recipe(name: str, settings: Sequence[str] | None = None) -> Recipe:
     """Read a shipped recipe or a YAML file and apply ``key=value`` settings.
 
     Parameters
@@ -162,12 +163,12 @@ def load_recipe(name: str, settings: list[str] | tuple[str, ...] = ()) -> Recipe
     return parse_recipe(content, f"recipe {name}" if not settings else f"recipe {name} with --set")
 
 
-def with_settings(recipe: Recipe, settings: list[str] | tuple[str, ...]) -> Recipe:
+def with_settings(recipe: Recipe, settings: Sequence[str] | None) -> Recipe:
     """A recipe with ``key=value`` settings on top; raises as `load_recipe`."""
     return parse_recipe(_apply_settings(recipe.model_dump(mode="json"), settings), "the recipe with --set")
 
 
-def source_recipe(source: str, values: dict[str, Any], settings: list[str]) -> Recipe:
+def source_recipe(source: str, values: dict[str, Any], settings: Sequence[str] | None = None) -> Recipe:
     """The recipe that prepares one data set by itself.
 
     It takes ``data`` from the shipped recipe of that name, then values by dotted name, then settings.
@@ -180,8 +181,8 @@ def source_recipe(source: str, values: dict[str, Any], settings: list[str]) -> R
     return parse_recipe(_apply_settings(content, settings), "the command line")
 
 
-def _apply_settings(content: dict[str, Any], settings: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    for key, value in map(read_setting, settings):
+def _apply_settings(content: dict[str, Any], settings: Sequence[str] | None) -> dict[str, Any]:
+    for key, value in map(read_setting, settings or ()):
         if not is_setting(key):
             raise SettingError(f"unknown setting '{key}' in --set; the nearest valid name is '{nearest_setting(key)}'")
         content = _apply(content, key, value)

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mindvideo.config.section import BatchSize, Optimise, Precision, Rate, Section, Steps
+from mindvideo.config.section import (
+    BatchSize,
+    InputNoise,
+    Optimise,
+    Precision,
+    Rate,
+    Section,
+    Sparsify,
+    Steps,
+    TokenWeight,
+)
 
 Alphas = Annotated[tuple[float, ...], Field(description="penalties to choose from, on validation")]
 ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -17,7 +27,7 @@ class RidgeRival(Section):
     """Banded ridge regression to the condition tokens, with the main method's generator."""
 
     alphas: Alphas = ALPHAS
-    components: int = Field(256, ge=1, description="principal components of the caption tokens that are predicted")
+    components: int = Field(256, ge=1, description="principal components of the tokens predicted")
     generator: Literal["cotrain", "animate"] = "cotrain"
 
 
@@ -25,7 +35,7 @@ class LinearRival(Section):
     """Linear maps to features of an image network (Wen et al. 2018)."""
 
     alphas: Alphas = ALPHAS
-    components: int = Field(512, ge=1, description="principal components of the early feature maps of a frame")
+    components: int = Field(512, ge=1, description="principal components of the early features")
 
 
 class GanRival(Optimise):
@@ -34,10 +44,10 @@ class GanRival(Optimise):
     alphas: Alphas = ALPHAS
     components: int = Field(128, ge=1, description="width of the linear fMRI embedding")
     noise_width: int = Field(16, ge=1)
-    width: int = Field(64, ge=8, description="channels of the generator at its coarsest size; a multiple of 8")
+    width: int = Field(64, ge=8, description="channels at the coarsest size; a multiple of 8")
     reconstruction_weight: float = Field(10.0, ge=0)
-    image_weight: float = Field(0.1, ge=0, description="weight of the image discriminator's loss")
-    sequence_weight: float = Field(0.1, ge=0, description="weight of the sequence discriminator's loss")
+    image_weight: float = Field(0.1, ge=0, description="weight of the image discriminator")
+    sequence_weight: float = Field(0.1, ge=0, description="weight of the sequence discriminator")
     steps: Steps = 20000
     batch_size: BatchSize = 16
     lr: Rate = 2e-4
@@ -52,12 +62,12 @@ class GanRival(Optimise):
 class SeparableRival(Optimise):
     """Separable encoder and decoder, supervised and then self-supervised (Kupershmidt et al. 2022)."""
 
-    encoder_steps: int = Field(5000, ge=1, description="steps of the encoder, frames to fMRI, before the decoder's")
+    encoder_steps: int = Field(5000, ge=1, description="steps of the encoder, before the decoder's")
     width: int = Field(64, ge=4, description="channels")
-    films: Path | None = Field(None, description="folder of unlabelled films; empty: training films half a TR later")
+    films: Path | None = Field(None, description="unlabelled films; empty: training films half a TR later")
     self_supervised_weight: float = Field(0.5, ge=0)
     perceptual_weight: float = Field(0.3, ge=0)
-    perceptual_layer: int = Field(2, ge=0, description="layer of the image classifier whose tokens are compared")
+    perceptual_layer: int = Field(2, ge=0, description="layer of the image classifier that is compared")
     steps: Steps = 20000
     batch_size: BatchSize = 16
     lr: Rate = 1e-3
@@ -72,9 +82,9 @@ class MindVisRival(Optimise):
     batch_size: BatchSize = 5
     lr: Rate = 5.3e-5
     dropout: float = Field(0.0, ge=0, lt=1)
-    token_weight: float = Field(0.0, ge=0, description="weight of the regression of the caption's text tokens")
-    sparsify: float = Field(0.0, ge=0, lt=1)
-    input_noise: float = Field(0.0, ge=0)
+    token_weight: TokenWeight = 0.0
+    sparsify: Sparsify = 0.0
+    input_noise: InputNoise = 0.0
     guidance_scale: float = Field(1.0, ge=0)
 
 

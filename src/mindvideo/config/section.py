@@ -24,8 +24,12 @@ class Section(BaseModel):
 Steps = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(ge=2)]
 Rate = Annotated[float, Field(gt=0)]
-Precision = Literal["auto", "fp32", "bf16"]
-PRECISION = "auto: bf16 where the hardware computes in it, else fp32"
+TokenWeight = Annotated[float, Field(ge=0, description="weight of the regression of the caption's tokens")]
+Sparsify = Annotated[float, Field(ge=0, lt=1, description="fraction of voxels set to zero")]
+InputNoise = Annotated[float, Field(ge=0, description="standard deviation of noise added to scans")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 where the hardware computes in it, else fp32")
+]
 
 
 class Optimise(Section):
@@ -39,14 +43,10 @@ class Optimise(Section):
     schedule: Literal["cosine", "constant"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.95)
     clip_grad: float | None = Field(0.8, gt=0)
-    ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="decay of the averaged weights that are saved; empty: off"
-    )
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights; empty: off")
     accumulate: int = Field(1, ge=1, description="micro-batches per step")
-    gradient_checkpointing: bool = Field(
-        False, description="compute activations again in the backward pass: less memory"
-    )
-    precision: Precision = Field("auto", description=PRECISION)
+    gradient_checkpointing: bool = Field(False, description="recompute activations: slower, less memory")
+    precision: Precision = "auto"
     checkpoint_every: int = Field(200, ge=1)
     log_every: int = Field(20, ge=1)
 

@@ -9,64 +9,68 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationInfo, create_model, field_validator, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
-from mindvideo.config.section import PRECISION, BatchSize, Optimise, Precision, Rate, Section, Steps
+from mindvideo.config.section import (
+    BatchSize,
+    InputNoise,
+    Optimise,
+    Precision,
+    Rate,
+    Section,
+    Sparsify,
+    Steps,
+    TokenWeight,
+)
 from mindvideo.sources import READERS, load_reader
 
 
 class Simulate(Section):
     """Simulated subjects in the layout of Wen 2018, and people to pre-train on in that of HCP."""
 
-    subjects: int = Field(
-        1, ge=1, description="people who saw the films: 1 is the shared brain itself, of more each departs from it"
-    )
+    subjects: int = Field(1, ge=1, description="people who saw the films; of several each varies the same brain")
     train_segments: int = Field(18, ge=3, description="number of training films")
     test_segments: int = Field(5, ge=1, description="number of test films")
-    segment_s: float = Field(480.0, gt=0, description="length of each film in seconds; a multiple of the TR")
+    segment_s: float = Field(480.0, gt=0, description="seconds of each film; a multiple of the TR")
     train_runs: int = Field(2, ge=2, description="recordings of each training film")
     test_runs: int = Field(10, ge=2, description="recordings of each test film")
     areas: Literal["visual", "cortex"] = Field("cortex", description="which vertices the files hold")
-    subcortex: bool = Field(False, description="also write subcortical voxels (91,282 grayordinates with areas=cortex)")
+    subcortex: bool = Field(False, description="also write subcortical voxels")
     size: int = Field(64, ge=32, description="stimulus height and width in pixels")
     source_fps: int = Field(30, ge=3, description="stimulus frame rate")
-    noise: float = Field(1.0, gt=0, description="noise amplitude relative to the default that gives real-looking r")
-    pretrain_people: int = Field(4, ge=1, description="other people, whom only masked pre-training meets")
+    noise: float = Field(1.0, gt=0, description="amplitude of noise; 1 gives realistic correlations")
+    pretrain_people: int = Field(4, ge=1, description="other people, for pre-training only")
     pretrain_runs: int = Field(2, ge=1, description="runs of each of these")
-    pretrain_run_s: float = Field(864.0, gt=0, description="length of each of these runs in seconds")
+    pretrain_run_s: float = Field(864.0, gt=0, description="seconds of each of these runs")
 
 
 class _Data(Section):
     """Where recordings come from, and how they are prepared (paper section 3.2)."""
 
     source: str = Field("wen2018", description="which reader; its own settings stand under its name")
-    raw: Path | None = Field(None, description="the download; empty where the recipe simulates one")
-    hcp: Path | None = Field(None, description="HCP folder for pre-training; empty where the recipe simulates one")
+    raw: Path | None = Field(None, description="the recordings' folder; empty if simulated")
+    hcp: Path | None = Field(None, description="HCP folder for pre-training; empty if simulated")
     subject: int = Field(1, ge=1, description="number of the subject")
     subjects: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] | None = Field(
-        None, description="several people who saw the same films, instead of one; one model is trained on all of them"
+        None, description="several people who saw the same films; one model is trained on all of them"
     )
-    tr_s: float = Field(2.0, ge=0, description="seconds between scans; empty: the recordings' own (fmriprep)")
-    lag_s: float = Field(4.0, ge=0, description="movie time 0 pairs with the volume acquired this much later")
+    tr_s: float = Field(2.0, ge=0, description="seconds between scans; empty: the recordings' own")
+    lag_s: float = Field(4.0, ge=0, description="seconds from a film's moment to the volume it pairs with")
     fps: int = Field(3, ge=1, le=30, description="frames kept per second of film")
-    size: int = Field(256, ge=0, description="height and width of the kept frames; empty: as published (published)")
+    size: int = Field(256, ge=0, description="height and width of frames; empty: as published")
     fit: Literal["stretch", "crop", "letterbox"] = Field("crop", description="how other aspect ratios become square")
-    areas: str = Field(
-        "cortex", description="'cortex', 'visual' or a comma-separated list of MMP1 areas to choose from"
-    )
+    areas: str = Field("cortex", description="areas to choose voxels from: 'cortex', 'visual', or MMP1 names")
     selection: Literal["paper", "bonferroni", "top_k", "all"] = Field(
         "paper",
-        description="bonferroni: all voxels that repeat; paper: the most significant of these; top_k; all of the areas",
+        description="bonferroni: voxels that repeat; paper: the most significant of these; top_k: the best k",
     )
     alpha: float = Field(0.01, gt=0, lt=1, description="level of the Bonferroni correction")
-    top_fraction: float = Field(0.5, gt=0, le=1, description="part of the significant voxels that 'paper' keeps")
+    top_fraction: float = Field(0.5, gt=0, le=1, description="share of significant voxels that 'paper' keeps")
     k: int | None = Field(None, ge=16, description="voxels that 'top_k' keeps")
-    repeats: Literal["average", "separate"] = Field(
-        "average", description="separate: every recording of a training film gives windows of its own"
-    )
-    validation_segments: int = Field(1, ge=0, description="the last training films are held out for choices")
+    repeats: Literal["average", "separate"] = Field("average", description="how recordings of a training film are used")
+    validation_segments: int = Field(1, ge=0, description="last training films, held out for choices")
     captions: str = Field(
-        "blip", description="'blip' (the foundation's captioner), 'none', 'published', or a csv/json file of captions"
+        "blip", description="'blip' (the foundation's captioner), 'none', 'published', or a csv or json file"
     )
-    cut_threshold: float = Field(27.0, gt=0, description="threshold of the content detector for shot changes")
+    cut_threshold: float = Field(27.0, gt=0, description="threshold of the detector of shot changes")
 
     @field_validator("tr_s", "size", mode="before")
     @classmethod
@@ -134,7 +138,7 @@ def reader_settings(source: str) -> type[Section]:
 
 
 AREA_ENCODERS = ("areas", "ridge_areas")
-"""Values of `align.encoder` whose tokens are cortical areas: they take several people and go on from a masked model of areas."""
+"""Values of `align.encoder` whose tokens are cortical areas."""
 
 
 class MaskedBrain(Section):
@@ -159,7 +163,7 @@ class Pretrain(Optimise):
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     window_s: float = Field(8.0, gt=0, description="recordings are averaged over this many seconds")
     areas: str = Field("V1,V2,V3,V4", description="areas whose vertices are kept, in hierarchy order")
-    validation_share: float = Field(0.1, ge=0, lt=1, description="share of the segments that only validates")
+    validation_share: float = Field(0.1, ge=0, lt=1, description="share of segments held out for validation")
     batch_size: BatchSize = 500
     lr: Rate = 2.5e-4
 
@@ -179,9 +183,9 @@ class Align(Optimise):
     start_from: Literal["adapt", "scratch"] = "adapt"
     loss: Literal["text_image", "text", "image", "none"] = "text_image"
     contrastive_weight: float = Field(1.0, ge=0)
-    token_weight: float = Field(0.0, ge=0, description="weight of the regression of the caption's text tokens")
+    token_weight: TokenWeight = 0.0
     token_whitening: float = Field(
-        0.0, ge=0, le=1, description="1: weak principal components of the tokens count as much as strong ones; 0: plain"
+        0.0, ge=0, le=1, description="1: weak components of tokens count as much as strong ones"
     )
     dropout: float = Field(0.6, ge=0, lt=1)
     encoder: str = Field(
@@ -193,20 +197,18 @@ class Align(Optimise):
     mixup: float = Field(
         0.0,
         ge=0,
-        description="parameter of the beta distribution by which pairs of windows and their targets are mixed; 0: not",
+        description="parameter of the beta distribution that mixes pairs of windows and their targets; 0: off",
     )
-    teacher_weight: float = Field(
-        0.0, ge=0, le=1, description="share of a ridge regression's prediction in the token targets; 0 in the paper"
-    )
-    sparsify: float = Field(0.2, ge=0, lt=1, description="fraction of voxels set to zero")
-    input_noise: float = Field(0.0, ge=0, description="standard deviation of noise added to the scans")
+    teacher_weight: float = Field(0.0, ge=0, le=1, description="share of ridge regression in the token targets")
+    sparsify: Sparsify = 0.2
+    input_noise: InputNoise = 0.0
     crop_probability: float = Field(0.5, ge=0, le=1)
-    word_swap: bool = Field(True, description="captions are reworded: synonyms, and two words swapped")
+    word_swap: bool = Field(True, description="reword captions: synonyms, and two words swapped")
     augmentation: Literal["drawn", "fixed"] = Field(
-        "drawn", description="captions and crops anew each time a window is drawn, or a few of each made once"
+        "drawn", description="captions and crops: new ones for each draw of a window, or a fixed few"
     )
     synonyms: Literal["wordnet", "listed"] = Field(
-        "wordnet", description="source of synonyms: WordNet (mindvideo[thesaurus]), or a list of fifty groups"
+        "wordnet", description="WordNet (mindvideo[thesaurus]), or a list of fifty groups"
     )
     steps: Steps = 12000
     val_every: int = Field(200, ge=1, description="validation is looked at this often")
@@ -222,7 +224,7 @@ class Animate(Optimise):
 
     enabled: bool = True
     motion: Literal["none", "foundation"] = Field(
-        "none", description="temporal attention starts as identity (the paper), or from the foundation's part 'motion'"
+        "none", description="temporal attention starts as identity, or from the foundation's part 'motion'"
     )
     steps: Steps = 800
     batch_size: BatchSize = 14
@@ -238,23 +240,19 @@ class Cotrain(Optimise):
     batch_size: BatchSize = 9
     lr: Rate = 3e-5
     encoder_lr: float | None = Field(None, gt=0, description="learning rate of the encoder; empty: the same")
-    token_weight: float = Field(0.0, ge=0)
-    caption_share: float = Field(
-        0.0, ge=0, lt=1, description="share of windows whose clip is conditioned on its caption instead of the fMRI"
-    )
-    sparsify: float = Field(0.0, ge=0, lt=1, description="fraction of voxels set to zero")
-    input_noise: float = Field(0.0, ge=0, description="standard deviation of noise added to the scans")
+    token_weight: TokenWeight = 0.0
+    caption_share: float = Field(0.0, ge=0, lt=1, description="share of windows conditioned on their caption")
+    sparsify: Sparsify = 0.0
+    input_noise: InputNoise = 0.0
 
 
 class Distill(Optimise):
     """A student of the guided generator, which samples in a few steps (not in the paper)."""
 
     sampler_steps: int = Field(4, ge=1, le=50, description="steps in which the student samples")
-    teacher_steps: int = Field(
-        3, ge=1, le=20, description="guided steps of the teacher that one of the student's replaces"
-    )
+    teacher_steps: int = Field(3, ge=1, le=20, description="the teacher's steps that one of the student's replaces")
     caption_share: float = Field(0.25, ge=0, le=1, description="share of windows conditioned on their caption")
-    input_noise: float = Field(0.0, ge=0, description="standard deviation of noise added to the scans")
+    input_noise: InputNoise = 0.0
     batch_size: BatchSize = 8
     lr: Rate = 1e-4
     ema_decay: float | None = Field(0.99, gt=0, lt=1)
@@ -274,10 +272,8 @@ class Reconstruct(Section):
     size: int | None = Field(None, ge=16, description="height and width of the clips; empty: the store's")
     batch_size: int = Field(4, ge=1)
     controls: tuple[Control, ...] = get_args(Control)
-    max_windows: int | None = Field(
-        None, ge=1, description="only this many test windows, evenly spread in whole blocks"
-    )
-    precision: Precision = Field("auto", description=PRECISION)
+    max_windows: int | None = Field(None, ge=1, description="only so many test windows, evenly spread in blocks")
+    precision: Precision = "auto"
 
     @field_validator("negative", mode="before")
     @classmethod
@@ -291,11 +287,9 @@ class Evaluate(Section):
 
     n_ways: tuple[Annotated[int, Field(ge=2)], ...] = (2, 50)
     top_k: int = Field(1, ge=1)
-    candidates: tuple[Annotated[int, Field(ge=2)], ...] = Field(
-        (), description="retrieval among so many clips too, besides among all"
-    )
-    captions: bool = Field(True, description="compare captions of reconstruction and truth, where a captioner is there")
-    block_s: float = Field(20.0, gt=0, description="length of the blocks that are permuted and resampled")
+    candidates: tuple[Annotated[int, Field(ge=2)], ...] = Field((), description="retrieval also among so many clips")
+    captions: bool = Field(True, description="compare captions, if there is a captioner")
+    block_s: float = Field(20.0, gt=0, description="seconds of the blocks that are permuted and resampled")
     permutations: int = Field(5000, ge=99)
     bootstraps: int = Field(2000, ge=99)
 
