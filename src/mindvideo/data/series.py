@@ -1,7 +1,7 @@
 """The reader of CIFTI-2 dense time series, in one pass with the hash, or only some vertices.
 
-A file holds one grayordinate's series after another: blocks of them are read, hashed and used while in the
-processor's cache, or a few vertices without the rest. nibabel parses the headers, equal ones once.
+A file holds one grayordinate's series after another: blocks of them are read, hashed and used while in
+the processor's cache, or a few vertices without the rest. nibabel parses the headers.
 
 Shapes: N vertices of a file, K rows of its matrix (all grayordinates), T volumes.
 """
@@ -90,19 +90,10 @@ def read_cortex(path: Path) -> CortexRecording:
 
 
 def read_layout(path: Path) -> Layout:
-    """Header of a dense time series, and where its values lie.
+    """Header of a dense time series (.dtseries.nii, perhaps gzipped), and where its values lie.
 
-    Parameters
-    ----------
-    path : Path
-        A ``.dtseries.nii`` (or gzipped) file of any byte order and number type, with structures in any order.
-        Vertices of the medial wall are left out.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, damaged, truncated, no dense time series, of another surface, or lacks a
-        hemisphere.
+    Byte order, number type and the order of structures are free; the medial wall is left out. DataError
+    for damage, another kind of file or surface, or a hemisphere that is missing.
     """
     require_content(path, "a CIFTI recording")
     with _as_data_error(path), _open(path) as file:
@@ -122,7 +113,7 @@ def read_layout(path: Path) -> Layout:
 
 
 def common_vertices(paths: Iterable[Path]) -> np.ndarray:
-    """The cortical positions in all recordings of one subject, int32 (N,); DataError where two differ."""
+    """The cortical positions in all recordings of a subject, int32 (N,); DataError if two differ."""
     first, *others = paths
     vertex = read_layout(first).header.vertex
     for path in others:
@@ -150,7 +141,7 @@ def _header_bytes(path: Path, file: IO[bytes]) -> bytes:
             rest = file.read(offset - _NIFTI2_BYTES)
             if len(rest) == offset - _NIFTI2_BYTES:
                 return start + rest
-    _refuse(path, "expected a readable CIFTI-2 file, found a damaged or truncated one, or another kind of file")
+    _refuse(path, "expected a readable CIFTI-2 file, found a damaged or truncated one, or another kind")
 
 
 def _parse(path: Path, content: bytes) -> Layout:

@@ -1,4 +1,4 @@
-"""Films and their showings: what events mean, how many scans they fill, which films are the test."""
+"""Films and their showings: what events mean, how many scans they fill, which are the test."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ LENGTH_TOLERANCE_S = 0.5
 
 @dataclass(frozen=True)
 class Recording:
-    """One run: its name, its files, the times of its volumes in seconds, float64 (T,), confounds and events.
+    """One run; ``volume_s`` are the times of its volumes in seconds, float64 (T,).
 
-    Onsets count from the first volume. ``tr_from`` says where the TR is stated, if not in the run's own
-    sidecar.
+    Onsets count from the first volume. ``tr_from`` says where the TR is stated, if not in the run's sidecar.
     """
 
     name: str
@@ -51,8 +50,8 @@ class Recording:
 class ShownFilm:
     """A film that was shown, by its path below the stimulus folder.
 
-    ``shown`` are its showings: index of the recording, and event. Every showing has the scans ``first`` to
-    ``first + n_scans`` of the film's ``n_whole``; ``weights`` (n_scans, T) make them of its run's volumes.
+    ``shown`` are its showings: index of the recording, and event. Each has the scans ``first`` to
+    ``first + n_scans`` of the film's ``n_whole``; ``weights`` (n_scans, T) make them of a run's volumes.
     """
 
     path: Path
@@ -72,20 +71,7 @@ def match_films(
 ) -> tuple[list[ShownFilm], tuple[Remark, ...]]:
     """The films that were shown, with their showings, and what was left out or joined.
 
-    Parameters
-    ----------
-    recordings : sequence of Recording
-    stimuli : Path
-        The folder of the films.
-    exclude : sequence of str
-        Entries ``RUN:STIMULUS`` are showings that are left out; others are ignored.
-
-    Raises
-    ------
-    DataError
-        For a missing film, no film at all, or two films at one time.
-    SettingError
-        For an exclusion that excludes nothing.
+    Entries ``RUN:STIMULUS`` of ``exclude`` are showings that are left out; others are ignored.
     """
     films: dict[Path, ShownFilm] = {}
     located: dict[str, Path | None] = {}
@@ -182,15 +168,7 @@ def _refuse_overlap(films: Iterable[ShownFilm], index: int, recording: Recording
 
 
 def split_films(films: Sequence[ShownFilm], data: Data) -> dict[Path, str]:
-    """Split of every film: ``test`` as stated, the last others ``validation``, the rest ``train``.
-
-    Raises
-    ------
-    SettingError
-        If no test film is named, or one that is not there.
-    DataError
-        If too few films remain for training.
-    """
+    """Split of every film: ``test`` as stated, the last others ``validation``, the rest ``train``."""
     ordered = sorted(films, key=lambda film: natural_key(film.name))
     most = max(len(film.shown) for film in ordered)
     often = [film for film in ordered if len(film.shown) == most]
@@ -232,13 +210,7 @@ def check_repeats(films: Sequence[ShownFilm], data: Data) -> None:
 
 
 def place_scans(film: ShownFilm, recordings: Sequence[Recording], data: Data) -> ShownFilm:
-    """The scans of a film that every showing has, with the weights of each run's volumes.
-
-    Raises
-    ------
-    DataError
-        If showings differ in length, exceed the film, or exceed their run.
-    """
+    """The scans of a film that every showing has, with the weights of each run's volumes."""
     n_whole = _count_whole(film, data)
     start, stop, every = 0, n_whole, []
     for index, event in film.shown:

@@ -1,7 +1,7 @@
-"""Recordings with events that say which film was shown when, as a source: what readers of such data share.
+"""Recordings with events that say which film was shown when, as a source.
 
-A film may be shown any number of times, in one run or in several; every showing is one repeat. Each run is cleaned and
-standardised as a whole (`mindvideo.data.denoising`), and a showing's scans are read out of it by their times.
+Every showing of a film, in whatever run, is a repeat. Each run is cleaned and standardised as a whole
+(`mindvideo.data.denoising`), and a showing's scans are read out of it by their times.
 
 Shapes: T volumes of a run, V voxels, n scans of a film.
 """
@@ -38,7 +38,7 @@ from mindvideo.errors import DataError, SettingError
 _CACHE_BYTES = 1_000_000_000
 
 ReadRun = Callable[[Recording, np.ndarray, np.ndarray], np.ndarray]
-"""The volumes of a run, float (T, V): called with the recording, the source's vertices and the wanted ones."""
+"""Gives a run's volumes, float (T, V), for the source's vertices and the wanted ones."""
 
 
 class EventSettings(Section):
@@ -47,10 +47,10 @@ class EventSettings(Section):
     stimuli: Path | None = Field(None, description="folder that the events' stimulus files lie in")
     test: tuple[str, ...] = Field((), description="test stimuli, by name with * and ?, or 'most-repeated'")
     stim_column: str = Field("stim_file", description="column of the events that names the film")
-    high_pass_hz: float | None = Field(0.008, gt=0, description="cut-off of the cosine high-pass filter; empty: none")
-    resample: Literal["linear", "nearest", "mean"] = Field("linear", description="how volumes become scans of a film")
-    trim_start: bool = Field(False, description="drop the first scans of a film where a run began too late")
-    trim_end: bool = Field(False, description="drop the last scans of a film where a run stopped too early")
+    high_pass_hz: float | None = Field(0.008, gt=0, description="cut-off of the high-pass filter; empty: none")
+    resample: Literal["linear", "nearest", "mean"] = Field("linear", description="how volumes become scans")
+    trim_start: bool = Field(False, description="drop first scans where a run began too late")
+    trim_end: bool = Field(False, description="drop last scans where a run stopped too early")
     exclude: tuple[str, ...] = Field((), description="runs left out, by name, or RUN:STIMULUS")
 
 
@@ -89,7 +89,7 @@ class CleanedRuns:
         return {**self.__dict__, "_kept": OrderedDict()}
 
     def read(self, recording: Recording, seen: np.ndarray, vertex: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """The volumes ``seen``, bool (T,), of a run at the wanted positions, cleaned on themselves, float32 (·, V)."""
+        """The volumes ``seen``, bool (T,), of a run, cleaned by themselves, float32 (·, V)."""
         key = (recording.path, seen.tobytes(), wanted.tobytes())
         if key not in self._kept:
             self._kept[key] = self._clean(recording, seen, vertex, wanted)
@@ -109,10 +109,10 @@ class CleanedRuns:
 
 @dataclass(frozen=True)
 class Showing:
-    """One showing of a film: calling it with a file's and the wanted vertices gives its scans, float32 (n, V).
+    """One showing of a film; a call with a file's and the wanted vertices gives its scans, float32 (n, V).
 
-    ``seen`` are the volumes of the run that cleaning and scaling may use, bool (T,); ``weights`` (n, T) make scans of
-    volumes and are zero outside of them.
+    ``seen`` are the volumes that cleaning and scaling may use, bool (T,); ``weights`` (n, T) make scans
+    of volumes and are zero outside of these.
     """
 
     recording: Recording
@@ -129,24 +129,9 @@ class Showing:
 
 
 def source_of_events(bare: Source, recordings: list[Recording], data: Data, read: ReadRun) -> Source:
-    """A source of all films that the recordings' events name.
+    """A source of all films that the recordings' events name; ``bare`` is that source without segments.
 
-    Parameters
-    ----------
-    bare : Source
-        Where the recordings are, of whom, their vertices, and what is to be noted besides; without segments.
-    recordings : list of Recording
-    data : Data
-        ``data.own`` has the settings of `EventSettings`.
-    read : callable
-        See `ReadRun`.
-
-    Raises
-    ------
-    DataError
-        For films, events or showings that are missing or contradict one another.
-    SettingError
-        Where no film can be told to be the test.
+    ``data.own`` has the settings of `EventSettings`.
     """
     settings: EventSettings = data.own
     stimuli = require_stimuli(data)
@@ -181,9 +166,9 @@ def source_of_events(bare: Source, recordings: list[Recording], data: Data, read
 def _make_runs(recordings: list[Recording], films: list[ShownFilm], cleaned: CleanedRuns) -> dict[str, tuple[Run, ...]]:
     """A run for every showing of every film.
 
-    No run is cleaned and scaled with volumes that are not steady, unless these have regressors of their own. Where test
-    films share a run with others, the others are cleaned and scaled without the volumes of test scans, so that no
-    training value depends on them; the test films see the whole run.
+    No run is cleaned with volumes that are not steady, unless these have regressors of their own. Where
+    test films share a run with others, the others are cleaned without the volumes of test scans, so that
+    no training value depends on them; the test films see the whole run.
     """
     of_test = [np.zeros(len(recording.volume_s), dtype=bool) for recording in recordings]
     for film in films:

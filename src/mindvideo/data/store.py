@@ -73,13 +73,13 @@ def is_unplaced(vertex: np.ndarray) -> bool:
 
 
 def unplaced_vertices(identity: bytes, count: int) -> np.ndarray:
-    """Negative numbers int32 (count,) that name voxels without a place, and those of no other data set (by SHA-256)."""
+    """Negative numbers, int32 (count,), that name the voxels of one data set, which have no place."""
     first = int.from_bytes(hashlib.sha256(identity).digest()[:4], "little") % (2**31 - count - 1)
     return (-1 - first - np.arange(count)).astype(np.int32)
 
 
 def parcel_vertices(names: Sequence[str]) -> np.ndarray:
-    """Numbers that stand for the parcels of an atlas, int32, ascending: the same wherever these are its names."""
+    """Numbers that stand for the parcels of an atlas with these names, int32, ascending."""
     return unplaced_vertices("\n".join(names).encode(), len(names))[::-1]
 
 
@@ -259,7 +259,7 @@ class Store:
 
     @property
     def parcels(self) -> tuple[str, ...]:
-        """Names of all parcels of the atlas, by area from 1 on, where voxels are these; else none."""
+        """Names of all parcels of the atlas, by area from 1 on, if voxels are parcels."""
         return tuple(self.attrs.get("parcels", ()))
 
     @property
@@ -277,7 +277,7 @@ class Store:
 
     @property
     def keeps_repeats_apart(self) -> bool:
-        """Whether training windows come from single runs (``repeats: separate``), not their average."""
+        """Whether training windows are of single runs (``repeats: separate``)."""
         return bool(self._step("repeats").get("windows") == "separate")
 
     @property

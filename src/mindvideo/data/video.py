@@ -1,8 +1,8 @@
 """Films: frames by presentation time, shot changes, and H.264 writing.
 
-Time 0 is that of the first frame. The frame at time t is the last one presented until t plus one millisecond,
-because Matroska and WebM round to milliseconds. AVI and MPEG program streams (``.mpg``) may lack presentation
-times; then frames are counted.
+Time 0 is that of the first frame. The frame at time t is the last one presented until t plus one
+millisecond, because Matroska and WebM round. AVI and MPEG program streams (``.mpg``) may lack
+presentation times; then frames are counted.
 
 Shapes: T times, H W pixels.
 """
@@ -188,7 +188,7 @@ def read_film(
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, size: int | tuple[int, int]) -> None:
-    """Write RGB frames as H.264 (yuv420p, near-lossless), the same bytes each time; appears only when complete.
+    """Write RGB frames as H.264 (yuv420p, near-lossless), the same bytes each time.
 
     Parameters
     ----------
@@ -301,7 +301,7 @@ def _decode(path: Path) -> Iterator[tuple[float, Any, Fraction]]:
 class _Clock:
     """Presentation time of decoded frames; frames without a timestamp are counted.
 
-    A timestamp of an MPEG program stream may belong to several frames: if one frame has none, all are counted.
+    In an MPEG program stream, several frames may share a timestamp: if one has none, all are counted.
     """
 
     def __init__(self, container: str, rate: float) -> None:

@@ -1,6 +1,6 @@
 """Standardising, reproducibility across runs, and selection of voxels (docs/method.md, Recordings).
 
-Runs are (n scans, V vertices) float32; the work is in float64, in blocks that fit into the processor's cache.
+Runs are (n scans, V vertices) float32; the work is in float64, in blocks that fit into the cache.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def refuse_damage(is_damaged: np.ndarray, path: Path | str, vertex: np.ndarray |
 
 
 def refuse_silence(silent: Mapping[str, np.ndarray], what: str, way_out: str) -> np.ndarray:
-    """Which vertices lack a signal in some run, bool (V,), from those of each run; DataError if they are too many."""
+    """Which vertices lack a signal in some run, bool (V,); DataError if they are too many."""
     is_silent = np.any(list(silent.values()), axis=0)
     if is_silent.mean() > MOST_SILENT:
         worst = max(silent, key=lambda name: int(silent[name].sum()))

@@ -140,11 +140,7 @@ class StoreWriter:
         """Write the frames of a segment, uint8 (n, F, H, W, 3)."""
         rows = max(1, min(len(frames), _CHUNK_BYTES // frames[0].nbytes))
         with disk_errors(self.path, f"frames of {segment}", frames.nbytes):
-            array = self._group.create_array(
-                f"frames/{segment}", shape=frames.shape, chunks=(rows, *frames.shape[1:]), dtype=np.uint8, overwrite=True,
-                config={"write_empty_chunks": True},
-            )  # fmt: skip
-            array[...] = frames
+            self._write(f"frames/{segment}", frames, (rows, *frames.shape[1:]), compressors="auto")
         self._mark(segment, "frames")
 
     def write_scene(self, segment: str, scene: np.ndarray) -> None:
@@ -156,7 +152,7 @@ class StoreWriter:
     def write_captions(
         self, segment: str, captions: Sequence[str] | None, frame_captions: Sequence[Sequence[str]] = ()
     ) -> None:
-        """Write one caption a scan (n) and one a frame (n lists of F); None marks that there are none."""
+        """Write one caption a scan (n) and one a frame (n lists of F); None: there are none."""
         attributes: dict[str, Any] = {"left_out": True}
         if captions is not None:
             attributes = {"scan": list(captions), "frame": [list(row) for row in frame_captions]}
@@ -183,8 +179,8 @@ class StoreWriter:
     def add_films(self, films: dict[str, tuple[Path, float, str]], fit: str) -> None:
         """Record each segment's film: its path, the movie time of the first scan, and its SHA-256.
 
-        Paths are kept relative and absolute, so that a run folder may move with its films; those of simulated
-        films only relative, so that the same study gives the same bytes anywhere.
+        Paths are kept relative and absolute, so that a run may move with its films; of simulated films
+        only relative, so that a study gives the same bytes anywhere.
         """
         store, described = self.path.resolve(), {}
         for segment, (film, start_s, sha256) in films.items():
@@ -224,10 +220,12 @@ class StoreWriter:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _write(self, name: str, values: np.ndarray, chunks: tuple[int, ...] | None = None) -> None:
+    def _write(
+        self, name: str, values: np.ndarray, chunks: tuple[int, ...] | None = None, compressors: Any = None
+    ) -> None:
         array = self._group.create_array(
             name, shape=values.shape, chunks=chunks or tuple(max(1, n) for n in values.shape), dtype=values.dtype,
-            overwrite=True, compressors=None, config={"write_empty_chunks": True},
+            overwrite=True, compressors=compressors, config={"write_empty_chunks": True},
         )  # fmt: skip
         array[...] = values
 

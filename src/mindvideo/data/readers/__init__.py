@@ -1,4 +1,4 @@
-"""Readers of data sets, a module each: where the files are, what belongs together, and what is trimmed.
+"""Readers of data sets, a module each.
 
 To add one, write a module with ``discover(raw, data)``, which finds and checks everything from headers alone and returns a
 `mindvideo.data.segments.Source`, and name it in `mindvideo.sources.READERS`. It may also have
@@ -29,12 +29,7 @@ from mindvideo.stages import Progress
 def discover(raw: Path, data: Data) -> Any:
     """Find and check what is to be prepared, from headers and tables alone.
 
-    Raises
-    ------
-    DataError
-        For anything missing or contradictory.
-    SettingError
-        For settings that the data set cannot follow.
+    DataError for anything missing or contradictory, SettingError for settings it cannot follow.
     """
     return load_reader(data.source).discover(raw, settle(raw, data))
 

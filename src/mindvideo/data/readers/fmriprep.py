@@ -1,4 +1,4 @@
-"""fMRIPrep's CIFTI outputs with BIDS events: which films were shown when, and the scans that answer to them.
+"""fMRIPrep's CIFTI outputs with BIDS events.
 
 ``sub-*/[ses-*/]func/*_task-TASK*_space-fsLR_den-91k_bold.dtseries.nii`` with ``_bold.json`` (RepetitionTime) and
 ``_desc-confounds_timeseries.tsv``; ``…_events.tsv`` beside them or in the raw data set.
@@ -43,7 +43,7 @@ _LONGEST_TR_S = 30.0
 class Settings(EventSettings):
     """How fMRIPrep's outputs become scans of films (``data.fmriprep``; ``data.raw`` is the derivatives)."""
 
-    bids: Path | None = Field(None, description="raw BIDS data set with the events; empty: they lie in the derivatives")
+    bids: Path | None = Field(None, description="raw BIDS data set that holds the events; empty: the derivatives do")
     task: str | None = Field(None, description="BIDS task label; * and ? stand for anything")
     participant: str | int | None = Field(
         None,

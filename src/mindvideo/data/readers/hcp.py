@@ -1,4 +1,4 @@
-"""Visual cortex of many people for pre-training, streamed into one zarr array (docs/method.md, Recordings).
+"""Visual cortex of many people, for pre-training, in one zarr array (docs/method.md, Recordings).
 
 Shapes: V voxels, n rows (time windows of all runs on top of each other), T volumes of a run.
 """
@@ -91,15 +91,14 @@ def prepare_hcp(
 ) -> list[str]:
     """Average, standardise, order and stack the visual cortex of every run below an HCP folder.
 
-    Runs are read one at a time and appended, so memory does not grow with their number. An interrupted call goes on
-    after the last whole run; a complete folder made from the same files (names and sizes) and settings is left
-    as it is. `survey` says which recordings and vertices are left out.
+    Runs are read one at a time. An interrupted call goes on after the last whole run; a complete folder
+    of the same files (names and sizes) and settings stays. `survey` says what is left out.
 
     Parameters
     ----------
     raw : Path
-        One folder per person (``100307/MNINonLinear/Results/…``), ``HCP_visual_voxel.npz`` files, or what this function
-        wrote before.
+        One folder per person (``100307/MNINonLinear/Results/…``), ``HCP_visual_voxel.npz`` files, or
+        what this function wrote.
     out : Path
         The zarr folder to write: ``fmri`` float32 (n, V), and for CIFTI ``vertex`` int32 (V,).
     window_s : float
@@ -113,13 +112,6 @@ def prepare_hcp(
     -------
     list of str
         What was left out, a line each.
-
-    Raises
-    ------
-    DataError
-        For missing or damaged recordings, missing vertices, too many without signal, another writer, a full disk.
-    SettingError
-        For an unknown area or a window shorter than a volume.
     """
     kind, paths = find_sources(raw)
     if kind == "prepared":
@@ -194,14 +186,9 @@ class Survey(NamedTuple):
 def survey(planned: dict[str, Path], vertex: np.ndarray | None, areas: Sequence[str], window_s: float) -> Survey:
     """Look at the chosen vertices of every recording before any is written.
 
-    A recording is left out that lacks a signal at more than `MOST_SILENT` of the vertices, or whose volumes are in other
-    recordings of the person too: a concatenation of runs beside its runs, a run beside a longer recording that holds
+    A recording is left out that lacks a signal at more than `MOST_SILENT` of the vertices, or whose
+    volumes are in others too: a concatenation beside its runs, a run beside a longer recording that holds
     it, the same run under two names, also as another person's.
-
-    Raises
-    ------
-    DataError
-        For damaged recordings, or where no recording or too few vertices remain.
     """
     left_out: dict[str, str] = {}
     seen: dict[Path, str] = {}

@@ -1,7 +1,7 @@
-"""Parcels: arrays people x time x parcels, the atlas's names, and BIDS events that say which film ran when.
+"""Parcels: arrays people x time x parcels, with the atlas's names and BIDS events.
 
-``RUN.npy`` or ``RUN.h5`` and ``RUN_events.tsv`` beside it, a pair for each run, in one folder. Everybody in an array was
-shown the same at the same time; person N is the array's Nth. Parcels have names instead of places on the surface.
+``RUN.npy`` or ``RUN.h5`` and ``RUN_events.tsv``, a pair for each run, lie in one folder. Everybody in an
+array saw the same at the same time; person N is the array's Nth.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def discover(raw: Path, data: Data) -> Source:
 
 
 def read_labels(path: Path | None) -> tuple[str, ...]:
-    """Names of parcels: the column ``name`` or ``label`` of a table, or one a line; DataError unless each is named once."""
+    """Names of parcels, each once: the column ``name`` or ``label`` of a table, or one a line."""
     if path is None:
         raise DataError("expected the names of the parcels, found none; give data.parcels.labels (--labels FILE)")
     lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
@@ -130,7 +130,7 @@ def _read_recording(path: Path, names: tuple[str, ...], data: Data) -> Recording
 
 @contextmanager
 def open_array(path: Path, dataset: str | None = None) -> Iterator[Any]:
-    """The array in a file, its values on disk until they are taken; of an h5 file the data set that is named, or its only one."""
+    """The array in a file, its values on disk until they are taken; of an h5 file one data set."""
     if path.suffix not in _H5:
         yield read_npy(path)
         return

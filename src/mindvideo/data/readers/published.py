@@ -1,8 +1,8 @@
-"""Arrays that others prepared: the MinD-Video folder and the NeuroClips tensors, as a store (docs/method.md, What others publish).
+"""Arrays that others prepared, as a store (docs/method.md, What others publish).
 
-What their makers did – trimming, detrending, standardising, averaging, choosing voxels, cutting frames – is done; the
-store says so. Neither layout says where on the cortex its voxels lie: the voxels get names (negative numbers) instead of
-positions, unless a file with the positions is given.
+Trimming, detrending, standardising, averaging, choosing voxels and cutting frames are done; the store
+says so. Neither layout says where its voxels lie: they get names (negative numbers) instead of positions,
+unless a file gives these.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def write(
 ) -> Store:
     """Write the store of one subject's arrays.
 
-    Arguments as in `mindvideo.data.preparation.prepare_segments`; ``captions`` may be ``published``; selection, areas and
-    runs are the publishers' and are not applied; nor are ``films``, since frames are in the arrays beside everybody's scans.
+    Arguments as in `mindvideo.data.preparation.prepare_segments`; selection, areas and runs are the
+    publishers' and not applied, nor are ``films``, since everybody's arrays hold the frames.
     """
     refuse_complete(out)
     names = {split: source.segment_names(split) for split in ("train", "test")}
@@ -149,10 +149,7 @@ def write(
 
 
 def _check_values(source: PublishedFolder, names: dict[str, list[str]], data: Data) -> np.ndarray:
-    """Look at every value once before anything is written; which voxels have a signal in every film, bool (V,).
-
-    Reading frames and captions refuses what does not fit.
-    """
+    """Read every value once; which voxels have a signal in every film, bool (V,)."""
     silent, folder = {}, source.files[0].parent
     for split, members in names.items():
         for index, name in enumerate(members):

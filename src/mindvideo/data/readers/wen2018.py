@@ -1,6 +1,6 @@
-"""Wen et al. 2018 (CC2017) as Purdue publishes it: where its files are and which volumes belong to the film.
+"""Wen et al. 2018 (CC2017) as Purdue publishes it (docs/method.md, Recordings).
 
-``stimuli/{seg1…,test1…}.mp4`` and ``subject{n}/fmri/{SEG}/cifti/{SEG}_{run}_Atlas.dtseries.nii`` (docs/method.md, Recordings).
+``stimuli/{seg1…,test1…}.mp4`` and ``subject{n}/fmri/{SEG}/cifti/{SEG}_{run}_Atlas.dtseries.nii``.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class Settings(Section):
 
     exclude: tuple[str, ...] = Field(
         tuple(KNOWN_REASONS),
-        description="runs (subject3:test2_9, which starts about 10 s late) or films (subject3:test2) that are left out",
+        description="runs (subject3:test2_9, which starts 10 s late) or films (subject3:test2) left out",
     )
     expect: Literal["wen2018"] | None = Field(None, description="insist on 18 + 5 films with 2 and 10 runs")
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Films and recordings by segment, and what the settings leave out: whole segments, and runs by segment.
+    """Films and recordings by segment, and the segments and runs that settings leave out.
 
-    ``left_out`` are the runs among these that are there; a run may also be listed because it is missing.
+    ``left_out`` are the runs among these that are there.
     """
 
     films: dict[str, Path]
