@@ -14,6 +14,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from mindvideo import distributed
 from mindvideo.config import Optimise, Recipe, as_sampled
 from mindvideo.data.groups import is_complete
 from mindvideo.data.store import store_paths
@@ -52,7 +53,7 @@ def check_recipe(recipe: Recipe, out: Path) -> CheckResult:
     out : Path
         The run folder, or the folder that will hold it; sizes are those of a store prepared there.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = distributed.device()
     stores = store_paths(recipe.data, out / "prepare")
     missing = [str(error) for error in refusals(recipe, stores=stores if all(map(is_complete, stores)) else ())]
     needed = Needs(resolve_precisions(recipe, device), out)

@@ -34,7 +34,7 @@ class ChosenWindows(Shown):
 
     def __init__(self, recipe: Recipe, store: Store) -> None:
         windows = Windows(store, "test", recipe.align.window)
-        blocks = windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
+        blocks = windows.blocks(recipe.evaluate.block_scans(store.tr_s))
         super().__init__(recipe, store, windows, choose_windows(blocks, recipe.reconstruct.max_windows))
         self.block = blocks[self.chosen]
 

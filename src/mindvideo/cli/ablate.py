@@ -25,12 +25,10 @@ def ablate(
     out: Out,
     settings: Set = None,
     seeds: Seeds = 1,
-    only: Annotated[
-        list[str] | None, typer.Option(help="a variant beside the full method; may be repeated or a,b,c")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="a variant to run; may be repeated or a,b,c")] = None,
     subjects: Annotated[str | None, typer.Option(help="subjects to run the full method on, as 1,2,3")] = None,
     reuse: Annotated[
-        list[Path] | None, typer.Option(help="a run folder whose finished stages are shared; may be repeated")
+        list[Path] | None, typer.Option(help="a run whose finished stages are shared; may be repeated")
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="say what would run, and run nothing")] = False,
 ) -> None:

@@ -16,10 +16,8 @@ from mindvideo.errors import SettingError
 
 baseline_app = typer.Typer(no_args_is_help=True, help="Rival methods on the same footing (see docs/baselines.md).")
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="the prepared store, e.g. RUN/prepare/store.zarr")]
-RecipeName = Annotated[
-    str | None, typer.Option("--recipe", help="a shipped recipe or a YAML file; by default RUN/recipe.yaml")
-]
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="a prepared store, as RUN/prepare/store.zarr")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="a recipe, by default RUN/recipe.yaml")]
 
 
 def _recipe(run_dir: Path, name: str | None, settings: list[str] | None) -> Recipe:

@@ -19,21 +19,19 @@ def evaluate(
     source: Annotated[Path, typer.Argument(metavar="RUN|CLIPS", help="a run folder, or anyone's clips")],
     reference: Annotated[
         Path | None,
-        typer.Option("--reference", help="the true clips; if none, CLIPS are GIFs with the truth on their left half"),
+        typer.Option("--reference", help="the true clips; else CLIPS are GIFs, the truth on the left"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="folder for the scores of CLIPS; CLIPS_scores by default")
+        Path | None, typer.Option("--out", help="folder for the scores of CLIPS, CLIPS_scores by default")
     ] = None,
     block: Annotated[
-        int | None, typer.Option("--block", help="consecutive CLIPS permuted and resampled together; 10 by default")
+        int | None, typer.Option("--block", help="CLIPS in a row that are permuted together, 10 by default")
     ] = None,
     size: Annotated[int | None, typer.Option("--size", help="height and width CLIPS are scored at")] = None,
     fit: Annotated[str | None, typer.Option("--fit", help="crop or stretch where shapes differ")] = None,
     foundation: Annotated[
         str | None,
-        typer.Option(
-            "--foundation", help="folder of the networks that judge CLIPS; if none, pixel and flow scores only"
-        ),
+        typer.Option("--foundation", help="networks that judge CLIPS; without it pixel and flow scores only"),
     ] = None,
     settings: Set = None,
 ) -> None:

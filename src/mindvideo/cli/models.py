@@ -1,4 +1,4 @@
-"""Models and what they need: ``mindvideo convert``, ``check``, ``reconstruct``, ``foundation check``."""
+"""``mindvideo convert``, ``export-model``, ``check``, ``reconstruct``, ``foundation check``."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ foundation_app = typer.Typer(no_args_is_help=True, help="The frozen parts a stud
 def convert(
     release: Annotated[Path, typer.Argument(help="a released MinD-Video folder or a MinD-Vis checkpoint")],
     out: Annotated[Path, typer.Argument(help="new folder for safetensors")],
-    num_voxels: Annotated[int | None, typer.Option(help="another number of voxels; positions are interpolated")] = None,
+    num_voxels: Annotated[int | None, typer.Option(help="voxels, if others; positions are interpolated")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="a setting the release does not state")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="a setting of the release to leave out")] = None,
     foundation: Annotated[
-        Path | None, typer.Option(help="folder with the release's tokenizer and text_encoder, for negative null")
+        Path | None, typer.Option(help="folder with tokenizer and text_encoder, for negative null")
     ] = None,
 ) -> None:
     """Turn released weights into a folder for from_pretrained; nothing in a pickle is executed."""
@@ -57,7 +57,7 @@ def export_model(
 @app.command()
 def check(
     recipe: RecipeArgument,
-    out: Annotated[Path, typer.Option("--out", help="where the run would go; its disk is looked at")] = Path("runs"),
+    out: Annotated[Path, typer.Option("--out", help="where the run would go")] = Path("runs"),
     settings: Set = None,
 ) -> None:
     """Say what is missing and what each stage will need here; exits with 1 if anything is missing."""
@@ -79,27 +79,27 @@ def check(
 
 @app.command()
 def reconstruct(
-    model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a run folder, or for a film a pipeline folder")],
+    model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a run folder, or a pipeline folder")],
     recording: Annotated[
         list[str] | None,
-        typer.Argument(help="make a film of: .dtseries.nii files of one film, or a segment of the run's store"),
+        typer.Argument(help="what to make a film of: .dtseries.nii files, or a segment of the run's store"),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="the film, as .mp4")] = None,
-    fps: Annotated[float | None, typer.Option(min=1, max=60, help="frames per second; as trained by default")] = None,
+    fps: Annotated[float | None, typer.Option(min=1, max=60, help="frames per second, else as trained")] = None,
     num_frames: Annotated[int | None, typer.Option(min=1, help="frames per scan, instead of --fps")] = None,
-    size: Annotated[int | None, typer.Option(help="height and width in pixels; as trained by default")] = None,
+    size: Annotated[int | None, typer.Option(help="height and width in pixels, else as trained")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="denoising steps")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0)] = None,
     negative: Annotated[str | None, typer.Option(help="train_mean, null or none")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="clips at once")] = None,
     seed: Annotated[int | None, typer.Option(help="of a film's noise; 0 by default")] = None,
-    first_volume: Annotated[int, typer.Option(min=0, help="volumes of a recording left out at its start")] = 0,
-    scans: Annotated[int | None, typer.Option(min=1, help="volumes kept after that; all by default")] = None,
+    first_volume: Annotated[int, typer.Option(min=0, help="volumes left out at the start")] = 0,
+    scans: Annotated[int | None, typer.Option(min=1, help="volumes kept after that, else all")] = None,
     store: Annotated[Path | None, typer.Option(help="a prepared store with the model's voxels")] = None,
     settings: Set = None,
 ) -> None:
-    """Test windows of RUN to video with their controls, or, with a recording and --out, a film of all of it."""
+    """Test windows of RUN to video with their controls, or a recording to a film."""
     asked: dict[str, Any] = {"num_frames": num_frames, "size": size, "steps": steps, "guidance_scale": guidance_scale}
     asked |= {"negative": negative, "precision": precision, "batch_size": batch_size}
     if not recording:
@@ -141,8 +141,7 @@ def _refuse_for_student(model: Path, asked: dict[str, Any], settings: list[str] 
 
 def _film(model: Path, recording: list[str], out: Path, asked: dict[str, Any], store: Path | None) -> None:
     """Write the film of a recording; ``asked`` holds the command's options."""
-    import torch
-
+    from mindvideo import distributed
     from mindvideo.artefacts import require_intact
     from mindvideo.data.store import Store
     from mindvideo.generate.film import Film, FilmSettings, check_recorded, frames_per_scan, write_film
@@ -158,7 +157,7 @@ def _film(model: Path, recording: list[str], out: Path, asked: dict[str, Any], s
     store = store or folder.parent / "prepare" / "store.zarr"
     first_volume, scans, fps = (asked.pop(name) for name in ("first_volume", "scans", "fps"))
     pipeline = MindVideoPipeline.from_pretrained(folder)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(distributed.device())
     recorded = read_recorded(folder, store)
     pipeline = pipeline.of_person(recorded.person)
     check_recorded(pipeline, recorded)

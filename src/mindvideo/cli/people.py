@@ -13,7 +13,7 @@ from mindvideo.errors import SettingError
 
 @app.command()
 def people(
-    recipe: Annotated[str, typer.Argument(help="a shipped recipe or a YAML file, of several data.subjects")],
+    recipe: Annotated[str, typer.Argument(help="a recipe with several data.subjects")],
     leave_out: Annotated[int, typer.Option("--leave-out", help="number of the subject who comes new")],
     out: Out,
     minutes: Annotated[str, typer.Option(help="scanner time of the new person, as 0,15,60,all")] = "0,5,15,30,60,all",

@@ -26,7 +26,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN")]
 RecipeArgument = Annotated[str, typer.Argument(help="a shipped recipe or a YAML file")]
 Out = Annotated[Path, typer.Option("--out", help="where the result goes")]
 Seeds = Annotated[
-    int, typer.Option("--seeds", min=1, help="how many seeds, from the recipe's own on: RUN, and RUN-seedN beside it")
+    int, typer.Option("--seeds", min=1, help="how many seeds, from the recipe's own on, in RUN and RUN-seedN")
 ]
 
 

@@ -293,6 +293,10 @@ class Evaluate(Section):
     permutations: int = Field(5000, ge=99)
     bootstraps: int = Field(2000, ge=99)
 
+    def block_scans(self, tr_s: float) -> int:
+        """Scans of a block, at least one."""
+        return max(1, round(self.block_s / tr_s))
+
 
 class Explain(Section):
     """Attention and occlusion maps."""

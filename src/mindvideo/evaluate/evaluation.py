@@ -328,7 +328,7 @@ def _evaluate_person(
     sets = sets | dict(others)
     windows = _read_windows(source / "windows.json", truth.shape[0])
     store = Store.open(store_path)
-    block_scans = max(1, round(recipe.evaluate.block_s / store.tr_s))
+    block_scans = recipe.evaluate.block_scans(store.tr_s)
     film = np.array([window["segment"] for window in windows])
     block = block_numbers(film, np.array([window["scan"] for window in windows]), block_scans)
     foundation = Foundation(recipe.foundation, distributed.device())

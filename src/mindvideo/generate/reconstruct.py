@@ -62,7 +62,7 @@ def run(context: StageContext) -> None:
     first: zarr.Group | None = None
     for person, (store, place) in enumerate(zip(stores, person_folders(recipe.data, folder), strict=True)):
         windows = Windows(store, "test", pipeline.fmri_encoder.config.window)
-        blocks = windows.blocks(max(1, round(recipe.evaluate.block_s / store.tr_s)))
+        blocks = windows.blocks(recipe.evaluate.block_scans(store.tr_s))
         chosen = choose_windows(blocks, recipe.reconstruct.max_windows)
         makers = ClipMaker(recipe, store, windows, chosen, pipeline.of_person(person), foundation)
         fingerprint = _fingerprint(recipe, run_dir, store, foundation)

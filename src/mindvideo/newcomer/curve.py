@@ -221,7 +221,7 @@ class _Arms:
 
     def blocks(self, windows: Windows) -> np.ndarray:
         """Block of each window."""
-        return windows.blocks(max(1, round(self.recipe.evaluate.block_s / self.store.tr_s)))
+        return windows.blocks(self.recipe.evaluate.block_scans(self.store.tr_s))
 
     @cached_property
     def mean_token(self) -> torch.Tensor:
