@@ -25,8 +25,8 @@ import numpy as np
 
 from mindvideo.atlas import N_CORTEX, area_of
 from mindvideo.data.cifti import SUBCORTEX, write_cortex
-from mindvideo.data.hcp_windows import NPZ_TR_S
 from mindvideo.data.readers import hcp
+from mindvideo.data.readers.hcp import NPZ_TR_S
 
 AREAS = ("V1", "V2", "V3", "V4")
 WINDOWS_A_PERSON = 400

@@ -19,12 +19,12 @@ from mindvideo.ablation import Ablation, choose_variants, list_variants
 from mindvideo.ablation.rows import RowRuns, latex_rows, write_table
 from mindvideo.ablation.variants import Variant, change_recipe
 from mindvideo.config import Recipe, load_recipe, save_recipe
-from mindvideo.data.disk import link_folder
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate.compare import WindowScores, pool_seeds
 from mindvideo.evaluate.score import ScoreResult
 from mindvideo.evaluate.statistics import holm
 from mindvideo.evaluate.tables import latex_table
+from mindvideo.files import link_folder
 from mindvideo.report.ablation import ablation_section
 
 Cli = Callable[..., tuple[int, str]]

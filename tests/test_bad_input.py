@@ -304,7 +304,7 @@ def test_the_folder_one_is_in_and_one_that_is_not_there_yet(
 def test_simulate_takes_the_seed_of_the_recipe(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
     monkeypatch.setattr("mindvideo.simulate.recordings.simulate", lambda _, out, seed, **more: seeds.append(seed))
-    monkeypatch.setattr("mindvideo.simulate.pretraining.simulate_pretraining", lambda *more, **others: None)
+    monkeypatch.setattr("mindvideo.simulate.recordings.simulate_pretraining", lambda *more, **others: None)
     for options in (("--set", "seed=7"), ("--seed", 3), ()):
         assert cli("simulate", tmp_path / "out", *options)[0] == 0
     assert seeds == [7, 3, load_recipe("demo").seed]

@@ -38,10 +38,9 @@ from mindvideo.data.bids import read_events, read_positive, read_sidecar
 from mindvideo.data.captions import caption_frames, read_captions
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.denoising import read_confounds
-from mindvideo.data.hcp_windows import read_npz_windows
 from mindvideo.data.measuring import RunTask, standardise_run
 from mindvideo.data.readers import discover
-from mindvideo.data.readers.hcp import BrainSegments, prepare_hcp
+from mindvideo.data.readers.hcp import BrainSegments, prepare_hcp, read_npz_windows
 from mindvideo.data.readers.published import _check_values
 from mindvideo.data.segments import Run
 from mindvideo.data.series import read_cortex

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 from mindvideo import MindVideoPipeline
 from mindvideo.config import Recipe, load_recipe, save_recipe
-from mindvideo.data.disk import only_one
 from mindvideo.data.groups import is_complete
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError, ModelError, SettingError
+from mindvideo.files import only_one
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import STAGES
 from mindvideo.study import Study

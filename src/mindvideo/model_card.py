@@ -10,10 +10,10 @@ from pathlib import Path
 
 from mindvideo.artefacts import require_intact
 from mindvideo.config import Recipe
-from mindvideo.data.disk import beside_folder
 from mindvideo.data.store import Store, open_stores
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate.tables import brief_rows, read_scores
+from mindvideo.files import beside_folder
 from mindvideo.stages import STAGES
 from mindvideo.study import Study
 

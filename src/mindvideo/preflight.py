@@ -23,7 +23,7 @@ from mindvideo.models.encoders import encoder_arguments, encoder_class, require_
 from mindvideo.models.foundation import PARTS, Foundation
 from mindvideo.models.generators import generator_class
 from mindvideo.preparing import SIMULATED, TRUE_CAPTIONS, each_person
-from mindvideo.simulate.pretraining import PRETRAIN_TR_S
+from mindvideo.simulate.recordings import PRETRAIN_TR_S
 from mindvideo.train.distill import check_student
 from mindvideo.train.thesaurus import require_wordnet
 

@@ -23,10 +23,9 @@ from mindvideo.artefacts import begin_folder, find_damage, read_note, record_fil
 from mindvideo.classes import digest_source
 from mindvideo.config import AREA_ENCODERS, Recipe, as_sampled, read_recipe, save_recipe
 from mindvideo.cost import describe_machine, measure_cost
-from mindvideo.data.disk import is_full, only_one, replace_folder
 from mindvideo.data.store import store_paths
 from mindvideo.errors import DataError, SettingError
-from mindvideo.files import digest_file, list_files, unless_copied, write_text
+from mindvideo.files import digest_file, is_full, list_files, only_one, replace_folder, unless_copied, write_text
 from mindvideo.keys import Key, as_digest
 from mindvideo.precision import settled_precision
 from mindvideo.preflight import refusals

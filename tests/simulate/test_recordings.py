@@ -17,13 +17,13 @@ from mindvideo.data.series import read_cortex, read_layout
 from mindvideo.data.video import probe, read_frames
 from mindvideo.data.voxels import detrend_and_standardise, fisher_z, repeat_correlation
 from mindvideo.errors import DataError, SettingError
-from mindvideo.simulate.pretraining import simulate_pretraining
 from mindvideo.simulate.recordings import (
     Segment,
     choose_vertices,
     list_segments,
     scan_captions,
     simulate,
+    simulate_pretraining,
     simulated_subject,
     write_segment,
 )

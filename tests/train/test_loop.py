@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from mindvideo.config import Optimise
-from mindvideo.data.disk import beside_folder
 from mindvideo.errors import SettingError, TrainingError
+from mindvideo.files import beside_folder
 from mindvideo.train.checkpoint import load_checkpoint, save_checkpoint
 from mindvideo.train.loop import Draw, learning_rate_factor, named_trainable, parameter_groups, step_seed, train
 

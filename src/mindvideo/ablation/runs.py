@@ -16,9 +16,9 @@ from mindvideo.ablation.rows import RowRuns, write_table
 from mindvideo.ablation.variants import FULL, Variant, change_recipe, effective_recipe
 from mindvideo.artefacts import read_note, require_intact
 from mindvideo.config import Recipe
-from mindvideo.data.disk import link_file, link_folder, only_one
 from mindvideo.errors import DataError
 from mindvideo.evaluate.compare import name_seed
+from mindvideo.files import link_file, link_folder, only_one
 from mindvideo.stages import STAGES, Progress
 from mindvideo.study import Study
 from mindvideo.train.features import FILES

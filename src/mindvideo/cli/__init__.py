@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mindvideo.cli import ablate, evidence, models, people, running
+from mindvideo.cli import ablate, evidence, models, running
 from mindvideo.cli.baselines import baseline_app
 from mindvideo.cli.prepare import prepare_app
 from mindvideo.cli.shared import app, terminal

@@ -1,4 +1,4 @@
-"""Commands that run a study or one stage of it."""
+"""Commands that run a study, one stage of it, or what a new person's minutes are worth."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ def simulate(
     settings: Set = None,
 ) -> None:
     """Write simulated subjects in the layout of Wen 2018, with their truth, into OUT."""
-    from mindvideo.simulate.pretraining import simulate_pretraining
-    from mindvideo.simulate.recordings import simulate as run
+    from mindvideo.simulate import recordings
 
     resolved = load_recipe(recipe, settings)
     if resolved.simulate is None:
         raise SettingError(f"expected a 'simulate' section in recipe '{recipe}', found none; use the recipe demo")
     seed = resolved.seed if seed is None else seed
     with progress_bars() as bar:
-        run(resolved.simulate, out, seed, progress=bar("simulate"))
-        simulate_pretraining(resolved.simulate, out, seed, progress=bar("pre-training"))
+        recordings.simulate(resolved.simulate, out, seed, progress=bar("simulate"))
+        recordings.simulate_pretraining(resolved.simulate, out, seed, progress=bar("pre-training"))
     say(f"simulated recordings in {out}")
 
 
@@ -83,3 +82,36 @@ def _stage_command(stage: Stage) -> None:
 for _stage in STAGES.values():
     if _stage.trains or _stage.name == "explain":  # the others' commands take more than a run folder
         _stage_command(_stage)
+
+
+@app.command()
+def people(
+    recipe: Annotated[str, typer.Argument(help="a recipe with several data.subjects")],
+    leave_out: Annotated[int, typer.Option("--leave-out", help="number of the subject who comes new")],
+    out: Out,
+    minutes: Annotated[str, typer.Option(help="scanner time of the new person, as 0,15,60,all")] = "0,5,15,30,60,all",
+    tune_all: Annotated[bool, typer.Option("--tune-all", help="after the maps, train all of the model too")] = False,
+    settings: Set = None,
+) -> None:
+    """Train a model on all subjects but one, and show what that one's first minutes are worth."""
+    from mindvideo.newcomer import LeftOut, run_curve
+    from mindvideo.report.newcomer import write_curve_page
+
+    asked = LeftOut(load_recipe(recipe, settings), leave_out, _read_minutes(minutes), tune_all)
+    with progress_bars() as bar:
+        run_curve(asked, out, say=say, progress=bar)
+    console.print(f"report: {write_curve_page(out)}", soft_wrap=True)
+
+
+def _read_minutes(text: str) -> list[float | None]:
+    found: list[float | None] = []
+    for part in text.split(","):
+        try:
+            found.append(None if part.strip() == "all" else float(part))
+        except ValueError:
+            found = []
+            break
+    known = [each if each is not None else float("inf") for each in found]
+    if not found or known != sorted(set(known)) or known[0] < 0:
+        raise SettingError(f"expected --minutes as rising numbers with commas, such as 0,15,60,all, found '{text}'")
+    return found

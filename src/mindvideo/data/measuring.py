@@ -16,11 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from mindvideo.config import Data
-from mindvideo.data.detrending import detrended_products, polynomial_basis
 from mindvideo.data.segments import Run, Segment
 from mindvideo.data.series import SeriesFile
 from mindvideo.data.video import FilmFrames, read_film, read_frames
-from mindvideo.data.voxels import detrend_and_standardise, find_silent, fisher_z, refuse_damage, repeat_correlation
+from mindvideo.data.voxels import (
+    detrend_and_standardise,
+    detrended_products,
+    find_silent,
+    fisher_z,
+    polynomial_basis,
+    refuse_damage,
+    repeat_correlation,
+)
 from mindvideo.errors import DataError
 from mindvideo.files import hash_file
 

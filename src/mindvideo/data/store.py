@@ -33,11 +33,9 @@ import zarr
 from mindvideo.artefacts import read_note
 from mindvideo.atlas import area_names
 from mindvideo.config import Data
-from mindvideo.data.disk import disk_errors
-from mindvideo.data.groups import Kind, open_complete
-from mindvideo.data.intact import RECORD, as_damage, refuse_damaged_store
+from mindvideo.data.groups import RECORD, Kind, as_damage, open_complete, refuse_damaged_store
 from mindvideo.errors import DataError
-from mindvideo.files import beside, hash_file, require_content
+from mindvideo.files import beside, disk_errors, hash_file, require_content
 from mindvideo.voxel_layout import VoxelLayout
 
 SPLITS = ("train", "validation", "test")

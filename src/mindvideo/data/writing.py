@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from mindvideo.atlas import N_CORTEX, area_labels
-from mindvideo.data.disk import disk_errors, link_folder, only_one
-from mindvideo.data.groups import begin_group, is_begun, open_group, seal_group
-from mindvideo.data.intact import refuse_damaged_store
+from mindvideo.data.groups import begin_group, is_begun, open_group, refuse_damaged_store, seal_group
 from mindvideo.data.store import (
     PARTS,
     SPLITS,
@@ -25,6 +23,7 @@ from mindvideo.data.store import (
     parcel_vertices,
 )
 from mindvideo.errors import DataError
+from mindvideo.files import disk_errors, link_folder, only_one
 
 FILM_PARTS = ("frames", "scene", "captions")
 """Parts that are the same for all who saw the films."""

@@ -14,7 +14,6 @@ import zarr
 from mindvideo import distributed
 from mindvideo.clip_sets import WITHOUT_BRAIN
 from mindvideo.config import Evaluate, Recipe
-from mindvideo.data.disk import disk_errors, link_file
 from mindvideo.data.store import Store, person_folders, store_paths
 from mindvideo.data.windows import block_numbers
 from mindvideo.errors import DataError
@@ -23,7 +22,7 @@ from mindvideo.evaluate.aggregate import Aggregator, add_holm, make_rng
 from mindvideo.evaluate.audit import audit_store
 from mindvideo.evaluate.score import MAIN, NETWORKS, TRUTH, Evaluation, Score, ScoreResult
 from mindvideo.evaluate.tables import write_evaluation
-from mindvideo.files import write_json, write_text
+from mindvideo.files import disk_errors, link_file, write_json, write_text
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress, StageContext
 

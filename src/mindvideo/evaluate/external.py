@@ -11,7 +11,6 @@ import numpy as np
 
 from mindvideo import distributed
 from mindvideo.config import Recipe
-from mindvideo.data.disk import disk_errors
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate.evaluation import evaluate_clips
 from mindvideo.evaluate.measure import is_shipped, list_missing
@@ -19,6 +18,7 @@ from mindvideo.evaluate.results import Clips, align_clips, pair_clips, read_clip
 from mindvideo.evaluate.score import MAIN, NETWORKS, Evaluation
 from mindvideo.evaluate.semantic import refuse_ways
 from mindvideo.evaluate.tables import write_evaluation
+from mindvideo.files import disk_errors
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress
 

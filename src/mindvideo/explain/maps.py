@@ -11,7 +11,6 @@ import torch
 
 from mindvideo.atlas import YEO17_NAMES, yeo17_labels
 from mindvideo.config import Recipe
-from mindvideo.data.disk import disk_errors
 from mindvideo.data.store import Store, listed, open_stores, person_folders
 from mindvideo.data.windows import Windows, spread_evenly
 from mindvideo.errors import ModelError
@@ -26,7 +25,7 @@ from mindvideo.explain.recovery import (
     untrained_like,
 )
 from mindvideo.explain.surfaces import draw_flat_map, draw_inflated, draw_networks, write_interactive
-from mindvideo.files import beside, write_json
+from mindvideo.files import beside, disk_errors, write_json
 from mindvideo.models.encoders import load_encoder, load_masked_brain
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.interfaces import Encoder, of_person

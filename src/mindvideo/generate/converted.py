@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mindvideo.data.disk import beside_folder, disk_errors
 from mindvideo.errors import ModelError, SettingError
+from mindvideo.files import beside_folder, disk_errors
 from mindvideo.generate.pipeline import MindVideoPipeline, save_kept
 from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models.convert import PARTS, convert_parts

@@ -21,11 +21,10 @@ from mindvideo import distributed
 from mindvideo.artefacts import record_files
 from mindvideo.clip_sets import WITHOUT_BRAIN
 from mindvideo.config import Recipe, as_sampled
-from mindvideo.data.disk import beside_folder, disk_errors
 from mindvideo.data.store import Store, open_stores, person_folders
 from mindvideo.data.windows import Windows, spread_evenly
 from mindvideo.errors import ModelError
-from mindvideo.files import beside, write_text
+from mindvideo.files import beside, beside_folder, disk_errors, write_text
 from mindvideo.generate.clips import ClipMaker, split_batches
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.recording import write_recorded

@@ -20,7 +20,6 @@ import torch
 from mindvideo import distributed
 from mindvideo.artefacts import begin_folder, read_note
 from mindvideo.config import Recipe
-from mindvideo.data.disk import link_folder
 from mindvideo.data.preparation import refuse_others
 from mindvideo.data.store import Store, open_stores
 from mindvideo.data.windows import Windows
@@ -30,7 +29,7 @@ from mindvideo.evaluate.compare import compare_runs, read_window_scores
 from mindvideo.evaluate.evaluation import evaluate_windows
 from mindvideo.evaluate.score import MAIN, Score
 from mindvideo.evaluate.tables import read_scores, write_evaluation
-from mindvideo.files import write_json
+from mindvideo.files import link_folder, write_json
 from mindvideo.generate.clips import Shown, sample_clips
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.reconstruct import assemble_pipeline, choose_windows, fill_clips, open_clips

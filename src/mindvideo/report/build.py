@@ -9,9 +9,8 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from mindvideo.data.disk import beside_folder
 from mindvideo.errors import DataError
-from mindvideo.files import beside, write_json
+from mindvideo.files import beside, beside_folder, write_json
 from mindvideo.report import comparison, methods_text, sections
 from mindvideo.report.ablation import ablation_section
 from mindvideo.report.assets import Assets

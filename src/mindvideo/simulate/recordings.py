@@ -1,4 +1,4 @@
-"""Write simulated subjects, who saw the same films, in the layout of Wen 2018.
+"""Write simulated subjects, who saw the same films, in the layout of Wen 2018, and people for pre-training in that of HCP.
 
 Every file follows from (seed, what it is, its number) alone, in whatever order files are written.
 """
@@ -20,14 +20,12 @@ import numpy as np
 from mindvideo import atlas
 from mindvideo.config import Simulate
 from mindvideo.data.cifti import SUBCORTEX, write_cortex
-from mindvideo.data.disk import disk_errors
 from mindvideo.data.pool import local_workers
 from mindvideo.data.video import write_video
 from mindvideo.errors import DataError, SettingError
-from mindvideo.files import beside, write_text
+from mindvideo.files import beside, disk_errors, write_text
 from mindvideo.simulate.draws import Draw, draw_from
 from mindvideo.simulate.film_features import film_features
-from mindvideo.simulate.pretraining import simulate_pretraining
 from mindvideo.simulate.scenes import (
     WORLD,
     Shot,
@@ -43,7 +41,7 @@ from mindvideo.simulate.truth import describe_vertices
 from mindvideo.simulate.tuning import AREA_TUNING, areas_of
 from mindvideo.stages import Progress, StageContext, Steps
 
-TR_S = 2.0
+TR_S, PRETRAIN_TR_S = 2.0, 0.72
 AFTER_FILM_S = 10.0
 FRAMES_HZ = 3
 """How often ``truth/scenes.json`` says where a scene's thing is."""
@@ -304,3 +302,40 @@ def run(context: StageContext) -> None:
     workers = local_workers() if is_long else 1  # the same bytes however many
     simulate(settings, folder, recipe.seed, progress=progress, workers=workers)
     simulate_pretraining(settings, folder, recipe.seed, progress=progress)
+
+
+def simulate_pretraining(settings: Simulate, out: Path, seed: int, progress: Progress | None = None) -> None:
+    """Write simulated people for pre-training to ``out/hcp``: areas V1–V4 at a TR of 0.72 s, as in HCP.
+
+    All watch the same films, none of them the subjects', with tuning, HRFs and noise of their own.
+    """
+    vertex = np.sort(np.concatenate([atlas.area_of(name) for name in ("V1", "V2", "V3", "V4")]))
+    n_volumes = int(settings.pretrain_run_s / PRETRAIN_TR_S)
+    tick = Steps(progress, settings.pretrain_people * settings.pretrain_runs)
+    people: dict[int, SimulatedSubject] = {}
+    calibration: np.ndarray | None = None
+    with disk_errors(out, "the simulated people"):
+        for run in range(1, settings.pretrain_runs + 1):
+            paths = {person: _person_path(out, person, run) for person in range(settings.pretrain_people)}
+            missing = [person for person, path in paths.items() if not path.is_file()]
+            tick.add(len(paths) - len(missing))
+            if not missing:
+                continue
+            features = film_features(make_film(draw_from(seed, Draw.MOVIE, run), n_volumes * PRETRAIN_TR_S))
+            for person in missing:
+                if person not in people:
+                    if calibration is None:
+                        calibration = film_features(make_film(draw_from(seed, Draw.MOVIE, 0), 240.0))
+                    people[person] = SimulatedSubject.create(draw_from(seed, Draw.PERSON, person), vertex, calibration)
+                response = people[person].respond(features, PRETRAIN_TR_S * np.arange(n_volumes))
+                rng = draw_from(seed, Draw.PERSON_RUN, person, run)
+                data = people[person].record(response, PRETRAIN_TR_S, rng, settings.noise)
+                paths[person].parent.mkdir(parents=True, exist_ok=True)
+                write_cortex(paths[person], data, vertex, PRETRAIN_TR_S)
+                tick.add()
+
+
+def _person_path(out: Path, person: int, run: int) -> Path:
+    name = f"tfMRI_MOVIE{run}"
+    results = out / "hcp" / f"{100001 + person}" / "MNINonLinear" / "Results"
+    return results / name / f"{name}_Atlas_MSMAll.dtseries.nii"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from mindvideo.data.disk import beside_folder
 from mindvideo.errors import TrainingError
+from mindvideo.files import beside_folder
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:

@@ -12,8 +12,8 @@ from torch import nn
 
 from mindvideo import distributed
 from mindvideo.config import Optimise, Recipe
-from mindvideo.data.disk import beside_folder
 from mindvideo.errors import SettingError
+from mindvideo.files import beside_folder
 from mindvideo.models.foundation import Foundation
 from mindvideo.train.loop import step_seed
 

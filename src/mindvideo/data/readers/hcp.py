@@ -1,6 +1,6 @@
 """Visual cortex of many people, for pre-training, in one zarr array (docs/method.md, Recordings).
 
-Shapes: V voxels, n rows (time windows of all runs on top of each other), T volumes of a run.
+Shapes: V voxels, n rows (windows of all runs), T volumes of a run.
 """
 
 from __future__ import annotations
@@ -15,17 +15,99 @@ import zarr
 
 from mindvideo.atlas import area_labels, hierarchy_order, parse_areas
 from mindvideo.data.copies import PROBES, find_contained, find_copies, outline
-from mindvideo.data.disk import disk_errors, link_folder, only_one
-from mindvideo.data.groups import Kind, begin_group, open_complete, open_group, seal_group
-from mindvideo.data.hcp_windows import read_cifti_windows, read_npz_windows
-from mindvideo.data.intact import as_damage, refuse_damaged_segments, refuse_other_content
+from mindvideo.data.groups import (
+    Kind,
+    as_damage,
+    begin_group,
+    open_complete,
+    open_group,
+    refuse_damaged_segments,
+    refuse_other_content,
+    seal_group,
+)
 from mindvideo.data.series import SeriesFile
 from mindvideo.data.store import listed
-from mindvideo.data.voxels import MOST_SILENT, refuse_silence
-from mindvideo.errors import DataError, SettingError
-from mindvideo.files import hash_file, require_content, walk_files
+from mindvideo.data.voxels import MOST_SILENT, find_silent, refuse_silence
+from mindvideo.errors import DataError, MindVideoError, SettingError, one_line
+from mindvideo.files import disk_errors, hash_file, link_folder, only_one, require_content, walk_files
 from mindvideo.stages import Progress, Steps
 from mindvideo.voxel_layout import VoxelLayout
+
+NPZ_TR_S = 0.72
+
+
+def volumes_per_window(window_s: float, tr_s: float, n_volumes: int, path: Path | str) -> int:
+    """Whole volumes in a window, at least one; a run needs two windows."""
+    volumes = round(window_s / tr_s)
+    if volumes < 1:
+        raise SettingError(
+            f"expected a window of at least one volume ({tr_s:g} s in {path}), found window_s {window_s:g}"
+        )
+    if n_volumes < 2 * volumes:
+        raise DataError(
+            f"expected at least two windows of {volumes} volumes ({window_s:g} s), found {n_volumes} volumes in "
+            f"{path}; remove the run or shorten window_s"
+        )
+    return volumes
+
+
+def average_windows(run: np.ndarray, volumes: int) -> np.ndarray:
+    """Means of ``volumes`` consecutive volumes, float64 (T // volumes, V); a rest is dropped."""
+    n_windows = len(run) // volumes
+    return run[: n_windows * volumes].reshape(n_windows, volumes, run.shape[1]).mean(axis=1, dtype=np.float64)
+
+
+def read_cifti_windows(file: SeriesFile, vertex: np.ndarray, window_s: float) -> np.ndarray:
+    """Windows of a CIFTI run at some positions, standardised (ddof 1), float32 (n, V); NaN without signal."""
+    path, known = file.path, file.header.vertex
+    is_missing = known[np.minimum(np.searchsorted(known, vertex), len(known) - 1)] != vertex
+    if is_missing.any():
+        raise DataError(
+            f"{path}: expected {len(vertex)} vertices of the chosen areas, found {int((~is_missing).sum())} "
+            f"(missing e.g. cortical position {int(vertex[is_missing][0])}); leave the run out or choose other areas"
+        )
+    volumes = volumes_per_window(window_s, file.header.tr_s, file.header.n_volumes, path)
+    return _standardise(average_windows(file.take(vertex).T, volumes), path, vertex)
+
+
+def read_npz_windows(path: Path, areas: Sequence[str], window_s: float) -> np.ndarray:
+    """The same of a published ``HCP_visual_voxel.npz``, areas side by side.
+
+    The file is one person's: V1…V4, each (time, voxels) at TR 0.72 s; one area is in memory at a time.
+    """
+    averaged: list[np.ndarray] = []
+    n_volumes = 0
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not set(areas) <= set(archive.files):
+                raise DataError(f"{path}: expected keys {', '.join(areas)}, found {', '.join(archive.files)}")
+            for name in areas:
+                series = archive[name]
+                if series.ndim != 2 or min(series.shape) < 1 or series.dtype.kind not in "fiu":
+                    raise DataError(
+                        f"{path}: expected numbers (time, voxels) under {name}, found {series.dtype} {series.shape}"
+                    )
+                if averaged and len(series) != n_volumes:
+                    raise DataError(
+                        f"{path}: expected equally many volumes in every area, found {n_volumes} and {len(series)}; download "
+                        "the file again"
+                    )
+                n_volumes = len(series)
+                averaged.append(average_windows(series, volumes_per_window(window_s, NPZ_TR_S, n_volumes, path)))
+    except MindVideoError:
+        raise
+    except Exception as error:  # damage raises nearly anything
+        raise DataError(
+            f"{path}: expected a whole npz of arrays (time, voxels), found damage ({one_line(error)})"
+        ) from error
+    return _standardise(np.concatenate(averaged, axis=1), path)
+
+
+def _standardise(windows: np.ndarray, path: Path, vertex: np.ndarray | None = None) -> np.ndarray:
+    windows[:, find_silent(windows, path, vertex)] = np.nan
+    with np.errstate(invalid="ignore", over="ignore"):
+        return ((windows - windows.mean(axis=0)) / windows.std(axis=0, ddof=1)).astype(np.float32)
+
 
 SEGMENTS = Kind(
     "prepared table of pre-training fMRI", "mindvideo-hcp", "prepare hcp",

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mindvideo.config import Data
-from mindvideo.data.disk import link_folder
-from mindvideo.data.intact import refuse_other_content
+from mindvideo.data.groups import refuse_other_content
 from mindvideo.data.store import Store
 from mindvideo.data.writing import refuse_complete
 from mindvideo.errors import SettingError
+from mindvideo.files import link_folder
 
 
 def discover(raw: Path, data: Data) -> Store:
