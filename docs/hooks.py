@@ -13,7 +13,7 @@ from typer.main import get_command
 from mindvideo.cli import app
 from mindvideo.config import Recipe
 from mindvideo.config.recipe import inner_section
-from mindvideo.config.section import Section
+from mindvideo.config.settings import Section
 
 ROOT = Path(__file__).parent.parent
 

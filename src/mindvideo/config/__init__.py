@@ -17,7 +17,6 @@ from mindvideo.config.reading import (
 )
 from mindvideo.config.recipe import Recipe, as_sampled, nearest_setting, setting_names
 from mindvideo.config.rivals import Baseline, GanRival, LinearRival, MindVisRival, RidgeRival, SeparableRival
-from mindvideo.config.section import Optimise, Precision, Section
 from mindvideo.config.settings import (
     AREA_ENCODERS,
     Adapt,
@@ -29,8 +28,11 @@ from mindvideo.config.settings import (
     Evaluate,
     Explain,
     MaskedBrain,
+    Optimise,
+    Precision,
     Pretrain,
     Reconstruct,
+    Section,
     Simulate,
     reader_settings,
 )

@@ -20,7 +20,7 @@ import yaml
 from pydantic import ValidationError
 
 from mindvideo.config.recipe import Recipe, explain, inner_section, is_setting, nearest_setting
-from mindvideo.config.section import Section
+from mindvideo.config.settings import Section
 from mindvideo.errors import SettingError
 from mindvideo.files import beside
 

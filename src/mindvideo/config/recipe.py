@@ -10,8 +10,7 @@ from pydantic import Field, ValidationError
 
 from mindvideo.config import settings
 from mindvideo.config.rivals import Baseline
-from mindvideo.config.section import Section
-from mindvideo.config.settings import Data, reader_settings
+from mindvideo.config.settings import Data, Section, reader_settings
 from mindvideo.errors import SettingError
 from mindvideo.sources import READERS
 

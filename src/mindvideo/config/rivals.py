@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mindvideo.config.section import (
+from mindvideo.config.settings import (
     BatchSize,
     InputNoise,
     Optimise,
