@@ -15,18 +15,16 @@ from mindvideo.config.reading import (
     source_recipe,
     with_settings,
 )
-from mindvideo.config.recipe import Recipe, as_sampled, nearest_setting, setting_names
-from mindvideo.config.rivals import Baseline, GanRival, LinearRival, MindVisRival, RidgeRival, SeparableRival
+from mindvideo.config.recipe import Recipe, as_sampled, setting_names
+from mindvideo.config.rivals import Baseline
 from mindvideo.config.settings import (
     AREA_ENCODERS,
     Adapt,
     Align,
-    Animate,
     Cotrain,
     Data,
     Distill,
     Evaluate,
-    Explain,
     MaskedBrain,
     Optimise,
     Precision,
