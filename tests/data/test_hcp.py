@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindvideo import atlas
-from mindvideo.data import hcp_windows
 from mindvideo.data.cifti import write_cortex
 from mindvideo.data.copies import find_contained
 from mindvideo.data.readers import hcp
@@ -243,11 +242,11 @@ def test_damaged_npz_files_are_refused(tmp_path):
     for cut in rng.integers(0, len(content), 30):
         path.write_bytes(content[:cut])
         with pytest.raises(DataError, match="expected a whole npz"):
-            hcp_windows.read_npz_windows(path, ("V1", "V2", "V3", "V4"), 8.0)
+            hcp.read_npz_windows(path, ("V1", "V2", "V3", "V4"), 8.0)
     for place in rng.integers(0, len(content), 60):
         path.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
         try:
-            hcp_windows.read_npz_windows(path, ("V1", "V2", "V3", "V4"), 8.0)
+            hcp.read_npz_windows(path, ("V1", "V2", "V3", "V4"), 8.0)
         except DataError:
             continue
 
@@ -289,7 +288,7 @@ def test_other_folders_are_no_segments(raw, tmp_path):
 @given(st.integers(1, 60), st.integers(1, 12))
 def test_window_means(n_volumes, volumes):
     run = np.random.default_rng(n_volumes).standard_normal((n_volumes, 3))
-    found = hcp_windows.average_windows(run, volumes)
+    found = hcp.average_windows(run, volumes)
     assert len(found) == n_volumes // volumes
     for number, row in enumerate(found):
         np.testing.assert_allclose(row, run[number * volumes : (number + 1) * volumes].mean(axis=0))
@@ -303,5 +302,5 @@ def test_npz_of_version_2_headers(tmp_path):
             member = io.BytesIO()
             np.lib.format.write_array(member, values, version=(2, 0))
             archive.writestr(f"{name}.npy", member.getvalue())
-    rows = hcp_windows.read_npz_windows(path, ("V1", "V2"), 8.0)
+    rows = hcp.read_npz_windows(path, ("V1", "V2"), 8.0)
     assert rows.shape == (2, 6) and np.array_equal(rows[:, :3], rows[:, 3:])
