@@ -15,6 +15,8 @@ from typing import Any
 
 from mindvideo.errors import DataError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit on the size of files
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 _POINTER_BYTES = 1024
 _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "datalad get"}
 
@@ -151,10 +153,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """`write_text` of JSON; a number that is not finite is an error."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False))
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit on the size of files
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 @contextmanager

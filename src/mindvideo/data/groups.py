@@ -23,6 +23,8 @@ from mindvideo.files import flush_folder, write_text
 
 VERSION = 1
 """Of both kinds."""
+RECORD = "files.json"
+"""Size and digest of every other file of a complete folder."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,6 @@ def seal_group(path: Path, group: zarr.Group) -> None:
     group.attrs["complete"] = True
     record_content(path)
     flush_folder(path, recursive=False)
-
-
-RECORD = "files.json"
-"""Size and digest of every other file of a complete folder."""
 
 
 def record_content(path: Path) -> None:
