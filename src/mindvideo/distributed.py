@@ -1,7 +1,7 @@
 """Several processes at work on one study, as ``accelerate launch`` starts them.
 
-Calls are named as in torch.distributed and do nothing in a single process. Only the main process
-writes files; several machines need a run folder that they all see.
+Calls are named as in torch.distributed and do nothing in a single process. Only the
+main process writes files; several machines need a run folder that they all see.
 
 Shapes: N rows of the batch, B rows of this process.
 """

@@ -72,8 +72,8 @@ class Stage:
     needs : tuple of str
         Stages its result follows from.
     opens : tuple of str
-        What it reads of other stages; compared first with what was recorded when it was written.
-        `STORE` stands for each person's store.
+        What it reads of other stages; compared first with what was recorded when it was
+        written. `STORE` stands for each person's store.
     foundation : str
         Parts of the foundation its result follows from: ``condition``, ``generation``, ``whole`` or none.
     writes : tuple of str

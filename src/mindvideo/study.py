@@ -1,7 +1,8 @@
 """A study: what of it is up to date and why the rest is not, and carrying out what must run.
 
-A stage is up to date when its ``done.json`` has the key of what the stage now follows from (`Study.key`).
-Stages form a graph, so that a changed setting reruns its stage and those that build on it, and no others.
+A stage is up to date when its ``done.json`` has the key of what the stage now follows
+from (`Study.key`). Stages form a graph, so that a changed setting reruns its stage and
+those that build on it, and no others.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ class VoxelLayout:
     area : ndarray, int16 (V,), optional
         MMP1 label of each, 1 to 360. Both are missing for arrays whose voxels have no known place.
     parcels : tuple of str
-        Names of all parcels of another atlas, if voxels are parcels: ``area`` then counts them from 1,
-        and ``vertex`` has negative numbers that stand for them.
+        Names of all parcels of another atlas, if voxels are parcels: ``area`` then
+        counts them from 1, and ``vertex`` has negative numbers that stand for them.
     """
 
     num_voxels: int

@@ -1,7 +1,8 @@
 """Strict, frozen settings of a study: one recipe, one section a stage, YAML in and out.
 
-A misspelt key or a value of another type is refused with the nearest valid name. The shipped recipes in
-``mindvideo/recipes`` are plain YAML; a user's own file may start with ``base: demo`` and state what differs.
+A misspelt key or a value of another type is refused with the nearest valid name. The
+shipped recipes in ``mindvideo/recipes`` are plain YAML; a user's own file may start
+with ``base: demo`` and state what differs.
 """
 
 from mindvideo.config.reading import (

@@ -1,8 +1,9 @@
 """Recipes as YAML, with ``base:`` and ``--set key=value``.
 
-Files and ``--set`` are read alike: numbers, booleans and null as in YAML 1.2 (``1e-4`` is a number;
-``on``, ``no`` and ``010`` are text), and no key twice. A path is relative to the folder of its recipe,
-with ``--set`` to the working directory; ``~`` is the user's home.
+Files and ``--set`` are read alike: numbers, booleans and null as in YAML 1.2 (``1e-4``
+is a number; ``on``, ``no`` and ``010`` are text), and no key twice. A path is relative
+to the folder of its recipe, with ``--set`` to the working directory; ``~`` is the
+user's home.
 """
 
 from __future__ import annotations

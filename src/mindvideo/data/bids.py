@@ -1,8 +1,8 @@
 """BIDS files: names, sidecars, tables, and the events that say which film was shown when.
 
-BIDS 1.10 (bids-specification.readthedocs.io): file names are ``key-value`` pairs; tables are
-tab-separated, with ``n/a`` for what is missing; onsets count from the first volume; a file higher up
-holds for all recordings whose names it does not contradict.
+BIDS 1.10 (bids-specification.readthedocs.io): file names are ``key-value`` pairs;
+tables are tab-separated, with ``n/a`` for what is missing; onsets count from the first
+volume; a file higher up holds for all recordings whose names it does not contradict.
 """
 
 from __future__ import annotations

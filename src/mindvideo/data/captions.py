@@ -44,8 +44,8 @@ class Captioning:
 def caption_windows(frame_captions: Sequence[Sequence[str]], scene: np.ndarray) -> list[str]:
     """One caption per scan from those of its frames (docs/method.md, The encoder).
 
-    Each scene within a scan has the most frequent caption of its frames, the earliest if tied. Captions
-    that differ are joined in order: ``A. Then B``.
+    Each scene within a scan has the most frequent caption of its frames, the earliest
+    if tied. Captions that differ are joined in order: ``A. Then B``.
 
     Parameters
     ----------
@@ -83,8 +83,9 @@ def read_captions(
     Parameters
     ----------
     path : Path
-        A ``.csv`` of ``segment, scan, caption`` (scans from 0) or ``segment, time_s, caption`` (from that
-        time on), or a ``.json`` of ``{segment: [caption of scan 0, …]}`` or of F captions for a scan.
+        A ``.csv`` of ``segment, scan, caption`` (scans from 0) or ``segment, time_s,
+        caption`` (from that time on), or a ``.json`` of ``{segment: [caption of scan 0,
+        …]}`` or of F captions for a scan.
     times_s : mapping of str to ndarray, float (n, F)
         Movie time of each frame, by segment; other segments in the file are ignored.
     other_names : mapping of str to sequence of str, optional

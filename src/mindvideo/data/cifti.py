@@ -60,8 +60,8 @@ def write_cortex(
     tr_s : float
         Seconds between volumes.
     subcortex : ndarray, float (T, M), optional
-        Voxels of the standard subcortical structures, in order, at placeholder coordinates; M = 31,870 and the
-        whole cortex make 91,282 grayordinates.
+        Voxels of the standard subcortical structures, in order, at placeholder
+        coordinates; M = 31,870 and the whole cortex make 91,282 grayordinates.
 
     Raises
     ------

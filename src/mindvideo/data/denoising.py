@@ -127,8 +127,9 @@ def clean_run(
 ) -> np.ndarray:
     """Regress confounds, a linear trend and slow cosines out of a run, and standardise every vertex.
 
-    It is one least-squares fit, so that no step brings back what another removed (Lindquist et al. 2019,
-    Human Brain Mapping 40, 2358–2376). Mean and deviation (ddof 1) are of the kept volumes.
+    It is one least-squares fit, so that no step brings back what another removed
+    (Lindquist et al. 2019, Human Brain Mapping 40, 2358–2376). Mean and deviation (ddof
+    1) are of the kept volumes.
 
     Parameters
     ----------
@@ -215,8 +216,8 @@ def resampling_weights(wanted_s: np.ndarray, volume_s: np.ndarray, spacing_s: fl
     spacing_s : float
         Seconds between the wanted times.
     how : {"linear", "nearest", "mean"}
-        Interpolate between two volumes, take the nearest (the earlier if tied), or the mean until the next
-        time.
+        Interpolate between two volumes, take the nearest (the earlier if tied), or the
+        mean until the next time.
 
     Returns
     -------

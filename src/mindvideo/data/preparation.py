@@ -1,9 +1,10 @@
 """From checked recordings and films to a store, for every source (docs/method.md, Recordings).
 
-Everything is checked before anything is written. The first pass reads every file, for its hash and for
-how well each vertex repeats; the second writes the store, segment by segment. A pool works on runs and
-films (`mindvideo.data.pool`); only this process writes.
-Shapes: S segments, n scans of a segment, F frames a scan, N candidate vertices, V voxels, R runs.
+Everything is checked before anything is written. The first pass reads every file, for
+its hash and for how well each vertex repeats; the second writes the store, segment by
+segment. A pool works on runs and films (`mindvideo.data.pool`); only this process
+writes. Shapes: S segments, n scans of a segment, F frames a scan, N candidate vertices,
+V voxels, R runs.
 """
 
 from __future__ import annotations
@@ -229,8 +230,9 @@ def _take(run: Run, vertex: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def measure_voxels(source: Source, data: Data, tick: Steps, pool: Pool) -> tuple[Voxels, dict[Path, str]]:
     """Check every run and choose voxels on training runs (docs/method.md, Recordings: voxels).
 
-    Fisher's z of the correlation between a training segment's runs (the mean over pairs) goes into a
-    one-sided t-test over segments. Test runs only exclude silent vertices. Returns also each file's hash.
+    Fisher's z of the correlation between a training segment's runs (the mean over
+    pairs) goes into a one-sided t-test over segments. Test runs only exclude silent
+    vertices. Returns also each file's hash.
     """
     candidate = source.candidates(data.areas)
     measure = partial(measure_segment, vertex=source.vertex, candidate=candidate)

@@ -25,8 +25,8 @@ Name = TypeVar("Name")
 class Run:
     """One recording of a film; the volume ``first`` pairs with movie time 0.
 
-    If the film is not simply a stretch of volumes, ``read(vertex, wanted)`` gives standardised scans,
-    float32 (n, len(wanted)), of some of the source's vertices.
+    If the film is not simply a stretch of volumes, ``read(vertex, wanted)`` gives
+    standardised scans, float32 (n, len(wanted)), of some of the source's vertices.
     """
 
     label: str
@@ -39,8 +39,8 @@ class Run:
 class Segment:
     """A film and its recordings; ``split`` is train, validation or test.
 
-    A segment that ``is_part`` of a film begins at its scan ``first``; files of captions may use
-    ``other_names``.
+    A segment that ``is_part`` of a film begins at its scan ``first``; files of captions
+    may use ``other_names``.
     """
 
     name: str
@@ -74,9 +74,9 @@ class Remark:
 class Source:
     """A checked source: its folder, subject, segments, vertices of every file, and notes.
 
-    A note replaces the step of its name in the provenance. ``files`` are further inputs; ``roots`` are
-    folders beside ``root``, by name; ``parcels`` are the names of all parcels, if values are of these,
-    and ``vertex`` is then `parcel_vertices`.
+    A note replaces the step of its name in the provenance. ``files`` are further
+    inputs; ``roots`` are folders beside ``root``, by name; ``parcels`` are the names of
+    all parcels, if values are of these, and ``vertex`` is then `parcel_vertices`.
     """
 
     root: Path

@@ -1,7 +1,8 @@
 """The reader of CIFTI-2 dense time series, in one pass with the hash, or only some vertices.
 
-A file holds one grayordinate's series after another: blocks of them are read, hashed and used while in
-the processor's cache, or a few vertices without the rest. nibabel parses the headers.
+A file holds one grayordinate's series after another: blocks of them are read, hashed
+and used while in the processor's cache, or a few vertices without the rest. nibabel
+parses the headers.
 
 Shapes: N vertices of a file, K rows of its matrix (all grayordinates), T volumes.
 """
@@ -92,8 +93,9 @@ def read_cortex(path: Path) -> CortexRecording:
 def read_layout(path: Path) -> Layout:
     """Header of a dense time series (.dtseries.nii, perhaps gzipped), and where its values lie.
 
-    Byte order, number type and the order of structures are free; the medial wall is left out. DataError
-    for damage, another kind of file or surface, or a hemisphere that is missing.
+    Byte order, number type and the order of structures are free; the medial wall is
+    left out. DataError for damage, another kind of file or surface, or a hemisphere
+    that is missing.
     """
     require_content(path, "a CIFTI recording")
     with _as_data_error(path), _open(path) as file:

@@ -23,8 +23,8 @@ CUT_WIDTH = 256
 class CutFinder:
     """Finds shot changes with PySceneDetect's ContentDetector, one frame at a time.
 
-    ``cuts_s`` are the times of new shots; ``threshold`` is the mean change of hue, saturation and brightness
-    (0…255) between two frames that makes one.
+    ``cuts_s`` are the times of new shots; ``threshold`` is the mean change of hue,
+    saturation and brightness (0…255) between two frames that makes one.
     """
 
     def __init__(self, threshold: float) -> None:

@@ -50,8 +50,9 @@ class Recording:
 class ShownFilm:
     """A film that was shown, by its path below the stimulus folder.
 
-    ``shown`` are its showings: index of the recording, and event. Each has the scans ``first`` to
-    ``first + n_scans`` of the film's ``n_whole``; ``weights`` (n_scans, T) make them of a run's volumes.
+    ``shown`` are its showings: index of the recording, and event. Each has the scans
+    ``first`` to ``first + n_scans`` of the film's ``n_whole``; ``weights`` (n_scans, T)
+    make them of a run's volumes.
     """
 
     path: Path

@@ -1,7 +1,8 @@
 """Recordings with events that say which film was shown when, as a source.
 
-Every showing of a film, in whatever run, is a repeat. Each run is cleaned and standardised as a whole
-(`mindvideo.data.denoising`), and a showing's scans are read out of it by their times.
+Every showing of a film, in whatever run, is a repeat. Each run is cleaned and
+standardised as a whole (`mindvideo.data.denoising`), and a showing's scans are read out
+of it by their times.
 
 Shapes: T volumes of a run, V voxels, n scans of a film.
 """
@@ -111,8 +112,8 @@ class CleanedRuns:
 class Showing:
     """One showing of a film; a call with a file's and the wanted vertices gives its scans, float32 (n, V).
 
-    ``seen`` are the volumes that cleaning and scaling may use, bool (T,); ``weights`` (n, T) make scans
-    of volumes and are zero outside of these.
+    ``seen`` are the volumes that cleaning and scaling may use, bool (T,); ``weights``
+    (n, T) make scans of volumes and are zero outside of these.
     """
 
     recording: Recording
@@ -166,9 +167,10 @@ def source_of_events(bare: Source, recordings: list[Recording], data: Data, read
 def _make_runs(recordings: list[Recording], films: list[ShownFilm], cleaned: CleanedRuns) -> dict[str, tuple[Run, ...]]:
     """A run for every showing of every film.
 
-    No run is cleaned with volumes that are not steady, unless these have regressors of their own. Where
-    test films share a run with others, the others are cleaned without the volumes of test scans, so that
-    no training value depends on them; the test films see the whole run.
+    No run is cleaned with volumes that are not steady, unless these have regressors of
+    their own. Where test films share a run with others, the others are cleaned without
+    the volumes of test scans, so that no training value depends on them; the test films
+    see the whole run.
     """
     of_test = [np.zeros(len(recording.volume_s), dtype=bool) for recording in recordings]
     for film in films:

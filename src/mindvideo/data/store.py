@@ -10,8 +10,9 @@ Shapes: V voxels, n scans of a segment, R repeats, F frames a scan, H W pixels.
 ``captions/{segment}``    a group whose attributes ``scan`` (n strings) and ``frame`` (n lists of F) hold captions, or
                           whose ``left_out`` says that there are none
 ``vertex``, ``area``      int32 (V,) cortical position 0…59,411; int16 (V,) HCP-MMP1 label 1…360; where a publisher
-                          does not say where voxels lie: negative numbers that name them; label 0; of parcels: such
-                          numbers, and each one's place in the attribute ``parcels``, from 1 on
+                          does not say where voxels lie: negative numbers that name
+                          them; label 0; of parcels: such numbers, and each one's place
+                          in the attribute ``parcels``, from 1 on
 ``reproducibility``       float32 (59412,) mean between-run correlation, NaN where not recorded; ``p_value`` likewise
 ========================  ==================================================================================
 """
@@ -338,9 +339,10 @@ class Store:
         Parameters
         ----------
         out : Path
-            An ``.npz`` file; appears only when complete. Keys: ``fmri_train``, ``fmri_test`` float32 (segments,
-            scans, V), ``vertex`` int32 (V,), and with ``frames`` also ``frames_train``, ``frames_test`` uint8
-            (segments, scans, F, H, W, 3). Train includes validation.
+            An ``.npz`` file; appears only when complete. Keys: ``fmri_train``,
+            ``fmri_test`` float32 (segments, scans, V), ``vertex`` int32 (V,), and with
+            ``frames`` also ``frames_train``, ``frames_test`` uint8 (segments, scans, F,
+            H, W, 3). Train includes validation.
 
         Raises
         ------

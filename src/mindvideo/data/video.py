@@ -1,8 +1,8 @@
 """Films: frames by presentation time, shot changes, and H.264 writing.
 
-Time 0 is that of the first frame. The frame at time t is the last one presented until t plus one
-millisecond, because Matroska and WebM round. AVI and MPEG program streams (``.mpg``) may lack
-presentation times; then frames are counted.
+Time 0 is that of the first frame. The frame at time t is the last one presented until t
+plus one millisecond, because Matroska and WebM round. AVI and MPEG program streams
+(``.mpg``) may lack presentation times; then frames are counted.
 
 Shapes: T times, H W pixels.
 """

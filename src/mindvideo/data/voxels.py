@@ -1,7 +1,8 @@
 """Standardising, reproducibility across runs, and selection of voxels (docs/method.md, Recordings).
 
-Runs are (n scans, V vertices) float32; the work is in float64, in blocks that fit into the cache.
-Where a series is a row, as in the files: v vertices, n scans, R recordings, d polynomials.
+Runs are (n scans, V vertices) float32; the work is in float64, in blocks that fit into
+the cache. Where a series is a row, as in the files: v vertices, n scans, R recordings,
+d polynomials.
 """
 
 from __future__ import annotations
@@ -291,8 +292,9 @@ def select_voxels(
     p : ndarray, float64 (V,)
         P of each vertex (`reproducibility_t_test`), NaN where not tested.
     selection : str
-        ``bonferroni``: p · (vertices tested) < alpha. ``paper``: of these the ``top_fraction`` most significant
-        (rounded down, at least one). ``top_k``: the k smallest p. ``all``: every column, tested or not.
+        ``bonferroni``: p · (vertices tested) < alpha. ``paper``: of these the
+        ``top_fraction`` most significant (rounded down, at least one). ``top_k``: the k
+        smallest p. ``all``: every column, tested or not.
 
     Returns
     -------

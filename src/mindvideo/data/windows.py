@@ -51,9 +51,9 @@ def recorded_scans(store: Store, split: str) -> tuple[list[str], list[np.ndarray
 class Windows:
     """A window from every scan of a split, in order of people, segments and scans.
 
-    In a store prepared with ``repeats: separate``, training windows are of single runs instead of their
-    average. Window i is the scans t, t+1, …, t+W−1 of its segment, whose last scan repeats past its end
-    (docs/method.md, Recordings).
+    In a store prepared with ``repeats: separate``, training windows are of single runs
+    instead of their average. Window i is the scans t, t+1, …, t+W−1 of its segment,
+    whose last scan repeats past its end (docs/method.md, Recordings).
 
     Parameters
     ----------

@@ -178,8 +178,8 @@ class StoreWriter:
     def add_films(self, films: dict[str, tuple[Path, float, str]], fit: str) -> None:
         """Record each segment's film: its path, the movie time of the first scan, and its SHA-256.
 
-        Paths are kept relative and absolute, so that a run may move with its films; of simulated films
-        only relative, so that a study gives the same bytes anywhere.
+        Paths are kept relative and absolute, so that a run may move with its films; of
+        simulated films only relative, so that a study gives the same bytes anywhere.
         """
         store, described = self.path.resolve(), {}
         for segment, (film, start_s, sha256) in films.items():

@@ -57,8 +57,8 @@ class Sheet:
 def warp(rng: np.random.Generator, vertex: np.ndarray, size_mm: float) -> np.ndarray:
     """Shift vertices along the cortex: the row of ``vertex`` found at each new place, int (n,).
 
-    Shifts are smooth random fields tangent to the sphere, of root mean square ``size_mm``. No vertex
-    changes its hemisphere.
+    Shifts are smooth random fields tangent to the sphere, of root mean square
+    ``size_mm``. No vertex changes its hemisphere.
     """
     sphere = atlas.cortical_coordinates("sphere").astype(float)
     outwards = sphere / np.linalg.norm(sphere, axis=1, keepdims=True)
@@ -105,10 +105,11 @@ def _axes(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def retinotopy() -> tuple[np.ndarray, np.ndarray]:
     """Where in the visual field each vertex of a visual area looks.
 
-    Eccentricity grows from posterior to anterior with cortical magnification; the left hemisphere sees the
-    right half of the field. In V1 the polar angle runs from the upper field (lower bank) to the lower; in V2
-    and V3 from the vertical meridian at the V1 border to the horizontal and back, in quarter fields (Wandell,
-    Dumoulin and Brewer 2007). Other areas have a half field each.
+    Eccentricity grows from posterior to anterior with cortical magnification; the left
+    hemisphere sees the right half of the field. In V1 the polar angle runs from the
+    upper field (lower bank) to the lower; in V2 and V3 from the vertical meridian at
+    the V1 border to the horizontal and back, in quarter fields (Wandell, Dumoulin and
+    Brewer 2007). Other areas have a half field each.
 
     Returns
     -------

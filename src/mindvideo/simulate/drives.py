@@ -36,8 +36,8 @@ class OwnMixing:
     ) -> OwnMixing:
         """Signed ``weights`` (inputs, m), made uncorrelated with the shared drive (T, m).
 
-        After the haemodynamics (``blur``) they also have its variance; own drives change faster, and lose more
-        by blurring.
+        After the haemodynamics (``blur``) they also have its variance; own drives
+        change faster, and lose more by blurring.
         """
         drive = inputs @ weights
         slow, slow_shared = blur(drive), blur(shared)

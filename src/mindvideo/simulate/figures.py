@@ -1,7 +1,8 @@
 """Articulated figures and places of the picture-book world, as filled polygons.
 
-A figure is drawn in its own box: x in the direction it faces, y downwards, feet at y = 0, head at y = -1. A
-place is drawn on a canvas larger than the frame, so that a camera can pan and zoom.
+A figure is drawn in its own box: x in the direction it faces, y downwards, feet at y =
+0, head at y = -1. A place is drawn on a canvas larger than the frame, so that a camera
+can pan and zoom.
 """
 
 from __future__ import annotations

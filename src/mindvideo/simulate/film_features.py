@@ -1,7 +1,7 @@
 """What a visual system takes from a film: contrast, colour, motion and what is shown.
 
-A feature matrix has a row per sample, three a second, and a block of columns per kind, see `BLOCKS`; zeros are
-a blank grey screen.
+A feature matrix has a row per sample, three a second, and a block of columns per kind,
+see `BLOCKS`; zeros are a blank grey screen.
 
 Legend: T samples, H W pixels, C channels, G cells along one side of the visual field, K all columns.
 """
@@ -103,8 +103,8 @@ def _pool(maps: np.ndarray, cells: int) -> np.ndarray:
 def _gabor_spectra(wavelength: float, side: int) -> np.ndarray:
     """One-sided Gabor filters in the frequency domain, (orientations, side, side) float32.
 
-    They are Gaussians (about one octave) on one half-plane, so that the filtered image's magnitude is the
-    energy of a quadrature pair (Adelson and Bergen 1985).
+    They are Gaussians (about one octave) on one half-plane, so that the filtered
+    image's magnitude is the energy of a quadrature pair (Adelson and Bergen 1985).
     """
     frequency = np.fft.fftfreq(side) * side / N_PIXELS
     fy, fx = np.meshgrid(frequency, frequency, indexing="ij")
@@ -127,8 +127,8 @@ def _border() -> np.ndarray:
 def contrast_energy(luminance: np.ndarray, wavelength: float, cells: int) -> np.ndarray:
     """Orientation energy of images (T, 64, 64), float32 (T, orientations * G * G).
 
-    It is the root of the pooled square of the magnitude at a ``wavelength`` in pixels. Orientation 0
-    prefers vertical edges.
+    It is the root of the pooled square of the magnitude at a ``wavelength`` in pixels.
+    Orientation 0 prefers vertical edges.
     """
     faded = (luminance - luminance.mean(axis=(1, 2), keepdims=True)) * _border()
     spectrum = fft.fft2(faded.astype(np.float32))
@@ -158,8 +158,9 @@ def _opponency(frames: np.ndarray) -> np.ndarray:
 def _motion(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Motion energy by direction and flicker, two (T, 64, 64, 3) in [0, 1] -> (T, 9 * 8 * 8).
 
-    Opponent motion energy: products of spatial and temporal gradients, divided by contrast. Direction *d*
-    prefers the angle 2 pi d / 8, counter-clockwise from rightwards.
+    Opponent motion energy: products of spatial and temporal gradients, divided by
+    contrast. Direction *d* prefers the angle 2 pi d / 8, counter-clockwise from
+    rightwards.
     """
     n = len(first)
     first, second = (

@@ -115,8 +115,8 @@ def list_segments(settings: Simulate) -> list[Segment]:
 def choose_vertices(areas: str, seed: int) -> np.ndarray:
     """Cortical positions the files hold, ascending int32.
 
-    ``cortex``: all. ``visual``: the visual areas, and about as many vertices of random other areas as
-    uninformative controls.
+    ``cortex``: all. ``visual``: the visual areas, and about as many vertices of random
+    other areas as uninformative controls.
     """
     if areas == "cortex":
         return np.arange(atlas.N_CORTEX, dtype=np.int32)

@@ -1,8 +1,8 @@
 """Short films of a picture-book world, with captions.
 
-A *scene* is one composition, a *shot* a scene shown for a while, a *film* a list of shots. Some
-thing-place-motion combinations are held out of training. Positions are fractions of the frame, x to the right,
-y downwards.
+A *scene* is one composition, a *shot* a scene shown for a while, a *film* a list of
+shots. Some thing-place-motion combinations are held out of training. Positions are
+fractions of the frame, x to the right, y downwards.
 """
 
 from __future__ import annotations

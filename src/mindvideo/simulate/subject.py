@@ -1,8 +1,8 @@
 """A simulated brain, from the features of a film to BOLD, and people who vary it.
 
-Features -> receptive fields and tuned units -> saturating neural response -> double-gamma HRFs -> gain, drift
-and noise. Like visual cortex it has retinotopy, distributed non-linear semantic tuning, smoothness, and
-realistic reliability.
+Features -> receptive fields and tuned units -> saturating neural response ->
+double-gamma HRFs -> gain, drift and noise. Like visual cortex it has retinotopy,
+distributed non-linear semantic tuning, smoothness, and realistic reliability.
 
 `SimulatedSubject.create` draws a brain, `SimulatedSubject.draw_person` a person who varies it.
 
@@ -101,8 +101,8 @@ class SimulatedSubject:
     ) -> SimulatedSubject:
         """Draw a brain of ascending cortical positions, int (n,).
 
-        On the film with the features ``calibration`` (T, K) every vertex gets unit variance;
-        by default it is drawn.
+        On the film with the features ``calibration`` (T, K) every vertex gets unit
+        variance; by default it is drawn.
         """
         vertex = np.asarray(vertex, dtype=np.int32)
         subject = cls(vertex, Sheet(vertex))
@@ -119,8 +119,9 @@ class SimulatedSubject:
     def draw_person(self, rng: np.random.Generator) -> SimulatedSubject:
         """Draw a person who shares this brain's units, and in part how they are mixed onto the cortex.
 
-        A vertex has the area, receptive field and mixing of a place `WARP_MM` away in this brain, and a mixing
-        of its own (`drives.SHARED`). Signal to noise, HRFs, networks and rhythms are drawn anew.
+        A vertex has the area, receptive field and mixing of a place `WARP_MM` away in
+        this brain, and a mixing of its own (`drives.SHARED`). Signal to noise, HRFs,
+        networks and rhythms are drawn anew.
         """
         person = SimulatedSubject(self.vertex, self.sheet)
         source = warp(rng, self.vertex, WARP_MM)
@@ -218,8 +219,8 @@ class SimulatedSubject:
     def respond(self, features: np.ndarray, times_s: np.ndarray) -> np.ndarray:
         """Noiseless BOLD to a film's features (T, K), float32 (N, n), which all runs share.
 
-        Volumes are acquired at ``times_s`` (N,), in film time; the first picture stands still
-        before, the screen is blank after.
+        Volumes are acquired at ``times_s`` (N,), in film time; the first picture stands
+        still before, the screen is blank after.
         """
         still = features[:1].copy()
         still[:, BLOCKS["flow"]] = 0

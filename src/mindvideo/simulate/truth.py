@@ -33,8 +33,8 @@ def _scenes() -> tuple[list[Scene], np.ndarray]:
 def explained_share(response: np.ndarray, group: np.ndarray) -> np.ndarray:
     """Share of the variance of columns (S, n) that groups of rows (S,) explain, float32 (n,).
 
-    It is 1 - (variance within groups) / (variance), each over its degrees of freedom: around 0 without
-    an effect, and 0 for a column that does not vary.
+    It is 1 - (variance within groups) / (variance), each over its degrees of freedom:
+    around 0 without an effect, and 0 for a column that does not vary.
     """
     labels, member = np.unique(group, return_inverse=True)
     indicator = (member[None] == np.arange(len(labels))[:, None]).astype(response.dtype)
@@ -56,12 +56,15 @@ def describe_vertices(subject: SimulatedSubject, noise: float) -> dict[str, np.n
     Returns
     -------
     dict of str to ndarray
-        ``vertex`` (n,) cortical positions and ``area`` their MMP1 labels; ``source`` (n,) the position of the shared
-        brain whose maps the vertex has, and ``own_area`` that one's label; ``is_informative``, ``kind`` (strongest
-        drive), ``hrf_peak_s`` and ``signal_to_noise`` (n,); ``drive`` (n, 5), strengths in the order of ``drive_names``;
-        ``looks_at`` (n, 2), centre of the receptive field, x to the right and y upwards in half frame widths, NaN where
-        there is none; ``attribute_share`` (n, A) in the order of ``attribute_names``: share of the variance of the neural
-        response to independent scenes that the attribute explains (`explained_share`).
+        ``vertex`` (n,) cortical positions and ``area`` their MMP1 labels; ``source``
+        (n,) the position of the shared brain whose maps the vertex has, and
+        ``own_area`` that one's label; ``is_informative``, ``kind`` (strongest drive),
+        ``hrf_peak_s`` and ``signal_to_noise`` (n,); ``drive`` (n, 5), strengths in the
+        order of ``drive_names``; ``looks_at`` (n, 2), centre of the receptive field, x
+        to the right and y upwards in half frame widths, NaN where there is none;
+        ``attribute_share`` (n, A) in the order of ``attribute_names``: share of the
+        variance of the neural response to independent scenes that the attribute
+        explains (`explained_share`).
     """
     scenes, features = _scenes()
     told = np.zeros((len(subject.vertex), len(TOLD)), np.float32)

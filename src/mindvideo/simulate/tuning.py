@@ -1,7 +1,8 @@
 """What the vertices of a simulated brain are tuned to: weights from stimulus features to neural drives.
 
-Tuning is distributed: a vertex of the ventral stream is a smooth mixture of many rectified units, each tuned to
-a conjunction of attributes (a thing in a colour, a thing in a place …).
+Tuning is distributed: a vertex of the ventral stream is a smooth mixture of many
+rectified units, each tuned to a conjunction of attributes (a thing in a colour, a thing
+in a place …).
 
 Legend: n vertices, K feature columns, C channels, G cells along one side of the visual field, U units.
 """

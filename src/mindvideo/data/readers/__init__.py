@@ -1,7 +1,8 @@
 """Readers of data sets, a module each.
 
-To add one, write a module with ``discover(raw, data)``, which finds and checks everything from headers alone and returns a
-`mindvideo.data.segments.Source`, and name it in `mindvideo.sources.READERS`. It may also have
+To add one, write a module with ``discover(raw, data)``, which finds and checks
+everything from headers alone and returns a `mindvideo.data.segments.Source`, and name
+it in `mindvideo.sources.READERS`. It may also have
 
 - ``Settings``, a `mindvideo.config.Section` of what only this source needs: ``data.NAME`` in a recipe, ``data.own`` here,
   and options of ``mindvideo prepare NAME``;

@@ -1,7 +1,8 @@
 """fMRIPrep's CIFTI outputs with BIDS events.
 
-``sub-*/[ses-*/]func/*_task-TASK*_space-fsLR_den-91k_bold.dtseries.nii`` with ``_bold.json`` (RepetitionTime) and
-``_desc-confounds_timeseries.tsv``; ``…_events.tsv`` beside them or in the raw data set.
+``sub-*/[ses-*/]func/*_task-TASK*_space-fsLR_den-91k_bold.dtseries.nii`` with
+``_bold.json`` (RepetitionTime) and ``_desc-confounds_timeseries.tsv``; ``…_events.tsv``
+beside them or in the raw data set.
 """
 
 from __future__ import annotations

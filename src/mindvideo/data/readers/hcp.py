@@ -123,8 +123,8 @@ _IN_MEMORY_BYTES = 512 * 1024**2
 def find_sources(raw: Path) -> tuple[str, list[Path]]:
     """Recordings below an HCP folder, sorted by path, and their one kind: ``cifti``, ``npz`` or ``prepared``.
 
-    Of several versions in a run's folder it is the one with the longest name, which is the most
-    processed (``_hp2000_clean`` before none).
+    Of several versions in a run's folder it is the one with the longest name, which is
+    the most processed (``_hp2000_clean`` before none).
     """
     if (raw / "zarr.json").is_file():
         return "prepared", [BrainSegments.open(raw).path]
@@ -173,14 +173,15 @@ def prepare_hcp(
 ) -> list[str]:
     """Average, standardise, order and stack the visual cortex of every run below an HCP folder.
 
-    Runs are read one at a time. An interrupted call goes on after the last whole run; a complete folder
-    of the same files (names and sizes) and settings stays. `survey` says what is left out.
+    Runs are read one at a time. An interrupted call goes on after the last whole run; a
+    complete folder of the same files (names and sizes) and settings stays. `survey`
+    says what is left out.
 
     Parameters
     ----------
     raw : Path
-        One folder per person (``100307/MNINonLinear/Results/…``), ``HCP_visual_voxel.npz`` files, or
-        what this function wrote.
+        One folder per person (``100307/MNINonLinear/Results/…``),
+        ``HCP_visual_voxel.npz`` files, or what this function wrote.
     out : Path
         The zarr folder to write: ``fmri`` float32 (n, V), and for CIFTI ``vertex`` int32 (V,).
     window_s : float
@@ -268,9 +269,10 @@ class Survey(NamedTuple):
 def survey(planned: dict[str, Path], vertex: np.ndarray | None, areas: Sequence[str], window_s: float) -> Survey:
     """Look at the chosen vertices of every recording before any is written.
 
-    A recording is left out that lacks a signal at more than `MOST_SILENT` of the vertices, or whose
-    volumes are in others too: a concatenation beside its runs, a run beside a longer recording that holds
-    it, the same run under two names, also as another person's.
+    A recording is left out that lacks a signal at more than `MOST_SILENT` of the
+    vertices, or whose volumes are in others too: a concatenation beside its runs, a run
+    beside a longer recording that holds it, the same run under two names, also as
+    another person's.
     """
     left_out: dict[str, str] = {}
     seen: dict[Path, str] = {}

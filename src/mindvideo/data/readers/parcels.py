@@ -1,7 +1,8 @@
 """Parcels: arrays people x time x parcels, with the atlas's names and BIDS events.
 
-``RUN.npy`` or ``RUN.h5`` and ``RUN_events.tsv``, a pair for each run, lie in one folder. Everybody in an
-array saw the same at the same time; person N is the array's Nth.
+``RUN.npy`` or ``RUN.h5`` and ``RUN_events.tsv``, a pair for each run, lie in one
+folder. Everybody in an array saw the same at the same time; person N is the array's
+Nth.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Arrays that others prepared, as a store (docs/method.md, What others publish).
 
-Trimming, detrending, standardising, averaging, choosing voxels and cutting frames are done; the store
-says so. Neither layout says where its voxels lie: they get names (negative numbers) instead of positions,
-unless a file gives these.
+Trimming, detrending, standardising, averaging, choosing voxels and cutting frames are
+done; the store says so. Neither layout says where its voxels lie: they get names
+(negative numbers) instead of positions, unless a file gives these.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ def write(
 ) -> Store:
     """Write the store of one subject's arrays.
 
-    Arguments as in `mindvideo.data.preparation.prepare_segments`; selection, areas and runs are the
-    publishers' and not applied, nor are ``films``, since everybody's arrays hold the frames.
+    Arguments as in `mindvideo.data.preparation.prepare_segments`; selection, areas and
+    runs are the publishers' and not applied, nor are ``films``, since everybody's
+    arrays hold the frames.
     """
     refuse_complete(out)
     names = {split: source.segment_names(split) for split in ("train", "test")}
