@@ -24,7 +24,7 @@ Record = Mapping[str, Any]
 
 
 def record_files(base: Path, places: Iterable[Path]) -> dict[str, list[Any]]:
-    """Size in bytes and SHA-256 of files and of every file below folders, by path relative to ``base``."""
+    """Size and SHA-256 of files, and of all below folders, by path relative to ``base``."""
     paths = [
         path
         for place in places
@@ -68,7 +68,7 @@ def _hash_files(paths: list[Path]) -> list[str]:
 
 
 def begin_folder(folder: Path, digest: str) -> bool:
-    """Empty a folder unless an interrupted attempt with the same key left it; returns whether it did."""
+    """Empty a folder unless an attempt with the same key left it; whether it did."""
     started = folder / "started.json"
     if was_begun := read_note(started).get("hash") == digest:
         (folder / "done.json").unlink(missing_ok=True)

@@ -28,7 +28,7 @@ HIERARCHY: tuple[str, ...] = (
     *("V8", "VVC", "PIT", "FFC", "VMV1", "VMV2", "VMV3"),
     *("LO1", "LO2", "LO3", "V4t", "MT", "MST", "FST", "PH"),
 )
-"""Visual areas along the hierarchy: early, dorsal, ventral, lateral and motion (docs/method.md, Recordings)."""
+"""Early, dorsal, ventral, lateral and motion areas (docs/method.md, Recordings)."""
 
 YEO17_NAMES: tuple[str, ...] = (
     "none",
@@ -194,14 +194,14 @@ def surface_vertex_index() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def adjacency() -> sparse.csr_matrix:
-    """Which cortical positions share a mesh edge: symmetric float32 (59412, 59412) of zeros and ones."""
+    """Which positions share a mesh edge: symmetric float32 (59412, 59412) of 0 and 1."""
     matrix = sparse.load_npz(_data_dir() / "cortical_adjacency.npz")
     return sparse.csr_matrix(matrix, dtype=np.float32)
 
 
 @cache
 def surface(kind: SurfaceKind, hemisphere: Hemisphere) -> tuple[np.ndarray, np.ndarray]:
-    """An HCP S1200 surface: coordinates in mm, float32 (32492, 3), and triangles, int32 (n, 3). Read-only."""
+    """Coordinates in mm, float32 (32492, 3), and triangles, int32 (n, 3). Read-only."""
     import nibabel
 
     suffix = "" if kind in ("flat", "sphere") else "_MSMAll"
@@ -251,7 +251,7 @@ def _area_walk(label: int) -> np.ndarray:
 
 @cache
 def _labels_in_order() -> list[int]:
-    """Labels 1…360: areas of `HIERARCHY` first, then the others in atlas order; left before right."""
+    """Labels 1…360: `HIERARCHY` first, then in atlas order; left before right."""
     names = _bare_names()
     others = [name for name in names if name not in HIERARCHY]
     return [names.index(name) + 1 + side for name in (*HIERARCHY, *others) for side in (0, 180)]

@@ -1,4 +1,4 @@
-"""What a stage or a rival costs: seconds, peak resident memory, and the machine it ran on."""
+"""What a stage or a rival costs: seconds and memory, and on which machine."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def count_cores() -> int:
 
 @cache
 def find_commit() -> str:
-    """The commit of the checkout that this package is imported from; empty where there is none."""
+    """The commit that this package is imported from, if from a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)

@@ -24,7 +24,7 @@ from torch.distributed.nn.functional import all_gather as all_gather_with_gradie
 from mindvideo.errors import SettingError
 
 TIMEOUT = timedelta(days=7)
-"""How long a process waits for the others: some stages run in the main one alone, and take hours."""
+"""How long a process waits for others: some stages run in the main one alone."""
 
 _alone: list[bool] = []
 

@@ -1,4 +1,4 @@
-"""The few named exceptions. Every message says what was expected, what was found, where, and what to do."""
+"""Errors whose message says what was expected, what was found, where, and what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def one_line(error: object) -> str:
 
 
 class MindVideoError(Exception):
-    """Base of every error a user can cause; the command line prints its sentence and exits with 1."""
+    """Any error a user can cause; the command line prints it and exits with 1."""
 
 
 class SettingError(MindVideoError):

@@ -22,7 +22,7 @@ _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "da
 
 
 def walk_files(folder: Path, hidden: bool = False, _above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Every file at any depth below a folder, in order of its path; links are followed, but not in circles.
+    """Every file below a folder, in order of its path; links are followed, but not in circles.
 
     A link to nothing counts as a file whose content is missing (`describe_absence`).
 
@@ -64,7 +64,7 @@ def list_contents(place: Path | None) -> list[list[Any]]:
 
 
 def unless_copied(path: Path, state: list[int], known: Any) -> list[int]:
-    """Size and time of a file; those ``known`` if only the time differs, and not the digest: a copy."""
+    """Size and time of a file; those ``known`` if it is a copy: only the time differs."""
     if isinstance(known, list) and len(known) == 3 and known[0] == state[0] and known[1] != state[1]:
         return known[:2] if known[2] == digest_file(path) else state
     return state
@@ -80,7 +80,7 @@ def digest_file(path: Path) -> str:
 
 
 def add_content(digest: Any, path: Path) -> None:
-    """Hash a file's content: all of it, or of a large file its header, its end and a sixteenth between."""
+    """Hash a file: all of it, or of a large one header, end and a sixteenth between."""
     size = path.stat().st_size
     with path.open("rb") as handle:
         if size <= 2**26:
@@ -97,7 +97,7 @@ def is_there(path: Path) -> bool:
 
 
 def describe_absence(path: Path) -> str:
-    """What is found in a file's place, and what to do, for the end of an error; empty for a file with content.
+    """What is found in a file's place, and what to do; empty for a file with content.
 
     For content that was not fetched, git-annex keeps a link or a short text, and git-lfs a short text.
     """
@@ -157,7 +157,7 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def disk_errors(path: Path, what: str, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn a full disk or a refused folder into a DataError about writing ``what`` to ``path``."""
+    """Turn a full disk or a refused folder into a DataError."""
     try:
         yield
     except OSError as error:
@@ -183,7 +183,7 @@ def is_full(error: Exception) -> bool:
 
 @contextmanager
 def only_one(file: Path, doing: str) -> Iterator[None]:
-    """Hold a lock file, which the death of the process releases too; DataError where another process holds it."""
+    """Hold a lock file, until the process dies at the latest; DataError if another holds it."""
     with disk_errors(file, "the lock"):
         file.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -233,7 +233,7 @@ def beside_folder(folder: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Replace ``folder`` by ``new``; a kill leaves either, the old one perhaps as ``NAME.old``."""
+    """Replace ``folder`` by ``new``; a kill leaves either, perhaps as ``NAME.old``."""
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

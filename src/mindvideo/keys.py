@@ -1,4 +1,4 @@
-"""What a result follows from, as named parts that can be compared with those of an older result."""
+"""What a result follows from, as named parts that can be compared."""
 
 from __future__ import annotations
 

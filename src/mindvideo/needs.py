@@ -38,7 +38,7 @@ class Need:
 
 
 class CheckResult(NamedTuple):
-    """What `check_recipe` found: needs, remarks and advice, and what is missing, in sentences."""
+    """Needs, remarks and advice, and what is missing."""
 
     needs: list[Need]
     lines: list[str]
@@ -138,7 +138,7 @@ class Needs:
         return self.networks.of_stage(stage, self.sizes)
 
     def _around(self, stage: str) -> tuple[float, float, float]:
-        """Bytes of a training stage's arrays in memory, of those it leaves on disk, and of frozen networks."""
+        """Bytes of a stage's arrays in memory, of those on disk, and of frozen networks."""
         features, frozen = self.networks.features(self.sizes), self.networks.part_bytes
         if stage == "adapt":
             return 2 * self.scans, 0.0, 0.0

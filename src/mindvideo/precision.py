@@ -1,4 +1,4 @@
-"""The precision networks compute in: bfloat16 where the hardware has it, else single precision."""
+"""The precision that networks compute in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILE = "precision.txt"
 
 
 def fastest_precision(device: torch.device) -> Chosen:
-    """``bf16`` on CUDA from Ampere on and on CPUs with avx512_bf16 or AMX; elsewhere it is slower."""
+    """``bf16`` on CUDA from Ampere on and CPUs with avx512_bf16 or AMX; else slower."""
     if device.type == "cuda":
         has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
     else:

@@ -67,7 +67,7 @@ def attempt(call: Callable[..., Any], *arguments: Any) -> Iterator[MindVideoErro
 
 
 def incomplete_foundation(recipe: Recipe, last: str | None = None) -> Iterator[MindVideoError]:
-    """Parts of the foundation that are not there, cannot be loaded, or do not belong together."""
+    """Parts of the foundation that are missing, damaged, or do not fit together."""
     parts = required_parts(recipe, last)
     if not parts:
         return
@@ -97,7 +97,7 @@ def undivided_sizes(recipe: Recipe) -> Iterator[MindVideoError]:
 
 
 def too_many_ways(recipe: Recipe) -> Iterator[MindVideoError]:
-    """N-way scores with more ways than a classifier has classes outside the true clip's three."""
+    """N-way scores with more ways than a classifier has classes."""
     for part in ("image_classifier", "video_classifier"):
         try:
             n_classes = Foundation(recipe.foundation).class_count(part)

@@ -22,7 +22,7 @@ SIMULATED = Path("truth") / "settings.json"
 
 
 def each_person(recipe: Recipe) -> list[Recipe]:
-    """The recipe for one of its people at a time; in a folder of stores everybody has one by number."""
+    """The recipe for one of its people at a time."""
     if recipe.data.subjects is None:
         return [recipe]
     found = []
@@ -70,7 +70,7 @@ def prepare_recordings(
     caption_cache: Path | None = None,
     films: Store | None = None,
 ) -> Store:
-    """Prepare the recordings and films of a recipe; raises as `mindvideo.data.readers.prepare`."""
+    """Prepare a recipe's recordings and films, see `mindvideo.data.readers.prepare`."""
     data, captioning = choose_captioner(recipe, raw, caption_cache)
     if data.captions == "truth":
         data = data.model_copy(update={"captions": str(raw / TRUE_CAPTIONS)})
@@ -78,7 +78,7 @@ def prepare_recordings(
 
 
 def prepare_people(recipe: Recipe, raw: Path, out: Path, progress: Progress | None = None) -> list[str]:
-    """Prepare the people a recipe pre-trains on, see `prepare_hcp`; returns what was left out."""
+    """Prepare the people a recipe pre-trains on, see `prepare_hcp`."""
     settings = recipe.pretrain
     return prepare_hcp(raw, out, settings.window_s, settings.areas.split(","), progress)
 

@@ -36,7 +36,7 @@ USUAL_TR_S, USUAL_SIZE = 2.0, 256  # of Wen 2018; for recipes that leave them to
 
 @dataclass(frozen=True)
 class PublishedPart:
-    """A part of the paper's foundation: where it is published, its parameters, its configuration."""
+    """A part of the paper's foundation."""
 
     place: str
     parameters: float
@@ -59,7 +59,7 @@ PUBLISHED: dict[str, PublishedPart] = {
 
 @dataclass
 class StudySizes:
-    """Counts of a study, from its store once it is prepared, else from the recipe with assumptions noted."""
+    """Counts of a study, from its store, or assumed from the recipe."""
 
     n_train: int
     n_validation: int
@@ -115,7 +115,7 @@ class StudySizes:
 
 
 def _assumed_layout(data: Data, n_voxels: int, notes: list[str]) -> VoxelLayout:
-    """Voxels evenly spread over the areas they are chosen from, or all parcels that the labels name."""
+    """Voxels evenly spread over their areas, or all parcels that the labels name."""
     if data.source == "parcels":
         try:
             names = read_labels(data.own.labels)
@@ -129,7 +129,7 @@ def _assumed_layout(data: Data, n_voxels: int, notes: list[str]) -> VoxelLayout:
 
 
 class Network(NamedTuple):
-    """Parameters of a network in training, and bytes that a step keeps alive, in all and per sample."""
+    """A network in training; a step keeps bytes alive in all and per sample."""
 
     parameters: float
     trainable: float

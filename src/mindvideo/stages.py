@@ -1,4 +1,4 @@
-"""The table of stages, which the runner, the command line, ``check``, the report and the ablation go by."""
+"""The table of stages, which everything else goes by."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Steps:
 
 
 STORE = "prepare/store.zarr"
-"""The store; among what a stage opens, where a study has several people, the store of each."""
+"""The store; among what a stage ``opens``, each person's store."""
 UNFINISHED = ".new"
 """What the name of a stage's folder ends in until the stage is complete."""
 

@@ -74,7 +74,7 @@ class Study:
         return not STAGES[name].optional or getattr(self.recipe, name) is not None
 
     def key(self, name: str) -> Key:
-        """What a stage follows from: settings, files, foundation, custom classes, and the stages before it."""
+        """What a stage follows from: settings, files, foundation, classes, earlier stages."""
         if name not in self._keys:
             stage = STAGES[name]
             parts = Key({"version": stage.version, **self._settings(stage)}).parts
@@ -98,7 +98,7 @@ class Study:
         return self._keys[name]
 
     def _settings(self, stage: Stage) -> dict[str, Any]:
-        """Settings a stage reads; ``reconstruct`` reads the blocks' length only to choose windows."""
+        """Settings a stage reads, and the blocks' length only if windows are chosen."""
         recipe = as_sampled(self.recipe) if stage.name == "reconstruct" else self.recipe
         content, found = recipe.model_dump(mode="json"), {}
         for dotted in stage.reads:
@@ -164,7 +164,7 @@ class Study:
         return isinstance(done.get("files"), dict) and done.get("hash") == self.key(name).digest
 
     def status(self) -> dict[str, str]:
-        """Whether each stage is up to date, and if not, which setting, file or class changed, old → new."""
+        """Whether each stage is up to date, and if not, what changed, old → new."""
         return {stage.name: self._status(stage.name) for stage in self.stages}
 
     def _status(self, name: str) -> str:

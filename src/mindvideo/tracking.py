@@ -1,4 +1,4 @@
-"""What one of accelerate's trackers is told of a study: metrics of every step, scores, sample clips."""
+"""What one of accelerate's trackers is told of a study."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Tracker:
         return tell
 
     def tell_result(self, stage: str, run_dir: Path) -> None:
-        """Log clips of a finished ``reconstruct``, truth above reconstruction, or scores and controls."""
+        """Log a finished stage's clips, truth above reconstruction, or its scores."""
         if stage == "reconstruct" and hasattr(self._tracker, "log_images"):
             first = person_folders(self._data, run_dir / "reconstruct")[0]
             clips = zarr.open_group(first / "clips.zarr", mode="r")

@@ -62,7 +62,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"{_FLOAT}$"
 
 
 _RENAMED = {"people": "pretrain_people", "person_runs": "pretrain_runs", "person_run_s": "pretrain_run_s"}
-"""What settings under ``simulate`` were called in recipes from before ``simulate.subjects``."""
+"""Settings of ``simulate`` that older recipes call otherwise."""
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Recipe(Section):
 
 
 def as_sampled(recipe: Recipe) -> Recipe:
-    """The recipe with the sampler in use: a student's few DDIM steps without guidance, if there is one."""
+    """The recipe with the sampler in use, which may be a student's."""
     if recipe.distill is None:
         return recipe
     student: dict[str, Any] = {"scheduler": "ddim", "steps": recipe.distill.sampler_steps, "guidance_scale": 1.0}

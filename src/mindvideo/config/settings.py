@@ -1,4 +1,4 @@
-"""What every group of settings is made of, and the settings of every stage in the order in which they run."""
+"""Settings of every stage, in the order in which these run."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _BLOCK_SCANS = 16
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """An npy file, mapped into memory, never unpickled; DataError for damage or Python objects."""
+    """An npy file, mapped into memory, never unpickled."""
     require_content(path, "an array")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -28,7 +28,7 @@ _MISSING = ("", "n/a", "na", "nan")
 
 @dataclass(frozen=True)
 class Event:
-    """A row of events: onset in seconds from the first volume, length (None if not stated), stimulus."""
+    """A row of events; onsets count from the first volume."""
 
     onset_s: float
     duration_s: float | None
@@ -133,7 +133,7 @@ def read_positive(sidecar: dict[str, Any], key: str, path: Path) -> float:
 
 
 def read_table(path: Path) -> dict[str, list[str]]:
-    """A tab-separated table by column; DataError for rows of another length, or a repeated column."""
+    """A tab-separated table by column."""
     try:  # line by line: a lone quotation mark must not swallow the lines after it
         rows = [
             [value.strip() for value in next(csv.reader([line], delimiter="\t"), [])]

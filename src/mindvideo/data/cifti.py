@@ -38,7 +38,7 @@ SUBCORTEX: dict[str, int] = {
     "CIFTI_STRUCTURE_THALAMUS_LEFT": 1288,
     "CIFTI_STRUCTURE_THALAMUS_RIGHT": 1248,
 }
-"""Voxels of each subcortical structure in the 91,282 grayordinates, in order; 31,870 in all."""
+"""Voxels of each structure in the 91,282 grayordinates, in order; 31,870 in all."""
 
 MNI_SHAPE = (91, 109, 91)
 MNI_AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])

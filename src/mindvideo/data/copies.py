@@ -19,7 +19,7 @@ _VOLUMES = 64
 _SAME = 1 - 1e-5
 """Correlation from which two recordings are one; rounding to 16 bits costs 1e-8."""
 _HELD = 0.95
-"""Mean correlation from which a recording is part of another; filters differ between a run and a concatenation."""
+"""Mean correlation from which a recording is part of another, filtered otherwise."""
 _ROWS = 512
 Name = TypeVar("Name")
 

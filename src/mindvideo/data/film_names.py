@@ -1,4 +1,4 @@
-"""Films by name: where a stated one lies, what it is called in the store, and what else it may be called."""
+"""Films by name: where one lies, what the store calls it, and what else it is called."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _is_other_kind(name: str) -> bool:
 
 
 def _find_path(folder: Path, parts: Sequence[str]) -> Path | None:
-    """The file below a folder, in any Unicode form, and in other capitals if only one matches."""
+    """The file below a folder, in any Unicode form, or in other capitals if one matches."""
     found = Path()
     for part in parts:
         here = folder / found
@@ -97,7 +97,7 @@ def _store_name(text: str) -> str:
 
 
 def other_names(films: Mapping[str, Path]) -> dict[str, tuple[str, ...]]:
-    """What else a file of captions may call each film, by its name in the store: its path, its stem, or that in ASCII."""
+    """What else captions may call each film: its path, its stem, or that in ASCII."""
     own = {name: name for name in films}
     for name, film in films.items():
         stem = _plain(film.with_suffix("").as_posix())
@@ -107,6 +107,6 @@ def other_names(films: Mapping[str, Path]) -> dict[str, tuple[str, ...]]:
 
 
 def is_called(film: Path, name: str, pattern: str) -> bool:
-    """Whether a film, whose name in the store is ``name``, is meant by a pattern with ``*`` and ``?``."""
+    """Whether a pattern with ``*`` and ``?`` means a film that the store calls ``name``."""
     called = (film.as_posix(), film.name, film.stem, name)
     return any(fnmatch.fnmatchcase(_plain(own), _plain(pattern)) for own in called)

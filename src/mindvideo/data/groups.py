@@ -29,7 +29,7 @@ RECORD = "files.json"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a prepared folder is in words, its mark, the command that writes it, and in words how far it got."""
+    """What a prepared folder is, its mark, what writes it, and in words how far it got."""
 
     what: str
     mark: str
@@ -84,7 +84,7 @@ def is_begun(path: Path) -> bool:
 
 
 def begin_group(path: Path, kind: Kind, header: Mapping[str, Any], start: Mapping[str, Any]) -> zarr.Group:
-    """The group to write into: one begun with the same ``header``, or a new one, which also has the attributes ``start``."""
+    """The group to write into: begun with the same ``header``, or new, with ``start`` too."""
     if not is_begun(path):
         attributes = {"format": kind.mark, "version": VERSION, "complete": False, **header, **start}
         return zarr.create_group(path, attributes=attributes)

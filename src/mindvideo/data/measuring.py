@@ -70,12 +70,12 @@ class RunTask:
 
 
 def is_measured(segment: Segment) -> bool:
-    """Whether voxels are selected on a segment: a repeated training film, long enough to correlate."""
+    """Whether a segment is a repeated training film, long enough to correlate."""
     return segment.split == "train" and len(segment.runs) >= 2 and segment.n_scans >= MIN_MEASURED_SCANS
 
 
 def measure_segment(segment: Segment, vertex: np.ndarray, candidate: np.ndarray) -> SegmentMeasure:
-    """Check and hash a segment's runs at the candidate vertices, and correlate them if it `is_measured`.
+    """Check and hash a segment's runs, and correlate them if it `is_measured`.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def _open(run: Run, vertex: np.ndarray) -> SeriesFile:
 def _read_products(
     files: list[SeriesFile], first: list[int], n_scans: int, vertex: np.ndarray, candidate: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Products of detrended runs at the candidates, float64 (R, R, N), and silence, bool (R, N)."""
+    """Products of detrended runs, float64 (R, R, N), and silence, bool (R, N)."""
     basis = polynomial_basis(n_scans, POLYNOMIAL)
     row = files[0].column[np.searchsorted(vertex, candidate)]
     place = np.argsort(row, kind="stable")

@@ -24,7 +24,7 @@ def local_workers() -> int:
 
 
 class Pool:
-    """Calls a function on every task and yields the results in the tasks' order, at most ``ahead`` of them waiting."""
+    """Maps a function over tasks, in order, at most ``ahead`` results waiting."""
 
     def __init__(self, submit: Callable[..., Any], ahead: int) -> None:
         self._submit, self._ahead = submit, ahead

@@ -46,12 +46,12 @@ from mindvideo.keys import as_digest
 from mindvideo.stages import Progress, Steps
 
 FRAME_BYTES = 3 * 2**30
-"""How much is decoded ahead of the film being written (2.8 GB at 30 frames/s, 256 pixels)."""
+"""How much is decoded ahead (one film: 2.8 GB at 30 frames/s, 256 pixels)."""
 
 
 @dataclass(frozen=True)
 class Voxels:
-    """The chosen positions (V,), two cortical maps (59412,), silent positions, and how many were tested."""
+    """The chosen positions (V,), maps (59412,), silent positions, how many were tested."""
 
     vertex: np.ndarray
     reproducibility: np.ndarray
@@ -196,7 +196,7 @@ def refuse_others(films: Store, subject: str, other: Sequence[str]) -> None:
 def _check_sources(
     source: Source, data: Data, tick: Steps, pool: Pool, shown: Store | None
 ) -> tuple[Voxels, dict[str, str]]:
-    """Check every run, and every film not ``shown`` to another person; the voxels, and hashes by file name."""
+    """Check all runs, and films not ``shown`` to others; voxels, and hashes by file name."""
     _refuse_copies(source)
     voxels, hashes = measure_voxels(source, data, tick, pool)
     pending = source.segments if shown is None else ()

@@ -90,7 +90,7 @@ class Source:
     parcels: tuple[str, ...] = ()
 
     def candidates(self, areas: str) -> np.ndarray:
-        """The vertices of a setting of areas, ascending: MMP1 areas, or parcels with ``*`` and ``?``."""
+        """The vertices of MMP1 areas, ascending, or of parcels with ``*`` and ``?``."""
         if not self.parcels:
             found = np.intersect1d(self.vertex, parse_areas(areas))
             if not len(found):
@@ -124,7 +124,7 @@ class Source:
 
 
 def name_splits(training: Sequence[Name], test: Collection[Name], data: Data, where: str) -> dict[Name, str]:
-    """The split of each film; the last training films validate. DataError if none is left to train on, or to test."""
+    """The split of each film; the last training films validate."""
     held = data.validation_segments
     if len(training) <= held or not test:
         raise DataError(

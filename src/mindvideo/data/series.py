@@ -115,7 +115,7 @@ def read_layout(path: Path) -> Layout:
 
 
 def common_vertices(paths: Iterable[Path]) -> np.ndarray:
-    """The cortical positions in all recordings of a subject, int32 (N,); DataError if two differ."""
+    """The positions in all recordings of a subject, int32 (N,), which must not differ."""
     first, *others = paths
     vertex = read_layout(first).header.vertex
     for path in others:

@@ -1,4 +1,4 @@
-"""Films and their showings: what events mean, how many scans they fill, which are the test."""
+"""Films and their showings: how many scans they fill, and which are the test."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _refuse_overlap(films: Iterable[ShownFilm], index: int, recording: Recording
 
 
 def split_films(films: Sequence[ShownFilm], data: Data) -> dict[Path, str]:
-    """Split of every film: ``test`` as stated, the last others ``validation``, the rest ``train``."""
+    """Split of every film: ``test`` as stated, of the others the last validate."""
     ordered = sorted(films, key=lambda film: natural_key(film.name))
     most = max(len(film.shown) for film in ordered)
     often = [film for film in ordered if len(film.shown) == most]

@@ -66,7 +66,7 @@ def require_stimuli(data: Data) -> Path:
 
 
 def leave_out(called: Mapping[Path, tuple[str, ...]], exclude: Sequence[str]) -> list[Path]:
-    """The recordings that are not excluded as a whole, by any of the names that each is called."""
+    """The recordings that are not excluded by any of their names."""
     whole = [pattern for pattern in exclude if ":" not in pattern]
     for pattern in whole:
         if not any(fnmatch.filter(names, pattern) for names in called.values()):
@@ -110,7 +110,7 @@ class CleanedRuns:
 
 @dataclass(frozen=True)
 class Showing:
-    """One showing of a film; a call with a file's and the wanted vertices gives its scans, float32 (n, V).
+    """One showing of a film; a call gives its scans at some vertices, float32 (n, V).
 
     ``seen`` are the volumes that cleaning and scaling may use, bool (T,); ``weights``
     (n, T) make scans of volumes and are zero outside of these.
@@ -130,7 +130,7 @@ class Showing:
 
 
 def source_of_events(bare: Source, recordings: list[Recording], data: Data, read: ReadRun) -> Source:
-    """A source of all films that the recordings' events name; ``bare`` is that source without segments.
+    """The source ``bare`` with segments of all films that the recordings' events name.
 
     ``data.own`` has the settings of `EventSettings`.
     """

@@ -72,7 +72,7 @@ def is_unplaced(vertex: np.ndarray) -> bool:
 
 
 def unplaced_vertices(identity: bytes, count: int) -> np.ndarray:
-    """Negative numbers, int32 (count,), that name the voxels of one data set, which have no place."""
+    """Negative numbers, int32 (count,), that name one data set's voxels without a place."""
     first = int.from_bytes(hashlib.sha256(identity).digest()[:4], "little") % (2**31 - count - 1)
     return (-1 - first - np.arange(count)).astype(np.int32)
 

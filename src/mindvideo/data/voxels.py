@@ -27,7 +27,7 @@ _CANCELLED = 1e-6
 
 
 def polynomial_basis(n_scans: int, order: int = 4) -> np.ndarray:
-    """Orthonormal polynomials, float64 (n, order + 1); DataError for fewer than ``order + 3`` scans."""
+    """Orthonormal polynomials, float64 (n, order + 1)."""
     if n_scans < order + 3:
         raise DataError(f"expected at least {order + 3} scans for a polynomial of degree {order}, found {n_scans}")
     return np.linalg.qr(np.polynomial.legendre.legvander(np.linspace(-1, 1, n_scans), order))[0]

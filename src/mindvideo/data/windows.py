@@ -1,4 +1,4 @@
-"""Windows of scans over a store, batches of different scenes, blocks for statistics, near-duplicates.
+"""Windows of scans, batches of different scenes, blocks for statistics, near-duplicates.
 
 Shapes: N windows of a split, B batch, W scans per window, V voxels, F frames, H W pixels.
 """
@@ -23,7 +23,7 @@ _READ = 32
 
 
 def spread_evenly(n: int, most: int) -> np.ndarray:
-    """Indices, ascending int64, of at most so many of ``n`` things, from the first to the last."""
+    """Indices of at most so many of ``n`` things, from the first to the last."""
     return np.linspace(0, n - 1, min(n, most)).round().astype(np.int64)
 
 

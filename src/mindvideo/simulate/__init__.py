@@ -1,1 +1,1 @@
-"""Procedural films, a brain whose tuning is known, and recordings in the layout of Wen 2018."""
+"""Drawn films, a brain whose tuning is known, and its recordings."""

@@ -67,7 +67,7 @@ class Drive:
     own: OwnMixing | None = None
 
     def inputs(self, features: np.ndarray) -> np.ndarray:
-        """What the vertices mix, (T, inputs): cells of the visual field in all channels, or units."""
+        """What the vertices mix, (T, inputs): cells of the visual field, or units."""
         chosen = features[:, self.columns]
         if self.units is None:
             return chosen

@@ -1,4 +1,4 @@
-"""Write simulated subjects, who saw the same films, in the layout of Wen 2018, and people for pre-training in that of HCP.
+"""Write simulated subjects in the layout of Wen 2018, and people for pre-training in that of HCP.
 
 Every file follows from (seed, what it is, its number) alone, in whatever order files are written.
 """

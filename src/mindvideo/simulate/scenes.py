@@ -263,7 +263,7 @@ def _draw_figure(
 
 
 def render_scene(scene: Scene, times_s: np.ndarray, size: int = 64, hide_thing: bool = False) -> np.ndarray:
-    """A scene at some times (T,) in seconds, with or without its thing: RGB, uint8 (T, size, size, 3)."""
+    """A scene at times (T,), with or without its thing: RGB, uint8 (T, size, size, 3)."""
     staging = _stage(scene)
     big = size * _SUPERSAMPLE
     background = _background(scene.place, scene.seed, big)

@@ -40,7 +40,7 @@ PERSON_HRF_S, PERSON_ODDS, PERSON_RHYTHM = 0.3, 0.35, 0.12
 
 
 def double_gamma(t_s: np.ndarray, peak_s: float) -> np.ndarray:
-    """Double-gamma haemodynamic response ``t_s`` seconds after an event (Glover 1999, NeuroImage 9, 416–429).
+    """Double-gamma response ``t_s`` seconds after an event (Glover 1999, NeuroImage 9).
 
     Its peak is 1 at ``peak_s``, and an undershoot of a sixth follows ten seconds later.
     """
@@ -236,7 +236,7 @@ class SimulatedSubject:
         return bold
 
     def record(self, response: np.ndarray, tr_s: float, rng: np.random.Generator, noise: float = 1.0) -> np.ndarray:
-        """One run: the response with this run's gain, attention, noise and drift, in scanner units, float32 (N, n)."""
+        """One run: the response with gain, attention, noise and drift, float32 (N, n)."""
         n_volumes = len(response)
         slow = np.convolve(rng.standard_normal(n_volumes + 14), np.full(15, 15**-0.5), mode="valid")
         gain = 1 + ATTENTION * slow.clip(-2, 2) + ATTENTION * rng.standard_normal()

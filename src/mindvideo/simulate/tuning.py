@@ -1,4 +1,4 @@
-"""What the vertices of a simulated brain are tuned to: weights from stimulus features to neural drives.
+"""What the vertices of a simulated brain are tuned to, as weights of features.
 
 Tuning is distributed: a vertex of the ventral stream is a smooth mixture of many
 rectified units, each tuned to a conjunction of attributes (a thing in a colour, a thing
@@ -169,7 +169,7 @@ def colour_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, 
 
 
 def motion_weights(sheet: Sheet, rng: np.random.Generator, members: np.ndarray, vertex: np.ndarray) -> np.ndarray:
-    """Weights from the flow block: a direction, or expansion and contraction, float32 (576, m)."""
+    """Weights from the flow block: a direction, or expansion, float32 (576, m)."""
     area = areas_of(vertex)
     cells = GRIDS["flow"][1]
     centres = cell_centres(cells)

@@ -42,7 +42,7 @@ _LONGEST_TR_S = 30.0
 
 
 class Settings(EventSettings):
-    """How fMRIPrep's outputs become scans of films (``data.fmriprep``; ``data.raw`` is the derivatives)."""
+    """How fMRIPrep's outputs become scans of films; ``data.raw`` is the derivatives."""
 
     bids: Path | None = Field(None, description="raw BIDS data set that holds the events; empty: the derivatives do")
     task: str | None = Field(None, description="BIDS task label; * and ? stand for anything")
@@ -65,7 +65,7 @@ def settle(derivatives: Path, data: Data) -> Data:
 
 
 def discover(derivatives: Path, data: Data) -> Source:
-    """Find and match recordings, events and films of one subject, and check them from headers and tables alone."""
+    """Find, match and check recordings, events and films of one subject."""
     settings: Settings = data.own
     require_stimuli(data)
     subject, paths, remarks = _find_files(derivatives, data)
@@ -86,7 +86,7 @@ def _read_run(recording: Recording, vertex: np.ndarray, wanted: np.ndarray) -> n
 
 
 def _find_files(derivatives: Path, data: Data) -> tuple[str, list[Path], tuple[Remark, ...]]:
-    """The subject's name, one file for each recording of the task in natural order, and what was left out."""
+    """The subject's name, one file for each recording of the task, and remarks."""
     settings: Settings = data.own
     if not derivatives.is_dir():
         raise DataError(f"expected fMRIPrep's outputs in {derivatives}, found no folder; give the one with sub-*")
@@ -174,7 +174,7 @@ def _space(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Timing:
-    """The TR of a run, the time of its first volume, and the files that say so; ``tr_from`` where not its own sidecar."""
+    """When a run's volumes were taken, and the files that say so."""
 
     tr_s: float
     start_s: float
@@ -184,7 +184,7 @@ class _Timing:
 
 
 def _read_timing(path: Path, derivatives: Path, data: Data) -> _Timing:
-    """TR and slice timing from the sidecars (its own, inherited, the raw data set's), else the TR of the header."""
+    """TR and slice timing from the sidecars, else the TR of the header."""
     header = read_layout(path).header
     sidecar, origin = read_inherited(path.name, places_of(path.parent, derivatives))
     if "RepetitionTime" not in sidecar and data.own.bids is not None:

@@ -58,7 +58,7 @@ def average_windows(run: np.ndarray, volumes: int) -> np.ndarray:
 
 
 def read_cifti_windows(file: SeriesFile, vertex: np.ndarray, window_s: float) -> np.ndarray:
-    """Windows of a CIFTI run at some positions, standardised (ddof 1), float32 (n, V); NaN without signal."""
+    """Standardised windows (ddof 1) of a CIFTI run, float32 (n, V); NaN without signal."""
     path, known = file.path, file.header.vertex
     is_missing = known[np.minimum(np.searchsorted(known, vertex), len(known) - 1)] != vertex
     if is_missing.any():
@@ -121,7 +121,7 @@ _IN_MEMORY_BYTES = 512 * 1024**2
 
 
 def find_sources(raw: Path) -> tuple[str, list[Path]]:
-    """Recordings below an HCP folder, sorted by path, and their one kind: ``cifti``, ``npz`` or ``prepared``.
+    """Recordings below an HCP folder and their kind: ``cifti``, ``npz`` or ``prepared``.
 
     Of several versions in a run's folder it is the one with the longest name, which is
     the most processed (``_hp2000_clean`` before none).
@@ -260,7 +260,7 @@ def _remarks(group: zarr.Group) -> list[str]:
 
 
 class Survey(NamedTuple):
-    """Which vertices have a signal in every run that is read, bool (V,), and the runs left out with the reasons."""
+    """Vertices with a signal in every run, bool (V,), and the runs left out, with reasons."""
 
     kept: np.ndarray
     left_out: dict[str, str]
@@ -318,7 +318,7 @@ def _read_windows(path: Path, vertex: np.ndarray | None, areas: Sequence[str], w
 def _append_run(
     group: zarr.Group, name: str, path: Path, vertex: np.ndarray | None, areas: Sequence[str], window_s: float
 ) -> None:
-    """Read one run and append its windows; the row count in the attributes is what counts after a kill."""
+    """Read one run and append its windows; after a kill the attributes' row count holds."""
     sha256 = hash_file(path)
     copied = next((other for other, known in group.attrs["sources"].items() if known == sha256), None)
     if copied is not None:

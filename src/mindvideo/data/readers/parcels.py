@@ -33,7 +33,7 @@ _AXES = "people x time x parcels"
 
 
 class Settings(EventSettings):
-    """What arrays of parcels do not say of themselves (``data.parcels``; ``data.raw`` is the folder of the arrays)."""
+    """What arrays of parcels do not say of themselves; ``data.raw`` is their folder."""
 
     labels: Path | None = Field(
         None, description="names of the parcels, in the arrays' order: one a line, or a tsv with a column name or label"
@@ -77,7 +77,7 @@ def discover(raw: Path, data: Data) -> Source:
 
 
 def read_labels(path: Path | None) -> tuple[str, ...]:
-    """Names of parcels, each once: the column ``name`` or ``label`` of a table, or one a line."""
+    """Names of parcels: the column ``name`` or ``label`` of a table, or one a line."""
     if path is None:
         raise DataError("expected the names of the parcels, found none; give data.parcels.labels (--labels FILE)")
     lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
@@ -131,7 +131,7 @@ def _read_recording(path: Path, names: tuple[str, ...], data: Data) -> Recording
 
 @contextmanager
 def open_array(path: Path, dataset: str | None = None) -> Iterator[Any]:
-    """The array in a file, its values on disk until they are taken; of an h5 file one data set."""
+    """The array in a file, or one in an h5 file; values stay on disk until taken."""
     if path.suffix not in _H5:
         yield read_npy(path)
         return
@@ -166,7 +166,7 @@ class _ReadPerson:
     dataset: str | None
 
     def __call__(self, recording: Recording, vertex: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """The wanted parcels; one that is NaN throughout has no signal, NaN among other values is damage."""
+        """The wanted parcels; NaN throughout is silence, NaN among others damage."""
         with open_array(recording.path, self.dataset) as array:
             if array.shape[1:] != (len(recording.volume_s), len(vertex)) or len(array) < self.subject:
                 raise DataError(f"expected {recording.path} as it was a moment ago, found other axes; was it replaced?")

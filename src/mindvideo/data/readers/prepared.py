@@ -1,4 +1,4 @@
-"""A prepared store as a source like any other: it is checked and linked, or copied where links cannot be made."""
+"""A prepared store as a source: it is checked, and linked or copied."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def resize_frames(frames: np.ndarray, size: int) -> np.ndarray:
 
 
 def _place_voxels(n_voxels: int, sources: dict[str, str], data: Data) -> np.ndarray:
-    """Positions from the user's file, int32 (V,); or names that no other data set's voxels have."""
+    """Positions from the user's file, int32 (V,), or negative names."""
     path = data.own.vertex
     if path is None:
         return unplaced_vertices(json.dumps(sources, sort_keys=True).encode(), n_voxels)

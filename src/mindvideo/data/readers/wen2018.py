@@ -22,7 +22,7 @@ from mindvideo.errors import DataError, SettingError
 AFTER_FILM_S = 10.0
 """The scanner ran on for this long after each film; the last volume lies at its end."""
 EXTRA_VOLUMES = (5, 6)
-"""Volumes beyond the film's scans: 5 where the first was dropped by the scanner's own count, 6 where it was kept."""
+"""Volumes beyond the film's scans: 6, or 5 where the scanner dropped the first."""
 WEN2018 = {"train": (18, 2), "test": (5, 10)}
 """Segments and runs of the published recordings."""
 KNOWN_REASONS = {"subject3:test2_9": "the run starts about 10 s late"}
@@ -90,7 +90,7 @@ def first_volume_time(n_volumes: int, n_scans: int, tr_s: float) -> float:
 
 
 def _first_volume(path: Path, n_scans: int, duration_s: float, data: Data) -> int:
-    """Index of the volume that pairs with movie time 0, from the lag and the recording's length."""
+    """Index of the volume that pairs with movie time 0."""
     header = read_layout(path).header
     if abs(header.tr_s - data.tr_s) > 1e-3:
         raise DataError(
@@ -165,7 +165,7 @@ def _find_layout(raw: Path, data: Data) -> _Layout:
 
 
 def _find_runs(folder: Path, excluded: set[int]) -> tuple[dict[int, Path], set[int]]:
-    """Recordings of one segment by run number, and the numbers of those that are there and excluded."""
+    """Recordings of a segment by run number, and the numbers of excluded ones."""
     pattern = re.compile(re.escape(folder.name) + r"_(\d+)_Atlas\.dtseries\.nii(\.gz)?")
     cifti, runs, left_out = folder / "cifti", {}, set()
     for path in sorted(cifti.iterdir()) if cifti.is_dir() else []:
