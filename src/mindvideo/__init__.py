@@ -1,4 +1,4 @@
-"""Reconstruct the video a person was watching from their fMRI, and say honestly how much of it came from the brain."""
+"""Reconstruct the video a person watched from their fMRI, and say how much the brain told."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def walk_files(folder: Path, hidden: bool = False, _above: frozenset[str] = froz
     Parameters
     ----------
     hidden : bool
-        Also files and folders whose name begins with a point (``._copy.nii`` of macOS, ``.git``, ``.DS_Store``).
+        Also what begins with a point (``._copy.nii`` of macOS, ``.git``, ``.DS_Store``).
     """
     real = os.path.realpath(folder)
     if real in _above or not folder.is_dir():

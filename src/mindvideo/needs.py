@@ -167,7 +167,7 @@ class Needs:
     def _evaluate(self) -> Need:
         classifiers = self.networks.part_bytes("image_classifier", "video_classifier")
         what = f"{self._times}{self.sizes.n_reconstructed} clips of each set classified"
-        others = 2 * self.clip_set if self.people > 1 else 0.0  # another person's, same scene and another one
+        others = 2 * self.clip_set if self.people > 1 else 0.0  # another person's
         return Need("evaluate", self.base + classifiers + self.clips + others, self.people * 4e6, what)
 
     def _explain(self) -> Need:

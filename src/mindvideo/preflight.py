@@ -1,6 +1,6 @@
 """What a study is refused for before anything runs: ``mindvideo check`` lists it, ``run`` stops at it.
 
-To add a refusal, write a function that yields an error for each fault of a recipe, and name it in `CHECKS`.
+A new refusal is a function that yields an error for each fault, named in `CHECKS`.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def run(context: StageContext) -> None:
     simulated = run_dir / "simulate" if recipe.simulate is not None else None
     for one, path in zip(each_person(recipe), store_paths(recipe.data, folder), strict=True):
         if not is_complete(path):
-            with open_pool(local_workers()) as pool:  # its captions outlive it: other voxels, the same frames
+            with open_pool(local_workers()) as pool:
                 raw = simulated or one.data.raw
                 assert raw is not None
                 prepare_recordings(one, raw, path, pool, progress, run_dir / "captions.jsonl", films)
@@ -86,7 +86,7 @@ def prepare_people(recipe: Recipe, raw: Path, out: Path, progress: Progress | No
 def choose_captioner(recipe: Recipe, raw: Path, cache: Path | None = None) -> tuple[Data, Captioning | None]:
     """The settings with the captions that can be had, and who makes them where a captioner does.
 
-    Films that ``simulate`` did not write get none of the embedded kit's captions, unless the user wants them.
+    Films of a real recording get no captions of the embedded kit, unless these are wanted.
     """
     data = recipe.data
     if data.captions != "blip" or data.source == "store":

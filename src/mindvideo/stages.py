@@ -51,7 +51,7 @@ class StageContext(NamedTuple):
 
     @classmethod
     def of(cls, recipe: Recipe, run_dir: Path, stage: str, progress: Progress | None = None) -> StageContext:
-        """Of a stage called by itself, which writes to ``RUN/STAGE`` at once."""
+        """Of a stage called by itself, which writes to ``RUN/STAGE``."""
         return cls(recipe, run_dir, run_dir / stage, progress)
 
 
@@ -77,15 +77,15 @@ class Stage:
     foundation : str
         Parts of the foundation its result follows from: ``condition``, ``generation``, ``whole`` or none.
     writes : tuple of str
-        Folders that it writes into its own and that lie beside it, ``RUN/model``, when it is complete.
+        Folders of its own that are moved beside it, as ``RUN/model``, when it is complete.
     parallel : bool
         Several processes carry it out together (``accelerate launch``).
     trains : bool
         It trains a model and keeps a log of it.
     example : str
-        A setting that adds the stage, where a study has it only if its recipe has a section of its name.
+        A setting that adds the stage, if it is optional.
     version : int
-        Raised when its code gives another result for the same settings: its old results are then out of date.
+        Raised when its code gives another result for the same settings.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Stage:
 
     @property
     def optional(self) -> bool:
-        """Whether a study has it only where its recipe has a section of its name."""
+        """Whether a study has it only if its recipe has a section of its name."""
         return bool(self.example)
 
 

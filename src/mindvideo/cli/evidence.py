@@ -97,7 +97,7 @@ def compare(
     ] = None,
     seeds: Seeds = 1,
 ) -> None:
-    """Compare runs with the first one: window by window where they share them, else as two samples."""
+    """Compare runs with the first: window by window if they share them, else as samples."""
     from mindvideo.evaluate.compare import compare_folders
 
     chosen = [name.strip() for name in scores.split(",")] if scores else None

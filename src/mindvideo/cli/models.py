@@ -30,7 +30,7 @@ def convert(
         Path | None, typer.Option(help="folder with tokenizer and text_encoder, for negative null")
     ] = None,
 ) -> None:
-    """Turn released weights into a folder for from_pretrained; nothing in a pickle is executed."""
+    """Turn released weights into a folder for from_pretrained."""
     from mindvideo.generate.converted import convert as run
 
     overrides, dropped = dict(map(read_setting, settings or [])), tuple(drop or ())
@@ -60,7 +60,7 @@ def check(
     out: Annotated[Path, typer.Option("--out", help="where the run would go")] = Path("runs"),
     settings: Set = None,
 ) -> None:
-    """Say what is missing and what each stage will need here; exits with 1 if anything is missing."""
+    """Say what is missing (then exit with 1), and what each stage will need here."""
     from mindvideo.needs import check_recipe
 
     found = check_recipe(load_recipe(recipe, settings), out)

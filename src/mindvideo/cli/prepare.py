@@ -1,4 +1,4 @@
-"""``mindvideo prepare SOURCE RAW --out STORE``, and looking into a store: ``inspect``, ``export``."""
+"""``mindvideo prepare``, ``inspect``, ``export``."""
 
 from __future__ import annotations
 
@@ -162,6 +162,6 @@ def inspect(
 def export(
     store: Path, out: Path, frames: Annotated[bool, typer.Option("--frames", help="also the frames")] = False
 ) -> None:
-    """Write a prepared store as plain arrays (npz): fmri_train, fmri_test, vertex, with --frames also frames."""
+    """Write a prepared store as plain arrays: fmri_train, fmri_test, vertex, frames."""
     Store.open(store).export_npz(out, frames=frames)
     say(f"exported to {out}")

@@ -63,7 +63,7 @@ def status(
     recipe: Annotated[str | None, typer.Option("--recipe", help="another recipe than RUN/recipe.yaml")] = None,
     settings: Set = None,
 ) -> None:
-    """Say whether each stage of RUN is up to date, and if not, which setting, file or class changed."""
+    """Say whether each stage of RUN is up to date, and if not, what changed."""
     from mindvideo.study import Study
 
     chosen = load_recipe(recipe, settings) if recipe else with_settings(Study.open(run_dir).recipe, settings)

@@ -1,6 +1,6 @@
 """The two published layouts, of npy files and torch tensors (docs/method.md, What others publish).
 
-Shapes: S segments, n scans of a segment, F frames a scan, R repeats, V voxels, N = S · n scans, H W pixels.
+Shapes: S segments of n scans, F frames a scan, R repeats, V voxels, N = S · n, H W pixels.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def open_pool(workers: int = 1, scheduler: str | None = None) -> Iterator[Pool]:
     workers : int
         Local threads.
     scheduler : str, optional
-        Address of a dask scheduler (``tcp://host:8786``) whose workers see the recordings under the same paths.
+        A dask scheduler (``tcp://host:8786``) whose workers see the same paths.
 
     Raises
     ------

@@ -32,7 +32,7 @@ LENGTH_TOLERANCE_S = 0.5
 class Recording:
     """One run; ``volume_s`` are the times of its volumes in seconds, float64 (T,).
 
-    Onsets count from the first volume. ``tr_from`` says where the TR is stated, if not in the run's sidecar.
+    Onsets count from the first volume; ``tr_from`` says where the TR is stated, if elsewhere.
     """
 
     name: str
@@ -192,7 +192,7 @@ def split_films(films: Sequence[ShownFilm], data: Data) -> dict[Path, str]:
 
 
 def check_repeats(films: Sequence[ShownFilm], data: Data) -> None:
-    """Raise DataError unless training films are repeated and long enough to select voxels by."""
+    """Raise DataError unless voxels can be selected by training films."""
     if data.selection == "all":
         return
     repeated = [film for film in films if film.split == "train" and len(film.shown) >= 2]

@@ -172,7 +172,7 @@ class Store:
         return np.asarray(self._array(f"frames/{segment}").oindex[wanted])[inverse]
 
     def film(self, segment: str) -> dict[str, Any]:
-        """A segment's film: ``path``, movie time of the first scan ``start_s``, and ``fit`` (`fit_square`).
+        """A segment's film: ``path``, movie time of the first scan ``start_s``, and ``fit``.
 
         Raises
         ------

@@ -334,7 +334,7 @@ def _square(frame: Any, aspect: Fraction, size: int, fit: Fit) -> np.ndarray:
 def _upright(frame: Any) -> tuple[np.ndarray, bool]:
     """The picture upright, uint8 (H, W, 3), and whether its sides were swapped.
 
-    A display matrix ``a b u c d v x y w`` (16.16 fixed point) shows pixel (p, q) at (a p + c q, b p + d q).
+    A display matrix ``a b u c d v x y w`` shows pixel (p, q) at (a p + c q, b p + d q).
     """
     image = frame.to_ndarray(format="rgb24", threads=1)
     matrix = frame.side_data.get(SideData.DISPLAYMATRIX)

@@ -250,7 +250,7 @@ def _draw_figure(
     phase: float,
     view: np.ndarray,
 ) -> None:
-    """Draw a thing with its feet at ``place``; ``view`` (2, 3) maps frame fractions to pixels."""
+    """Draw a thing standing at ``place``; ``view`` (2, 3) maps frame fractions to pixels."""
     (thing, colour), (x, y) = what, place
     value = COLOUR_VALUES[colour]
     shapes = FIGURES[thing](value, phase)

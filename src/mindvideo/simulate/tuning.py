@@ -43,44 +43,33 @@ class AreaTuning:
     prefers: str = ""
 
 
-def _table() -> dict[str, AreaTuning]:
-    early = {
-        "V1": AreaTuning({"contrast": 1.0, "colour": 0.5}, 0.07, 0.07, 0.28),
-        "V2": AreaTuning({"contrast": 1.0, "colour": 0.5}, 0.09, 0.12, 0.28),
-        "V3": AreaTuning({"contrast": 1.0, "colour": 0.3, "motion": 0.3}, 0.12, 0.18, 0.26),
-        "V4": AreaTuning({"colour": 1.0, "contrast": 0.4, "object": 0.4}, 0.16, 0.30, 0.25),
-    }
-    dorsal = {
-        "V3A": AreaTuning({"motion": 0.8, "contrast": 0.7}, 0.20, 0.30, 0.20),
-        "V3B": AreaTuning({"contrast": 0.8, "motion": 0.5, "object": 0.3}, 0.20, 0.30, 0.18),
-        "V3CD": AreaTuning({"contrast": 0.8, "motion": 0.5, "object": 0.4}, 0.20, 0.30, 0.18),
-        "V6": AreaTuning({"motion": 1.0}, 0.30, 0.40, 0.17, "flow"),
-        "V6A": AreaTuning({"motion": 0.8, "place": 0.5}, 0.40, 0.40, 0.12, "flow"),
-        "V7": AreaTuning({"contrast": 0.6, "motion": 0.6, "object": 0.3}, 0.30, 0.40, 0.12),
-        "IPS1": AreaTuning({"motion": 0.6, "object": 0.6, "contrast": 0.4}, 0.35, 0.40, 0.12),
-    }
-    ventral = {
-        "V8": AreaTuning({"colour": 1.0, "object": 0.7}, 0.25, 0.35, 0.23),
-        "VVC": AreaTuning({"object": 1.0, "place": 0.6, "colour": 0.3}, 0.35, 0.40, 0.22),
-        "PIT": AreaTuning({"object": 1.0, "colour": 0.4, "contrast": 0.3}, 0.30, 0.35, 0.25),
-        "FFC": AreaTuning({"object": 1.0}, 0.40, 0.40, 0.24, "animate"),
-        **{f"VMV{i}": AreaTuning({"place": 1.0, "contrast": 0.3, "colour": 0.2}, 0.40, 0.50, 0.22) for i in (1, 2, 3)},
-        **{f"PHA{i}": AreaTuning({"place": 1.0, "contrast": 0.2}, 0.50, 0.50, 0.20, "built") for i in (1, 2, 3)},
-    }
-    lateral = {
-        "LO1": AreaTuning({"contrast": 0.8, "object": 0.8}, 0.22, 0.30, 0.23),
-        "LO2": AreaTuning({"object": 1.0, "contrast": 0.6}, 0.25, 0.35, 0.24),
-        "LO3": AreaTuning({"object": 1.0, "motion": 0.4}, 0.30, 0.35, 0.22),
-        "V4t": AreaTuning({"motion": 1.0, "object": 0.6}, 0.25, 0.40, 0.23, "animate"),
-        "MT": AreaTuning({"motion": 1.0, "contrast": 0.2}, 0.22, 0.45, 0.27),
-        "MST": AreaTuning({"motion": 1.0}, 0.50, 0.50, 0.22, "flow"),
-        "FST": AreaTuning({"motion": 0.9, "object": 0.7}, 0.45, 0.45, 0.20, "animate"),
-        "PH": AreaTuning({"object": 1.0, "place": 0.6}, 0.45, 0.45, 0.19),
-    }
-    return early | dorsal | ventral | lateral
-
-
-AREA_TUNING: dict[str, AreaTuning] = _table()
+AREA_TUNING: dict[str, AreaTuning] = {
+    "V1": AreaTuning({"contrast": 1.0, "colour": 0.5}, 0.07, 0.07, 0.28),
+    "V2": AreaTuning({"contrast": 1.0, "colour": 0.5}, 0.09, 0.12, 0.28),
+    "V3": AreaTuning({"contrast": 1.0, "colour": 0.3, "motion": 0.3}, 0.12, 0.18, 0.26),
+    "V4": AreaTuning({"colour": 1.0, "contrast": 0.4, "object": 0.4}, 0.16, 0.30, 0.25),
+    "V3A": AreaTuning({"motion": 0.8, "contrast": 0.7}, 0.20, 0.30, 0.20),
+    "V3B": AreaTuning({"contrast": 0.8, "motion": 0.5, "object": 0.3}, 0.20, 0.30, 0.18),
+    "V3CD": AreaTuning({"contrast": 0.8, "motion": 0.5, "object": 0.4}, 0.20, 0.30, 0.18),
+    "V6": AreaTuning({"motion": 1.0}, 0.30, 0.40, 0.17, "flow"),
+    "V6A": AreaTuning({"motion": 0.8, "place": 0.5}, 0.40, 0.40, 0.12, "flow"),
+    "V7": AreaTuning({"contrast": 0.6, "motion": 0.6, "object": 0.3}, 0.30, 0.40, 0.12),
+    "IPS1": AreaTuning({"motion": 0.6, "object": 0.6, "contrast": 0.4}, 0.35, 0.40, 0.12),
+    "V8": AreaTuning({"colour": 1.0, "object": 0.7}, 0.25, 0.35, 0.23),
+    "VVC": AreaTuning({"object": 1.0, "place": 0.6, "colour": 0.3}, 0.35, 0.40, 0.22),
+    "PIT": AreaTuning({"object": 1.0, "colour": 0.4, "contrast": 0.3}, 0.30, 0.35, 0.25),
+    "FFC": AreaTuning({"object": 1.0}, 0.40, 0.40, 0.24, "animate"),
+    **{f"VMV{i}": AreaTuning({"place": 1.0, "contrast": 0.3, "colour": 0.2}, 0.40, 0.50, 0.22) for i in (1, 2, 3)},
+    **{f"PHA{i}": AreaTuning({"place": 1.0, "contrast": 0.2}, 0.50, 0.50, 0.20, "built") for i in (1, 2, 3)},
+    "LO1": AreaTuning({"contrast": 0.8, "object": 0.8}, 0.22, 0.30, 0.23),
+    "LO2": AreaTuning({"object": 1.0, "contrast": 0.6}, 0.25, 0.35, 0.24),
+    "LO3": AreaTuning({"object": 1.0, "motion": 0.4}, 0.30, 0.35, 0.22),
+    "V4t": AreaTuning({"motion": 1.0, "object": 0.6}, 0.25, 0.40, 0.23, "animate"),
+    "MT": AreaTuning({"motion": 1.0, "contrast": 0.2}, 0.22, 0.45, 0.27),
+    "MST": AreaTuning({"motion": 1.0}, 0.50, 0.50, 0.22, "flow"),
+    "FST": AreaTuning({"motion": 0.9, "object": 0.7}, 0.45, 0.45, 0.20, "animate"),
+    "PH": AreaTuning({"object": 1.0, "place": 0.6}, 0.45, 0.45, 0.19),
+}
 """Every area that answers to films; all others only share slow fluctuations."""
 
 _GROUPS = {
