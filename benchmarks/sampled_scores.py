@@ -23,13 +23,14 @@ import torch
 from mindvideo.config import Evaluate, Recipe, as_sampled, read_recipe
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
+from mindvideo.evaluate.aggregate import Design
 from mindvideo.evaluate.evaluation import list_scores
 from mindvideo.evaluate.measure import Features, Frames, extract_features
 from mindvideo.evaluate.semantic import n_way_name
 from mindvideo.evaluate.statistics import block_bootstrap_interval
-from mindvideo.generate.clips import ClipMaker
+from mindvideo.generate.clips import ClipMaker, choose_windows, number_blocks
 from mindvideo.generate.pipeline import MindVideoPipeline
-from mindvideo.generate.reconstruct import assemble_pipeline, choose_windows
+from mindvideo.generate.reconstruct import assemble_pipeline
 from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.generators import video_unet
@@ -107,8 +108,7 @@ class Sampler:
         self.student = None if student.distill is None else (assemble(student), student)
         self.windows = Windows(self.store, "test", self.pipeline.fmri_encoder.config.window)
         self.chosen = choose_windows(self.windows.blocks(1), n_windows)
-        per_block = max(1, round(self.recipe.evaluate.block_s / self.store.tr_s))
-        self.block = self.windows.blocks(per_block)[self.chosen]
+        self.block = number_blocks(self.recipe, self.windows)[self.chosen]
         self.keep = keep
 
     def maker(self, way: str) -> ClipMaker:
@@ -149,7 +149,7 @@ def window_scores(
 ) -> dict[str, np.ndarray]:
     """The scores shown, float64 (n,) each, by the package's own definitions."""
     made, true = Frames(clips), Frames(truth)
-    scores = {score.name: score for score in list_scores(settings, len(truth))}
+    scores = {score.name: score for score in list_scores(Design(np.arange(len(truth)), settings))}
     names = {
         "SSIM": "ssim_rgb",
         "pixel correlation": "pixel_correlation",

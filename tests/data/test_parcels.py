@@ -23,7 +23,7 @@ from mindvideo.errors import DataError, SettingError
 from mindvideo.explain import attention, maps
 from mindvideo.models.area_maps import AreaMaps
 from mindvideo.models.encoders import load_encoder
-from mindvideo.newcomer.maps import encoder_of_newcomer
+from mindvideo.newcomer.own_maps import encoder_of_newcomer
 from mindvideo.report.brain import list_brain
 from mindvideo.sizing import StudySizes
 from mindvideo.stages import StageContext

@@ -15,6 +15,7 @@ from mindvideo.data.windows import block_numbers
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate import evaluation as stage
+from mindvideo.evaluate.aggregate import Design
 from mindvideo.evaluate.audit import noise_ceiling
 from mindvideo.evaluate.compare import read_window_scores
 from mindvideo.evaluate.semantic import n_way_top_k, top_classes
@@ -84,9 +85,7 @@ def clips():
 def evaluation(clips):
     truth, sets = clips
     block = np.arange(N) // 2
-    return stage.evaluate_clips(
-        sets, truth, ColourClassifier(), without=NO_CAPTIONS, block=block, settings=SETTINGS, seed=3
-    )
+    return stage.evaluate_clips(sets, truth, ColourClassifier(), Design(block, SETTINGS, 3), without=NO_CAPTIONS)
 
 
 def test_every_score_has_its_words_and_numbers(evaluation):
@@ -154,21 +153,13 @@ def test_controls_ceilings_and_directions(evaluation):
 def test_scene_leaves_only_other_scenes_for_chance(clips):
     truth, _ = clips
     few = {"reconstruction": truth}
-    one = stage.evaluate_clips(
-        few,
-        truth,
-        ColourClassifier(),
-        block=np.arange(N),
-        settings=SETTINGS,
-        without=NO_CAPTIONS,
-        scene=np.zeros(N, int),
-    )
+    design = Design(np.arange(N), SETTINGS, scene=np.zeros(N, int))
+    one = stage.evaluate_clips(few, truth, ColourClassifier(), design, without=NO_CAPTIONS)
     assert one.scores["image_2way"].chance is None
     assert one.scores["ssim_rgb"].chance is None
     scene = np.arange(N) // 12
-    two = stage.evaluate_clips(
-        few, truth, ColourClassifier(), block=np.arange(N), settings=SETTINGS, without=NO_CAPTIONS, scene=scene
-    )
+    design = Design(np.arange(N), SETTINGS, scene=scene)
+    two = stage.evaluate_clips(few, truth, ColourClassifier(), design, without=NO_CAPTIONS)
     classifier = ColourClassifier()
     probabilities = classifier.classify_videos(truth)
     tops = top_classes(probabilities)
@@ -180,14 +171,10 @@ def test_scene_leaves_only_other_scenes_for_chance(clips):
 
 def test_same_seed_same_numbers_and_an_extra_control_changes_none(clips):
     truth, sets = clips
-    block = np.arange(N) // 2
+    design = Design(np.arange(N) // 2, SETTINGS, 3)
     few = {name: sets[name] for name in ("reconstruction", "shuffled")}
-    first = stage.evaluate_clips(
-        few, truth, ColourClassifier(), without=NO_CAPTIONS, block=block, settings=SETTINGS, seed=3
-    ).scores
-    second = stage.evaluate_clips(
-        sets, truth, ColourClassifier(), without=NO_CAPTIONS, block=block, settings=SETTINGS, seed=3
-    ).scores
+    first = stage.evaluate_clips(few, truth, ColourClassifier(), design, without=NO_CAPTIONS).scores
+    second = stage.evaluate_clips(sets, truth, ColourClassifier(), design, without=NO_CAPTIONS).scores
     for name in first:
         for key in ("value", "interval", "chance", "p_chance"):
             assert getattr(first[name], key) == getattr(second[name], key)
@@ -200,32 +187,17 @@ def test_single_frames_leave_out_movement(clips):
         {"reconstruction": sets["reconstruction"][:, :1]},
         truth[:, :1],
         ColourClassifier(),
-        block=np.arange(N) // 2,
-        settings=SETTINGS,
+        Design(np.arange(N) // 2, SETTINGS),
         without=NO_CAPTIONS,
     )
     assert "image_30way" in one.scores and "do not move" in one.left_out["video_2way"]
     assert not {"epe", "consistency", "video_2way"} & set(one.scores)
 
 
-def test_bad_clips_are_refused(clips):
-    truth, sets = clips
-
-    def evaluate(**changes):
-        arguments = {"sets": sets, "truth": truth, "block": np.zeros(N, int), "settings": SETTINGS} | changes
-        chosen, true = arguments.pop("sets"), arguments.pop("truth")
-        stage.evaluate_clips(chosen, true, ColourClassifier(), without=NO_CAPTIONS, **arguments)
-
-    with pytest.raises(DataError, match="named 'reconstruction'"):
-        evaluate(sets={"mine": sets["reconstruction"]})
-    with pytest.raises(DataError, match="truth's shape"):
-        evaluate(sets=sets | {"mean": truth[:, :2]})
-    with pytest.raises(DataError, match="uint8 clips"):
-        evaluate(truth=truth / 255.0)
-    with pytest.raises(DataError, match="block number"):
-        evaluate(block=np.zeros(N - 1, int))
+def test_more_ways_than_classes_are_refused(clips):
+    design = Design(np.zeros(N, int), Evaluate.model_validate({"n_ways": [80]}))
     with pytest.raises(SettingError, match="80-way"):
-        evaluate(settings=Evaluate.model_validate({"n_ways": [80]}))
+        stage.evaluate_clips(clips[1], clips[0], ColourClassifier(), design, without=NO_CAPTIONS)
 
 
 def test_table_has_a_row_a_score_and_a_column_a_control(evaluation):
@@ -272,7 +244,7 @@ def test_captions_and_the_way_to_the_ceiling(clips):
 
     named = {"reconstruction": sets["reconstruction"], "shuffled": sets["shuffled"], "caption": truth}
     network = Captioner()
-    found = stage.evaluate_clips(named, truth, network, block=np.arange(N) // 2, settings=SETTINGS).scores
+    found = stage.evaluate_clips(named, truth, network, Design(np.arange(N) // 2, SETTINGS)).scores
     words = [
         [Counter(text.split()) for text in network.caption(part[:, F // 2])] for part in (named["shuffled"], truth)
     ]
@@ -390,7 +362,7 @@ def test_noise_ceiling_is_the_correlation_of_the_signal_with_the_average():
 def test_every_score_is_given_film_by_film(clips):
     truth, sets = clips
     film = np.array(["test2"] * 14 + ["test10"] * (N - 14))
-    found = stage.evaluate_clips(sets, truth, None, block=np.arange(N) // 2, settings=SETTINGS, film=film, seed=3)
+    found = stage.evaluate_clips(sets, truth, None, Design(np.arange(N) // 2, SETTINGS, 3, film=film))
     films = found.scores["ssim_rgb"].films
     assert list(films) == ["test2", "test10"] and [entry["n"] for entry in films.values()] == [14, N - 14]
     for name, here in (("test2", slice(0, 14)), ("test10", slice(14, N))):
@@ -408,7 +380,7 @@ def test_every_score_is_given_film_by_film(clips):
 
 def test_without_networks_the_rest_is_scored_and_the_reason_said(clips):
     truth, sets = clips
-    found = stage.evaluate_clips(sets, truth, None, block=np.arange(N) // 2, settings=SETTINGS, seed=3)
+    found = stage.evaluate_clips(sets, truth, None, Design(np.arange(N) // 2, SETTINGS, 3))
     assert set(found.scores) == {
         "ssim_rgb", "ssim_grey", "psnr", "pixel_correlation", "colour", "hue_pcc", "frame_change", "motion_direction",
         "epe", "epe_farneback",
@@ -421,7 +393,7 @@ def test_without_networks_the_rest_is_scored_and_the_reason_said(clips):
 def test_what_cannot_be_had_leaves_out_the_scores_that_need_it(clips, evaluation):
     truth, sets = clips
     found = stage.evaluate_clips(
-        sets, truth, ColourClassifier(), block=np.arange(N) // 2, settings=SETTINGS, seed=3,
+        sets, truth, ColourClassifier(), Design(np.arange(N) // 2, SETTINGS, 3),
         without=NO_CAPTIONS | {stage.OVER_TIME: "the truth stutters"},
     )  # fmt: skip
     gone = {"frame_change", "motion_direction", "epe", "epe_farneback", "consistency", "consistency_gated"}
@@ -433,7 +405,7 @@ def test_what_cannot_be_had_leaves_out_the_scores_that_need_it(clips, evaluation
 def test_the_smallest_p_counts_blocks_permutations_and_scores(clips):
     truth, sets = clips
     for n_blocks, single in ((4, 1 / 2**4), (12, 1 / 500)):  # all 16 flips are enumerated, 4,096 are sampled
-        found = stage.evaluate_clips(sets, truth, None, block=np.arange(N) * n_blocks // N, settings=SETTINGS, seed=3)
+        found = stage.evaluate_clips(sets, truth, None, Design(np.arange(N) * n_blocks // N, SETTINGS, 3))
         tested = [entry.p_holm["shuffled"] for entry in found.scores.values() if "shuffled" in entry.p_holm]
         assert len(tested) == 9 and found.smallest_p == pytest.approx(9 * single)
         assert min(tested) >= found.smallest_p - 1e-12

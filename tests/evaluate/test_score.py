@@ -5,7 +5,8 @@ import json
 import pytest
 
 from mindvideo.clip_sets import CLIP_SETS, clip_set
-from mindvideo.evaluate.score import ScoreResult
+from mindvideo.errors import DataError
+from mindvideo.evaluate.score import ScoreResult, parse_scores
 from mindvideo.evaluate.tables import write_origin
 
 ROLES = {"shuffled": "control", "mean": "control", "random_train": "baseline", "constant": "baseline", "vae": "ceiling"}
@@ -50,20 +51,19 @@ def test_baselines_that_are_better_still_are_named():
     assert write_origin(result(p=0.06, constant=0.9)) == "not shown"
 
 
-def test_files_give_back_what_was_written_and_damage_is_none():
+def test_files_give_back_what_was_written_and_damage_is_refused():
     score = result(constant=0.5)
     content = json.loads(json.dumps(score.to_json()))
     assert content["from_brain"] is True and content["better_baselines"] == ["constant"]
-    assert ScoreResult.from_json("ssim_rgb", content) == score
-    damaged = content | {
-        "value": float("nan"), "interval": [0.1], "n": "many", "controls": ["shuffled"], "p": {"shuffled": "x"},
-        "higher_is_better": "yes", "films": {"test1": {"value": 0.5}}, "label": None,
-    }  # fmt: skip
-    read = ScoreResult.from_json("ssim_rgb", damaged)
-    assert (read.value, read.interval, read.n, read.controls, read.p) == (None, (None, None), 0, {}, {"shuffled": None})
-    assert read.higher_is_better is None and read.label == ""
-    assert read.films == {"test1": {"value": 0.5, "interval": (None, None), "n": 0, "controls": {}}}
-    assert ScoreResult.from_json("ssim_rgb", {}).value is None
+    assert parse_scores({"ssim_rgb": content}) == {"ssim_rgb": score}
+    for name, damage in {
+        "interval": [0.1], "n": "many", "controls": ["shuffled"], "p": {"shuffled": "x"}, "label": None, "films": [0.5],
+    }.items():  # fmt: skip
+        with pytest.raises(DataError, match=rf"found ssim_rgb\.{name}.* damaged .*; evaluate again"):
+            parse_scores({"ssim_rgb": content | {name: damage}})
+    for broken in ({"ssim_rgb": {"label": "SSIM"}}, {"ssim_rgb": 0.5}):
+        with pytest.raises(DataError, match="evaluate again"):
+            parse_scores(broken)
 
 
 def test_the_mean_control_says_which_mean_and_that_it_is_never_guided():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from mindvideo.errors import DataError
 from mindvideo.evaluate.statistics import (
     block_bootstrap_interval,
     block_pairing_p,
@@ -115,8 +114,3 @@ def test_adjusted_p_values():
 def test_classes_of_the_papers_table():
     names = [p_class(p) for p in (0.00009, 0.0001, 0.0099, 0.01, 0.05, 1.0)]
     assert names == ["p<0.0001", "p<0.01", "p<0.01", "p<0.05", "p>0.05", "p>0.05"]
-
-
-def test_values_that_are_not_finite_are_refused():
-    with pytest.raises(DataError, match="1 of 3"):
-        block_permutation_p(np.array([1.0, np.nan, 2.0]), np.arange(3), 99, np.random.default_rng(0))

@@ -216,7 +216,9 @@ def test_occlusion_by_area_is_the_drop_of_that_area(explained, run_dir):
 
 def test_one_class_of_voxels_is_said_and_not_scored():
     rng = np.random.default_rng(0)
-    result = recovery.compare_with_truth({"map": rng.random(45)}, [], np.ones(45, bool), None, [np.arange(45)], rng)
+    result = recovery.compare_with_truth(
+        {"map": rng.random(45)}, [], np.ones(45, bool), np.ones(45), [np.arange(45)], rng
+    )
     assert result["auc"] == {} and "all 45 selected voxels are truly informative" in result["note"]
 
 

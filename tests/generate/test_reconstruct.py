@@ -20,9 +20,9 @@ from mindvideo.data.windows import Windows
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import DataError, ModelError
 from mindvideo.generate import reconstruct
-from mindvideo.generate.clips import ClipMaker, derange_scenes, pick_frames, window_noise
+from mindvideo.generate.clips import ClipMaker, choose_windows, derange_scenes, pick_frames, window_noise
 from mindvideo.generate.pipeline import MindVideoPipeline
-from mindvideo.generate.reconstruct import choose_windows, write_preview
+from mindvideo.generate.reconstruct import write_preview
 from mindvideo.models.encoders.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.generators.video_unet import VideoUNet

@@ -25,8 +25,8 @@ from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import SettingError
 from mindvideo.models.encoders.areas import AreaEncoder
 from mindvideo.newcomer import LeftOut
-from mindvideo.newcomer.maps import encoder_of_newcomer, maps_of, start_by_ridge
 from mindvideo.newcomer.minutes import FirstMinutes
+from mindvideo.newcomer.own_maps import encoder_of_newcomer, maps_of, start_by_ridge
 from mindvideo.voxel_layout import VoxelLayout
 
 Cli = Callable[..., tuple[int, str]]
@@ -140,7 +140,7 @@ def test_ridge_finds_maps_that_give_the_others_mean_tokens() -> None:
 
 
 def test_ridge_penalises_the_distance_from_the_mean_of_the_others_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mindvideo.newcomer.maps.ALPHAS", np.array([7.0]))
+    monkeypatch.setattr("mindvideo.newcomer.own_maps.ALPHAS", np.array([7.0]))
     shared, layouts = two_people()
     rng = np.random.default_rng(6)
     scans = [rng.standard_normal((40, layout.num_voxels)).astype(np.float32) for layout in layouts[:2]]

@@ -95,10 +95,10 @@ def write_scores(folder: Path, rng: np.random.Generator) -> dict[str, np.ndarray
         }  # fmt: skip
     scores["consistency"] = {
         "value": 0.93,
-        "interval": None,
+        "label": "consistency",
         "n": N,
         "chance": None,
-        "controls": {"shuffled": float("nan")},
+        "controls": {"shuffled": None},
         "p": {},
         "truth": 0.97,
     }

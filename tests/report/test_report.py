@@ -24,8 +24,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from trace_walk import COLLECT, UNCITED, derive, look_up, rank_windows
 
-from mindvideo.report.assets import Assets
 from mindvideo.report.build import build_report
+from mindvideo.report.page import Assets
 from mindvideo.report.wording import FORMS, write_number
 
 

@@ -1,6 +1,7 @@
 """The numbers of an ablation: ``ablation.json``, the same as tidy CSV, and the paper's table in LaTeX.
 
-P is that of `mindvideo.evaluate.compare.compare_runs` against the full method, adjusted by Holm over the variants.
+P is that of `mindvideo.evaluate.compare.compare_runs` against the full method, adjusted by Holm
+over the variants.
 """
 
 from __future__ import annotations

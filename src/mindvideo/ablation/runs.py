@@ -1,7 +1,8 @@
 """The runs of an ablation: which stages each has, shares or must run.
 
-A stage that does not change is not run again: a variant's folder gets it as hard links, which cost no room and outlive
-the first folder. Every stage replaces its files and never writes into them, except for its log, which is copied.
+A stage that does not change is not run again: a variant's folder gets it as hard links, which cost
+no room and outlive the first folder. Every stage replaces its files and never writes into them,
+except for its log, which is copied.
 """
 
 from __future__ import annotations

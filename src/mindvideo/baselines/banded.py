@@ -1,11 +1,12 @@
 """Ridge regression with one band of inputs for every scan of the window, by himalaya.
 
-The kernel is a weighted sum of the scans' linear kernels (banded ridge regression, Nunez-Elizalde et al. 2019;
-la Tour et al. 2022, the solver used here). Weights of the bands and penalties are chosen for each target on the
-validation windows or, where no film is held out, by cross-validation over whole training films; the solution is then
-fitted to the training windows alone.
+The kernel is a weighted sum of the scans' linear kernels (banded ridge regression, Nunez-Elizalde
+et al. 2019; la Tour et al. 2022, the solver used here). Weights of the bands and penalties are
+chosen for each target on the validation windows or, where no film is held out, by cross-validation
+over whole training films; the solution is then fitted to the training windows alone.
 
-Shapes: N training windows, M other windows, W scans per window (bands), V voxels, T targets, G weightings.
+Shapes: N training windows, M other windows, W scans per window (bands), V voxels, T targets, G
+weightings.
 """
 
 from __future__ import annotations

@@ -80,9 +80,9 @@ class StoreWithoutTest(Store):
 class MethodContext:
     """Where and with what one of our own rivals works.
 
-    ``recipe`` is the study's, with the rivals' settings in ``recipe.baseline``, ``run_dir`` the study's folder, whose
-    frozen features are shared, ``folder`` the rival's own, where a training loop keeps its log and checkpoint, and
-    ``seed`` the rival's own.
+    ``recipe`` is the study's, with the rivals' settings in ``recipe.baseline``, ``run_dir`` the
+    study's folder, whose frozen features are shared, ``folder`` the rival's own, where a training
+    loop keeps its log and checkpoint, and ``seed`` the rival's own.
     """
 
     recipe: Recipe
@@ -114,5 +114,4 @@ class MethodContext:
             seed=self.seed if seed is None else seed,
             progress=self.progress,
             validate=task.validate if "validation" in task.windows else None,
-            device=self.device,
         )

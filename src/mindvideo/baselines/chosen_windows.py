@@ -6,7 +6,6 @@ Shapes: n test windows, B batch, W scans, V voxels, F frames, H W pixels.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -16,32 +15,19 @@ import numpy as np
 
 from mindvideo.config import Recipe
 from mindvideo.data.store import Store
-from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError
+from mindvideo.evaluate.aggregate import make_rng
 from mindvideo.evaluate.semantic import n_way_top_k, top_classes
 from mindvideo.evaluate.statistics import block_permutation_p
-from mindvideo.generate.clips import Shown, split_batches
-from mindvideo.generate.reconstruct import choose_windows
+from mindvideo.generate.clips import Shown, choose_test_windows, split_batches
 from mindvideo.models.foundation import Foundation
 
 
 class ChosenWindows(Shown):
-    """The test windows of a study as ``reconstruct`` chooses them.
-
-    ``chosen`` (n,) are their indices among all test windows, ``block`` (n,) the blocks that are permuted and
-    resampled together, as in ``evaluate``.
-    """
+    """The test windows of a study as ``reconstruct`` chooses them."""
 
     def __init__(self, recipe: Recipe, store: Store) -> None:
-        windows = Windows(store, "test", recipe.align.window)
-        blocks = windows.blocks(recipe.evaluate.block_scans(store.tr_s))
-        super().__init__(recipe, store, windows, choose_windows(blocks, recipe.reconstruct.max_windows))
-        self.block = blocks[self.chosen]
-
-    @cached_property
-    def description(self) -> list[dict[str, Any]]:
-        """The content of ``reconstruct/windows.json``."""
-        return self.describe(self.block)
+        super().__init__(recipe, store, *choose_test_windows(recipe, store, recipe.align.window))
 
     def require_same(self, path: Path) -> None:
         """DataError if the main method's list of windows at ``path`` names others."""
@@ -76,9 +62,9 @@ def score_categories(
 ) -> dict[str, dict[str, float]]:
     """N-way top-K scores of categories named from the fMRI, without a picture (Wen et al. 2018).
 
-    ``name_categories`` gives fMRI windows (B, W, V) class probabilities (B, classes) of the foundation's
-    image classifier; the middle frame's three most probable are the truth. Of each ``{N}way``:
-    ``value``, ``shuffled`` and ``p_shuffled`` (one-sided, blocks permuted).
+    ``name_categories`` gives fMRI windows (B, W, V) class probabilities (B, classes) of the
+    foundation's image classifier; the middle frame's three most probable are the truth. Of each
+    ``{N}way``: ``value``, ``shuffled`` and ``p_shuffled`` (one-sided, blocks permuted).
     """
     settings, n = windows.recipe.evaluate, len(windows.chosen)
     truth = top_classes(foundation.classify_images(windows.truth[:, windows.truth.shape[1] // 2]))
@@ -89,7 +75,7 @@ def score_categories(
     figures: dict[str, Any] = {}
     for n_way in settings.n_ways:
         own, other = (n_way_top_k(values, truth, n_way, settings.top_k) for values in named.values())
-        rng = np.random.default_rng([windows.recipe.seed, zlib.crc32(f"categories {n_way}".encode())])
+        rng = make_rng(windows.recipe.seed, f"categories {n_way}")
         p = block_permutation_p(own - other, windows.block, settings.permutations, rng)
         figures[f"{n_way}way"] = {"value": float(own.mean()), "shuffled": float(other.mean()), "p_shuffled": p}
     return figures

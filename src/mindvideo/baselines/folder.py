@@ -1,7 +1,8 @@
 """``folder``: clips of another program, one file per test window, enter the table under a name.
 
-Files are ``SEGMENT_SCAN`` with the suffix of a film, ``.gif`` or ``.npy`` (see `mindvideo.evaluate.results.read_clip`);
-``RUN/reconstruct/windows.json`` or ``RUN/baselines/NAME/windows.json`` lists segment and scan.
+Files are ``SEGMENT_SCAN`` with the suffix of a film, ``.gif`` or ``.npy`` (see
+`mindvideo.evaluate.results.read_clip`); ``RUN/reconstruct/windows.json`` or
+``RUN/baselines/NAME/windows.json`` lists segment and scan.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """``gan``: a video GAN on a linear fMRI embedding (Wang et al. 2022).
 
-Follows Wang, Yan, Huang, Li, He, Fan, "Reconstructing rapid natural vision with fMRI-conditional video generative
-adversarial network", Cerebral Cortex 32, 2022: a linear fMRI embedding with noise conditions a generator of clips, which
-an image discriminator (single frames) and a sequence discriminator (whole clips) judge together with the embedding.
+Follows Wang, Yan, Huang, Li, He, Fan, "Reconstructing rapid natural vision with fMRI-conditional
+video generative adversarial network", Cerebral Cortex 32, 2022: a linear fMRI embedding with noise
+conditions a generator of clips, which an image discriminator (single frames) and a sequence
+discriminator (whole clips) judge together with the embedding.
 
 Differences from the paper:
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -114,18 +116,18 @@ def frozen(module: nn.Module) -> Callable[..., torch.Tensor]:
     return lambda *inputs: functional_call(module, weights, inputs)
 
 
+@dataclass
 class GanTask:
     """Random training clips: the generator against both discriminators, in one loss."""
 
-    def __init__(
-        self,
-        context: MethodContext,
-        networks: nn.ModuleDict,
-        windows: SplitWindows,
-        embedding_NE: dict[Split, torch.Tensor],
-    ) -> None:
-        self.settings, self.device = context.recipe.baseline.gan, context.device
-        self.networks, self.windows, self.embedding = networks.to(context.device), windows, embedding_NE
+    context: MethodContext
+    networks: nn.ModuleDict
+    windows: SplitWindows
+    embedding: dict[Split, torch.Tensor]
+
+    def __post_init__(self) -> None:
+        self.settings, self.device = self.context.recipe.baseline.gan, self.context.device
+        self.networks.to(self.device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Of the generator and both discriminators."""

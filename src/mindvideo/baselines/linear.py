@@ -1,8 +1,9 @@
 """``linear``: regularised linear maps from fMRI to an image network's features (Wen et al. 2018).
 
-Follows the decoding of Wen, Shi, Zhang, Lu, Cao, Liu, "Neural encoding and decoding with deep learning for dynamic
-natural vision", Cerebral Cortex 28, 2018: multivariate linear models predict feature maps of a convolutional network's
-first layer, which de-convolution turns into pictures, and of its last layers, which its classifier names.
+Follows the decoding of Wen, Shi, Zhang, Lu, Cao, Liu, "Neural encoding and decoding with deep
+learning for dynamic natural vision", Cerebral Cortex 28, 2018: multivariate linear models predict
+feature maps of a convolutional network's first layer, which de-convolution turns into pictures, and
+of its last layers, which its classifier names.
 
 Differences from the paper:
 
@@ -15,7 +16,8 @@ Differences from the paper:
 - all scans of the window are read, each a band;
 - each of a window's frames is predicted, not their average over the TR.
 
-Shapes: N windows, B batch, W scans, V voxels, F frames, H W pixels, P patches, D embedding, Q components.
+Shapes: N windows, B batch, W scans, V voxels, F frames, H W pixels, P patches, D embedding, Q
+components.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from mindvideo.baselines.vision import VisionNetwork
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.generate.clips import split_batches
+from mindvideo.stages import Steps
 
 READ = 32
 """Windows whose frames are in memory at once."""
@@ -71,7 +74,7 @@ class Linear:
 
     def _targets(self, windows: Windows) -> np.ndarray:
         """Early components of every frame and mean semantic features, (N, F · Q + D)."""
-        rows = []
+        rows, steps = [], Steps(self.context.progress, len(windows))
         for index in split_batches(len(windows), READ):
             clips = windows.frames(index)
             n, n_frames = clips.shape[:2]
@@ -79,8 +82,7 @@ class Linear:
             early = self.components.scores(self.network.early(flat)).reshape(n, -1)
             semantic = self.network.semantic(flat).reshape(n, n_frames, -1).mean(axis=1)
             rows.append(np.concatenate([early, semantic], axis=1))
-            if self.context.progress is not None:
-                self.context.progress(int(index[-1]) + 1, len(windows), {})
+            steps.add(n)
         return np.concatenate(rows).astype(np.float32)
 
     def reconstruct(self, fmri: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
 """``mindvis``: masked brain modelling of single scans, and an image diffusion model conditioned twice (Chen et al. 2023).
 
-Follows Chen, Qing, Xiang, Yue, Zhou, "Seeing beyond the brain: conditional diffusion model with sparse masked modeling
-for vision decoding", CVPR 2023: the masked autoencoder's encoder reads one averaged scan; its tokens are projected to the
-cross-attention's condition and, a second time, into the time embedding; encoder, projections and cross-attention are
-tuned on {scan, picture}, the rest of the diffusion model is frozen. A scan gives one picture, held for its duration.
+Follows Chen, Qing, Xiang, Yue, Zhou, "Seeing beyond the brain: conditional diffusion model with
+sparse masked modeling for vision decoding", CVPR 2023: the masked autoencoder's encoder reads one
+averaged scan; its tokens are projected to the cross-attention's condition and, a second time, into
+the time embedding; encoder, projections and cross-attention are tuned on {scan, picture}, the rest
+of the diffusion model is frozen. A scan gives one picture, held for its duration.
 
 Differences from the paper:
 
@@ -15,12 +16,14 @@ Differences from the paper:
 - sampling is the recipe's (``reconstruct``) except for the guidance scale; the mean training fMRI
   replaces the mean test fMRI as the negative, since no rival sees test data before it is scored.
 
-Shapes: N windows, B batch, V voxels, F frames, c h w latents, L condition tokens, C condition width.
+Shapes: N windows, B batch, V voxels, F frames, c h w latents, L condition tokens, C condition
+width.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -85,34 +88,27 @@ def condition_twice(unet: UNet2DConditionModel) -> PictureUNet:
     return double
 
 
+@dataclass
 class PictureTask:
     """Random training scans, each with the latents of one of its frames.
 
-    Parameters
-    ----------
-    encoder : Encoder
-        Of windows of one scan; trained whole.
-    unet : PictureUNet
-        Cross-attention and the second condition's projection are trained.
-    latents : dict of str to Tensor
-        By split (N, F, c, h, w); the middle frame is validated on.
+    Of ``latents`` (N, F, c, h, w) by split, the middle frame is validated on.
     """
 
-    def __init__(
-        self,
-        context: MethodContext,
-        encoder: Encoder,
-        unet: PictureUNet,
-        windows: SplitWindows,
-        latents: dict[Split, torch.Tensor],
-        target: TokenTarget | None,
-    ) -> None:
-        self.settings, self.device = context.recipe.baseline.mindvis, context.device
-        self.encoder, self.unet = encoder.to(self.device), cast(Any, unet.to(self.device))
-        self.diffusion = Diffusion(context.foundation.scheduler_config)
-        self.windows, self.latents, self.target = windows, latents["train"], target
-        if "validation" in windows:
-            held_out = latents["validation"]
+    context: MethodContext
+    encoder: Encoder
+    unet: Any
+    windows: SplitWindows
+    latents: dict[Split, torch.Tensor]
+    target: TokenTarget | None
+
+    def __post_init__(self) -> None:
+        self.settings, self.device = self.context.recipe.baseline.mindvis, self.context.device
+        self.encoder.to(self.device)
+        self.unet.to(self.device)
+        self.diffusion = Diffusion(self.context.foundation.scheduler_config)
+        if "validation" in self.windows:
+            held_out = self.latents["validation"]
             middle = held_out[:, held_out.shape[1] // 2][:, None]
             self.validation = ClipValidation(self.diffusion, middle, 0, self.device)
 
@@ -124,11 +120,11 @@ class PictureTask:
 
     def sample(self, draw: Draw) -> Batch:
         """Scans, each with one of its frames."""
-        settings, index, rng = self.settings, draw.rows(len(self.latents)), draw.rng
-        frame = rng.integers(self.latents.shape[1], size=draw.size)
+        settings, latents, rng = self.settings, self.latents["train"], draw.rng
+        index, frame = draw.rows(len(latents)), rng.integers(latents.shape[1], size=draw.size)
         scans = torch.from_numpy(self.windows["train"].fmri(index))
         fmri = augment_fmri(scans, settings.sparsify, settings.input_noise, rng)
-        clean = self.latents[index, frame].float().unsqueeze(2)
+        clean = latents[index, frame].float().unsqueeze(2)
         return {"index": index, "fmri": fmri, **self.diffusion.draw(clean)}
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:

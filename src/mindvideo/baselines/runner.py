@@ -1,8 +1,9 @@
 """Run one rival: fit, reconstruct the test windows with their controls, score, and note the cost.
 
-``RUN/baselines/NAME`` has the layout of a run folder (``recipe.yaml``, ``reconstruct/``, ``evaluate/``), so that
-``mindvideo report RUN RUN/baselines/NAME …`` shows methods side by side. A killed rival goes on: training from its last
-checkpoint, clips after the last batch, to the same bits.
+``RUN/baselines/NAME`` has the layout of a run folder (``recipe.yaml``, ``reconstruct/``,
+``evaluate/``), so that ``mindvideo report RUN RUN/baselines/NAME …`` shows methods side by side. A
+killed rival goes on: training from its last checkpoint, clips after the last batch, to the same
+bits.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from mindvideo.config import Recipe, save_recipe
 from mindvideo.cost import measure_cost
 from mindvideo.data.store import Store
 from mindvideo.errors import DataError, SettingError
+from mindvideo.evaluate.aggregate import Design
 from mindvideo.evaluate.evaluation import OVER_TIME, evaluate_windows, list_rate_mismatch, share_features
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.files import list_contents, write_json
@@ -167,12 +169,11 @@ class MethodRun:
         share_features(self.run_dir / "evaluate" / "features", features, {each: each for each in SHARED})
         names = cast(list[str], clips.attrs["names"])
         with measure_cost() as evaluate_cost:
+            mismatch = list_rate_mismatch(windows.about_frames, windows.shape[0], windows.store.num_frames)
             evaluation = evaluate_windows(
-                {each: clips[each] for each in names if each != "truth"}, clips["truth"], self.foundation, self.recipe,
-                windows.description, windows.block,
-                list_rate_mismatch(windows.about_frames, windows.shape[0], windows.store.num_frames)
-                | list_own_rate_mismatch(clips, windows.shape[0]),
-                cache_dir=features, progress=self.progress,
+                {each: clips[each] for each in names if each != "truth"}, clips["truth"], self.foundation,
+                Design.of(self.recipe, windows.description, windows.block),
+                mismatch | list_own_rate_mismatch(clips, windows.shape[0]), cache_dir=features, progress=self.progress,
             )  # fmt: skip
             write_evaluation(evaluation, folder / "evaluate", windows.description, windows.block)
         done = {
@@ -200,7 +201,8 @@ def run_rival(
 ) -> bool:
     """Fit a rival, reconstruct, score, unless up to date; whether anything ran.
 
-    ``name`` is a key of ``RIVALS``, or any where ``method`` gives the ``module:Class`` of a user's own `Method`.
+    ``name`` is a key of ``RIVALS``, or any where ``method`` gives the ``module:Class`` of a user's
+    own `Method`.
     """
     if method is None and name not in RIVALS:
         raise SettingError(

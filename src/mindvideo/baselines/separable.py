@@ -1,9 +1,10 @@
 """``separable``: encoder and decoder of spatio-temporally separable layers (Kupershmidt et al. 2022).
 
-Follows Kupershmidt, Beliy, Gaziv, Irani, "A penny for your (visual) thoughts: self-supervised reconstruction of natural
-movies from brain activity", 2022: an encoder from frames to fMRI learns from pairs; a decoder from fMRI to frames then
-learns from pairs and, through the fixed encoder, from films without fMRI (frames → encoder → decoder → the same
-frames), with pixel and perceptual losses; layers convolve in space and in time separately.
+Follows Kupershmidt, Beliy, Gaziv, Irani, "A penny for your (visual) thoughts: self-supervised
+reconstruction of natural movies from brain activity", 2022: an encoder from frames to fMRI learns
+from pairs; a decoder from fMRI to frames then learns from pairs and, through the fixed encoder,
+from films without fMRI (frames → encoder → decoder → the same frames), with pixel and perceptual
+losses; layers convolve in space and in time separately.
 
 Differences from the paper:
 
@@ -14,13 +15,15 @@ Differences from the paper:
   scan is paired with;
 - test fMRI is never used for self-supervision, not even without its frames.
 
-Shapes: B batch, W scans, V voxels, R = W · V read-outs, F frames, H W pixels, C channels, S places of the coarsest map.
+Shapes: B batch, W scans, V voxels, R = W · V read-outs, F frames, H W pixels, C channels, S places
+of the coarsest map.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -156,21 +159,21 @@ class EncoderTask:
         return {"validation_voxel_r": float(r.mean())}
 
 
+@dataclass
 class DecoderTask:
     """Random training pairs, and unlabelled clips through the fixed encoder and back."""
 
-    def __init__(
-        self,
-        context: MethodContext,
-        decoder: FmriToFrames,
-        encoder: FramesToFmri,
-        windows: SplitWindows,
-        unlabelled: tuple[int, Clips],
-    ) -> None:
-        self.settings, self.device = context.recipe.baseline.separable, context.device
-        self.network = VisionNetwork(context.foundation)
-        self.decoder, self.encoder = decoder.to(self.device), encoder.eval().requires_grad_(False)
-        self.windows, self.unlabelled = windows, unlabelled
+    context: MethodContext
+    decoder: FmriToFrames
+    encoder: FramesToFmri
+    windows: SplitWindows
+    unlabelled: tuple[int, Clips]
+
+    def __post_init__(self) -> None:
+        self.settings, self.device = self.context.recipe.baseline.separable, self.context.device
+        self.network = VisionNetwork(self.context.foundation)
+        self.decoder.to(self.device)
+        self.encoder.eval().requires_grad_(False)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The decoder alone."""
@@ -233,8 +236,6 @@ def later_clips(windows: Windows) -> tuple[int, Clips]:
     is_followed = np.append(windows.scan[1:] == windows.scan[:-1] + 1, False)
     starts = np.flatnonzero(is_followed)
     half = windows.store.num_frames // 2
-    if not len(starts):
-        raise DataError("expected training segments of at least two scans for clips without fMRI, found none")
 
     def read(index: np.ndarray) -> np.ndarray:
         first = starts[index]

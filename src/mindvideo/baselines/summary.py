@@ -46,10 +46,11 @@ def list_methods(run_dir: Path, seeds: int = 1) -> dict[str, list[Path]]:
 def collect(run_dir: Path, seeds: int = 1) -> list[dict[str, Any]]:
     """One entry per method that has scores, the main method first; DataError where there is none.
 
-    Each has ``method``, ``seconds``, ``peak_memory_bytes`` (None where nothing was run), and ``scores``: for
-    each score ``value``, ``interval``, ``from_brain``, and for ``shuffled`` and ``mean`` the value,
-    ``p_…`` and ``p_holm_…`` (over the method's scores). With several seeds: means of values and costs,
-    ``sd`` of the value, the largest P; ``from_brain`` must hold with every seed.
+    Each has ``method``, ``seconds``, ``peak_memory_bytes`` (None where nothing was run), and
+    ``scores``: for each score ``value``, ``interval``, ``from_brain``, and for ``shuffled`` and
+    ``mean`` the value, ``p_…`` and ``p_holm_…`` (over the method's scores). With several seeds:
+    means of values and costs, ``sd`` of the value, the largest P; ``from_brain`` must hold with
+    every seed.
     """
     rows = []
     for name, folders in list_methods(run_dir, seeds).items():

@@ -1,10 +1,12 @@
 """``ridge``: banded ridge regression to the condition tokens, with the main method's generator.
 
-The comparison that isolates the encoder: everything after the condition is the study's own, without a student.
+The comparison that isolates the encoder: everything after the condition is the study's own, without
+a student.
 
-The caption's tokens are predicted through their leading principal components; each scan of the window is a band; the
-guidance's negative is the mean token matrix, which the mean fMRI predicts. The ``cotrain`` generator was tuned to the
-study's own encoder; with ``baseline.ridge.generator=animate`` it has seen captions only.
+The caption's tokens are predicted through their leading principal components; each scan of the
+window is a band; the guidance's negative is the mean token matrix, which the mean fMRI predicts.
+The ``cotrain`` generator was tuned to the study's own encoder; with
+``baseline.ridge.generator=animate`` it has seen captions only.
 
 Shapes: N windows, B batch, W scans, V voxels, L condition tokens, C condition width, Q components.
 """

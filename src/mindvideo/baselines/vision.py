@@ -1,6 +1,7 @@
 """The foundation's image classifier (a ViT) in parts.
 
-Shapes: N frames, H W pixels, h w pixels as the network takes them, P patches, D embedding, S side of a patch.
+Shapes: N frames, H W pixels, h w pixels as the network takes them, P patches, D embedding, S side
+of a patch.
 """
 
 from __future__ import annotations
@@ -32,11 +33,6 @@ class VisionNetwork:
         self.model = foundation.image_classifier
         projection = self.model.vit.embeddings.patch_embeddings.projection
         self.side, self.size = int(projection.kernel_size[0]), int(self.model.config.image_size)
-        if projection.stride != projection.kernel_size:
-            raise ModelError(
-                f"expected an image classifier whose patches do not overlap, found stride {projection.stride} and "
-                f"size {projection.kernel_size} in {foundation.folder / 'image_classifier'}; use a ViT"
-            )
         self.kernel = projection.weight.detach().cpu().double().flatten(1)
         self.bias = projection.bias.detach().cpu().double()
         blank = np.stack([np.full((self.size, self.size, 3), grey, np.uint8) for grey in (0, 255)])

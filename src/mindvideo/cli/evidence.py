@@ -45,7 +45,7 @@ def evaluate(
         run_stage("evaluate", source, settings)
         _print_scores(source / "evaluate")
         return
-    from mindvideo.evaluate.external import evaluate_results
+    from mindvideo.evaluate.external import Asked, evaluate_results
 
     if fit not in (None, "crop", "stretch"):
         raise SettingError(f"expected --fit crop or stretch, found '{fit}'")
@@ -57,8 +57,8 @@ def evaluate(
     if foundation is None and any(setting.startswith("foundation=") for setting in settings or []):
         foundation = str(recipe.foundation)
     with progress_bars() as bar:
-        evaluate_results(source, reference, folder, recipe, foundation, block_clips=10 if block is None else block, size=size,
-                         fit=cast(Literal["crop", "stretch"] | None, fit), say=say, progress=bar("evaluate"))  # fmt: skip
+        how = 10 if block is None else block, size, cast(Literal["crop", "stretch"] | None, fit)
+        evaluate_results(Asked(source, reference, folder, recipe, foundation, *how), say, bar("evaluate"))
     _print_scores(folder)
 
 

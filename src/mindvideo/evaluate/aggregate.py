@@ -5,12 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from mindvideo.clip_sets import clip_set
-from mindvideo.config import Evaluate
+from mindvideo.config import Evaluate, Recipe
 from mindvideo.evaluate import statistics
 from mindvideo.evaluate.score import MAIN, TRUTH, Interval, Score, ScoreResult, finite
 
@@ -41,13 +42,40 @@ def mean_interval(values: np.ndarray, block: np.ndarray, bootstraps: int, rng: n
 
 
 @dataclass(frozen=True)
-class Aggregator:
-    """Turns values by window into results."""
+class Design:
+    """The n windows of an evaluation, and how values by window become results.
+
+    Attributes
+    ----------
+    block : ndarray, int (n,)
+        Windows that are permuted and resampled together, see `data.windows.block_numbers`.
+    seed : int
+        Of permutations, bootstraps and chance pairings.
+    scene, film : ndarray (n,), optional
+        Chance compares clips of different scenes only (without them, of different windows),
+        and every score is given film by film too.
+    world : attributes.World, optional
+        True attributes of a simulated subject's windows; adds the scores of attributes.
+    """
 
     block: np.ndarray
-    film: np.ndarray | None
     settings: Evaluate
-    seed: int
+    seed: int = 0
+    scene: np.ndarray | None = None
+    film: np.ndarray | None = None
+    world: Any = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, windows: Sequence[Mapping[str, Any]], block: np.ndarray, world: Any = None) -> Design:
+        """That of listed windows, as a recipe says."""
+        scene, film = (np.array([window[name] for window in windows]) for name in ("scene", "segment"))
+        return cls(block, recipe.evaluate, recipe.seed, scene, film, world)
+
+    @cached_property
+    def allowed(self) -> np.ndarray:
+        """Which truths are of 'another clip', bool (n, n)."""
+        number = np.arange(len(self.block)) if self.scene is None else self.scene
+        return number[:, None] != number[None]
 
     def interval(self, values: np.ndarray, *words: str) -> Interval:
         """`mean_interval`, with random numbers of its own for every purpose."""
@@ -112,15 +140,13 @@ class Aggregator:
             }
         return found
 
-    def add_chance(
-        self, result: ScoreResult, pairs: np.ndarray | None, sampled: Sequence[np.ndarray], allowed: np.ndarray
-    ) -> ScoreResult:
-        """Chance on this test set and P of the pairing, from all pairs."""
+    def add_chance(self, result: ScoreResult, pairs: np.ndarray | None, sampled: Sequence[np.ndarray]) -> ScoreResult:
+        """Chance on this test set and P of the pairing, from all pairs, or chance from sampled ones."""
         if pairs is None:
             values = np.concatenate(sampled) if len(sampled) else np.empty(0)
             return replace(result, chance=mean_of_finite(values))
         known = np.isfinite(np.diag(pairs))
-        pairs, others = pairs[np.ix_(known, known)], allowed[np.ix_(known, known)]
+        pairs, others = pairs[np.ix_(known, known)], self.allowed[np.ix_(known, known)]
         p = None
         if known.any():
             rng = make_rng(self.seed, result.name, "pairing")

@@ -62,9 +62,9 @@ class World:
 def split_labels(labels: Sequence[str], first_word: bool) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
     """Labels that are all pairs of two lists ("red dog", "blue dog", "red bird", "blue bird").
 
-    They are split after the first word, or before the last: both lists in order of appearance, and the
-    places (classes, 2) of each label's parts. NoPairsError where labels are not every pair exactly
-    once, as those of ImageNet.
+    They are split after the first word, or before the last: both lists in order of appearance, and
+    the places (classes, 2) of each label's parts. NoPairsError where labels are not every pair
+    exactly once, as those of ImageNet.
     """
     parts = [label.split(" ", 1) if first_word else label.rsplit(" ", 1) for label in labels]
     if any(len(part) != 2 for part in parts):
@@ -107,11 +107,11 @@ def read_world(
     foundation : Foundation
         Its classifiers' labels and CLIP's text tower are used.
     store : Store
-        Its timing is used, and the captions of its training films say what a place is called; the test
-        films' are not looked at.
+        Its timing is used, and the captions of its training films say what a place is called; the
+        test films' are not looked at.
     n_frames : int
-        A clip's frame j is the stored frame at the middle of its part of the scan, shown in scan k of
-        ``tr_s`` at k · tr_s + floor((j + ½) · stored frames / n_frames) / fps.
+        A clip's frame j is the stored frame at the middle of its part of the scan, shown in scan k
+        of ``tr_s`` at k · tr_s + floor((j + ½) · stored frames / n_frames) / fps.
     from_films : bool
         The films were read again at the clips' own rate: frame j was shown at k · tr_s + j · tr_s /
         n_frames.
@@ -123,12 +123,6 @@ def read_world(
     DataError
         Where the scenes are missing or damaged, or a scene's attribute has no class.
     """
-    if not scenes_path.is_file():
-        raise DataError(f"expected the simulated films' scenes at {scenes_path}, found none; simulate again")
-    try:
-        films: dict[str, list[dict[str, Any]]] = json.loads(scenes_path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"expected JSON in {scenes_path}, found something else ({error}); simulate again") from None
     colours, things, image_pairs = split_labels(_labels(foundation.image_classifier), first_word=True)
     video_things, motions, video_pairs = split_labels(_labels(foundation.video_classifier), first_word=False)
     if sorted(things) != sorted(video_things):
@@ -140,15 +134,16 @@ def read_world(
         offset_s = np.arange(n_frames) * store.tr_s / n_frames
     train_segments = [*store.segments("train"), *store.segments("validation")]
     try:
+        films: dict[str, list[dict[str, Any]]] = json.loads(scenes_path.read_text())
         train = [scene for segment in train_segments for scene in films[segment]]
         places = tuple(sorted({scene["place"] for scene in train}))
         columns = judges.NAMES["column"]
         names = {"thing": things, "colour": colours, "place": places, "motion": motions, "position": columns}
         true, scene_number = _true_attributes(films, windows, names, store, offset_s)
         place_texts = _embed_places(train, places, foundation)
-    except (KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"expected scenes of every film with their attributes in {scenes_path}, found no {error}; simulate again"
+            f"expected scenes of every film with their attributes in {scenes_path}, found {error!r}; simulate again"
         ) from None
     return World(
         names, true, (scene_number != scene_number[:, :1]).any(axis=1), image_pairs[:, ::-1], video_pairs,

@@ -45,8 +45,8 @@ def caption_f1(prediction: Sequence[str], truth: Sequence[str]) -> np.ndarray:
     words of the truth). Exact and without a network, blind to synonyms and to word order.
 
     Range 0…1, higher is better; NaN where the true caption is empty. Captions share "a", "in",
-    "the", so chance is far above 0: compare with other clips. ROUGE is of Lin 2004, ACL workshop Text
-    Summarization Branches Out.
+    "the", so chance is far above 0: compare with other clips. ROUGE is of Lin 2004, ACL workshop
+    Text Summarization Branches Out.
     """
     return np.array([pairwise_caption_f1([p], [t])[0, 0] for p, t in zip(prediction, truth, strict=True)])
 

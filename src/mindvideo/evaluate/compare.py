@@ -1,7 +1,7 @@
 """Runs, subjects and methods compared score by score, as in the paper's Table 1.
 
-The paper's two-sample t-test takes neighbouring two-second windows as independent. Here whole blocks of consecutive
-windows are exchanged; the t-test's P is given beside it.
+The paper's two-sample t-test takes neighbouring two-second windows as independent. Here whole
+blocks of consecutive windows are exchanged; the t-test's P is given beside it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import math
 import re
 import warnings
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -23,7 +22,7 @@ from scipy.stats import ttest_ind
 
 from mindvideo.errors import DataError
 from mindvideo.evaluate import statistics
-from mindvideo.evaluate.aggregate import mean_of_finite
+from mindvideo.evaluate.aggregate import make_rng, mean_of_finite
 from mindvideo.evaluate.score import NETWORKS, ScoreResult, finite
 from mindvideo.evaluate.tables import read_scores, write_score, write_tables
 
@@ -132,8 +131,8 @@ def read_seeds(folders: Iterable[Path], name: str) -> WindowScores:
 def pool_seeds(runs: Sequence[WindowScores]) -> WindowScores:
     """The runs of several seeds as one, averaged window by window.
 
-    Seeds of a simulated dataset are other subjects who saw other films: their windows and blocks follow
-    one another.
+    Seeds of a simulated dataset are other subjects who saw other films: their windows and blocks
+    follow one another.
     """
     first = runs[0]
     if len(runs) == 1:
@@ -230,7 +229,7 @@ def _compare(
     key: str, first: WindowScores, second: WindowScores, permutations: int, bootstraps: int, seed: int
 ) -> dict[str, Any]:
     paired = first.truth == second.truth and len(first.block) == len(second.block)
-    rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
+    rng = make_rng(seed, key)
     known_a, known_b = first.known(key), second.known(key)
     if paired:
         known_a = known_b = known_a & known_b

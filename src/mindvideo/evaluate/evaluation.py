@@ -13,18 +13,18 @@ import zarr
 
 from mindvideo import distributed
 from mindvideo.clip_sets import WITHOUT_BRAIN
-from mindvideo.config import Evaluate, Recipe
+from mindvideo.config import Recipe
 from mindvideo.data.store import Store, person_folders, store_paths
 from mindvideo.data.windows import block_numbers
 from mindvideo.errors import DataError
 from mindvideo.evaluate import attributes, caption_scores, measure, motion, pixel, retrieval, semantic, statistics
-from mindvideo.evaluate.aggregate import Aggregator, add_holm, make_rng
+from mindvideo.evaluate.aggregate import Design, add_holm, make_rng
 from mindvideo.evaluate.audit import audit_store
 from mindvideo.evaluate.score import MAIN, NETWORKS, TRUTH, Evaluation, Score, ScoreResult
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.files import disk_errors, link_file, write_json, write_text
 from mindvideo.models.foundation import Foundation
-from mindvideo.stages import Progress, StageContext
+from mindvideo.stages import Progress, StageContext, Steps
 
 OTHER_PERSON_SETS = {"shuffled": "other_person", "reconstruction": "same_scene"}
 """Another person's sets of clips, and what they are beside one's own."""
@@ -32,30 +32,16 @@ OVER_TIME = "over_time"
 """Key of `Score.over_time` among what an evaluation goes without."""
 
 
-def list_scores(settings: Evaluate, n_windows: int, world: attributes.World | None = None) -> list[Score]:
-    """Every score on a test set of ``n_windows`` windows, in the order shown."""
+def list_scores(design: Design) -> list[Score]:
+    """Every score of such windows, in the order shown."""
     return [
-        *semantic.list_scores(settings),
+        *semantic.list_scores(design.settings),
         *pixel.SCORES,
-        *retrieval.list_scores(settings, n_windows),
+        *retrieval.list_scores(design.settings, len(design.block)),
         *caption_scores.SCORES,
         *motion.SCORES,
-        *(attributes.list_scores(world) if world is not None else ()),
+        *(attributes.list_scores(design.world) if design.world is not None else ()),
     ]
-
-
-def _check_sets(sets: Mapping[str, Any], truth: Any, block: np.ndarray) -> None:
-    measure.check_clips(TRUTH, truth)
-    if MAIN not in sets:
-        raise DataError(f"expected a set of clips named '{MAIN}', found {', '.join(sets) or 'none'}")
-    for name, clips in sets.items():
-        if name == TRUTH:
-            raise DataError(f"expected the truth as an argument of its own, found it among the sets as '{TRUTH}'")
-        measure.check_clips(name, clips, truth.shape)
-    if np.shape(block) != (truth.shape[0],):
-        raise DataError(
-            f"expected one block number for each of {truth.shape[0]} windows, found shape {np.shape(block)}"
-        )
 
 
 def _split_scores(
@@ -77,13 +63,8 @@ def evaluate_clips(
     sets: Mapping[str, Any],
     truth: Any,
     networks: Foundation | None,
+    design: Design,
     *,
-    block: np.ndarray,
-    settings: Evaluate | None = None,
-    seed: int = 0,
-    scene: np.ndarray | None = None,
-    film: np.ndarray | None = None,
-    world: attributes.World | None = None,
     without: Mapping[str, str] | None = None,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
@@ -97,16 +78,10 @@ def evaluate_clips(
         `mindvideo.clip_sets.CLIP_SETS` or names of their own. zarr arrays are read piece by piece.
     truth : array, uint8 (n, F, H, W, 3)
     networks : Foundation or None
-        None leaves out the scores that need a frozen network; anything with the methods asked for will do.
-    block : ndarray, int (n,)
-        Windows that are permuted and resampled together, see `data.windows.block_numbers`.
-    seed : int
-        Of permutations, bootstraps and chance pairings.
-    scene, film : ndarray (n,), optional
-        Chance compares clips of different scenes only (without them, of different windows), and
-        every score is given film by film too.
-    world : attributes.World, optional
-        True attributes of a simulated subject's windows; adds the scores of attributes.
+        None leaves out the scores that need a frozen network; anything with the methods asked for
+        will do.
+    design : Design
+        Of the n windows.
     without : mapping of str to str, optional
         What cannot be had (a `score.Needs`, or `OVER_TIME`) and why; the scores that need it are
         left out.
@@ -118,44 +93,30 @@ def evaluate_clips(
 
     Raises
     ------
-    DataError
-        For clips of another type or shape, or no reconstruction.
     SettingError
         For an N-way test with more ways than the classifier has classes.
     """
-    settings = settings or Evaluate.model_validate({})
-    block = np.asarray(block)
-    _check_sets(sets, truth, block)
     n, n_frames = truth.shape[:2]
     truth = np.asarray(truth[:])
     reasons = dict(without or {})
     if networks is None:
         reasons = dict.fromkeys(NETWORKS, "it needs a frozen network and none was given") | reasons
-    chosen, left_out = _split_scores(list_scores(settings, n, world), n_frames, reasons)
+    chosen, left_out = _split_scores(list_scores(design), n_frames, reasons)
     needs = {score.needs for score in chosen}
     everything = {TRUTH: truth, MAIN: sets[MAIN], **sets}
-    total, done = n * len(everything) * (1 if networks is None else 2), 0
-
-    def advance(count: int, name: str) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, total, {"set": name})
-
+    steps = Steps(progress, n * len(everything) * (1 if networks is None else 2))
     features: dict[str, Any] = {}
     for name, clips in everything.items():
         if networks is None:
             break
         cache = cache_dir / f"{name}.safetensors" if cache_dir is not None else None
         features[name] = measure.extract_features(clips, networks, needs, cache)
-        advance(n, name)
-    allowed = measure.allowed_pairs(scene, n)
-    partners = measure.draw_partners(allowed, make_rng(seed, "chance"))
+        steps.add(n, set=name)
+    partners = measure.draw_partners(design.allowed, make_rng(design.seed, "chance"))
     by_frames = [score for score in chosen if score.needs in ("frames", "flow")]
     windows, sampled = measure.measure_frames(
-        by_frames, everything, truth, partners, lambda count: advance(count, "frames")
+        by_frames, everything, truth, partners, lambda count: steps.add(count, set="frames")
     )
-    aggregator = Aggregator(block, film, settings, seed)
     named = measure.describe_networks(networks, needs)
     results: dict[str, ScoreResult] = {}
     paired: dict[str, np.ndarray] = {}
@@ -168,13 +129,13 @@ def evaluate_clips(
         pairs = None
         if score.pairwise is not None and score.needs in NETWORKS:
             pairs = paired[score.name] = score.pairwise(features[MAIN], features[TRUTH])
-        result = aggregator.summarise(score, windows[score.name], named.get(score.needs, ""))
-        results[score.name] = aggregator.add_chance(result, pairs, sampled.get(score.name, []), allowed)
+        result = design.summarise(score, windows[score.name], named.get(score.needs, ""))
+        results[score.name] = design.add_chance(result, pairs, sampled.get(score.name, []))
     return Evaluation(
         add_holm(results),
         {score.name: windows[score.name] for score in chosen},
         left_out,
-        _smallest_p(results, aggregator),
+        _smallest_p(results, design),
         measure.fingerprint(truth, TRUTH),
         networks.identity if networks is not None else "none",
         paired,
@@ -185,56 +146,38 @@ def evaluate_windows(
     sets: Mapping[str, Any],
     truth: Any,
     foundation: Foundation,
-    recipe: Recipe,
-    windows: Sequence[Mapping[str, Any]],
-    block: np.ndarray,
+    design: Design,
     without: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Evaluation:
-    """`evaluate_clips` of listed windows, as a recipe says; ``options`` are passed on."""
-    return evaluate_clips(
-        sets,
-        truth,
-        foundation,
-        block=block,
-        settings=recipe.evaluate,
-        seed=recipe.seed,
-        scene=np.array([window["scene"] for window in windows]),
-        film=np.array([window["segment"] for window in windows]),
-        without=measure.list_missing(foundation, recipe.evaluate, ["captions"]) | dict(without or {}),
-        **options,
-    )
+    """`evaluate_clips`, without the scores of captions where these cannot be had."""
+    reasons = measure.list_missing(foundation, design.settings, ["captions"]) | dict(without or {})
+    return evaluate_clips(sets, truth, foundation, design, without=reasons, **options)
 
 
-def _smallest_p(results: Mapping[str, ScoreResult], aggregator: Aggregator) -> float | None:
+def _smallest_p(results: Mapping[str, ScoreResult], design: Design) -> float | None:
     """The smallest P after Holm that is possible; None where nothing was tested."""
     tested = sum("shuffled" in result.p or "shuffled_pairing" in result.p for result in results.values())
-    n_blocks, settings = len(np.unique(aggregator.block)), aggregator.settings
-    smallest = statistics.smallest_p(n_blocks, None, settings.permutations, two_sided=False)
+    n_blocks = len(np.unique(design.block))
+    smallest = statistics.smallest_p(n_blocks, None, design.settings.permutations, two_sided=False)
     return min(1.0, tested * smallest) if tested else None
 
 
-def average_people(
-    evaluations: Sequence[Evaluation],
-    scores: Sequence[Score],
-    aggregator: Aggregator,
-    scene: np.ndarray,
-) -> Evaluation:
+def average_people(evaluations: Sequence[Evaluation], design: Design) -> Evaluation:
     """Several people's evaluations as one: a window's value is the mean over people."""
-    first, known = evaluations[0], {score.name: score for score in scores}
-    allowed = measure.allowed_pairs(scene, len(aggregator.block))
+    first, known = evaluations[0], {score.name: score for score in list_scores(design)}
     results, windows = {}, {}
     for name, entry in first.scores.items():
         sets = first.windows[name]
         windows[name] = {key: np.mean([each.windows[name][key] for each in evaluations], axis=0) for key in sets}
-        result = aggregator.summarise(known[name], windows[name], entry.network)
+        result = design.summarise(known[name], windows[name], entry.network)
         if name in first.pairs:
             pairs = np.mean([each.pairs[name] for each in evaluations], axis=0)
-            results[name] = aggregator.add_chance(result, pairs, [], allowed)
+            results[name] = design.add_chance(result, pairs, [])
         else:
             chances = [chance for each in evaluations if (chance := each.scores[name].chance) is not None]
             results[name] = replace(result, chance=float(np.mean(chances)) if chances else None)
-    smallest, about = _smallest_p(results, aggregator), (first.truth, first.networks)
+    smallest, about = _smallest_p(results, design), (first.truth, first.networks)
     return Evaluation(add_holm(results), windows, first.left_out, smallest, *about)
 
 
@@ -249,15 +192,6 @@ def list_rate_mismatch(about: Mapping[str, Any], n_frames: int, stored: int) -> 
     return {OVER_TIME: f"the truth's {stored} stored frames a scan do not move like {n_frames}: {reason}"}
 
 
-def _read_windows(path: Path, n: int) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise DataError(f"expected the list of reconstructed windows at {path}, found none; run reconstruct first")
-    windows = json.loads(path.read_text())
-    if len(windows) != n:
-        raise DataError(f"expected {n} windows in {path}, as many as there are clips, found {len(windows)}")
-    return windows
-
-
 def open_reconstructions(folder: Path) -> tuple[zarr.Group, dict[str, Any], Any]:
     """``clips.zarr``, its sets of clips in order, and the truth; DataError if unfinished."""
     if not (folder / "clips.zarr").is_dir():
@@ -268,10 +202,7 @@ def open_reconstructions(folder: Path) -> tuple[zarr.Group, dict[str, Any], Any]
             f"expected finished reconstructions in {folder / 'clips.zarr'}, found some not finished; run reconstruct again"
         )
     names: Any = group.attrs.get("names") or sorted(group.array_keys())
-    sets: dict[str, Any] = {name: group[name] for name in names if name != TRUTH}
-    if TRUTH not in group:
-        raise DataError(f"expected an array '{TRUTH}' in {folder / 'clips.zarr'}, found {sorted(sets)}")
-    return group, sets, group[TRUTH]
+    return group, {name: group[name] for name in names if name != TRUTH}, group[TRUTH]
 
 
 def run(context: StageContext) -> None:
@@ -297,12 +228,11 @@ def run(context: StageContext) -> None:
             share_features(places[other] / "features", place / "features", same | OTHER_PERSON_SETS)
         found.append(_evaluate_person(recipe, run_dir, store, source, place, sets, progress))
     if len(found) > 1:
-        aggregator, windows, scores, about = found[0][1:]
-        scene = np.array([window["scene"] for window in windows])
-        together = average_people([each[0] for each in found], scores, aggregator, scene)
+        _, design, windows, about = found[0]
+        together = average_people([each[0] for each in found], design)
         about |= {"people": [place.name for place in places]}
         write_text(folder / "near_duplicates.json", (places[0] / "near_duplicates.json").read_text())
-        write_evaluation(together, folder, windows, aggregator.block, about)
+        write_evaluation(together, folder, windows, design.block, about)
 
 
 def share_features(source: Path, target: Path, names: Mapping[str, str]) -> None:
@@ -321,11 +251,13 @@ def _evaluate_person(
     folder: Path,
     others: Mapping[str, Any],
     progress: Progress | None,
-) -> tuple[Evaluation, Aggregator, list[dict[str, Any]], list[Score], dict[str, Any]]:
+) -> tuple[Evaluation, Design, list[dict[str, Any]], dict[str, Any]]:
     """Write one person's scores; returns what an evaluation over people needs."""
     group, sets, truth = open_reconstructions(source)
     sets = sets | dict(others)
-    windows = _read_windows(source / "windows.json", truth.shape[0])
+    windows, n = json.loads((source / "windows.json").read_text()), truth.shape[0]
+    if len(windows) != n:
+        raise DataError(f"expected {n} windows in {source / 'windows.json'}, one a clip, found {len(windows)}")
     store = Store.open(store_path)
     block_scans = recipe.evaluate.block_scans(store.tr_s)
     film = np.array([window["segment"] for window in windows])
@@ -339,10 +271,10 @@ def _evaluate_person(
             world = attributes.read_world(scenes, windows, foundation, store, truth.shape[1], from_films)
         except attributes.NoPairsError as error:
             left_out["attributes"] = str(error)
-    evaluation = evaluate_windows(
-        sets, truth, foundation, recipe, windows, block, list_rate_mismatch(group.attrs, truth.shape[1], store.num_frames),
-        world=world, cache_dir=folder / "features", progress=progress,
-    )  # fmt: skip
+    design = Design.of(recipe, windows, block, world)
+    mismatch = list_rate_mismatch(group.attrs, truth.shape[1], store.num_frames)
+    options: dict[str, Any] = {"cache_dir": folder / "features", "progress": progress}
+    evaluation = evaluate_windows(sets, truth, foundation, design, mismatch, **options)
     audit = audit_store(store, sorted(set(film.tolist())))
     if world is not None:
         content = attributes.summarise_attributes(evaluation.scores, world)
@@ -360,5 +292,4 @@ def _evaluate_person(
         for name, content in audit.items():
             write_json(folder / name, content)
         write_evaluation(evaluation, folder, windows, block, about)
-    aggregator = Aggregator(block, film, recipe.evaluate, recipe.seed)
-    return evaluation, aggregator, windows, list_scores(recipe.evaluate, len(block), world), about
+    return evaluation, design, windows, about

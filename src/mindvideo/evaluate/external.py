@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import numpy as np
 from mindvideo import distributed
 from mindvideo.config import Recipe
 from mindvideo.errors import DataError, SettingError
+from mindvideo.evaluate.aggregate import Design
 from mindvideo.evaluate.evaluation import evaluate_clips
 from mindvideo.evaluate.measure import is_shipped, list_missing
 from mindvideo.evaluate.results import Clips, align_clips, pair_clips, read_clips, split_side_by_side
@@ -34,7 +36,8 @@ SHIPPED_KIT = "the shipped kit's networks know drawn scenes only: of films of an
 def deal_to_other_blocks(block: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
     """A random order (n,) in which no window stays in its own block, or None with too few blocks.
 
-    Windows lie block by block in random order, and go round by more places than the longest block has.
+    Windows lie block by block in random order, and go round by more places than the longest block
+    has.
     """
     names, sizes = np.unique(block, return_counts=True)
     longest = int(sizes.max())
@@ -60,22 +63,11 @@ def make_controls(clips: np.ndarray, truth: np.ndarray, block: np.ndarray, seed:
     return controls
 
 
-def evaluate_results(
-    clips: Path,
-    reference: Path | None,
-    out: Path,
-    recipe: Recipe,
-    foundation: Path | str | None = None,
-    *,
-    block_clips: int = 10,
-    size: int | None = None,
-    fit: Literal["stretch", "crop"] | None = None,
-    say: Callable[[str], None] = print,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """Score a folder of clips against true ones, or of side-by-side GIFs against themselves.
+@dataclass(frozen=True)
+class Asked:
+    """A folder of clips to score against true ones, or of side-by-side GIFs against themselves.
 
-    Parameters
+    Attributes
     ----------
     clips, reference : Path
         See `results.read_clips`. Without a reference ``clips`` holds films with the truth on the
@@ -89,14 +81,26 @@ def evaluate_results(
         Clips in natural order that are permuted and resampled together: 10 clips of 2 s are 20 s.
     size, fit
         See `results.align_clips`.
-    say : callable
-        Told what was cut and changed.
     """
+
+    clips: Path
+    reference: Path | None
+    out: Path
+    recipe: Recipe
+    foundation: Path | str | None = None
+    block_clips: int = 10
+    size: int | None = None
+    fit: Literal["stretch", "crop"] | None = None
+
+
+def evaluate_results(asked: Asked, say: Callable[[str], None] = print, progress: Progress | None = None) -> Evaluation:
+    """Score what is asked for, and say what was cut and changed."""
+    recipe, out, block_clips, foundation = asked.recipe, asked.out, asked.block_clips, asked.foundation
     if block_clips < 1:
         raise SettingError(f"expected blocks of at least one clip, found {block_clips}")
     _check_out(out)
-    ours, theirs = pair_clips(*_read_pair(clips, reference))
-    predicted, truth, changed = align_clips(ours, theirs, size, fit)
+    ours, theirs = pair_clips(*_read_pair(asked.clips, asked.reference))
+    predicted, truth, changed = align_clips(ours, theirs, asked.size, asked.fit)
     notes = [*dict.fromkeys([*ours.notes, *theirs.notes]), *changed]
     for note in notes:
         say(note)
@@ -117,14 +121,19 @@ def evaluate_results(
         left_out["shuffled_pairing"] = (
             f"{len(truth)} clips are fewer than two blocks of {block_clips}; make blocks smaller"
         )
+    design = Design(block, recipe.evaluate, recipe.seed, scene=block if len(np.unique(block)) > 1 else None)
     evaluation = evaluate_clips(
-        {MAIN: predicted, **controls}, truth, networks, block=block, settings=recipe.evaluate, seed=recipe.seed,
-        scene=block if len(np.unique(block)) > 1 else None, without=without, cache_dir=out / "features",
+        {MAIN: predicted, **controls},
+        truth,
+        networks,
+        design,
+        without=without,
+        cache_dir=out / "features",
         progress=progress,
-    )  # fmt: skip
+    )
     about = {
-        "clips": str(clips),
-        "reference": str(reference) if reference is not None else "left halves",
+        "clips": str(asked.clips),
+        "reference": str(asked.reference) if asked.reference is not None else "left halves",
         "notes": notes,
         "frames": list(truth.shape[1:4]),
         "block_clips": block_clips,

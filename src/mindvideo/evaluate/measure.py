@@ -17,7 +17,6 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mindvideo.config import Evaluate
-from mindvideo.errors import DataError
 from mindvideo.evaluate import judges, motion
 from mindvideo.evaluate.score import MAIN, NETWORKS, Score
 from mindvideo.files import beside
@@ -77,14 +76,6 @@ class Features:
 def as_array(values: Any) -> np.ndarray:
     """A tensor on whatever device, or an array, as float32."""
     return np.asarray(values.detach().cpu().float() if hasattr(values, "detach") else values, dtype=np.float32)
-
-
-def check_clips(name: str, clips: Any, shape: tuple[int, ...] | None = None) -> None:
-    """DataError unless ``clips`` is uint8 (n, F, H, W, 3), of the shape if given."""
-    if clips.ndim != 5 or clips.dtype != np.uint8 or clips.shape[-1] != 3 or not all(clips.shape):
-        raise DataError(f"expected uint8 clips (n, F, H, W, 3) as '{name}', found {clips.dtype} {tuple(clips.shape)}")
-    if shape is not None and tuple(clips.shape) != tuple(shape):
-        raise DataError(f"expected '{name}' in the truth's shape {tuple(shape)}, found {tuple(clips.shape)}")
 
 
 def fingerprint(clips: Any, identity: str) -> str:
@@ -213,11 +204,6 @@ def measure_frames(
             advance(len(made.clips))
     windows = {name: {key: np.concatenate(values) for key, values in by_set.items()} for name, by_set in parts.items()}
     return windows, {name: [np.concatenate(values) for values in lists] for name, lists in paired.items()}
-
-
-def allowed_pairs(scene: np.ndarray | None, n: int) -> np.ndarray:
-    """Which truths are of 'another clip' (n, n): of other scenes, where these are known."""
-    return ~np.eye(n, dtype=bool) if scene is None else np.asarray(scene)[:, None] != np.asarray(scene)[None]
 
 
 def draw_partners(allowed: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:

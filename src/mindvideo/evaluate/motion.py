@@ -1,6 +1,7 @@
 """Motion scores: change from frame to frame, and optical flow against the truth's.
 
-Shapes: clips are uint8 (n, F, H, W, 3); flow is float32 (n, F−1, H, W, 2), pixels per frame interval, x then y.
+Shapes: clips are uint8 (n, F, H, W, 3); flow is float32 (n, F−1, H, W, 2), pixels per frame
+interval, x then y.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def optical_flow(clips: np.ndarray, method: Method = "dis") -> np.ndarray:
 def end_point_error(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Mean length of the difference between two flows, in pixels per frame interval.
 
-    Range 0…∞, lower is better (Baker et al. 2011, International Journal of Computer Vision 92). A clip
-    without motion scores the truth's own mean speed, which on slow films is hard to beat: compare
-    with the constant image.
+    Range 0…∞, lower is better (Baker et al. 2011, International Journal of Computer Vision 92). A
+    clip without motion scores the truth's own mean speed, which on slow films is hard to beat:
+    compare with the constant image.
     """
     return np.linalg.norm(prediction - truth, axis=-1).mean(axis=(1, 2, 3), dtype=np.float64)
 

@@ -1,6 +1,7 @@
 """Clips that others made, from folders: films, arrays, sequences of pictures, and side-by-side GIFs.
 
-Shapes: a clip is uint8 (F, H, W, 3); clips of one source may differ in F, H and W until `align_clips`.
+Shapes: a clip is uint8 (F, H, W, 3); clips of one source may differ in F, H and W until
+`align_clips`.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def read_clips(source: Path) -> Clips:
     source : Path
         A folder of films, of GIFs, of ``.npy`` clips, of pictures (one frame each), or of folders
         of pictures (a sequence each); or a ``.npy`` file (n, F, H, W, 3). Arrays are uint8, or
-        floats in 0…1 that are scaled by 255; channels may come before height and width. DataError for
-        a missing, empty or mixed folder, or a damaged file, naming it.
+        floats in 0…1 that are scaled by 255; channels may come before height and width. DataError
+        for a missing, empty or mixed folder, or a damaged file, naming it.
     """
     if source.is_file() and source.suffix.lower() == ".npy":
         array, said = _as_frames(_load_array(source), source, (5,))

@@ -1,17 +1,20 @@
 """A score is one object, a measured score another.
 
-To add a score, write its function and its `Score` line in its family's file; tables, comparison, ablation and report
-take it from there.
+To add a score, write its function and its `Score` line in its family's file; tables, comparison,
+ablation and report take it from there.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from mindvideo.errors import DataError
 
 Needs = Literal["frames", "flow", "images", "clips", "embeddings", "captions", "columns"]
 """What a score looks at: frames, optical flow, or what a frozen network says of frames (``images``:
@@ -172,13 +175,6 @@ class ScoreResult:
         content = {name: value for name, value in asdict(self).items() if name != "name"}
         return content | {"from_brain": self.from_brain, "better_baselines": self.better_baselines}
 
-    @classmethod
-    def from_json(cls, name: str, content: Mapping[str, Any]) -> ScoreResult:
-        """Read an entry of ``scores.json``; what is absent or not finite becomes None."""
-        known = {key: content[key] for key in _READERS if key in content}
-        read = {key: _READERS[key](value) for key, value in known.items()}
-        return cls(name, **({"value": None} | read))
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -220,33 +216,16 @@ def finite(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _read_interval(value: Any) -> Interval:
-    return (finite(value[0]), finite(value[1])) if isinstance(value, list | tuple) and len(value) == 2 else NO_INTERVAL
+def parse_scores(content: Mapping[str, Mapping[str, Any]]) -> dict[str, ScoreResult]:
+    """The scores of ``scores.json``; DataError for what `ScoreResult.to_json` does not write."""
+    try:
+        return _RESULTS.validate_python({name: {**entry, "name": name} for name, entry in content.items()})
+    except (ValidationError, TypeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        raise DataError(
+            f"expected the scores that 'mindvideo evaluate' writes, found {'.'.join(map(str, first['loc']))} damaged "
+            f"({first['msg']}); evaluate again"
+        ) from None
 
 
-def _each(read: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
-    return lambda value: {str(key): read(item) for key, item in value.items()} if isinstance(value, dict) else {}
-
-
-def _read_film(value: Any) -> dict[str, Any]:
-    return {
-        "value": finite(value.get("value")),
-        "interval": _read_interval(value.get("interval")),
-        "n": int(finite(value.get("n")) or 0),
-        "controls": _each(finite)(value.get("controls")),
-    }
-
-
-_READERS: dict[str, Callable[[Any], Any]] = {
-    **{item.name: lambda value: str(value or "") for item in fields(ScoreResult) if item.type == "str"},
-    **{item.name: finite for item in fields(ScoreResult) if item.type == "float | None"},
-    **{item.name: _read_interval for item in fields(ScoreResult) if item.type == "Interval"},
-    **dict.fromkeys(("controls", "p", "p_holm"), _each(finite)),
-    "roles": _each(str),
-    "control_intervals": _each(_read_interval),
-    "films": _each(_read_film),
-    "n": lambda value: int(finite(value) or 0),
-    "higher_is_better": lambda value: value if isinstance(value, bool) else None,
-    "is_main": bool,
-}
-del _READERS["name"]
+_RESULTS = TypeAdapter(dict[str, ScoreResult])

@@ -1,7 +1,7 @@
 """Inference that respects dependence: whole blocks of consecutive windows are permuted and resampled.
 
-Two-second windows of one film are not independent, so tests that treat them as such report far too small P-values.
-Shapes: n windows, each with a block number; windows of one block stay together.
+Two-second windows of one film are not independent, so tests that treat them as such report far too
+small P-values. Shapes: n windows, each with a block number; windows of one block stay together.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import Literal
 
 import numpy as np
 
-from mindvideo.errors import DataError
-
 Alternative = Literal["greater", "two-sided"]
 _PIECE = 2**18
 ENDS = (0.025, 0.975)
@@ -24,13 +22,6 @@ P_CLASSES = ((0.0001, "p<0.0001"), (0.01, "p<0.01"), (0.05, "p<0.05"))
 
 def _by_block(values: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sum and number of windows of each block, float64."""
-    values, block = np.asarray(values, dtype=np.float64), np.asarray(block)
-    if values.ndim != 1 or values.shape != block.shape or not len(values):
-        raise DataError(f"expected values and block numbers (n,) of one length, found {values.shape} and {block.shape}")
-    if not np.isfinite(values).all():
-        raise DataError(
-            f"expected finite values, found {int((~np.isfinite(values)).sum())} of {len(values)} that are not"
-        )
     _, index = np.unique(block, return_inverse=True)
     return np.bincount(index, weights=values), np.bincount(index).astype(np.float64)
 
@@ -55,8 +46,8 @@ def block_permutation_p(
     Under the null hypothesis the two members of a pair are exchangeable; the sign of the difference
     is flipped for whole blocks at once, and the sum compared with the observed one. All 2^B flips
     are enumerated where they are no more than ``permutations``; else they are sampled and the
-    observed one is counted in (Phipson & Smyth 2010). P in (0, 1]; the smallest possible is therefore
-    2^−B or 1 / (permutations + 1).
+    observed one is counted in (Phipson & Smyth 2010). P in (0, 1]; the smallest possible is
+    therefore 2^−B or 1 / (permutations + 1).
 
     Parameters
     ----------
@@ -148,8 +139,8 @@ def block_bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of the mean over windows, whole blocks drawn with replacement.
 
-    NaN twice with a single block, which says nothing about the variation between blocks. As in Künsch
-    1989, Annals of Statistics 17, but with fixed blocks that do not overlap.
+    NaN twice with a single block, which says nothing about the variation between blocks. As in
+    Künsch 1989, Annals of Statistics 17, but with fixed blocks that do not overlap.
     """
     sums, counts = _by_block(values, block)
     return _find_ends(_resample(sums, counts, bootstraps, rng)) if len(sums) > 1 else (math.nan, math.nan)
@@ -220,9 +211,10 @@ def fraction_of_way(
 ) -> tuple[float, float, float]:
     """How far scores come on the way from a control's to a ceiling's: (value − control) / (ceiling − control).
 
-    0 is the control, 1 the ceiling. Means are over the windows where all three are known. The fraction
-    is followed by the ends of its interval, a percentile bootstrap of the ratio over whole blocks: NaN
-    where the ceiling is no better than the control, the ends also where it is not in some bootstrap.
+    0 is the control, 1 the ceiling. Means are over the windows where all three are known. The
+    fraction is followed by the ends of its interval, a percentile bootstrap of the ratio over whole
+    blocks: NaN where the ceiling is no better than the control, the ends also where it is not in
+    some bootstrap.
     """
     known = np.isfinite(values) & np.isfinite(control) & np.isfinite(ceiling)
     if not known.any():

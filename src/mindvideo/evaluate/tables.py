@@ -14,7 +14,7 @@ import numpy as np
 
 from mindvideo.clip_sets import ClipSet, clip_set
 from mindvideo.evaluate import statistics
-from mindvideo.evaluate.score import MAIN, Evaluation, ScoreResult
+from mindvideo.evaluate.score import MAIN, Evaluation, ScoreResult, parse_scores
 from mindvideo.files import write_json, write_text
 
 Scores = Mapping[str, ScoreResult]
@@ -71,8 +71,8 @@ def table_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> lis
 def brief_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> list[list[str]]:
     """What fits a narrow terminal: score, value, interval, chance, two controls with P by Holm.
 
-    These are ``shuffled`` and ``mean`` where the scores have them, else the first two. The last column
-    says what came from the brain, and which baseline is better still.
+    These are ``shuffled`` and ``mean`` where the scores have them, else the first two. The last
+    column says what came from the brain, and which baseline is better still.
     """
     controls = dict.fromkeys(
         other for entry in scores.values() for other in entry.controls if entry.roles[other] == "control"
@@ -199,8 +199,8 @@ def write_evaluation(
 ) -> None:
     """Write the files of an evaluation into ``folder``, ``scores.json`` last.
 
-    ``windows.csv`` has every window, ``scores.csv`` every number, ``scores.tex`` a table for a paper,
-    ``evaluation.json`` clips, networks, settings and sets, and what was left out.
+    ``windows.csv`` has every window, ``scores.csv`` every number, ``scores.tex`` a table for a
+    paper, ``evaluation.json`` clips, networks, settings and sets, and what was left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     about = dict(about or {})
@@ -218,15 +218,6 @@ def write_evaluation(
     write_text(folder / "windows.csv", csv_table(window_rows(evaluation, windows, block)))
     write_json(folder / "evaluation.json", details)
     write_tables(folder / "scores", entries, detail_rows(evaluation.scores), table_rows(evaluation.scores, sets))
-
-
-def parse_scores(content: Mapping[str, Any]) -> dict[str, ScoreResult]:
-    """The scores of ``scores.json``; older ones have no label."""
-    return {
-        name: ScoreResult.from_json(name, {"label": name.replace("_", " ")} | entry)
-        for name, entry in content.items()
-        if isinstance(entry, dict) and "value" in entry
-    }
 
 
 def read_scores(path: Path) -> dict[str, ScoreResult]:

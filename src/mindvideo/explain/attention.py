@@ -43,8 +43,6 @@ def average_temporal_attention(encoder: Encoder, fmri: np.ndarray) -> np.ndarray
 
 
 def _average(function: Callable[[torch.Tensor], torch.Tensor], encoder: Encoder, fmri: np.ndarray) -> np.ndarray:
-    if not len(fmri):
-        raise DataError("expected windows to average attention over, found none")
     encoder.eval()
     total: np.ndarray | float = 0.0
     for start in range(0, len(fmri), BATCH_WINDOWS):
@@ -86,8 +84,8 @@ def map_parcels(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
 def sum_by_network(values: np.ndarray, vertex: np.ndarray) -> dict[str, float]:
     """Share of each Yeo-17 network in values (V,) of voxels at ``vertex`` (V,), as in the paper's Fig. 7.
 
-    Voxels outside of the networks (Yeo et al. 2011, Journal of Neurophysiology 106) are left out. Larger
-    networks receive more: compare with the shares of a uniform map.
+    Voxels outside of the networks (Yeo et al. 2011, Journal of Neurophysiology 106) are left out.
+    Larger networks receive more: compare with the shares of a uniform map.
     """
     sums = np.bincount(yeo17_labels()[vertex], weights=values, minlength=18)[1:]
     if not sums.sum() > 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,10 @@ from mindvideo.files import beside, disk_errors, write_json
 from mindvideo.models.encoders import load_encoder, load_masked_brain
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.interfaces import Encoder, of_person
-from mindvideo.stages import Progress, StageContext
+from mindvideo.stages import Progress, StageContext, Steps
 
 MAP_WINDOWS = 64
 _FINAL_STAGES = ("cotrain", "align")
-Advance = Callable[[str], None]
 
 
 def load_encoders(run_dir: Path, stores: Sequence[Store]) -> dict[str, Encoder]:
@@ -81,12 +80,12 @@ def token_voxels(encoder: Encoder) -> list[np.ndarray]:
 
 
 def occlusion_map(
-    encoder: Encoder, fmri: np.ndarray, targets: occlusion.Targets, advance: Advance
+    encoder: Encoder, fmri: np.ndarray, targets: occlusion.Targets, steps: Steps
 ) -> dict[str, np.ndarray]:
     """Drop in alignment per voxel, (V,) by measure, with one token silenced at a time."""
     sources = token_voxels(encoder)
     groups = {str(t): np.unique(voxels) for t, voxels in enumerate(sources)}
-    _, drops = occlusion.measure_drops(encoder, fmri, groups, targets, lambda: advance("occlusion"))
+    _, drops = occlusion.measure_drops(encoder, fmri, groups, targets, steps)
     return {
         measure: attention.spread_to_voxels(
             np.array([drops[name][measure] for name in groups]), sources, encoder.config.num_voxels
@@ -141,7 +140,7 @@ def _network_sizes(vertex: np.ndarray) -> dict[str, dict[str, float]]:
     }
 
 
-def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, advance: Advance) -> None:
+def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, steps: Steps) -> None:
     interactive = [name for name in cortex if name.startswith(f"attention_{final}_")][-1:] + ["occlusion_tokens"]
     labels = {"attention": "attention, 1 = uniform", "occlusion": "drop in token correlation a voxel"}
     for name, values in cortex.items():
@@ -154,7 +153,7 @@ def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, advance: A
             draw_inflated(values, folder / f"inflated_{name}.png", title, labels[kind])
             if name in interactive:
                 write_interactive(values, folder / f"surface_{name}.html", title)
-            advance("maps")
+            steps.add(part="maps")
 
 
 def run(context: StageContext) -> None:
@@ -170,8 +169,9 @@ def run(context: StageContext) -> None:
       ``surface_*.html`` (interactive), and ``networks.png``;
     - of a simulated subject ``truth.json``: how well each map, and those of untrained encoders, finds the true signal.
 
-    An encoder without attention maps has ``occlusion.json`` alone, and voxels without places ``temporal.json``
-    alone. ModelError when there is no trained encoder, or it was made for other voxels or another condition.
+    An encoder without attention maps has ``occlusion.json`` alone, and voxels without places
+    ``temporal.json`` alone. ModelError when there is no trained encoder, or it was made for other
+    voxels or another condition.
     """
     recipe, run_dir, folder, progress = context
     stores = open_stores(recipe.data, run_dir)
@@ -194,11 +194,6 @@ def explain_person(
     """Maps of one person, see `run`; ``truth_path`` exists for a simulated one."""
     final = next(stage for stage in _FINAL_STAGES if stage in encoders)
     encoder = encoders[final]
-    if encoder.config.condition_width != foundation.condition_width:
-        raise ModelError(
-            f"expected a condition of width {foundation.condition_width} (the foundation's), found "
-            f"{encoder.config.condition_width} in the encoder of {final}; use the foundation it was aligned to"
-        )
     windows = Windows(store, "test", encoder.config.window)
     index = spread_evenly(len(windows), recipe.explain.max_windows)
     fmri = windows.fmri(index)
@@ -209,18 +204,12 @@ def explain_person(
     targets = make_targets(foundation, windows, index)
     sources = encoder.token_voxels()
     layers = {} if sources is None else {stage: attention_by_layer(model, fmri) for stage, model in encoders.items()}
-    total, done = len(areas), 0
+    total = len(areas)
     is_drawn = not store.parcels or bool(np.isfinite(attention.map_parcels(np.ones(len(areas)), list(areas))).any())
     if sources is not None:
         total += (sum(map(len, layers.values())) + 1) * is_drawn + len(sources) * (1 + UNTRAINED * truth_path.is_file())
-
-    def advance(what: str) -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total, {"part": what})
-
-    intact, drops = occlusion.measure_drops(encoder, fmri, areas, targets, lambda: advance("occlusion"))
+    steps = Steps(progress, total)
+    intact, drops = occlusion.measure_drops(encoder, fmri, areas, targets, steps)
     by_area = {name: {"n_voxels": len(areas[name]), **drops[name]} for name in areas}
     about = {"stage": final, "n_windows": len(index), "measures": occlusion.MEANING}
     files: dict[str, Any] = {"occlusion": about | {"intact": intact, "areas": by_area}}
@@ -234,7 +223,7 @@ def explain_person(
         shares[stage] = {layer: _shares(values, store, areas) for layer, values in by_layer.items()}
     few = spread_evenly(len(index), MAP_WINDOWS)
     few_targets = occlusion.Targets(targets.text[few], targets.image[few], targets.tokens[few])
-    for measure, values in occlusion_map(encoder, fmri[few], few_targets, advance).items():
+    for measure, values in occlusion_map(encoder, fmri[few], few_targets, steps).items():
         voxel_maps[f"occlusion_{measure}"] = values
     if truth_path.is_file():
         is_informative, signal = read_truth(truth_path, store.vertex)
@@ -242,7 +231,7 @@ def explain_person(
         for number in range(UNTRAINED):
             fresh = untrained_like(encoder, recipe.seed + number)
             drawn = {f"attention_{name}": values for name, values in attention_by_layer(fresh, fmri).items()}
-            dropped = occlusion_map(fresh, fmri[few], few_targets, advance)
+            dropped = occlusion_map(fresh, fmri[few], few_targets, steps)
             untrained.append(drawn | {f"occlusion_{measure}": values for measure, values in dropped.items()})
         rng = np.random.default_rng([recipe.seed, len(index)])
         files["truth"] = compare_with_truth(voxel_maps, untrained, is_informative, signal, sources, rng) | {
@@ -265,7 +254,7 @@ def explain_person(
         if is_drawn:
             with beside(folder / "maps.npz") as place, place.open("wb") as handle:
                 np.savez_compressed(handle, allow_pickle=False, **cortex)
-            _draw(folder, cortex, final, advance)
+            _draw(folder, cortex, final, steps)
         if "networks" in files:
             expected = {name: size["share"] for name, size in files["networks"].items()}
             draw_networks(shares, expected, folder / "networks.png")

@@ -5,7 +5,7 @@ Shapes: n windows, W scans, V voxels, L condition tokens, C condition width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from mindvideo.atlas import area_names
 from mindvideo.errors import DataError
 from mindvideo.models.interfaces import Encoder
+from mindvideo.stages import Steps
 
 BATCH_WINDOWS = 64
 MEANING = {
@@ -57,12 +58,14 @@ def _centred_cosine(first: np.ndarray, second: np.ndarray) -> float:
 def measure_alignment(condition: np.ndarray, targets: Targets) -> dict[str, float]:
     """How well conditions (n, L, C) fit their windows, whatever their scale.
 
-    ``text`` and ``image`` are the mean cosine of pooled condition and embedding, ``tokens`` is the correlation
-    of all token values; all are centred over the windows. (R² would rise by silencing anything where conditions
-    are too large.)
+    ``text`` and ``image`` are the mean cosine of pooled condition and embedding, ``tokens`` is the
+    correlation of all token values; all are centred over the windows. (R² would rise by silencing
+    anything where conditions are too large.)
     """
-    if condition.shape != targets.tokens.shape or len(condition) < 2:
-        raise DataError(f"expected two or more conditions of shape {targets.tokens.shape}, found {condition.shape}")
+    if len(condition) < 2:
+        raise DataError(
+            "expected two or more windows to measure alignment over, found one; set explain.max_windows higher"
+        )
     pooled = condition.mean(axis=1, dtype=np.float64)
     wide = (part.astype(np.float64) for part in (condition, targets.tokens))
     found, true = (part - part.mean(axis=0) for part in wide)
@@ -79,7 +82,7 @@ def measure_drops(
     fmri: np.ndarray,
     groups: Mapping[str, np.ndarray],
     targets: Targets,
-    advance: Callable[[], None] = lambda: None,
+    steps: Steps | None = None,
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """`measure_alignment` of the intact encoder, and its drop when each group of voxels is silenced.
 
@@ -88,8 +91,8 @@ def measure_drops(
     fmri : ndarray, float32 (n, W, V)
     groups : mapping of str to ndarray of int
         Voxel indices by name.
-    advance : callable, optional
-        Called after each group.
+    steps : Steps, optional
+        Counts the groups.
 
     Returns
     -------
@@ -102,7 +105,8 @@ def measure_drops(
     for name, voxels in groups.items():
         silenced = measure_alignment(encode_condition(encoder, fmri, voxels), targets)
         drops[name] = {measure: intact[measure] - silenced[measure] for measure in MEASURES}
-        advance()
+        if steps is not None:
+            steps.add(part="occlusion")
     return intact, drops
 
 

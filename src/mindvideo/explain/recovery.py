@@ -39,7 +39,7 @@ def compare_with_truth(
     maps: Mapping[str, np.ndarray],
     untrained: list[Maps],
     is_informative: np.ndarray,
-    signal: np.ndarray | None,
+    signal: np.ndarray,
     sources: Sequence[np.ndarray],
     rng: np.random.Generator,
 ) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def compare_with_truth(
     untrained : list of such mappings
         Maps of untrained encoders.
     is_informative : ndarray, bool (V,)
-    signal : ndarray (V,) or None
+    signal : ndarray (V,)
         True signal-to-noise ratio of each voxel.
     sources : sequence of ndarray of int
         Voxels of each token, over which random maps are constant.
@@ -59,9 +59,10 @@ def compare_with_truth(
     Returns
     -------
     dict
-        ``n_voxels``, ``n_informative``, ``auc`` {map: area under the ROC curve}, ``auc_untrained`` {map: [values]},
-        ``auc_random`` [2.5 %, 50 %, 97.5 %] of random maps, ``rank_correlation`` {map: Spearman's with the true signal}
-        and ``rank_correlation_untrained``; ``note`` if all voxels are of one class, and ``auc`` is empty.
+        ``n_voxels``, ``n_informative``, ``auc`` {map: area under the ROC curve}, ``auc_untrained``
+        {map: [values]}, ``auc_random`` [2.5 %, 50 %, 97.5 %] of random maps, ``rank_correlation``
+        {map: Spearman's with the true signal} and ``rank_correlation_untrained``; ``note`` if all
+        voxels are of one class, and ``auc`` is empty.
     """
     n = len(is_informative)
     result: dict[str, Any] = {"n_voxels": n, "n_informative": int(is_informative.sum()), "auc": {}, "auc_random": None}
@@ -74,7 +75,7 @@ def compare_with_truth(
         noise = attention.spread_to_voxels(rng.random((RANDOM_MAPS, len(sources))), sources, n)
         areas = [attention.area_under_roc(values, is_informative) for values in noise]
         result["auc_random"] = np.quantile(np.array(areas, dtype=float), [0.025, 0.5, 0.975]).tolist()
-    if signal is not None and np.ptp(signal) > 0:
+    if np.ptp(signal) > 0:
         scores = _score_maps(
             maps, untrained, lambda values: float(spearmanr(values, signal).statistic) if np.ptp(values) > 0 else 0.0
         )
@@ -132,19 +133,17 @@ def ablate_areas(
     }
 
 
-def read_truth(path: Path, vertex: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Which voxels are truly informative, and their true signal-to-noise ratio, if given.
+def read_truth(path: Path, vertex: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which voxels are truly informative, and their true signal-to-noise ratio.
 
     DataError when the file does not describe a voxel.
     """
     with np.load(path, allow_pickle=False) as truth:
-        if not {"vertex", "is_informative"} <= set(truth.files):
-            raise DataError(f"expected the arrays vertex and is_informative in {path}, found {', '.join(truth.files)}")
         known, is_informative = truth["vertex"], truth["is_informative"].astype(bool)
-        signal = truth["signal_to_noise"].astype(float) if "signal_to_noise" in truth.files else None
+        signal = truth["signal_to_noise"].astype(float)
     order = np.argsort(known)
     place = order[np.minimum(np.searchsorted(known[order], vertex), len(known) - 1)]
     missing = int((known[place] != vertex).sum())
     if missing:
         raise DataError(f"expected all {len(vertex)} voxels of the store in {path}, found {missing} without an entry")
-    return is_informative[place], None if signal is None else signal[place]
+    return is_informative[place], signal[place]

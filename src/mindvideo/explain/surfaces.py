@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from nilearn.plotting import view_surf
 from nilearn.surface import InMemoryMesh, PolyMesh, SurfaceImage
 
-from mindvideo.atlas import N_CORTEX, N_SURFACE, Hemisphere, area_of, surface, surface_vertex_index
+from mindvideo.atlas import N_SURFACE, Hemisphere, area_of, surface, surface_vertex_index
 from mindvideo.errors import DataError
 from mindvideo.files import beside, write_text
 
@@ -29,8 +29,6 @@ _SIDES: tuple[Hemisphere, Hemisphere] = ("left", "right")
 
 def hemisphere_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cortical values (59412,) on each hemisphere (32492,), NaN on the medial wall."""
-    if values.shape != (N_CORTEX,):
-        raise DataError(f"expected a cortical map of {N_CORTEX} values, found shape {values.shape}")
     vertex, is_right = surface_vertex_index()
     sides = np.full((2, N_SURFACE), np.nan)
     sides[is_right.astype(int), vertex] = values
@@ -45,7 +43,8 @@ def triangle_means(values: np.ndarray, triangles: np.ndarray) -> np.ndarray:
 def colour_limits(values: np.ndarray) -> tuple[float, float, bool]:
     """Ends of a map's colours, and whether they lie on both sides of zero.
 
-    They are the 2nd and 98th percentile, symmetrical if zero lies between; DataError without any value.
+    They are the 2nd and 98th percentile, symmetrical if zero lies between; DataError without any
+    value.
     """
     known = values[np.isfinite(values)]
     if not len(known):
@@ -97,8 +96,8 @@ def save_figure(figure: Figure, path: Path) -> None:
 def draw_flat_map(values: np.ndarray, path: Path, title: str, label: str) -> None:
     """Write a flat map of both hemispheres as PNG, with the names of a few areas.
 
-    ``values`` (59412,) are NaN where there is no voxel, which is drawn grey; ``title`` stands above the map,
-    ``label`` beside the colour bar. DataError for a map of another length or without any value.
+    ``values`` (59412,) are NaN where there is no voxel, which is drawn grey; ``title`` stands above
+    the map, ``label`` beside the colour bar. DataError for a map without any value.
     """
     scale = _colours_of(values)
     figure = Figure(figsize=(9, 4), layout="constrained")

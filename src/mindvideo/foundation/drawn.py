@@ -1,6 +1,7 @@
 """What a kit's generator draws from true captions, by classifiers and by judges.
 
-A figure is a reader's accuracy on drawn clips as a share of that on true ones; of two readers the lower counts.
+A figure is a reader's accuracy on drawn clips as a share of that on true ones; of two readers the
+lower counts.
 
 Shapes: N clips, F frames, H W pixels.
 """
@@ -145,9 +146,9 @@ def check_generator(
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """The generator's figures on fresh scenes: ``count`` clips of one scene, and ``cuts`` with a cut.
 
-    For each attribute the lowest share, over the readers, of their own accuracy on the true clips; ``frame change``
-    as a share of the truth's; ``cuts``, the area under the ROC curve of finding them. Then true and drawn clips,
-    uint8 (count, F, H, W, 3).
+    For each attribute the lowest share, over the readers, of their own accuracy on the true clips;
+    ``frame change`` as a share of the truth's; ``cuts``, the area under the ROC curve of finding
+    them. Then true and drawn clips, uint8 (count, F, H, W, 3).
     """
     clips, cut = fresh_clips(count), fresh_clips(cuts, with_cut=True)
     truth = np.stack([clip.frames() for clip in clips])

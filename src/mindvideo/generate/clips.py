@@ -43,8 +43,9 @@ def split_batches(n: int, size: int) -> list[np.ndarray]:
 def derange_scenes(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random permutation of windows in which none takes the place of one of its own scene.
 
-    Windows are laid out scene by scene in random order, and shifted by at least the size of the largest scene:
-    ``scene[result[i]] != scene[i]`` for every i of (n,). DataError when one scene holds more than half of them.
+    Windows are laid out scene by scene in random order, and shifted by at least the size of the
+    largest scene: ``scene[result[i]] != scene[i]`` for every i of (n,). DataError when one scene
+    holds more than half of them.
     """
     names, member, sizes = np.unique(scene, return_inverse=True, return_counts=True)
     n, largest = len(scene), int(sizes.max())
@@ -94,6 +95,31 @@ def resize_frames(clips: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack(resized).reshape(*clips.shape[:2], height, width, 3)
 
 
+def choose_windows(blocks: np.ndarray, max_windows: int | None) -> np.ndarray:
+    """Indices of the windows to reconstruct: all, or whole ``blocks`` (n,), evenly spread.
+
+    At most ``max_windows`` are chosen, but at least one block.
+    """
+    if max_windows is None or max_windows >= len(blocks):
+        return np.arange(len(blocks))
+    names, sizes = np.unique(blocks, return_counts=True)
+    n_blocks = max(1, max_windows // int(sizes.max()))
+    # The middles of n_blocks equal parts of the film.
+    kept = names[((np.arange(n_blocks) + 0.5) * len(names) / n_blocks).astype(int)]
+    return np.flatnonzero(np.isin(blocks, kept))
+
+
+def number_blocks(recipe: Recipe, windows: Windows) -> np.ndarray:
+    """Block (N,) of each window: those of one are permuted and resampled together."""
+    return windows.blocks(recipe.evaluate.block_scans(windows.store.tr_s))
+
+
+def choose_test_windows(recipe: Recipe, store: Store, window: int) -> tuple[Windows, np.ndarray]:
+    """All test windows of so many scans, and which of them the recipe reconstructs."""
+    windows = Windows(store, "test", window)
+    return windows, choose_windows(number_blocks(recipe, windows), recipe.reconstruct.max_windows)
+
+
 @dataclass
 class Shown:
     """The windows ``chosen`` (n,), and their clips that need no model."""
@@ -102,6 +128,11 @@ class Shown:
     store: Store
     windows: Windows
     chosen: np.ndarray
+
+    @cached_property
+    def block(self) -> np.ndarray:
+        """(n,) block of each window."""
+        return number_blocks(self.recipe, self.windows)[self.chosen]
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -161,8 +192,9 @@ class Shown:
         """Stored clips at the number of frames and the size of the reconstructions."""
         return resize_frames(pick_frames(clips, self.shape[0]), self.shape[1], self.shape[2])
 
-    def describe(self, block: np.ndarray) -> list[dict[str, Any]]:
-        """Segment, scan, scene, block (n,) and caption of each window."""
+    @cached_property
+    def description(self) -> list[dict[str, Any]]:
+        """Segment, scan, scene, block and caption of each window: ``windows.json``."""
         windows = self.windows
         return [
             {
@@ -172,7 +204,7 @@ class Shown:
                 "block": int(number),
                 "caption": str(windows.captions[i]),
             }
-            for i, number in zip(self.chosen, block, strict=True)
+            for i, number in zip(self.chosen, self.block, strict=True)
         ]
 
 

@@ -1,14 +1,15 @@
 """A film of a whole recording, without joins, in bounded memory.
 
-The film is cut into blocks of half a scan's frames. At every denoising step, clips of two neighbouring blocks
-are predicted, and where clips overlap their predictions are averaged with linear weights: MultiDiffusion
-(Bar-Tal et al. 2023) over time.
+The film is cut into blocks of half a scan's frames. At every denoising step, clips of two
+neighbouring blocks are predicted, and where clips overlap their predictions are averaged with
+linear weights: MultiDiffusion (Bar-Tal et al. 2023) over time.
 
-A block needs only its neighbours to take its next step. So the steps run through the film as a wave, with twice as many
-blocks alive as there are steps, and the result is the same as denoising all of the film at once.
+A block needs only its neighbours to take its next step. So the steps run through the film as a
+wave, with twice as many blocks alive as there are steps, and the result is the same as denoising
+all of the film at once.
 
-Shapes: n scans, W scans per window, V voxels, S frames of a block, K clips, L condition tokens, C condition width,
-c latent channels, h w latents, H W pixels.
+Shapes: n scans, W scans per window, V voxels, S frames of a block, K clips, L condition tokens, C
+condition width, c latent channels, h w latents, H W pixels.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from mindvideo.generate.pipeline import MindVideoPipeline, to_uint8
 from mindvideo.generate.recording import Recorded
 from mindvideo.generate.scheduler import set_timesteps
 from mindvideo.models.interfaces import share_noise
-from mindvideo.stages import Progress
+from mindvideo.stages import Progress, Steps
 
 
 @dataclass
@@ -101,8 +102,6 @@ class Film:
         settings: FilmSettings,
         progress: Progress | None = None,
     ) -> None:
-        if settings.frames_per_scan < 1 or settings.batch_size < 1:
-            raise SettingError("expected at least one frame per scan and a batch of one, found less")
         if settings.negative == "test_mean":
             raise SettingError("expected a negative that needs no test set for a film, found test_mean; use train_mean")
         voxels = pipeline.fmri_encoder.config.num_voxels
@@ -144,6 +143,7 @@ class Film:
         """Finished blocks (c, S, h, w) in order; the last may exceed the recording."""
         n_clips, n_steps = self.n_blocks - 1, len(self._scheduler.timesteps)
         n_rounds = n_clips + 2 * (n_steps - 1)
+        steps = Steps(self._progress, n_rounds)
         negative = self.pipeline.unwanted(self.settings.negative, self._guidance_scale, self.settings.precision)
         for number in range(n_rounds):
             # Clip k takes step s in round k + 2s: its two blocks have then done with step s - 1.
@@ -161,8 +161,7 @@ class Film:
                 if step == n_steps - 1:
                     del self._conditions[clip]
                     yield from [self._blocks.pop(block).latents for block in done]
-            if self._progress is not None:
-                self._progress(number + 1, n_rounds, {})
+            steps.add()
 
     def _start(self, clip: int) -> None:
         for block in (clip, clip + 1):

@@ -38,12 +38,14 @@ def negative_condition(
 ) -> torch.Tensor | None:
     """Condition of what not to generate, (1, L, C); None for ``none``, which means no guidance.
 
-    A mean is taken over fMRI, not over embeddings (paper appendix: "an average fMRI as the negative guidance").
+    A mean is taken over fMRI, not over embeddings (paper appendix: "an average fMRI as the negative
+    guidance").
 
     Parameters
     ----------
     negative : str or Tensor
-        ``train_mean``, ``test_mean``, ``null`` (the empty caption, as in Eq. 5), ``none``, or fMRI (W, V) float32.
+        ``train_mean``, ``test_mean``, ``null`` (the empty caption, as in Eq. 5), ``none``, or fMRI
+        (W, V) float32.
     encode : callable
         fMRI (1, W, V) to condition (1, L, C).
     null : Tensor, optional

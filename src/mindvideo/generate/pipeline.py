@@ -1,13 +1,12 @@
 """From fMRI windows to video clips (paper sections 3.3 and 3.4).
 
-Shapes: B batch, W scans per window, V voxels, L condition tokens, C condition width, c latent channels, F frames,
-h w latent height and width, H W pixels. Clips are (B, F, H, W, 3).
+Shapes: B batch, W scans per window, V voxels, L condition tokens, C condition width, c latent
+channels, F frames, h w latent height and width, H W pixels. Clips are (B, F, H, W, 3).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 
+from mindvideo.artefacts import read_note
 from mindvideo.errors import DataError, ModelError, SettingError
 from mindvideo.generate.guidance import negative_condition
 from mindvideo.generate.sampling import Plan, autocast, denoise
@@ -67,11 +67,13 @@ class MindVideoPipeline(DiffusionPipeline):
     train_mean : Tensor, optional
         Mean training window (W, V) float32, the default negative; (people, W, V) of several people.
     null_condition : Tensor, optional
-        The empty caption's tokens (L, C) float32, the negative ``null``: a pipeline has no text encoder.
+        The empty caption's tokens (L, C) float32, the negative ``null``: a pipeline has no text
+        encoder.
     num_frames : int
         Frames of the clips it was trained on; default of a call.
     frame_size : int, optional
-        Height and width in pixels of these clips; default of a call. Without it, that of the UNet's ``sample_size``.
+        Height and width in pixels of these clips; default of a call. Without it, that of the UNet's
+        ``sample_size``.
 
     Raises
     ------
@@ -193,7 +195,8 @@ class MindVideoPipeline(DiffusionPipeline):
         num_inference_steps, guidance_scale : optional
             By default the pipeline's. A scale of 1 needs no negative pass.
         negative : str or ndarray or Tensor
-            ``train_mean``, ``test_mean`` (transductive), ``null``, ``none``, or an fMRI window (W, V).
+            ``train_mean``, ``test_mean`` (transductive), ``null``, ``none``, or an fMRI window (W,
+            V).
         generator : torch.Generator or list of them, optional
             Source of the initial noise; with one per clip, clips do not depend on one another.
         latents : Tensor, optional
@@ -281,8 +284,6 @@ class MindVideoPipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write the parts as safetensors, ``model_index.json`` and the `KEPT` tensors."""
-        if kwargs.pop("safe_serialization", True) is not True:
-            raise SettingError("expected safe_serialization to be true; this pipeline is saved as safetensors only")
         for part in (self.unet, self.vae):  # files hold plainly laid out weights
             part.to(memory_format=torch.contiguous_format)
         for part in (self, self.vae, self.scheduler):
@@ -299,10 +300,16 @@ class MindVideoPipeline(DiffusionPipeline):
         ModelError names the part that is missing, incomplete, or of another width.
         """
         folder = Path(folder)
-        index = _read_index(folder)
-        parts = {
-            name: _load_network(folder / name, load, dtype)
-            for name, load in (("fmri_encoder", load_encoder), ("unet", load_generator), ("vae", None))
+        index = read_note(folder / "model_index.json")
+        if index.get("_class_name") != cls.__name__:
+            raise ModelError(
+                f"expected a model_index.json that names {cls.__name__} in {folder}, found "
+                f"{index.get('_class_name', 'none')}; give a folder that save_pretrained wrote, such as RUN/model"
+            )
+        parts: dict[str, Any] = {
+            "fmri_encoder": load_encoder(folder / "fmri_encoder", torch_dtype=dtype),
+            "unet": load_generator(folder / "unet", torch_dtype=dtype),
+            "vae": load_network(AutoencoderKL, folder / "vae").to(dtype),
         }
         for name in ("unet", "vae"):
             parts[name].to(memory_format=torch.channels_last)  # what convolutions are fastest on
@@ -340,28 +347,3 @@ def _check_fit(pipeline: MindVideoPipeline) -> None:
         tensor = getattr(pipeline, name)
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ModelError(f"expected {name} of shape {shape} for this fMRI encoder, found {tuple(tensor.shape)}")
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / "model_index.json"
-    if not path.is_file():
-        raise ModelError(
-            f"expected a pipeline folder with model_index.json at {folder}, found none; give a folder that "
-            "save_pretrained wrote, such as RUN/model"
-        )
-    try:
-        index = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{path} is not valid JSON ({error}); write the pipeline again") from None
-    if index.get("_class_name") != MindVideoPipeline.__name__:
-        raise ModelError(f"expected {path} to name MindVideoPipeline, found {index.get('_class_name')!r}")
-    return index
-
-
-def _load_network(folder: Path, load: Callable[..., Any] | None, dtype: torch.dtype) -> Any:
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"expected the part '{folder.name}' (config.json and safetensors weights) in {folder.parent}, found it "
-            "missing or incomplete; copy or write that folder again"
-        )
-    return load_network(AutoencoderKL, folder).to(dtype) if load is None else load(folder, torch_dtype=dtype)

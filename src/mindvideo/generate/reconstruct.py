@@ -25,7 +25,7 @@ from mindvideo.data.store import Store, open_stores, person_folders
 from mindvideo.data.windows import Windows, spread_evenly
 from mindvideo.errors import ModelError
 from mindvideo.files import beside, beside_folder, disk_errors, write_text
-from mindvideo.generate.clips import ClipMaker, split_batches
+from mindvideo.generate.clips import ClipMaker, choose_test_windows, split_batches
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.recording import write_recorded
 from mindvideo.generate.scheduler import make_scheduler
@@ -39,8 +39,9 @@ from mindvideo.stages import Progress, StageContext
 def run(context: StageContext) -> None:
     """Write ``RUN/model`` and ``RUN/reconstruct/{clips.zarr, windows.json, preview.png}``.
 
-    Clips are written batch by batch; a killed run goes on after its last finished batch, to the same bits. Each of several
-    people has a folder ``subjectN``; what needs no brain is made for the first and copied.
+    Clips are written batch by batch; a killed run goes on after its last finished batch, to the
+    same bits. Each of several people has a folder ``subjectN``; what needs no brain is made for the
+    first and copied.
 
     Raises
     ------
@@ -60,22 +61,15 @@ def run(context: StageContext) -> None:
     recipe = sampling_in(recipe, settle_precision(folder, recipe.reconstruct.precision, device))
     first: zarr.Group | None = None
     for person, (store, place) in enumerate(zip(stores, person_folders(recipe.data, folder), strict=True)):
-        windows = Windows(store, "test", pipeline.fmri_encoder.config.window)
-        blocks = windows.blocks(recipe.evaluate.block_scans(store.tr_s))
-        chosen = choose_windows(blocks, recipe.reconstruct.max_windows)
-        makers = ClipMaker(recipe, store, windows, chosen, pipeline.of_person(person), foundation)
+        test = choose_test_windows(recipe, store, pipeline.fmri_encoder.config.window)
+        makers = ClipMaker(recipe, store, *test, pipeline.of_person(person), foundation)
         fingerprint = _fingerprint(recipe, run_dir, store, foundation)
-        clips = _reconstruct_person(makers, blocks[chosen], place, fingerprint, first, progress)
+        clips = _reconstruct_person(makers, place, fingerprint, first, progress)
         first = clips if first is None else first
 
 
 def _reconstruct_person(
-    makers: ClipMaker,
-    block: np.ndarray,
-    folder: Path,
-    fingerprint: str,
-    others: zarr.Group | None,
-    progress: Progress | None,
+    makers: ClipMaker, folder: Path, fingerprint: str, others: zarr.Group | None, progress: Progress | None
 ) -> zarr.Group:
     """One person's clips; those that need no brain are copied from ``others``."""
 
@@ -88,10 +82,12 @@ def _reconstruct_person(
         folder.mkdir(parents=True, exist_ok=True)
         with distributed.main_first():
             if distributed.is_main():
-                write_text(folder / "windows.json", json.dumps(makers.describe(block), indent=1))
+                write_text(folder / "windows.json", json.dumps(makers.description, indent=1))
             negative = makers.recipe.reconstruct.negative
             about = {"negative": negative, "is_transductive": negative == "test_mean", **makers.about_frames}
-            clips = open_clips(folder / "clips.zarr", makers.labels, makers.shape, len(block), fingerprint, **about)
+            clips = open_clips(
+                folder / "clips.zarr", makers.labels, makers.shape, len(makers.chosen), fingerprint, **about
+            )
         fill_clips(clips, make, makers.recipe.reconstruct.batch_size, progress)
         if distributed.is_main():
             write_preview(folder / "preview.png", clips["truth"], clips["reconstruction"])
@@ -144,20 +140,6 @@ def save_pipeline(pipeline: MindVideoPipeline, folder: Path, stores: Sequence[St
         raise ModelError(
             f"expected to write the pipeline to {folder}, found: {error}; see that the disk has room"
         ) from error
-
-
-def choose_windows(blocks: np.ndarray, max_windows: int | None) -> np.ndarray:
-    """Indices of the windows to reconstruct: all, or whole ``blocks`` (n,), evenly spread.
-
-    At most ``max_windows`` are chosen, but at least one block.
-    """
-    if max_windows is None or max_windows >= len(blocks):
-        return np.arange(len(blocks))
-    names, sizes = np.unique(blocks, return_counts=True)
-    n_blocks = max(1, max_windows // int(sizes.max()))
-    # The middles of n_blocks equal parts of the film.
-    kept = names[((np.arange(n_blocks) + 0.5) * len(names) / n_blocks).astype(int)]
-    return np.flatnonzero(np.isin(blocks, kept))
 
 
 def _fingerprint(recipe: Recipe, run_dir: Path, store: Store, foundation: Foundation) -> str:

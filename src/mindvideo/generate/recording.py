@@ -16,7 +16,7 @@ import numpy as np
 from mindvideo.atlas import N_CORTEX
 from mindvideo.data.measuring import POLYNOMIAL
 from mindvideo.data.series import read_cortex
-from mindvideo.data.store import Store, identify_voxels
+from mindvideo.data.store import Store
 from mindvideo.data.voxels import check_run, detrend_and_standardise
 from mindvideo.errors import DataError, ModelError
 
@@ -59,8 +59,8 @@ def write_recorded(stores: Sequence[Store], folder: Path) -> None:
 def read_recorded(model: Path, store: Path | None = None) -> Recorded:
     """What a model's scans are, from its folder, or from the store of its run.
 
-    The store is needed where the model was saved without ``recording.json``, or is of several people.
-    ModelError if neither says which voxels the model was made for, or whose.
+    The store is needed where the model was saved without ``recording.json``, or is of several
+    people. ModelError if neither says which voxels the model was made for, or whose.
     """
     path = model / RECORDING_FILE
     if path.is_file():
@@ -70,8 +70,6 @@ def read_recorded(model: Path, store: Path | None = None) -> Recorded:
             found = _read_entry(entry, person)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"expected vertex, tr_s and lag_s in {path}, found other content ({error})") from None
-        if identify_voxels(np.array(found.vertex)) != found.voxel_id:
-            raise ModelError(f"expected the vertices in {path} to have the id it states, found others; copy it again")
         return found
     if store is None or not store.is_dir():
         raise ModelError(

@@ -47,7 +47,8 @@ def denoise(
     Parameters
     ----------
     latents : Tensor, (B, c, F, h, w) float32
-        Independent noise of unit variance; its frames are then correlated as in training (`share_noise`).
+        Independent noise of unit variance; its frames are then correlated as in training
+        (`share_noise`).
     positive : Tensor, (B, L, C) float32
     negative : Tensor, (1, L, C) float32, optional
         None: no guidance.

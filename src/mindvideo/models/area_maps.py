@@ -23,14 +23,10 @@ class AreaMaps(nn.Module):
     Parameters
     ----------
     layouts : sequence of VoxelLayout
-        One per person; areas of any of them follow the visual hierarchy.
+        One per person; areas of any of them follow the visual hierarchy. SettingError for
+        voxels without a known place.
     embed_dim : int
         D.
-
-    Raises
-    ------
-    SettingError
-        For voxels without a known place.
 
     Notes
     -----
@@ -83,8 +79,6 @@ class AreaMaps(nn.Module):
         """``read(person, values)``, with each person's own rows of the values (N, ...)."""
         if person is None or len(self.weight) == 1:
             return read(0, values)
-        if len(person) != len(values):
-            raise SettingError(f"expected one person a scan, {len(values)}, found {len(person)}")
         rows = {index: (person == index).nonzero()[:, 0] for index in person.unique().tolist()}
         parts = [read(index, values[own]) for index, own in rows.items()]
         return torch.cat(parts)[torch.cat(list(rows.values())).argsort()]

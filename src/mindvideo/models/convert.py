@@ -53,7 +53,8 @@ def convert_parts(
     Parameters
     ----------
     release : Path
-        A released MinD-Video folder (``unet/ vae/ fmri_encoder/``), one such part, or a checkpoint file.
+        A released MinD-Video folder (``unet/ vae/ fmri_encoder/``), one such part, or a checkpoint
+        file.
     out : Path
         Receives a folder for each part, or a single model itself.
     num_voxels : int, optional
@@ -194,13 +195,7 @@ def _diffusers_settings(
 
 
 def load_checked(kind: Kind, settings: dict[str, Any], weights: Weights, where: Path, notes: list[str]) -> Any:
-    """A model of ``settings`` with exactly these ``weights``, in float32.
-
-    Raises
-    ------
-    ModelError
-        With every such name.
-    """
+    """A model with exactly these ``weights``, in float32; ModelError with every other name."""
     try:
         model = CLASSES[kind](**settings)
     except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
@@ -210,7 +205,7 @@ def load_checked(kind: Kind, settings: dict[str, Any], weights: Weights, where: 
         ) from None
     own: Weights = model.state_dict()
     missing = sorted(set(own) - set(weights))
-    absent = [name for name in missing if name in KNOWN_ABSENT[kind]]
+    absent = [name for name in missing if kind == "FmriEncoder" and name in KNOWN_ABSENT]
     if kind == "VideoUNet" and not any(".attn_temp." in name for name in weights):
         absent = [name for name in missing if ".attn_temp." in name or ".norm_temp." in name]
         notes.append(f"a 2-D UNet: {len(absent)} temporal weights (attn_temp, norm_temp) are new and start as identity")
@@ -219,7 +214,7 @@ def load_checked(kind: Kind, settings: dict[str, Any], weights: Weights, where: 
     if kind == "FmriEncoder" and not settings["has_temporal_attention"]:
         notes.append("a plain encoder: no temporal attention (attn_temp, norm_temp) in its weights")
     misshapen = {name for name in set(own) & set(weights) if own[name].shape != weights[name].shape}
-    unused = misshapen & set(UNUSED.get(kind, ()))
+    unused = misshapen & set(UNUSED if kind == "FmriEncoder" else ())
     if unused:
         notes.append(f"without a part in the model, left out for their shape: {', '.join(sorted(unused))}")
     problems = [

@@ -1,8 +1,8 @@
 """The frozen parts a study stands on, from a folder in Hugging Face layout.
 
-``vae``, ``unet`` (2-D, text-conditioned), ``scheduler``, ``tokenizer``, ``text_encoder``, ``image_encoder``,
-``captioner`` (BLIP), ``image_classifier`` (ViT), ``video_classifier`` (VideoMAE): each is read from local files
-by its own library's ``from_pretrained``.
+``vae``, ``unet`` (2-D, text-conditioned), ``scheduler``, ``tokenizer``, ``text_encoder``,
+``image_encoder``, ``captioner`` (BLIP), ``image_classifier`` (ViT), ``video_classifier``
+(VideoMAE): each is read from local files by its own library's ``from_pretrained``.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class Foundation:
                 f"expected a UNet whose cross_attention_dim is the text encoder's width {width}, found {found} in "
                 f"{self.folder / 'unet'}; use a UNet and a text encoder that belong together"
             )
-        if "image_encoder" in parts and (projected := self._vision_projection()) != width:
+        projected = self._config("image_encoder").get("projection_dim", 512) if "image_encoder" in parts else width
+        if projected != width:
             raise ModelError(
                 f"expected an image encoder that projects to the condition width {width}, found {projected} in "
                 f"{self.folder / 'image_encoder'}; use the CLIP model the text encoder comes from"
@@ -126,9 +127,6 @@ class Foundation:
     def _text_config(self) -> dict[str, Any]:
         config = self._config("text_encoder")
         return dict(config.get("text_config") or config)
-
-    def _vision_projection(self) -> int:
-        return int(self._config("image_encoder").get("projection_dim", 512))
 
     def _load(self, part: str, load: Callable[[Path], Any]) -> Any:
         """What a library reads from a part's folder; any error becomes one sentence."""
@@ -186,20 +184,10 @@ class Foundation:
         """Digest of the files of all parts, also behind links, without their cards."""
         return self._hash(*PARTS, MOTION)
 
-    @cached_property
-    def condition_identity(self) -> str:
-        """`identity` of CLIP's parts, on which a new generator has no effect."""
-        return self._hash(*CONDITION)
-
-    @cached_property
-    def latent_identity(self) -> str:
-        """`identity` of the autoencoder alone."""
-        return self._hash("vae")
-
-    @cached_property
-    def captioner_identity(self) -> str:
-        """`identity` of the captioner alone."""
-        return self._hash("captioner")
+    # Of CLIP's parts, on which a new generator has no effect, of the autoencoder, and of the captioner alone.
+    condition_identity = cached_property(lambda self: self._hash(*CONDITION))
+    latent_identity = cached_property(lambda self: self._hash("vae"))
+    captioner_identity = cached_property(lambda self: self._hash("captioner"))
 
     def part_identity(self, part: str) -> str:
         """`identity` of one part, or ``absent``."""
@@ -218,13 +206,7 @@ class Foundation:
         return digest.hexdigest()
 
     def open(self, part: str) -> None:
-        """Load a part: its network, and its tokenizer or image processor.
-
-        Raises
-        ------
-        ModelError
-            For anything missing, damaged, or of another class.
-        """
+        """Load a part: its network, and its tokenizer or image processor; ModelError where it cannot."""
         if part == "scheduler":
             self._config(part)
             return
@@ -241,13 +223,7 @@ class Foundation:
     image_classifier = cached_property(lambda self: self._load_network("image_classifier", ViTForImageClassification))
 
     def motion(self) -> dict[str, torch.Tensor]:
-        """Weights of the part ``motion`` by their names in the inflated generator, float32.
-
-        Raises
-        ------
-        ModelError
-            Where the folder has no such part.
-        """
+        """Weights of the part ``motion`` by name, float32; ModelError where there is no such part."""
         path = self.folder / MOTION / "model.safetensors"
         if not path.is_file():
             raise ModelError(f"expected the part '{MOTION}' at {path}, found none; set animate.motion=none")
@@ -306,9 +282,9 @@ class Foundation:
             pixels = pixels.flatten(0, 1)
         return pixels.to(self.device)
 
-    def _in_batches(self, items: Any, batch: int, run: Callable[[Any], Any]) -> list[Any]:
+    def _in_batches(self, items: Any, batch: int, run: Callable[[Any], Any]) -> Any:
         with torch.inference_mode():
-            return [run(items[start : start + batch]) for start in range(0, len(items), batch)]
+            return _join([run(items[start : start + batch]) for start in range(0, len(items), batch)])
 
     def tokenize(self, captions: list[str]) -> torch.Tensor:
         """Token ids (B, L), padded or cut to L (`list_too_long`), as CLIP does."""
@@ -327,8 +303,7 @@ class Foundation:
             output = self.text_encoder(self.tokenize(part))
             return output.last_hidden_state.float(), output.text_embeds.float()
 
-        rows = self._in_batches(list(captions), batch, run)
-        return torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
+        return self._in_batches(list(captions), batch, run)
 
     def null_condition(self) -> torch.Tensor:
         """The empty caption's tokens (L, C), float32."""
@@ -340,7 +315,7 @@ class Foundation:
         def run(part: np.ndarray) -> torch.Tensor:
             return self.image_encoder(self._pixels("image_encoder", part)).image_embeds.float()
 
-        return torch.cat(self._in_batches(frames, batch, run))
+        return self._in_batches(frames, batch, run)
 
     def encode_latents(self, frames: np.ndarray, batch: int = 32) -> torch.Tensor:
         """Scaled posterior means (N, c, h, w) float32 of frames (N, H, W, 3) uint8."""
@@ -350,7 +325,7 @@ class Foundation:
             pixels = shown.permute(0, 3, 1, 2).float() / 127.5 - 1.0
             return self.vae.encode(pixels).latent_dist.mean.float() * self.vae.config.scaling_factor
 
-        return torch.cat(self._in_batches(frames, batch, run))
+        return self._in_batches(frames, batch, run)
 
     def decode_latents(self, latents: torch.Tensor, batch: int = 32) -> np.ndarray:
         """Frames (N, H, W, 3) uint8 of scaled latents (N, c, h, w)."""
@@ -359,7 +334,7 @@ class Foundation:
             pixels = self.vae.decode(part.to(self.device).float() / self.vae.config.scaling_factor).sample
             return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
-        return np.concatenate(self._in_batches(latents, batch, run))
+        return self._in_batches(latents, batch, run)
 
     @cached_property
     def _caption_tokenizer(self) -> Any:
@@ -376,7 +351,7 @@ class Foundation:
             )
             return [text.strip() for text in self._caption_tokenizer.batch_decode(output, skip_special_tokens=True)]
 
-        return [text for row in self._in_batches(frames, batch, run) for text in row]
+        return self._in_batches(frames, batch, run)
 
     def classify_images(self, frames: np.ndarray, batch: int = 64) -> np.ndarray:
         """Probabilities (N, classes) float32 of frames (N, H, W, 3) uint8."""
@@ -385,7 +360,7 @@ class Foundation:
             logits = self.image_classifier(pixel_values=self._pixels("image_classifier", part)).logits
             return F.softmax(logits.float(), -1).cpu().numpy()
 
-        return np.concatenate(self._in_batches(frames, batch, run))
+        return self._in_batches(frames, batch, run)
 
     def classify_videos(self, clips: np.ndarray, batch: int = 16) -> np.ndarray:
         """Probabilities (N, classes) float32 of clips (N, F, H, W, 3) uint8."""
@@ -394,7 +369,8 @@ class Foundation:
     def describe_videos(self, clips: np.ndarray, batch: int = 16) -> tuple[np.ndarray, np.ndarray]:
         """`classify_videos`, and the features (N, D) float32 before the last layer.
 
-        The classifier sees `VIDEO_FRAMES` frames of each clip, evenly spaced from the first to the last.
+        The classifier sees `VIDEO_FRAMES` frames of each clip, evenly spaced from the first to the
+        last.
         """
         model = self.video_classifier
         moment = np.round(np.linspace(0, clips.shape[1] - 1, VIDEO_FRAMES)).astype(int)
@@ -407,5 +383,13 @@ class Foundation:
             probabilities = F.softmax(model.classifier(features).float(), -1)
             return probabilities.cpu().numpy(), features.float().cpu().numpy()
 
-        rows = self._in_batches(clips, batch, run)
-        return np.concatenate([row[0] for row in rows]), np.concatenate([row[1] for row in rows])
+        return self._in_batches(clips, batch, run)
+
+
+def _join(parts: list[Any]) -> Any:
+    """Parts of one list, tensor or array, or of a tuple of them, put together."""
+    if not parts or isinstance(parts[0], list):
+        return [item for part in parts for item in part]
+    if isinstance(parts[0], tuple):
+        return tuple(_join(list(each)) for each in zip(*parts, strict=True))
+    return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else np.concatenate(parts)

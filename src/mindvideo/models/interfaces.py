@@ -2,8 +2,8 @@
 
 All code outside `mindvideo.models.encoders` and `mindvideo.models.generators` uses these two.
 
-Shapes: B windows, W scans per window, V voxels, L condition tokens, C condition width, T tokens of an encoder,
-c F h w channels, frames and sides of latents.
+Shapes: B windows, W scans per window, V voxels, L condition tokens, C condition width, T tokens of
+an encoder, c F h w channels, frames and sides of latents.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class TokenStatistics:
 class LinearReading:
     """One person's linear read-out of a window: ``((fmri · weight) + bias) · components`` is added to the mean tokens.
 
-    ``weight`` is (W·V, K), scan after scan, ``bias`` (K,) and ``components`` (K, L·C), the strongest first; float32.
+    ``weight`` is (W·V, K), scan after scan, ``bias`` (K,) and ``components`` (K, L·C), the
+    strongest first; float32.
     """
 
     weight: torch.Tensor
@@ -51,9 +52,10 @@ class LinearReading:
 class Encoder(WholeModel, ABC):
     """A window of fMRI scans to the condition of the generator.
 
-    A subclass registers its constructor's arguments as its configuration, among them ``num_voxels`` (the most
-    of any person), ``window``, ``condition_length``, ``condition_width``, ``input_mean``, ``input_scale`` and
-    ``voxel_id``. It calls `add_logit_scale` and offers `build`, `forward`, and perhaps `from_masked_brain`.
+    A subclass registers its constructor's arguments as its configuration, among them ``num_voxels``
+    (the most of any person), ``window``, ``condition_length``, ``condition_width``, ``input_mean``,
+    ``input_scale`` and ``voxel_id``. It calls `add_logit_scale` and offers `build`, `forward`, and
+    perhaps `from_masked_brain`.
     """
 
     starts_from_masked_brain: ClassVar[bool] = False
@@ -77,7 +79,8 @@ class Encoder(WholeModel, ABC):
         layouts : sequence of VoxelLayout
             One a person.
         sizes : mapping
-            ``window``, ``condition_length``, ``condition_width``, and optionally ``input_mean`` and ``input_scale``.
+            ``window``, ``condition_length``, ``condition_width``, and optionally ``input_mean`` and
+            ``input_scale``.
         architecture : mapping
             The recipe's section ``encoder``.
         **settings
@@ -85,10 +88,11 @@ class Encoder(WholeModel, ABC):
         """
 
     @classmethod
-    def from_masked_brain(
-        cls, model: MaskedBrainModel, *, window: int, condition_length: int, condition_width: int, **settings: Any
-    ) -> Self:
-        """A new encoder that goes on from a masked brain model; ModelError if it cannot."""
+    def from_masked_brain(cls, model: MaskedBrainModel, **settings: Any) -> Self:
+        """A new encoder that goes on from a masked brain model; ModelError if it cannot.
+
+        ``settings`` are those that it does not determine: ``window``, ``condition_length`` …
+        """
         raise ModelError(f"expected an encoder that starts from a masked brain model, found {cls.__name__}")
 
     @abstractmethod
@@ -118,17 +122,10 @@ class Encoder(WholeModel, ABC):
         return None
 
     def attention_maps(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
-        """Attention each token receives from the tokens of its scan, layer by layer.
+        """Attention each token receives from those of its scan, by layer: float32 (depth, T).
 
-        Returns
-        -------
-        Tensor, (depth, T), float32
-            Mean over heads, queries, scans and windows; rows sum to 1.
-
-        Raises
-        ------
-        ModelError
-            For an encoder without `token_voxels`.
+        Mean over heads, queries, scans and windows; rows sum to 1. ModelError for an encoder
+        without `token_voxels`.
         """
         raise ModelError(f"expected an encoder that tells its attention, found {type(self).__name__}")
 
@@ -217,7 +214,8 @@ def only_person(layouts: Sequence[VoxelLayout], name: str) -> VoxelLayout:
 class Generator(WholeModel, ABC):
     """A denoiser of clips, latents (B, c, F, h, w), under a condition (B, L, C).
 
-    Its configuration holds ``in_channels`` (c), ``sample_size`` (h and w) and ``cross_attention_dim`` (C).
+    Its configuration holds ``in_channels`` (c), ``sample_size`` (h and w) and
+    ``cross_attention_dim`` (C).
     """
 
     trained_parts: ClassVar[tuple[str, ...]] = ()
@@ -233,13 +231,8 @@ class Generator(WholeModel, ABC):
     ) -> Self:
         """The generator that the foundation's 2-D UNet becomes.
 
-        Parameters
-        ----------
-        unet : UNet2DConditionModel
-        settings : mapping, optional
-            Those of the foundation's part ``motion``.
-        motion : mapping of str to Tensor, optional
-            Its weights, which a 2-D UNet does not have; by default they start as identity.
+        Its part ``motion`` has settings of its own, and weights that a 2-D UNet does not have;
+        by default these start as identity.
         """
 
     @abstractmethod
@@ -252,22 +245,11 @@ class Generator(WholeModel, ABC):
 
 
 def share_noise(unet: nn.Module, noise: torch.Tensor) -> torch.Tensor:
-    """Noise with a correlation of ``noise_share`` between frames, as the denoiser's ``config`` says.
+    """Independent noise (B, C, F, H, W) with a correlation of ``noise_share`` between its frames.
 
-    Frames that begin alike end alike where nothing moves (Ge et al., Preserve Your Own Correlation, 2023). The
-    map is the symmetric square root of the frames' covariance, and draws no random numbers.
-
-    Parameters
-    ----------
-    unet : Module
-        A denoiser.
-    noise : Tensor, (B, C, F, H, W)
-        Independent standard normal numbers.
-
-    Returns
-    -------
-    Tensor, (B, C, F, H, W)
-        Standard normal, correlated over F.
+    The denoiser's ``config`` says how much. Frames that begin alike end alike where nothing moves
+    (Ge et al., Preserve Your Own Correlation, 2023). The map is the symmetric square root of the
+    frames' covariance: the noise stays standard normal, and no random numbers are drawn.
     """
     share = getattr(unet, "config", {}).get("noise_share", 0.0)
     if not share or noise.shape[2] == 1:

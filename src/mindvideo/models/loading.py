@@ -38,19 +38,11 @@ class WholeModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Self:
-        """Load what ``save_pretrained`` wrote.
+        """Load what ``save_pretrained`` wrote: ``config.json`` and safetensors.
 
-        Parameters
-        ----------
-        folder : path
-            Holds ``config.json`` and safetensors.
-        **kwargs
-            As diffusers'; ``local_files_only`` and ``use_safetensors`` are on by default.
-
-        Raises
-        ------
-        ModelError
-            When a file is missing, a setting is unknown, or a weight is missing, unexpected or misshapen.
+        Arguments are diffusers'; ``local_files_only`` and ``use_safetensors`` are on by default.
+        ModelError for a missing file, an unknown setting, or a missing, unexpected or misshapen
+        weight.
         """
         place = Path(folder, kwargs.get("subfolder") or "")
         files = find_weights(place) if (place / "config.json").is_file() else None

@@ -21,14 +21,15 @@ from mindvideo.voxel_layout import VoxelLayout
 class MaskedAreaModel(MaskedBrainModel):
     """Masked autoencoder that hides whole areas.
 
-    Values come back by the transposed matrices. The loss is a mean over an area's voxels, then over the masked
-    areas that have voxels.
+    Values come back by the transposed matrices. The loss is a mean over an area's voxels, then over
+    the masked areas that have voxels.
 
     Parameters
     ----------
     layouts : list of dict
         `VoxelLayout.to_config` of each person.
-    embed_dim, depth, num_heads, mlp_ratio, decoder_embed_dim, decoder_depth, decoder_num_heads, mask_ratio
+    embed_dim, depth, num_heads, mlp_ratio, decoder_embed_dim, decoder_depth, decoder_num_heads,
+    mask_ratio
         As in `MaskedBrainModel`, with areas for patches.
     input_mean, input_scale
         As in `MaskedBrainModel`.
@@ -69,15 +70,7 @@ class MaskedAreaModel(MaskedBrainModel):
     def from_other_people(
         cls, model: MaskedAreaModel, layouts: Sequence[VoxelLayout], **scale: float
     ) -> MaskedAreaModel:
-        """A copy of ``model`` for other people, with new matrices.
-
-        Parameters
-        ----------
-        model : MaskedAreaModel
-        layouts : sequence of VoxelLayout
-        **scale : float
-            ``input_mean`` and ``input_scale``, by default the model's.
-        """
+        """A copy for other people, with new matrices; ``input_mean`` and ``input_scale`` may be given."""
         kept = [layout.to_config() for layout in layouts]
         other = cls.from_config(dict(model.config) | {"num_voxels": None}, layouts=kept, **scale)
         own = ("patch_embed.", "voxel_bias.", "pos_embed", "decoder_pos_embed")

@@ -8,7 +8,7 @@ Shapes: B batch, V voxels, P patches, K visible patches, D embedding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -28,6 +28,7 @@ from mindvideo.models.transformer import (
     initialise,
     interpolate_positions,
     position_table,
+    run_blocks,
     split_patches,
 )
 
@@ -72,11 +73,7 @@ class MaskedBrainModel(WholeModel):
         Share of the patches that is masked; ``int(P * (1 - mask_ratio))`` stay visible.
     input_mean, input_scale : float
         Scans enter and are predicted as (fmri - input_mean) / input_scale; 0 and 1 if released.
-
-    Raises
-    ------
-    ModelError
-        For a scale that is not positive.
+        ModelError for a scale that is not positive.
 
     Notes
     -----
@@ -84,8 +81,8 @@ class MaskedBrainModel(WholeModel):
 
     References
     ----------
-    Chen, Qing, Zhou, Cinematic Mindscapes, 2023, section 3.3; He et al., Masked autoencoders are scalable vision
-    learners, 2022.
+    Chen, Qing, Zhou, Cinematic Mindscapes, 2023, section 3.3; He et al., Masked autoencoders are
+    scalable vision learners, 2022.
     """
 
     _supports_gradient_checkpointing = True
@@ -152,21 +149,10 @@ class MaskedBrainModel(WholeModel):
         positions: Literal["recompute", "interpolate"] = "recompute",
         **scale: float,
     ) -> MaskedBrainModel:
-        """A copy of ``model`` for another number of voxels.
+        """A copy for another number of voxels, with new sin-cos ``positions`` or its own stretched.
 
-        Parameters
-        ----------
-        model : MaskedBrainModel
-        num_voxels : int
-        positions : {"recompute", "interpolate"}
-            New sin-cos positions, or the model's own stretched.
-        **scale : float
-            ``input_mean`` and ``input_scale``, by default the model's.
-
-        Returns
-        -------
-        MaskedBrainModel
-            With all weights, but for matrices of single patches when the number of patches differs.
+        It has all weights, but for matrices of single patches when the number of patches differs;
+        ``input_mean`` and ``input_scale`` may be given.
         """
         other = cls.from_config(model.config, num_voxels=num_voxels, **scale)
         weights = model.state_dict()
@@ -238,37 +224,8 @@ class MaskedBrainModel(WholeModel):
         return split_patches((fmri - self.config.input_mean) / self.config.input_scale, self.config.patch_size)
 
     def encode(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
-        """Tokens of unmasked scans without class token, as in the fMRI encoder.
-
-        Parameters
-        ----------
-        fmri : Tensor, (B, V), float32
-
-        Returns
-        -------
-        Tensor, (B, P, D)
-        """
-        return self.norm(self._run(self.blocks, self.embed(fmri, person)))
-
-    @torch.no_grad()
-    def attention_maps(self, fmri: torch.Tensor) -> torch.Tensor:
-        """Attention that each patch receives in each layer of `encode`.
-
-        Parameters
-        ----------
-        fmri : Tensor, (B, V), float32
-
-        Returns
-        -------
-        Tensor, (depth, P), float32
-            Mean over heads, queries and scans; each row sums to 1.
-        """
-        tokens = self.embed(fmri)
-        maps = []
-        for block in cast(list[Block], list(self.blocks)):
-            maps.append(block.attn.mean_weights(block.norm1(tokens)).mean(dim=0))
-            tokens = block(tokens)
-        return torch.stack(maps)
+        """Tokens (B, P, D) of unmasked scans (B, V) without class token, as in the fMRI encoder."""
+        return self.norm(run_blocks(self, self.blocks, self.embed(fmri, person)))
 
     def embed(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
         """All patches with their positions: (B, V) to (B, P, D)."""
@@ -296,7 +253,7 @@ class MaskedBrainModel(WholeModel):
         """Encode the visible of the tokens (B, P, D): (B, 1 + K, D), class token first."""
         tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
         class_token = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype).expand(len(tokens), -1, -1)
-        return self.norm(self._run(self.blocks, torch.cat([class_token, tokens], dim=1)))
+        return self.norm(run_blocks(self, self.blocks, torch.cat([class_token, tokens], dim=1)))
 
     def _decode(self, tokens: torch.Tensor, restore: torch.Tensor) -> torch.Tensor:
         """Decode the visible tokens (B, 1 + K, D) to all (B, P, decoder width)."""
@@ -306,12 +263,4 @@ class MaskedBrainModel(WholeModel):
         masked = self.mask_token.to(tokens.dtype).expand(batch, num_masked, -1)
         patches = torch.cat([tokens[:, 1:], masked], dim=1).gather(1, restore[..., None].expand(-1, -1, dim))
         tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
-        return self.decoder_norm(self._run(self.decoder_blocks, tokens))[:, 1:]
-
-    def _run(self, blocks: nn.ModuleList, tokens: torch.Tensor) -> torch.Tensor:
-        for block in blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = self._gradient_checkpointing_func(block, tokens)
-            else:
-                tokens = block(tokens)
-        return tokens
+        return self.decoder_norm(run_blocks(self, self.decoder_blocks, tokens))[:, 1:]

@@ -48,10 +48,7 @@ class _Meter(TorchDispatchMode):
 def count_peak(prepare: Callable[[], Callable[[], Any]]) -> float:
     """Peak bytes that a call allocates: activations, gradients and scratch.
 
-    Parameters
-    ----------
-    prepare : callable
-        Builds model and inputs, which are not counted, and returns the call that is.
+    ``prepare`` builds model and inputs, which are not counted, and returns the call that is.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         call = prepare()

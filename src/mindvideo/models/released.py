@@ -1,7 +1,7 @@
 """Reading released weights safely, and what their names and shapes say.
 
-Pickles are read with ``weights_only=True``; `STAND_INS` become inert objects, and any other class or function
-is refused (docs/method.md, What others publish).
+Pickles are read with ``weights_only=True``; `STAND_INS` become inert objects, and any other class
+or function is refused (docs/method.md, What others publish).
 """
 
 from __future__ import annotations
@@ -51,15 +51,10 @@ SETTINGS = ("config", "args", "hyper_parameters")
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What wrappers of a model put into the names of its weights."""
 
-KNOWN_ABSENT: dict[Kind, tuple[str, ...]] = {
-    "FmriEncoder": ("cls_token", "mask_token", "logit_scale"),
-    "MaskedBrainModel": (),
-    "VideoUNet": (),
-    "AutoencoderKL": (),
-}
-"""Weights that a released file may lack: they take no part in computing a condition."""
-UNUSED = {"FmriEncoder": ("cls_token", "mask_token")}
-"""Weights that take no part at all: left out where their shape differs."""
+UNUSED = ("cls_token", "mask_token")
+"""Weights of an `FmriEncoder` that take no part at all: left out where their shape differs."""
+KNOWN_ABSENT = (*UNUSED, "logit_scale")
+"""Weights of an `FmriEncoder` that a released file may lack: they take no part in computing a condition."""
 
 # Block classes of inflated UNets, by the names of the 2-D blocks whose weights they hold.
 BLOCK_NAMES = {
@@ -88,15 +83,8 @@ class StandIn:
 def read_release_file(path: Path) -> tuple[Weights, dict[str, Any], list[str]]:
     """Weights by name, the settings stored beside them, and what else of the file was left out.
 
-    Parameters
-    ----------
-    path : Path
-        ``.safetensors``, or a ``torch.save`` file of weights, perhaps under one of `NESTS`.
-
-    Raises
-    ------
-    ModelError
-        For a file that is absent, damaged, without weights, or with other objects.
+    It is ``.safetensors``, or a ``torch.save`` file of weights, perhaps under one of `NESTS`.
+    ModelError where it is absent, damaged, without weights, or with other objects.
     """
     refuse_absent(path)
     weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)

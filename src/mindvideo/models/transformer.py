@@ -6,7 +6,7 @@ Shapes: B batch, V voxels, P patches, D embedding, N tokens, H heads, E width of
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,18 +24,7 @@ def count_patches(num_voxels: int, patch_size: int) -> int:
 
 
 def split_patches(fmri: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Cut the voxels into patches; the last one wraps around to the first voxels.
-
-    Parameters
-    ----------
-    fmri : Tensor, (..., V)
-    patch_size : int
-
-    Returns
-    -------
-    Tensor, (..., P, patch_size)
-        P = V / patch_size, rounded up.
-    """
+    """Voxels (..., V) in patches (..., P, patch_size); the last one wraps around to the first."""
     num_voxels = fmri.shape[-1]
     num_patches = count_patches(num_voxels, patch_size)
     if num_patches * patch_size != num_voxels:
@@ -45,18 +34,9 @@ def split_patches(fmri: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 def sincos_position(num: int, dim: int) -> torch.Tensor:
-    """Fixed 1-D positions: first half sines, second half cosines of position · 10000^(-2i/dim).
+    """Fixed 1-D positions, float32 (num, dim); ModelError for an odd width.
 
-    Parameters
-    ----------
-    num : int
-        Positions 0 … num - 1.
-    dim : int
-        Even width.
-
-    Returns
-    -------
-    Tensor, (num, dim), float32
+    First half sines, second half cosines of position · 10000^(-2i/dim).
     """
     if dim % 2:
         raise ModelError(
@@ -73,17 +53,7 @@ def position_table(num_patches: int, dim: int) -> torch.Tensor:
 
 
 def interpolate_positions(positions: torch.Tensor, num_patches: int) -> torch.Tensor:
-    """Stretch a table of positions to another number of patches, nearest neighbour.
-
-    Parameters
-    ----------
-    positions : Tensor, (1, P + 1, D)
-    num_patches : int
-
-    Returns
-    -------
-    Tensor, (1, num_patches + 1, D)
-    """
+    """A table of positions (1, P + 1, D) stretched to other patches, nearest neighbour."""
     patches = F.interpolate(positions[:, 1:].transpose(1, 2), size=num_patches, mode="nearest").transpose(1, 2)
     return torch.cat([positions[:, :1], patches], dim=1)
 
@@ -205,6 +175,16 @@ class Block(nn.Module):
         """Tokens (B, N, D) to (B, N, D)."""
         tokens = tokens + self.attn(self.norm1(tokens))
         return tokens + self.mlp(self.norm2(tokens))
+
+
+def run_blocks(model: Any, blocks: nn.ModuleList, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens after some of a model's blocks, whose activations are computed again where the model asks for it."""
+    for block in blocks:
+        if model.gradient_checkpointing and torch.is_grad_enabled():
+            tokens = model._gradient_checkpointing_func(block, tokens)
+        else:
+            tokens = block(tokens)
+    return tokens
 
 
 def initialise(module: nn.Module) -> None:

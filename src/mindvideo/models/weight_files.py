@@ -50,10 +50,7 @@ class WeightFiles:
 def find_weights(folder: Path) -> WeightFiles:
     """The weight files of a folder, chosen as the libraries do, or else in half precision.
 
-    Raises
-    ------
-    ModelError
-        If there are none, or one is absent, not fetched, or a web page.
+    ModelError if there are none, or one is absent, not fetched, or a web page.
     """
     found: dict[tuple[str | None, str], Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -100,22 +97,10 @@ def refuse_absent(path: Path) -> None:
 
 
 def load_network(kind: Any, folder: Path, device: torch.device | str = "cpu", **settings: Any) -> Any:
-    """A library's network in float32, with all its weights.
+    """A network of transformers or diffusers in float32, with all its weights.
 
-    Parameters
-    ----------
-    kind : type
-        A class of transformers or diffusers.
-    folder : Path
-    device : torch.device or str
-        On ``meta`` only the headers of the files are read, by the same code.
-    **settings
-        Of the class, instead of those in ``config.json``.
-
-    Raises
-    ------
-    ModelError
-        For absent or damaged files, and for weights of another class.
+    On the device ``meta`` only the headers of the files are read, by the same code; ``settings``
+    replace those in ``config.json``. ModelError for absent or damaged files, or another class's.
     """
     if absence := describe_absence(folder / "config.json"):
         raise ModelError(f"expected the settings of a model in {folder / 'config.json'}, {absence}")

@@ -1,7 +1,8 @@
 """Scores against minutes: what a new person's first minutes are worth with a model of other people, and without one.
 
-Every way of reading goes through the same generator, noise and negative (the mean token of the training captions), so that
-nothing but the reading differs. Shapes: n test windows, W scans, V voxels, L condition tokens, C condition width.
+Every way of reading goes through the same generator, noise and negative (the mean token of the
+training captions), so that nothing but the reading differs. Shapes: n test windows, W scans, V
+voxels, L condition tokens, C condition width.
 """
 
 from __future__ import annotations
@@ -19,28 +20,30 @@ import torch
 
 from mindvideo import distributed
 from mindvideo.artefacts import begin_folder, read_note
+from mindvideo.baselines.chosen_windows import ChosenWindows
 from mindvideo.config import Recipe
 from mindvideo.data.preparation import refuse_others
-from mindvideo.data.store import Store, open_stores
+from mindvideo.data.store import open_stores
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, SettingError
-from mindvideo.evaluate.aggregate import Aggregator, add_holm
+from mindvideo.evaluate.aggregate import Design, add_holm
 from mindvideo.evaluate.compare import compare_runs, read_window_scores
 from mindvideo.evaluate.evaluation import evaluate_windows
 from mindvideo.evaluate.score import MAIN, Score
 from mindvideo.evaluate.tables import read_scores, write_evaluation
 from mindvideo.files import link_folder, write_json
-from mindvideo.generate.clips import Shown, sample_clips
+from mindvideo.generate.clips import sample_clips
 from mindvideo.generate.pipeline import MindVideoPipeline
-from mindvideo.generate.reconstruct import assemble_pipeline, choose_windows, fill_clips, open_clips
+from mindvideo.generate.reconstruct import assemble_pipeline, fill_clips, open_clips
 from mindvideo.keys import Key, as_digest
 from mindvideo.models.encoders import encoder_arguments
 from mindvideo.models.encoders.areas import AreaEncoder
-from mindvideo.newcomer.maps import VERSION, encoder_of_newcomer, start_by_ridge, train_on_minutes
 from mindvideo.newcomer.minutes import FirstMinutes
+from mindvideo.newcomer.own_maps import VERSION, encoder_of_newcomer, start_by_ridge, train_on_minutes
 from mindvideo.precision import resolve_precision, sampling_in
 from mindvideo.preparing import each_person
 from mindvideo.study import Study
+from mindvideo.train.adapt import subject_scans
 from mindvideo.train.features import CROPS, Features
 from mindvideo.train.pretrain import fit_scale
 from mindvideo.train.ridge import fit_linear_decoder
@@ -95,7 +98,7 @@ class LeftOut:
             )
         if data.selection != "all":
             raise SettingError(
-                f"expected data.selection=all, so that nobody's voxels are chosen by repeats that a new person has not, found "
+                f"expected data.selection=all, so that nobody's voxels are chosen by repeats that a new person lacks, found "
                 f"{data.selection}; give --set data.selection=all"
             )
 
@@ -194,6 +197,7 @@ class _Arms:
         refuse_others(self.stores[0], self.store.subject, other)
         self.foundation = open_foundation(recipe)
         self.features = Features(shared.run_dir, self.stores[0], self.foundation)
+        self.shown = ChosenWindows(self.recipe, self.store)
         settings = recipe.align.model_copy(update={"augmentation": "fixed"})
         self.text = self.features.text(asked.others.model_copy(update={"align": settings}))
 
@@ -210,17 +214,6 @@ class _Arms:
         found = self.pipeline.fmri_encoder
         assert isinstance(found, AreaEncoder)
         return found
-
-    @cached_property
-    def shown(self) -> Shown:
-        """The test windows."""
-        windows = Windows(self.store, "test", self.recipe.align.window)
-        chosen = choose_windows(self.blocks(windows), self.recipe.reconstruct.max_windows)
-        return Shown(self.recipe, self.store, windows, chosen)
-
-    def blocks(self, windows: Windows) -> np.ndarray:
-        """Block of each window."""
-        return windows.blocks(self.recipe.evaluate.block_scans(self.store.tr_s))
 
     @cached_property
     def mean_token(self) -> torch.Tensor:
@@ -256,17 +249,17 @@ class _Arms:
         about: dict[str, Any] = {"used_minutes": first.minutes, "n_windows": len(data)}
         every = np.arange(len(data))
         if arm == "ridge":
-            scans, tokens = data.fmri(every).flatten(1).numpy(), data.target.tokens(every).flatten(1).numpy()
-            decoder = fit_linear_decoder(scans, tokens)
+            read, tokens = data.fmri(every).flatten(1).numpy(), data.target.tokens(every).flatten(1).numpy()
+            decoder = fit_linear_decoder(read, tokens)
             decoder.save(folder / "ridge.safetensors")
             shape = self.pipeline.condition_shape
             return lambda fmri: torch.from_numpy(decoder.predict(fmri.reshape(len(fmri), -1))).view(-1, *shape), about
         torch.manual_seed(seed)
-        settings = self.recipe.align
+        settings, (scans,) = self.recipe.align, subject_scans([first], "train")
         if arm == "scratch":
             sizes = {name: self.encoder.config[name] for name in ("window", "condition_length", "condition_width")}
             own = encoder_arguments(settings.encoder, settings.dropout, settings.encoder_settings)
-            scale = fit_scale(first_scans(first))
+            scale = fit_scale(scans)
             architecture = self.recipe.encoder.model_dump()
             encoder = AreaEncoder.build([self.store.layout], sizes | scale, architecture, **own)
             if settings.token_weight > 0:
@@ -277,7 +270,7 @@ class _Arms:
         theirs = [
             np.concatenate([store.fmri(name)[:n] for name, (_, n) in first.kept.items()]) for store in self.stores
         ]
-        about["start"] = start_by_ridge(encoder, self.encoder, first_scans(first), theirs)
+        about["start"] = start_by_ridge(encoder, self.encoder, scans, theirs)
         share = min(1.0, math.sqrt(len(data) / len(Windows(self.stores[0], "train", settings.window))))
         train_on_minutes(encoder, data, settings, folder / "maps", seed, is_whole=False, share=share)
         if self.asked.is_whole:
@@ -334,21 +327,19 @@ class _Arms:
         self._evaluate(clips, conditions, folder / "evaluate")
 
     def _evaluate(self, clips: Any, conditions: dict[str, torch.Tensor], folder: Path) -> None:
-        shown, settings = self.shown, self.recipe.evaluate
-        block = self.blocks(shown.windows)[shown.chosen]
-        windows = shown.describe(block)
-        film = np.array([window["segment"] for window in windows])
+        windows = self.shown.description
+        design = Design.of(self.recipe, windows, self.shown.block)
         sets = {name: clips[name] for name in conditions}
-        found = evaluate_windows(sets, clips["truth"], self.foundation, self.recipe, windows, block)
+        found = evaluate_windows(sets, clips["truth"], self.foundation, design)
         values = self._token_r2(conditions, [window["caption"] for window in windows])
-        result = Aggregator(block, film, settings, self.recipe.seed).summarise(TOKEN_R2, values, "")
+        result = design.summarise(TOKEN_R2, values, "")
         found = replace(
             found,
             scores=add_holm({TOKEN_R2.name: result, **found.scores}),
             windows={TOKEN_R2.name: values, **found.windows},
         )
-        about = {"settings": settings.model_dump(mode="json"), "seed": self.recipe.seed, "negative": "none"}
-        write_evaluation(found, folder, windows, block, about)
+        about = {"settings": design.settings.model_dump(mode="json"), "seed": design.seed, "negative": "none"}
+        write_evaluation(found, folder, windows, design.block, about)
 
     def _token_r2(self, conditions: dict[str, torch.Tensor], captions: list[str]) -> dict[str, np.ndarray]:
         """Each window's part in R² (n,): their mean is R²."""
@@ -358,8 +349,3 @@ class _Arms:
             name: (1 - (found - truth).square().flatten(1).sum(1) / spread).double().numpy()
             for name, found in conditions.items()
         }
-
-
-def first_scans(store: Store) -> np.ndarray:
-    """All training scans (N, V) of a store."""
-    return np.concatenate([store.fmri(name) for name in store.segments("train")])

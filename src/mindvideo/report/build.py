@@ -13,11 +13,10 @@ from mindvideo.errors import DataError
 from mindvideo.files import beside, beside_folder, write_json
 from mindvideo.report import comparison, methods_text, sections
 from mindvideo.report.ablation import ablation_section
-from mindvideo.report.assets import Assets
 from mindvideo.report.brain import list_brain, list_surfaces, split_pictures, warn_of_maps
 from mindvideo.report.dataset import describe_validation, list_choices, summarise_data
 from mindvideo.report.gallery import describe_gallery, describe_shared
-from mindvideo.report.page import render
+from mindvideo.report.page import Assets, render
 from mindvideo.report.person_runs import OWN_STAGES, link_people, list_people
 from mindvideo.report.read import Run, read_run
 from mindvideo.report.sprites import encode_picture
@@ -37,8 +36,8 @@ def build_report(run_dirs: Sequence[Path], out: Path, progress: Progress | None 
     Run folders may be unfinished. A run of several people is followed by each of them. A folder
     that ``mindvideo ablate`` wrote adds its table; alone, it gives the page of its full method.
     ``out`` also receives ``differences*.json`` where differences were tested, and ``assets/`` where
-    pictures do not fit the page; other files are left alone. DataError when one of the folders is no
-    run folder, or none is given.
+    pictures do not fit the page; other files are left alone. DataError when one of the folders is
+    no run folder, or none is given.
     """
     ablations = find_ablations(run_dirs)
     paths = [path for path in run_dirs if (path / "recipe.yaml").is_file() or path not in ablations]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from mindvideo.report.assets import Assets
+from mindvideo.report.page import Assets
 from mindvideo.report.read import Run
 from mindvideo.report.sprites import draw_sheets
 from mindvideo.stages import Progress

@@ -9,7 +9,7 @@ from typing import Any
 from mindvideo.clip_sets import clip_set
 from mindvideo.cost import describe_machine
 from mindvideo.evaluate.score import finite
-from mindvideo.report.assets import Assets
+from mindvideo.report.page import Assets
 from mindvideo.report.read import Run
 from mindvideo.report.verdict import join_words
 from mindvideo.report.wording import write_bytes

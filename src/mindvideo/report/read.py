@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zarr
 
 from mindvideo.clip_sets import ClipSet, clip_set
 from mindvideo.config import read_yaml
 from mindvideo.errors import DataError
 from mindvideo.evaluate.compare import PLACE_COLUMNS
-from mindvideo.evaluate.score import ScoreResult, finite
-from mindvideo.evaluate.tables import parse_scores
+from mindvideo.evaluate.score import ScoreResult, finite, parse_scores
 from mindvideo.stages import STAGES, UNFINISHED
 
 
@@ -118,7 +116,7 @@ def read_run(path: Path) -> Run:
             run.metrics[stage] = rows
     for source in sorted((path / "explain").glob("*.json")):
         if source.name not in ("done.json", "started.json"):
-            run.explain[source.stem] = _read_json(source, dict, problems) or {}
+            run.explain[source.stem] = _read_json(source, problems) or {}
     run.people = [f"subject{number}" for number in run.setting("data.subjects") or ()]
     run.pictures = sorted((path / "explain").glob("*.png"))
     run.baselines = [read_run(found.parent) for found in sorted((path / "baselines").glob("*/recipe.yaml"))]
@@ -142,7 +140,7 @@ def read_table(path: Path, command: str) -> dict[str, Any]:
 
 
 def _stage_state(path: Path, name: str, recipe: dict[str, Any], problems: list[str]) -> StageState:
-    done = _read_json(path / name / "done.json", dict, problems)
+    done = _read_json(path / name / "done.json", problems)
     if done is not None:
         return StageState(name, "done", done)
     section = recipe.get(name)
@@ -152,46 +150,38 @@ def _stage_state(path: Path, name: str, recipe: dict[str, Any], problems: list[s
     return StageState(name, "unfinished" if begun else "missing")
 
 
-def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
-    """The content of a JSON file; None if missing or, named in ``problems``, of no use."""
+def _read_json(path: Path, problems: list[str]) -> Any:
+    """The content of a JSON file; None if missing or, named in ``problems``, damaged."""
     if not path.is_file():
         return None
-    where = f"{path.parent.name}/{path.name}"
     try:
-        content = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        problems.append(f"{where} is not valid JSON ({error}); run {path.parent.name} again")
+        stage = path.parent.name
+        problems.append(f"{stage}/{path.name} is not valid JSON ({error}); run {stage} again")
         return None
-    if not isinstance(content, kind):
-        problems.append(f"{where} should hold a {kind.__name__}, found {type(content).__name__}")
-        return None
-    return content
 
 
 def _read_scores(run: Run) -> None:
-    content = _read_json(run.path / "evaluate" / "scores.json", dict, run.problems)
+    folder = run.path / "evaluate"
+    content = _read_json(folder / "scores.json", run.problems)
     if content is None:
         return
-    run.scores = parse_scores(content)
-    about = _read_json(run.path / "evaluate" / "evaluation.json", dict, run.problems) or {}
-    run.left_out = {str(name): str(why) for name, why in (about.get("left_out") or {}).items()}
-    run.smallest_p = finite(about.get("smallest_p"))
-    run.clip_sets = {
-        str(name): ClipSet(**entry)
-        for name, entry in (about.get("sets") or {}).items()
-        if isinstance(entry, dict) and set(entry) == {item.name for item in fields(ClipSet)}
-    }
-    ceilings = _read_json(run.path / "evaluate" / "noise_ceiling.json", dict, run.problems) or {}
-    for segment, entry in ceilings.items():
-        median = finite(entry.get("median")) if isinstance(entry, dict) else None
-        if median is not None:
-            run.noise_ceiling[str(segment)] = median
-    run.near_duplicates = _read_json(run.path / "evaluate" / "near_duplicates.json", dict, run.problems) or {}
+    try:
+        run.scores = parse_scores(content)
+    except DataError as error:
+        run.problems.append(f"evaluate/scores.json: {error}")
+    about = _read_json(folder / "evaluation.json", run.problems) or {}
+    run.left_out, run.smallest_p = about.get("left_out", {}), about.get("smallest_p")
+    run.clip_sets = {name: ClipSet(**entry) for name, entry in about.get("sets", {}).items()}
+    ceilings = _read_json(folder / "noise_ceiling.json", run.problems) or {}
+    run.noise_ceiling = {segment: entry["median"] for segment, entry in ceilings.items()}
+    run.near_duplicates = _read_json(folder / "near_duplicates.json", run.problems) or {}
 
 
 def _read_clips(run: Run) -> None:
     folder = run.path / "reconstruct"
-    run.windows = _read_json(folder / "windows.json", list, run.problems) or []
+    run.windows = _read_json(folder / "windows.json", run.problems) or []
     if not (folder / "clips.zarr").is_dir():
         return
     try:  # damage of many kinds, which the page reports
@@ -205,26 +195,11 @@ def _read_clips(run: Run) -> None:
         run.problems.append("reconstruct/clips.zarr is not finished, missing clips are black; run reconstruct again")
     wanted = [str(name) for name in attrs.get("names") or sorted(arrays)]
     run.clip_labels = {str(name): str(label) for name, label in (attrs.get("labels") or {}).items()}
-    order = [name for name in ("truth", "reconstruction") if name in arrays]
-    order += [name for name in wanted if name in arrays and name not in order]
-    shape: tuple[int, ...] | None = None
-    for name in order:
-        array = arrays[name]
-        if len(array.shape) != 5 or array.shape[-1] != 3 or array.dtype != np.uint8:
-            run.problems.append(
-                f"reconstruct/clips.zarr/{name} should be uint8 (n, F, H, W, 3), found {array.dtype} {array.shape}"
-            )
-        elif shape is not None and array.shape[:2] != shape[:2]:
-            run.problems.append(
-                f"reconstruct/clips.zarr/{name} has {array.shape[:2]} clips and frames, expected {shape[:2]}"
-            )
-        else:
-            shape = array.shape
-            run.clips[name] = array
-    if shape is not None and run.windows and len(run.windows) != shape[0]:
+    run.clips = {name: arrays[name] for name in dict.fromkeys(("truth", "reconstruction", *wanted)) if name in arrays}
+    n_clips = next(iter(run.clips.values())).shape[0] if run.clips else len(run.windows)
+    if run.windows and len(run.windows) != n_clips:
         run.problems.append(
-            f"reconstruct/windows.json lists {len(run.windows)} windows, clips.zarr holds {shape[0]}; "
-            "captions are left out"
+            f"reconstruct/windows.json lists {len(run.windows)} windows, clips.zarr holds {n_clips}; captions are left out"
         )
         run.windows = []
 

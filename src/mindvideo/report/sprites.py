@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mindvideo.data.video import resize, write_video
-from mindvideo.stages import Progress
+from mindvideo.stages import Progress, Steps
 
 QUALITY = 84
 FILM_HEIGHT = 128
@@ -49,20 +49,19 @@ class Sheets:
 def draw_sheets(arrays: dict[str, Any], fps: float, in_film: int = 2, progress: Progress | None = None) -> Sheets:
     """One WebP picture and one MP4 film a window, of clips uint8 (n, F, H, W, 3) by kind.
 
-    The picture has a row for each kind; the first ``in_film`` kinds stand side by side in the film. Clips
-    of another size than the first kind's are scaled to it.
+    The picture has a row for each kind; the first ``in_film`` kinds stand side by side in the film.
+    Clips of another size than the first kind's are scaled to it.
     """
     n, frames, height, width = next(iter(arrays.values())).shape[:4]
     size = (width, height)
-    pictures, films = [], []
+    pictures, films, steps = [], [], Steps(progress, n)
     for i in range(n):
         clips = np.array([[resize(frame, height, width) for frame in array[i]] for array in arrays.values()])
         sheet = draw_sprite(clips)
         pictures.append(encode_picture(sheet))
         films.append(encode_film(clips[:in_film], fps))
         size = (sheet.width // frames, sheet.height // len(arrays))
-        if progress is not None:
-            progress(i + 1, n, {})
+        steps.add()
     return Sheets(pictures, films, n, frames, *size)
 
 

@@ -1,6 +1,7 @@
 """Numbers that say where they come from: a file, a place in it, and the value.
 
-``data-source`` is a file of the run folder and ``data-key`` the way to the number in it, its steps joined by ``|``:
+``data-source`` is a file of the run folder and ``data-key`` the way to the number in it, its steps
+joined by ``|``:
 
 - ``*.json``: keys and list positions;
 - ``*/metrics.jsonl``: ``last|FIELD``, the last row that has the field, or ``max|FIELD``;

@@ -9,14 +9,15 @@ from typing import Literal
 import numpy as np
 import torch
 
+from mindvideo import distributed
 from mindvideo.config import Recipe
 from mindvideo.data.store import Store, open_stores
 from mindvideo.data.windows import recorded_scans, stack_people
 from mindvideo.models.encoders import load_masked_brain, masked_brain_of, new_masked_brain
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.stages import StageContext
-from mindvideo.train.pretrain import fit_scale, train_masked_brain
-from mindvideo.train.stage import note_disabled, stage_seed
+from mindvideo.train.pretrain import MaskedBrainTask, fit_scale, train_masked_brain
+from mindvideo.train.stage import note_disabled, save_memory, stage_seed
 from mindvideo.voxel_layout import VoxelLayout
 
 STAGE = "adapt"
@@ -52,7 +53,7 @@ def pretrained_model(
 
 def run(context: StageContext) -> None:
     """Adapt the pre-trained model to the subjects; write ``RUN/adapt/model``."""
-    recipe, run_dir, folder, progress = context
+    recipe, run_dir, folder, _ = context
     settings = recipe.adapt
     if not settings.enabled:
         note_disabled(folder)
@@ -66,4 +67,6 @@ def run(context: StageContext) -> None:
     seed, person = stage_seed(recipe.seed, STAGE), None
     if len(stores) > 1:
         person = np.concatenate([np.full(len(part), at % len(stores)) for at, part in enumerate(training + held_out)])
-    train_masked_brain(model, lambda index: scans[index], (rows[0], rows[1]), settings, folder, seed, progress, person)
+    save_memory(settings, model)
+    task = MaskedBrainTask(model, lambda index: scans[index], rows[0], rows[1], seed, distributed.device(), person)
+    train_masked_brain(context, task, settings)

@@ -1,11 +1,13 @@
 """Stage ``align``: fMRI windows are aligned with frozen CLIP (paper Eq. 3, docs/method.md, The encoder).
 
-Shapes: B batch, N windows, W scans per window, V voxels, F frames, L condition tokens, C condition width.
+Shapes: B batch, N windows, W scans per window, V voxels, F frames, L condition tokens, C condition
+width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -67,38 +69,27 @@ def contrastive_losses(
     return torch.stack(losses).mean(dim=0)
 
 
+@dataclass
 class AlignTask:
     """Random windows of different scenes against their captions and one frame of each.
 
-    Parameters
-    ----------
-    encoder : Encoder
-    training : AlignData
-    validation : AlignData, optional
-        Needed by `validate` only.
-    settings : Align
-    views : Views
-        What a window is aligned with each time it is drawn.
-    reference : dict
-        Metrics logged with every validation, such as ridge regression's.
-    regression : TokenRegression, optional
-        Added to the paper's loss with ``settings.token_weight``.
+    ``validation`` is needed by `validate` only, which also logs ``reference``, such as ridge
+    regression's metrics. A ``regression`` is added to the paper's loss with
+    ``settings.token_weight``.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        training: AlignData,
-        validation: AlignData | None,
-        settings: Align,
-        views: Views,
-        reference: dict[str, float],
-        device: torch.device,
-        regression: TokenRegression | None = None,
-    ) -> None:
-        self.encoder, self.may_leave_out = encoder.to(device), encoder.may_leave_out
-        self.training, self.validation, self.views = training, validation, views
-        self.settings, self.reference, self.device, self.regression = settings, reference, device, regression
+    encoder: Encoder
+    training: AlignData
+    validation: AlignData | None
+    settings: Align
+    views: Views
+    reference: dict[str, float]
+    device: torch.device
+    regression: TokenRegression | None = None
+
+    def __post_init__(self) -> None:
+        self.encoder.to(self.device)
+        self.may_leave_out = self.encoder.may_leave_out
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The whole encoder and, where there is a contrast, the logits' scale."""
@@ -264,5 +255,5 @@ def run(context: StageContext) -> None:
     regression = TokenRegression(training, settings, teachers) if settings.token_weight > 0 else None
     task = AlignTask(encoder, training, validation, settings, views, reference, device, regression)
     validate, seed = None if validation is None else task.validate, stage_seed(recipe.seed, STAGE)
-    train(task, settings, folder, seed=seed, progress=progress, validate=validate, device=device)
+    train(task, settings, folder, seed=seed, progress=progress, validate=validate)
     save_model(encoder, folder / "model")

@@ -6,6 +6,7 @@ Shapes: N windows, B batch, F frames, c h w latents, L condition tokens, C condi
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -57,11 +58,9 @@ class Diffusion:
         """Mean squared error of each clip's prediction, float32 (B,), from independent noise."""
         noise_BcFhw = share_noise(unet, noise_BcFhw)
         noisy = self.scheduler.add_noise(clean_BcFhw, noise_BcFhw, timestep_B)
-        target = {
-            "epsilon": lambda: noise_BcFhw,
-            "v_prediction": lambda: self.scheduler.get_velocity(clean_BcFhw, noise_BcFhw, timestep_B),
-            "sample": lambda: clean_BcFhw,
-        }[self.prediction]()
+        target = noise_BcFhw if self.prediction == "epsilon" else clean_BcFhw
+        if self.prediction == "v_prediction":
+            target = self.scheduler.get_velocity(clean_BcFhw, noise_BcFhw, timestep_B)
         predicted = unet(noisy, timestep_B, condition_BLC).sample
         return F.mse_loss(predicted.float(), target, reduction="none").flatten(1).mean(dim=1)
 
@@ -113,35 +112,24 @@ class ClipValidation:
         return {name: total / len(self.index) for name, total in sums.items()}
 
 
+@dataclass
 class AnimateTask:
-    """Random training clips, conditioned on their captions' tokens.
+    """Random training clips (``latents``, (N, F, c, h, w)), conditioned on their captions' tokens.
 
-    Parameters
-    ----------
-    unet : Generator
-        Only its ``trained_parts`` are trained.
-    latents : Tensor, (N, F, c, h, w)
-    text : TextFeatures
-        Of all captions and the empty one.
-    row : Tensor of int64, (N,)
-        Row of each window's caption.
-    caption_dropout : float
-        Probability of the empty caption.
+    ``row`` (N,) is that of each clip's caption in ``text``, which has the empty one too;
+    ``caption_dropout`` is the probability of the empty one.
     """
 
-    def __init__(
-        self,
-        unet: Generator,
-        diffusion: Diffusion,
-        latents: torch.Tensor,
-        text: TextFeatures,
-        row: torch.Tensor,
-        caption_dropout: float,
-        device: torch.device,
-    ) -> None:
-        self.unet, self.diffusion = unet.to(device), diffusion
-        self.latents, self.text, self.row = latents, text, row
-        self.caption_dropout, self.device = caption_dropout, device
+    unet: Generator
+    diffusion: Diffusion
+    latents: torch.Tensor
+    text: TextFeatures
+    row: torch.Tensor
+    caption_dropout: float
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.unet.to(self.device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Self-, cross- and temporal attention (paper section 3.4)."""
@@ -195,5 +183,5 @@ def run(context: StageContext) -> None:
         def validate(step: int) -> dict[str, float]:
             return validation(unet, lambda index: task.tokens(held_out_row[index]))
 
-    train(task, settings, folder, seed=seed, progress=progress, validate=validate, device=device)
+    train(task, settings, folder, seed=seed, progress=progress, validate=validate)
     save_model(unet, folder / "model")

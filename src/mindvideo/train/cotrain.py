@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from mindvideo.models.interfaces import Encoder, Generator
 from mindvideo.stages import StageContext
 from mindvideo.train.animate import ClipValidation, Diffusion, clip_latents
 from mindvideo.train.augmentation import augment_fmri
-from mindvideo.train.features import Features, require_width
+from mindvideo.train.features import Features
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
 from mindvideo.train.stage import note_disabled, open_foundation, save_memory, save_model, stage_seed, trainable
 from mindvideo.train.tokens import TokenTarget
@@ -27,38 +28,28 @@ from mindvideo.train.tokens import TokenTarget
 STAGE = "cotrain"
 
 
+@dataclass
 class CotrainTask:
     """Random training windows: the encoder's output conditions the generator.
 
-    Parameters
-    ----------
-    encoder : Encoder
-        Trained whole.
-    unet : Generator
-        Its ``trained_parts`` are trained.
-    windows : Windows
-    latents : Tensor, (N, F, c, h, w)
-        Of each window's clip.
-    target : TokenTarget, optional
-        Regressed with ``settings.token_weight``; its captions condition ``settings.caption_share`` of the
-        windows, so that the generator does not forget them.
+    ``latents`` (N, F, c, h, w) are of each window's clip. A ``target`` is regressed with
+    ``settings.token_weight``; its captions condition ``settings.caption_share`` of the windows, so
+    that the generator does not forget them.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        unet: Generator,
-        diffusion: Diffusion,
-        windows: Windows,
-        latents: torch.Tensor,
-        target: TokenTarget | None,
-        settings: Cotrain,
-        device: torch.device,
-    ) -> None:
-        self.encoder, self.unet = encoder.to(device), unet.to(device)
-        self.may_leave_out = encoder.may_leave_out
-        self.diffusion, self.windows, self.latents, self.target = diffusion, windows, latents, target
-        self.settings, self.device = settings, device
+    encoder: Encoder
+    unet: Generator
+    diffusion: Diffusion
+    windows: Windows
+    latents: torch.Tensor
+    target: TokenTarget | None
+    settings: Cotrain
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.encoder.to(self.device)
+        self.unet.to(self.device)
+        self.may_leave_out = self.encoder.may_leave_out
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The whole encoder except ``logit_scale``, and the generator's attention."""
@@ -105,18 +96,12 @@ def run(context: StageContext) -> None:
     """Tune encoder and generator together; write ``RUN/cotrain/fmri_encoder`` and ``RUN/cotrain/unet``.
 
     With ``cotrain.enabled=false`` both are written as ``align`` and ``animate`` left them.
-
-    Raises
-    ------
-    ModelError
-        When the encoder was made for other voxels or another condition.
+    ModelError when the encoder was made for other voxels.
     """
     recipe, run_dir, folder, _ = context
     stores, foundation = open_stores(recipe.data, run_dir), open_foundation(recipe)
     encoder = load_encoder(run_dir / "align" / "model")
     encoder.require_voxels([store.layout for store in stores], run_dir / "align" / "model")
-    length, width = encoder.config.condition_length, encoder.config.condition_width
-    require_width(foundation, length, width, str(run_dir / "align" / "model"))
     unet = load_generator(run_dir / "animate" / "model")
     if recipe.cotrain.enabled:
         _train(context, stores, foundation, encoder, unet)
@@ -154,4 +139,4 @@ def _train(
             encoder.eval()
             return validation(unet, read)
 
-    train(task, settings, folder, seed=seed, progress=progress, validate=validate, device=device)
+    train(task, settings, folder, seed=seed, progress=progress, validate=validate)

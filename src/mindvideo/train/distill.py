@@ -1,10 +1,12 @@
 """Stage ``distill``: a student of the generator that samples in a few steps of one pass each (not in the paper).
 
-The teacher is the co-trained generator under guidance. From a noised clip it takes several guided steps; the student
-learns to get to the same place in one step, guidance included (Salimans and Ho, Progressive distillation, 2022; Meng et
-al., On distillation of guided diffusion models, 2023). Steps are those of DDIM on a trailing grid of times.
+The teacher is the co-trained generator under guidance. From a noised clip it takes several guided
+steps; the student learns to get to the same place in one step, guidance included (Salimans and Ho,
+Progressive distillation, 2022; Meng et al., On distillation of guided diffusion models, 2023).
+Steps are those of DDIM on a trailing grid of times.
 
-Shapes: N windows, B batch, W scans per window, V voxels, F frames, c h w latents, L condition tokens, C condition width.
+Shapes: N windows, B batch, W scans per window, V voxels, F frames, c h w latents, L condition
+tokens, C condition width.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ STAGE = "distill"
 class Ddim:
     """Deterministic DDIM between any two times of a noise schedule (Song et al. 2021, Eq. 12 with sigma 0).
 
-    A time below 0 is the end of sampling: the schedule's least noise, or none with ``set_alpha_to_one``.
+    A time below 0 is the end of sampling: the schedule's least noise, or none with
+    ``set_alpha_to_one``.
     """
 
     def __init__(self, diffusion: Diffusion) -> None:
@@ -86,7 +89,7 @@ class Teacher:
     ddim : Ddim
         Its noise schedule and steps.
     settings : Reconstruct
-        Guidance scale and interval; a scale of 1 or the negative ``none`` needs no second pass.
+        Its guidance; a scale of 1 or the negative ``none`` needs no second pass.
     steps : int
         Guided steps for one of the student's.
     """
@@ -96,15 +99,10 @@ class Teacher:
     settings: Reconstruct
     steps: int
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether there is a negative."""
-        return self.settings.negative != "none" and self.settings.guidance_scale != 1
-
     def _predict(
         self, noisy: torch.Tensor, time: torch.Tensor, condition: torch.Tensor, negative: torch.Tensor
     ) -> torch.Tensor:
-        if not self.is_guided:
+        if self.settings.negative == "none" or self.settings.guidance_scale == 1:
             return self.unet(noisy, time, condition).sample.float()
         both = self.unet(noisy.repeat(2, 1, 1, 1, 1), time.repeat(2), torch.cat([negative, condition])).sample.float()
         unwanted, wanted = both.chunk(2)
@@ -135,45 +133,37 @@ class Teacher:
         return self.ddim.aim(noisy, at, time, after)
 
 
+@dataclass
 class DistillTask:
     """Random training windows at the student's own times, conditioned on their fMRI or, sometimes, on their caption.
 
-    Parameters
-    ----------
-    student : Generator
-        All of it is trained; it starts as the teacher.
-    encoder : Encoder
-        Frozen.
-    windows : Windows
-        N training windows; their mean, or the empty caption, is the negative, as the teacher's settings say.
-    latents : Tensor, (N, F, c, h, w)
-    text : TextFeatures
-        Captions' tokens, whose negative is the empty caption's.
+    The student starts as the teacher, and all of it is trained; ``latents`` are (N, F, c, h, w).
+    The negative of fMRI is each person's mean window or the empty caption, as the teacher's
+    settings say; that of captions is the empty one.
     """
 
-    def __init__(
-        self,
-        student: Generator,
-        teacher: Teacher,
-        encoder: Encoder,
-        windows: Windows,
-        latents: torch.Tensor,
-        text: TextFeatures,
-        settings: Distill,
-        device: torch.device,
-    ) -> None:
-        self.student, self.teacher, self.device = student.to(device), teacher, device
-        self.teacher.unet.to(device).eval().requires_grad_(False)
-        self.encoder = encoder.to(device).eval().requires_grad_(False)
-        self.windows, self.latents, self.text, self.settings = windows, latents, text, settings
-        self.row = text.rows(list(windows.captions))
-        self.times, self.after = teacher.ddim.grid(settings.sampler_steps)
-        people = torch.arange(len(windows.voxels), device=device)
+    student: Generator
+    teacher: Teacher
+    encoder: Encoder
+    windows: Windows
+    latents: torch.Tensor
+    text: TextFeatures
+    settings: Distill
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.student.to(self.device)
+        for frozen in (self.teacher.unet, self.encoder):
+            frozen.to(self.device).eval().requires_grad_(False)
+        self.row = self.text.rows(list(self.windows.captions))
+        self.times, self.after = self.teacher.ddim.grid(self.settings.sampler_steps)
+        people = torch.arange(len(self.windows.voxels), device=self.device)
         with torch.no_grad():
-            means = np.stack([windows.mean_fmri(person) for person in people.tolist()])
-            mean = self.encoder(torch.from_numpy(means).to(device), people).float()
-        null = text.tokens[[text.row[""]]].float().to(device)
-        self.negative = null.expand(len(people), -1, -1) if teacher.settings.negative == "null" else mean
+            means = np.stack([self.windows.mean_fmri(person) for person in people.tolist()])
+            mean = self.encoder(torch.from_numpy(means).to(self.device), people).float()
+        self.null = self.text.tokens[[self.text.row[""]]].float().to(self.device)
+        is_null = self.teacher.settings.negative == "null"
+        self.negative = self.null.expand(len(people), -1, -1) if is_null else mean
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The student's."""
@@ -187,8 +177,8 @@ class DistillTask:
         with torch.no_grad():
             person = person.to(self.device)
             read = self.encoder(fmri.to(self.device), person).float()
-        captions, empty = (self.text.tokens[at].float().to(self.device) for at in (row, [self.text.row[""]]))
-        return torch.where(is_caption, captions, read), torch.where(is_caption, empty, self.negative[person])
+        captions = self.text.tokens[row].float().to(self.device)
+        return torch.where(is_caption, captions, read), torch.where(is_caption, self.null, self.negative[person])
 
     def errors(
         self, noisy: torch.Tensor, node: torch.Tensor, condition: torch.Tensor, target: torch.Tensor,
@@ -268,17 +258,8 @@ class DistillValidation:
 
 
 def check_student(recipe: Recipe) -> None:
-    """Refuse guidance that a student cannot take over; a recipe without a student passes.
-
-    Raises
-    ------
-    SettingError
-        For a negative that is made of test scans.
-    """
-    sampling = recipe.reconstruct
-    if recipe.distill is None:
-        return
-    if sampling.negative == "test_mean":
+    """SettingError for a student with a negative that is made of test scans."""
+    if recipe.distill is not None and recipe.reconstruct.negative == "test_mean":
         raise SettingError(
             "expected a negative that needs no test scans to train a student with, found reconstruct.negative=test_mean; "
             "set it to train_mean, or leave the section 'distill' out"
@@ -288,13 +269,10 @@ def check_student(recipe: Recipe) -> None:
 def run(context: StageContext) -> None:
     """Train the student of ``RUN/cotrain/unet`` and write ``RUN/distill/unet``.
 
-    Raises
-    ------
-    SettingError
-        For a recipe without the section, for what `check_student` refuses, for more steps than times.
+    SettingError for a recipe without the section, what `check_student` refuses, too many steps.
     """
     recipe, run_dir, folder, progress = context
-    settings, sampling = recipe.distill, recipe.reconstruct
+    settings = recipe.distill
     if settings is None:
         raise SettingError("expected a 'distill' section in the recipe, found none; set distill.sampler_steps=4")
     check_student(recipe)
@@ -312,21 +290,12 @@ def run(context: StageContext) -> None:
     features = Features(run_dir, stores[0], foundation, progress)
     text = features.text(recipe)
     latents = features.latents("train")[windows.film]
-    device = distributed.device()
     save_memory(settings, student)
-    teacher = Teacher(unet, ddim, sampling, settings.teacher_steps)
-    task = DistillTask(student, teacher, encoder, windows, latents, text, settings, device)
+    teacher = Teacher(unet, ddim, recipe.reconstruct, settings.teacher_steps)
+    task = DistillTask(student, teacher, encoder, windows, latents, text, settings, distributed.device())
     validate = None
     if stores[0].segments("validation"):
         held_out = Windows(stores, "validation", encoder.config.window)
         validate = DistillValidation(task, held_out, features.latents("validation")[held_out.film], seed)
-    train(
-        task,
-        settings,
-        folder,
-        seed=seed,
-        progress=progress,
-        validate=validate,
-        device=device,
-    )
+    train(task, settings, folder, seed=seed, progress=progress, validate=validate)
     save_model(student, folder / "unet")

@@ -1,9 +1,10 @@
 """Frozen features of the films, computed once and kept under ``RUN/features``.
 
-Each table is a zarr group with a key and the number of rows done, so that a killed computation goes on. Another
-key, or damage to a finished table, starts it anew.
+Each table is a zarr group with a key and the number of rows done, so that a killed computation goes
+on. Another key, or damage to a finished table, starts it anew.
 
-Shapes: N windows or captions, F frames, K augmented variants, L condition tokens, C condition width, c h w latents.
+Shapes: N windows or captions, F frames, K augmented variants, L condition tokens, C condition
+width, c h w latents.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mindvideo.artefacts import is_intact, read_note, record_files
 from mindvideo.config import Recipe
 from mindvideo.data.store import Store, listed
 from mindvideo.data.windows import Windows
-from mindvideo.errors import DataError, ModelError
+from mindvideo.errors import DataError
 from mindvideo.files import write_text
 from mindvideo.models.foundation import Foundation
 from mindvideo.train.augmentation import CROP_SIDE, augment_captions, random_crops
@@ -155,39 +156,31 @@ class TextFeatures:
         return torch.tensor([self.row[caption] for caption in captions], dtype=torch.int64)
 
 
-@dataclass(frozen=True)
-class Variants:
-    """Number, synonyms and seed of the augmented versions of captions."""
-
-    count: int
-    synonyms: Source
-    seed: int
-
-
 def caption_table(
     run_dir: Path,
     name: str,
     foundation: Foundation,
     captions: list[str],
-    variants: Variants | None = None,
+    variants: tuple[Source, int] | None = None,
     progress: Progress | None = None,
 ) -> TextFeatures:
     """The table ``name`` of captions, each encoded once by the frozen text encoder.
 
-    The pooled embeddings of augmented ``variants`` follow the caption's own, which is column 0.
+    With synonyms and a seed for ``variants``, the pooled embeddings of `VARIANTS` augmented
+    versions follow the caption's own, which is column 0.
     """
     distinct = sorted(set(captions))
     key: dict[str, Any] = {"captions": distinct, "foundation": foundation.condition_identity}
-    key |= {"variants": variants.count, "synonyms": variants.synonyms, "seed": variants.seed} if variants else {}
-    thesaurus = open_thesaurus(variants.synonyms, distinct) if variants else {}
+    synonyms, seed = variants or ("listed", 0)
+    key |= {"variants": VARIANTS, "synonyms": synonyms, "seed": seed} if variants else {}
+    thesaurus = open_thesaurus(synonyms, distinct)
 
     def compute(start: int, stop: int) -> dict[str, np.ndarray]:
         chosen = distinct[start:stop]
         tokens, pooled = foundation.encode_text(chosen)
         columns = [_numpy(pooled, np.float32)]
-        for number in range(variants.count if variants else 0):
-            assert variants is not None
-            rngs = [_caption_rng(variants.seed, number, text) for text in chosen]
+        for number in range(VARIANTS if variants else 0):
+            rngs = [_caption_rng(seed, number, text) for text in chosen]
             changed = augment_captions(chosen, thesaurus, rngs, foundation)
             columns.append(_numpy(foundation.encode_text(changed)[1], np.float32))
         return {"tokens": _numpy(tokens, np.float16), "pooled": np.stack(columns, axis=1)}
@@ -228,7 +221,7 @@ class Features:
             for segment in self.store.segments(split):
                 captions += self.store.captions(segment)
         is_fixed = settings.augmentation == "fixed" and settings.word_swap
-        variants = Variants(VARIANTS, settings.synonyms, stage_seed(recipe.seed, "features")) if is_fixed else None
+        variants = (settings.synonyms, stage_seed(recipe.seed, "features")) if is_fixed else None
         return caption_table(self.run_dir, "text", self.foundation, captions, variants, self.progress)
 
     def images(self, split: Split, crops: int, seed: int) -> torch.Tensor:
@@ -271,12 +264,3 @@ class Features:
 
         path, key = self.run_dir / "features" / f"{name}_{split}", {"films": self.store.shown(), "split": split} | key
         return read_array(compute_table(path, key, len(windows), CLIP_BATCH, rows, self.progress), name)
-
-
-def require_width(foundation: Foundation, length: int, width: int, where: str) -> None:
-    """Refuse a condition (length, width) that the foundation's generator cannot read."""
-    if (length, width) != (foundation.condition_length, foundation.condition_width):
-        raise ModelError(
-            f"expected a condition of {foundation.condition_length} tokens of width {foundation.condition_width} "
-            f"as the foundation reads, found {length} of width {width} in {where}; run align again with this foundation"
-        )

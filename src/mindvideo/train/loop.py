@@ -1,8 +1,8 @@
 """The training loop: one for every stage, every rival and the foundation kit.
 
-Everything random in step *s* follows from (seed, *s*) alone. A checkpoint thus needs parameters, optimiser
-moments and the step, and a killed run goes on to the same bits. Several processes draw the same batch and
-compute the losses of their own rows; torch's DDP or FSDP averages the gradients.
+Everything random in step *s* follows from (seed, *s*) alone. A checkpoint thus needs parameters,
+optimiser moments and the step, and a killed run goes on to the same bits. Several processes draw
+the same batch and compute the losses of their own rows; torch's DDP or FSDP averages the gradients.
 """
 
 from __future__ import annotations
@@ -61,10 +61,7 @@ class Draw:
     def rows(self, count: int) -> np.ndarray:
         """Indices of ``size`` of ``count`` samples, int64, in epochs, each in a new order; an incomplete batch is dropped.
 
-        Raises
-        ------
-        SettingError
-            For a batch of more samples than there are.
+        SettingError for a batch of more samples than there are.
         """
         if self.size > count:
             raise SettingError(
@@ -82,8 +79,8 @@ def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 class Task(Protocol):
     """What a stage brings to the loop.
 
-    Every parameter takes part in every loss, unless ``may_leave_out``; ``lr_of(name)``, if there is one, gives
-    learning rates.
+    Every parameter takes part in every loss, unless ``may_leave_out``; ``lr_of(name)``, if there is
+    one, gives learning rates.
     """
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -132,7 +129,6 @@ def train(
     seed: int,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
     validate: Callable[[int], dict[str, float]] | None = None,
-    device: torch.device | str = "cpu",
 ) -> dict[str, torch.Tensor]:
     """Train ``task`` for ``settings.steps`` steps, going on from ``folder/state`` if it is there.
 
@@ -141,20 +137,21 @@ def train(
     task : Task
     settings : Optimise
     folder : Path
-        Receives ``metrics.jsonl`` (a row every ``log_every`` steps), ``precision.txt`` and ``state/``.
+        Receives ``metrics.jsonl`` (a row every ``log_every`` steps), ``precision.txt`` and
+        ``state/``.
     seed : int
         With the step it determines all randomness.
     progress : callable, optional
         Called with (steps done, steps, metrics).
     validate : callable, optional
-        Called every ``settings.validation_interval`` steps and at the end, with averaged weights if averaging
-        is on; its metrics are logged.
+        Called every ``settings.validation_interval`` steps and at the end, with averaged weights if
+        averaging is on; its metrics are logged.
 
     Returns
     -------
     dict of str to Tensor
-        The final weights by parameter name, averaged if ``settings.ema_decay`` is set, as also in the task's
-        parameters. Of sharded weights, this process's shards.
+        The final weights by parameter name, averaged if ``settings.ema_decay`` is set, as also in
+        the task's parameters. Of sharded weights, this process's shards.
 
     Raises
     ------
@@ -169,9 +166,10 @@ def train(
             f"expected a batch_size of at least {distributed.world_size()}, one row a process, found {settings.batch_size} in "
             f"{stage}; raise it, or start fewer processes"
         )
-    is_first, device = distributed.is_main(), torch.device(device)
+    is_first, parameters = distributed.is_main(), task.parameters()
+    device = next(iter(parameters.values())).device
     is_bf16 = settle_precision(folder, settings.precision, device) == "bf16"
-    trained = _Trained(task.parameters(), settings, getattr(task, "lr_of", None))
+    trained = _Trained(parameters, settings, getattr(task, "lr_of", None))
     start = trained.load(folder / "state")
     log = folder / "metrics.jsonl"
     distributed.barrier()  # before the first one changes what the others read
@@ -310,10 +308,7 @@ def _compute_gradients(
 ) -> dict[str, float]:
     """Compute one step's gradients, and return its metrics, waiting for the device only once.
 
-    Raises
-    ------
-    TrainingError
-        In every process, when a loss or a gradient is not finite in any.
+    TrainingError in every process, when a loss or a gradient is not finite in any.
     """
     values, seen, names = [], [], ["loss"]
     own = distributed.own_rows(settings.batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from mindvideo.data.readers.hcp import BrainSegments
 from mindvideo.errors import DataError
 from mindvideo.models.encoders import load_masked_brain, new_masked_brain
 from mindvideo.models.masked_brain import MaskedBrainModel
-from mindvideo.stages import Progress, StageContext
+from mindvideo.stages import StageContext
 from mindvideo.train.loop import Batch, Draw, Metrics, train
 from mindvideo.train.sharding import full_model, shard_weights
 from mindvideo.train.stage import note_disabled, save_memory, save_model, stage_seed, trainable
@@ -24,44 +24,39 @@ STAGE = "pretrain"
 VALIDATION_ROWS = 1024
 VALIDATION_BATCH = 128
 
-Take = Callable[[np.ndarray], np.ndarray]
 
-
+@dataclass
 class MaskedBrainTask:
     """Random rows of fMRI, most of their patches masked, the masked ones predicted.
 
-    Parameters
+    Attributes
     ----------
-    model : MaskedBrainModel
     take : callable
         ``index (B,) -> fmri (B, V) float32``.
     rows, held_out : ndarray of int
         Rows to train on and rows to validate on.
     seed : int
-        Of the masks used for validation.
-    person : ndarray of int, optional
+        Of the training, and of the masks used for validation.
+    whose : ndarray of int, optional
         Person of each row, for a model of several people.
     """
 
-    def __init__(
-        self,
-        model: MaskedBrainModel,
-        take: Take,
-        rows: np.ndarray,
-        held_out: np.ndarray,
-        seed: int,
-        device: torch.device,
-        person: np.ndarray | None = None,
-    ) -> None:
-        self.model = model.to(device)
-        shard_weights(self.model)
-        self.take, self.rows, self.held_out = take, rows, held_out
-        self.seed, self.device, self._person = seed, device, person
-        self.may_leave_out = person is not None
-        people = [rows] if person is None else [rows[person[rows] == number] for number in range(person.max() + 1)]
+    model: MaskedBrainModel
+    take: Callable[[np.ndarray], np.ndarray]
+    rows: np.ndarray
+    held_out: np.ndarray
+    seed: int
+    device: torch.device
+    whose: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        shard_weights(self.model.to(self.device))
+        self.may_leave_out, people = self.whose is not None, [self.rows]
+        if self.whose is not None:
+            people = [self.rows[self.whose[self.rows] == number] for number in range(self.whose.max() + 1)]
         # Of at most a few thousand training rows each, evenly spread.
-        means = [take(spread(theirs, 4 * VALIDATION_ROWS)).mean(axis=0, dtype=np.float64) for theirs in people]
-        self.means_PV = torch.from_numpy(np.stack(means).astype(np.float32)).to(device)
+        means = [self.take(spread(theirs, 4 * VALIDATION_ROWS)).mean(axis=0, dtype=np.float64) for theirs in people]
+        self.means_PV = torch.from_numpy(np.stack(means).astype(np.float32)).to(self.device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything but the fixed positions."""
@@ -80,7 +75,7 @@ class MaskedBrainTask:
 
     def person(self, index: np.ndarray) -> torch.Tensor | None:
         """Person of each row (B,); None for a model of one person."""
-        return None if self._person is None else torch.from_numpy(self._person[index]).to(self.device)
+        return None if self.whose is None else torch.from_numpy(self.whose[index]).to(self.device)
 
     def validate(self, step: int) -> dict[str, float]:
         """Loss on held-out rows, and that of each voxel's training mean, on the same patches."""
@@ -124,17 +119,12 @@ def split_rows(n_rows: int, validation_share: float) -> tuple[np.ndarray, np.nda
 def fit_scale(*people: np.ndarray) -> dict[str, float]:
     """``input_mean`` and ``input_scale`` of the training scans (..., V) of all people."""
     fmri = people[0] if len(people) == 1 else np.concatenate([scans.ravel() for scans in people])
-    mean, scale = float(fmri.mean(dtype=np.float64)), float(fmri.std(dtype=np.float64))
-    if not scale > 0:
-        raise DataError(
-            "expected training scans that vary, found a single value in all of them; look at the recordings"
-        )
-    return {"input_mean": mean, "input_scale": scale}
+    return {"input_mean": float(fmri.mean(dtype=np.float64)), "input_scale": float(fmri.std(dtype=np.float64))}
 
 
 def run(context: StageContext) -> None:
     """Pre-train, or take ``pretrain.weights``; write ``RUN/pretrain/model``."""
-    recipe, run_dir, folder, progress = context
+    recipe, run_dir, folder, _ = context
     settings = recipe.pretrain
     if not settings.enabled:
         note_disabled(folder)
@@ -151,23 +141,13 @@ def run(context: StageContext) -> None:
     torch.manual_seed(seed)
     layouts, architecture = [segments.layout], recipe.encoder.model_dump()
     model = new_masked_brain(recipe.align.encoder, layouts, architecture, mask_ratio=settings.mask_ratio, **scale)
-    train_masked_brain(model, segments.take, (rows, held_out), settings, folder, seed, progress)
-
-
-def train_masked_brain(
-    model: MaskedBrainModel,
-    take: Take,
-    rows: tuple[np.ndarray, np.ndarray],
-    settings: Pretrain | Adapt,
-    folder: Path,
-    seed: int,
-    progress: Progress | None,
-    person: np.ndarray | None = None,
-) -> None:
-    """Train on the first of ``rows``, validate on the second, and write ``folder/model``."""
-    device = distributed.device()
     save_memory(settings, model)
-    task = MaskedBrainTask(model, take, *rows, seed, device, person)
-    validate = task.validate if len(rows[1]) else None
-    train(task, settings, folder, seed=seed, progress=progress, validate=validate, device=device)
-    save_model(full_model(model), folder / "model")
+    task = MaskedBrainTask(model, segments.take, rows, held_out, seed, distributed.device())
+    train_masked_brain(context, task, settings)
+
+
+def train_masked_brain(context: StageContext, task: MaskedBrainTask, settings: Pretrain | Adapt) -> None:
+    """Train a stage's model, and write ``model`` into its folder."""
+    validate = task.validate if len(task.held_out) else None
+    train(task, settings, context.folder, seed=task.seed, progress=context.progress, validate=validate)
+    save_model(full_model(task.model), context.folder / "model")

@@ -1,6 +1,7 @@
 """The linear reference of ``align``: ridge regression from the same fMRI windows to the same text tokens.
 
-Shapes: N training windows, M validation windows, X inputs (W * V), T targets (L * C), Q target components.
+Shapes: N training windows, M validation windows, X inputs (W * V), T targets (L * C), Q target
+components.
 """
 
 from __future__ import annotations
@@ -112,13 +113,14 @@ def _pieces(count: int, size: int) -> Iterator[slice]:
 def fit_linear_decoder(inputs_NX: np.ndarray | Inputs, targets_NT: np.ndarray) -> LinearDecoder:
     """Kernel ridge regression from the training windows' scans to their tokens.
 
-    The targets are reduced to their leading principal components on the training windows; one penalty for all is
-    chosen by cross-validation over contiguous fifths of the training windows, since neighbouring windows are alike.
+    The targets are reduced to their leading principal components on the training windows; one
+    penalty for all is chosen by cross-validation over contiguous fifths of the training windows,
+    since neighbouring windows are alike.
 
     Notes
     -----
-    The dual form: the kernel (N, N) is summed, and the weights are made, over blocks of inputs in float32, so that beside the
-    inputs nothing of their size is held but the weights.
+    The dual form: the kernel (N, N) is summed, and the weights are made, over blocks of inputs in
+    float32, so that beside the inputs nothing of their size is held but the weights.
     """
     set_backend("numpy")
     inputs = ArrayInputs(inputs_NX) if isinstance(inputs_NX, np.ndarray) else inputs_NX

@@ -1,7 +1,8 @@
 """The masked brain model sharded over the processes (FSDP).
 
-``accelerate launch --use_fsdp`` asks for it. Each process keeps its rows of every weight, gradient and moment;
-a transformer block's weights are gathered for its own passes. The main process writes full weights.
+``accelerate launch --use_fsdp`` asks for it. Each process keeps its rows of every weight, gradient
+and moment; a transformer block's weights are gathered for its own passes. The main process writes
+full weights.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import json
 import shutil
 import zlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -15,14 +15,8 @@ from mindvideo.config import Optimise, Recipe
 from mindvideo.errors import SettingError
 from mindvideo.files import beside_folder
 from mindvideo.models.foundation import Foundation
+from mindvideo.models.loading import WholeModel
 from mindvideo.train.loop import step_seed
-
-
-class Saveable(Protocol):
-    """A model that writes itself as a folder."""
-
-    def save_pretrained(self, save_directory: str) -> object:
-        """Write ``config.json`` and safetensors."""
 
 
 def stage_seed(seed: int, stage: str) -> int:
@@ -58,7 +52,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def save_model(model: Saveable, folder: Path) -> None:
+def save_model(model: WholeModel, folder: Path) -> None:
     """Write a model atomically; the main process does, the others wait."""
     if distributed.is_main():
         with beside_folder(folder) as place:

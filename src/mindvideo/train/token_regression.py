@@ -16,7 +16,6 @@ import torch
 
 from mindvideo.artefacts import is_intact, read_note, record_files
 from mindvideo.config import Align
-from mindvideo.errors import TrainingError
 from mindvideo.files import write_text
 from mindvideo.train.augmentation import Mixture
 from mindvideo.train.features import store_identity
@@ -38,8 +37,6 @@ class TokenRegression:
     """
 
     def __init__(self, data: AlignData, settings: Align, teachers: Sequence[LinearDecoder] = ()) -> None:
-        if not teachers and settings.teacher_weight > 0:
-            raise TrainingError("expected a linear decoder with align.teacher_weight > 0, found none")
         self.data, self.settings, self.teachers = data, settings, teachers
 
     def add_targets(self, batch: Batch, index: np.ndarray, rng: np.random.Generator) -> Batch:

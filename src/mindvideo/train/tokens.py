@@ -24,8 +24,8 @@ class TokenTarget:
     Parameters
     ----------
     whitening : float
-        In the distance, components are weighted by their variance to the power of minus this; 0 is the mean
-        squared error, in which place and colour drown motion.
+        In the distance, components are weighted by their variance to the power of minus this; 0 is
+        the mean squared error, in which place and colour drown motion.
 
     Attributes
     ----------

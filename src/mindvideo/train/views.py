@@ -5,8 +5,8 @@ Shapes: B batch, N windows, F frames, C condition width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -45,18 +45,16 @@ class AlignData:
         return self.target.text
 
 
-class Views(Protocol):
-    """What a window is aligned with each time it is drawn."""
-
-    def __call__(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embeddings (B, C) of some windows' captions and perhaps frames."""
+Views = Callable[[np.ndarray, np.random.Generator], tuple[torch.Tensor, torch.Tensor | None]]
+"""Embeddings (B, C) that some windows are aligned with: of their captions and perhaps frames."""
 
 
+@dataclass
 class FixedViews:
     """A few versions of each caption and crops of each frame, made once, for CPUs."""
 
-    def __init__(self, data: AlignData, settings: Align) -> None:
-        self.data, self.settings = data, settings
+    data: AlignData
+    settings: Align
 
     def __call__(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A random version of each."""
@@ -73,11 +71,14 @@ class FixedViews:
         return text, data.images[index, frame, view].float()
 
 
+@dataclass
 class DrawnViews:
     """Captions reworded and frames cropped anew each time, as in the paper."""
 
-    def __init__(self, data: AlignData, settings: Align, foundation: Foundation, thesaurus: Thesaurus) -> None:
-        self.data, self.settings, self.foundation, self.thesaurus = data, settings, foundation, thesaurus
+    data: AlignData
+    settings: Align
+    foundation: Foundation
+    thesaurus: Thesaurus
 
     def __call__(self, index: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
         """New versions of each."""

@@ -1,7 +1,7 @@
 """Encoders of fMRI, by the name a recipe gives them (`align.encoder`).
 
-To add one, write a file here with a subclass of `mindvideo.models.interfaces.Encoder`, and a line in
-`ENCODERS`; or name a class anywhere as ``module:Class``.
+To add one, write a file here with a subclass of `mindvideo.models.interfaces.Encoder`, and a line
+in `ENCODERS`; or name a class anywhere as ``module:Class``.
 """
 
 from __future__ import annotations
@@ -53,13 +53,7 @@ def takes_several(name: str) -> bool:
 
 
 def encoder_arguments(name: str, dropout: float, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `Encoder.build` for this encoder alone.
-
-    Raises
-    ------
-    SettingError
-        For a setting that one of our encoders does not have.
-    """
+    """The arguments of `Encoder.build` for this encoder alone; SettingError for unknown ones."""
     if name not in ENCODERS:
         return {"encoder": name, "encoder_settings": dict(settings)}
     offered = sorted(set(inspect.signature(ENCODERS[name].__init__).parameters) - BY_RECIPE)
@@ -79,16 +73,10 @@ def load_encoder(folder: str | Path, **kwargs: Any) -> Encoder:
 def new_masked_brain(
     name: str, layouts: Sequence[VoxelLayout], architecture: Mapping[str, Any], **settings: Any
 ) -> MaskedBrainModel:
-    """A new masked brain model that the encoder ``name`` can go on from.
+    """A new masked brain model that the encoder ``name`` can go on from, of one person per layout.
 
-    Parameters
-    ----------
-    layouts : sequence of VoxelLayout
-        One a person.
-    architecture : mapping
-        The recipe's section ``encoder``.
-    **settings
-        ``mask_ratio``, ``input_mean``, ``input_scale``.
+    ``architecture`` is the recipe's section ``encoder``; others are ``mask_ratio``, ``input_mean``
+    and ``input_scale``.
     """
     if name in AREA_ENCODERS:
         chosen = {part: value for part, value in architecture.items() if not part.startswith("patch_")}

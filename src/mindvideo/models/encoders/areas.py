@@ -1,13 +1,12 @@
 """An encoder whose tokens are cortical areas, for one person or several (docs/method.md, Tokens that are areas).
 
-The whole cortex is then 360 tokens a scan instead of some 3,700 patches, and a token means the same in
-everyone: each person has matrices from voxels to areas, and the rest is shared.
+The whole cortex is then 360 tokens a scan instead of some 3,700 patches, and a token means the same
+in everyone: each person has matrices from voxels to areas, and the rest is shared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +14,8 @@ from diffusers.configuration_utils import register_to_config
 
 from mindvideo.models.area_maps import AreaMaps
 from mindvideo.models.encoders.read_out import ReadOut
-from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.models.transformer import check_scale
 from mindvideo.voxel_layout import VoxelLayout
-
-ARCHITECTURE = ("embed_dim", "depth", "num_heads", "mlp_ratio")
 
 
 class AreaEncoder(ReadOut):
@@ -28,8 +24,9 @@ class AreaEncoder(ReadOut):
     Parameters
     ----------
     layouts : list of dict
-        `VoxelLayout.to_config` of each person.
-    window, embed_dim, depth, num_heads, mlp_ratio, condition_length, condition_width, dropout, layer_norm
+        `VoxelLayout.to_config` of each person; SettingError for voxels without a known place.
+    window, embed_dim, depth, num_heads, mlp_ratio, condition_length, condition_width, dropout,
+    layer_norm
         As in `FmriEncoder`.
     head_rank : int
         Rank of the `LowRankHead`.
@@ -37,11 +34,6 @@ class AreaEncoder(ReadOut):
         As in `FmriEncoder`; ``voxel_id`` is the first person's.
     num_voxels : int, optional
         The most of any person; counted from the layouts.
-
-    Raises
-    ------
-    SettingError
-        For voxels without a known place.
     """
 
     @register_to_config
@@ -71,26 +63,6 @@ class AreaEncoder(ReadOut):
         maps = AreaMaps([VoxelLayout.from_config(layout) for layout in layouts], embed_dim)
         self.register_to_config(num_voxels=maps.voxels)
         self.build_trunk(maps.num_areas, maps)
-
-    @classmethod
-    def build(
-        cls, layouts: Sequence[VoxelLayout], sizes: Mapping[str, Any], architecture: Mapping[str, Any], **settings: Any
-    ) -> Self:
-        """A new encoder, see `Encoder.build`."""
-        chosen = {name: architecture[name] for name in ARCHITECTURE}
-        kept = [layout.to_config() for layout in layouts]
-        return cls(layouts=kept, voxel_id=layouts[0].voxel_id, **chosen, **sizes, **settings)
-
-    @classmethod
-    def from_masked_brain(
-        cls, model: MaskedBrainModel, *, window: int, condition_length: int, condition_width: int, **settings: Any
-    ) -> Self:
-        """Go on from a `MaskedAreaModel` of the same people: `tokens` equal its ``encode``."""
-        shared = {name: model.config[name] for name in ("layouts", *ARCHITECTURE, "input_mean", "input_scale")}
-        sizes = {"window": window, "condition_length": condition_length, "condition_width": condition_width}
-        encoder = cls(**shared, **sizes, **settings)
-        encoder.take_trunk(model)
-        return encoder
 
     def token_voxels(self, person: int = 0) -> list[np.ndarray]:
         """Voxels of each area."""

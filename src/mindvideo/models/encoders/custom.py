@@ -31,11 +31,11 @@ class CustomEncoder(Encoder):
     Parameters
     ----------
     encoder : str
-        ``module:Class``, called as ``Class(num_voxels=V, window=W, condition_length=L, condition_width=C,
-        **settings)``, and with ``layouts``, a `VoxelLayout` per person, if it takes that (V is then the largest
-        of them, and scans are padded). Its forward maps scaled scans (B, W, V) to (B, L, C), and gets
-        ``person`` (B,) if it takes that. `explain` draws its ``attention_maps`` and ``token_voxels`` if it has
-        them as `Encoder` does.
+        ``module:Class``, called as ``Class(num_voxels=V, window=W, condition_length=L,
+        condition_width=C, **settings)``, and with ``layouts``, a `VoxelLayout` per person, if it
+        takes that (V is then the largest of them, and scans are padded). Its forward maps scaled
+        scans (B, W, V) to (B, L, C), and gets ``person`` (B,) if it takes that. `explain` draws its
+        ``attention_maps`` and ``token_voxels`` if it has them as `Encoder` does.
     num_voxels, window, condition_length, condition_width : int
     layouts : list of dict, optional
         `VoxelLayout.to_config` of each person.

@@ -1,6 +1,7 @@
 """The fMRI encoder with spatiotemporal attention (docs/method.md, The encoder, paper 3.3).
 
-Shapes: B batch, W scans per window, V voxels, P patches, D embedding, L condition tokens, C condition width.
+Shapes: B batch, W scans per window, V voxels, P patches, D embedding, L condition tokens, C
+condition width.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mindvideo.models.transformer import (
     count_patches,
     initialise,
     position_table,
+    run_blocks,
     split_patches,
 )
 
@@ -152,12 +154,32 @@ class WindowTransformer(Encoder):
         sizes = (num_tokens, config.embed_dim, config.condition_length, config.condition_width)
         return ProjectionHead(*sizes, config.dropout, config.layer_norm)
 
-    def take_trunk(self, model: MaskedBrainModel) -> None:
-        """Go on from a masked brain model's weights, on its device and in its precision."""
+    @classmethod
+    def build(
+        cls, layouts: Sequence[VoxelLayout], sizes: Mapping[str, Any], architecture: Mapping[str, Any], **settings: Any
+    ) -> Self:
+        """See `Encoder.build`; SettingError for several people where it can be of one only."""
+        known = cls._get_init_keys(cls)
+        if "layouts" in known:
+            settings["layouts"] = [layout.to_config() for layout in layouts]
+        else:
+            settings["num_voxels"] = only_person(layouts, cls.__name__).num_voxels
+        chosen = {name: value for name, value in architecture.items() if name in known}
+        return cls(voxel_id=layouts[0].voxel_id, **chosen, **sizes, **settings)
+
+    @classmethod
+    def from_masked_brain(cls, model: MaskedBrainModel, **settings: Any) -> Self:
+        """Go on from a masked brain model of the same voxels, on its device and in its precision.
+
+        `tokens` of every scan equal ``model.encode`` of that scan: temporal attention starts as
+        identity. The head is new.
+        """
+        shared = cls._get_init_keys(cls) & set(model.config)
+        encoder = cls(**{name: model.config[name] for name in shared}, **settings)
         parts = ("patch_embed.", "cls_token", "pos_embed", "blocks.", "norm.")
         copied = {name: weight for name, weight in model.state_dict().items() if name.startswith(parts)}
-        self.load_state_dict(self.state_dict() | copied)
-        nn.Module.to(self, device=model.device, dtype=model.dtype)
+        encoder.load_state_dict(encoder.state_dict() | copied)
+        return nn.Module.to(encoder, device=model.device, dtype=model.dtype)
 
     def settle_attention(self, has_temporal_attention: bool | None) -> None:
         """Give a window of one scan no temporal attention where nothing is said of it."""
@@ -174,33 +196,12 @@ class WindowTransformer(Encoder):
         return (fmri - self.config.input_mean) / self.config.input_scale
 
     def forward(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
-        """Condition of each window.
-
-        Parameters
-        ----------
-        fmri : Tensor, (B, W, V), float32
-        person : Tensor, (B,), int64, optional
-
-        Returns
-        -------
-        Tensor, (B, L, C)
-
-        Raises
-        ------
-        ModelError
-            For another window or another number of voxels.
-        """
+        """See `Encoder.forward`; ModelError for another window or number of voxels."""
         return self.proj_head(self.tokens(fmri, person).flatten(1, 2))
 
     def tokens(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
         """Tokens before the head: fMRI (B, W, V) to (B, W, T, D)."""
-        tokens = self.embed(fmri, person)
-        for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = self._gradient_checkpointing_func(block, tokens)
-            else:
-                tokens = block(tokens)
-        return self.norm(tokens)
+        return self.norm(run_blocks(self, self.blocks, self.embed(fmri, person)))
 
     @torch.no_grad()
     def attention_maps(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
@@ -252,13 +253,13 @@ class FmriEncoder(WindowTransformer):
     voxel_id : str, optional
         The ``voxel_id`` of the store.
     has_temporal_attention : bool, optional
-        By default for windows of two scans or more; without it, the encoder "falls back to a normal MBM
-        encoder" (section 5).
+        By default for windows of two scans or more; without it, the encoder "falls back to a normal
+        MBM encoder" (section 5).
 
     Notes
     -----
-    ``pos_embed`` is fixed, and ``cls_token`` and ``mask_token`` of released files are unused: the three are
-    buffers.
+    ``pos_embed`` is fixed, and ``cls_token`` and ``mask_token`` of released files are unused: the
+    three are buffers.
 
     References
     ----------
@@ -290,53 +291,6 @@ class FmriEncoder(WindowTransformer):
         self.settle_attention(has_temporal_attention)
         self.num_patches = count_patches(num_voxels, patch_size)
         self.build_trunk(self.num_patches, PatchEmbed(self.num_patches, patch_size, embed_dim, patch_weights))
-
-    @classmethod
-    def build(
-        cls, layouts: Sequence[VoxelLayout], sizes: Mapping[str, Any], architecture: Mapping[str, Any], **settings: Any
-    ) -> Self:
-        """A new encoder, see `Encoder.build`; SettingError for more than one person."""
-        layout = only_person(layouts, cls.__name__)
-        names = ("patch_size", "patch_weights", "embed_dim", "depth", "num_heads", "mlp_ratio")
-        chosen = {name: architecture[name] for name in names}
-        return cls(num_voxels=layout.num_voxels, voxel_id=layout.voxel_id, **chosen, **sizes, **settings)
-
-    @classmethod
-    def from_masked_brain(
-        cls,
-        model: MaskedBrainModel,
-        *,
-        window: int,
-        condition_length: int,
-        condition_width: int,
-        **settings: Any,
-    ) -> Self:
-        """Start from a masked brain model's encoder; temporal attention is identity, the head is new.
-
-        Parameters
-        ----------
-        model : MaskedBrainModel
-            Of the same voxels.
-        window, condition_length, condition_width : int
-        **settings
-            Settings that the masked brain model does not determine.
-
-        Returns
-        -------
-        FmriEncoder
-            Its `tokens` of every scan equal ``model.encode`` of that scan.
-        """
-        shared = ("num_voxels", "patch_size", "patch_weights", "embed_dim", "depth", "num_heads", "mlp_ratio",
-                  "input_mean", "input_scale")  # fmt: skip
-        encoder = cls(
-            window=window,
-            condition_length=condition_length,
-            condition_width=condition_width,
-            **{name: model.config[name] for name in shared},
-            **settings,
-        )
-        encoder.take_trunk(model)
-        return encoder
 
     def token_voxels(self, person: int = 0) -> list[np.ndarray]:
         """Voxels of each patch; the last one wraps around to the first voxels."""

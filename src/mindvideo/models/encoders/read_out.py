@@ -16,8 +16,8 @@ from mindvideo.models.loading import takes_settings_of
 class LowRankHead(nn.Module):
     """All tokens of a window, through a bottleneck, to the condition tokens, and an offset.
 
-    `ProjectionHead` gives every condition token the same channels of the patches, only weighted differently.
-    Here, any linear map of the given rank can be learned.
+    `ProjectionHead` gives every condition token the same channels of the patches, only weighted
+    differently. Here, any linear map of the given rank can be learned.
     """
 
     def __init__(

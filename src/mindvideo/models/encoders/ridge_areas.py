@@ -1,6 +1,7 @@
 """Ridge regression's reading of a window, to which tokens that are areas add what it leaves (docs/method.md, The encoder).
 
-With few minutes of scans a network finds less than ridge regression does; with this encoder it begins there.
+With few minutes of scans a network finds less than ridge regression does; with this encoder it
+begins there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Generators of clips, by the name a recipe gives them (`animate.generator`).
 
-To add one, write a file here with a subclass of `mindvideo.models.interfaces.Generator`, and a line in
-`GENERATORS`.
+To add one, write a file here with a subclass of `mindvideo.models.interfaces.Generator`, and a line
+in `GENERATORS`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Stable Diffusion's UNet inflated to clips (docs/method.md, The generator, paper section 3.4).
 
-It is diffusers' 2-D UNet with frames folded into the batch, except that self-attention is sparse-causal, a
-temporal attention follows every transformer block, the ResNets' GroupNorms (and the last one) take statistics
-over a clip, and cross-attention reads one condition per clip. Weights are named as in the 2-D UNet, plus
-``attn_temp`` and ``norm_temp``.
+It is diffusers' 2-D UNet with frames folded into the batch, except that self-attention is
+sparse-causal, a temporal attention follows every transformer block, the ResNets' GroupNorms (and
+the last one) take statistics over a clip, and cross-attention reads one condition per clip. Weights
+are named as in the 2-D UNet, plus ``attn_temp`` and ``norm_temp``.
 
-Shapes: B clips, F frames, C channels, H W latent pixels, N = H·W tokens of a frame, L condition tokens.
+Shapes: B clips, F frames, C channels, H W latent pixels, N = H·W tokens of a frame, L condition
+tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from mindvideo.models.transformer import attend
 FAMILY_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
 # Temporal attention has a sequence for every pixel; CUDA's fused kernels take fewer than 65,536 at a time.
 MAX_SEQUENCES = 32768
-# Parts of the names of the weights that a 2-D UNet has not.
+# Parts of the names of the weights that a 2-D UNet does not have.
 CLIP_PARTS = ("attn_temp.", "norm_temp.", "frame_embedding.")
 FRAME_WIDTH = 32
 # Settings that only UNets outside the Stable Diffusion family turn on.
@@ -225,22 +226,19 @@ class VideoUNet(Generator, UNet2DConditionModel):
     Parameters
     ----------
     **settings
-        Those of diffusers' ``UNet2DConditionModel`` in the Stable Diffusion family (1.x, 2.x). There,
-        ``attention_head_dim`` is the *number* of heads.
+        Those of diffusers' ``UNet2DConditionModel`` in the Stable Diffusion family (1.x, 2.x).
+        There, ``attention_head_dim`` is the *number* of heads. ModelError for settings of other
+        families.
     inflate : {"sparse_causal", "own_frame"}
         What self-attention reads: the two frames before, or (for comparison) the frame itself.
     clip_norm : bool
-        Whether the ResNets' GroupNorms take statistics over the clip or (for comparison) each frame.
+        Whether the ResNets' GroupNorms take statistics over the clip or (for comparison) each
+        frame.
     frame_positions : bool
-        Whether temporal attention and ResNet blocks are told which frame is which. In the paper they are not,
-        and can hardly tell first from last, or left from right.
+        Whether temporal attention and ResNet blocks are told which frame is which. In the paper
+        they are not, and can hardly tell first from last, or left from right.
     noise_share : float
         Correlation of noise between the frames of a clip, see `share_noise`; 0 in the paper.
-
-    Raises
-    ------
-    ModelError
-        For a setting that only other families of UNets have.
 
     References
     ----------
@@ -278,24 +276,13 @@ class VideoUNet(Generator, UNet2DConditionModel):
 
     @classmethod
     def from_unet2d(cls, unet: UNet2DConditionModel, **settings: Any) -> VideoUNet:
-        """Inflate a 2-D UNet of the Stable Diffusion family; temporal parts start as identity.
+        """Inflate a 2-D UNet; temporal parts start as identity. ModelError for one of another family.
 
-        Parameters
-        ----------
-        unet : UNet2DConditionModel
-        **settings
-            ``inflate``, ``clip_norm``, ``frame_positions`` and ``noise_share``.
-
-        Raises
-        ------
-        ModelError
-            For a UNet of another family.
+        ``settings`` are ``inflate``, ``clip_norm``, ``frame_positions`` and ``noise_share``.
         """
         known = cls._get_init_keys(cls)
         video = cls(**{name: value for name, value in unet.config.items() if name in known}, **settings)
-        own = video.state_dict()
-        temporal = {name: weight for name, weight in own.items() if any(part in name for part in CLIP_PARTS)}
-        video.load_state_dict(temporal | unet.state_dict())
+        video.load_state_dict(video.temporal_weights() | unet.state_dict())
         nn.Module.to(video, device=unet.device, dtype=unet.dtype)
         return video
 
@@ -306,18 +293,11 @@ class VideoUNet(Generator, UNet2DConditionModel):
         settings: Mapping[str, Any] | None = None,
         motion: Mapping[str, torch.Tensor] | None = None,
     ) -> VideoUNet:
-        """`from_unet2d`, with the foundation's temporal attention if given.
-
-        Raises
-        ------
-        ModelError
-            For a UNet of another family, or weights that do not fit the temporal parts.
-        """
+        """`from_unet2d`, with the foundation's temporal weights if given; ModelError where they do not fit."""
         video = cls.from_unet2d(cast(UNet2DConditionModel, unet), **(settings or {}))
         if motion is None:
             return video
-        own = video.state_dict()
-        temporal = {name: weight.shape for name, weight in own.items() if any(part in name for part in CLIP_PARTS)}
+        temporal = {name: weight.shape for name, weight in video.temporal_weights().items()}
         found = {name: weight.shape for name, weight in motion.items()}
         if found != temporal:
             differing = sorted(n for n in temporal.keys() | found.keys() if temporal.get(n) != found.get(n))
@@ -325,8 +305,13 @@ class VideoUNet(Generator, UNet2DConditionModel):
                 f"expected the foundation's part 'motion' to hold the {len(temporal)} temporal weights of its generator, "
                 f"found {len(differing)} missing, unexpected or misshapen, first {differing[0]}; set animate.motion=none"
             )
-        video.load_state_dict(own | dict(motion))
+        video.load_state_dict(video.state_dict() | dict(motion))
         return video
+
+    def temporal_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that a 2-D UNet does not have."""
+        own = self.state_dict()
+        return {name: own[name] for name in own if any(part in name for part in CLIP_PARTS)}
 
     def get_aug_embed(self, emb: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor | None:
         """What is added to the timestep's embedding (B·F, width) to tell frames apart."""
@@ -345,17 +330,12 @@ class VideoUNet(Generator, UNet2DConditionModel):
         latents : Tensor, (B, C, F, H, W)
         timestep : number or Tensor, () or (B,)
         condition : Tensor, (B, L, cross_attention_dim)
-        return_dict : bool
+            ModelError where latents, timestep and condition do not fit together.
 
         Returns
         -------
         UNet2DConditionOutput
-            ``sample`` (B, C, F, H, W), or a tuple of it.
-
-        Raises
-        ------
-        ModelError
-            When latents, timestep and condition do not fit together.
+            ``sample`` (B, C, F, H, W), or without ``return_dict`` a tuple of it.
         """
         self._check_input(latents, condition)
         batch, _, frames = latents.shape[:3]

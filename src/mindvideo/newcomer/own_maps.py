@@ -20,7 +20,7 @@ from mindvideo.errors import SettingError
 from mindvideo.models.area_maps import AreaMaps
 from mindvideo.models.encoders.areas import AreaEncoder
 from mindvideo.train.align import AlignTask
-from mindvideo.train.loop import train
+from mindvideo.train.loop import named_trainable, train
 from mindvideo.train.token_regression import TokenRegression
 from mindvideo.train.views import AlignData, FixedViews
 from mindvideo.voxel_layout import VoxelLayout
@@ -42,17 +42,8 @@ def maps_of(encoder: AreaEncoder) -> AreaMaps:
 def encoder_of_newcomer(shared: AreaEncoder, layout: VoxelLayout) -> AreaEncoder:
     """An encoder of one new person, whose maps are the mean of the others' on the same vertices.
 
-    Parameters
-    ----------
-    shared : AreaEncoder
-        Of the others; everything behind its maps is copied.
-    layout : VoxelLayout
-        Of the new person; a vertex that none of the others has starts at zero.
-
-    Raises
-    ------
-    SettingError
-        Where the person's voxels lie in other areas than the others'.
+    Everything behind the maps of ``shared`` is copied; a vertex that none of the others has starts
+    at zero. SettingError where the person's voxels lie in other areas than the others'.
     """
     config = dict(shared.config) | {"num_voxels": None, "voxel_id": layout.voxel_id, "layouts": [layout.to_config()]}
     encoder = AreaEncoder.from_config(config)
@@ -79,12 +70,9 @@ def _mean_on_vertices(
     vertex = layout.vertex[own.rows(0)] if layout.vertex is not None else np.empty(0)
     for person, theirs in enumerate(known):
         assert theirs.vertex is not None
-        place = {int(at): row for row, at in enumerate(theirs.vertex[others.rows(person)])}
-        rows = [(row, place[int(at)]) for row, at in enumerate(vertex) if int(at) in place]
-        if rows:
-            mine, row = (torch.tensor(each) for each in zip(*rows, strict=True))
-            total[mine] += others.weight[person][row]
-            count[mine] += 1
+        _, mine, row = np.intersect1d(vertex, theirs.vertex[others.rows(person)], return_indices=True)
+        total[mine] += others.weight[person][row]
+        count[mine] += 1
     return total / count.clamp(min=1)
 
 
@@ -94,21 +82,13 @@ def start_by_ridge(
 ) -> dict[str, float]:
     """Move a new person's maps by ridge regression towards the mean of the others' area tokens at the same moments.
 
-    What is penalised is the distance from the maps that the encoder comes with, the mean of the others', so that few scans
-    move them little. The penalty of each area is chosen by cross-validation over contiguous fifths of the scans.
+    What is penalised is the distance from the maps that the encoder comes with, the mean of the
+    others', so that few scans move them little. The penalty of each area is chosen by
+    cross-validation over contiguous fifths of the scans.
 
-    Parameters
-    ----------
-    scans_NV : ndarray, float32 (N, V)
-        The new person's.
-    others : sequence of ndarray, float32 (N, their V)
-        What each of the others had at the same moments.
-
-    Returns
-    -------
-    dict of str to float
-        ``log10_alpha``, the median over the areas, and ``r2`` of the tokens on the scans it was
-        fitted to.
+    ``others`` (N, their V) is what each of the others had at the same moments. Returns
+    ``log10_alpha``, the median over the areas, and ``r2`` of the tokens on the scans it was fitted
+    to.
     """
     set_backend("numpy")
     own, maps = maps_of(encoder), maps_of(shared)
@@ -149,9 +129,7 @@ class MapsTask(AlignTask):
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The maps; all else is frozen."""
-        for name, parameter in self.encoder.named_parameters():
-            parameter.requires_grad_(name.startswith(OWN))
-        return {name: parameter for name, parameter in self.encoder.named_parameters() if parameter.requires_grad}
+        return named_trainable(self.encoder, OWN)
 
 
 def train_on_minutes(
@@ -166,8 +144,8 @@ def train_on_minutes(
 ) -> None:
     """Train an encoder, or its maps alone, on a person's minutes as ``align`` does, without ridge regression as a teacher.
 
-    ``share`` is of the recipe's steps. All of them on a few minutes fit these minutes' noise; few leave the tokens so near
-    their mean that the generator draws next to nothing from them.
+    ``share`` is of the recipe's steps. All of them on a few minutes fit these minutes' noise; few
+    leave the tokens so near their mean that the generator draws next to nothing from them.
     """
     settings = settings.model_copy(
         update={
@@ -181,5 +159,5 @@ def train_on_minutes(
     regression = TokenRegression(data, settings) if settings.token_weight > 0 else None
     kind = AlignTask if is_whole else MapsTask
     task = kind(encoder, data, None, settings, FixedViews(data, settings), {}, distributed.device(), regression)
-    train(task, settings, folder, seed=seed, device=distributed.device())
+    train(task, settings, folder, seed=seed)
     encoder.eval()
