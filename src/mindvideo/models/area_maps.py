@@ -107,7 +107,7 @@ class AreaMaps(nn.Module):
 
         def read(index: int, own: torch.Tensor) -> torch.Tensor:
             maps = self.weight[index].split(self.sizes[index])
-            voxels = torch.cat([own[:, area] @ one.T for area, one in enumerate(maps)], dim=1)
+            voxels = torch.cat([area @ one.T for area, one in zip(own.unbind(1), maps, strict=True)], dim=1)
             voxels = voxels[:, self._order(index).argsort()]
             return nn.functional.pad(voxels, (0, self.voxels - voxels.shape[1])).to(tokens.dtype)
 
