@@ -194,6 +194,13 @@ def test_single_frames_leave_out_movement(clips):
     assert not {"epe", "consistency", "video_2way"} & set(one.scores)
 
 
+def test_clips_of_another_kind_than_the_truth_are_refused(clips):
+    truth, sets = clips
+    for wrong in (truth[:, :2], truth / 255.0):
+        with pytest.raises(DataError, match="as 'mean', found"):
+            stage.evaluate_clips(sets | {"mean": wrong}, truth, None, Design(np.zeros(N, int), SETTINGS))
+
+
 def test_more_ways_than_classes_are_refused(clips):
     design = Design(np.zeros(N, int), Evaluate.model_validate({"n_ways": [80]}))
     with pytest.raises(SettingError, match="80-way"):

@@ -93,9 +93,17 @@ def evaluate_clips(
 
     Raises
     ------
+    DataError
+        For clips of another type or shape than the truth's.
     SettingError
         For an N-way test with more ways than the classifier has classes.
     """
+    for name, clips in {TRUTH: truth, **sets}.items():
+        if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape != truth.shape:
+            raise DataError(
+                f"expected uint8 clips (n, F, H, W, 3) in the truth's shape {tuple(truth.shape)} as "
+                f"'{name}', found {clips.dtype} {tuple(clips.shape)}"
+            )
     n, n_frames = truth.shape[:2]
     truth = np.asarray(truth[:])
     reasons = dict(without or {})
