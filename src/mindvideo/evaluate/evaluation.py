@@ -158,8 +158,8 @@ def evaluate_windows(
     without: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Evaluation:
-    """`evaluate_clips`, without the scores of captions where these cannot be had."""
-    reasons = measure.list_missing(foundation, design.settings, ["captions"]) | dict(without or {})
+    """`evaluate_clips`, without the scores of captions and columns where these cannot be had."""
+    reasons = measure.list_missing(foundation, design.settings, ["captions", "columns"]) | dict(without or {})
     return evaluate_clips(sets, truth, foundation, design, without=reasons, **options)
 
 

@@ -1,8 +1,8 @@
 """Pixel scores of frames: structure, error, correlation, colour.
 
 A constant grey rectangle beats every published reconstruction on `ssim_rgb`; none of these is worth
-reading without the constant-image and random-clip baselines beside it (docs/method.md, Scores and
-controls).
+reading without the constant-image and random-clip baselines beside it
+(docs/method.md, Scores and controls).
 
 Shapes: each score takes ``prediction`` and ``truth`` as uint8 (..., H, W, 3) and gives float64
 (...). They raise DataError for other types or shapes.
@@ -103,8 +103,8 @@ def ssim_rgb(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     References
     ----------
-    Wang et al. 2004, IEEE Transactions on Image Processing 13, 600–612; docs/method.md, Scores and
-    controls.
+    Wang et al. 2004, IEEE Transactions on Image Processing 13, 600–612;
+    docs/method.md, Scores and controls.
     """
     x, y = prediction.astype(np.float32), truth.astype(np.float32)
     n = SSIM_WINDOW**2

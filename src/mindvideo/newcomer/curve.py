@@ -20,7 +20,6 @@ import torch
 
 from mindvideo import distributed
 from mindvideo.artefacts import begin_folder, read_note
-from mindvideo.baselines.chosen_windows import ChosenWindows
 from mindvideo.config import Recipe
 from mindvideo.data.preparation import refuse_others
 from mindvideo.data.store import open_stores
@@ -32,7 +31,7 @@ from mindvideo.evaluate.evaluation import evaluate_windows
 from mindvideo.evaluate.score import MAIN, Score
 from mindvideo.evaluate.tables import read_scores, write_evaluation
 from mindvideo.files import link_folder, write_json
-from mindvideo.generate.clips import sample_clips
+from mindvideo.generate.clips import Shown, choose_test_windows, sample_clips
 from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.reconstruct import assemble_pipeline, fill_clips, open_clips
 from mindvideo.keys import Key, as_digest
@@ -197,7 +196,8 @@ class _Arms:
         refuse_others(self.stores[0], self.store.subject, other)
         self.foundation = open_foundation(recipe)
         self.features = Features(shared.run_dir, self.stores[0], self.foundation)
-        self.shown = ChosenWindows(self.recipe, self.store)
+        windows = choose_test_windows(self.recipe, self.store, self.recipe.align.window)
+        self.shown = Shown(self.recipe, self.store, *windows)
         settings = recipe.align.model_copy(update={"augmentation": "fixed"})
         self.text = self.features.text(asked.others.model_copy(update={"align": settings}))
 
