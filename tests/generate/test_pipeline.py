@@ -243,9 +243,15 @@ def test_a_missing_weight_is_named(pipeline, tmp_path) -> None:
 def test_a_foreign_index_is_refused(pipeline, tmp_path) -> None:
     pipeline.save_pretrained(tmp_path)
     path = tmp_path / "model_index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "OtherPipeline"}))
-    with pytest.raises(ModelError, match="OtherPipeline"):
-        MindVideoPipeline.from_pretrained(tmp_path)
+    index = json.loads(path.read_text())
+    for wrong, named in (
+        ({"_class_name": "OtherPipeline"}, "OtherPipeline"),
+        ({"scheduler": ["diffusers", "UNet2DModel"]}, "UNet2DModel"),
+        ({"scheduler": None}, "found none"),
+    ):
+        path.write_text(json.dumps(index | wrong))
+        with pytest.raises(ModelError, match=named):
+            MindVideoPipeline.from_pretrained(tmp_path)
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:

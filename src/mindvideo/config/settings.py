@@ -106,12 +106,14 @@ class _Data(Section):
     areas: str = Field("cortex", description="areas to choose voxels from: 'cortex', 'visual', or MMP1 names")
     selection: Literal["paper", "bonferroni", "top_k", "all"] = Field(
         "paper",
-        description="bonferroni: voxels that repeat; paper: the most significant of these; top_k: the best k",
+        description="bonferroni: voxels that repeat; paper: the most significant of these; top_k: the best k; all: of the areas",
     )
     alpha: float = Field(0.01, gt=0, lt=1, description="level of the Bonferroni correction")
     top_fraction: float = Field(0.5, gt=0, le=1, description="share of significant voxels that 'paper' keeps")
     k: int | None = Field(None, ge=16, description="voxels that 'top_k' keeps")
-    repeats: Literal["average", "separate"] = Field("average", description="how recordings of a training film are used")
+    repeats: Literal["average", "separate"] = Field(
+        "average", description="separate: every recording of a training film gives windows of its own"
+    )
     validation_segments: int = Field(1, ge=0, description="last training films, held out for choices")
     captions: str = Field(
         "blip", description="'blip' (the foundation's captioner), 'none', 'published', or a csv or json file"

@@ -135,15 +135,18 @@ def read_world(
     train_segments = [*store.segments("train"), *store.segments("validation")]
     try:
         films: dict[str, list[dict[str, Any]]] = json.loads(scenes_path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"expected JSON in {scenes_path}, found none ({error}); simulate again") from None
+    try:
         train = [scene for segment in train_segments for scene in films[segment]]
         places = tuple(sorted({scene["place"] for scene in train}))
         columns = judges.NAMES["column"]
         names = {"thing": things, "colour": colours, "place": places, "motion": motions, "position": columns}
         true, scene_number = _true_attributes(films, windows, names, store, offset_s)
         place_texts = _embed_places(train, places, foundation)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DataError(
-            f"expected scenes of every film with their attributes in {scenes_path}, found {error!r}; simulate again"
+            f"expected scenes of every film with their attributes in {scenes_path}, found no {error}; simulate again"
         ) from None
     return World(
         names, true, (scene_number != scene_number[:, :1]).any(axis=1), image_pairs[:, ::-1], video_pairs,

@@ -67,7 +67,12 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -
 
 
 def load_scheduler(folder: Path, index: dict[str, Any]) -> SchedulerMixin:
-    """The scheduler of a saved pipeline; ModelError if there is none."""
+    """The scheduler of a saved pipeline; ModelError if there is none of diffusers'."""
     if not (folder / "scheduler_config.json").is_file():
         raise ModelError(f"expected the part 'scheduler' (scheduler_config.json) in {folder.parent}, found none")
-    return getattr(diffusers, index["scheduler"][1]).from_pretrained(folder, local_files_only=True)
+    name = str((index.get("scheduler") or ["", "none"])[-1])
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise ModelError(f"expected model_index.json in {folder.parent} to name a scheduler of diffusers, found {name}")
+    scheduler_class: type[SchedulerMixin] = found
+    return scheduler_class.from_pretrained(folder, local_files_only=True)
