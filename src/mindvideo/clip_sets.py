@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["control", "baseline", "ceiling"]
-"""A *control* uses the same method and seeds without the window's own brain signal, a *baseline* is what one could
-show without any brain, a *ceiling* is given the stimulus itself (docs/method.md, Scores and controls)."""
+"""A *control* is made without the window's own brain signal, a *baseline* without any brain, a
+*ceiling* from the stimulus itself (docs/method.md, Scores and controls)."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,7 @@ WITHOUT_BRAIN = ("truth", "caption", "vae", "random_train", "constant")
 def clip_set(name: str, negative: str = "train_mean") -> ClipSet:
     """What a set of clips is; one that nobody declared (another method's clips) is a baseline.
 
-    Parameters
-    ----------
-    negative : str
-        ``reconstruct.negative``, which decides how the ``mean`` control is made.
+    ``reconstruct.negative`` decides how the ``mean`` control is made.
     """
     known = CLIP_SETS.get(name) or ClipSet(name, "baseline", name.replace("_", " "), "")
     if name != "mean" or negative not in ("train_mean", "test_mean"):

@@ -1,9 +1,7 @@
 """Several processes at work on one study, as ``accelerate launch`` starts them.
 
-Calls are named as in torch.distributed and do nothing in a single process. Only the
-main process writes files; several machines need a run folder that they all see.
-
-Shapes: N rows of the batch, B rows of this process.
+Calls are named as in torch.distributed and do nothing in a single process. Only the main process
+writes files. Shapes: N rows of the batch, B rows of this process.
 """
 
 from __future__ import annotations
@@ -33,12 +31,9 @@ warnings.filterwarnings("ignore", message="torch.distributed.nn.functional.all_g
 
 
 def init_process_group() -> None:
-    """Join the other processes where a launcher has started several; a second call does nothing.
+    """Join the other processes where a launcher has started several, once.
 
-    Raises
-    ------
-    SettingError
-        Where several were asked for and one was started.
+    SettingError where several were asked for and one was started.
     """
     if "WORLD_SIZE" not in os.environ and {"MASTER_PORT", "ACCELERATE_DYNAMO_BACKEND"} <= os.environ.keys():
         raise SettingError(
@@ -53,8 +48,9 @@ def init_process_group() -> None:
 
 
 def _destroy_process_group() -> None:
-    """Called while Python still runs: a wrapped model in a reference cycle would keep the group's threads
-    alive beyond the interpreter, and one that then frees a tensor aborts the process."""
+    """While Python still runs: a wrapped model in a reference cycle would keep the group's threads alive
+    beyond the interpreter, and one that then frees a tensor aborts the process.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
         gc.collect()
@@ -165,4 +161,5 @@ def gather_rows(own: torch.Tensor, n: int) -> torch.Tensor:
     most = -(-n // world_size())  # gathered parts are of one size
     padded = torch.cat([own, own.new_zeros((most - len(own), *own.shape[1:]))])
     counts = [len(range(n)[_rows_of(rank, n)]) for rank in range(world_size())]
-    return torch.cat([part[:count] for part, count in zip(all_gather_with_gradient(padded), counts, strict=True)])
+    parts = zip(all_gather_with_gradient(padded), counts, strict=True)
+    return torch.cat([part[:count] for part, count in parts])

@@ -15,8 +15,8 @@ from typing import Any
 
 from mindvideo.errors import DataError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit on the size of files
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit on the size of files
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 _POINTER_BYTES = 1024
 _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "datalad get"}
 
@@ -24,12 +24,8 @@ _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "da
 def walk_files(folder: Path, hidden: bool = False, _above: frozenset[str] = frozenset()) -> Iterator[Path]:
     """Every file below a folder, in order of its path; links are followed, but not in circles.
 
-    A link to nothing counts as a file whose content is missing (`describe_absence`).
-
-    Parameters
-    ----------
-    hidden : bool
-        Also what begins with a point (``._copy.nii`` of macOS, ``.git``, ``.DS_Store``).
+    A link to nothing counts as a file whose content is missing (`describe_absence`). What begins with a
+    point (``._copy.nii`` of macOS, ``.git``) is passed over unless ``hidden``.
     """
     real = os.path.realpath(folder)
     if real in _above or not folder.is_dir():
@@ -161,7 +157,7 @@ def disk_errors(path: Path, what: str, needed_bytes: int | None = None) -> Itera
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             place = next((folder for folder in (path, *path.parents) if folder.exists()), Path.cwd())
             free = shutil.disk_usage(place).free / 1e6
             needs = "" if needed_bytes is None else f", needs about {needed_bytes / 1e6:,.1f} MB"
@@ -169,7 +165,7 @@ def disk_errors(path: Path, what: str, needed_bytes: int | None = None) -> Itera
                 f"disk full while writing {what} to {path}{needs}, {free:,.1f} MB are free; "
                 "what is there stays marked incomplete: make room and run the command again"
             ) from error
-        if error.errno in _REFUSED:
+        if error.errno in REFUSED:
             raise DataError(f"expected a folder that can be written at {path}, found: {error.strerror}") from error
         raise
 
@@ -177,8 +173,8 @@ def disk_errors(path: Path, what: str, needed_bytes: int | None = None) -> Itera
 def is_full(error: Exception) -> bool:
     """Whether an error means a full disk or a quota, which safetensors says in words only."""
     if isinstance(error, OSError):
-        return error.errno in _FULL
-    return any(os.strerror(number) in str(error) for number in _FULL)
+        return error.errno in FULL
+    return any(os.strerror(number) in str(error) for number in FULL)
 
 
 @contextmanager

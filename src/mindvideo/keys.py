@@ -14,14 +14,10 @@ _SHOWN = 40
 
 
 class Key:
-    """Everything a result follows from.
+    """Everything a result follows from, by dotted name (``align.lr``).
 
-    Parameters
-    ----------
-    parts : mapping of str to JSON value
-        Nested settings are flattened to dotted names (``align.lr``). A value from
-        `as_digest` stands for what has no value to show: a file, a stage, a part of the
-        foundation, the source of a class.
+    A value from `as_digest` stands for what has no value to show: a file, a stage, a part of the
+    foundation, the source of a class.
     """
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
@@ -33,7 +29,7 @@ class Key:
         return hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
 
     def differences(self, older: Mapping[str, Any]) -> list[str]:
-        """What differs from an older key's ``parts``: ``align.lr 2e-5 → 1e-4``, ``file a.nii changed``."""
+        """What differs from an older key's parts: ``align.lr 2e-5 → 1e-4``."""
         found = []
         for name in dict.fromkeys([*older, *self.parts]):
             old, new = (_shown(parts[name]) if name in parts else None for parts in (older, self.parts))

@@ -14,6 +14,7 @@ from mindvideo.data.store import Store, open_stores
 from mindvideo.errors import DataError, SettingError
 from mindvideo.evaluate.tables import brief_rows, read_scores
 from mindvideo.files import beside_folder
+from mindvideo.report.wording import join_words
 from mindvideo.stages import STAGES
 from mindvideo.study import Study
 
@@ -52,23 +53,10 @@ A score says something about the brain where it is better than `shuffled` with P
 
 
 def export_model(run_dir: Path, out: Path, licence: str | None = None) -> Path:
-    """Write ``RUN/model`` and a card, whose path is returned, into a new folder in the hub's layout.
+    """Write ``RUN/model`` and a card into a new folder; returns the card's path.
 
-    Parameters
-    ----------
-    run_dir : Path
-        A study that is done up to ``evaluate``.
-    out : Path
-        Must not exist yet; appears when complete.
-    licence : str, optional
-        The hub's name for the licence of the weights; known for the embedded kit.
-
-    Raises
-    ------
-    DataError
-        Where the run lacks its model or scores, or files of theirs were changed.
-    SettingError
-        Without a licence, and where ``out`` exists.
+    The run is done up to ``evaluate``, or DataError. ``licence`` is the hub's name for that of the
+    weights; without it a SettingError, unless they are of the embedded kit.
     """
     study = Study.open(run_dir)
     recipe = study.recipe
@@ -97,9 +85,8 @@ def export_model(run_dir: Path, out: Path, licence: str | None = None) -> Path:
 def _describe_people(stores: Sequence[Store]) -> dict[str, str]:
     if len(stores) == 1:
         return {"whom": f"one person ({stores[0].subject})", "maps": "", "whose": "that person's"}
-    names = f"{', '.join(each.subject for each in stores[:-1])} and {stores[-1].subject}"
-    maps = " without maps fitted to that person"
-    return {"whom": f"{len(stores)} people ({names})", "maps": maps, "whose": "these people's"}
+    whom = f"{len(stores)} people ({join_words([each.subject for each in stores])})"
+    return {"whom": whom, "maps": " without maps fitted to that person", "whose": "these people's"}
 
 
 def _write_card(recipe: Recipe, run_dir: Path, licence: str) -> str:

@@ -46,19 +46,14 @@ class CheckResult(NamedTuple):
 
 
 def check_recipe(recipe: Recipe, out: Path) -> CheckResult:
-    """Look a study over before it starts.
-
-    Parameters
-    ----------
-    out : Path
-        The run folder, or the folder that will hold it; sizes are those of a store prepared there.
-    """
+    """Look over a study that will be run in ``out``, before it starts."""
     device = distributed.device()
     stores = store_paths(recipe.data, out / "prepare")
     missing = [str(error) for error in refusals(recipe, stores=stores if all(map(is_complete, stores)) else ())]
     needed = Needs(resolve_precisions(recipe, device), out)
     needs = list(needed.of_stages())
-    lines = [*needed.sizes.notes, *needed.networks.notes, *_downloads(recipe), *_advice(needed, needs, out, device)]
+    lines = [*needed.sizes.notes, *needed.networks.notes, *_downloads(recipe)]
+    lines += _advice(needed, needs, out, device)
     lines.append("memory counts each stage's networks, arrays and libraries; measured peaks are in docs/scale.md")
     return CheckResult(needs, lines, missing)
 
@@ -66,9 +61,8 @@ def check_recipe(recipe: Recipe, out: Path) -> CheckResult:
 def _downloads(recipe: Recipe) -> list[str]:
     """Where the foundation's missing parts are published, and how large they are there."""
     folder = Path(recipe.foundation)
-    lacking = [
-        part for part in required_parts(recipe) if recipe.foundation != "embedded" and not (folder / part).is_dir()
-    ]
+    parts = required_parts(recipe) if recipe.foundation != "embedded" else ()
+    lacking = [part for part in parts if not (folder / part).is_dir()]
     lines = ["downloads: none, now or while it runs; weights are read from local files only"]
     if lacking:
         total = sum(PUBLISHED[part].parameters * 4 for part in lacking)
@@ -82,12 +76,14 @@ class Needs:
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe = recipe
-        self.sizes, self.networks = StudySizes.of(recipe, out), Networks(recipe)
+        self.sizes = StudySizes.of(recipe, out)
+        self.networks = Networks(recipe)
         self.base = float(psutil.Process().memory_info().rss) + PROGRAM_BYTES
         self.people = len(recipe.data.people)
         self.scans = float(self.people * self.sizes.n_windows * self.sizes.n_voxels * 4)
         sampling = as_sampled(recipe).reconstruct
-        frames, pixels = sampling.num_frames or self.sizes.num_frames, sampling.size or self.sizes.size
+        frames = sampling.num_frames or self.sizes.num_frames
+        pixels = sampling.size or self.sizes.size
         self.clip_set = float(self.sizes.n_reconstructed * frames * pixels**2 * 3)
         self.clips = (2 + len(sampling.controls)) * self.clip_set
 
@@ -123,7 +119,8 @@ class Needs:
     def _training(self, stage: str) -> Need:
         """Weights, Adam's moments, averaged weights, and what a micro-batch keeps alive."""
         settings: Optimise = getattr(self.recipe, stage)
-        network, (held, kept, frozen) = self.network(stage), self._around(stage)
+        network = self.network(stage)
+        (held, kept, frozen) = self._around(stage)
         copies = 2 + (settings.ema_decay is not None)
         weights = 4.0 * network.parameters + 4.0 * copies * network.trainable
         batch = network.fixed_bytes + settings.batch_size * network.item_bytes
@@ -139,7 +136,8 @@ class Needs:
 
     def _around(self, stage: str) -> tuple[float, float, float]:
         """Bytes of a stage's arrays in memory, of those on disk, and of frozen networks."""
-        features, frozen = self.networks.features(self.sizes), self.networks.part_bytes
+        features = self.networks.features(self.sizes)
+        frozen = self.networks.part_bytes
         if stage == "adapt":
             return 2 * self.scans, 0.0, 0.0
         if stage == "align":
@@ -154,8 +152,10 @@ class Needs:
         return 0.0, 0.0, 0.0
 
     def _reconstruct(self) -> Need:
-        settings, sizes = as_sampled(self.recipe).reconstruct, self.sizes
-        frames, pixels = settings.num_frames or sizes.num_frames, settings.size or sizes.size
+        settings = as_sampled(self.recipe).reconstruct
+        sizes = self.sizes
+        frames = settings.num_frames or sizes.num_frames
+        pixels = settings.size or sizes.size
         passes = 1 if settings.negative == "none" or settings.guidance_scale == 1 else 2
         alive = passes * self.networks.sampling_bytes(pixels, frames, settings.batch_size)
         weights = 4.0 * self.network("cotrain").parameters
@@ -183,7 +183,8 @@ class Needs:
 
 def _advice(needed: Needs, needs: list[Need], out: Path, device: torch.device) -> Iterator[str]:
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    free, wanted = shutil.disk_usage(place).free, sum(need.disk_bytes for need in needs)
+    free = shutil.disk_usage(place).free
+    wanted = sum(need.disk_bytes for need in needs)
     verdict = "fits" if wanted < free else "does not fit: free some space, choose another --out, or a smaller data.size"
     yield f"disk: about {wanted / 2**30:.1f} GiB of {free / 2**30:.1f} free at {place}; {verdict}"
     room = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available

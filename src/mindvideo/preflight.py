@@ -1,7 +1,4 @@
-"""What a study is refused for before anything runs: ``mindvideo check`` lists it, ``run`` stops at it.
-
-A new refusal is a function that yields an error for each fault, named in `CHECKS`.
-"""
+"""What a study is refused for before anything runs; checks are named in `CHECKS`."""
 
 from __future__ import annotations
 
@@ -34,12 +31,8 @@ WITHOUT_FOUNDATION = ("simulate", "prepare", "pretrain", "adapt")
 def refusals(recipe: Recipe, *, stores: Sequence[Path] = (), last: str | None = None) -> list[MindVideoError]:
     """Everything that a study is refused for, one sentence each; empty where it may start.
 
-    Parameters
-    ----------
-    stores : sequence of Path
-        What `prepare` wrote; without it the headers and tables of all recordings are read.
-    last : str, optional
-        The last stage that is to run; what only later ones are refused for is left out.
+    Without ``stores``, what ``prepare`` wrote, headers and tables of all recordings are read. What only
+    stages after ``last`` are refused for is left out.
     """
     checks = CHECKS if stores else (*CHECKS, unreadable_recordings)
     found = [*incomplete_foundation(recipe, last), *(error for check in checks for error in check(recipe))]
@@ -126,7 +119,8 @@ def kit_outside_its_world(recipe: Recipe) -> Iterator[MindVideoError]:
 
 def impossible_start(recipe: Recipe) -> Iterator[MindVideoError]:
     """A start of ``align`` that is switched off, missing, or not for its encoder."""
-    settings, weights = recipe.align, recipe.pretrain.weights
+    settings = recipe.align
+    weights = recipe.pretrain.weights
     if weights is not None and not (weights / "config.json").is_file():
         yield ModelError(
             f"expected a converted MaskedBrainModel at {weights}, found none; run mindvideo convert, or change pretrain.weights"
@@ -181,7 +175,7 @@ def impossible_people(recipe: Recipe) -> Iterator[MindVideoError]:
 
 
 def unfilled_batches(recipe: Recipe, paths: Sequence[Path]) -> Iterator[MindVideoError]:
-    """Batches of more samples than were prepared, or for ``align`` than show different scenes."""
+    """Batches of more samples than were prepared, or than show different scenes."""
     try:
         windows = Windows([Store.open(path) for path in paths], "train", recipe.align.window)
     except MindVideoError:
@@ -216,7 +210,9 @@ def _oversized(recipe: Recipe, n_windows: int | None, n_segments: int | None) ->
 
 def _training_counts(recipe: Recipe) -> tuple[int | None, int | None]:
     """Training windows, and segments to pre-train on; None where only data can tell."""
-    simulate, data, pretrain = recipe.simulate, recipe.data, recipe.pretrain
+    simulate = recipe.simulate
+    data = recipe.data
+    pretrain = recipe.pretrain
     if simulate is not None:
         films, scans, runs = (
             simulate.train_segments,

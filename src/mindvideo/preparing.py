@@ -37,12 +37,14 @@ def each_person(recipe: Recipe) -> list[Recipe]:
 
 
 def run(context: StageContext) -> None:
-    """Write each person's store, and ``hcp.zarr`` of people to pre-train on; what is complete stays.
+    """Write what is missing of each person's store, and ``hcp.zarr`` to pre-train on.
 
-    Frames, scenes and captions are made for the first person, and the same files for all.
+    Frames, scenes and captions are the first person's, for all.
     """
     recipe, run_dir, folder, progress = context
-    segments, remarks, films = folder / "hcp.zarr", [], None
+    segments = folder / "hcp.zarr"
+    remarks = []
+    films = None
     simulated = run_dir / "simulate" if recipe.simulate is not None else None
     for one, path in zip(each_person(recipe), store_paths(recipe.data, folder), strict=True):
         if not is_complete(path):
@@ -84,7 +86,7 @@ def prepare_people(recipe: Recipe, raw: Path, out: Path, progress: Progress | No
 
 
 def choose_captioner(recipe: Recipe, raw: Path, cache: Path | None = None) -> tuple[Data, Captioning | None]:
-    """The settings with the captions that can be had, and who makes them where a captioner does.
+    """The settings with the captions that can be had, and the captioner in use.
 
     Films of a real recording get no captions of the embedded kit, unless these are wanted.
     """

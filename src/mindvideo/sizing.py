@@ -77,27 +77,36 @@ class StudySizes:
     @classmethod
     def of(cls, recipe: Recipe, out: Path) -> StudySizes:
         """Sizes of a recipe that runs, or will run, in ``out``."""
-        simulate, data, notes = recipe.simulate, recipe.data, []
+        simulate = recipe.simulate
+        data = recipe.data
+        notes = []
         tr_s = data.tr_s or USUAL_TR_S
         if simulate is not None:
             scans = round(simulate.segment_s / tr_s)
-            n_train, n_test = simulate.train_segments, simulate.test_segments
+            n_train = simulate.train_segments
+            n_test = simulate.test_segments
             runs = n_train * simulate.train_runs + n_test * simulate.test_runs
             cortex = len(parse_areas(simulate.areas)) * (2 if simulate.areas == "visual" else 1)  # and as many others
             grayordinates = cortex + (31870 if simulate.subcortex else 0)
         else:
-            scans, n_train, n_test, runs, grayordinates = 240, 18, 5, 86, 91282
+            scans = 240
+            n_train = 18
+            n_test = 5
+            runs = 86
+            grayordinates = 91282
             notes.append("assumed: 18 training and 5 test films of 240 scans, as in Wen 2018")
         is_chosen = data.selection == "top_k" and bool(data.k)
         voxels = data.k if is_chosen and data.k else PUBLISHED_VOXELS
         layouts = [_assumed_layout(data, voxels, notes)] * len(data.people)
         held = data.validation_segments
         n_windows = {"train": (n_train - held) * scans, "validation": held * scans, "test": n_test * scans}
-        num_frames, size = round(data.fps * tr_s), data.size or USUAL_SIZE
+        num_frames = round(data.fps * tr_s)
+        size = data.size or USUAL_SIZE
         paths = store_paths(data, out / "prepare")
         if all(map(is_complete, paths)):
             stores = [Store.open(path) for path in paths]
-            store, layouts = stores[0], [each.layout for each in stores]
+            store = stores[0]
+            layouts = [each.layout for each in stores]
             n_windows = {split: sum(map(store.n_scans, store.segments(split))) for split in n_windows}
             num_frames, size = store.num_frames, store.size
         elif not is_chosen and not layouts[0].parcels:
@@ -157,7 +166,8 @@ class Networks:
         self.folder = embedded_kit() if recipe.foundation == "embedded" else Path(recipe.foundation)
         self._kept: dict[Any, Network] = {}
         text = self.config("text_encoder")
-        self.length, self.width = text.get("max_position_embeddings", 77), text.get("hidden_size", 512)
+        self.length = text.get("max_position_embeddings", 77)
+        self.width = text.get("hidden_size", 512)
         self.latent_factor = 2 ** (len(self.config("vae")["block_out_channels"]) - 1)
         lacking = [name for name, part in PUBLISHED.items() if part.config and not self._has(name)]
         names = ", ".join(lacking)
@@ -228,7 +238,8 @@ class Networks:
 
     def encoder(self, layouts: list[VoxelLayout]) -> Network:
         """The fMRI encoder, the paper's or the recipe's own."""
-        settings, sizes = self.recipe.align, {"condition_length": self.length, "condition_width": self.width}
+        settings = self.recipe.align
+        sizes = {"condition_length": self.length, "condition_width": self.width}
         sizes["window"] = settings.window
 
         def build() -> nn.Module:
@@ -247,7 +258,8 @@ class Networks:
         return unet
 
     def _unet_input(self, batch: int, pixels: int, frames: int) -> tuple[torch.Tensor, ...]:
-        side, channels = pixels // self.latent_factor, self.config("unet").get("in_channels", 4)
+        side = pixels // self.latent_factor
+        channels = self.config("unet").get("in_channels", 4)
         condition = torch.randn(batch, self.length, self.config("unet")["cross_attention_dim"])
         return torch.randn(batch, channels, frames, side, side), torch.zeros(batch, dtype=torch.long), condition
 
@@ -264,7 +276,8 @@ class Networks:
         """Bytes that one pass of the generator keeps alive over a batch of clips."""
 
         def prepare(count: int) -> Any:
-            unet, given = self._build_unet().eval(), self._unet_input(count, pixels, frames)
+            unet = self._build_unet().eval()
+            given = self._unet_input(count, pixels, frames)
 
             def call() -> Any:
                 with torch.no_grad(), _autocast(self.recipe.reconstruct.precision):

@@ -17,7 +17,9 @@ class Steps:
     """Counts the steps of some work for a progress callback."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self.done = progress, total, 0
+        self._progress = progress
+        self._total = total
+        self.done = 0
 
     def add(self, count: int = 1, **figures: Any) -> None:
         """Count some more."""
@@ -35,13 +37,8 @@ UNFINISHED = ".new"
 class StageContext(NamedTuple):
     """What a stage's ``run`` is given.
 
-    Attributes
-    ----------
-    run_dir : Path
-        Where the stages before it left their results, ``RUN/STAGE``.
-    folder : Path
-        Where it writes its own, and finds what an interrupted run left; ``RUN/STAGE`` once complete.
-    progress : callable, optional
+    Earlier stages left their results in ``run_dir``/STAGE; it writes its own to ``folder``, where it
+    finds what an interrupted run left, and which is ``run_dir``/STAGE once complete.
     """
 
     recipe: Recipe

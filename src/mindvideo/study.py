@@ -1,8 +1,6 @@
 """A study: what of it is up to date and why the rest is not, and carrying out what must run.
 
-A stage is up to date when its ``done.json`` has the key of what the stage now follows
-from (`Study.key`). Stages form a graph, so that a changed setting reruns its stage and
-those that build on it, and no others.
+A stage is up to date when its ``done.json`` has the key of what it now follows from (`Study.key`).
 """
 
 from __future__ import annotations
@@ -40,13 +38,7 @@ _DIFFERENCES = 6
 
 
 class Study:
-    """A recipe and the run folder it is carried out in.
-
-    Parameters
-    ----------
-    run_dir : Path
-        ``runs/NAME``; made where missing.
-    """
+    """A recipe and the run folder that it is carried out in, which is made where missing."""
 
     def __init__(self, recipe: Recipe, run_dir: Path) -> None:
         self.recipe, self.run_dir = recipe, run_dir
@@ -168,7 +160,8 @@ class Study:
         return {stage.name: self._status(stage.name) for stage in self.stages}
 
     def _status(self, name: str) -> str:
-        done, key = read_note(self.run_dir / name / "done.json"), self.key(name)
+        done = read_note(self.run_dir / name / "done.json")
+        key = self.key(name)
         if self.is_done(name):
             damage = find_damage(self.run_dir, done["files"], whole=False)
             way_out = f"remove the folder {self.run_dir / name} to have it made anew"
@@ -203,28 +196,11 @@ class Study:
         progress: Callable[[str], Progress] | None = None,
         say: Callable[[str], None] = print,
     ) -> list[str]:
-        """Run what is not up to date, in order.
+        """Run what is not up to date, in order, and return the names of the stages that ran.
 
-        Parameters
-        ----------
-        until : str, optional
-            Last stage to run.
-        only : str, optional
-            Run this stage alone; the stages it builds on must be up to date.
-        progress : callable, optional
-            Given a stage's name, returns what is called with (done, total, figures).
-        say : callable
-            Prints a line.
-
-        Returns
-        -------
-        list of str
-            Stages that ran.
-
-        Raises
-        ------
-        MindVideoError
-            Of any stage; the stages before it stay done.
+        Up to the stage ``until``, or the stage ``only``, whose needs must be up to date. ``progress`` is
+        given a stage's name and returns what is called with (done, total, figures). After an error of a
+        stage, those before it stay done.
         """
         names = [stage.name for stage in self.stages]
         for name in (until, only):
@@ -326,7 +302,8 @@ class Study:
         begin_folder(self._unfinished(stage.name), self.key(stage.name).digest)
 
     def _carry_out(self, stage: Stage, progress: Progress | None, say: Callable[[str], None]) -> None:
-        name, folder = stage.name, self._unfinished(stage.name)
+        name = stage.name
+        folder = self._unfinished(stage.name)
         if self._tracker is not None:
             progress = self._tracker.watch(stage, progress)
         try:
@@ -340,7 +317,8 @@ class Study:
                 f"expected room for the results of '{name}' in {folder}, found the disk full ({free} MiB left); "
                 "free some space and run the same command again, it goes on where it stopped"
             ) from None
-        seconds, peak = cost["seconds"], int(cost["peak_memory_bytes"])
+        seconds = cost["seconds"]
+        peak = int(cost["peak_memory_bytes"])
         done = {
             "stage": name,
             "hash": self.key(name).digest,

@@ -22,10 +22,7 @@ SAMPLES = 4
 class Tracker:
     """The tracker that ``track`` names; it writes its files, if any, to ``RUN/track``.
 
-    Raises
-    ------
-    SettingError
-        Where its library is not installed.
+    SettingError where its library is not installed.
     """
 
     def __init__(self, recipe: Recipe, run_dir: Path) -> None:

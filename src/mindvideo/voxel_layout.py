@@ -18,19 +18,9 @@ MMP1_AREAS = 360
 class VoxelLayout:
     """The voxels of one person.
 
-    Attributes
-    ----------
-    num_voxels : int
-        V.
-    voxel_id : str, optional
-        The store's name for this choice of voxels.
-    vertex : ndarray, int32 (V,), optional
-        Cortical positions (0 to 59,411).
-    area : ndarray, int16 (V,), optional
-        MMP1 label of each, 1 to 360. Both are missing for arrays whose voxels have no known place.
-    parcels : tuple of str
-        Names of all parcels of another atlas, if voxels are parcels: ``area`` then
-        counts them from 1, and ``vertex`` has negative numbers that stand for them.
+    ``voxel_id`` is the store's name for this choice of voxels, ``vertex`` (V,) their cortical positions,
+    ``area`` (V,) their MMP1 labels, 1 to 360; both are None where no place is known. Where voxels are
+    ``parcels`` of another atlas, ``area`` counts these from 1 and ``vertex`` stands for them below 0.
     """
 
     num_voxels: int
@@ -46,8 +36,7 @@ class VoxelLayout:
 
     @property
     def place(self) -> np.ndarray | None:
-        """Index of each voxel's area in the atlas, int64 (V,): along the visual hierarchy, left before
-        right; parcels in their own order."""
+        """Rank (V,) of each voxel's area in the visual hierarchy, left before right, or of its parcel."""
         if self.area is None:
             return None
         if self.parcels:
@@ -63,7 +52,8 @@ class VoxelLayout:
     @classmethod
     def from_config(cls, content: Mapping[str, Any]) -> Self:
         """The layout that `to_config` wrote."""
-        vertex, area = _unpack(content.get("vertex"), np.int32), _unpack(content.get("area"), np.int16)
+        vertex = _unpack(content.get("vertex"), np.int32)
+        area = _unpack(content.get("area"), np.int16)
         return cls(content["num_voxels"], content.get("voxel_id"), vertex, area, tuple(content.get("parcels", ())))
 
 

@@ -31,6 +31,7 @@ class Folder:
     def __init__(self, root):
         self.root, self.data, self.confounds = root, {}, {}
         self.func, self.raw, self.stimuli = root / "der/sub-01/func", root / "bids/sub-01/func", root / "stimuli"
+        self.captions = root / "captions.json"
         for folder in (self.func, self.raw, self.stimuli):
             folder.mkdir(parents=True)
         for number, film in enumerate(FILMS, 1):
@@ -63,12 +64,21 @@ class Folder:
         lines = ["onset\tduration\tstim_file", *("\t".join(map(str, row)) for row in rows)]
         path.write_text("\n".join(lines) + "\n")
 
+    def write_captions(self, captions):
+        self.captions.write_text(json.dumps(captions))
+
     def settings(self, **changes):
         own = {"stimuli": self.stimuli, "bids": self.root / "bids", "task": "movie", "test": ["t"]}
-        captions = self.root / "captions.json"
-        if not captions.exists():
-            captions.write_text(json.dumps({name: ["grey"] * SCANS for name in "abct"}))
-        base = {"source": "fmriprep", "captions": str(captions), "size": 16, "tr_s": TR, "lag_s": LAG, "areas": "V1"}
+        if not self.captions.exists():
+            self.write_captions({name: ["grey"] * SCANS for name in "abct"})
+        base = {
+            "source": "fmriprep",
+            "captions": str(self.captions),
+            "size": 16,
+            "tr_s": TR,
+            "lag_s": LAG,
+            "areas": "V1",
+        }
         fmriprep = own | changes.pop("fmriprep", {})
         return Data(**(base | {"selection": "all", "fmriprep": fmriprep} | changes))
 
@@ -130,12 +140,9 @@ def test_rows_that_are_shots_are_one_showing(folder):
     folder.refused("a row for each showing of a.mp4", "3 rows", "with gaps", "one row")
 
 
-def test_one_row_twice_is_refused(folder):
+def test_films_at_one_time_and_shared_scans_are_refused(folder):
     folder.write_events(1, [(4, 18, "a.mp4"), (4, 18, "a.mp4")])
     folder.refused("one film at a time", "with a row for each showing")
-
-
-def test_films_at_one_time_and_shared_scans_are_refused(folder):
     folder.write_events(1, [(4, 18, "a.mp4"), (6, 18, "t.mp4")])
     folder.refused("one film at a time", "a.mp4 from second 4 to 22", "t.mp4 from second 6", f"{folder.run(1)}:t.mp4")
     only = {"exclude": [f"{folder.run(1)}:t.mp4"]}
@@ -171,11 +178,8 @@ def test_any_film_is_a_film_and_the_rest_is_named(folder):
     folder.write_events(1, rows)
     source = folder.find()
     assert source.segments[0].film.name == "a.m4v"
-    assert _words(source)["stimuli left out, which are no films"] == (
-        "cross.png (2x)",
-        "note.txt (1x)",
-        "tone.wav (1x)",
-    )
+    left_out = ("cross.png (2x)", "note.txt (1x)", "tone.wav (1x)")
+    assert _words(source)["stimuli left out, which are no films"] == left_out
     store = folder.prepare()
     assert store.remarks == ["stimuli left out, which are no films (3): cross.png (2x), note.txt (1x), tone.wav (1x)"]
     (folder.stimuli / "a.m4v").write_bytes((folder.stimuli / "a.m4v").read_bytes()[:300])
@@ -185,15 +189,9 @@ def test_any_film_is_a_film_and_the_rest_is_named(folder):
 
 @pytest.mark.parametrize(
     "stated",
-    [
-        "/stimuli/deep/a.mp4",
-        "STIMULI/deep/a.mp4",
-        "./deep/a.mp4",
-        "stimuli\\deep\\a.mp4",
-        "C:\\exp\\stimuli\\deep\\a.mp4",
-        "deep//a.mp4",
-    ],
-)
+    ["/stimuli/deep/a.mp4", "STIMULI/deep/a.mp4", "./deep/a.mp4", r"stimuli\deep\a.mp4", r"C:\exp\stimuli\deep\a.mp4",
+     "deep//a.mp4"],
+)  # fmt: skip
 def test_stimuli_are_found_as_people_write_them(folder, stated):
     (folder.stimuli / "deep").mkdir()
     (folder.stimuli / "a.mp4").rename(folder.stimuli / "deep" / "a.mp4")
@@ -204,27 +202,15 @@ def test_stimuli_are_found_as_people_write_them(folder, stated):
 
 
 def test_names_in_any_script(folder):
-    films = [
-        "clip 1.mp4",
-        "clip_1.mp4",
-        "part.mp4",
-        "part.mov",
-        "电影.mp4",
-        "电影 2.mp4",
-        "हिन्दी.mp4",
-        "deep/Ü (a).mp4",
-        "##.mp4",
-    ]
-    names = name_films([Path(film) for film in films])
-    assert [names[Path(film)] for film in films] == [
-        "clip_1_2", "clip_1", "part.mp4", "part.mov", "电影", "电影_2", "हिन्दी", "deep_Ü_a", "film"
-    ]  # fmt: skip
+    wanted = {
+        "clip 1.mp4": "clip_1_2", "clip_1.mp4": "clip_1", "part.mp4": "part.mp4", "part.mov": "part.mov", "电影.mp4": "电影",
+        "电影 2.mp4": "电影_2", "हिन्दी.mp4": "हिन्दी", "deep/Ü (a).mp4": "deep_Ü_a", "##.mp4": "film",
+    }  # fmt: skip
+    assert name_films([Path(film) for film in wanted]) == {Path(film): name for film, name in wanted.items()}
     decomposed = "U\u0308ber uns.mp4"  # as macOS writes it; the table has the composed letter
     (folder.stimuli / "a.mp4").rename(folder.stimuli / decomposed)
     folder.write_events(1, [(4, 18, "\u00dcber uns.mp4")])
-    (folder.root / "captions.json").write_text(
-        json.dumps({"\u00dcber uns": ["x"] * SCANS} | {n: ["g"] * SCANS for n in "bct"})
-    )
+    folder.write_captions({"\u00dcber uns": ["x"] * SCANS} | {n: ["g"] * SCANS for n in "bct"})
     store = folder.prepare(validation_segments=0)
     assert "\u00dcber_uns" in store.order and store.captions("\u00dcber_uns")[0] == "x"
     np.testing.assert_array_equal(Windows(store, "train", 1).frames(np.array([0])).shape, (1, 6, 16, 16, 3))
@@ -241,14 +227,10 @@ def test_long_names_and_other_capitals(folder):
 
 
 def test_captions_may_call_a_film_by_path_or_in_ascii():
-    films = {"Über_den_Wolken": Path("kurz/Über den Wolken.mp4"), "a_b": Path("a b.mp4"), "a-b": Path("a-b.mov")}
+    names = ("kurz/Über den Wolken", "kurz/Über den Wolken.mp4")
+    films = {"Über_den_Wolken": Path(names[1]), "a_b": Path("a b.mp4"), "a-b": Path("a-b.mov")}
     assert other_names(films) == {
-        "Über_den_Wolken": (
-            "Über_den_Wolken",
-            "kurz/Über den Wolken",
-            "kurz/Über den Wolken.mp4",
-            "kurz_ber_den_Wolken",
-        ),
+        "Über_den_Wolken": ("Über_den_Wolken", *names, "kurz_ber_den_Wolken"),
         "a_b": ("a_b", "a b", "a b.mp4"),
         "a-b": ("a-b", "a-b.mov"),
     }
@@ -259,9 +241,7 @@ def test_a_film_that_began_before_the_run_is_trimmed_on_request(folder):
     folder.write_events(2, [(42, 18, "b.mp4")])  # scans up to second 62, the last volume is at 60
     folder.refused("first scan of a.mp4", "second -3", "--trim-start", f"{folder.run(1)}:a")
     folder.refused("last scan of b.mp4", "--trim-end", fmriprep={"trim_start": True})
-    (folder.root / "captions.json").write_text(
-        json.dumps({name: [f"{name}{scan}" for scan in range(SCANS)] for name in "abct"})
-    )
+    folder.write_captions({name: [f"{name}{scan}" for scan in range(SCANS)] for name in "abct"})
     both = {"trim_start": True, "trim_end": True, "confounds": []}
     store = folder.prepare(fmriprep=both, validation_segments=0)
     assert (store.n_scans("a"), store.n_scans("b")) == (7, 8)
@@ -286,21 +266,17 @@ def test_zero_padded_runs_and_inheritance(folder):
         path = folder.raw / f"{folder.run(number)}_events.tsv"
         path.rename(path.with_name(path.name.replace("run-", "run-0")))
         (folder.func / f"{folder.run(number)}_space-fsLR_den-91k_bold.json").unlink()
-    (folder.root / "der" / "task-movie_bold.json").write_text(
-        json.dumps({"SliceTimingCorrected": True, "StartTime": 0.5})
-    )
+    derived = {"SliceTimingCorrected": True, "StartTime": 0.5}
+    (folder.root / "der" / "task-movie_bold.json").write_text(json.dumps(derived))
     (folder.root / "bids" / "task-movie_bold.json").write_text(json.dumps({"RepetitionTime": TR, "StartTime": 1.5}))
     own = folder.func / f"{folder.run(2)}_bold.json"
     own.write_text(json.dumps({"StartTime": 0.25}))
     source = folder.find()
     runs = source.notes["discover"]["runs"]
-    assert {run["first_volume_s"] for run in runs.values()} == {0.5, 0.25} and runs[folder.run(2)][
-        "first_volume_s"
-    ] == 0.25
-    assert len(_words(source)["runs whose sidecar does not state the TR"]) == 4
-    assert (
-        f"{folder.run(1)} (2 s from task-movie_bold.json)" in _words(source)["runs whose sidecar does not state the TR"]
-    )
+    first_s = {run: about["first_volume_s"] for run, about in runs.items()}
+    assert first_s == dict.fromkeys(map(folder.run, (1, 3, 4)), 0.5) | {folder.run(2): 0.25}
+    unsaid = _words(source)["runs whose sidecar does not state the TR"]
+    assert len(unsaid) == 4 and f"{folder.run(1)} (2 s from task-movie_bold.json)" in unsaid
     (folder.root / "bids" / "task-movie_bold.json").unlink()
     assert runs[folder.run(1)] | {"tr_from": "its header"} == folder.find().notes["discover"]["runs"][folder.run(1)]
     content, origin = read_inherited(folder.bold(2).name, [folder.func, folder.root / "der"])
@@ -344,13 +320,9 @@ def test_a_copy_is_no_repeat_even_of_a_test_film(folder):
     folder.refused("different recordings of t", "run-4", "run-7", "exclude")
 
 
-def test_one_recording_is_not_that_of_two_films(folder):
-    shutil.copy(folder.bold(1), folder.bold(2))
-    folder.refused("different recordings of a and b", "run-1", "run-2", "exclude")
-
-
-def test_a_recording_saved_again_in_other_numbers_is_a_copy(folder):
-    again = folder.data[1] * 3 + np.random.default_rng(5).normal(0, 1e-3, folder.data[1].shape)
+@pytest.mark.parametrize(("factor", "noise"), [(1, 0), (3, 1e-3)])  # a copy, and one saved again in other numbers
+def test_one_recording_is_not_that_of_two_films(folder, factor, noise):
+    again = folder.data[1] * factor + np.random.default_rng(5).normal(0, noise, folder.data[1].shape)
     folder.write_run(3, again)
     folder.refused("different recordings of a and c", "run-1", "run-3", "exclude")
 

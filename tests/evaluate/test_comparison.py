@@ -183,11 +183,11 @@ def test_fraction_of_the_way_and_its_interval():
 def test_two_sample_interval_is_that_of_independent_means():
     rng = np.random.default_rng(4)
     first, second = rng.normal(size=400), rng.normal(2, 2, size=300)
-    low, high = two_sample_bootstrap_interval(first, np.arange(400), second, np.arange(300), 2000, rng)
+    low, high = two_sample_bootstrap_interval((first, np.arange(400)), (second, np.arange(300)), 2000, rng)
     error = np.sqrt(first.var() / 400 + second.var() / 300)
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert (low + high) / 2 == pytest.approx(first.mean() - second.mean(), abs=0.05)
-    assert np.isnan(two_sample_bootstrap_interval(first, np.zeros(400), second, np.arange(300), 99, rng)).all()
+    assert np.isnan(two_sample_bootstrap_interval((first, np.zeros(400)), (second, np.arange(300)), 99, rng)).all()
 
 
 @pytest.mark.parametrize("file", ["scores.json", "evaluation.json", "windows.csv"])

@@ -25,8 +25,7 @@ from mindvideo.stages import StageContext
 
 N, F, H, W = 24, 3, 20, 18
 SETTINGS = Evaluate.model_validate({"n_ways": [2, 30], "permutations": 499, "bootstraps": 199})
-
-
+PAIRS = Design(np.arange(N) // 2, SETTINGS, 3)
 NO_CAPTIONS = {"captions": "no captioner here"}
 
 
@@ -81,19 +80,35 @@ def clips():
     return truth, sets
 
 
+def score(sets, truth, design=PAIRS, without=NO_CAPTIONS):
+    return stage.evaluate_clips(sets, truth, ColourClassifier(), design, without=without)
+
+
+def plain_ssim(truth, made):
+    def of_frame(t, p):
+        return structural_similarity(t, p, data_range=255, channel_axis=-1)
+
+    return np.array([np.mean([*map(of_frame, a, b)]) for a, b in zip(truth, made, strict=True)])
+
+
 @pytest.fixture(scope="module")
 def evaluation(clips):
-    truth, sets = clips
-    block = np.arange(N) // 2
-    return stage.evaluate_clips(sets, truth, ColourClassifier(), Design(block, SETTINGS, 3), without=NO_CAPTIONS)
+    return score(clips[1], clips[0])
+
+
+@pytest.fixture
+def colours(monkeypatch):
+    """The networks of a run's foundation, replaced."""
+    classifier = ColourClassifier()
+    monkeypatch.setattr(stage, "Foundation", lambda folder, device="cpu": classifier)
+    return classifier
 
 
 def test_every_score_has_its_words_and_numbers(evaluation):
-    names = ["video_2way", "video_30way", "image_2way", "image_30way"]
-    names += ["ssim_rgb", "ssim_grey", "psnr", "pixel_correlation", "colour", "hue_pcc"]
-    names += ["clip_similarity", "retrieval_top1", "retrieval_top5", "retrieval_video_top1", "retrieval_video_top5"]
-    names += ["consistency", "consistency_gated", "frame_change", "motion_direction", "epe", "epe_farneback"]
-    assert list(evaluation.scores) == names
+    names = "video_2way video_30way image_2way image_30way ssim_rgb ssim_grey psnr pixel_correlation colour hue_pcc"
+    names += " clip_similarity retrieval_top1 retrieval_top5 retrieval_video_top1 retrieval_video_top5 consistency"
+    names += " consistency_gated frame_change motion_direction epe epe_farneback"
+    assert list(evaluation.scores) == names.split()
     for name, entry in evaluation.scores.items():
         low, high = entry.interval
         assert low <= entry.value <= high, name
@@ -105,19 +120,12 @@ def test_every_score_has_its_words_and_numbers(evaluation):
 
 def test_values_equal_loops_over_windows(evaluation, clips):
     truth, sets = clips
-    ssim = np.array(
-        [
-            np.mean([structural_similarity(t, p, data_range=255, channel_axis=-1) for t, p in zip(a, b, strict=True)])
-            for a, b in zip(truth, sets["shuffled"], strict=True)
-        ]
-    )
+    ssim = plain_ssim(truth, sets["shuffled"])
     np.testing.assert_allclose(evaluation.windows["ssim_rgb"]["shuffled"], ssim, atol=1e-9)
     assert evaluation.scores["ssim_rgb"].controls["shuffled"] == pytest.approx(ssim.mean())
-    classifier = ColourClassifier()
-    tops = top_classes(classifier.classify_videos(truth))
-    assert evaluation.scores["video_30way"].value == pytest.approx(
-        n_way_top_k(classifier.classify_videos(sets["reconstruction"]), tops, 30).mean()
-    )
+    made, shown = (ColourClassifier().classify_videos(part) for part in (sets["reconstruction"], truth))
+    success = n_way_top_k(made, top_classes(shown), 30)
+    assert evaluation.scores["video_30way"].value == pytest.approx(success.mean())
 
 
 def test_chance_is_the_mean_over_all_other_clips(evaluation, clips):
@@ -153,15 +161,12 @@ def test_controls_ceilings_and_directions(evaluation):
 def test_scene_leaves_only_other_scenes_for_chance(clips):
     truth, _ = clips
     few = {"reconstruction": truth}
-    design = Design(np.arange(N), SETTINGS, scene=np.zeros(N, int))
-    one = stage.evaluate_clips(few, truth, ColourClassifier(), design, without=NO_CAPTIONS)
+    one = score(few, truth, Design(np.arange(N), SETTINGS, scene=np.zeros(N, int)))
     assert one.scores["image_2way"].chance is None
     assert one.scores["ssim_rgb"].chance is None
     scene = np.arange(N) // 12
-    design = Design(np.arange(N), SETTINGS, scene=scene)
-    two = stage.evaluate_clips(few, truth, ColourClassifier(), design, without=NO_CAPTIONS)
-    classifier = ColourClassifier()
-    probabilities = classifier.classify_videos(truth)
+    two = score(few, truth, Design(np.arange(N), SETTINGS, scene=scene))
+    probabilities = ColourClassifier().classify_videos(truth)
     tops = top_classes(probabilities)
     expected = [
         n_way_top_k(probabilities[[i]], tops[[j]], 2)[0] for i in range(N) for j in range(N) if scene[i] != scene[j]
@@ -171,10 +176,8 @@ def test_scene_leaves_only_other_scenes_for_chance(clips):
 
 def test_same_seed_same_numbers_and_an_extra_control_changes_none(clips):
     truth, sets = clips
-    design = Design(np.arange(N) // 2, SETTINGS, 3)
-    few = {name: sets[name] for name in ("reconstruction", "shuffled")}
-    first = stage.evaluate_clips(few, truth, ColourClassifier(), design, without=NO_CAPTIONS).scores
-    second = stage.evaluate_clips(sets, truth, ColourClassifier(), design, without=NO_CAPTIONS).scores
+    first = score({name: sets[name] for name in ("reconstruction", "shuffled")}, truth).scores
+    second = score(sets, truth).scores
     for name in first:
         for key in ("value", "interval", "chance", "p_chance"):
             assert getattr(first[name], key) == getattr(second[name], key)
@@ -183,28 +186,19 @@ def test_same_seed_same_numbers_and_an_extra_control_changes_none(clips):
 
 def test_single_frames_leave_out_movement(clips):
     truth, sets = clips
-    one = stage.evaluate_clips(
-        {"reconstruction": sets["reconstruction"][:, :1]},
-        truth[:, :1],
-        ColourClassifier(),
-        Design(np.arange(N) // 2, SETTINGS),
-        without=NO_CAPTIONS,
-    )
+    one = score({"reconstruction": sets["reconstruction"][:, :1]}, truth[:, :1])
     assert "image_30way" in one.scores and "do not move" in one.left_out["video_2way"]
     assert not {"epe", "consistency", "video_2way"} & set(one.scores)
 
 
-def test_clips_of_another_kind_than_the_truth_are_refused(clips):
+def test_other_clips_than_the_truth_and_more_ways_than_classes_are_refused(clips):
     truth, sets = clips
     for wrong in (truth[:, :2], truth / 255.0):
         with pytest.raises(DataError, match="as 'mean', found"):
-            stage.evaluate_clips(sets | {"mean": wrong}, truth, None, Design(np.zeros(N, int), SETTINGS))
-
-
-def test_more_ways_than_classes_are_refused(clips):
+            score(sets | {"mean": wrong}, truth)
     design = Design(np.zeros(N, int), Evaluate.model_validate({"n_ways": [80]}))
     with pytest.raises(SettingError, match="80-way"):
-        stage.evaluate_clips(clips[1], clips[0], ColourClassifier(), design, without=NO_CAPTIONS)
+        score(sets, truth, design)
 
 
 def test_table_has_a_row_a_score_and_a_column_a_control(evaluation):
@@ -251,7 +245,7 @@ def test_captions_and_the_way_to_the_ceiling(clips):
 
     named = {"reconstruction": sets["reconstruction"], "shuffled": sets["shuffled"], "caption": truth}
     network = Captioner()
-    found = stage.evaluate_clips(named, truth, network, Design(np.arange(N) // 2, SETTINGS)).scores
+    found = stage.evaluate_clips(named, truth, network, PAIRS).scores
     words = [
         [Counter(text.split()) for text in network.caption(part[:, F // 2])] for part in (named["shuffled"], truth)
     ]
@@ -269,16 +263,9 @@ def make_run(folder, clips, repeats):
     """A run folder up to reconstruct: the test segment has as many scans as there are clips."""
     truth, sets = clips
     rng = np.random.default_rng(0)
-    with StoreWriter(
-        folder / "prepare" / "store.zarr",
-        subject="subject1",
-        tr_s=2.0,
-        lag_s=4.0,
-        fps=3,
-        size=18,
-        splits={"train": ["seg1"], "validation": ["seg2"], "test": ["test1"]},
-        vertex=np.array([5, 3, 11, 40000]),
-    ) as writer:
+    splits = {"train": ["seg1"], "validation": ["seg2"], "test": ["test1"]}
+    about = {"subject": "subject1", "tr_s": 2.0, "lag_s": 4.0, "fps": 3, "size": 18, "splits": splits}
+    with StoreWriter(folder / "prepare" / "store.zarr", vertex=np.array([5, 3, 11, 40000]), **about) as writer:
         for number, (name, n) in enumerate({"seg1": 4, "seg2": 3, "test1": N}.items()):
             runs = rng.standard_normal((repeats, n, 4)).astype(np.float32)
             writer.write_fmri(name, runs.mean(axis=0), runs)
@@ -296,9 +283,7 @@ def make_run(folder, clips, repeats):
     return folder
 
 
-def test_stage_writes_its_files_and_keeps_features(tmp_path, clips, monkeypatch):
-    classifier = ColourClassifier()
-    monkeypatch.setattr(stage, "Foundation", lambda folder, device="cpu": classifier)
+def test_stage_writes_its_files_and_keeps_features(tmp_path, clips, colours):
     run_dir = make_run(tmp_path, clips, repeats=3)
     recipe = parse_recipe({"evaluate": {"n_ways": [2, 30], "permutations": 199, "bootstraps": 99, "block_s": 6.0}})
     steps = []
@@ -324,19 +309,18 @@ def test_stage_writes_its_files_and_keeps_features(tmp_path, clips, monkeypatch)
     assert read.truth == about["truth"] and read.values["image_2way"].tolist() == values
     assert not list(folder.rglob("*.tmp"))
     before = (folder / "scores.json").read_text()
-    classifier.calls = 0
+    colours.calls = 0
     stage.run(StageContext.of(recipe, run_dir, "evaluate"))
-    assert classifier.calls == 0
+    assert colours.calls == 0
     assert (folder / "scores.json").read_text() == before
     group = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="r+")
     group["shuffled"][:] = clips[0]
     stage.run(StageContext.of(recipe, run_dir, "evaluate"))
-    assert classifier.calls > 0
+    assert colours.calls > 0
     assert json.loads((folder / "scores.json").read_text())["ssim_rgb"]["controls"]["shuffled"] == pytest.approx(1.0)
 
 
-def test_stage_says_what_is_missing(tmp_path, clips, monkeypatch):
-    monkeypatch.setattr(stage, "Foundation", lambda folder, device="cpu": ColourClassifier())
+def test_stage_says_what_is_missing(tmp_path, clips, colours):
     recipe = parse_recipe({})
     with pytest.raises(DataError, match="run reconstruct first"):
         stage.run(StageContext.of(recipe, tmp_path, "evaluate"))
@@ -373,21 +357,16 @@ def test_every_score_is_given_film_by_film(clips):
     films = found.scores["ssim_rgb"].films
     assert list(films) == ["test2", "test10"] and [entry["n"] for entry in films.values()] == [14, N - 14]
     for name, here in (("test2", slice(0, 14)), ("test10", slice(14, N))):
-        for key, clips_of in (("reconstruction", sets["reconstruction"]), ("shuffled", sets["shuffled"])):
-            ssim = [
-                structural_similarity(t, p, data_range=255, channel_axis=-1)
-                for a, b in zip(truth[here], clips_of[here], strict=True)
-                for t, p in zip(a, b, strict=True)
-            ]
+        for key in ("reconstruction", "shuffled"):
             value = films[name]["value"] if key == "reconstruction" else films[name]["controls"][key]
-            assert value == pytest.approx(np.mean(ssim))
+            assert value == pytest.approx(plain_ssim(truth[here], sets[key][here]).mean())
         low, high = films[name]["interval"]
         assert low < films[name]["value"] < high
 
 
 def test_without_networks_the_rest_is_scored_and_the_reason_said(clips):
     truth, sets = clips
-    found = stage.evaluate_clips(sets, truth, None, Design(np.arange(N) // 2, SETTINGS, 3))
+    found = stage.evaluate_clips(sets, truth, None, PAIRS)
     assert set(found.scores) == {
         "ssim_rgb", "ssim_grey", "psnr", "pixel_correlation", "colour", "hue_pcc", "frame_change", "motion_direction",
         "epe", "epe_farneback",
@@ -399,10 +378,7 @@ def test_without_networks_the_rest_is_scored_and_the_reason_said(clips):
 
 def test_what_cannot_be_had_leaves_out_the_scores_that_need_it(clips, evaluation):
     truth, sets = clips
-    found = stage.evaluate_clips(
-        sets, truth, ColourClassifier(), Design(np.arange(N) // 2, SETTINGS, 3),
-        without=NO_CAPTIONS | {stage.OVER_TIME: "the truth stutters"},
-    )  # fmt: skip
+    found = score(sets, truth, without=NO_CAPTIONS | {stage.OVER_TIME: "the truth stutters"})
     gone = {"frame_change", "motion_direction", "epe", "epe_farneback", "consistency", "consistency_gated"}
     assert {name for name, why in found.left_out.items() if why == "the truth stutters"} == gone
     assert set(found.scores) == set(evaluation.scores) - gone
@@ -418,16 +394,13 @@ def test_the_smallest_p_counts_blocks_permutations_and_scores(clips):
         assert min(tested) >= found.smallest_p - 1e-12
 
 
-def test_a_run_at_another_rate_needs_the_films_for_scores_of_movement(tmp_path, clips, monkeypatch):
-    monkeypatch.setattr(stage, "Foundation", lambda folder, device="cpu": ColourClassifier())
+def test_a_run_at_another_rate_needs_the_films_for_scores_of_movement(tmp_path, clips, colours):
     slow = np.repeat(clips[0], 4, axis=1)
     run_dir = make_run(tmp_path, (slow, {"reconstruction": slow}), 2)
     recipe = parse_recipe({"evaluate": {"n_ways": [2], "permutations": 99, "bootstraps": 99, "block_s": 6.0}})
     group = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="r+")
-    for about, kept in (
-        ({"frames_from": "store", "why_not_films": "no film"}, False),
-        ({"frames_from": "films"}, True),
-    ):
+    sources = [({"frames_from": "store", "why_not_films": "no film"}, False), ({"frames_from": "films"}, True)]
+    for about, kept in sources:
         group.attrs.update(about)
         stage.run(StageContext.of(recipe, run_dir, "evaluate"))
         written = json.loads((run_dir / "evaluate" / "scores.json").read_text())

@@ -59,7 +59,7 @@ def test_files_give_back_what_was_written_and_damage_is_refused():
     for name, damage in {
         "interval": [0.1], "n": "many", "controls": ["shuffled"], "p": {"shuffled": "x"}, "label": None, "films": [0.5],
     }.items():  # fmt: skip
-        with pytest.raises(DataError, match=rf"found ssim_rgb\.{name}.* damaged .*; evaluate again"):
+        with pytest.raises(DataError, match=rf"found damage .*ssim_rgb\.{name}.*; evaluate again"):
             parse_scores({"ssim_rgb": content | {name: damage}})
     for broken in ({"ssim_rgb": {"label": "SSIM"}}, {"ssim_rgb": 0.5}):
         with pytest.raises(DataError, match="evaluate again"):

@@ -97,13 +97,13 @@ def test_bootstrap_with_unequal_blocks_keeps_the_mean_over_windows():
 def test_two_samples_enumerated_and_under_the_null():
     rng = np.random.default_rng(6)
     first, second = np.array([5.0, 5, 6, 7]), np.array([1.0, 2, 2, 3, 1])
-    p = two_sample_block_p(first, np.array([0, 0, 1, 2]), second, np.array([0, 1, 1, 2, 2]), 99, rng)
+    p = two_sample_block_p((first, np.array([0, 0, 1, 2])), (second, np.array([0, 1, 1, 2, 2])), 99, rng)
     assert p == pytest.approx(2 / 20)  # of 20 deals the observed one and its mirror image are the most extreme
     p_values = []
     for _ in range(200):
         a, b = dependent(rng, 14, 5), dependent(rng, 18, 5)
         blocks = np.repeat(np.arange(14), 5), np.repeat(np.arange(18), 5)
-        p_values.append(two_sample_block_p(a, blocks[0], b, blocks[1], 199, rng))
+        p_values.append(two_sample_block_p((a, blocks[0]), (b, blocks[1]), 199, rng))
     assert abs(np.mean(np.array(p_values) <= 0.05) - 0.05) <= 0.03
 
 

@@ -26,7 +26,7 @@ from trace_walk import COLLECT, UNCITED, derive, look_up, rank_windows
 
 from mindvideo.report.build import build_report
 from mindvideo.report.page import Assets
-from mindvideo.report.wording import FORMS, write_number
+from mindvideo.report.wording import write, write_number
 
 
 def find_chromium() -> str:
@@ -368,7 +368,7 @@ def check_citations(page: Page, run_dirs: list[Path], page_dir: Path) -> set[str
             assert float(item["value"]) == pytest.approx(found, rel=1e-5) and item["text"] == write_number(found), item
         else:
             assert json.loads(item["value"]) == pytest.approx(found, rel=1e-9), item
-            assert item["text"] == FORMS[item["form"]](found), item
+            assert item["text"] == write(found, item["form"]), item
     return {item["source"] for item in cited}
 
 

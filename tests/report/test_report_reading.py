@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,13 @@ from mindvideo.report.read import read_run
 from mindvideo.report.sections import list_curves
 from mindvideo.report.sprites import draw_sprite
 from mindvideo.report.verdict import list_aspects, write_verdict
-from mindvideo.report.wording import write_number, write_p, write_percent, write_seconds, write_short, write_signed
+from mindvideo.report.wording import write
+
+
+def change(path: Path, **values: Any) -> None:
+    """Other values of a JSON or YAML file's keys."""
+    read, write = (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    path.write_text(write(read(path.read_text()) | values))
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -38,24 +45,18 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_files_that_disagree_are_named(run_dir: Path) -> None:
-    path = run_dir
-    rows = (path / "evaluate" / "windows.csv").read_text().splitlines()
-    (path / "evaluate" / "windows.csv").write_text(
-        "\n".join([*rows, rows[1].replace("test1", "test9").replace("test2", "test9")])
-    )
-    windows = json.loads((path / "reconstruct" / "windows.json").read_text())
-    run = read_run(path)
-    assert run.window_scores == {} and "does not belong" in run.problems[0]
-    (path / "reconstruct" / "windows.json").write_text(json.dumps(windows[:-1]))
-    assert any("25 windows, clips.zarr holds 26" in problem for problem in read_run(path).problems)
-
-
-def test_broken_table_of_windows_is_named(run_dir: Path) -> None:
+@pytest.mark.parametrize("place", ["test1,three,", "test9,3,"])
+def test_a_table_of_other_windows_is_named(run_dir: Path, place: str) -> None:
     path = run_dir / "evaluate" / "windows.csv"
-    path.write_text(path.read_text().replace("test1,3,", "test1,three,"))
+    path.write_text(path.read_text().replace("test1,3,", place))
     run = read_run(run_dir)
-    assert run.window_scores == {} and "evaluate/windows.csv" in run.problems[0]
+    assert run.window_scores == {} and "evaluate/windows.csv does not belong" in run.problems[0]
+
+
+def test_lists_of_windows_that_disagree_are_named(run_dir: Path) -> None:
+    path = run_dir / "reconstruct" / "windows.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:-1]))
+    assert any("25 windows, clips.zarr holds 26" in problem for problem in read_run(run_dir).problems)
 
 
 def test_window_scores_follow_segment_and_scan(made: tuple[Path, dict[str, np.ndarray]]) -> None:
@@ -137,9 +138,7 @@ def test_choices_are_flagged(run_dir: Path) -> None:
     choices = {choice["name"]: choice for choice in list_choices(read_run(run_dir))}
     assert choices["Guidance"]["kind"] == "inductive" and not choices["Guidance"]["is_warning"]
     assert choices["Near-duplicates"]["text"].striptags().startswith("1 of 11 test scans")
-    recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
-    recipe["reconstruct"] = {"negative": "test_mean", "max_windows": 40}
-    (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    change(run_dir / "recipe.yaml", reconstruct={"negative": "test_mean", "max_windows": 40})
     (run_dir / "evaluate" / "near_duplicates.json").unlink()
     choices = {choice["name"]: choice for choice in list_choices(read_run(run_dir))}
     assert choices["Guidance"]["kind"] == "transductive" and choices["Guidance"]["is_warning"]
@@ -158,8 +157,7 @@ def test_choices_are_flagged(run_dir: Path) -> None:
 def test_choice_of_voxels_is_the_one_that_took_place(
     run_dir: Path, data: dict[str, str], words: str, is_warning: bool
 ) -> None:
-    recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
-    (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"data": data}))
+    change(run_dir / "recipe.yaml", data=data)
     (choice,) = (choice for choice in list_choices(read_run(run_dir)) if choice["name"] == "Voxels")
     assert words in choice["text"] and choice["is_warning"] == is_warning
 
@@ -199,22 +197,15 @@ def test_scores_of_one_name_but_another_label_do_not_share_a_row(run_dir: Path) 
 
 
 def test_maps_no_better_than_untrained_networks_say_so(run_dir: Path) -> None:
-    path = run_dir / "explain" / "truth.json"
-    content = json.loads(path.read_text())
-    content["auc"] = {
-        "attention_cotrain_last": 0.59,
-        "occlusion_tokens": 0.93,
-        "attention_adapt_last": 0.61,
-        "attention_first": 0.48,
-    }
-    content["auc_untrained"] = {
-        "attention_last": [0.41, 0.6, 0.52],
-        "occlusion_tokens": [0.5, 0.4, 0.7],
-        "attention_first": [0.2],
-    }
-    content["rank_correlation"] = {"attention_cotrain_last": 0.123, "occlusion_tokens": 0.3}
-    content["rank_correlation_untrained"] = {"attention_last": [0.104, 0.14, 0.1], "occlusion_tokens": [None, 0.4]}
-    path.write_text(json.dumps(content))
+    auc = {"attention_cotrain_last": 0.59, "occlusion_tokens": 0.93, "attention_adapt_last": 0.61}
+    untrained = {"attention_last": [0.41, 0.6, 0.52], "occlusion_tokens": [0.5, 0.4, 0.7], "attention_first": [0.2]}
+    change(
+        run_dir / "explain" / "truth.json",
+        auc=auc | {"attention_first": 0.48},
+        auc_untrained=untrained,
+        rank_correlation={"attention_cotrain_last": 0.123, "occlusion_tokens": 0.3},
+        rank_correlation_untrained={"attention_last": [0.104, 0.14, 0.1], "occlusion_tokens": [None, 0.4]},
+    )
     run = read_run(run_dir)
     judged = {name: text.striptags() for name, text in warn_of_maps(run).items()}
     assert judged == {
@@ -276,10 +267,8 @@ def test_best_median_and_worst_are_by_the_mean_of_ranks(made: tuple[Path, dict[s
 
 
 def test_methods_and_citation_are_of_this_run(run_dir: Path) -> None:
-    recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
-    recipe |= {"evaluate": {"block_s": 20.0, "permutations": 5000, "bootstraps": 2000}}
-    recipe |= {"pretrain": {"steps": 150, "batch_size": 48, "lr": 0.001}}
-    (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    evaluate = {"block_s": 20.0, "permutations": 5000, "bootstraps": 2000}
+    change(run_dir / "recipe.yaml", evaluate=evaluate, pretrain={"steps": 150, "batch_size": 48, "lr": 0.001})
     run = read_run(run_dir)
     text = write_methods(run, summarise_data(run))
     for words in (
@@ -300,22 +289,19 @@ def test_methods_and_citation_are_of_this_run(run_dir: Path) -> None:
     assert bib.count("{") == bib.count("}") and "@article{wen2018," in write_bibliography(run)
 
 
-def test_numbers_as_written() -> None:
-    assert [write_percent(v) for v in (None, 0.572, -1.31, 0.0)] == ["–", "57 %", "−131 %", "0 %"]
-    assert [write_number(v) for v in (None, 0.2136, -0.05, 12.345, 431.2, 1.0, -0.0001)] == [
-        "–",
-        ".214",
-        "−.050",
-        "12.3",
-        "431",
-        "1.000",
-        ".000",
-    ]
-    assert [write_p(p) for p in (None, 0.0002, 0.0123, 0.5)] == ["", "P < .001", "P = .012", "P = .50"]
-    shorts = [write_short(v) for v in (None, 2.416, -0.000131, 0.0, 5e-5)]
-    assert shorts == ["–", "2.4", "−1.3 × 10⁻⁴", "0", "5.0 × 10⁻⁵"]
-    assert [write_signed(v) for v in (0.1, -0.1, 0.0, None)] == ["+.100", "−.100", ".000", "–"]
-    assert [write_seconds(s) for s in (7.21, 252, 11100)] == ["7.2 s", "4 min 12 s", "3 h 05 min"]
+@pytest.mark.parametrize(
+    ("form", "numbers", "written"),
+    [
+        ("percent", (None, 0.572, -1.31, 0.0), "–|57 %|−131 %|0 %"),
+        ("number", (None, 0.2136, -0.05, 12.345, 431.2, 1.0, -0.0001), "–|.214|−.050|12.3|431|1.000|.000"),
+        ("p", (None, 0.0002, 0.0123, 0.5), "|P < .001|P = .012|P = .50"),
+        ("short", (None, 2.416, -0.000131, 0.0, 5e-5), "–|2.4|−1.3 × 10⁻⁴|0|5.0 × 10⁻⁵"),
+        ("signed", (0.1, -0.1, 0.0, None), "+.100|−.100|.000|–"),
+        ("seconds", (7.21, 252, 11100), "7.2 s|4 min 12 s|3 h 05 min"),
+    ],
+)
+def test_numbers_as_written(form: str, numbers: tuple[float | None, ...], written: str) -> None:
+    assert [write(number, form) for number in numbers] == written.split("|")
 
 
 @pytest.mark.parametrize(

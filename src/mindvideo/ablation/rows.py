@@ -1,8 +1,4 @@
-"""The numbers of an ablation: ``ablation.json``, the same as tidy CSV, and the paper's table in LaTeX.
-
-P is that of `mindvideo.evaluate.compare.compare_runs` against the full method, adjusted by Holm
-over the variants.
-"""
+"""The numbers of an ablation: as JSON, as tidy CSV, and the paper's table in LaTeX."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ import numpy as np
 
 from mindvideo.ablation.variants import FULL, Variant
 from mindvideo.artefacts import read_note
+from mindvideo.clip_sets import CLIP_SETS
 from mindvideo.config import Recipe
 from mindvideo.evaluate.aggregate import mean_interval
 from mindvideo.evaluate.compare import (
@@ -30,7 +27,6 @@ from mindvideo.evaluate.compare import (
 from mindvideo.evaluate.tables import tidy_rows, with_arrow, write_score, write_tables
 from mindvideo.report.wording import CLASSES
 
-REFERENCES = ("shuffled", "mean", "random_train", "constant", "caption", "vae")
 PIXEL = "ssim_rgb"
 
 
@@ -118,7 +114,7 @@ def _write_cell(run: WindowScores, name: str, compared: Comparison | None, recip
 
 def _references(full: WindowScores, shown: Sequence[str]) -> list[dict[str, Any]]:
     found = []
-    for name in REFERENCES:
+    for name in CLIP_SETS:
         if all(name in run.scores[column].controls for run in full.seeds for column in shown):
             cells = {
                 column: mean_and_sd([run.scores[column].controls[name] for run in full.seeds])
@@ -146,15 +142,16 @@ def _films(runs: Sequence[WindowScores], labels: Mapping[str, str]) -> list[dict
 
 def _seconds(row: RowRuns) -> float:
     """Seconds of the stages that this row's runs do not share."""
-    shared = {run_dir: read_note(run_dir / "shared.json") for run_dir in row.run_dirs.values()}
-    own = (
-        path for run_dir in shared for path in run_dir.glob("*/done.json") if path.parent.name not in shared[run_dir]
-    )
-    return sum((read_note(path)["seconds"] for path in own), 0.0)
+    seconds = 0.0
+    for run_dir in row.run_dirs.values():
+        shared = read_note(run_dir / "shared.json")
+        own = (path for path in run_dir.glob("*/done.json") if path.parent.name not in shared)
+        seconds += sum(read_note(path)["seconds"] for path in own)
+    return seconds
 
 
 def row_label(entry: Mapping[str, Any]) -> str:
-    """``full method (= window of 2 scans, subject 1)``, or ``shuffled (control)`` of a reference."""
+    """``full method (= window of 2 scans, subject 1)``, or ``shuffled (control)``."""
     if "also" not in entry:
         return f"{entry['name']} ({entry['role']})"
     also = ", ".join(variant["label"] for variant in entry["also"])

@@ -1,8 +1,7 @@
 """The runs of an ablation: which stages each has, shares or must run.
 
-A stage that does not change is not run again: a variant's folder gets it as hard links, which cost
-no room and outlive the first folder. Every stage replaces its files and never writes into them,
-except for its log, which is copied.
+A variant's folder gets a stage that does not change as hard links, which cost no room and outlive
+the first folder: stages replace their files and never write into them, but for a log, which is copied.
 """
 
 from __future__ import annotations
@@ -32,12 +31,8 @@ LAST = "evaluate"
 class VariantRun:
     """One variant with one seed.
 
-    Attributes
-    ----------
-    name : str
-        Of the run folder: the variant's, with ``-seedN`` for every seed but the recipe's own.
-    same_as : str or None
-        A variant whose settings lead to the same results; this one is then not run.
+    ``name`` is the run folder's: the variant's, with ``-seedN`` for every seed but the recipe's own.
+    One that is the ``same_as`` another variant, with the same results, is not run.
     """
 
     name: str
@@ -68,20 +63,10 @@ class Step:
 
 
 class Ablation:
-    """A recipe's variants and the folder their runs are in.
+    """A recipe's variants, the full method first, and the folder with their runs and table.
 
-    Parameters
-    ----------
-    folder : Path
-        ``FOLDER/NAME`` is the run folder of the variant NAME; ``FOLDER/ablation.json`` the table.
-    variants : sequence of Variant
-        To run. The full method first.
-    seeds : int
-        How many, from the recipe's own on.
-    reuse : sequence of Path
-        Run folders elsewhere whose finished stages are shared too.
-    others : sequence of Variant
-        Not run, but shown in the table where an earlier call ran them.
+    ``reuse`` are run folders elsewhere whose finished stages are shared too; ``others`` are variants
+    that are not run, but shown in the table where an earlier call ran them.
     """
 
     def __init__(
@@ -97,7 +82,9 @@ class Ablation:
         for path in reuse:
             if not (path / "recipe.yaml").is_file():
                 raise DataError(f"expected a run folder with recipe.yaml at {path}, found none; correct --reuse")
-        self.recipe, self.folder, self.reuse = recipe, folder, tuple(reuse)
+        self.recipe = recipe
+        self.folder = folder
+        self.reuse = tuple(reuse)
         chosen = {variant.name for variant in variants}
         known = [*variants, *(variant for variant in others if variant.name not in chosen)]
         self.all_runs = [run for seed in range(recipe.seed, recipe.seed + seeds) for run in self._runs(known, seed)]
@@ -142,10 +129,9 @@ class Ablation:
     def run(
         self, progress: Callable[[str], Progress] | None = None, say: Callable[[str], None] = print
     ) -> dict[str, list[str]]:
-        """Carry out what is missing, write the table after every run; the stages that ran, by run.
+        """Carry out what is missing, with a table after every run; what ran, by run.
 
-        ``progress`` is given "VARIANT: STAGE". Where a stage raises, finished ones stay, and the
-        same call goes on.
+        ``progress`` is given "VARIANT: STAGE".
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         ran: dict[str, list[str]] = {}
@@ -227,8 +213,7 @@ def find_results(run_dirs: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for run_dir in run_dirs:
         for stage in STAGES:
-            key = read_note(run_dir / stage / "done.json").get("hash")
-            if key is not None:
+            if (key := read_note(run_dir / stage / "done.json").get("hash")) is not None:
                 found.setdefault(key, run_dir / stage)
     return found
 

@@ -1,9 +1,7 @@
-"""What an ablation leaves out: each variant is the recipe with a few settings changed (paper Table 1).
+"""What an ablation leaves out: the recipe with some settings changed (paper Table 1).
 
-``no_align`` means that the encoder goes from masked modelling straight into co-training: ``align``
-applies neither the contrastive loss nor the token regression, and the read-out to the condition
-starts from random weights. In a recipe without token regression, that is the paper's "w/o
-Contrastive", and both share one row.
+``no_align`` goes from masked modelling straight into co-training, with a read-out from random
+weights. In a recipe without token regression, that is the paper's "w/o Contrastive".
 """
 
 from __future__ import annotations
@@ -33,8 +31,7 @@ def list_variants(recipe: Recipe, subjects: Sequence[int] | None = None) -> list
     """Every variant of a recipe, the full method first.
 
     The full method is also run on some subjects: by default the recipe's own and, in Wen 2018's
-    layout, every ``subjectN``. SettingError for a simulated subject that there is not, DataError
-    for one without recordings.
+    layout, every ``subjectN``. An error for a subject that there is not.
     """
     scratch: dict[str, Any] = {"align.start_from": "scratch"}
     no_pretrain: dict[str, Any] = {"pretrain.enabled": False}

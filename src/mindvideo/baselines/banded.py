@@ -1,12 +1,10 @@
 """Ridge regression with one band of inputs for every scan of the window, by himalaya.
 
 The kernel is a weighted sum of the scans' linear kernels (banded ridge regression, Nunez-Elizalde
-et al. 2019; la Tour et al. 2022, the solver used here). Weights of the bands and penalties are
-chosen for each target on the validation windows or, where no film is held out, by cross-validation
-over whole training films; the solution is then fitted to the training windows alone.
+et al. 2019; la Tour et al. 2022). Weights of the bands and penalties are chosen for each target on
+the validation windows or, where no film is held out, by cross-validation over whole training films.
 
-Shapes: N training windows, M other windows, W scans per window (bands), V voxels, T targets, G
-weightings.
+Shapes: N training windows, M other windows, W scans (bands), V voxels, T targets, G weightings.
 """
 
 from __future__ import annotations
@@ -47,10 +45,7 @@ def band_weightings(n_bands: int) -> np.ndarray:
 class BandedRidge:
     """Linear map from fMRI windows (N, W, V) to targets (N, T).
 
-    Parameters
-    ----------
-    alphas : sequence of float
-        Penalties to choose from, relative to kernels whose mean diagonal is 1.
+    ``alphas`` are penalties to choose from, relative to kernels whose mean diagonal is 1.
 
     Attributes
     ----------
@@ -58,10 +53,8 @@ class BandedRidge:
         What was chosen for each target.
     chosen_on : {"validation", "cross_validation"}
     chosen_MT : ndarray, float32
-        Predictions for the windows that it was chosen on: the validation windows, or the training
-        windows out of fold.
-    r2 : float
-        Their `explained_variance`.
+        Predictions for the windows that it was chosen on, the training windows out of fold; ``r2`` is
+        their `explained_variance`.
     """
 
     def __init__(self, alphas: Sequence[float]) -> None:
@@ -79,15 +72,13 @@ class BandedRidge:
 
         Parameters
         ----------
-        fmri_NWV, targets_NT : ndarray
         fold : ndarray of int (N,)
             Training windows that are left out together.
         validation : (ndarray (M, W, V), ndarray (M, T)), optional
             What is chosen on; without it every fold is predicted from the others.
         keeps_out_of_fold : bool
-            Keep ``out_of_fold`` (N, T), predictions of each fold of training windows from the
-            others with the penalties chosen: what a later stage should learn from, since a fitted
-            window is predicted too well.
+            Keep ``out_of_fold`` (N, T), each fold predicted from the others with the chosen penalties: what
+            a later stage should learn from, since a fitted window is predicted too well.
         """
         set_backend("numpy")
         self.centre_WV = fmri_NWV.mean(axis=0)
@@ -144,7 +135,9 @@ class BandedRidge:
     ) -> None:
         n, m = kernels_WNN.shape[1], cross_WMN.shape[1]
         whole = np.zeros((len(kernels_WNN), n + m, n + m))
-        whole[:, :n, :n], whole[:, n:, :n], whole[:, :n, n:] = kernels_WNN, cross_WMN, cross_WMN.swapaxes(1, 2)
+        whole[:, :n, :n] = kernels_WNN
+        whole[:, n:, :n] = cross_WMN
+        whole[:, :n, n:] = cross_WMN.swapaxes(1, 2)
         # The block of validation against itself is never read.
         self._choose(whole, np.concatenate([centred_NT, validation_MT]), [(np.arange(n), np.arange(n, n + m))])
 
@@ -164,7 +157,7 @@ class BandedRidge:
         self.weighting = weights * self.alpha
 
     def _solve(self, kernels_WNN: np.ndarray, centred_NT: np.ndarray) -> np.ndarray:
-        """Dual weights (N, T), one decomposition for each pair of weighting and penalty that was chosen.
+        """Dual weights (N, T), one decomposition for each pair of weighting and penalty.
 
         himalaya's own solver takes all targets' penalties at once, but needs N · N · T numbers.
         """
@@ -181,7 +174,8 @@ class BandedRidge:
     def _out_of_fold(self, kernels_WNN: np.ndarray, targets_NT: np.ndarray, fold: np.ndarray) -> np.ndarray:
         predicted = np.empty(targets_NT.shape, np.float32)
         for number in np.unique(fold):
-            inside, outside = fold == number, fold != number
+            inside = fold == number
+            outside = fold != number
             mean_T = targets_NT[outside].mean(axis=0, dtype=np.float64)
             dual = self._solve(kernels_WNN[:, outside][:, :, outside], targets_NT[outside] - mean_T)
             total = np.zeros((int(inside.sum()), targets_NT.shape[1]))
@@ -205,14 +199,7 @@ def _kernels(rows_WMV: np.ndarray, columns_WNV: np.ndarray) -> np.ndarray:
 
 
 class Components:
-    """At most ``most`` leading principal components of training targets (N, T).
-
-    Attributes
-    ----------
-    mean : ndarray, float32 (T,)
-    basis : ndarray, float32 (Q, T)
-        Orthonormal rows, strongest first.
-    """
+    """At most ``most`` leading principal components of training targets (N, T), strongest first."""
 
     def __init__(self, targets_NT: np.ndarray, most: int) -> None:
         self.mean = targets_NT.mean(axis=0, dtype=np.float64).astype(np.float32)

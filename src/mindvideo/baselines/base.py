@@ -34,19 +34,14 @@ class Method(Protocol):
     def reconstruct(self, fmri: np.ndarray) -> np.ndarray:
         """Clips uint8 (B, F, H, W, 3) of fMRI windows float32 (B, W, V).
 
-        A method that draws noise names a second argument ``window``, ndarray of int (B,): indices
-        of the test windows, which should determine each clip's noise, so that a control has the
-        noise of what it controls. One that also names categories from the fMRI has
-        ``categories(fmri)``, see `mindvideo.baselines.chosen_windows.score_categories`.
+        A method that draws noise names a second argument ``window`` (B,): numbers of the test windows,
+        which should determine each clip's noise. ``categories(fmri)`` may name categories, see
+        `mindvideo.baselines.chosen_windows.score_categories`.
         """
 
 
 class StoreWithoutTest(Store):
-    """A store whose test segments cannot be read: what a method is given to learn from.
-
-    Its attributes are the whole store's, so that frozen features of the study's own stages are
-    reused.
-    """
+    """A store whose test segments cannot be read: what a method is given to learn from."""
 
     @classmethod
     def of(cls, store: Store) -> StoreWithoutTest:
@@ -80,9 +75,8 @@ class StoreWithoutTest(Store):
 class MethodContext:
     """Where and with what one of our own rivals works.
 
-    ``recipe`` is the study's, with the rivals' settings in ``recipe.baseline``, ``run_dir`` the
-    study's folder, whose frozen features are shared, ``folder`` the rival's own, where a training
-    loop keeps its log and checkpoint, and ``seed`` the rival's own.
+    ``recipe`` is the study's, with the rivals' settings in ``recipe.baseline``; ``run_dir`` the study's
+    folder, whose frozen features are shared; ``folder`` and ``seed`` the rival's own.
     """
 
     recipe: Recipe

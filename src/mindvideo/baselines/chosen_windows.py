@@ -46,7 +46,7 @@ class ChosenWindows(Shown):
         return self.make("truth", np.arange(len(self.chosen)))
 
     def fmri(self, name: str, positions: np.ndarray) -> np.ndarray:
-        """FMRI (B, W, V) that a set of clips is made from: ``reconstruction``, ``shuffled`` or ``mean``."""
+        """FMRI (B, W, V) that a set of clips is made from."""
         if name == "mean":
             return np.broadcast_to(self._mean_fmri, (len(positions), *self._mean_fmri.shape)).copy()
         chosen = self.chosen[self.other] if name == "shuffled" else self.chosen
@@ -62,11 +62,11 @@ def score_categories(
 ) -> dict[str, dict[str, float]]:
     """N-way top-K scores of categories named from the fMRI, without a picture (Wen et al. 2018).
 
-    ``name_categories`` gives fMRI windows (B, W, V) class probabilities (B, classes) of the
-    foundation's image classifier; the middle frame's three most probable are the truth. Of each
-    ``{N}way``: ``value``, ``shuffled`` and ``p_shuffled`` (one-sided, blocks permuted).
+    ``name_categories`` gives class probabilities (B, classes) of the foundation's image classifier; the
+    middle frame's three most probable are the truth.
     """
-    settings, n = windows.recipe.evaluate, len(windows.chosen)
+    settings = windows.recipe.evaluate
+    n = len(windows.chosen)
     truth = top_classes(foundation.classify_images(windows.truth[:, windows.truth.shape[1] // 2]))
     named = {
         key: np.concatenate([name_categories(windows.fmri(key, rows)) for rows in split_batches(n, 64)])

@@ -1,8 +1,6 @@
 """``folder``: clips of another program, one file per test window, enter the table under a name.
 
-Files are ``SEGMENT_SCAN`` with the suffix of a film, ``.gif`` or ``.npy`` (see
-`mindvideo.evaluate.results.read_clip`); ``RUN/reconstruct/windows.json`` or
-``RUN/baselines/NAME/windows.json`` lists segment and scan.
+Files are ``SEGMENT_SCAN`` with the suffix of a film, ``.gif`` or ``.npy``.
 """
 
 from __future__ import annotations
@@ -49,11 +47,11 @@ def find_clips(folder: Path, names: list[str]) -> list[Path]:
 def read_folder(folder: Path, windows: list[dict[str, Any]], shape: tuple[int, ...]) -> tuple[np.ndarray, set[int]]:
     """Clips of the windows, uint8 (n, F, H, W, 3), and the numbers of frames in their files.
 
-    Frames are taken at evenly spaced times; square ones of another size are resampled, others are a
-    DataError.
+    Frames are taken at evenly spaced times and resampled; DataError for frames that are not square.
     """
     paths = find_clips(folder, [f"{window['segment']}_{window['scan']}" for window in windows])
-    clips, counts = np.empty((len(windows), *shape), np.uint8), set()
+    clips = np.empty((len(windows), *shape), np.uint8)
+    counts = set()
     for number, path in enumerate(paths):
         clip, _ = read_clip(path)
         if clip.ndim != 4 or clip.shape[1] != clip.shape[2]:

@@ -1,18 +1,14 @@
 """``gan``: a video GAN on a linear fMRI embedding (Wang et al. 2022).
 
 Follows Wang, Yan, Huang, Li, He, Fan, "Reconstructing rapid natural vision with fMRI-conditional
-video generative adversarial network", Cerebral Cortex 32, 2022: a linear fMRI embedding with noise
-conditions a generator of clips, which an image discriminator (single frames) and a sequence
-discriminator (whole clips) judge together with the embedding.
+video generative adversarial network", Cerebral Cortex 32, 2022.
 
 Differences from the paper:
 
 - the embedding is ridge regression to the leading principal components of the training clips'
-  latents and stays fixed, and the generator learns from out-of-fold embeddings: trained through the
-  GAN on a few thousand windows, the embedding would memorise them;
-- hinge loss, and exact spectral norms (a singular value decomposition a step), so that a checkpoint
-  needs only weights;
-- a pixel loss beside the adversarial ones;
+  latents and stays fixed, and the generator learns from out-of-fold embeddings: a few thousand
+  windows would be memorised;
+- hinge loss, exact spectral norms, so that a checkpoint needs only weights, and a pixel loss;
 - both sides take their step together, with one optimiser and one checkpoint.
 
 Shapes: N windows, B batch, F frames, H W pixels, E embedding, Z noise, C channels.
@@ -47,7 +43,8 @@ class SpectralConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
         super().__init__()
-        self.stride, self.padding = stride, tuple(side // 2 for side in kernel)
+        self.stride = stride
+        self.padding = tuple(side // 2 for side in kernel)
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(outputs, inputs, *kernel)))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
@@ -65,7 +62,8 @@ class Generator(nn.Module):
 
     def __init__(self, embedding: int, noise: int, width: int, frames: int, size: int) -> None:
         super().__init__()
-        self.frames, count = frames, halvings(size, COARSEST)
+        self.frames = frames
+        count = halvings(size, COARSEST)
         self.side = size // 2**count
         widths = [channels_at(width, max(0, step - 1)) for step in range(count + 1)]
         self.width = widths[0]
@@ -126,7 +124,8 @@ class GanTask:
     embedding: dict[Split, torch.Tensor]
 
     def __post_init__(self) -> None:
-        self.settings, self.device = self.context.recipe.baseline.gan, self.context.device
+        self.settings = self.context.recipe.baseline.gan
+        self.device = self.context.device
         self.networks.to(self.device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -147,7 +146,9 @@ class GanTask:
     def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         """Generator's and discriminators' losses of each window."""
         settings, networks = self.settings, self.networks
-        real, embedding, frame = batch["real"], batch["embedding"], int(batch["frame"][0])
+        real = batch["real"]
+        embedding = batch["embedding"]
+        frame = int(batch["frame"][0])
         fake = networks["generator"](embedding, batch["noise"])
         pixel = (fake - real).abs().flatten(1).mean(dim=1)
         total = settings.reconstruction_weight * pixel
@@ -159,7 +160,8 @@ class GanTask:
         for name, weight, frames in judged:
             judge = networks[name]
             total = total - weight * frozen(judge)(fake[:, :, frames], embedding)
-            on_real, on_fake = judge(real[:, :, frames], embedding), judge(fake[:, :, frames].detach(), embedding)
+            on_real = judge(real[:, :, frames], embedding)
+            on_fake = judge(fake[:, :, frames].detach(), embedding)
             hinge = F.relu(1 - on_real) + F.relu(1 + on_fake)
             total = total + hinge
             logged[f"{name}_hinge_loss"] = hinge.detach().mean()
@@ -180,7 +182,8 @@ class VideoGan:
     """Linear fMRI embedding and a conditional video GAN; `Method`."""
 
     def __init__(self, context: MethodContext) -> None:
-        self.context, self.settings = context, context.recipe.baseline.gan
+        self.context = context
+        self.settings = context.recipe.baseline.gan
 
     def fit(self, store: Store) -> None:
         """Fit the embedding, then train the GAN or resume training."""
@@ -191,7 +194,9 @@ class VideoGan:
         if "validation" in windows:
             embedding["validation"] = torch.from_numpy(self.ridge.chosen_MT / self.scale)
         torch.manual_seed(context.seed)
-        width, size, frames = settings.width, store.size, store.num_frames
+        width = settings.width
+        size = store.size
+        frames = store.num_frames
         n_embedding = embedding["train"].shape[1]
         self.networks = nn.ModuleDict(
             {
@@ -219,5 +224,6 @@ class VideoGan:
     def reconstruct(self, fmri: np.ndarray, window: np.ndarray) -> np.ndarray:
         """Clips (B, F, H, W, 3); a window's index determines its noise."""
         noise = [window_noise(self.context.recipe.seed, int(number), (self.settings.noise_width,)) for number in window]
-        embedding, device = torch.from_numpy(self.ridge.predict(fmri) / self.scale), self.context.device
+        embedding = torch.from_numpy(self.ridge.predict(fmri) / self.scale)
+        device = self.context.device
         return as_clips(self.networks["generator"](embedding.to(device), torch.stack(noise).to(device)))

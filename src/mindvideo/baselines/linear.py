@@ -1,20 +1,14 @@
 """``linear``: regularised linear maps from fMRI to an image network's features (Wen et al. 2018).
 
 Follows the decoding of Wen, Shi, Zhang, Lu, Cao, Liu, "Neural encoding and decoding with deep
-learning for dynamic natural vision", Cerebral Cortex 28, 2018: multivariate linear models predict
-feature maps of a convolutional network's first layer, which de-convolution turns into pictures, and
-of its last layers, which its classifier names.
+learning for dynamic natural vision", Cerebral Cortex 28, 2018.
 
 Differences from the paper:
 
 - the foundation's image classifier (a ViT) replaces AlexNet: its patch embedding the first
-  convolution, its class token the last hidden layer;
-- the patch embedding is linear, so a linear least-squares map over training frames inverts it, not
-  a trained network;
-- the penalty is quadratic for all targets, and chosen on validation segments or by
-  cross-validation;
-- all scans of the window are read, each a band;
-- each of a window's frames is predicted, not their average over the TR.
+  convolution, which a linear map inverts, its class token the last hidden layer;
+- the penalty is quadratic for all targets, and chosen as in `mindvideo.baselines.banded`;
+- all scans of the window are read, each a band, and each frame is predicted, not their average.
 
 Shapes: N windows, B batch, W scans, V voxels, F frames, H W pixels, P patches, D embedding, Q
 components.
@@ -42,18 +36,21 @@ class Linear:
     """Ridge regression to early feature maps and to semantic features; `Method`."""
 
     def __init__(self, context: MethodContext) -> None:
-        self.context, self.settings = context, context.recipe.baseline.linear
+        self.context = context
+        self.settings = context.recipe.baseline.linear
         self.network = VisionNetwork(context.foundation)
 
     def fit(self, store: Store) -> None:
         """Regress the features of the training windows' frames."""
-        self.frames, self.size = store.num_frames, store.size
+        self.frames = store.num_frames
+        self.size = store.size
         windows = self.context.windows(store)
         self.components = self._early_components(windows["train"])
         self.n_early = len(self.components.basis)
         targets = {split: self._targets(part) for split, part in windows.items()}
         self.ridge = ridge = BandedRidge(self.settings.alphas).fit_windows(windows, targets)
-        truth, split = targets[[*targets][-1]], self.frames * self.n_early
+        truth = targets[[*targets][-1]]
+        split = self.frames * self.n_early
         r2 = {
             name: explained_variance(ridge.chosen_MT[:, part], truth[:, part], ridge.mean_T[part])
             for name, part in (("early", slice(None, split)), ("semantic", slice(split, None)))
@@ -74,7 +71,8 @@ class Linear:
 
     def _targets(self, windows: Windows) -> np.ndarray:
         """Early components of every frame and mean semantic features, (N, F · Q + D)."""
-        rows, steps = [], Steps(self.context.progress, len(windows))
+        rows = []
+        steps = Steps(self.context.progress, len(windows))
         for index in split_batches(len(windows), READ):
             clips = windows.frames(index)
             n, n_frames = clips.shape[:2]

@@ -1,20 +1,17 @@
-"""``mindvis``: masked brain modelling of single scans, and an image diffusion model conditioned twice (Chen et al. 2023).
+"""``mindvis``: masked modelling of single scans, image diffusion conditioned twice.
 
 Follows Chen, Qing, Xiang, Yue, Zhou, "Seeing beyond the brain: conditional diffusion model with
-sparse masked modeling for vision decoding", CVPR 2023: the masked autoencoder's encoder reads one
-averaged scan; its tokens are projected to the cross-attention's condition and, a second time, into
-the time embedding; encoder, projections and cross-attention are tuned on {scan, picture}, the rest
-of the diffusion model is frozen. A scan gives one picture, held for its duration.
+sparse masked modeling for vision decoding", CVPR 2023: a scan's tokens are projected to the
+cross-attention's condition and, a second time, into the time embedding; encoder, projections and
+cross-attention are tuned on {scan, picture}. A scan gives one picture, held for its duration.
 
 Differences from the paper:
 
 - the picture of a scan is one of its frames, a random one in training;
-- the time embedding takes the mean condition token through a matrix of zeros at first, so that
-  tuning starts at the foundation's own model;
+- the time embedding takes the mean condition token through a matrix of zeros at first;
 - encoder and masked autoencoder are the study's (``align.encoder``, ``adapt``);
 - ``token_weight`` may add the study's regression of the caption's tokens (0 as published);
-- sampling is the recipe's (``reconstruct``) except for the guidance scale; the mean training fMRI
-  replaces the mean test fMRI as the negative, since no rival sees test data before it is scored.
+- sampling is the recipe's except for the guidance scale; the negative is the mean training fMRI.
 
 Shapes: N windows, B batch, V voxels, F frames, c h w latents, L condition tokens, C condition
 width.
@@ -68,7 +65,7 @@ class PictureUNet(UNet2DConditionModel):
 
 
 def condition_twice(unet: UNet2DConditionModel) -> PictureUNet:
-    """A copy whose time embedding also takes a projection, zero at first, of the mean condition token (B, C).
+    """A copy whose time embedding also takes a projection, zero at first, of the condition.
 
     ModelError where the model already uses a class embedding.
     """
@@ -103,7 +100,8 @@ class PictureTask:
     target: TokenTarget | None
 
     def __post_init__(self) -> None:
-        self.settings, self.device = self.context.recipe.baseline.mindvis, self.context.device
+        self.settings = self.context.recipe.baseline.mindvis
+        self.device = self.context.device
         self.encoder.to(self.device)
         self.unet.to(self.device)
         self.diffusion = Diffusion(self.context.foundation.scheduler_config)
@@ -120,8 +118,11 @@ class PictureTask:
 
     def sample(self, draw: Draw) -> Batch:
         """Scans, each with one of its frames."""
-        settings, latents, rng = self.settings, self.latents["train"], draw.rng
-        index, frame = draw.rows(len(latents)), rng.integers(latents.shape[1], size=draw.size)
+        settings = self.settings
+        latents = self.latents["train"]
+        rng = draw.rng
+        index = draw.rows(len(latents))
+        frame = rng.integers(latents.shape[1], size=draw.size)
         scans = torch.from_numpy(self.windows["train"].fmri(index))
         fmri = augment_fmri(scans, settings.sparsify, settings.input_noise, rng)
         clean = latents[index, frame].float().unsqueeze(2)
@@ -153,12 +154,16 @@ class MindVis:
     """Scan to picture; `Method`."""
 
     def __init__(self, context: MethodContext) -> None:
-        self.context, self.settings = context, context.recipe.baseline.mindvis
+        self.context = context
+        self.settings = context.recipe.baseline.mindvis
 
     def fit(self, store: Store) -> None:
         """Tune encoder, projections and cross-attention on the training scans, or resume."""
-        context, settings, foundation = self.context, self.settings, self.context.foundation
-        self.frames, self.size = store.num_frames, store.size
+        context = self.context
+        settings = self.settings
+        foundation = self.context.foundation
+        self.frames = store.num_frames
+        self.size = store.size
         windows = context.windows(store, window=1)
         features = Features(context.run_dir, store, foundation, context.progress)
         latents = {split: features.latents(split) for split in windows}
@@ -177,7 +182,9 @@ class MindVis:
 
     def _new_encoder(self, store: Store, target: TokenTarget | None) -> Encoder:
         """The study's encoder of single scans; the paper's for a custom one."""
-        context, recipe, settings = self.context, self.context.recipe, self.settings
+        context = self.context
+        recipe = self.context.recipe
+        settings = self.settings
         start_from = "adapt" if recipe.adapt.enabled or recipe.pretrain.enabled else "scratch"
         known = recipe.align.encoder in ENCODERS
         own = {"encoder": recipe.align.encoder, "encoder_settings": recipe.align.encoder_settings} if known else {}
@@ -191,7 +198,9 @@ class MindVis:
     @torch.inference_mode()
     def reconstruct(self, fmri: np.ndarray, window: np.ndarray) -> np.ndarray:
         """Clips (B, F, H, W, 3): one picture of the window's first scan, held."""
-        context, foundation, settings = self.context, self.context.foundation, self.context.recipe.reconstruct
+        context = self.context
+        foundation = self.context.foundation
+        settings = self.context.recipe.reconstruct
         is_bf16 = settings.precision == "bf16"
 
         def encode(scans: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,7 @@
-"""Run one rival: fit, reconstruct the test windows with their controls, score, and note the cost.
+"""Run one rival: fit, reconstruct test windows and controls, score, note the cost.
 
-``RUN/baselines/NAME`` has the layout of a run folder (``recipe.yaml``, ``reconstruct/``,
-``evaluate/``), so that ``mindvideo report RUN RUN/baselines/NAME …`` shows methods side by side. A
-killed rival goes on: training from its last checkpoint, clips after the last batch, to the same
-bits.
+``RUN/baselines/NAME`` has the layout of a run folder. A killed rival goes on: training from its
+last checkpoint, clips after the last batch, to the same bits.
 """
 
 from __future__ import annotations
@@ -94,7 +92,7 @@ def load_class(place: str) -> type:
 
 
 class MethodRun:
-    """One method on the study's test windows: its key, its folder, and what becomes of its clips.
+    """One method on the study's test windows: its key, its folder, its clips.
 
     ``run_dir`` is the study's folder, or a new one for rivals alone; the store is the study's own
     unless another is given; ``made_by`` is explained at `rival_key`.
@@ -111,7 +109,10 @@ class MethodRun:
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
             raise SettingError(f"expected a name of letters, digits, '-', '_' and '.', found '{name}'")
-        self.name, self.recipe, self.run_dir, self.progress = name, recipe, run_dir, progress
+        self.name = name
+        self.recipe = recipe
+        self.run_dir = run_dir
+        self.progress = progress
         if store_path is None and recipe.data.subjects is not None:
             raise SettingError(
                 f"expected a study of one person for rival methods, found data.subjects={list(recipe.data.subjects)} in "
@@ -143,7 +144,8 @@ class MethodRun:
         The attribute ``frames_made`` lists the numbers of frames of their clips, or of the files
         they are from (``counts``).
         """
-        folder, windows = self.folder / "reconstruct", self.windows
+        folder = self.folder / "reconstruct"
+        windows = self.windows
         labels = {each: clip_set(each, "none").definition for each in ("truth", *makers, "random_train", "constant")}
         labels |= {"truth": "what was shown", "reconstruction": f"reconstruction by {self.name}"}
         folder.mkdir(parents=True, exist_ok=True)
@@ -260,7 +262,7 @@ def add_folder(
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Score a folder of clips, one file per test window (see `mindvideo.baselines.folder`), under ``name``.
+    """Score clips, one file per test window (see `mindvideo.baselines.folder`).
 
     Its shuffled control is the clip of another scene's window; it has no mean control, and no cost.
     """

@@ -1,18 +1,15 @@
 """``separable``: encoder and decoder of spatio-temporally separable layers (Kupershmidt et al. 2022).
 
 Follows Kupershmidt, Beliy, Gaziv, Irani, "A penny for your (visual) thoughts: self-supervised
-reconstruction of natural movies from brain activity", 2022: an encoder from frames to fMRI learns
-from pairs; a decoder from fMRI to frames then learns from pairs and, through the fixed encoder,
-from films without fMRI (frames → encoder → decoder → the same frames), with pixel and perceptual
-losses; layers convolve in space and in time separately.
+reconstruction of natural movies from brain activity", 2022: a decoder learns from pairs and,
+through a fixed encoder, from films without fMRI (frames → encoder → decoder → the same frames).
 
 Differences from the paper:
 
 - the foundation's image classifier replaces VGG in the perceptual loss;
 - a voxel's read-out of the encoder is a receptive field times channel weights, and the decoder's
   projection back starts as its adjoint;
-- without a folder of films, the unlabelled clips are the training films half a TR later, which no
-  scan is paired with;
+- without a folder of films, the unlabelled clips are the training films half a TR later;
 - test fMRI is never used for self-supervision, not even without its frames.
 
 Shapes: B batch, W scans, V voxels, R = W · V read-outs, F frames, H W pixels, C channels, S places
@@ -77,8 +74,11 @@ class FramesToFmri(nn.Module):
 
     def __init__(self, window: int, voxels: int, frames: int, size: int, width: int) -> None:
         super().__init__()
-        self.shape, count = (window, voxels), halvings(size, COARSEST)
-        places, readouts, width = (size // 2**count) ** 2, window * voxels, channels_at(width, 0)
+        self.shape = (window, voxels)
+        count = halvings(size, COARSEST)
+        places = (size // 2**count) ** 2
+        readouts = window * voxels
+        width = channels_at(width, 0)
         widths = [3] + [width] * max(1, count)
         self.layers = nn.ModuleList(SeparableConv(a, b, 2 if count else 1) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(nn.GroupNorm(4, width) for _ in self.layers)
@@ -98,12 +98,13 @@ class FramesToFmri(nn.Module):
 
 
 class FmriToFrames(nn.Module):
-    """Decoder: fMRI (B, W, V) to maps, at first by the read-out's adjoint, to clips (B, 3, F, H, W)."""
+    """Decoder: fMRI (B, W, V) to maps, by the read-out's adjoint, to clips (B, 3, F, H, W)."""
 
     def __init__(self, encoder: FramesToFmri, frames: int, size: int, width: int) -> None:
         super().__init__()
         count = halvings(size, COARSEST)
-        self.side, readouts = size // 2**count, len(encoder.field)
+        self.side = size // 2**count
+        readouts = len(encoder.field)
         width = channels_at(width, 0)
         self.field = nn.Parameter(encoder.field.detach().clone())
         # Fields sum to about 1 over the places: this gives maps of about unit variance.
@@ -130,7 +131,9 @@ class EncoderTask:
     """Predicted against recorded fMRI, by squared error and by cosine."""
 
     def __init__(self, encoder: FramesToFmri, windows: SplitWindows, device: torch.device) -> None:
-        self.encoder, self.windows, self.device = encoder.to(device), windows, device
+        self.encoder = encoder.to(device)
+        self.windows = windows
+        self.device = device
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything."""
@@ -142,7 +145,8 @@ class EncoderTask:
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         """Loss of each pair."""
-        predicted, fmri = self.encoder(batch["clips"]).flatten(1).float(), batch["fmri"].flatten(1)
+        predicted = self.encoder(batch["clips"]).flatten(1).float()
+        fmri = batch["fmri"].flatten(1)
         cosine = F.cosine_similarity(predicted, fmri)
         error = (predicted - fmri).square().mean(dim=1)
         return error + COSINE_WEIGHT * (1 - cosine), {"cosine": cosine.detach().mean()}
@@ -170,7 +174,8 @@ class DecoderTask:
     unlabelled: tuple[int, Clips]
 
     def __post_init__(self) -> None:
-        self.settings, self.device = self.context.recipe.baseline.separable, self.context.device
+        self.settings = self.context.recipe.baseline.separable
+        self.device = self.context.device
         self.network = VisionNetwork(self.context.foundation)
         self.decoder.to(self.device)
         self.encoder.eval().requires_grad_(False)
@@ -271,7 +276,8 @@ class Separable:
     """Separable encoder and decoder; `Method`."""
 
     def __init__(self, context: MethodContext) -> None:
-        self.context, self.settings = context, context.recipe.baseline.separable
+        self.context = context
+        self.settings = context.recipe.baseline.separable
 
     def fit(self, store: Store) -> None:
         """Train the encoder, then the decoder, or resume where a killed run stopped."""

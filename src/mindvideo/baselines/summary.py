@@ -46,11 +46,9 @@ def list_methods(run_dir: Path, seeds: int = 1) -> dict[str, list[Path]]:
 def collect(run_dir: Path, seeds: int = 1) -> list[dict[str, Any]]:
     """One entry per method that has scores, the main method first; DataError where there is none.
 
-    Each has ``method``, ``seconds``, ``peak_memory_bytes`` (None where nothing was run), and
-    ``scores``: for each score ``value``, ``interval``, ``from_brain``, and for ``shuffled`` and
-    ``mean`` the value, ``p_…`` and ``p_holm_…`` (over the method's scores). With several seeds:
-    means of values and costs, ``sd`` of the value, the largest P; ``from_brain`` must hold with
-    every seed.
+    ``scores`` give value, interval and verdict, and for ``shuffled`` and ``mean`` the value, ``p_…`` and
+    ``p_holm_…``. Of several seeds: means of values and costs, ``sd``, the largest P, and a verdict that
+    must hold with every seed.
     """
     rows = []
     for name, folders in list_methods(run_dir, seeds).items():
@@ -72,7 +70,8 @@ def collect(run_dir: Path, seeds: int = 1) -> list[dict[str, Any]]:
 
 def _over_seeds(entries: list[ScoreResult]) -> dict[str, Any]:
     """A score over seeds: mean, spread, the largest P, the first seed's interval."""
-    first, verdicts = entries[0], [entry.from_brain for entry in entries]
+    first = entries[0]
+    verdicts = [entry.from_brain for entry in entries]
     of_value = mean_and_sd([entry.value for entry in entries])
     found: dict[str, Any] = {key: getattr(first, key) for key in ("interval", "n", "higher_is_better", "is_main")}
     found |= {key: of_value[key] for key in ("value", "sd")}
@@ -86,10 +85,7 @@ def _over_seeds(entries: list[ScoreResult]) -> dict[str, Any]:
 
 
 def _study_cost(run_dir: Path) -> dict[str, Any]:
-    """Seconds of the main method's stages from pretrain to reconstruct, and the largest memory of any.
-
-    The student's training counts where a student made the clips.
-    """
+    """Seconds and memory of the main method's stages, also of a student's that made the clips."""
     inputs = read_note(run_dir / "reconstruct" / "done.json").get("inputs", {})
     stages = [stage for stage in STAGES.values() if stage.parallel and (not stage.optional or stage.name in inputs)]
     costs = [read_note(run_dir / stage.name / "done.json") for stage in stages]
@@ -114,9 +110,10 @@ def as_brief_text(rows: list[dict[str, Any]], columns: list[str]) -> list[list[s
     """
 
     def write_cell(score: dict[str, Any] | None) -> str:
+        text = write_score(score["value"], score["sd"]) if score else "–"
         if score is None or score["value"] is None or score["shuffled"] is None:
-            return write_score(score["value"], score["sd"]) if score else "–"
-        return f"{write_score(score['value'], score['sd'])}{'*' * bool(score['from_brain'])}\n{write_score(score['shuffled'])}"
+            return text
+        return f"{text}{'*' * bool(score['from_brain'])}\n{write_score(score['shuffled'])}"
 
     table = [["score", *(row["method"] for row in rows)]]
     table += [[name, *(write_cell(row["scores"].get(name)) for row in rows)] for name in columns]

@@ -1,12 +1,9 @@
 """``ridge``: banded ridge regression to the condition tokens, with the main method's generator.
 
-The comparison that isolates the encoder: everything after the condition is the study's own, without
-a student.
-
-The caption's tokens are predicted through their leading principal components; each scan of the
-window is a band; the guidance's negative is the mean token matrix, which the mean fMRI predicts.
-The ``cotrain`` generator was tuned to the study's own encoder; with
-``baseline.ridge.generator=animate`` it has seen captions only.
+The comparison that isolates the encoder. The caption's tokens are predicted through their leading
+principal components; the guidance's negative is the mean token matrix, which the mean fMRI
+predicts. The ``cotrain`` generator was tuned to the study's own encoder; ``animate``'s has seen
+captions only.
 
 Shapes: N windows, B batch, W scans, V voxels, L condition tokens, C condition width, Q components.
 """
@@ -20,7 +17,6 @@ from mindvideo.baselines.banded import BandedRidge, Components, explained_varian
 from mindvideo.baselines.base import MethodContext
 from mindvideo.data.store import Store
 from mindvideo.generate.clips import sample_clips
-from mindvideo.generate.pipeline import MindVideoPipeline
 from mindvideo.generate.reconstruct import assemble_pipeline
 from mindvideo.models.generators import load_generator
 from mindvideo.train.features import caption_table
@@ -30,12 +26,14 @@ class Ridge:
     """Ridge regression from fMRI windows to caption tokens; `Method`."""
 
     def __init__(self, context: MethodContext) -> None:
-        self.context, self.settings = context, context.recipe.baseline.ridge
+        self.context = context
+        self.settings = context.recipe.baseline.ridge
 
     def fit(self, store: Store) -> None:
         """Regress the tokens of the training windows' captions."""
         context = self.context
-        self.frames, self.size = store.num_frames, store.size
+        self.frames = store.num_frames
+        self.size = store.size
         windows = context.windows(store)
         captions = [caption for part in windows.values() for caption in part.captions]
         text = caption_table(context.folder, "text", context.foundation, captions, progress=context.progress)
@@ -44,22 +42,16 @@ class Ridge:
         self.components = Components(tokens["train"], self.settings.components)
         scores = {split: self.components.scores(values) for split, values in tokens.items()}
         self.ridge = BandedRidge(self.settings.alphas).fit_windows(windows, scores)
-        found, truth = self.components.restore(self.ridge.chosen_MT), tokens[[*tokens][-1]]
+        found = self.components.restore(self.ridge.chosen_MT)
+        truth = tokens[[*tokens][-1]]
         self.ridge.note(context.folder, token=explained_variance(found, truth, self.components.mean))
-        self.pipeline = self._open_pipeline(store)
-
-    def _open_pipeline(self, store: Store) -> MindVideoPipeline:
-        """The study's parts as ``reconstruct`` puts them together.
-
-        The generator itself samples, not a student, which has only seen the study's own conditions.
-        """
-        recipe = self.context.recipe.model_copy(update={"distill": None})
-        pipeline = assemble_pipeline(recipe, self.context.run_dir, [store], self.context.foundation)
+        # A student has only seen the study's own conditions.
+        recipe = context.recipe.model_copy(update={"distill": None})
+        pipeline = assemble_pipeline(recipe, context.run_dir, [store], context.foundation)
         if self.settings.generator == "animate":
-            unet = load_generator(self.context.run_dir / "animate" / "model").eval()
-            pipeline.register_modules(unet=unet)
+            pipeline.register_modules(unet=load_generator(context.run_dir / "animate" / "model").eval())
         pipeline.unet.to(memory_format=torch.channels_last)  # what convolutions are fastest on
-        return pipeline.to(self.context.device)
+        self.pipeline = pipeline.to(context.device)
 
     def condition(self, fmri: np.ndarray) -> torch.Tensor:
         """Predicted tokens, float32 (B, L, C)."""

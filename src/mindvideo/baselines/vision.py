@@ -20,19 +20,14 @@ RIDGE = 1e-9
 
 
 class VisionNetwork:
-    """Early feature maps (patch embedding) and semantic features (class token) of frames.
-
-    Attributes
-    ----------
-    kernel : Tensor, float64 (D, 3 · S · S)
-        The patch embedding's convolution, one row a feature.
-    """
+    """Early feature maps (patch embedding) and semantic features (class token) of frames."""
 
     def __init__(self, foundation: Foundation) -> None:
         self.foundation = foundation
         self.model = foundation.image_classifier
         projection = self.model.vit.embeddings.patch_embeddings.projection
-        self.side, self.size = int(projection.kernel_size[0]), int(self.model.config.image_size)
+        self.side = int(projection.kernel_size[0])
+        self.size = int(self.model.config.image_size)
         self.kernel = projection.weight.detach().cpu().double().flatten(1)
         self.bias = projection.bias.detach().cpu().double()
         blank = np.stack([np.full((self.size, self.size, 3), grey, np.uint8) for grey in (0, 255)])
@@ -58,15 +53,18 @@ class VisionNetwork:
         """Find the least-squares map from feature maps back to pixels of training frames.
 
         With mean m and covariance S of the training patches and the kernel K, it is f → m + S Kᵀ (K
-        S Kᵀ)⁻¹ (f − K m − b): the inverse of the convolution where there is one, else the best
-        linear estimate. Patches do not overlap, so each is solved alone. ``read`` gives the frames
+        S Kᵀ)⁻¹ (f − K m − b). Patches do not overlap, so each is solved alone. ``read`` gives the frames
         uint8 (N, H, W, 3) of a batch.
         """
         width = self.kernel.shape[1]
-        total, square, count = torch.zeros(width).double(), torch.zeros(width, width).double(), 0
+        total = torch.zeros(width).double()
+        square = torch.zeros(width, width).double()
+        count = 0
         for number in range(n_batches):
             rows = self.patches(read(number)).flatten(0, 1)
-            total, square, count = total + rows.sum(dim=0), square + rows.T @ rows, count + len(rows)
+            total = total + rows.sum(dim=0)
+            square = square + rows.T @ rows
+            count = count + len(rows)
         self.mean = total / count
         covariance = square / count - torch.outer(self.mean, self.mean)
         features = self.kernel @ covariance @ self.kernel.T

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from mindvideo.cli.baselines import baseline_app
 from mindvideo.cli.prepare import prepare_app
 from mindvideo.cli.shared import app, terminal
 from mindvideo.errors import MindVideoError
+from mindvideo.files import FULL, REFUSED
 
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(models.foundation_app, name="foundation")
@@ -37,28 +37,34 @@ def _main(
     terminal["quiet"] = quiet
 
 
+def _stop(message: str) -> None:
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
 def main() -> None:
     """Entry point: a user's error becomes one sentence and exit code 1, never a traceback."""
     try:
         app()
     except MindVideoError as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes (accelerate launch) one speaks
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _stop(str(error) if os.environ.get("RANK", "0") == "0" else "")  # of several processes one speaks
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (*FULL, *REFUSED):
             raise
-        print(f"error: {error.strerror} while writing {error.filename or 'a result'}; free space or choose another place, "
-              "and run the same command again", file=sys.stderr)  # fmt: skip
-        sys.exit(1)
+        _stop(
+            f"{error.strerror} while writing {error.filename or 'a result'}; free space or choose another place, and run "
+            "the same command again"
+        )
     except RuntimeError as error:
         from mindvideo import distributed
 
         if not distributed.is_peer_lost(error):
             raise
-        print(f"error: process {os.environ['RANK']} waited for another one, which has ended; see what that one said, and "
-              "run the same command again: it goes on where it stopped", file=sys.stderr)  # fmt: skip
-        sys.exit(1)
+        _stop(
+            f"process {os.environ['RANK']} waited for another one, which has ended; see what that one said, and run the "
+            "same command again: it goes on where it stopped"
+        )
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)

@@ -10,7 +10,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from mindvideo.cli.shared import Out, Seeds, Set, app, console, progress_bars, say
+from mindvideo.cli.shared import Out, Seeds, Set, app, console, progress_bars, say, say_smallest_p
 from mindvideo.config import load_recipe
 from mindvideo.errors import SettingError
 
@@ -98,6 +98,5 @@ def _print_table(folder: Path) -> None:
     for name, (_, stars, words) in CLASSES.items():
         key.append(f"{stars} {words}".strip(), style=_style(name)).append("  ")
     console.print(key)
-    if content["smallest_p"] is not None:
-        console.print(f"with these blocks no corrected P can be below {content['smallest_p']:.2g}")
+    say_smallest_p(content["smallest_p"])
     console.print(f"{folder / 'ablation.json'}, .csv, .tex", soft_wrap=True)

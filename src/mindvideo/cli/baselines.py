@@ -56,12 +56,11 @@ def _print_table(run_dir: Path, every: bool, seeds: int = 1) -> None:
 
 def _run(name: str, store: Path, out: Path, recipe: Recipe, seeds: int, method: str | None = None) -> None:
     from mindvideo.baselines.runner import run_rival
-    from mindvideo.evaluate.compare import name_seed
+    from mindvideo.evaluate.compare import each_seed
 
-    for seed in range(recipe.seed, recipe.seed + seeds):
-        folder = out.with_name(name_seed(out.name, seed, recipe.seed))
-        own, seeded = folder / "prepare" / "store.zarr", recipe.model_copy(update={"seed": seed})
-        place = own if seed > recipe.seed and own.is_dir() else store
+    for seeded, folder in each_seed(recipe, out, seeds):
+        own = folder / "prepare" / "store.zarr"
+        place = own if seeded.seed > recipe.seed and own.is_dir() else store
         with progress_bars() as bar:
             run_rival(name, seeded, folder, place, method=method, progress=bar(name), say=say)
     _print_table(out, every=False, seeds=seeds)

@@ -9,9 +9,9 @@ from typing import Annotated, Literal, cast
 import typer
 from rich.table import Column, Table
 
-from mindvideo.cli.shared import Seeds, Set, app, console, progress_bars, run_stage, say
+from mindvideo.cli.shared import Seeds, Set, app, console, progress_bars, run_stage, say, say_smallest_p
 from mindvideo.config import Recipe, with_settings
-from mindvideo.errors import DataError, SettingError
+from mindvideo.errors import SettingError
 
 
 @app.command()
@@ -76,8 +76,7 @@ def _print_scores(folder: Path) -> None:
         say(f"measured by {network}: {', '.join(name for name, entry in scores.items() if entry.network == network)}")
     for reason, names in group_reasons(about["left_out"]).items():
         say(f"left out: {', '.join(names)} ({reason})")
-    if about["smallest_p"] is not None:
-        say(f"with these blocks and permutations no corrected P can be below {about['smallest_p']:.2g}")
+    say_smallest_p(about["smallest_p"])
     console.print(f"scores: {folder / 'scores.json'}, .csv, .tex", soft_wrap=True)
 
 
@@ -104,9 +103,7 @@ def compare(
     names, *columns = zip(*compare_folders(sources, out, chosen, seeds), strict=True)  # runs are few
     _print_table(["score", *names[1:]], [list(column) for column in columns])
     say("classes of P after Holm's correction over scores; every number is in comparison.json")
-    smallest = json.loads((out / "comparison.json").read_text())["smallest_p_holm"]
-    if smallest is not None:
-        say(f"with these blocks no corrected P can be below {smallest:.2g}")
+    say_smallest_p(json.loads((out / "comparison.json").read_text())["smallest_p_holm"])
     console.print(f"comparison: {out / 'comparison.json'}, .csv, .tex", soft_wrap=True)
 
 
@@ -120,11 +117,6 @@ def report(
     """Write one self-contained page for one or several run folders."""
     from mindvideo.report.build import build_report
 
-    for run_dir in runs:
-        if not any((run_dir / name).is_file() for name in ("recipe.yaml", "ablation.json")):
-            raise DataError(
-                f"expected a run folder with recipe.yaml at {run_dir}, found none; start one with 'mindvideo run'"
-            )
     if out is None and len(runs) > 1:
         raise SettingError(f"expected --out with {len(runs)} runs, found none; give a folder for their common page")
     folder = out or runs[0] / "report"

@@ -33,7 +33,8 @@ def convert(
     """Turn released weights into a folder for from_pretrained."""
     from mindvideo.generate.converted import convert as run
 
-    overrides, dropped = dict(map(read_setting, settings or [])), tuple(drop or ())
+    overrides = dict(map(read_setting, settings or []))
+    dropped = tuple(drop or ())
     for note in run(release, out, num_voxels=num_voxels, overrides=overrides, drop=dropped, foundation=foundation):
         say(note)
     say(f"converted to {out}")

@@ -42,14 +42,12 @@ def run(
     seeds: Seeds = 1,
 ) -> None:
     """Run a study from recordings to a report: skip what is up to date, resume what was killed."""
-    from mindvideo.evaluate.compare import name_seed
+    from mindvideo.evaluate.compare import each_seed
     from mindvideo.study import Study
 
-    resolved = load_recipe(recipe, settings)
-    for seed in range(resolved.seed, resolved.seed + seeds):
-        folder = out.with_name(name_seed(out.name, seed, resolved.seed))
+    for seeded, folder in each_seed(load_recipe(recipe, settings), out, seeds):
         with progress_bars() as bar:
-            ran = Study(resolved.model_copy(update={"seed": seed}), folder).run(until=until, progress=bar, say=say)
+            ran = Study(seeded, folder).run(until=until, progress=bar, say=say)
         if not ran:
             say("everything is up to date")
         report = folder / "report" / "index.html"

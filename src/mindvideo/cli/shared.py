@@ -36,6 +36,12 @@ def say(line: str) -> None:
         console.print(line, soft_wrap=True)
 
 
+def say_smallest_p(p: float | None) -> None:
+    """Say what corrected P could be found at best, where anything was tested."""
+    if p is not None:
+        say(f"with these blocks and permutations no corrected P can be below {p:.2g}")
+
+
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str], StageProgress]]:
     """Progress bars with time taken and left; nothing where the output is not a terminal."""

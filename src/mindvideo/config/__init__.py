@@ -1,9 +1,4 @@
-"""Strict, frozen settings of a study: one recipe, one section a stage, YAML in and out.
-
-A misspelt key or a value of another type is refused with the nearest valid name. The
-shipped recipes in ``mindvideo/recipes`` are plain YAML; a user's own file may start
-with ``base: demo`` and state what differs.
-"""
+"""Strict, frozen settings of a study: one recipe, one section a stage, YAML in and out."""
 
 from mindvideo.config.reading import (
     load_recipe,

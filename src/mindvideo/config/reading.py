@@ -1,9 +1,7 @@
 """Recipes as YAML, with ``base:`` and ``--set key=value``.
 
-Files and ``--set`` are read alike: numbers, booleans and null as in YAML 1.2 (``1e-4``
-is a number; ``on``, ``no`` and ``010`` are text), and no key twice. A path is relative
-to the folder of its recipe, with ``--set`` to the working directory; ``~`` is the
-user's home.
+Both are read alike, as YAML 1.2 (``on``, ``no`` and ``010`` are text), and no key twice. A path is
+relative to the folder of its recipe, with ``--set`` to the working directory.
 """
 
 from __future__ import annotations
@@ -25,7 +23,8 @@ from mindvideo.config.settings import Section
 from mindvideo.errors import SettingError
 from mindvideo.files import beside
 
-_INT, _FLOAT = r"[-+]?(?:0|[1-9][0-9]*)", r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+_INT = r"[-+]?(?:0|[1-9][0-9]*)"
+_FLOAT = r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _MEANINGS = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "int": (_INT, "-+0123456789"),
@@ -90,9 +89,11 @@ def _read_recipe(name: str, folder: Path, derived: dict[str, str]) -> dict[str, 
             raise SettingError(
                 f"expected a recipe file at {path}, found none; shipped recipes: {', '.join(shipped_recipes())}"
             )
-        text, identity = path.read_bytes(), str(path.resolve())
+        text = path.read_bytes()
+        identity = str(path.resolve())
     elif name in shipped_recipes():
-        text, identity = (resources.files("mindvideo") / "recipes" / f"{name}.yaml").read_bytes(), name
+        text = (resources.files("mindvideo") / "recipes" / f"{name}.yaml").read_bytes()
+        identity = name
     else:
         near = difflib.get_close_matches(name, shipped_recipes(), n=1, cutoff=0.0)
         raise SettingError(f"unknown recipe '{name}'; the nearest shipped one is '{near[0]}', or give a .yaml file")
@@ -115,7 +116,8 @@ def _place_paths(
         if name not in section.model_fields:
             continue
         annotation = section.model_fields[name].annotation
-        inner, words = inner_section(section, name), _PATH_OR_WORD.get(prefix + name)
+        inner = inner_section(section, name)
+        words = _PATH_OR_WORD.get(prefix + name)
         is_path = annotation is Path or Path in typing.get_args(annotation) or (words and value not in words)
         if inner is not None and isinstance(value, dict):
             placed[name] = _place_paths(value, folder, inner, f"{prefix}{name}.")
@@ -146,19 +148,9 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def load_recipe(name: str, settings: Sequence[str] | None = None) -> Recipe:
-    """Read a shipped recipe or a YAML file and apply ``key=value`` settings.
+    """Read a shipped recipe or a YAML file, and apply settings such as ``align.lr=1e-4``.
 
-    Parameters
-    ----------
-    name : str
-        ``demo``, ``wen2018``, … or the path of a ``.yaml`` file.
-    settings : list of str
-        Dotted assignments such as ``align.lr=1e-4``; values are read as YAML.
-
-    Raises
-    ------
-    SettingError
-        For an unknown recipe, a misspelt or ill-typed setting; names the nearest valid one.
+    SettingError for an unknown recipe, a misspelt or ill-typed setting; it names the nearest valid one.
     """
     content = _apply_settings(_read_recipe(name, Path(), {}), settings)
     return parse_recipe(content, f"recipe {name}" if not settings else f"recipe {name} with --set")

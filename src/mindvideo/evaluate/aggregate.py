@@ -45,17 +45,9 @@ def mean_interval(values: np.ndarray, block: np.ndarray, bootstraps: int, rng: n
 class Design:
     """The n windows of an evaluation, and how values by window become results.
 
-    Attributes
-    ----------
-    block : ndarray, int (n,)
-        Windows that are permuted and resampled together, see `data.windows.block_numbers`.
-    seed : int
-        Of permutations, bootstraps and chance pairings.
-    scene, film : ndarray (n,), optional
-        Chance compares clips of different scenes only (without them, of different windows),
-        and every score is given film by film too.
-    world : attributes.World, optional
-        True attributes of a simulated subject's windows; adds the scores of attributes.
+    Windows of one ``block`` (n,) are permuted and resampled together. With ``scene`` (n,), chance
+    compares clips of different scenes only; with ``film`` (n,), every score is given film by film too;
+    with ``world`` (`attributes.World`) attributes are scored. ``seed`` is of all random numbers.
     """
 
     block: np.ndarray
@@ -83,7 +75,8 @@ class Design:
 
     def summarise(self, score: Score, values: Mapping[str, np.ndarray], network: str) -> ScoreResult:
         """The result of one score from its values by window and set."""
-        own, others = values[MAIN], [key for key in values if key not in (MAIN, TRUTH)]
+        own = values[MAIN]
+        others = [key for key in values if key not in (MAIN, TRUTH)]
         sign = -1.0 if score.higher_is_better is False else 1.0
         p_values: dict[str, float | None] = {}
         for other in others:
@@ -141,12 +134,13 @@ class Design:
         return found
 
     def add_chance(self, result: ScoreResult, pairs: np.ndarray | None, sampled: Sequence[np.ndarray]) -> ScoreResult:
-        """Chance on this test set and P of the pairing, from all pairs, or chance from sampled ones."""
+        """Chance and P of the pairing from all pairs, or chance from sampled ones."""
         if pairs is None:
             values = np.concatenate(sampled) if len(sampled) else np.empty(0)
             return replace(result, chance=mean_of_finite(values))
         known = np.isfinite(np.diag(pairs))
-        pairs, others = pairs[np.ix_(known, known)], self.allowed[np.ix_(known, known)]
+        pairs = pairs[np.ix_(known, known)]
+        others = self.allowed[np.ix_(known, known)]
         p = None
         if known.any():
             rng = make_rng(self.seed, result.name, "pairing")

@@ -1,8 +1,8 @@
 """What is recognisable in reconstructions of a simulated subject's films.
 
-Measured by the foundation's own classifiers, whose classes are pairs ("red dog" for images, "dog left" for videos),
-against the simulated films' list of scenes. No classifier knows places: a frame's place is the one whose training
-captions are nearest in CLIP's embedding. Where the thing is, a judge of the kit tells (`judges`).
+The foundation's own classifiers, whose classes are pairs ("red dog" for images, "dog left" for
+videos), are read against the films' list of scenes. No classifier knows places: a frame's place is
+the one whose training captions are nearest in CLIP's embedding. A judge tells where the thing is.
 
 Shapes: n windows, F frames, classes, D features.
 """
@@ -35,20 +35,10 @@ class NoPairsError(DataError):
 class World:
     """Names and true attributes of the windows' scenes.
 
-    Attributes
-    ----------
-    names : dict of str to tuple of str
-        ``thing``, ``colour``, ``place``, ``motion``, ``position``.
-    true : dict of str to ndarray, int (n, F)
-        Index of the true name in ``names``, frame by frame; -1 for a position that has no name.
-    is_cut : ndarray, bool (n,)
-        Whether the scene changes inside the window.
-    image_pairs : ndarray, int (classes, 2)
-        Thing and colour of each image class.
-    video_pairs : ndarray, int (classes, 2)
-        Thing and motion of each video class.
-    place_texts : ndarray, float64 (places, D)
-        CLIP text embedding of each place, unit length.
+    ``names`` are those of each kind, ``true`` (n, F) the index of the true one frame by frame, -1 for a
+    position that has none. In windows of ``is_cut`` (n,) the scene changes. ``image_pairs`` and
+    ``video_pairs`` (classes, 2) are thing and colour, thing and motion of each class; ``place_texts``
+    (places, D) CLIP's text embedding of each place, unit length.
     """
 
     names: dict[str, tuple[str, ...]]
@@ -62,9 +52,8 @@ class World:
 def split_labels(labels: Sequence[str], first_word: bool) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
     """Labels that are all pairs of two lists ("red dog", "blue dog", "red bird", "blue bird").
 
-    They are split after the first word, or before the last: both lists in order of appearance, and
-    the places (classes, 2) of each label's parts. NoPairsError where labels are not every pair
-    exactly once, as those of ImageNet.
+    Both lists in order of appearance, and the places (classes, 2) of each label's parts. NoPairsError
+    where labels are not every pair exactly once, as those of ImageNet.
     """
     parts = [label.split(" ", 1) if first_word else label.rsplit(" ", 1) for label in labels]
     if any(len(part) != 2 for part in parts):
@@ -99,29 +88,16 @@ def read_world(
     Parameters
     ----------
     scenes_path : Path
-        ``RUN/simulate/truth/scenes.json``: by segment, scenes with ``thing``, ``colour``,
-        ``place``, ``motion``, ``caption``, ``start_s`` and ``end_s``, and ``where`` its thing is at
-        every stored frame: column and row.
+        ``RUN/simulate/truth/scenes.json``: the scenes of each film, with ``where`` the thing is (column
+        and row) at every stored frame. DataError where it is damaged or an attribute has no class.
     windows : sequence of mapping
         ``segment`` and ``scan`` of each.
-    foundation : Foundation
-        Its classifiers' labels and CLIP's text tower are used.
     store : Store
-        Its timing is used, and the captions of its training films say what a place is called; the
-        test films' are not looked at.
+        Gives the timing; captions of its training films say what a place is called, the test films'
+        are not looked at.
     n_frames : int
-        A clip's frame j is the stored frame at the middle of its part of the scan, shown in scan k
-        of ``tr_s`` at k · tr_s + floor((j + ½) · stored frames / n_frames) / fps.
-    from_films : bool
-        The films were read again at the clips' own rate: frame j was shown at k · tr_s + j · tr_s /
-        n_frames.
-
-    Raises
-    ------
-    NoPairsError
-        Where the classes are not pairs.
-    DataError
-        Where the scenes are missing or damaged, or a scene's attribute has no class.
+        A clip's frame j is the stored frame at the middle of its part of the scan or, ``from_films``,
+        what was shown j · tr_s / n_frames after its start.
     """
     colours, things, image_pairs = split_labels(_labels(foundation.image_classifier), first_word=True)
     video_things, motions, video_pairs = split_labels(_labels(foundation.video_classifier), first_word=False)
@@ -161,7 +137,7 @@ def _true_attributes(
     store: Store,
     offset_s: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Indices of the attributes by kind, int (n, F), and of the scene inside its film, int (n, F).
+    """Indices (n, F) of the attributes by kind, and of the scene inside its film.
 
     ``offset_s`` (F,): seconds of each frame after its scan begins.
     """
@@ -197,7 +173,8 @@ def _embed_places(train: Sequence[Mapping[str, Any]], places: Sequence[str], fou
 
 def _sum_over(probabilities: np.ndarray, part: np.ndarray) -> np.ndarray:
     """Probabilities summed over the classes of one number in ``part``: (..., numbers)."""
-    return np.stack([probabilities[..., part == number].sum(axis=-1) for number in range(part.max() + 1)], axis=-1)
+    sums = [probabilities[..., part == number].sum(axis=-1) for number in range(part.max() + 1)]
+    return np.stack(sums, axis=-1)
 
 
 def decode_attribute(kind: str, features: Features, world: World) -> np.ndarray:
@@ -245,10 +222,8 @@ _WORDS: dict[str, tuple[Needs, str]] = {
 def list_scores(world: World) -> list[Score]:
     """One score per attribute, ``attribute_thing`` and so on.
 
-    Chance for equally frequent names is 1 / number of names, .5 for cuts; the test set's own is the
-    mean off the diagonal of `pairwise_attribute`. NaN for motion in windows with a cut, and for
-    cuts in windows without: the value in a window with one is the share of windows without a cut
-    whose greatest change is smaller, ties half, so that the mean is the area under the ROC curve.
+    Motion counts in windows without a cut. A cut's value is the share of windows without one whose
+    greatest change is smaller, ties half, so that the mean is the area under the ROC curve.
     """
 
     def score(kind: str, needs: Needs, definition: str) -> Score:
@@ -286,7 +261,8 @@ def _mean_where_named(right: np.ndarray, named: np.ndarray) -> np.ndarray:
 def _cut_ranks(embeddings: np.ndarray, is_cut: np.ndarray) -> np.ndarray:
     unit = retrieval.normalise(embeddings)
     change = 1.0 - (unit[:, 1:] * unit[:, :-1]).sum(axis=-1).min(axis=1)
-    uncut, ranks = change[~is_cut], np.full(len(change), np.nan)
+    uncut = change[~is_cut]
+    ranks = np.full(len(change), np.nan)
     if len(uncut):
         cut = change[is_cut, None]
         ranks[is_cut] = (uncut < cut).mean(axis=1) + 0.5 * (uncut == cut).mean(axis=1)
@@ -295,16 +271,18 @@ def _cut_ranks(embeddings: np.ndarray, is_cut: np.ndarray) -> np.ndarray:
 
 def pairwise_attribute(kind: str, features: Features, world: World) -> np.ndarray:
     """Every prediction (row) against every window's truth (column), (n, n)."""
-    found, true = decode_attribute(kind, features, world), world.true[kind]
+    found = decode_attribute(kind, features, world)
+    true = world.true[kind]
     if kind == "motion":
         pairs = (found[:, None] == true[None, :, 0]).astype(np.float64)
-        pairs[world.is_cut], pairs[:, world.is_cut] = np.nan, np.nan
+        pairs[world.is_cut] = np.nan
+        pairs[:, world.is_cut] = np.nan
         return pairs
     return _mean_where_named(found[:, None] == true[None], true[None] >= 0)
 
 
 def summarise_attributes(scores: Mapping[str, ScoreResult], world: World) -> dict[str, Any]:
-    """The content of ``attributes.json``: every set's value, and its share ``of_truth``, the value on true clips."""
+    """The content of ``attributes.json``: every set's value, and its share of the truth's."""
     table = {}
     for name, entry in scores.items():
         if name.startswith(PREFIX):
@@ -317,8 +295,8 @@ def summarise_attributes(scores: Mapping[str, ScoreResult], world: World) -> dic
 
 def uncut_frame_change(frame_change: Mapping[str, np.ndarray], world: World) -> dict[str, dict[str, float | None]]:
     """Mean ``frame_change`` over windows without a cut, and its ratio to the truth's."""
-    uncut = {
-        key: float(np.mean(values[~world.is_cut])) for key, values in frame_change.items() if (~world.is_cut).any()
-    }
+    if world.is_cut.all():
+        return {}
+    uncut = {key: float(np.mean(values[~world.is_cut])) for key, values in frame_change.items()}
     truth = uncut.get("truth")
     return {key: {"value": value, "of_truth": value / truth if truth else None} for key, value in uncut.items()}

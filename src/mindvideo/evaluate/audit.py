@@ -28,7 +28,7 @@ def noise_ceiling(repeats: np.ndarray) -> np.ndarray:
 
 
 def audit_store(store: Store, segments: Sequence[str]) -> dict[str, Any]:
-    """Files by name: ``noise_ceiling.json`` (over voxels, of repeated segments) and ``near_duplicates.json``."""
+    """``noise_ceiling.json`` (over voxels, of repeated segments) and ``near_duplicates.json``."""
     ceilings = {}
     for segment in segments:
         repeats = store.repeats(segment)

@@ -1,4 +1,4 @@
-"""Similarity of sentences: how well a caption of the reconstruction tells what the true clip shows.
+"""Similarity of sentences: what a caption of the reconstruction tells of the true clip.
 
 Captions are a frozen captioner's (BLIP) for the middle frames: its errors are on both sides.
 """
@@ -31,22 +31,21 @@ def pairwise_caption_f1(prediction: Sequence[str], truth: Sequence[str]) -> np.n
     """`caption_f1` of every prediction (row) with every truth (column), (n, m)."""
     words = sorted({word for caption in (*prediction, *truth) for word in split_words(caption)})
     vocabulary = {word: number for number, word in enumerate(words)}
-    first, second = _count_words(prediction, vocabulary), _count_words(truth, vocabulary)
-    length_1, length_2 = first.sum(axis=1, dtype=np.int64), second.sum(axis=1, dtype=np.int64)
+    first = _count_words(prediction, vocabulary)
+    second = _count_words(truth, vocabulary)
+    length_1 = first.sum(axis=1, dtype=np.int64)
+    length_2 = second.sum(axis=1, dtype=np.int64)
     shared = np.stack([np.minimum(row, second).sum(axis=1) for row in first]).astype(np.float64)
     f1 = 2.0 * shared / np.maximum(length_1[:, None] + length_2[None], 1)
     return np.where(length_2[None] > 0, f1, np.nan)
 
 
 def caption_f1(prediction: Sequence[str], truth: Sequence[str]) -> np.ndarray:
-    """Harmonic mean of the shares of words that two captions have in common (ROUGE-1 F), float64 (n,).
+    """Harmonic mean of the shares of words that captions have in common, float64 (n,).
 
     With c the number of words of both, counted with repetition, 2 c / (words of the prediction +
-    words of the truth). Exact and without a network, blind to synonyms and to word order.
-
-    Range 0…1, higher is better; NaN where the true caption is empty. Captions share "a", "in",
-    "the", so chance is far above 0: compare with other clips. ROUGE is of Lin 2004, ACL workshop
-    Text Summarization Branches Out.
+    words of the truth): ROUGE-1 F (Lin 2004, Text Summarization Branches Out), blind to synonyms and
+    to word order. NaN where the true caption is empty. Captions share "a", "in", "the".
     """
     return np.array([pairwise_caption_f1([p], [t])[0, 0] for p, t in zip(prediction, truth, strict=True)])
 

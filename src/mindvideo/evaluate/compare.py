@@ -1,17 +1,15 @@
 """Runs, subjects and methods compared score by score, as in the paper's Table 1.
 
-The paper's two-sample t-test takes neighbouring two-second windows as independent. Here whole
-blocks of consecutive windows are exchanged; the t-test's P is given beside it.
+The paper's t-test takes neighbouring windows as independent; here whole blocks are exchanged.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -20,13 +18,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_ind
 
+from mindvideo.config import Recipe
 from mindvideo.errors import DataError
 from mindvideo.evaluate import statistics
 from mindvideo.evaluate.aggregate import make_rng, mean_of_finite
-from mindvideo.evaluate.score import NETWORKS, ScoreResult, finite
-from mindvideo.evaluate.tables import read_scores, write_score, write_tables
+from mindvideo.evaluate.score import MAIN, NETWORKS, ScoreResult, finite
+from mindvideo.evaluate.tables import read_scores, read_windows, write_score, write_tables
 
-PLACE_COLUMNS = ("window", "segment", "scan", "scene", "block", "caption")
 PERMUTATIONS = 20_000
 """At least; see `enough_permutations`."""
 
@@ -36,22 +34,10 @@ Comparison = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class WindowScores:
-    """Scores of every window of one evaluated run, without its controls.
+    """Scores (``values``, (n,) each, NaN for none) of every window of an evaluated run, without controls.
 
-    Attributes
-    ----------
-    truth : str
-        Fingerprint of the true clips: equal for two runs only where they reconstruct the very same
-        windows.
-    networks : str
-        Identity of the frozen networks that measured.
-    block : ndarray, int (n,)
-    values : dict of str to ndarray, float64 (n,)
-        NaN where a score is undefined for a window.
-    scores : dict of str to ScoreResult
-        What each of ``values`` is; of several seeds, the first one's.
-    pooled : tuple of WindowScores
-        The seeds that were pooled (`pool_seeds`); empty for a single one.
+    ``truth`` and ``networks`` are fingerprints of the true clips and of what measured. ``scores`` says
+    what each of the values is. ``pooled`` are the seeds that were pooled, if any.
     """
 
     name: str
@@ -81,16 +67,15 @@ class WindowScores:
 
 
 def read_window_scores(folder: Path, name: str | None = None) -> WindowScores:
-    """Read a run folder's evaluation, under the folder's name unless one is given; DataError if missing or damaged."""
+    """A run folder's evaluation, under its own name or another; DataError if damaged."""
     place = folder / "evaluate" if (folder / "evaluate").is_dir() else folder
     try:
-        scores, about = read_scores(place / "scores.json"), json.loads((place / "evaluation.json").read_text())
-        with (place / "windows.csv").open(newline="") as handle:
-            rows = list(csv.DictReader(handle))
-        columns = [key for key in rows[0] if key not in PLACE_COLUMNS and ":" not in key]
-        values = {key: np.array([float(row[key] or "nan") for row in rows]) for key in columns}
+        scores = read_scores(place / "scores.json")
+        about = json.loads((place / "evaluation.json").read_text())
+        rows, windows = read_windows(place / "windows.csv")
+        values = {key: sets[MAIN] for key, sets in windows.items()}
         block = np.array([int(row["block"]) for row in rows])
-        known = {key: scores[key] for key in columns}
+        known = {key: scores[key] for key in values}
         return WindowScores(name or folder.resolve().name, about["truth"], about["networks"], block, values, known)
     except FileNotFoundError as error:
         raise DataError(
@@ -106,6 +91,13 @@ def read_window_scores(folder: Path, name: str | None = None) -> WindowScores:
 def name_seed(name: str, seed: int, first: int) -> str:
     """``NAME``, or ``NAME-seedN`` for every seed but the first."""
     return name if seed == first else f"{name}-seed{seed}"
+
+
+def each_seed(recipe: Recipe, run_dir: Path, seeds: int) -> Iterator[tuple[Recipe, Path]]:
+    """A recipe with so many seeds, from its own on, and the run folder of each."""
+    for seed in range(recipe.seed, recipe.seed + seeds):
+        folder = run_dir.with_name(name_seed(run_dir.name, seed, recipe.seed))
+        yield recipe.model_copy(update={"seed": seed}), folder
 
 
 def seed_folders(run_dir: Path, seeds: int) -> list[Path]:
@@ -131,8 +123,7 @@ def read_seeds(folders: Iterable[Path], name: str) -> WindowScores:
 def pool_seeds(runs: Sequence[WindowScores]) -> WindowScores:
     """The runs of several seeds as one, averaged window by window.
 
-    Seeds of a simulated dataset are other subjects who saw other films: their windows and blocks
-    follow one another.
+    Windows of other truths, as simulated subjects of several seeds have, follow one another.
     """
     first = runs[0]
     if len(runs) == 1:
@@ -163,9 +154,11 @@ def list_comparable(first: WindowScores, second: WindowScores) -> list[str]:
     """The scores that both have by one definition and the same networks."""
 
     def is_same(one: ScoreResult, other: ScoreResult) -> bool:
-        return one.definition == other.definition and (first.networks == second.networks or one.needs not in NETWORKS)
+        is_measured_alike = first.networks == second.networks or one.needs not in NETWORKS
+        return one.definition == other.definition and is_measured_alike
 
-    return [key for key, one in first.scores.items() if key in second.scores and is_same(one, second.scores[key])]
+    common = [key for key in first.scores if key in second.scores]
+    return [key for key in common if is_same(first.scores[key], second.scores[key])]
 
 
 def enough_permutations(n_tests: int) -> int:
@@ -184,29 +177,20 @@ def compare_runs(
 ) -> Comparison:
     """Compare ``second`` with ``first`` on every score both have by the same definition.
 
-    Runs over the same windows – other settings on one subject, or subjects who saw the same films –
-    are compared window by window: block sign-flip test of the differences. Other runs are two
-    samples: whole blocks are dealt anew into two groups. Both two-sided; where block lengths differ
-    in the paired case, the longer blocks count. P-values are corrected for the number of
-    ``scores``, by default all common ones, and `enough_permutations` are drawn for them.
+    Runs over the same windows are compared window by window: block sign-flip test of the differences.
+    Other runs are two samples: whole blocks are dealt anew into two groups. Both two-sided; where block
+    lengths differ in the paired case, the longer blocks count. P-values are corrected for the number
+    of ``scores``, by default all common ones; DataError where one of them is not comparable.
 
     Returns
     -------
     dict
         ``result[score]``: ``first`` and ``second`` (means), ``difference`` (second − first),
         ``interval`` (95 %, block bootstrap), ``n`` [first, second] windows, ``p``, ``p_class``,
-        ``p_holm``, ``p_holm_class`` (over these scores), ``smallest_p`` and ``smallest_p_holm``
-        (what they could be at best: few blocks cannot give a small one), ``p_t_test`` (the paper's
-        two-sample t-test over windows, for reading the paper's table; too small where windows
-        depend on one another), ``design`` (``paired`` or ``two-sample``), ``better`` (``first``,
-        ``second`` or None where neither direction is good or the means are equal). What does not
-        exist is None.
-
-    Raises
-    ------
-    DataError
-        When a named score is missing, defined differently or measured by other networks, or no
-        score is comparable.
+        ``p_holm``, ``p_holm_class``, ``smallest_p`` and ``smallest_p_holm`` (what they could be at
+        best: few blocks cannot give a small one), ``p_t_test`` (the paper's two-sample t-test over
+        windows; too small where these depend on one another), ``design`` (``paired`` or
+        ``two-sample``), ``better`` (``first``, ``second`` or None). What does not exist is None.
     """
     common = list_comparable(first, second)
     missing = [key for key in scores or () if key not in common]
@@ -233,8 +217,10 @@ def _compare(
     known_a, known_b = first.known(key), second.known(key)
     if paired:
         known_a = known_b = known_a & known_b
-    a, b = first.values[key][known_a], second.values[key][known_b]
-    block_a, block_b = first.block[known_a], second.block[known_b]
+    a = first.values[key][known_a]
+    b = second.values[key][known_b]
+    block_a = first.block[known_a]
+    block_b = second.block[known_b]
     n_a, n_b = (len(np.unique(block)) for block in (block_a, block_b))
     entry: dict[str, Any] = dict.fromkeys(
         ("first", "second", "difference", "p", "p_class", "p_holm", "p_holm_class", "smallest_p", "smallest_p_holm",
@@ -249,10 +235,11 @@ def _compare(
         interval = statistics.block_bootstrap_interval(b - a, block, bootstraps, rng)
         smallest = statistics.smallest_p(min(n_a, n_b), None, permutations)
     else:
-        p = statistics.two_sample_block_p(b, block_b, a, block_a, permutations, rng)
-        interval = statistics.two_sample_bootstrap_interval(b, block_b, a, block_a, bootstraps, rng)
+        p = statistics.two_sample_block_p((b, block_b), (a, block_a), permutations, rng)
+        interval = statistics.two_sample_bootstrap_interval((b, block_b), (a, block_a), bootstraps, rng)
         smallest = statistics.smallest_p(n_b, n_a, permutations)
-    difference, higher = float(b.mean() - a.mean()), first.scores[key].higher_is_better
+    difference = float(b.mean() - a.mean())
+    higher = first.scores[key].higher_is_better
     if higher is not None and difference != 0:
         entry["better"] = "second" if (difference > 0) == higher else "first"
     return entry | {
@@ -295,11 +282,7 @@ def smallest_p_holm(comparisons: Iterable[Mapping[str, Mapping[str, Any]]]) -> f
 def compare_all(folders: Mapping[str, Sequence[Path]], scores: Sequence[str] | None = None) -> dict[str, Any]:
     """Compare every two methods, given by name with a folder per seed.
 
-    Returns
-    -------
-    dict
-        ``pairs[first][second]``, what `compare_runs` finds, and ``untested``: why a method, two of
-        them, or some of their scores could not be compared.
+    ``pairs[first][second]`` is what `compare_runs` finds, ``untested`` says what it could not, and why.
     """
     pairs: dict[str, dict[str, Comparison]] = {}
     untested, read = {}, []
@@ -343,8 +326,7 @@ def compare_folders(
 ) -> list[list[str]]:
     """Compare evaluations with the first, each pooled over its seeds; returns the rows.
 
-    Writes ``comparison.json``, ``.csv`` and ``.tex`` into ``out``. DataError for fewer than two
-    evaluations, or what `compare_runs` refuses.
+    Writes ``comparison.json``, ``.csv`` and ``.tex`` into ``out``.
     """
     if len(folders) < 2:
         raise DataError(f"expected two or more evaluations to compare, found {len(folders)}")

@@ -13,7 +13,6 @@ import zarr
 
 from mindvideo import distributed
 from mindvideo.clip_sets import WITHOUT_BRAIN
-from mindvideo.config import Recipe
 from mindvideo.data.store import Store, person_folders, store_paths
 from mindvideo.data.windows import block_numbers
 from mindvideo.errors import DataError
@@ -22,7 +21,7 @@ from mindvideo.evaluate.aggregate import Design, add_holm, make_rng
 from mindvideo.evaluate.audit import audit_store
 from mindvideo.evaluate.score import MAIN, NETWORKS, TRUTH, Evaluation, Score, ScoreResult
 from mindvideo.evaluate.tables import write_evaluation
-from mindvideo.files import disk_errors, link_file, write_json, write_text
+from mindvideo.files import link_file, write_json, write_text
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress, StageContext, Steps
 
@@ -74,29 +73,15 @@ def evaluate_clips(
     Parameters
     ----------
     sets : mapping of str to array, uint8 (n, F, H, W, 3)
-        The clips to score as ``reconstruction``, and others under the names of
-        `mindvideo.clip_sets.CLIP_SETS` or names of their own. zarr arrays are read piece by piece.
-    truth : array, uint8 (n, F, H, W, 3)
+        The clips to score as ``reconstruction``, others under names of `mindvideo.clip_sets.CLIP_SETS`
+        or of their own; zarr arrays are read piece by piece. DataError for another type or shape than
+        the truth's.
     networks : Foundation or None
-        None leaves out the scores that need a frozen network; anything with the methods asked for
-        will do.
-    design : Design
-        Of the n windows.
+        Anything with the methods asked for will do; None leaves out the scores that need them.
     without : mapping of str to str, optional
-        What cannot be had (a `score.Needs`, or `OVER_TIME`) and why; the scores that need it are
-        left out.
+        What cannot be had (a `score.Needs`, or `OVER_TIME`), and why; its scores are left out.
     cache_dir : Path, optional
-        What the networks say is kept here, one file per set, and used again for the same clips and
-        networks.
-    progress : callable, optional
-        Called with (windows done, windows in all passes over all sets, {"set": name}).
-
-    Raises
-    ------
-    DataError
-        For clips of another type or shape than the truth's.
-    SettingError
-        For an N-way test with more ways than the classifier has classes.
+        Where what the networks say of each set is kept, for the same clips and networks.
     """
     for name, clips in {TRUTH: truth, **sets}.items():
         if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape != truth.shape:
@@ -125,7 +110,7 @@ def evaluate_clips(
     windows, sampled = measure.measure_frames(
         by_frames, everything, truth, partners, lambda count: steps.add(count, set="frames")
     )
-    named = measure.describe_networks(networks, needs)
+    named = measure.describe_networks(networks, needs) if networks is not None else {}
     results: dict[str, ScoreResult] = {}
     paired: dict[str, np.ndarray] = {}
     for score in chosen:
@@ -159,8 +144,8 @@ def evaluate_windows(
     **options: Any,
 ) -> Evaluation:
     """`evaluate_clips`, without the scores of captions and columns where these cannot be had."""
-    reasons = measure.list_missing(foundation, design.settings, ["captions", "columns"]) | dict(without or {})
-    return evaluate_clips(sets, truth, foundation, design, without=reasons, **options)
+    missing = measure.list_missing(foundation, design.settings, ["captions", "columns"])
+    return evaluate_clips(sets, truth, foundation, design, without={**missing, **(without or {})}, **options)
 
 
 def _smallest_p(results: Mapping[str, ScoreResult], design: Design) -> float | None:
@@ -173,7 +158,8 @@ def _smallest_p(results: Mapping[str, ScoreResult], design: Design) -> float | N
 
 def average_people(evaluations: Sequence[Evaluation], design: Design) -> Evaluation:
     """Several people's evaluations as one: a window's value is the mean over people."""
-    first, known = evaluations[0], {score.name: score for score in list_scores(design)}
+    first = evaluations[0]
+    known = {score.name: score for score in list_scores(design)}
     results, windows = {}, {}
     for name, entry in first.scores.items():
         sets = first.windows[name]
@@ -185,7 +171,8 @@ def average_people(evaluations: Sequence[Evaluation], design: Design) -> Evaluat
         else:
             chances = [chance for each in evaluations if (chance := each.scores[name].chance) is not None]
             results[name] = replace(result, chance=float(np.mean(chances)) if chances else None)
-    smallest, about = _smallest_p(results, design), (first.truth, first.networks)
+    smallest = _smallest_p(results, design)
+    about = (first.truth, first.networks)
     return Evaluation(add_holm(results), windows, first.left_out, smallest, *about)
 
 
@@ -202,13 +189,12 @@ def list_rate_mismatch(about: Mapping[str, Any], n_frames: int, stored: int) -> 
 
 def open_reconstructions(folder: Path) -> tuple[zarr.Group, dict[str, Any], Any]:
     """``clips.zarr``, its sets of clips in order, and the truth; DataError if unfinished."""
-    if not (folder / "clips.zarr").is_dir():
-        raise DataError(f"expected reconstructions at {folder / 'clips.zarr'}, found none; run reconstruct first")
-    group = zarr.open_group(folder / "clips.zarr", mode="r")
+    place = folder / "clips.zarr"
+    if not place.is_dir():
+        raise DataError(f"expected reconstructions at {place}, found none; run reconstruct first")
+    group = zarr.open_group(place, mode="r")
     if not group.attrs.get("complete", True):
-        raise DataError(
-            f"expected finished reconstructions in {folder / 'clips.zarr'}, found some not finished; run reconstruct again"
-        )
+        raise DataError(f"expected finished reconstructions in {place}, found some not finished; run reconstruct again")
     names: Any = group.attrs.get("names") or sorted(group.array_keys())
     return group, {name: group[name] for name in names if name != TRUTH}, group[TRUTH]
 
@@ -216,13 +202,11 @@ def open_reconstructions(folder: Path) -> tuple[zarr.Group, dict[str, Any], Any]
 def run(context: StageContext) -> None:
     """Score ``RUN/reconstruct/clips.zarr`` and write ``RUN/evaluate``.
 
-    Blocks are made anew from ``evaluate.block_s``, so that another block length needs no new
-    reconstructions. Of several people, each has a folder ``subjectN`` with two controls more: what
-    another person's scans of another scene, and of the same, give. ``RUN/evaluate`` itself then
-    holds the mean over the people. DataError when there are no reconstructions, or their list of
-    windows does not fit them.
+    Blocks are made anew from ``evaluate.block_s``. Of several people, each has a folder ``subjectN``
+    with two controls more, what another person's scans of another scene and of the same give;
+    ``RUN/evaluate`` itself then holds the mean over the people.
     """
-    recipe, run_dir, folder, progress = context
+    recipe, run_dir, folder, _ = context
     stores = store_paths(recipe.data, run_dir / "prepare")
     sources = person_folders(recipe.data, run_dir / "reconstruct")
     places = person_folders(recipe.data, folder)
@@ -234,7 +218,7 @@ def run(context: StageContext) -> None:
             theirs = open_reconstructions(sources[other])[1]
             sets = {name: theirs[kind] for kind, name in OTHER_PERSON_SETS.items() if kind in theirs}
             share_features(places[other] / "features", place / "features", same | OTHER_PERSON_SETS)
-        found.append(_evaluate_person(recipe, run_dir, store, source, place, sets, progress))
+        found.append(_evaluate_person(context, store, source, place, sets))
     if len(found) > 1:
         _, design, windows, about = found[0]
         together = average_people([each[0] for each in found], design)
@@ -252,18 +236,14 @@ def share_features(source: Path, target: Path, names: Mapping[str, str]) -> None
 
 
 def _evaluate_person(
-    recipe: Recipe,
-    run_dir: Path,
-    store_path: Path,
-    source: Path,
-    folder: Path,
-    others: Mapping[str, Any],
-    progress: Progress | None,
+    context: StageContext, store_path: Path, source: Path, folder: Path, others: Mapping[str, Any]
 ) -> tuple[Evaluation, Design, list[dict[str, Any]], dict[str, Any]]:
-    """Write one person's scores; returns what an evaluation over people needs."""
+    """Write one person's scores into ``folder``; returns what an evaluation over people needs."""
+    recipe, run_dir, _, progress = context
     group, sets, truth = open_reconstructions(source)
     sets = sets | dict(others)
-    windows, n = json.loads((source / "windows.json").read_text()), truth.shape[0]
+    windows = json.loads((source / "windows.json").read_text())
+    n = truth.shape[0]
     if len(windows) != n:
         raise DataError(f"expected {n} windows in {source / 'windows.json'}, one a clip, found {len(windows)}")
     store = Store.open(store_path)
@@ -295,9 +275,8 @@ def _evaluate_person(
         "negative": group.attrs.get("negative", recipe.reconstruct.negative),
         "left_out": left_out,
     }
-    with disk_errors(folder, "the scores"):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in audit.items():
-            write_json(folder / name, content)
-        write_evaluation(evaluation, folder, windows, block, about)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in audit.items():
+        write_json(folder / name, content)
+    write_evaluation(evaluation, folder, windows, block, about)
     return evaluation, design, windows, about

@@ -20,7 +20,6 @@ from mindvideo.evaluate.results import Clips, align_clips, pair_clips, read_clip
 from mindvideo.evaluate.score import MAIN, NETWORKS, Evaluation
 from mindvideo.evaluate.semantic import refuse_ways
 from mindvideo.evaluate.tables import write_evaluation
-from mindvideo.files import disk_errors
 from mindvideo.models.foundation import Foundation
 from mindvideo.stages import Progress
 
@@ -34,11 +33,7 @@ SHIPPED_KIT = "the shipped kit's networks know drawn scenes only: of films of an
 
 
 def deal_to_other_blocks(block: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-    """A random order (n,) in which no window stays in its own block, or None with too few blocks.
-
-    Windows lie block by block in random order, and go round by more places than the longest block
-    has.
-    """
+    """A random order in which no window stays in its block; None with too few blocks."""
     names, sizes = np.unique(block, return_counts=True)
     longest = int(sizes.max())
     if len(names) < 2 or 2 * longest > len(block):
@@ -65,18 +60,16 @@ def make_controls(clips: np.ndarray, truth: np.ndarray, block: np.ndarray, seed:
 
 @dataclass(frozen=True)
 class Asked:
-    """A folder of clips to score against true ones, or of side-by-side GIFs against themselves.
+    """Clips to score against true ones, or side-by-side GIFs against themselves.
 
     Attributes
     ----------
     clips, reference : Path
-        See `results.read_clips`. Without a reference ``clips`` holds films with the truth on the
-        left.
+        See `results.read_clips`. Without a reference, films with the truth on the left.
     out : Path
         A folder that does not exist yet, is empty, or holds an evaluation, which is replaced.
     foundation : Path or str, optional
-        Folder with the frozen networks that score, or ``embedded`` for the shipped kit's, which
-        know drawn scenes only. Scores whose network is not there are left out.
+        What scores with frozen networks need; those it lacks are left out.
     block_clips : int
         Clips in natural order that are permuted and resampled together: 10 clips of 2 s are 20 s.
     size, fit
@@ -95,7 +88,10 @@ class Asked:
 
 def evaluate_results(asked: Asked, say: Callable[[str], None] = print, progress: Progress | None = None) -> Evaluation:
     """Score what is asked for, and say what was cut and changed."""
-    recipe, out, block_clips, foundation = asked.recipe, asked.out, asked.block_clips, asked.foundation
+    recipe = asked.recipe
+    out = asked.out
+    block_clips = asked.block_clips
+    foundation = asked.foundation
     if block_clips < 1:
         raise SettingError(f"expected blocks of at least one clip, found {block_clips}")
     _check_out(out)
@@ -142,9 +138,8 @@ def evaluate_results(asked: Asked, say: Callable[[str], None] = print, progress:
         "left_out": left_out,
     }
     windows = [{"segment": name, "scan": i, "scene": int(block[i])} for i, name in enumerate(ours.names)]
-    with disk_errors(out, "the scores"):
-        write_evaluation(evaluation, out, windows, block, about)
-        shutil.rmtree(out / "features", ignore_errors=True)
+    write_evaluation(evaluation, out, windows, block, about)
+    shutil.rmtree(out / "features", ignore_errors=True)
     return evaluation
 
 

@@ -1,8 +1,6 @@
-"""Judges of a kit's generator: two small convolutional networks, trained on other films from other seeds.
+"""Judges of a kit's generator: small networks, trained on other films from other seeds.
 
-The kit's own classifiers help to train its generator, so their word on its clips is not independent. These read thing,
-colour, place, column and row from a picture, and thing, motion, column and row from a film. They are the kit's part
-``judges``; where a reconstruction shows its thing is read by them too.
+The kit's own classifiers help to train its generator, so their word on its clips is not independent.
 """
 
 from __future__ import annotations
@@ -66,7 +64,7 @@ def load_judge(kind: str, folder: Path) -> Judge:
 
 @torch.inference_mode()
 def judge_clips(judge: Judge, clips: np.ndarray) -> dict[str, np.ndarray]:
-    """The likeliest values in `NAMES`, (N, F) of pictures or (N,) of films, in clips (N, F, H, W, 3) uint8."""
+    """The likeliest values in `NAMES`, (N, F) of pictures or (N,) of films, in uint8 clips."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in SEES[judge.kind]}
     for start in range(0, len(clips), 32):
         part = torch.from_numpy(clips[start : start + 32]).float().movedim(-1, -3) / 127.5 - 1

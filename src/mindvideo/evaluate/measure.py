@@ -46,22 +46,10 @@ class Frames:
 class Features:
     """What frozen networks say about a set of clips, float32; (n, 0) where not asked.
 
-    Attributes
-    ----------
-    images : ndarray (n, F, classes)
-        Image-class probabilities of every frame.
-    videos : ndarray (n, classes)
-        Video-class probabilities.
-    embeddings : ndarray (n, F, D)
-        CLIP image embeddings.
-    video_embeddings : ndarray (n, Dv)
-        What the video classifier decides by.
-    caption_embeddings : ndarray (n, D)
-        CLIP text embeddings of ``captions``.
-    columns : ndarray, int (n, F)
-        Where a kit's judge sees the thing of every frame, in `judges.NAMES`.
-    captions : list of str
-        Of every clip's middle frame.
+    ``images`` (n, F, classes) and ``videos`` (n, classes) are class probabilities, ``embeddings``
+    (n, F, D) CLIP's of frames, ``caption_embeddings`` (n, D) CLIP's of the ``captions`` of middle
+    frames, ``video_embeddings`` (n, Dv) what the video classifier decides by, ``columns`` (n, F) where a
+    judge sees the thing of every frame, in `judges.NAMES`.
     """
 
     images: np.ndarray
@@ -92,28 +80,28 @@ def extract_features(
     needs: Collection[str] = ("images", "clips", "embeddings"),
     cache: Path | None = None,
 ) -> Features:
-    """What frozen networks say about every frame and clip, from ``cache`` where it holds that.
+    """What frozen networks say of clips, uint8 (n, F, H, W, 3), as far as ``needs`` asks for.
 
-    Parameters
-    ----------
-    clips : array, uint8 (n, F, H, W, 3)
-    needs : collection of str
-        Which of `score.NETWORKS` to ask.
-    cache : Path, optional
-        Used when it was made from the same clips by the same networks, else written anew.
+    The file ``cache`` is used if it was made of the same clips by the same networks, else written anew.
     """
     needs = sorted(set(needs) & set(NETWORKS))
     identity = networks.identity + (networks.part_identity(JUDGES) if "columns" in needs else "")
     key = fingerprint(clips, f"{identity}|{_FORMAT}|{','.join(needs)}") if cache is not None else ""
-    if cache is not None and (found := _read_cached(cache, key)) is not None:
-        return found
+    if cache is not None and cache.is_file():
+        with safe_open(cache, framework="numpy") as stored:
+            about = stored.metadata() or {}
+            if about.get("key") == key:
+                arrays = {name: stored.get_tensor(name) for name in _ARRAYS}
+                return Features(**arrays, captions=json.loads(about["captions"]))
     batches = range(0, clips.shape[0], BATCH_WINDOWS)
     rows = [_describe_batch(np.asarray(clips[at : at + BATCH_WINDOWS]), networks, needs) for at in batches]
     arrays = {name: np.concatenate([row[0][name] for row in rows]) for name in _ARRAYS}
-    features = Features(**arrays, captions=[text for row in rows for text in row[1]])
+    captions = [text for row in rows for text in row[1]]
     if cache is not None:
-        _write_cache(cache, key, features)
-    return features
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with beside(cache) as place:
+            save_file(arrays, place, metadata={"key": key, "captions": json.dumps(captions)})
+    return Features(**arrays, captions=captions)
 
 
 def _describe_batch(
@@ -130,29 +118,12 @@ def _describe_batch(
     if "clips" in needs:
         arrays["videos"], arrays["video_embeddings"] = (as_array(part) for part in networks.describe_videos(batch))
     if "columns" in needs:
-        arrays["columns"] = judges.judge_clips(judges.load_judge("image", networks.folder / JUDGES), batch)["column"]
+        judge = judges.load_judge("image", networks.folder / JUDGES)
+        arrays["columns"] = judges.judge_clips(judge, batch)["column"]
     if "captions" in needs:
         captions = networks.caption(batch[:, n_frames // 2])
         arrays["caption_embeddings"] = as_array(networks.encode_text(captions)[1])
     return arrays, captions
-
-
-def _read_cached(path: Path, key: str) -> Features | None:
-    if not path.is_file():
-        return None
-    with safe_open(path, framework="numpy") as stored:
-        about = stored.metadata() or {}
-        if about.get("key") != key:
-            return None
-        arrays = {name: stored.get_tensor(name) for name in _ARRAYS}
-        return Features(**arrays, captions=json.loads(about["captions"]))
-
-
-def _write_cache(cache: Path, key: str, features: Features) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: np.ascontiguousarray(getattr(features, name)) for name in _ARRAYS}
-    with beside(cache) as place:
-        save_file(tensors, place, metadata={"key": key, "captions": json.dumps(features.captions)})
 
 
 Windows = dict[str, dict[str, np.ndarray]]
@@ -168,22 +139,9 @@ def measure_frames(
 ) -> tuple[Windows, dict[str, list[np.ndarray]]]:
     """Every score of frames and of flow, of every set and window.
 
-    Parameters
-    ----------
-    sets : mapping of str to array, uint8 (n, F, H, W, 3)
-        The truth among them is measured against itself.
-    partners : sequence of ndarray, int (n,)
-        Other windows of the truth to compare the reconstruction with.
-    advance : callable
-        Told the number of windows done since the last call.
-
-    Returns
-    -------
-    windows : dict
-        ``windows[score][set]``, float64 (n,).
-    pairings : dict
-        ``pairings[score]``: the values against each of ``partners``, for scores that have a
-        direction.
+    The truth among the sets is measured against itself; ``partners``, int (n,) each, are other windows
+    of the truth to compare the reconstruction with. Also returns ``pairings[score]``, the values
+    against each of these, for scores that have a direction.
     """
     parts: dict[str, dict[str, list[np.ndarray]]] = {score.name: {name: [] for name in sets} for score in scores}
     paired: dict[str, list[list[np.ndarray]]] = {
@@ -202,7 +160,9 @@ def measure_frames(
                     if score.name in paired:
                         paired[score.name][place].append(score.per_window(made, other))
             advance(len(made.clips))
-    windows = {name: {key: np.concatenate(values) for key, values in by_set.items()} for name, by_set in parts.items()}
+    windows = {}
+    for name, by_set in parts.items():
+        windows[name] = {key: np.concatenate(values) for key, values in by_set.items()}
     return windows, {name: [np.concatenate(values) for values in lists] for name, lists in paired.items()}
 
 
@@ -213,25 +173,23 @@ def draw_partners(allowed: np.ndarray, rng: np.random.Generator) -> list[np.ndar
     return [np.array([rng.choice(np.flatnonzero(row)) for row in allowed]) for _ in range(CHANCE_PAIRINGS)]
 
 
-def describe_networks(networks: Any, needs: Collection[str]) -> dict[str, str]:
+def describe_networks(networks: Foundation, needs: Collection[str]) -> dict[str, str]:
     """What answers each need: class, number of classes, part and folder."""
-    folder = getattr(networks, "folder", None)
     found = {}
+    source = "the shipped kit" if is_shipped(networks) else networks.folder.name
     for need in sorted(set(needs) & set(NETWORKS)):
         part = NETWORKS[need][0]
-        path = folder / part / "config.json" if folder is not None else Path()
+        path = networks.folder / part / "config.json"
         config = json.loads(path.read_text()) if path.is_file() else {}
         kind = (config.get("architectures") or ["a network"])[0]
         classes = f" of {len(config['id2label'])} classes" if "classifier" in part and "id2label" in config else ""
-        source = "the shipped kit" if is_shipped(networks) else str(getattr(folder, "name", networks.identity))
         found[need] = f"{kind}{classes}, part {part} of {source}"
     return found
 
 
-def is_shipped(networks: Any) -> bool:
+def is_shipped(networks: Foundation) -> bool:
     """Whether these are the package's own kit, which knows drawn scenes only."""
-    folder = getattr(networks, "folder", None)
-    return folder is not None and folder == Foundation("embedded").folder
+    return networks.folder == Foundation("embedded").folder
 
 
 def list_missing(foundation: Foundation, settings: Evaluate, needs: Sequence[str]) -> dict[str, str]:

@@ -20,16 +20,10 @@ STILL_PIXELS = 0.05
 
 
 def optical_flow(clips: np.ndarray, method: Method = "dis") -> np.ndarray:
-    """Dense optical flow (n, F−1, H, W, 2) between adjacent grey-scale frames of clips, by OpenCV.
+    """Dense optical flow (n, F−1, H, W, 2) between adjacent grey frames, by OpenCV.
 
-    Parameters
-    ----------
-    clips : ndarray, uint8 (n, F, H, W, 3)
-        At least two frames of at least 16 x 16 pixels, or DataError.
-    method : {"dis", "farneback"}
-        Dense inverse search (Kroeger et al. 2016, ECCV), or Farnebäck's polynomial expansion (2003,
-        SCIA) with the settings of Mind-Animator's script: pyramid of 3 halvings, window 15, 3
-        iterations, neighbourhood 5, σ 1.2.
+    By dense inverse search (Kroeger et al. 2016, ECCV), or Farnebäck's polynomial expansion (2003,
+    SCIA) with the settings of Mind-Animator's script. DataError for less than two frames of 16 x 16.
     """
     n, n_frames, height, width, _ = clips.shape
     if n_frames < 2 or min(height, width) < 16:
@@ -49,22 +43,20 @@ def optical_flow(clips: np.ndarray, method: Method = "dis") -> np.ndarray:
 def end_point_error(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Mean length of the difference between two flows, in pixels per frame interval.
 
-    Range 0…∞, lower is better (Baker et al. 2011, International Journal of Computer Vision 92). A
-    clip without motion scores the truth's own mean speed, which on slow films is hard to beat:
-    compare with the constant image.
+    A clip without motion scores the truth's own mean speed, which on slow films is hard to beat (Baker
+    et al. 2011, International Journal of Computer Vision 92).
     """
     return np.linalg.norm(prediction - truth, axis=-1).mean(axis=(1, 2, 3), dtype=np.float64)
 
 
 def direction_agreement(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Mean cosine of the angle between two flows, pixels weighted by the true speed.
+    """Mean cosine of the angle between two flows, pixels weighted by the true speed; −1…1.
 
-    Range −1…1, higher is better, 0 for motion in unrelated directions and for a prediction that
-    does not move; NaN where the truth's mean speed is below .05 pixels per frame interval, as there
-    is no direction to agree with. Camera movement gives whole films one direction, so chance need
-    not be 0: compare with other clips.
+    0 for a prediction that does not move; NaN where the truth's mean speed is below .05 pixels per
+    frame interval. Camera movement gives whole films one direction, so chance need not be 0.
     """
-    speed_p, speed_t = np.linalg.norm(prediction, axis=-1), np.linalg.norm(truth, axis=-1)
+    speed_p = np.linalg.norm(prediction, axis=-1)
+    speed_t = np.linalg.norm(truth, axis=-1)
     inner = (prediction * truth).sum(axis=-1)
     along = np.divide(inner, speed_p, out=np.zeros_like(inner), where=speed_p > 0)
     axes = (1, 2, 3)
@@ -75,11 +67,7 @@ def direction_agreement(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray
 
 
 def frame_change(clips: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of adjacent frames in grey levels.
-
-    Range 0…255, NaN for clips of one frame; neither end is good: a frozen clip has 0 and flicker a
-    lot, the value to reach is the truth's own.
-    """
+    """Mean absolute difference of adjacent frames in grey levels; NaN for clips of one frame."""
     if clips.shape[1] < 2:
         return np.full(len(clips), np.nan)
     return np.array([np.abs(np.diff(clip.astype(np.int16), axis=0)).mean() for clip in clips])

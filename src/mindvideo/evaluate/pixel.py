@@ -1,11 +1,8 @@
 """Pixel scores of frames: structure, error, correlation, colour.
 
-A constant grey rectangle beats every published reconstruction on `ssim_rgb`; none of these is worth
-reading without the constant-image and random-clip baselines beside it
-(docs/method.md, Scores and controls).
-
-Shapes: each score takes ``prediction`` and ``truth`` as uint8 (..., H, W, 3) and gives float64
-(...). They raise DataError for other types or shapes.
+A constant grey rectangle beats every published reconstruction on `ssim_rgb`: read none of these
+without its controls. Each takes ``prediction`` and ``truth`` as uint8 (..., H, W, 3), gives float64
+(...), and raises DataError for other types or shapes.
 """
 
 from __future__ import annotations
@@ -44,7 +41,7 @@ def _check_frames(prediction: np.ndarray, truth: np.ndarray, smallest: int) -> N
 
 
 def _per_frame(smallest: int = 0) -> Callable[[PairScore], PairScore]:
-    """Let a score of (n, H, W, 3) frames take any leading shape; each side has at least ``smallest`` pixels.
+    """Let a score of (n, H, W, 3) frames, ``smallest`` pixels high, take any leading shape.
 
     It is given pieces whose float64 work space stays in the processor's cache.
     """
@@ -52,11 +49,14 @@ def _per_frame(smallest: int = 0) -> Callable[[PairScore], PairScore]:
     def extend(score: PairScore) -> PairScore:
         @wraps(score)
         def extended(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-            prediction, truth = np.asarray(prediction), np.asarray(truth)
+            prediction = np.asarray(prediction)
+            truth = np.asarray(truth)
             _check_frames(prediction, truth, smallest)
-            lead, shape = truth.shape[:-3], truth.shape[-3:]
+            lead = truth.shape[:-3]
+            shape = truth.shape[-3:]
             step = max(1, _CHUNK_VALUES // max(1, int(np.prod(shape))))
-            prediction, truth = prediction.reshape(-1, *shape), truth.reshape(-1, *shape)
+            prediction = prediction.reshape(-1, *shape)
+            truth = truth.reshape(-1, *shape)
             pieces = [slice(start, start + step) for start in range(0, len(truth), step)]
             return np.concatenate([np.empty(0), *(score(prediction[at], truth[at]) for at in pieces)]).reshape(lead)
 
@@ -72,7 +72,7 @@ def _cosine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _window_sums(frames_NHWC: np.ndarray) -> np.ndarray:
-    """Sums over every complete 7 × 7 window, float64, exact: whole numbers below 2²⁴ in float32.
+    """Sums over complete 7 × 7 windows, exact: whole numbers below 2²⁴ in float32.
 
     Frames are stacked into one tall image; windows that would straddle two frames are cut off.
     """
@@ -86,34 +86,25 @@ def _window_sums(frames_NHWC: np.ndarray) -> np.ndarray:
 
 @_per_frame(SSIM_WINDOW)
 def ssim_rgb(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Structural similarity of RGB frames, as in the paper's numbers.
+    """Structural similarity of RGB frames, as in the paper's numbers; −1…1.
 
     Mean over channels and complete windows of the SSIM index with a uniform 7 × 7 window, sample
     covariance, data range 255, K1 = .01, K2 = .03: ``skimage.metrics.structural_similarity(truth,
-    prediction, data_range=255, channel_axis=-1)``, for whole batches at once. Other papers mean
-    grey-scale or Gaussian-window SSIM by the same word; their numbers do not compare with this one.
+    prediction, data_range=255, channel_axis=-1)``, for whole batches at once. Other papers mean another
+    window or grey frames by the same word. A constant grey image scores about .44 on Wen 2018.
 
-    Range −1…1, higher is better. There is no chance level: a constant grey image scores about .44
-    on Wen 2018.
-
-    Parameters
-    ----------
-    prediction, truth : ndarray, uint8 (..., H, W, 3)
-        At least 7 x 7 pixels, or DataError.
-
-    References
-    ----------
-    Wang et al. 2004, IEEE Transactions on Image Processing 13, 600–612;
-    docs/method.md, Scores and controls.
+    Wang et al. 2004, IEEE Transactions on Image Processing 13, 600–612.
     """
-    x, y = prediction.astype(np.float32), truth.astype(np.float32)
+    x = prediction.astype(np.float32)
+    y = truth.astype(np.float32)
     n = SSIM_WINDOW**2
     sum_x, sum_y = _window_sums(x), _window_sums(y)
     product = sum_x * sum_y
     squares = sum_x * sum_x + sum_y * sum_y
     covariance = n * _window_sums(x * y) - product
     variances = n * _window_sums(x * x + y * y) - squares
-    mean_scale, covariance_scale = 1.0 / n**2, 1.0 / (n * (n - 1))
+    mean_scale = 1.0 / n**2
+    covariance_scale = 1.0 / (n * (n - 1))
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     above = (2 * mean_scale * product + c1) * (2 * covariance_scale * covariance + c2)
     below = (mean_scale * squares + c1) * (covariance_scale * variances + c2)
@@ -122,17 +113,14 @@ def ssim_rgb(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 @_per_frame(GAUSSIAN_WINDOW)
 def ssim_grey(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Structural similarity of grey frames, as in image-reconstruction papers.
+    """Structural similarity of grey frames, as in image-reconstruction papers; −1…1.
 
     Grey is ITU-R BT.709 luma; Gaussian window of 11 × 11, σ = 1.5, population covariance, data
     range 255: Wang's own definition, ``skimage.metrics.structural_similarity(...,
-    gaussian_weights=True, sigma=1.5, use_sample_covariance=False)``. Not comparable with
-    `ssim_rgb`, and it depends on the frames' size.
-
-    Range −1…1, higher is better; no chance level, compare with a constant picture and with other
-    clips. Frames have at least 11 x 11 pixels, or DataError.
+    gaussian_weights=True, sigma=1.5, use_sample_covariance=False)``. It depends on the frames' size.
     """
-    size, pad = (GAUSSIAN_WINDOW, GAUSSIAN_WINDOW), GAUSSIAN_WINDOW // 2
+    size = (GAUSSIAN_WINDOW, GAUSSIAN_WINDOW)
+    pad = GAUSSIAN_WINDOW // 2
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
     def average(image: np.ndarray) -> np.ndarray:
@@ -152,8 +140,7 @@ def ssim_grey(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def psnr(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio of RGB frames in dB: 10 log10(255² / mean squared error).
 
-    Range 0…100, higher is better; identical frames, whose ratio is infinite, are given 100 so that
-    means exist. The best constant image is the mean frame; compare with it.
+    Identical frames, whose ratio is infinite, are given 100 so that means exist.
     """
     error = ((prediction.astype(np.float64) - truth) ** 2).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
@@ -162,10 +149,9 @@ def psnr(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 @_per_frame()
 def pixel_correlation(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Pearson correlation over all pixels and channels of a frame ("PixCorr").
+    """Pearson correlation over all pixels and channels of a frame ("PixCorr"), 0 where a frame is constant.
 
-    Range −1…1, higher is better. 0 where either frame is constant: it says nothing about the other.
-    Chance is above 0, because films share layout (sky above ground), so compare with other clips.
+    Chance is above 0, because films share layout (sky above ground).
     """
     x, y = (frames.reshape(len(frames), -1).astype(np.float64) for frames in (prediction, truth))
     return _cosine(x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True))
@@ -179,14 +165,11 @@ def _chroma(frames: np.ndarray) -> np.ndarray:
 
 @_per_frame()
 def colour_agreement(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Agreement in hue, pixel by pixel, vivid pixels counting more.
+    """Agreement in hue, pixel by pixel, vivid pixels counting more; −1…1.
 
     With z = chroma · exp(i · hue) of each pixel (hexagonal chroma and hue of RGB), the normalised
-    real inner product Re Σ z_p z̄_t / (‖z_p‖ ‖z_t‖): the mean cosine of the hue difference,
-    weighted by both frames' chroma.
-
-    Range −1…1, higher is better; 0 for a grey prediction; NaN where the truth has no colour at all.
-    Films have favourite hues, so chance is above 0: compare with other clips.
+    real inner product Re Σ z_p z̄_t / (‖z_p‖ ‖z_t‖). 0 for a grey prediction, NaN where the truth has
+    no colour at all. Films have favourite hues, so chance is above 0.
     """
     x, y = _chroma(prediction), _chroma(truth)
     shared = (x * y.conj()).real.sum(axis=(1, 2))
@@ -206,12 +189,9 @@ def _opencv_hue(frames: np.ndarray) -> np.ndarray:
 def hue_pcc(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """ "Hue-pcc" as Mind-Animator's script computes it (Lu et al. 2025, ICLR), for published numbers only.
 
-    Despite the name it is no correlation but the cosine of the two frames' hue channels, OpenCV's
-    hue 0…179 taken as a plain number (although it is an angle) of RGB frames read as BGR.
-    `colour_agreement` treats hue as the angle it is and is the score to look at.
-
-    Range 0…1, higher is better; 0 where a frame has no hue (grey or of hue 0). Hues are all
-    positive, so unrelated frames score far above 0: compare with other clips.
+    Despite the name the cosine of the two frames' hue channels, OpenCV's hue 0…179 taken as a plain
+    number of RGB frames read as BGR; 0 where a frame has no hue. All hues are positive, so unrelated
+    frames score far above 0: look at `colour_agreement`, which treats hue as the angle it is.
     """
     return _cosine(_opencv_hue(prediction), _opencv_hue(truth))
 

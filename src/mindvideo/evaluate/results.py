@@ -1,4 +1,4 @@
-"""Clips that others made, from folders: films, arrays, sequences of pictures, and side-by-side GIFs.
+"""Clips that others made: films, arrays, sequences of pictures, side-by-side GIFs.
 
 Shapes: a clip is uint8 (F, H, W, 3); clips of one source may differ in F, H and W until
 `align_clips`.
@@ -29,16 +29,7 @@ ASPECT_TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips in natural order of their names.
-
-    Attributes
-    ----------
-    names : list of str
-        File or folder names without their endings.
-    clips : list of ndarray, uint8 (F, H, W, 3)
-    notes : list of str
-        What was cut or changed while reading.
-    """
+    """Clips, uint8 (F, H, W, 3), in natural order of their names, and what was changed."""
 
     names: list[str]
     clips: list[np.ndarray]
@@ -75,7 +66,7 @@ def _in_natural_order(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_clip(path: Path) -> tuple[np.ndarray, list[str]]:
-    """Frames of a file or a folder of pictures, (F, H, W, 3) or (n, F, H, W, 3), and what was changed."""
+    """Frames of a file or a folder of pictures, maybe of n clips, and what was changed."""
     kind = _kind(path)
     if kind == "array":
         return _as_frames(_load_array(path), path, (4, 5))
@@ -87,15 +78,11 @@ def read_clip(path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def read_clips(source: Path) -> Clips:
-    """Read every clip of a folder, or of one ``.npy`` file with all of them.
+    """Read every clip of a folder, or of one ``.npy`` file (n, F, H, W, 3) with all of them.
 
-    Parameters
-    ----------
-    source : Path
-        A folder of films, of GIFs, of ``.npy`` clips, of pictures (one frame each), or of folders
-        of pictures (a sequence each); or a ``.npy`` file (n, F, H, W, 3). Arrays are uint8, or
-        floats in 0…1 that are scaled by 255; channels may come before height and width. DataError
-        for a missing, empty or mixed folder, or a damaged file, naming it.
+    A folder holds films, GIFs, ``.npy`` clips, pictures (one frame each) or folders of pictures (a
+    sequence each). Arrays are uint8, or floats in 0…1 that are scaled by 255; channels may come before
+    height and width. DataError for a missing, empty or mixed folder, or a damaged file.
     """
     if source.is_file() and source.suffix.lower() == ".npy":
         array, said = _as_frames(_load_array(source), source, (5,))
@@ -168,8 +155,7 @@ def _read_sequence(folder: Path) -> tuple[np.ndarray, list[str]]:
 def read_gif(path: Path) -> np.ndarray:
     """Every frame of a GIF, uint8 (F, H, W, 3).
 
-    Writers merge equal neighbouring frames into one that is shown longer; a frame shown k times as
-    long as the shortest one comes back k times.
+    Writers merge equal neighbouring frames; one shown k times as long as the shortest counts k times.
     """
     require_content(path, "a GIF")
     pictures, durations = [], []
@@ -201,12 +187,12 @@ def pair_clips(clips: Clips, reference: Clips) -> tuple[Clips, Clips]:
         return [str(int(numbers[-1])) if numbers else name for numbers, name in zip(found, names, strict=True)]
 
     for keys in (clips.names, reference.names), (last_numbers(clips.names), last_numbers(reference.names)):
-        place = {key: number for number, key in enumerate(keys[1])}
-        if len(place) == len(keys[1]) and len(set(keys[0])) == len(keys[0]) and set(keys[0]) == set(place):
-            chosen = [place[key] for key in keys[0]]
+        if len(set(keys[0])) == len(keys[0]) and sorted(keys[0]) == sorted(keys[1]):
+            chosen = [keys[1].index(key) for key in keys[0]]
             names = [reference.names[i] for i in chosen]
             return clips, Clips(names, [reference.clips[i] for i in chosen], reference.notes)
-    ours, theirs = dict(zip(keys[0], clips.names, strict=True)), dict(zip(keys[1], reference.names, strict=True))
+    ours = dict(zip(keys[0], clips.names, strict=True))
+    theirs = dict(zip(keys[1], reference.names, strict=True))
     unpaired = [name for key, name in ours.items() if key not in theirs]
     missing = [name for key, name in theirs.items() if key not in ours]
     raise DataError(
@@ -218,18 +204,11 @@ def pair_clips(clips: Clips, reference: Clips) -> tuple[Clips, Clips]:
 def align_clips(
     clips: Clips, truth: Clips, size: int | None = None, fit: Literal["stretch", "crop"] | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Both sets, of equal length and in one order, with one number and size of frames.
+    """Both sets, in one order, with one number and size of frames; and what was changed.
 
     Frames: the smaller of the two sets' most frequent numbers; of longer clips the frames at the
     middles of as many equal parts are kept, of shorter ones frames repeat. Size: the smaller of the
-    two heights and widths, or ``size`` squared, by area averaging. DataError where shapes differ by
-    more than 2 % in width over height and ``fit`` does not say what to do.
-
-    Returns
-    -------
-    clips, truth : ndarray, uint8 (n, F, H, W, 3)
-    notes : list of str
-        What was changed.
+    two, or ``size`` squared. DataError where shapes differ and ``fit`` does not say what to do.
     """
     notes = []
     counts = [Counter(len(clip) for clip in part.clips) for part in (clips, truth)]

@@ -25,16 +25,15 @@ def normalise(features: np.ndarray) -> np.ndarray:
 
 
 def clip_features(features: np.ndarray) -> np.ndarray:
-    """One unit vector a clip: the mean of its frames' unit vectors. (n, F, D) → float64 (n, D)."""
+    """One unit vector a clip (n, D): the mean of its frames' unit vectors."""
     return normalise(normalise(features).mean(axis=1))
 
 
 def feature_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Cosine (n, F) of the features (n, F, D) of predicted and true frame at the same time.
 
-    "CLIP similarity" (CLIP-I) with CLIP image embeddings (Radford et al. 2021, ICML). Range −1…1,
-    higher is better. Chance is far above 0, because all frames of a film resemble one another in
-    such features: compare with other clips.
+    "CLIP similarity" (CLIP-I) with CLIP image embeddings (Radford et al. 2021, ICML). Chance is far
+    above 0, because all frames of a film resemble one another in such features.
     """
     return (normalise(prediction) * normalise(truth)).sum(axis=-1)
 
@@ -47,19 +46,12 @@ def pairwise_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray
 
 
 def retrieval_top_k(similarity: np.ndarray, n_candidates: int | None = None, top_k: int = 1) -> np.ndarray:
-    """Exact probability (n,) that the true clip is among the ``top_k`` most similar of K candidates.
+    """Exact probability (n,) that the true clip is in the ``top_k`` of K candidates.
 
-    The candidates are the true clip and K−1 others drawn without replacement; the expectation over
-    draws is in closed form, as in `semantic.n_way_top_k`. **Ties count against the truth.** Range
-    0…1, higher is better, chance ``top_k`` / K. Neighbouring windows of one film are candidates
-    too, which makes it harder than retrieval among unrelated clips.
-
-    Parameters
-    ----------
-    similarity : ndarray (n, n)
-        Of prediction i (row) with the truth of clip j (column).
-    n_candidates : int, optional
-        K; all n clips by default. SettingError for more than there are.
+    The candidates are the true clip and K−1 others (``n_candidates``, all n by default) drawn without
+    replacement; the expectation is in closed form, as in `semantic.n_way_top_k`. **Ties count against
+    the truth.** Neighbouring windows of one film are candidates too, which makes it harder.
+    ``similarity`` (n, n) is of prediction i (row) with truth j (column).
     """
     n = len(similarity)
     others_ahead = (similarity >= np.diag(similarity)[:, None]).sum(axis=1) - 1
@@ -69,9 +61,7 @@ def retrieval_top_k(similarity: np.ndarray, n_candidates: int | None = None, top
 def adjacent_consistency(features: np.ndarray) -> np.ndarray:
     """Cosine of the features (n, F, D) of adjacent frames, averaged over a clip; NaN for one frame.
 
-    Range −1…1. A frozen frame scores 1 and so does a constant image: higher is *not* simply better,
-    the value to reach is the truth's own. Wu et al. 2023, ICCV (Tune-A-Video), introduce it as
-    frame consistency.
+    A frozen frame scores 1: the value to reach is the truth's own (Wu et al. 2023, ICCV, Tune-A-Video).
     """
     unit = normalise(features)
     if unit.shape[1] < 2:
@@ -82,9 +72,8 @@ def adjacent_consistency(features: np.ndarray) -> np.ndarray:
 def gated_consistency(features: np.ndarray, similarity: np.ndarray, gate: float = 0.6) -> np.ndarray:
     """`adjacent_consistency`, but 0 for clips whose ``similarity`` (n,) is not above the gate.
 
-    Range −1…1, higher is better. Frozen clips that resemble the truth score 1, so the truth's own
-    value stands beside it too. "CLIP-pcc" (Lu et al. 2025, ICLR, Mind-Animator) gates by VIFI-CLIP
-    similarity of whole clips at .6, so the numbers do not compare with published ones.
+    "CLIP-pcc" (Lu et al. 2025, ICLR, Mind-Animator) gates by VIFI-CLIP similarity of whole clips at .6,
+    so the numbers do not compare with published ones.
     """
     return np.where(np.asarray(similarity) > gate, adjacent_consistency(features), 0.0)
 
@@ -95,7 +84,7 @@ def video_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def pairwise_retrieval(similarity: np.ndarray, top_k: int = 1, n_candidates: int | None = None) -> np.ndarray:
-    """`retrieval_top_k` of prediction i as if truth j were its own, float32 (n, n); ties count against it.
+    """`retrieval_top_k` of prediction i as if truth j were its own, float32 (n, n).
 
     The diagonal is `retrieval_top_k`; permuting its columns by blocks tests the pairing.
     """

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from mindvideo.errors import DataError
+from mindvideo.errors import DataError, one_line
 
 Needs = Literal["frames", "flow", "images", "clips", "embeddings", "captions", "columns"]
 """What a score looks at: frames, optical flow, or what a frozen network says of frames (``images``:
@@ -46,14 +46,12 @@ class Score:
     name, label, definition : str
         Key in every file, words on every page, and a sentence that lets a reader compute it.
     needs : Needs
-        ``frames`` and ``flow`` are computed batch by batch from `measure.Frames`, the others from
-        the `measure.Features` of all windows.
+        What its functions are given: `measure.Frames` batch by batch, or `measure.Features`.
     per_window : callable
         (reconstruction, truth) → float64 (n,), NaN where a window has no value.
     pairwise : callable, optional
-        (reconstruction, truth) → (n, n), prediction i against the truth of window j: chance and P
-        of the pairing follow from it. Without it chance is that of random pairs for frames and
-        flow, and unknown for the rest.
+        (reconstruction, truth) → (n, n), prediction i against truth j: gives chance and P of the
+        pairing. Without it chance is that of random pairs, for frames and flow only.
     chance : float, optional
         In closed form.
     low, high : float or None
@@ -65,11 +63,9 @@ class Score:
     used_by : str
         Papers that report a score of this kind; their details may differ.
     over_time : bool
-        Whether frames of a clip are compared with one another: needs two frames, and a truth at the
-        clips' own rate.
+        Compares frames of a clip with one another: needs two, and a truth at the clips' own rate.
     has_truth : bool
-        Whether the truth has a value of its own that says something: 'per_window' of the truth with
-        itself.
+        Whether 'per_window' of the truth with itself says something.
     is_main : bool
         Whether it stands in tables that show few scores: the ablation's and the rivals'.
     """
@@ -109,8 +105,7 @@ class ScoreResult:
     controls, control_intervals, roles : dict
         Of every other set of clips, by name.
     p, p_holm : dict
-        One-sided P that the reconstruction is better than each set (block sign flips), and the same
-        corrected by Holm over all scores, for each set on its own.
+        One-sided P that the reconstruction is better than each set, and corrected over all scores.
     truth : float
         The truth's own value where it has one.
     way_to_caption, way_to_caption_interval
@@ -155,11 +150,12 @@ class ScoreResult:
 
     @property
     def from_brain(self) -> bool | None:
-        """**The** rule for "from the brain": better than ``shuffled`` with P < .05 after Holm over the scores.
+        """**The** rule for "from the brain": better than ``shuffled`` with P < .05 after Holm.
 
         None where that was not tested. `better_baselines` belongs in the same sentence.
         """
-        p, shuffled = self.p_holm.get("shuffled"), self.controls.get("shuffled")
+        p = self.p_holm.get("shuffled")
+        shuffled = self.controls.get("shuffled")
         if p is None or shuffled is None or self.value is None or self.higher_is_better is None:
             return None
         return p < LEVEL and self._is_better(self.value, shuffled)
@@ -178,18 +174,14 @@ class ScoreResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one set of clips.
+    """Scores of one set of clips, and which were ``left_out`` and why.
 
     Attributes
     ----------
-    scores : dict of str to ScoreResult
     windows : dict
         ``windows[score][set]``: value of every window, float64 (n,), NaN where undefined.
-    left_out : dict of str to str
-        Scores that could not be computed, each with the reason.
     smallest_p : float or None
-        The smallest P after Holm that is possible with these blocks and permutations; None where
-        nothing was tested.
+        The smallest P after Holm that is possible; None where nothing was tested.
     truth, networks : str
         Fingerprints of the true clips and of the networks that measured.
     pairs : dict
@@ -207,11 +199,9 @@ class Evaluation:
 
 def finite(value: Any) -> float | None:
     """A finite float, or None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str, np.floating)):
-        return None
     try:
         found = float(value)
-    except ValueError:
+    except (TypeError, ValueError):
         return None
     return found if math.isfinite(found) else None
 
@@ -221,10 +211,8 @@ def parse_scores(content: Mapping[str, Mapping[str, Any]]) -> dict[str, ScoreRes
     try:
         return _RESULTS.validate_python({name: {**entry, "name": name} for name, entry in content.items()})
     except (ValidationError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         raise DataError(
-            f"expected the scores that 'mindvideo evaluate' writes, found {'.'.join(map(str, first['loc']))} damaged "
-            f"({first['msg']}); evaluate again"
+            f"expected the scores that 'mindvideo evaluate' writes, found damage ({one_line(error)}); evaluate again"
         ) from None
 
 

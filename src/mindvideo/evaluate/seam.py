@@ -21,15 +21,7 @@ MAX_FILMS = 200
 
 @dataclass(frozen=True)
 class Layout:
-    """Which pixels are truth and which reconstruction.
-
-    Attributes
-    ----------
-    rows, truth, reconstruction : (int, int)
-        First row or column and the one after the last; columns of the two halves.
-    note : str
-        What was cut, in words.
-    """
+    """Rows and columns of truth and reconstruction that are kept, and what was cut."""
 
     rows: tuple[int, int]
     truth: tuple[int, int]
@@ -43,19 +35,12 @@ class Layout:
 
 
 def find_layout(films: Sequence[np.ndarray]) -> Layout:
-    """Find padding and seam of a set of side-by-side films; all films of a set have one layout.
+    """The one layout of a set of side-by-side films (F, H, W, 3).
 
     Padding is what has one colour in every frame of every film, at most 16 pixels wide and as wide
-    on opposite sides. Between the halves, padding is the seam. Without padding there the seam is
-    the column where neighbouring pixels differ most on average, if that is the middle or stands out
-    (at least twice the median column, and half as much again as the middle); otherwise it is the
-    middle, and the note says that no seam was seen.
-
-    Parameters
-    ----------
-    films : sequence of ndarray, uint8 (F, H, W, 3)
-        One height and width, or DataError, as for an odd width without a seam; of long lists
-        `MAX_FILMS`, evenly spread, are looked at.
+    on opposite sides. Between the halves, padding is the seam; without it the seam is the column where
+    neighbouring pixels differ most on average, if that is the middle or stands out, else the middle,
+    and the note says that no seam was seen. DataError for several sizes, or an odd width without seam.
     """
     sizes = sorted({film.shape[1:3] for film in films})
     if len(sizes) != 1:
@@ -63,9 +48,10 @@ def find_layout(films: Sequence[np.ndarray]) -> Layout:
     height, width = sizes[0]
     if width < 4 * MAX_PADDING:
         raise DataError(f"expected side-by-side films at least {4 * MAX_PADDING} pixels wide, found {width}")
-    chosen = [films[i] for i in np.unique(np.linspace(0, len(films) - 1, min(len(films), MAX_FILMS)).astype(int))]
-    frames = np.concatenate([film[:: max(1, len(film) // 3)] for film in chosen])
-    is_plain_row, is_plain_column = _is_plain(frames, axis=1), _is_plain(frames, axis=2)
+    chosen = np.unique(np.linspace(0, len(films) - 1, min(len(films), MAX_FILMS)).astype(int))
+    frames = np.concatenate([films[i][:: max(1, len(films[i]) // 3)] for i in chosen])
+    is_plain_row = _is_plain(frames, axis=1)
+    is_plain_column = _is_plain(frames, axis=2)
     vertical = min(_run_length(is_plain_row), _run_length(is_plain_row[::-1]), MAX_PADDING)
     sides = min(_run_length(is_plain_column), _run_length(is_plain_column[::-1]), MAX_PADDING)
     rows = (vertical, height - vertical)
@@ -74,10 +60,13 @@ def find_layout(films: Sequence[np.ndarray]) -> Layout:
     gap = _find_gap(is_plain_column, sides)
     if gap is not None:
         cuts.append(f"{gap[1] - gap[0]} columns between the halves")
-        left, right, seen = (sides, gap[0]), (gap[1], width - sides), ""
+        left = (sides, gap[0])
+        right = (gap[1], width - sides)
+        seen = ""
     else:
         seam, seen = _find_seam(frames[:, rows[0] : rows[1], sides : width - sides])
-        left, right = (sides, sides + seam), (sides + seam, width - sides)
+        left = (sides, sides + seam)
+        right = (sides + seam, width - sides)
     halves = f"truth {left[1] - left[0]} and reconstruction {right[1] - right[0]} of {width} columns"
     return Layout(rows, left, right, f"{halves}; cut: {', '.join(cuts) or 'nothing'}{seen}")
 
@@ -112,7 +101,8 @@ def _find_gap(is_plain: np.ndarray, sides: int) -> tuple[int, int] | None:
 def _find_seam(frames: np.ndarray) -> tuple[int, str]:
     """Number of columns left of the seam, and words for the note."""
     width = frames.shape[2]
-    edge = np.sum([np.abs(np.diff(frame.astype(np.int16), axis=1)).mean(axis=(0, 2)) for frame in frames], axis=0)
+    steps = (np.abs(np.diff(frame.astype(np.int16), axis=1)) for frame in frames)
+    edge = np.sum([step.mean(axis=(0, 2)) for step in steps], axis=0)
     usual, middle = float(np.median(edge)), width // 2 - 1
     centre = slice(width // 4, width - width // 4)
     best = int(edge[centre].argmax()) + width // 4

@@ -31,10 +31,9 @@ def refuse_ways(n_ways: Sequence[int], part: str, n_classes: int) -> None:
 
 @cache
 def success_table(pool: int, n_way: int, top_k: int) -> np.ndarray:
-    """Chance that fewer than ``top_k`` of N−1 distractors drawn from ``pool`` are among the m that beat the truth.
+    """Chance that fewer than K of N−1 distractors are among the m that beat the truth.
 
-    Read-only float64 (pool + 1,): entry m is the hypergeometric P(X ≤ top_k − 1), from exact
-    integers. SettingError for N < 2, K < 1, or fewer candidates than distractors.
+    Read-only float64 (pool + 1,): entry m is the hypergeometric P(X ≤ K − 1), from exact integers.
     """
     if n_way < 2 or top_k < 1:
         raise SettingError(f"expected n_way of at least 2 and top_k of at least 1, found {n_way} and {top_k}")
@@ -54,7 +53,8 @@ def success_table(pool: int, n_way: int, top_k: int) -> np.ndarray:
 
 
 def _check(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    probabilities, truth = np.asarray(probabilities), np.asarray(truth)
+    probabilities = np.asarray(probabilities)
+    truth = np.asarray(truth)
     if probabilities.ndim != 2 or truth.ndim != 2 or len(probabilities) != len(truth):
         raise DataError(
             "expected probabilities (n, classes) and class indices (n, g) with the same n, "
@@ -74,7 +74,7 @@ def _check(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np
 
 
 def top_classes(probabilities: np.ndarray, n_classes: int = TRUE_CLASSES) -> np.ndarray:
-    """The N-way test's ground truth: the most probable of (..., classes), three in section 4.2.
+    """The N-way test's ground truth: the most probable classes, three in section 4.2.
 
     Indices (..., n_classes), the most probable first, equal ones in class order.
     """
@@ -92,24 +92,16 @@ def n_way_top_k(probabilities: np.ndarray, truth: np.ndarray, n_way: int, top_k:
     that beat **or tie** b, success means at most K−1 of the drawn distractors are among those m.
     **Ties count against the ground truth**, so a constant prediction scores 0 and not 1.
 
-    Range 0…1, higher is better. Chance is not 1/N: `chance_n_way` gives it for exchangeable classes
-    (.75 for 2-way with three ground-truth classes), a test set's own chance is the mean of
-    `pairwise_n_way_top_k` off the diagonal.
+    Chance is not 1/N: `chance_n_way` gives it for exchangeable classes, a test set's own chance is the
+    mean of `pairwise_n_way_top_k` off the diagonal.
 
     Parameters
     ----------
     probabilities : ndarray, float (n, classes)
         The prediction's; only their order matters.
     truth : ndarray, int (n, g)
-        Distinct ground-truth classes of each row, see `top_classes`.
-
-    Raises
-    ------
-    DataError
-        For shapes that do not fit, probabilities that are not finite, or repeated or impossible
-        classes.
-    SettingError
-        When there are fewer classes outside G than distractors, N < 2 or K < 1.
+        Distinct ground-truth classes of each row, see `top_classes`. DataError for what does not fit,
+        SettingError for fewer classes outside G than distractors.
     """
     probabilities, truth = _check(probabilities, truth)
     own = np.take_along_axis(probabilities, truth, axis=1)
@@ -140,10 +132,8 @@ def chance_n_way(n_way: int, top_k: int = 1, n_truth: int = TRUE_CLASSES) -> flo
     """Chance level of the N-way top-K test when all classes are exchangeable and never tie.
 
     Of the g ground-truth classes and N−1 distractors, in random order, the test fails when the
-    first K are all distractors: 1 − ∏ₖ (N−1−k)/(N−1+g−k), k = 0…K−1; for K = 1, g/(N−1+g), that is
-    3/(N+2) with three classes.
-
-    Real classifiers' classes are not exchangeable: the chance to compare with is the test set's.
+    first K are all distractors: 1 − ∏ₖ (N−1−k)/(N−1+g−k), k = 0…K−1; with K = 1 and three classes
+    3/(N+2). Real classifiers' classes are not exchangeable.
     """
     failure = 1.0
     for k in range(min(top_k, n_way)):

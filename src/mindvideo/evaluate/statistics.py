@@ -1,7 +1,6 @@
-"""Inference that respects dependence: whole blocks of consecutive windows are permuted and resampled.
+"""Inference that respects dependence: whole blocks of windows are permuted and resampled.
 
-Two-second windows of one film are not independent, so tests that treat them as such report far too
-small P-values. Shapes: n windows, each with a block number; windows of one block stay together.
+Shapes: n windows, each with a block number; windows of one block stay together.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from typing import Literal
 import numpy as np
 
 Alternative = Literal["greater", "two-sided"]
+Sample = tuple[np.ndarray, np.ndarray]
+"""Values (n,) of windows, and the block (n,) of each."""
 _PIECE = 2**18
 ENDS = (0.025, 0.975)
 """Quantiles at the ends of a 95 % interval."""
@@ -41,22 +42,12 @@ def block_permutation_p(
     rng: np.random.Generator,
     alternative: Alternative = "greater",
 ) -> float:
-    """Block sign-flip test of paired differences.
+    """Block sign-flip test of paired differences (n,), window by window.
 
     Under the null hypothesis the two members of a pair are exchangeable; the sign of the difference
     is flipped for whole blocks at once, and the sum compared with the observed one. All 2^B flips
     are enumerated where they are no more than ``permutations``; else they are sampled and the
-    observed one is counted in (Phipson & Smyth 2010). P in (0, 1]; the smallest possible is
-    therefore 2^−B or 1 / (permutations + 1).
-
-    Parameters
-    ----------
-    difference : ndarray (n,)
-        Score of the reconstruction minus score of the control, window by window.
-    block : ndarray, int (n,)
-        Windows with one number are flipped together.
-    alternative : str
-        ``greater`` (the mean difference is above 0) or ``two-sided``.
+    observed one is counted in (Phipson & Smyth 2010). ``greater``: the mean difference is above 0.
     """
     sums, _ = _by_block(difference, block)
     observed = float(sums.sum())
@@ -84,14 +75,8 @@ def is_exact(n_blocks: int, permutations: int) -> bool:
 def smallest_p(n_blocks: int, n_second: int | None, permutations: int, two_sided: bool = True) -> float:
     """The smallest P that a test of so many blocks can give, before any correction.
 
-    Parameters
-    ----------
-    n_blocks : int
-        Of the paired windows; of the first set where there is a second.
-    n_second : int or None
-        Blocks of the second set (`two_sample_block_p`), None for `block_permutation_p`.
-    two_sided : bool
-        One-sided tests exist of paired windows only.
+    ``n_second`` is None for `block_permutation_p`, which may be one-sided, else the number of blocks of
+    the second set (`two_sample_block_p`).
     """
     if n_second is None:
         return 2.0 ** (two_sided - n_blocks) if is_exact(n_blocks, permutations) else 1 / (permutations + 1)
@@ -100,16 +85,10 @@ def smallest_p(n_blocks: int, n_second: int | None, permutations: int, two_sided
 
 
 def block_pairing_p(pairs: np.ndarray, block: np.ndarray, permutations: int, rng: np.random.Generator) -> float:
-    """One-sided P that predictions belong to their own truths, by permuting whole blocks of truths.
+    """One-sided P that predictions belong to their own truths, by permuting blocks of truths.
 
-    Parameters
-    ----------
-    pairs : ndarray (n, n)
-        Score of prediction i against the truth of window j, higher is better; the diagonal is the
-        real pairing.
-    block : ndarray, int (n,)
-        Blocks of the same number of windows change places; a block whose length no other has keeps
-        its place. P is 1 where no two can change places.
+    ``pairs`` (n, n) are scores of prediction i against the truth of window j, higher is better. Blocks
+    of the same number of windows change places; P is 1 where no two can.
     """
     _, index = np.unique(np.asarray(block), return_inverse=True)
     members = [np.flatnonzero(index == b) for b in range(index.max() + 1)]
@@ -139,49 +118,36 @@ def block_bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of the mean over windows, whole blocks drawn with replacement.
 
-    NaN twice with a single block, which says nothing about the variation between blocks. As in
-    Künsch 1989, Annals of Statistics 17, but with fixed blocks that do not overlap.
+    NaN twice with a single block. As in Künsch 1989, Annals of Statistics 17, but with fixed blocks.
     """
     sums, counts = _by_block(values, block)
     return _find_ends(_resample(sums, counts, bootstraps, rng)) if len(sums) > 1 else (math.nan, math.nan)
 
 
 def two_sample_bootstrap_interval(
-    first: np.ndarray,
-    first_block: np.ndarray,
-    second: np.ndarray,
-    second_block: np.ndarray,
-    bootstraps: int,
-    rng: np.random.Generator,
+    first: Sample, second: Sample, bootstraps: int, rng: np.random.Generator
 ) -> tuple[float, float]:
     """Percentile interval of the difference of two means, first minus second.
 
     NaN twice where either set is a single block.
     """
-    both = _by_block(first, first_block), _by_block(second, second_block)
+    both = _by_block(*first), _by_block(*second)
     if min(len(sums) for sums, _ in both) < 2:
         return math.nan, math.nan
     means = [_resample(sums, counts, bootstraps, rng) for sums, counts in both]
     return _find_ends(means[0] - means[1])
 
 
-def two_sample_block_p(
-    first: np.ndarray,
-    first_block: np.ndarray,
-    second: np.ndarray,
-    second_block: np.ndarray,
-    permutations: int,
-    rng: np.random.Generator,
-) -> float:
+def two_sample_block_p(first: Sample, second: Sample, permutations: int, rng: np.random.Generator) -> float:
     """Two-sided block permutation test that two unpaired sets of windows have one mean.
 
     Whole blocks are dealt anew into two groups of the original numbers of blocks; the statistic is
-    the difference of the means over windows, first minus second. Where the same windows were scored
-    twice, use `block_permutation_p` of the differences: it is more sensitive.
+    the difference of the means over windows.
     """
-    sums_a, counts_a = _by_block(first, first_block)
-    sums_b, counts_b = _by_block(second, second_block)
-    sums, counts = np.concatenate([sums_a, sums_b]), np.concatenate([counts_a, counts_b])
+    (sums_a, counts_a) = _by_block(*first)
+    (sums_b, counts_b) = _by_block(*second)
+    sums = np.concatenate([sums_a, sums_b])
+    counts = np.concatenate([counts_a, counts_b])
     n, n_first = len(sums), len(sums_a)
     observed = sums_a.sum() / counts_a.sum() - sums_b.sum() / counts_b.sum()
 
@@ -209,12 +175,10 @@ def fraction_of_way(
     bootstraps: int,
     rng: np.random.Generator,
 ) -> tuple[float, float, float]:
-    """How far scores come on the way from a control's to a ceiling's: (value − control) / (ceiling − control).
+    """(value − control) / (ceiling − control), 0 at the control's value and 1 at the ceiling's.
 
-    0 is the control, 1 the ceiling. Means are over the windows where all three are known. The
-    fraction is followed by the ends of its interval, a percentile bootstrap of the ratio over whole
-    blocks: NaN where the ceiling is no better than the control, the ends also where it is not in
-    some bootstrap.
+    Over the windows where all three are known, with the ends of a percentile bootstrap over whole
+    blocks. NaN where the ceiling is no better than the control, the ends also if it is not in some.
     """
     known = np.isfinite(values) & np.isfinite(control) & np.isfinite(ceiling)
     if not known.any():
@@ -241,5 +205,5 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def p_class(p_value: float) -> str:
-    """The paper's class of a P-value (Table 1): ``p<0.0001``, ``p<0.01``, ``p<0.05`` or ``p>0.05``."""
+    """The paper's class of a P-value (Table 1), such as ``p<0.01``."""
     return next((name for bound, name in P_CLASSES if p_value < bound), "p>0.05")

@@ -23,6 +23,8 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "↑": r"$\uparrow$",
     "↓": r"$\downarrow$", "–": "--", "±": r"$\pm$",
 }  # fmt: skip
+PLACE_COLUMNS = ("window", "segment", "scan", "scene", "block", "caption")
+"""Of ``windows.csv``, before the scores."""
 LATEX_COLOURS = {"p<0.0001": "D9C8F2", "p<0.01": "F9CFE0", "p<0.05": "FBF0B8", "p>0.05": "D5EBCF"}
 """The paper's, light enough to print text on."""
 DETAILS = (
@@ -49,8 +51,7 @@ def _own_cells(name: str, score: ScoreResult) -> list[str]:
 def table_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> list[list[str]]:
     """The scores as a table of strings, header first.
 
-    A set's cell shows its value and, where tested, the paper's class of the P-value corrected by
-    Holm's method over the scores; ceilings show the value alone.
+    A set's cell shows its value and, where tested, the paper's class of the corrected P.
     """
     roles = {other: entry.roles[other] for entry in scores.values() for other in entry.controls}
     is_tested = {other for entry in scores.values() for other in entry.p_holm}
@@ -62,17 +63,17 @@ def table_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> lis
     for name, entry in scores.items():
         row = [*_own_cells(name, entry), str(entry.n), write_score(entry.chance)]
         for other in roles:
-            cell, p = write_score(entry.controls.get(other)), entry.p_holm.get(other)
+            cell = write_score(entry.controls.get(other))
+            p = entry.p_holm.get(other)
             row.append(cell if p is None else f"{cell} {statistics.p_class(p)}")
         rows.append([*row, write_score(entry.truth), entry.used_by])
     return rows
 
 
 def brief_rows(scores: Scores, sets: Mapping[str, ClipSet] | None = None) -> list[list[str]]:
-    """What fits a narrow terminal: score, value, interval, chance, two controls with P by Holm.
+    """What fits a narrow terminal: score, value, interval, chance, two controls with P.
 
-    These are ``shuffled`` and ``mean`` where the scores have them, else the first two. The last
-    column says what came from the brain, and which baseline is better still.
+    These are ``shuffled`` and ``mean`` where the scores have them, else the first two.
     """
     controls = dict.fromkeys(
         other for entry in scores.values() for other in entry.controls if entry.roles[other] == "control"
@@ -110,7 +111,8 @@ def detail_rows(scores: Scores) -> list[list[Any]]:
         sets = dict(entry.controls) | ({"truth": entry.truth} if entry.truth is not None else {})
         for other, value in sets.items():
             corrected = entry.p_holm.get(other)
-            tested = [entry.p.get(other), corrected, None if corrected is None else statistics.p_class(corrected)]
+            p_class = None if corrected is None else statistics.p_class(corrected)
+            tested = [entry.p.get(other), corrected, p_class]
             interval = entry.control_intervals.get(other, (None, None))
             rows.append([*own, other, entry.roles.get(other, "truth"), value, *interval, *tested, *words])
         if not sets:
@@ -126,10 +128,9 @@ def write_score(value: float | None, sd: float | None = None) -> str:
 
 
 def latex_table(rows: Sequence[Sequence[str]], classes: Mapping[tuple[int, int], str | None] | None = None) -> str:
-    """A LaTeX ``tabular`` with booktabs' rules (``\\usepackage{booktabs}``), first row the header.
+    """A LaTeX ``tabular`` with booktabs' rules, first row the header.
 
-    ``classes`` gives cells, by row and column, the paper's colour of a class of P
-    (``\\usepackage[table]{xcolor}``).
+    ``classes`` gives cells, by row and column, the paper's colour of a class of P.
     """
 
     def write_cell(i: int, j: int) -> str:
@@ -180,14 +181,25 @@ def write_tables(
 def window_rows(evaluation: Evaluation, windows: Sequence[Mapping[str, Any]], block: np.ndarray) -> list[list[Any]]:
     """A row per window: ``score`` of the reconstruction, ``score:set`` of the others."""
     columns = [(name, key) for name, sets in evaluation.windows.items() for key in sets]
-    header = ["window", "segment", "scan", "scene", "block", "caption"]
-    header += [name if key == MAIN else f"{name}:{key}" for name, key in columns]
-    rows: list[list[Any]] = [header]
+    names = [name if key == MAIN else f"{name}:{key}" for name, key in columns]
+    rows: list[list[Any]] = [[*PLACE_COLUMNS, *names]]
     for i, window in enumerate(windows):
         values = [evaluation.windows[name][key][i] for name, key in columns]
         place = [i, window["segment"], window["scan"], window["scene"], int(block[i]), window.get("caption", "")]
         rows.append([*place, *("" if not np.isfinite(value) else repr(float(value)) for value in values)])
     return rows
+
+
+def read_windows(path: Path) -> tuple[list[dict[str, str]], dict[str, dict[str, np.ndarray]]]:
+    """The rows of ``windows.csv``, and values by score and set, float64 (n,), NaN for none."""
+    with path.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for column in rows[0]:
+        if column not in PLACE_COLUMNS:
+            name, _, key = column.partition(":")
+            values.setdefault(name, {})[key or MAIN] = np.array([float(row[column] or "nan") for row in rows])
+    return rows, values
 
 
 def write_evaluation(
@@ -197,11 +209,7 @@ def write_evaluation(
     block: np.ndarray,
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the files of an evaluation into ``folder``, ``scores.json`` last.
-
-    ``windows.csv`` has every window, ``scores.csv`` every number, ``scores.tex`` a table for a
-    paper, ``evaluation.json`` clips, networks, settings and sets, and what was left out.
-    """
+    """Write the files of an evaluation into ``folder``, ``scores.json`` last."""
     folder.mkdir(parents=True, exist_ok=True)
     about = dict(about or {})
     names = dict.fromkeys(other for entry in evaluation.scores.values() for other in entry.controls)

@@ -28,9 +28,9 @@ def choose_layers(depth: int) -> dict[str, int]:
 
 
 def average_attention(encoder: Encoder, fmri: np.ndarray) -> np.ndarray:
-    """Attention each token receives from windows (n, W, V), mean over heads, queries, scans and windows.
+    """Attention (depth, T) that tokens receive from windows (n, W, V); rows sum to 1.
 
-    float64 (depth, T); rows sum to 1.
+    The mean over heads, queries, scans and windows.
     """
     return _average(encoder.attention_maps, encoder, fmri)
 
@@ -82,10 +82,9 @@ def map_parcels(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 
 def sum_by_network(values: np.ndarray, vertex: np.ndarray) -> dict[str, float]:
-    """Share of each Yeo-17 network in values (V,) of voxels at ``vertex`` (V,), as in the paper's Fig. 7.
+    """Share of each Yeo-17 network in values (V,) at ``vertex`` (V,) (paper's Fig. 7).
 
-    Voxels outside of the networks (Yeo et al. 2011, Journal of Neurophysiology 106) are left out.
-    Larger networks receive more: compare with the shares of a uniform map.
+    Voxels outside of the networks are left out. Larger ones receive more: compare with a uniform map.
     """
     sums = np.bincount(yeo17_labels()[vertex], weights=values, minlength=18)[1:]
     if not sums.sum() > 0:
@@ -98,7 +97,8 @@ def sum_by_network(values: np.ndarray, vertex: np.ndarray) -> dict[str, float]:
 def area_under_roc(values: np.ndarray, is_positive: np.ndarray) -> float | None:
     """Chance that a positive voxel has the higher value; None if all are of one class."""
     is_positive = np.asarray(is_positive, dtype=bool)
-    first, second = values[is_positive], values[~is_positive]
+    first = values[is_positive]
+    second = values[~is_positive]
     if not len(first) or not len(second):
         return None
     return float(mannwhitneyu(first, second, method="asymptotic").statistic) / (len(first) * len(second))

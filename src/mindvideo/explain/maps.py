@@ -25,7 +25,7 @@ from mindvideo.explain.recovery import (
     untrained_like,
 )
 from mindvideo.explain.surfaces import draw_flat_map, draw_inflated, draw_networks, write_interactive
-from mindvideo.files import beside, disk_errors, write_json
+from mindvideo.files import beside, write_json
 from mindvideo.models.encoders import load_encoder, load_masked_brain
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.interfaces import Encoder, of_person
@@ -36,9 +36,9 @@ _FINAL_STAGES = ("cotrain", "align")
 
 
 def load_encoders(run_dir: Path, stores: Sequence[Store]) -> dict[str, Encoder]:
-    """The encoder after ``adapt`` (of one scan), ``align`` and ``cotrain``, as far as they have run.
+    """The encoder after ``adapt`` (of one scan), ``align`` and ``cotrain``, where they have run.
 
-    ModelError when neither ``align`` nor ``cotrain`` has run, or a model was made for other voxels.
+    ModelError when neither ``align`` nor ``cotrain`` has, or a model was made for other voxels.
     """
     folders = {"align": run_dir / "align" / "model", "cotrain": run_dir / "cotrain" / "fmri_encoder"}
     trained = {stage: load_encoder(folder) for stage, folder in folders.items() if (folder / "config.json").is_file()}
@@ -110,10 +110,9 @@ def temporal_weights(
 
 
 def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
-    with disk_errors(folder, "the maps"):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_json(folder / f"{name}.json", content)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_json(folder / f"{name}.json", content)
 
 
 def _shares(values: np.ndarray, store: Store, areas: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -159,23 +158,21 @@ def _draw(folder: Path, cortex: Mapping[str, np.ndarray], final: str, steps: Ste
 def run(context: StageContext) -> None:
     """Write ``RUN/explain``, of each of several people in a folder ``subjectN``.
 
-    - ``attention.json`` {stage: {layer: {network: share}}} and ``networks.json`` {network: {voxels, share}};
-    - of parcels, ``parcels.json`` {parcels {name: {voxels, share}}, note} instead of networks; the note says which
-      have no place on the surface: where none has there is no map;
+    - ``attention.json`` {stage: {layer: {network: share}}}, ``networks.json`` {network: {voxels, share}};
+    - of parcels ``parcels.json`` {parcels {name: {voxels, share}}, note} instead of networks;
     - ``temporal.json`` {stage: {layer: {time after onset: weight}}};
-    - ``occlusion.json`` {stage, n_windows, measures {measure: words}, intact {measure: value}, areas {area: {n_voxels,
-      measure: drop}}};
-    - ``maps.npz``, cortical maps, float32 (59412,), NaN without a voxel, ``flat_*.png``, ``inflated_*.png``,
-      ``surface_*.html`` (interactive), and ``networks.png``;
-    - of a simulated subject ``truth.json``: how well each map, and those of untrained encoders, finds the true signal.
+    - ``occlusion.json`` {stage, n_windows, measures {measure: words}, intact {measure: value},
+      areas {area: {n_voxels, measure: drop}}};
+    - ``maps.npz``, cortical maps, float32 (59412,), NaN without a voxel, and pictures of them;
+    - of a simulated subject ``truth.json``: how well each map finds the true signal.
 
     An encoder without attention maps has ``occlusion.json`` alone, and voxels without places
-    ``temporal.json`` alone. ModelError when there is no trained encoder, or it was made for other
-    voxels or another condition.
+    ``temporal.json`` alone.
     """
     recipe, run_dir, folder, progress = context
     stores = open_stores(recipe.data, run_dir)
-    encoders, foundation = load_encoders(run_dir, stores), Foundation(recipe.foundation)
+    encoders = load_encoders(run_dir, stores)
+    foundation = Foundation(recipe.foundation)
     for person, place in enumerate(person_folders(recipe.data, folder)):
         theirs = {stage: of_person(encoder, person) for stage, encoder in encoders.items()}
         truth = run_dir / "simulate" / "truth" / f"vertices_subject{recipe.data.people[person]}.npz"
@@ -249,13 +246,12 @@ def explain_person(
         files["parcels"] = _describe_parcels(list(areas))
     else:
         files["networks"] = _network_sizes(store.vertex)
-    with disk_errors(folder, "the maps"):
-        folder.mkdir(parents=True, exist_ok=True)
-        if is_drawn:
-            with beside(folder / "maps.npz") as place, place.open("wb") as handle:
-                np.savez_compressed(handle, allow_pickle=False, **cortex)
-            _draw(folder, cortex, final, steps)
-        if "networks" in files:
-            expected = {name: size["share"] for name, size in files["networks"].items()}
-            draw_networks(shares, expected, folder / "networks.png")
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_drawn:
+        with beside(folder / "maps.npz") as place, place.open("wb") as handle:
+            np.savez_compressed(handle, allow_pickle=False, **cortex)
+        _draw(folder, cortex, final, steps)
+    if "networks" in files:
+        expected = {name: size["share"] for name, size in files["networks"].items()}
+        draw_networks(shares, expected, folder / "networks.png")
     _write_files(folder, files)

@@ -1,4 +1,4 @@
-"""How much worse the encoder's condition fits the stimulus when voxels are silenced (docs/method.md, Maps).
+"""How much worse the condition fits the stimulus without some voxels (docs/method.md, Maps).
 
 Shapes: n windows, W scans, V voxels, L condition tokens, C condition width.
 """
@@ -35,7 +35,7 @@ class Targets:
 
 
 def encode_condition(encoder: Encoder, fmri: np.ndarray, silenced: np.ndarray | None = None) -> np.ndarray:
-    """Condition (n, L, C), float32, of windows (n, W, V) with some voxels set to 0, their mean."""
+    """Condition (n, L, C) of windows (n, W, V) with some voxels at 0, their mean."""
     if silenced is not None:
         fmri = fmri.copy()
         fmri[..., silenced] = 0.0
@@ -50,7 +50,8 @@ def encode_condition(encoder: Encoder, fmri: np.ndarray, silenced: np.ndarray | 
 
 def _centred_cosine(first: np.ndarray, second: np.ndarray) -> float:
     """Mean cosine of two sets of vectors (n, C), each centred over the windows."""
-    first, second = first - first.mean(axis=0), second - second.mean(axis=0)
+    first = first - first.mean(axis=0)
+    second = second - second.mean(axis=0)
     norm = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     return float(np.divide((first * second).sum(axis=1), norm, out=np.zeros(len(norm)), where=norm > 1e-12).mean())
 
@@ -59,8 +60,7 @@ def measure_alignment(condition: np.ndarray, targets: Targets) -> dict[str, floa
     """How well conditions (n, L, C) fit their windows, whatever their scale.
 
     ``text`` and ``image`` are the mean cosine of pooled condition and embedding, ``tokens`` is the
-    correlation of all token values; all are centred over the windows. (R² would rise by silencing
-    anything where conditions are too large.)
+    correlation of all token values; all are centred over the windows.
     """
     if len(condition) < 2:
         raise DataError(
@@ -84,21 +84,10 @@ def measure_drops(
     targets: Targets,
     steps: Steps | None = None,
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """`measure_alignment` of the intact encoder, and its drop when each group of voxels is silenced.
+    """`measure_alignment` of the intact encoder, and its drop without each group of voxels.
 
-    Parameters
-    ----------
-    fmri : ndarray, float32 (n, W, V)
-    groups : mapping of str to ndarray of int
-        Voxel indices by name.
-    steps : Steps, optional
-        Counts the groups.
-
-    Returns
-    -------
-    intact : dict of str to float
-    drops : dict of str to dict of str to float
-        Intact minus silenced, by group and measure; above 0 where the group was needed.
+    Of windows (n, W, V); ``groups`` are voxel indices by name. A drop, by group and measure, is above 0
+    where the group was needed.
     """
     intact = measure_alignment(encode_condition(encoder, fmri), targets)
     drops = {}

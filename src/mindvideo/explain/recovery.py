@@ -1,4 +1,4 @@
-"""Maps against the truth of a simulated subject: do they find the voxels that carry signal?
+"""Maps of a simulated subject: do they find the voxels that carry signal?
 
 Maps of an untrained encoder may find them by luck, or by their larger variance: several are drawn.
 """
@@ -47,10 +47,7 @@ def compare_with_truth(
 
     Parameters
     ----------
-    maps : mapping of str to ndarray (V,)
-    untrained : list of such mappings
-        Maps of untrained encoders.
-    is_informative : ndarray, bool (V,)
+    maps, untrained : mapping of str to ndarray (V,), list of such mappings
     signal : ndarray (V,)
         True signal-to-noise ratio of each voxel.
     sources : sequence of ndarray of int
@@ -61,8 +58,8 @@ def compare_with_truth(
     dict
         ``n_voxels``, ``n_informative``, ``auc`` {map: area under the ROC curve}, ``auc_untrained``
         {map: [values]}, ``auc_random`` [2.5 %, 50 %, 97.5 %] of random maps, ``rank_correlation``
-        {map: Spearman's with the true signal} and ``rank_correlation_untrained``; ``note`` if all
-        voxels are of one class, and ``auc`` is empty.
+        {map: Spearman's with the signal} and ``rank_correlation_untrained``; ``note`` where all voxels
+        are of one class, and ``auc`` is empty.
     """
     n = len(is_informative)
     result: dict[str, Any] = {"n_voxels": n, "n_informative": int(is_informative.sum()), "auc": {}, "auc_random": None}
@@ -101,7 +98,8 @@ def ablate_truth(
     rng: np.random.Generator,
 ) -> dict[str, Any] | None:
     """Drop in alignment without informative voxels, and without as many others."""
-    inside, outside = np.flatnonzero(is_informative), np.flatnonzero(~is_informative)
+    inside = np.flatnonzero(is_informative)
+    outside = np.flatnonzero(~is_informative)
     n = min(len(inside), len(outside))
     if not n:
         return None
@@ -139,7 +137,8 @@ def read_truth(path: Path, vertex: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     DataError when the file does not describe a voxel.
     """
     with np.load(path, allow_pickle=False) as truth:
-        known, is_informative = truth["vertex"], truth["is_informative"].astype(bool)
+        known = truth["vertex"]
+        is_informative = truth["is_informative"].astype(bool)
         signal = truth["signal_to_noise"].astype(float)
     order = np.argsort(known)
     place = order[np.minimum(np.searchsorted(known[order], vertex), len(known) - 1)]

@@ -41,10 +41,9 @@ def triangle_means(values: np.ndarray, triangles: np.ndarray) -> np.ndarray:
 
 
 def colour_limits(values: np.ndarray) -> tuple[float, float, bool]:
-    """Ends of a map's colours, and whether they lie on both sides of zero.
+    """Ends of a map's colours, and whether they lie on both sides of zero, symmetrically.
 
-    They are the 2nd and 98th percentile, symmetrical if zero lies between; DataError without any
-    value.
+    They are the 2nd and 98th percentile; DataError without any value.
     """
     known = values[np.isfinite(values)]
     if not len(known):
@@ -66,7 +65,8 @@ def _paint(axes: Any, side: Hemisphere, view: View, values: np.ndarray, scale: S
     """Draw one hemisphere, from back to front; grey without values, darker where it faces away."""
     points, triangles = surface("flat" if view == "flat" else "inflated", side)
     corners = points.astype(np.float64)[triangles]
-    points_2d, shade = corners[:, :, :2], np.ones(len(triangles))
+    points_2d = corners[:, :, :2]
+    shade = np.ones(len(triangles))
     if view != "flat":
         towards = (1.0 if side == "right" else -1.0) * (1.0 if view == "lateral" else -1.0)
         normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -74,7 +74,8 @@ def _paint(axes: Any, side: Hemisphere, view: View, values: np.ndarray, scale: S
         front = np.flatnonzero(facing > 0)
         order = front[np.argsort(towards * corners[front, :, 0].mean(axis=1))]
         points_2d = corners[order][:, :, 1:] * np.array([towards, 1.0])
-        triangles, shade = triangles[order], 0.6 + 0.4 * facing[order]
+        triangles = triangles[order]
+        shade = 0.6 + 0.4 * facing[order]
     means = triangle_means(values, triangles)
     colours = scale.to_rgba(np.where(np.isfinite(means), means, 0.0))[:, :3]
     colours[~np.isfinite(means)] = _BARE
@@ -96,8 +97,8 @@ def save_figure(figure: Figure, path: Path) -> None:
 def draw_flat_map(values: np.ndarray, path: Path, title: str, label: str) -> None:
     """Write a flat map of both hemispheres as PNG, with the names of a few areas.
 
-    ``values`` (59412,) are NaN where there is no voxel, which is drawn grey; ``title`` stands above
-    the map, ``label`` beside the colour bar. DataError for a map without any value.
+    ``values`` (59412,) are NaN where there is no voxel, which is drawn grey; ``label`` stands beside
+    the colour bar. DataError for a map without any value.
     """
     scale = _colours_of(values)
     figure = Figure(figsize=(9, 4), layout="constrained")

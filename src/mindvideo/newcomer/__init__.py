@@ -1,4 +1,4 @@
-"""A new person from minutes of scanner time: a model of other people, and maps of the new one's own (docs/people.md)."""
+"""A new person from minutes of scanner time (docs/people.md)."""
 
 from mindvideo.newcomer.curve import LeftOut, run_curve
 

@@ -1,8 +1,7 @@
-"""Scores against minutes: what a new person's first minutes are worth with a model of other people, and without one.
+"""What a new person's first minutes are worth with a model of other people.
 
 Every way of reading goes through the same generator, noise and negative (the mean token of the
-training captions), so that nothing but the reading differs. Shapes: n test windows, W scans, V
-voxels, L condition tokens, C condition width.
+training captions). Shapes: n test windows, W scans, V voxels, L condition tokens, C their width.
 """
 
 from __future__ import annotations
@@ -69,12 +68,8 @@ Reader = Callable[[np.ndarray], torch.Tensor]
 class LeftOut:
     """A recipe of several people, and which of them the model meets last.
 
-    Attributes
-    ----------
-    minutes : sequence of float or None
-        Of scanner time; 0: none of it, None: all.
-    is_whole : bool
-        After the maps, everything is trained on the person's minutes too.
+    ``minutes`` of scanner time are tried, 0 for none and None for all of it. With ``is_whole``,
+    everything is trained on the person's minutes after the maps.
     """
 
     recipe: Recipe
@@ -83,8 +78,9 @@ class LeftOut:
     is_whole: bool = False
 
     def require(self) -> None:
-        """Raise SettingError where the recipe is not of several people with maps of their own, or not of this one."""
-        data, people = self.recipe.data, self.recipe.data.subjects or ()
+        """SettingError for a recipe that is not of several people with own maps."""
+        data = self.recipe.data
+        people = self.recipe.data.subjects or ()
         if len(people) < 2 or self.subject not in people:
             raise SettingError(
                 f"expected --leave-out one of at least two data.subjects, found {self.subject} of {list(people) or 'none'}; "
@@ -125,13 +121,14 @@ class LeftOut:
 
 
 def run_curve(asked: LeftOut, out: Path, say: Callable[[str], None] = print, progress: Any = None) -> dict[str, Any]:
-    """Train the model of the others, read the left-out person with every arm; writes and returns the content of ``people.json``.
+    """Train the others' model, read the left-out person with every arm, write `FILE`.
 
     What is up to date is skipped, what was killed goes on.
     """
     asked.require()
     out.mkdir(parents=True, exist_ok=True)
-    shared, own = Study(asked.others, out / "others"), Study(asked.own, out / "newcomer")
+    shared = Study(asked.others, out / "others")
+    own = Study(asked.own, out / "newcomer")
     say("the others:")
     shared.run(until="cotrain", say=say, progress=progress)
     if asked.recipe.simulate is not None and not (own.run_dir / "simulate").exists():
@@ -167,7 +164,7 @@ def _row(arm: str, minutes: float | None, folder: Path) -> dict[str, Any]:
 
 
 def _differences(rows: Sequence[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
-    """The shared model against the others on the same minutes, and against itself with fewer; paired by window, two-sided."""
+    """The shared model against the others on the same minutes, and against itself with fewer."""
     runs = {row["folder"]: read_window_scores(out / row["folder"], row["folder"]) for row in rows}
     of_arm = {arm: [row["folder"] for row in rows if row["arm"] == arm] for arm in ARMS}
     pairs = [
@@ -175,18 +172,18 @@ def _differences(rows: Sequence[dict[str, Any]], out: Path) -> list[dict[str, An
         for arm in ("scratch", "ridge")
         for first, second in zip(of_arm[arm], of_arm["shared"], strict=True)
     ]
-    curve = of_arm["none"] + of_arm["shared"]
-    pairs += pairwise(curve)
-    return [
-        {"first": first, "second": second, "scores": compare_runs(runs[first], runs[second])} for first, second in pairs
-    ]
+    pairs += pairwise(of_arm["none"] + of_arm["shared"])
+    return [{"first": a, "second": b, "scores": compare_runs(runs[a], runs[b])} for a, b in pairs]
 
 
 class _Arms:
     """The parts that all arms share."""
 
     def __init__(self, asked: LeftOut, shared: Study, own: Study) -> None:
-        self.asked, self.shared, self.own, self.device = asked, shared, own, distributed.device()
+        self.asked = asked
+        self.shared = shared
+        self.own = own
+        self.device = distributed.device()
         recipe = asked.own
         self.recipe = sampling_in(recipe, resolve_precision(recipe.reconstruct.precision, self.device))
         self.stores = open_stores(asked.others.data, shared.run_dir)
@@ -229,7 +226,7 @@ class _Arms:
         return Key({"version": VERSION, "arm": arm, "minutes": minutes, "is_whole": self.asked.is_whole, **parts})
 
     def read(self, arm: str, minutes: float | None, folder: Path) -> bool:
-        """Train a way of reading, make its clips and score them; False where that is done already."""
+        """Train a way of reading, make clips and score them; False if that is done."""
         digest = self.key(arm, minutes).digest
         if read_note(folder / "done.json").get("hash") == digest:
             return False
@@ -249,13 +246,15 @@ class _Arms:
         about: dict[str, Any] = {"used_minutes": first.minutes, "n_windows": len(data)}
         every = np.arange(len(data))
         if arm == "ridge":
-            read, tokens = data.fmri(every).flatten(1).numpy(), data.target.tokens(every).flatten(1).numpy()
+            read = data.fmri(every).flatten(1).numpy()
+            tokens = data.target.tokens(every).flatten(1).numpy()
             decoder = fit_linear_decoder(read, tokens)
             decoder.save(folder / "ridge.safetensors")
             shape = self.pipeline.condition_shape
             return lambda fmri: torch.from_numpy(decoder.predict(fmri.reshape(len(fmri), -1))).view(-1, *shape), about
         torch.manual_seed(seed)
-        settings, (scans,) = self.recipe.align, subject_scans([first], "train")
+        settings = self.recipe.align
+        (scans,) = subject_scans([first], "train")
         if arm == "scratch":
             sizes = {name: self.encoder.config[name] for name in ("window", "condition_length", "condition_width")}
             own = encoder_arguments(settings.encoder, settings.dropout, settings.encoder_settings)
@@ -286,7 +285,8 @@ class _Arms:
             raise DataError(
                 f"expected at least two scenes in {first.minutes:g} minutes, found fewer; give more --minutes"
             )
-        target, images = TokenTarget(self.text, windows.captions, settings.token_whitening), None
+        target = TokenTarget(self.text, windows.captions, settings.token_whitening)
+        images = None
         if target.variance == 0.0:
             raise DataError(f"expected different captions in {first.minutes:g} minutes, found one; give more --minutes")
         if "image" in settings.loss:
@@ -309,8 +309,10 @@ class _Arms:
         return read
 
     def _reconstruct(self, reader: Reader, folder: Path, digest: str) -> None:
-        """Clips of the test windows, read by ``reader``, and of other scenes' scans in their place; and the scores of both."""
-        shown, settings, pipeline = self.shown, self.recipe.reconstruct, self.pipeline
+        """Clips of the test windows and of other scenes' scans, and the scores of both."""
+        shown = self.shown
+        settings = self.recipe.reconstruct
+        pipeline = self.pipeline
         tokens = reader(shown.windows.fmri(shown.chosen))
         conditions = {MAIN: tokens, "shuffled": tokens[shown.other]}
         negative = {"negative": "none"} if settings.negative == "none" else {"negative_tokens": self.mean_token[None]}
@@ -318,7 +320,8 @@ class _Arms:
         def make(name: str, positions: np.ndarray) -> np.ndarray:
             if name not in conditions:
                 return shown.make(name, positions)
-            window, condition = shown.chosen[positions], conditions[name][positions]
+            window = shown.chosen[positions]
+            condition = conditions[name][positions]
             return sample_clips(pipeline, self.recipe, window, shown.shape, condition=condition, **negative)
 
         labels = {"truth": "what was shown", MAIN: "reconstruction", "shuffled": "fMRI of a window of another scene"}

@@ -13,10 +13,10 @@ from mindvideo.data.store import Store
 
 
 class FirstMinutes(Store):
-    """A store whose training recordings end after some minutes: first runs first, in the films' order.
+    """A store whose training recordings end after some minutes, in the films' order.
 
-    The first runs of all films come before any second one; of second runs and later ones only whole
-    ones count. There is no validation film: whatever is chosen, is chosen on these minutes.
+    The first runs of all films come before any second one; of later runs only whole ones count. There
+    is no validation film: whatever is chosen, is chosen on these minutes.
     """
 
     kept: dict[str, tuple[int, int]]

@@ -1,4 +1,4 @@
-"""Maps of a new person behind which everything is other people's (docs/people.md, after Scotti et al., MindEye2, 2024).
+"""Maps of a new person for a model of others (after Scotti et al. 2024, MindEye2).
 
 Shapes: N scans, V voxels, A areas, D embedding.
 """
@@ -26,7 +26,7 @@ from mindvideo.train.views import AlignData, FixedViews
 from mindvideo.voxel_layout import VoxelLayout
 
 VERSION = 3
-"""Raised when a new person's maps are made in another way: results of the older way are then out of date."""
+"""Raised when maps are made in another way: older results are then out of date."""
 ALPHAS = 10.0 ** np.arange(-1, 8)
 FOLDS = 5
 OWN = ("patch_embed.weight", "patch_embed.bias")
@@ -40,10 +40,9 @@ def maps_of(encoder: AreaEncoder) -> AreaMaps:
 
 
 def encoder_of_newcomer(shared: AreaEncoder, layout: VoxelLayout) -> AreaEncoder:
-    """An encoder of one new person, whose maps are the mean of the others' on the same vertices.
+    """An encoder of one new person: maps are the others' mean on the same vertices, or zero.
 
-    Everything behind the maps of ``shared`` is copied; a vertex that none of the others has starts
-    at zero. SettingError where the person's voxels lie in other areas than the others'.
+    All else of ``shared`` is copied. SettingError where the voxels lie in other areas than the others'.
     """
     config = dict(shared.config) | {"num_voxels": None, "voxel_id": layout.voxel_id, "layouts": [layout.to_config()]}
     encoder = AreaEncoder.from_config(config)
@@ -66,7 +65,8 @@ def _mean_on_vertices(
     own: AreaMaps, layout: VoxelLayout, others: AreaMaps, known: Sequence[VoxelLayout]
 ) -> torch.Tensor:
     """Rows (V, D) of a new person's map: the mean over those others who have the vertex too."""
-    total, count = torch.zeros_like(own.weight[0]), torch.zeros(len(own.weight[0]), 1)
+    total = torch.zeros_like(own.weight[0])
+    count = torch.zeros(len(own.weight[0]), 1)
     vertex = layout.vertex[own.rows(0)] if layout.vertex is not None else np.empty(0)
     for person, theirs in enumerate(known):
         assert theirs.vertex is not None
@@ -80,15 +80,12 @@ def _mean_on_vertices(
 def start_by_ridge(
     encoder: AreaEncoder, shared: AreaEncoder, scans_NV: np.ndarray, others: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Move a new person's maps by ridge regression towards the mean of the others' area tokens at the same moments.
+    """Move maps by ridge regression towards the others' mean tokens at the same moments.
 
-    What is penalised is the distance from the maps that the encoder comes with, the mean of the
-    others', so that few scans move them little. The penalty of each area is chosen by
-    cross-validation over contiguous fifths of the scans.
-
-    ``others`` (N, their V) is what each of the others had at the same moments. Returns
-    ``log10_alpha``, the median over the areas, and ``r2`` of the tokens on the scans it was fitted
-    to.
+    What is penalised is the distance from the maps that the encoder comes with, so that few scans move
+    them little; the penalty of each area is chosen by cross-validation over contiguous fifths.
+    ``others`` (N, their V) is what each had at the same moments. Returns ``log10_alpha``, the median
+    over the areas, and ``r2`` of the tokens on these scans.
     """
     set_backend("numpy")
     own, maps = maps_of(encoder), maps_of(shared)
@@ -101,7 +98,8 @@ def start_by_ridge(
     target = (tokens / len(others)).numpy().astype(np.float64)
     scaled = _scaled(encoder, scans_NV)
     start = own.encode(torch.from_numpy(scaled), None) - own.positions
-    left, scaled = target - start.numpy(), scaled.astype(np.float64)
+    left = target - start.numpy()
+    scaled = scaled.astype(np.float64)
     changes, alphas, error = [], [], 0.0
     for area, voxels in enumerate(own.members[0]):
         if not len(voxels):
@@ -142,10 +140,10 @@ def train_on_minutes(
     is_whole: bool,
     share: float = 1.0,
 ) -> None:
-    """Train an encoder, or its maps alone, on a person's minutes as ``align`` does, without ridge regression as a teacher.
+    """Train an encoder, or its maps alone, on some minutes as ``align`` does.
 
-    ``share`` is of the recipe's steps. All of them on a few minutes fit these minutes' noise; few
-    leave the tokens so near their mean that the generator draws next to nothing from them.
+    With all of the recipe's steps a few minutes' noise is fitted; with a small ``share`` of them the
+    tokens stay so near their mean that the generator draws next to nothing from them.
     """
     settings = settings.model_copy(
         update={

@@ -64,7 +64,8 @@ def split_pictures(run: Run) -> tuple[list[str], list[str]]:
 
 def warn_of_maps(run: Run) -> dict[str, Markup]:
     """A sentence for every map that is no better than chance or than an untrained network's."""
-    truth, place = run.explain.get("truth", {}), Source("explain/truth.json")
+    truth = run.explain.get("truth", {})
+    place = Source("explain/truth.json", content=truth)
     found: dict[str, list[Markup]] = {}
     for key, words, chance in MEASURES_OF_MAPS:
         for name, value in _values(truth.get(key)).items():
@@ -72,9 +73,9 @@ def warn_of_maps(run: Run) -> dict[str, Markup]:
             alike = f"attention_{rest.partition('_')[2]}" if kind == "attention" else name
             others = truth.get(f"{key}_untrained", {}).get(alike, [])
             best = max((other for other in others if other is not None), default=chance)
-            own = cite(value, place.at(key, name))
+            own = place.cite(key, name)
             if value <= best and best in others:
-                other = cite(best, place.at(f"{key}_untrained", alike, others.index(best)))
+                other = place.cite(f"{key}_untrained", alike, others.index(best))
                 part = Markup("{} {}, an untrained network’s {}").format(words, own, other)
             elif value <= chance:
                 part = Markup("{} {}, by chance {}").format(words, own, chance)
@@ -121,7 +122,8 @@ def _temporal(content: dict[str, Any]) -> dict[str, Any]:
     panels = []
     for stage, layers in content.items():
         for layer, weights in layers.items():
-            source, name = Source("explain/temporal.json", (stage, layer)), f"{stage}, {layer} layer"
+            source = Source("explain/temporal.json", (stage, layer))
+            name = f"{stage}, {layer} layer"
             dots = [Dot(time, weight, kind="main", source=source.at(time)) for time, weight in weights.items()]
             panels.append({"name": name, "plot": draw_dots(name, dots, chance=0.0)})
     text = "Temporal attention received by each scan of a window, by its time after the first frame was on screen."
@@ -129,11 +131,13 @@ def _temporal(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _occlusion(content: dict[str, Any], what: str) -> dict[str, Any]:
-    areas, source, panels = content.get("areas", {}), Source("explain/occlusion.json"), []
+    areas = content.get("areas", {})
+    source = Source("explain/occlusion.json", content=content)
+    panels = []
     for measure in MEASURES if areas else ():
         words = content["measures"].get(measure, measure)
         largest = sorted(areas, key=lambda name: -areas[name][measure])[:MOST_AREAS]
-        note = Markup(f"intact {cite(content['intact'][measure], source.at('intact', measure))}")
+        note = Markup(f"intact {source.cite('intact', measure)}")
         note += f"; {len(largest)} largest of {len(areas)} {what}s" if len(largest) < len(areas) else ""
         dots = [
             Dot(name, areas[name][measure], kind="main", source=source.at("areas", name, measure)) for name in largest
@@ -147,7 +151,7 @@ def _occlusion(content: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def _against_truth(content: dict[str, Any], final: str) -> dict[str, Any]:
-    source = Source("explain/truth.json")
+    source = Source("explain/truth.json", content=content)
     panels = []
     for key, name, chance in MEASURES_OF_MAPS:
         values = _values(content.get(key))
@@ -169,7 +173,7 @@ def _against_truth(content: dict[str, Any], final: str) -> dict[str, Any]:
     text = Markup("This subject is simulated, so the voxels that carry signal are known")
     if "n_informative" in content:
         keys = ("n_informative", "n_voxels")
-        counts = [cite(content[key], source.at(key), "count") for key in keys]
+        counts = [source.cite(key, form="count") for key in keys]
         text += Markup(": {} of the {} selected").format(*counts)
     text += ". How well each map finds them, beside the maps of untrained encoders (grey, with the range of several); "
     text += "the dashed line is chance."
@@ -196,5 +200,6 @@ def _ablation(content: dict[str, Any]) -> dict[str, Any]:
         for group, kind in (("informative", "main"), ("other", "floor"))
     ]
     silenced = cite(content.get("n_silenced"), source.at("n_silenced"), "count")
-    plot, note = draw_dots("drop", dots, label_width=150.0), Markup(f"{silenced} of each kind")
+    plot = draw_dots("drop", dots, label_width=150.0)
+    note = Markup(f"{silenced} of each kind")
     return {"name": "drop when voxels are silenced", "note": note, "plot": plot}

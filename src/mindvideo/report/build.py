@@ -21,6 +21,7 @@ from mindvideo.report.person_runs import OWN_STAGES, link_people, list_people
 from mindvideo.report.read import Run, read_run
 from mindvideo.report.sprites import encode_picture
 from mindvideo.report.verdict import draw_way, write_verdict, write_way
+from mindvideo.report.wording import join_words
 from mindvideo.stages import Progress, StageContext
 
 
@@ -31,13 +32,11 @@ def run(context: StageContext) -> None:
 
 
 def build_report(run_dirs: Sequence[Path], out: Path, progress: Progress | None = None) -> Path:
-    """Write the report of one run or of several side by side; returns the path of ``index.html``.
+    """Write the report of one run or of several side by side as ``index.html``.
 
-    Run folders may be unfinished. A run of several people is followed by each of them. A folder
-    that ``mindvideo ablate`` wrote adds its table; alone, it gives the page of its full method.
-    ``out`` also receives ``differences*.json`` where differences were tested, and ``assets/`` where
-    pictures do not fit the page; other files are left alone. DataError when one of the folders is
-    no run folder, or none is given.
+    Run folders may be unfinished. A run of several people is followed by each of them. A folder that
+    ``mindvideo ablate`` wrote adds its table; alone, it gives the page of its full method. ``out`` also
+    receives ``differences*.json``, and ``assets/`` where pictures do not fit the page.
     """
     ablations = find_ablations(run_dirs)
     paths = [path for path in run_dirs if (path / "recipe.yaml").is_file() or path not in ablations]
@@ -123,7 +122,9 @@ def _describe_run(
 ) -> dict[str, Any]:
     key = f"run{index}"
     try:
-        judged, brain, data = warn_of_maps(item), list_brain(item), summarise_data(item)
+        judged = warn_of_maps(item)
+        brain = list_brain(item)
+        data = summarise_data(item)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         judged, brain, data = {}, [], None
         item.problems.append(
@@ -133,18 +134,17 @@ def _describe_run(
     rivals = comparison.list_rivals(item, index)
     title, verdict = write_verdict(item)
     machine, machine_note = methods_text.list_machine(item)
+    of_each = ("prepare", *OWN_STAGES) if item.people else ()  # of several people
+    elsewhere = dict.fromkeys(of_each, f"in the parts of {join_words(item.people)}")
     return {
         "key": key,
         "index": index,
-        "name": item.name,
-        "is_simulated": item.is_simulated,
-        "is_embedded": item.setting("foundation", "embedded") == "embedded",
+        "run": item,
         "title": title,
         "verdict": verdict,
         "way": draw_way(item),
         "way_text": write_way(item),
-        "missing": [state.sentence for state in item.stages.values() if state.state != "done"],
-        "stage_sentence": {name: state.sentence for name, state in item.stages.items()} | _of_each(item),
+        "stage_sentence": {name: state.sentence for name, state in item.stages.items()} | elsewhere,
         "choices": list_choices(item),
         "gallery": describe_gallery(item, key, assets, progress),
         "controls": sections.list_sets(item),
@@ -157,7 +157,6 @@ def _describe_run(
         "training": sections.list_training(item),
         "validation": describe_validation(item),
         "brain": brain,
-        "knows_truth": bool(item.explain.get("truth")),
         "surfaces": list_surfaces(item, assets.folder.parent, judged),
         "first_picture": pictures[:1],
         "pictures": pictures[1:],
@@ -169,25 +168,17 @@ def _describe_run(
         "saved": methods_text.list_saved(item, key, assets),
         "methods": methods_text.write_methods(item, data),
         "citation": methods_text.write_citation(item),
-        "recipe": item.recipe_text,
-        "evaluate_settings": {name: item.setting(f"evaluate.{name}") for name in ("block_s", "permutations")},
-        "problems": item.problems,
     }
 
 
-def _of_each(item: Run) -> dict[str, str]:
-    """What is said in the place of what each of several people has."""
-    names = f"{', '.join(item.people[:-1])} and {item.people[-1]}" if item.people else ""
-    return dict.fromkeys(("prepare", *OWN_STAGES), f"in the parts of {names}") if item.people else {}
-
-
 def _pictures(item: Run, key: str, assets: Assets, judged: dict[str, Markup]) -> list[dict[str, Any]]:
-    """Pictures of ``explain/``, the final encoder's first, and of these the ones without a warning."""
+    """Pictures of ``explain/``, the final encoder's first, those with a warning last."""
     found = []
     first, others = split_pictures(item)
     for name in (*first, *others):
         with Image.open(item.path / "explain" / name) as picture:
-            content, size = encode_picture(picture), picture.size
+            content = encode_picture(picture)
+            size = picture.size
         stem = Path(name).stem
         place = assets.add(f"{key}/{stem}.webp", content)
         warning = judged.get(stem.partition("_")[2])

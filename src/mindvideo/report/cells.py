@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
-from mindvideo.report.trace import Source, cite, cite_interval
+from mindvideo.report.trace import Source, cite_interval
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,15 @@ class Row:
     kind: str = ""
 
 
-def cite_value(entry: Mapping[str, Any], source: Source) -> Markup:
+def cite_value(source: Source) -> Markup:
     """``.214``, or ``.214 ± .010`` over several seeds."""
-    text = cite(entry["value"], source.at("value"))
-    return text if entry.get("sd") is None else text + Markup(" ± ") + cite(entry["sd"], source.at("sd"))
+    text = source.cite("value")
+    return text if source.value.get("sd") is None else text + Markup(" ± ") + source.cite("sd")
 
 
-def cite_difference(entry: Mapping[str, Any], source: Source, p: str = "p_holm") -> Markup:
+def cite_difference(source: Source, p: str = "p_holm") -> Markup:
     """``+.012 [.003, .020], P = .004`` of an entry of `compare_runs`, or nothing."""
-    if entry["difference"] is None:
+    if source.value["difference"] is None:
         return Markup("")
-    text = cite(entry["difference"], source.at("difference"), "signed") + Markup(" ")
-    text += cite_interval(entry["interval"], source.at("interval"))
-    return text if entry[p] is None else text + Markup(", ") + cite(entry[p], source.at(p), "p")
+    text = source.cite("difference", form="signed") + Markup(" ") + cite_interval(source)
+    return text if source.value[p] is None else text + Markup(", ") + source.cite(p, form="p")

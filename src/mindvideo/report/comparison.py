@@ -19,7 +19,6 @@ from mindvideo.report.plots import Dot, draw_dots
 from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, cite_interval, count_of
 from mindvideo.report.verdict import count_shown, list_aspects, list_known_ways, list_tested, write_title
-from mindvideo.report.wording import write_percent
 
 SHOWN = 6
 """Scores drawn in view; the others' plots are folded."""
@@ -37,7 +36,7 @@ class Column:
 
     def source(self, *key: str, derived: str = "") -> Source:
         """Where a score of this column lies, or what was worked out from its scores."""
-        return Source(f"{self.folder}evaluate/scores.json", key, derived, self.index)
+        return Source(f"{self.folder}evaluate/scores.json", key, derived, self.index, self.run.scores)
 
     def score(self, name: str, label: str) -> ScoreResult | None:
         """One name may stand for several scores (top-1 of 40, of 120)."""
@@ -64,7 +63,8 @@ def describe_runs(columns: Sequence[Column]) -> list[dict[str, Any]]:
     """Each run's headline, scores from the brain, way to the caption, windows."""
     rows = []
     for each in columns:
-        aspects, tested = list_aspects(each.run), list_tested(each.run)
+        aspects = list_aspects(each.run)
+        tested = list_tested(each.run)
         row: dict[str, Any] = {"label": each.label, "title": "Not tested against shuffled brain activity."}
         row |= {"shown": "–", "way": "–", "n": "–"}
         if tested:
@@ -72,7 +72,7 @@ def describe_runs(columns: Sequence[Column]) -> list[dict[str, Any]]:
             row["shown"] = Markup("{} of {}").format(*count_shown(tested, each.source()))
         if ways := list_known_ways(tested):
             source = each.source(derived="median way to caption")
-            row["way"] = cite(median(ways), source, text=write_percent(median(ways)))
+            row["way"] = cite(median(ways), source, "percent")
         if n := max((score.n or 0 for score in each.run.scores.values()), default=0):
             row["n"] = cite(n, each.source(derived="windows scored"), text=str(n))
         rows.append(row)
@@ -93,7 +93,7 @@ def write_differences(found: dict[str, Any]) -> str:
 
 
 def tabulate(columns: Sequence[Column], found: dict[str, Any], file: str) -> dict[str, Any] | None:
-    """Table of the scores that two columns or more have, with differences, which ``file`` holds."""
+    """Table of the scores that two columns or more have, with differences."""
     counts = Counter((name, score.label) for column in columns for name, score in column.run.scores.items())
     common = [key for key in counts if counts[key] > 1]
     if not common:
@@ -119,15 +119,14 @@ def _write_cell(first: Column, column: Column, score: ScoreResult | None, found:
     if score is None:
         return Cell(column.label, "–")
     source, kind = column.source(score.name), ""
-    small = cite_interval(score.interval, source.at("interval"))
+    small = cite_interval(source)
     tested = found["pairs"].get(first.label, {}).get(column.label, {}).get(score.name)
-    if tested and (
-        difference := cite_difference(tested, Source(file, ("pairs", first.label, column.label, score.name)))
-    ):
+    place = Source(file, ("pairs", first.label, column.label, score.name), content=found)
+    if tested and (difference := cite_difference(place)):
         small += Markup("<br>") + difference
         if tested["better"] and tested["p_holm"] < LEVEL:
             kind = "better" if tested["better"] == "second" else "worse"
-    return Cell(column.label, cite(score.value, source.at("value")), small, kind)
+    return Cell(column.label, source.cite("value"), small, kind)
 
 
 def _draw(label: str, scores: Sequence[tuple[Column, ScoreResult | None]], cells: Sequence[Cell]) -> Markup:
@@ -136,7 +135,8 @@ def _draw(label: str, scores: Sequence[tuple[Column, ScoreResult | None]], cells
     for place, ((column, score), cell) in enumerate(zip(scores, cells, strict=True)):
         if score is not None:
             kind = "floor" if not place else "main" if cell.kind else "open"
-            source, shuffled = column.source(score.name, "value"), score.controls.get("shuffled")
+            source = column.source(score.name, "value")
+            shuffled = score.controls.get("shuffled")
             dots.append(Dot(column.label, score.value, score.interval, kind, source, shuffled))
     return draw_dots(label, dots)
 

@@ -33,13 +33,10 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
     except DataError as error:
         run.problems.append(str(error))
         return None
-    source = Source(STORE)
+    source = Source(STORE, content=summary)
 
     def count(*key: str) -> Markup:
-        value: Any = summary
-        for step in key:
-            value = value[step]
-        return cite(value, source.at(*key), "plain" if isinstance(value, float) else "count")
+        return source.cite(*key, form="plain" if isinstance(source.at(*key).value, float) else "count")
 
     areas = list(summary["voxels_per_area"].items())
     dots = [
@@ -49,7 +46,7 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
     facts: list[tuple[str, Markup | str]] = [
         ("subject", str(summary["subject"])),
         ("voxels used", Markup(f"{count('voxels')} in {count_of(len(areas), STORE, 'areas')} areas")),
-        ("median between-run r", cite(summary["reproducibility_median"], source.at("reproducibility_median"))),
+        ("median between-run r", source.cite("reproducibility_median")),
         ("repetition time", Markup(f"{count('tr_s')} s")),
         ("lag of the scans", Markup(f"{count('lag_s')} s")),
         ("frames", Markup(f"{count('fps')} a second, {count('size')} px")),
@@ -76,13 +73,16 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
         "source": _write_source(run, summary),
         "plot": draw_dots("voxels per area", dots, chance=0.0),
         "note": f"the {MOST_AREAS} largest of {len(areas)}" if len(areas) > MOST_AREAS else "",
-        "provenance": [_write_step(step) for step in summary["provenance"]],
+        "provenance": [
+            (step["step"], ", ".join(f"{key} {write_value(value)}" for key, value in step["parameters"].items()))
+            for step in summary["provenance"]
+        ],
         "near": _near_duplicates(run),
     }
 
 
 def _write_source(run: Run, summary: dict[str, Any]) -> Markup:
-    source = Source(STORE)
+    source = Source(STORE, content=summary)
     films = list(dict.fromkeys(str(window.get("segment")) for window in run.windows)) or summary["segments"]["test"]
     text = Markup("Test films")
     if run.clips:
@@ -90,14 +90,14 @@ def _write_source(run: Run, summary: dict[str, Any]) -> Markup:
         text = Markup("{} clips of {} frames ({} a second) from {} test film{}").format(
             count_of(clips[0], "reconstruct/windows.json", "windows"),
             clips[1],
-            cite(summary["fps"], source.at("fps"), "plain"),
+            source.cite("fps", form="plain"),
             count_of(len(films), "reconstruct/windows.json", "films"),
             "" if len(films) == 1 else "s",
         )
     return text + Markup(", decoded from the fMRI of {} voxels of {}’s cortex (a scan every {} s)").format(
-        cite(summary["voxels"], source.at("voxels"), "count"),
+        source.cite("voxels", form="count"),
         summary["subject"],
-        cite(summary["tr_s"], source.at("tr_s"), "plain"),
+        source.cite("tr_s", form="plain"),
     )
 
 
@@ -106,14 +106,10 @@ def _near_duplicates(run: Run) -> dict[str, Any] | None:
         return None
     rows = []
     for i, pair in enumerate(pairs[:MOST_PAIRS]):
-        r = cite(pair["correlation"], Source(NEAR, ("pairs", str(i), "correlation")))
+        r = Source(NEAR, content=run.near_duplicates).cite("pairs", i, "correlation")
         test, train = (f"{pair[f'{side}_segment']} · scan {pair[f'{side}_scan']}" for side in ("test", "train"))
         rows.append({"test": test, "train": train, "r": r})
     return {"rows": rows, "total": len(pairs)}
-
-
-def _write_step(step: dict[str, Any]) -> tuple[str, str]:
-    return step["step"], ", ".join(f"{key} {write_value(value)}" for key, value in step["parameters"].items())
 
 
 def write_value(value: Any) -> str:
@@ -143,8 +139,8 @@ def describe_validation(run: Run) -> str:
 def list_choices(run: Run) -> list[dict[str, Any]]:
     """Choices that decide what the scores mean.
 
-    ``kind`` is ``transductive`` (test recordings shape a reconstruction), ``inductive`` (from
-    training alone), ``limit`` (what the method itself leaves open, as the paper says) or ``note``.
+    ``kind`` is ``transductive`` (test recordings shape a reconstruction), ``inductive``, ``limit`` (what
+    the method itself leaves open) or ``note``.
     """
     choices = [_negative(run)]
     if most := run.setting("reconstruct.max_windows"):

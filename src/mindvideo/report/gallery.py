@@ -27,7 +27,7 @@ def describe_gallery(run: Run, key: str, assets: Assets, progress: Progress | No
 
 
 def describe_shared(runs: Sequence[Run], assets: Assets, numbers: Sequence[int | None]) -> dict[str, Any] | None:
-    """Truth above every run's reconstruction, when all runs reconstructed the same windows; else None.
+    """Truth above every run's reconstruction, if all have the same windows; else None.
 
     ``numbers`` are those of the runs on the page.
     """

@@ -11,8 +11,7 @@ from mindvideo.cost import describe_machine
 from mindvideo.evaluate.score import finite
 from mindvideo.report.page import Assets
 from mindvideo.report.read import Run
-from mindvideo.report.verdict import join_words
-from mindvideo.report.wording import write_bytes
+from mindvideo.report.wording import join_words, write
 from mindvideo.stages import STAGES
 
 CITATION = Path(__file__).parent / "templates" / "citation.bib"
@@ -70,7 +69,7 @@ def list_machine(run: Run) -> tuple[list[tuple[str, str]], str]:
         found["precision"] = list(precision)
     for machine in recorded:
         for name, value in machine.items():
-            text = write_bytes(finite(value)) if name.endswith("_bytes") else str(value)
+            text = write(finite(value), "bytes") if name.endswith("_bytes") else str(value)
             values = found.setdefault(name.removesuffix("_bytes").replace("_", " "), [])
             if text not in values:
                 values.append(text)

@@ -13,7 +13,7 @@ from mindvideo.report.cells import Cell, Row, cite_difference, cite_value
 from mindvideo.report.page import render
 from mindvideo.report.plots import Curve, draw_curves
 from mindvideo.report.read import read_table
-from mindvideo.report.trace import Source, cite, cite_interval
+from mindvideo.report.trace import Source, cite_interval
 
 FILE = "people.json"
 KINDS = {"shared": "train", "scratch": "validation", "ridge": "rival", "none": "train"}
@@ -24,6 +24,7 @@ def write_curve_page(folder: Path) -> Path:
     """Write ``FOLDER/index.html`` from ``people.json``; DataError without it."""
     content = read_table(folder / FILE, "people")
     rows = content["rows"]
+    source = Source(FILE, content=content)
     first = rows[0]["scores"]
     labels = {name: entry["label"] for name, entry in first.items() if entry["is_main"]}
     of_folder = {row["folder"]: f"{WORDS[row['arm']]}, {row['used_minutes']:g} min" for row in rows}
@@ -33,13 +34,13 @@ def write_curve_page(folder: Path) -> Path:
         "arms": [(WORDS[name], text) for name, text in content["arms"].items()],
         "panels": [{"name": label, "plot": _draw_curves(rows, name, label)} for name, label in labels.items()],
         "heads": list(labels.values()),
-        "rows": [_write_row(row, Source(FILE, ("rows", str(i))), labels) for i, row in enumerate(rows)],
+        "rows": [_write_row(source.at("rows", i), labels) for i in range(len(rows))],
         "differences": [
             Row(
                 f"{of_folder[entry['second']]} − {of_folder[entry['first']]}",
                 [
-                    Cell(label, cite_difference(found, Source(FILE, ("differences", str(i), "scores", name)), "p"))
-                    if (found := entry["scores"].get(name))
+                    Cell(label, cite_difference(source.at("differences", i, "scores", name), "p"))
+                    if name in entry["scores"]
                     else Cell(label, "")
                     for name, label in labels.items()
                 ],
@@ -61,14 +62,12 @@ def _draw_curves(rows: list[dict[str, Any]], name: str, label: str) -> Markup:
     return draw_curves(f"{label} over minutes", [curve for curve in curves if curve.points])
 
 
-def _write_row(row: dict[str, Any], source: Source, labels: dict[str, str]) -> Row:
-    cells = [Cell("minutes", cite(row["used_minutes"], source.at("used_minutes"), "plain"))]
+def _write_row(source: Source, labels: dict[str, str]) -> Row:
+    cells = [Cell("minutes", source.cite("used_minutes", form="plain"))]
     for name, label in labels.items():
-        entry, place = row["scores"][name], source.at("scores", name)
-        small = Markup("{} shuffled {} {}").format(
-            cite_interval(entry["interval"], place.at("interval")),
-            cite(entry["controls"].get("shuffled"), place.at("controls", "shuffled")),
-            cite(entry["p_holm"].get("shuffled"), place.at("p_holm", "shuffled"), "p"),
-        )
-        cells.append(Cell(label, cite_value(entry, place), small))
-    return Row(WORDS[row["arm"]], cells)
+        place = source.at("scores", name)
+        shuffled = place.cite("controls", "shuffled")
+        p = place.cite("p_holm", "shuffled", form="p")
+        small = Markup("{} shuffled {} {}").format(cite_interval(place), shuffled, p)
+        cells.append(Cell(label, cite_value(place), small))
+    return Row(WORDS[source.value["arm"]], cells)

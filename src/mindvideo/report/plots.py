@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from mindvideo.report.trace import Source
-from mindvideo.report.wording import FORMS
+from mindvideo.report.wording import write, write_number
 
 WIDTH = 340
 LETTER = 6.2
@@ -82,7 +82,8 @@ class _Canvas:
 
     def dot(self, value: float, y: float, kind: str, title: str = "", r: float = 4.5) -> None:
         """A circle, or a triangle that points to a value outside the axis."""
-        x, inner = self.place(value), f"<title>{escape(title)}</title>" if title else ""
+        x = self.place(value)
+        inner = f"<title>{escape(title)}</title>" if title else ""
         side = (value > self.ticks[-1]) - (value < self.ticks[0])
         if side:
             points = f"{x + side * r:.1f},{y:.1f} {x - side * r:.1f},{y - r:.1f} {x - side * r:.1f},{y + r:.1f}"
@@ -111,14 +112,8 @@ def draw_dots(
 ) -> Markup:
     """A row for each known value on one axis, intervals as bars, chance as a dashed line.
 
-    Parameters
-    ----------
-    title : str
-        Read out, with every value, instead of the picture.
-    label_width : float
-        Room for the labels, of the plot's 340.
-    axis : dict of float to str, optional
-        Names of ticks on the axis of `WAY`; else the axis covers the values.
+    ``title`` is read out, with every value, instead of the picture. Labels have ``label_width`` of the
+    plot's 340; ``axis`` names ticks on the axis of `WAY`, else the axis covers the values.
     """
     dots = [dot for dot in dots if dot.value is not None]
     if not dots:
@@ -142,8 +137,8 @@ def draw_dots(
             canvas.line(canvas.place(dot.mark), y - 7, canvas.place(dot.mark), y + 7, "mark")
         canvas.dot(value, y, dot.kind)
         cited = dot.source.attributes(value, dot.form) if dot.source else ""
-        canvas.text(WIDTH, y + 4, FORMS[dot.form](value), f"value {dot.kind}", "end", cited)
-    said = ", ".join(f"{dot.label} {FORMS[dot.form](dot.value)}" for dot in dots)
+        canvas.text(WIDTH, y + 4, write(value, dot.form), f"value {dot.kind}", "end", cited)
+    said = ", ".join(f"{dot.label} {write(dot.value, dot.form)}" for dot in dots)
     return canvas.svg(bottom + 22, f"{title}: {said}")
 
 
@@ -189,7 +184,7 @@ def draw_curves(title: str, curves: Sequence[Curve]) -> Markup:
             canvas.dot(curve.points[0][0], height(curve.points[0][1]), curve.kind, r=3)
         path = " ".join(f"{canvas.place(x):.1f},{height(y):.1f}" for x, y in curve.points)
         canvas.parts.append(f'<polyline points="{path}" class="curve {curve.kind}"/>')
-    said = ", ".join(f"{curve.label} {FORMS['number'](curve.points[-1][1])}" for curve in curves if curve.points)
+    said = ", ".join(f"{curve.label} {write_number(curve.points[-1][1])}" for curve in curves if curve.points)
     return canvas.svg(bottom + 22, f"{title}; last: {said}")
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 
 from mindvideo.clip_sets import ClipSet, clip_set
 from mindvideo.config import read_yaml
 from mindvideo.errors import DataError
-from mindvideo.evaluate.compare import PLACE_COLUMNS
 from mindvideo.evaluate.score import ScoreResult, finite, parse_scores
+from mindvideo.evaluate.tables import read_windows
 from mindvideo.stages import STAGES, UNFINISHED
 
 
@@ -93,7 +93,7 @@ def read_run(path: Path) -> Run:
     recipe_path = path / "recipe.yaml"
     if not recipe_path.is_file():
         raise DataError(
-            f"expected a run folder with recipe.yaml, found none at {path}; give a folder made by 'mindvideo run'"
+            f"expected a run folder with recipe.yaml at {path}, found none; give a folder made by 'mindvideo run'"
         )
     text = recipe_path.read_text(errors="replace")
     recipe = read_yaml(recipe_path.read_bytes(), f"recipe {recipe_path}")
@@ -172,7 +172,8 @@ def _read_scores(run: Run) -> None:
     except DataError as error:
         run.problems.append(f"evaluate/scores.json: {error}")
     about = _read_json(folder / "evaluation.json", run.problems) or {}
-    run.left_out, run.smallest_p = about.get("left_out", {}), about.get("smallest_p")
+    run.left_out = about.get("left_out", {})
+    run.smallest_p = about.get("smallest_p")
     run.clip_sets = {name: ClipSet(**entry) for name, entry in about.get("sets", {}).items()}
     ceilings = _read_json(folder / "noise_ceiling.json", run.problems) or {}
     run.noise_ceiling = {segment: entry["median"] for segment, entry in ceilings.items()}
@@ -209,28 +210,21 @@ def _read_window_scores(run: Run) -> None:
     path = run.path / "evaluate" / "windows.csv"
     if not path.is_file():
         return
-    with path.open(newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    n_clips = next(iter(run.clips.values())).shape[0] if run.clips else len(rows)
     try:
+        rows, scores = read_windows(path)
+        n_clips = next(iter(run.clips.values())).shape[0] if run.clips else len(rows)
         places = _row_places(rows, run.windows)
-    except (ValueError, TypeError, KeyError):
-        places = None
-    if places is None or any(place >= n_clips for place in places) or len(set(places)) != len(rows):
-        run.problems.append(
-            f"evaluate/windows.csv ({len(rows)} rows) does not belong to the {n_clips} clips of reconstruct/; "
-            "evaluate again"
-        )
+        if max(places) >= n_clips or len(set(places)) != len(rows):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        run.problems.append("evaluate/windows.csv does not belong to the clips of reconstruct/; evaluate again")
         return
-    for column in rows[0] if rows else ():
-        if column is None or column in PLACE_COLUMNS:
-            continue
-        name, _, clip = column.partition(":")
-        values: list[float | None] = [None] * n_clips
-        for place, row in zip(places, rows, strict=True):
-            values[place] = finite(row[column])
-        if any(value is not None for value in values):
-            run.window_scores.setdefault(name, {})[clip or "reconstruction"] = values
+    for name, sets in scores.items():
+        for clip, found in sets.items():
+            if np.isfinite(found).any():
+                values = np.full(n_clips, np.nan)
+                values[places] = found
+                run.window_scores.setdefault(name, {})[clip] = [finite(value) for value in values]
 
 
 def _row_places(rows: list[dict[str, str]], windows: list[dict[str, Any]]) -> list[int]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 from markupsafe import Markup, escape
 
-from mindvideo.clip_sets import CLIP_SETS, clip_set
+from mindvideo.clip_sets import CLIP_SETS, ClipSet, clip_set
 from mindvideo.evaluate.score import ScoreResult, finite
 from mindvideo.report.cells import Cell, Row
 from mindvideo.report.plots import WAY_TICKS, Curve, Dot, draw_curves, draw_dots, thin_out
@@ -16,7 +15,7 @@ from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, cite_interval, count_of
 from mindvideo.report.verdict import FILE as SCORES
 from mindvideo.report.verdict import kind_of, list_aspects
-from mindvideo.report.wording import write_number, write_seconds
+from mindvideo.report.wording import write
 from mindvideo.stages import STAGES
 
 
@@ -25,30 +24,31 @@ def _in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (clip_set(name).role == "ceiling", place.get(name, len(place)), name))
 
 
-def list_sets(run: Run) -> list[dict[str, Any]]:
+def list_sets(run: Run) -> list[ClipSet]:
     """Every set of clips beside the reconstruction, ceilings last."""
     names = _in_order({name for score in run.scores.values() for name in score.controls})
-    return [asdict(run.clip_set(name)) for name in names]
+    return [run.clip_set(name) for name in names]
 
 
 def list_scores(run: Run) -> list[dict[str, Any]]:
     """Rows of the table of scores, every number with its source."""
-    rows, sets = [], {each["name"]: each["label"] for each in list_sets(run)}
+    rows = []
+    sets = {each.name: each.label for each in list_sets(run)}
     for score in run.scores.values():
-        source = Source(SCORES, (score.name,))
-        small = cite_interval(score.interval, source.at("interval"))
+        source = Source(SCORES, (score.name,), content=run.scores)
+        small = cite_interval(source)
         if score.n:
-            small += Markup(" n ") + cite(score.n, source.at("n"), "count")
-        value = cite(score.value, source.at("value"))
-        cells = [Cell("reconstruction", value, small, "better" * bool(score.from_brain))]
-        cells.append(Cell("chance", cite(score.chance, source.at("chance"))))
+            small += Markup(" n ") + source.cite("n", form="count")
+        cells = [Cell("reconstruction", source.cite("value"), small, "better" * bool(score.from_brain))]
+        cells.append(Cell("chance", source.cite("chance")))
         for name, label in sets.items():
             value = cite(score.controls.get(name), source.at("controls", name))
             p = cite(score.p_holm.get(name), source.at("p_holm", name), "p")
             cells.append(Cell(label, value, p, "ceiling" * (score.roles.get(name) == "ceiling")))
         if has_truth(run):
-            cells.append(Cell("truth itself", cite(score.truth, source.at("truth"))))
-        plot, row = draw_score(run, score), Row(score.label, cells)
+            cells.append(Cell("truth itself", source.cite("truth")))
+        plot = draw_score(run, score)
+        row = Row(score.label, cells)
         rows.append({"name": score.label, "row": row, "definition": _define(score), "plot": plot})
     return rows
 
@@ -57,8 +57,8 @@ def list_heads(run: Run) -> list[Markup | str]:
     """Heads of the columns of `list_scores`."""
     heads: list[Markup | str] = ["Score", "Reconstruction", "Chance"]
     for each in list_sets(run):
-        note = "ceiling" if each["role"] == "ceiling" else each["note"]
-        heads.append(each["label"] + (Markup(" <small>{}</small>").format(note) if note else ""))
+        note = "ceiling" if each.role == "ceiling" else each.note
+        heads.append(each.label + (Markup(" <small>{}</small>").format(note) if note else ""))
     return [*heads, "truth itself"] if has_truth(run) else heads
 
 
@@ -86,29 +86,26 @@ def list_films(run: Run) -> list[dict[str, Any]]:
     score = run.scores.get("ssim_rgb")
     panels = []
     for film, entry in score.films.items() if score is not None else ():
-        source = Source(SCORES, ("ssim_rgb", "films", film))
+        source = Source(SCORES, ("ssim_rgb", "films", film), content=run.scores)
         dots = [Dot("reconstruction", entry["value"], entry["interval"], "main", source.at("value"))]
         for name in _in_order(entry["controls"]):
             role = clip_set(name).role
             if role != "ceiling":
                 dots.append(Dot(run.clip_set(name).label, entry["controls"][name], source=source.at("controls", name)))
-        n = cite(entry["n"], source.at("n"), "count")
-        panels.append({"name": film, "n": n, "plot": draw_dots(f"SSIM on {film}", dots)})
+        panels.append({"name": film, "plot": draw_dots(f"SSIM on {film}", dots)})
     return panels
 
 
 def _define(score: ScoreResult) -> Markup:
-    source = Source(SCORES, (score.name,))
+    source = Source(SCORES, (score.name,), content={score.name: score})
     parts: list[str] = [str(escape(score.definition))]
     if score.higher_is_better is None:
         parts.append("neither end is good, the truth's own value is the aim")
     elif not score.higher_is_better:
         parts.append("lower is better")
     if score.chance_closed_form is not None:
-        parts.append(
-            f"chance in theory {cite(score.chance_closed_form, source.at('chance_closed_form'))}, "
-            f"on this test set {cite(score.chance, source.at('chance'))}"
-        )
+        theory = source.cite("chance_closed_form")
+        parts.append(f"chance in theory {theory}, on this test set {source.cite('chance')}")
     if score.network:
         parts.append(f"measured by {escape(score.network)}")
     if score.used_by:
@@ -122,11 +119,12 @@ def draw_score(run: Run, score: ScoreResult) -> Markup:
     dots = [Dot("reconstruction", score.value, score.interval, "main", source.at("value"))]
     for name in _in_order(score.controls):
         kind = "ceiling" if score.roles.get(name) == "ceiling" else "floor"
-        place, interval = source.at("controls", name), score.control_intervals.get(name)
+        place = source.at("controls", name)
+        interval = score.control_intervals.get(name)
         dots.append(Dot(run.clip_set(name).label, score.controls[name], interval, kind, place))
     if score.truth is not None:
         dots.append(Dot("the truth itself", score.truth, kind="ceiling", source=source.at("truth")))
-    return draw_dots(f"{score.label} (chance {write_number(score.chance)})", dots, score.chance)
+    return draw_dots(f"{score.label} (chance {write(score.chance)})", dots, score.chance)
 
 
 def _split_key(key: str) -> tuple[str, str]:
@@ -199,7 +197,8 @@ def list_stages(run: Run) -> list[dict[str, Any]]:
     """Wall time and peak memory of every stage."""
     rows = []
     for state in run.stages.values():
-        seconds, memory = finite(state.done.get("seconds")), finite(state.done.get("peak_memory_bytes"))
+        seconds = finite(state.done.get("seconds"))
+        memory = finite(state.done.get("peak_memory_bytes"))
         rows.append(
             {
                 "name": state.name,
@@ -218,4 +217,4 @@ def total_time(run: Run) -> Markup:
     """The sum of the stages' wall times."""
     known = [found for state in run.stages.values() if (found := finite(state.done.get("seconds"))) is not None]
     source = Source("*/done.json", derived="sum of seconds")
-    return cite(sum(known), source, text=write_seconds(sum(known))) if known else Markup("–")
+    return cite(sum(known) if known else None, source, "seconds")

@@ -50,7 +50,6 @@ def draw_sheets(arrays: dict[str, Any], fps: float, in_film: int = 2, progress: 
     """One WebP picture and one MP4 film a window, of clips uint8 (n, F, H, W, 3) by kind.
 
     The picture has a row for each kind; the first ``in_film`` kinds stand side by side in the film.
-    Clips of another size than the first kind's are scaled to it.
     """
     n, frames, height, width = next(iter(arrays.values())).shape[:4]
     size = (width, height)

@@ -12,7 +12,7 @@ from mindvideo.data.store import SPLITS, Store
 from mindvideo.data.windows import near_duplicates
 from mindvideo.errors import DataError
 from mindvideo.explain.surfaces import draw_flat_map, save_figure
-from mindvideo.files import write_text
+from mindvideo.files import disk_errors, write_text
 from mindvideo.report.page import render
 
 Sections = dict[str, dict[str, str]]
@@ -82,14 +82,13 @@ def write_page(store: Store, sections: Sections, out: Path) -> Path:
     """
     if out.resolve().is_relative_to(store.path.resolve()):
         raise DataError(f"expected a folder outside the store {store.path}, found {out}; a store is never written into")
-    try:
+    with disk_errors(out, "the page"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"expected a folder that can be written at {out}, found: {error.strerror}") from error
     pictures: dict[str, str] = {}
     values = store.reproducibility
     if np.isfinite(values).any():
-        title, name = f"Reproducibility, {store.subject}", "reproducibility.png"
+        title = f"Reproducibility, {store.subject}"
+        name = "reproducibility.png"
         draw_flat_map(values, out / name, title, "between-run correlation")
         pictures[name] = (
             "Mean correlation of each vertex between two recordings of a training film; grey: not measured."
@@ -111,7 +110,8 @@ def write_page(store: Store, sections: Sections, out: Path) -> Path:
 
 def _draw_histogram(store: Store, values: np.ndarray) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
-    axis, tested = figure.subplots(), values[np.isfinite(values)]
+    axis = figure.subplots()
+    tested = values[np.isfinite(values)]
     chosen = values[store.vertex] if store.has_positions else np.empty(0)
     edges = np.linspace(tested.min(), tested.max() + 1e-6, 51).tolist()
     axis.hist(tested, edges, color=_PALE, label=f"{len(tested)} measured")

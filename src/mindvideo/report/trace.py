@@ -1,41 +1,52 @@
 """Numbers that say where they come from: a file, a place in it, and the value.
 
 ``data-source`` is a file of the run folder and ``data-key`` the way to the number in it, its steps
-joined by ``|``:
-
-- ``*.json``: keys and list positions;
-- ``*/metrics.jsonl``: ``last|FIELD``, the last row that has the field, or ``max|FIELD``;
-- ``evaluate/windows.csv``: ``ROW|COLUMN``, rows counted as the clips of ``reconstruct/clips.zarr``;
-- ``prepare/store.zarr``: keys of ``Store.summary()``.
-
-``differences*.json`` lies beside the page, ``FOLDER/ablation.json`` beside or above the run.
-
-A number worked out from a whole file has ``data-derived`` in place of a key.
+joined by ``|``: keys and list positions of JSON; ``last|FIELD`` of a log, the last row that has the
+field; ``ROW|COLUMN`` of ``windows.csv``; keys of ``Store.summary()``. A number worked out from a
+whole file has ``data-derived`` in place of a key.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from markupsafe import Markup, escape
 
-from mindvideo.report.wording import FORMS
+from mindvideo.report.wording import write
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a number lies: a file of the run folder, and the way in it."""
+    """Where a number lies: a file of the run folder, the way in it, and the file's content."""
 
     file: str
     key: tuple[str, ...] = ()
     derived: str = ""
     run: int | None = None
+    content: Any = None
 
     def at(self, *steps: str | int) -> Source:
         """A place further inside."""
-        return Source(self.file, (*self.key, *map(str, steps)), self.derived, self.run)
+        return replace(self, key=(*self.key, *map(str, steps)))
+
+    @property
+    def value(self) -> Any:
+        """What lies there; objects count as mappings of their attributes."""
+        found = self.content
+        for step in self.key:
+            if isinstance(found, Mapping):
+                found = found[step]
+            else:
+                found = found[int(step)] if isinstance(found, Sequence) else getattr(found, step)
+        return found
+
+    def cite(self, *steps: str | int, form: str = "number") -> Markup:
+        """The number at a place further inside, in a form of `FORMS`."""
+        place = self.at(*steps)
+        return cite(place.value, place, form)
 
     def attributes(self, value: float | None, form: str = "number") -> Markup:
         """HTML attributes for an element that shows ``value``."""
@@ -52,18 +63,16 @@ class Source:
 
 def cite(value: float | None, source: Source, form: str = "number", text: str | None = None) -> Markup:
     """A number in a form of `FORMS`, or as ``text``, in an element that names its source."""
-    shown = FORMS[form](value) if text is None else text
+    shown = write(value, form) if text is None else text
     if value is None and text is None:
         return Markup(escape(shown))
     return Markup(f"<data{source.attributes(value, form)}>{escape(shown)}</data>")
 
 
-def cite_interval(interval: Sequence[float | None] | None, source: Source) -> Markup:
-    """``[.190, .240]``, each end with its source, or nothing."""
-    if interval is None or None in interval:
-        return Markup("")
-    ends = [cite(end, source.at(i)) for i, end in enumerate(interval)]
-    return Markup(f"[{ends[0]}, {ends[1]}]")
+def cite_interval(source: Source) -> Markup:
+    """``[.190, .240]``, the ``interval`` of what lies there, or nothing."""
+    place = source.at("interval")
+    return Markup("") if None in place.value else Markup(f"[{place.cite(0)}, {place.cite(1)}]")
 
 
 def count_of(number: int, file: str, how: str) -> Markup:

@@ -12,7 +12,7 @@ from mindvideo.evaluate.score import FAMILIES, LEVEL, ScoreResult
 from mindvideo.report.plots import Strip, draw_strips
 from mindvideo.report.read import Run
 from mindvideo.report.trace import Source, cite, count_of
-from mindvideo.report.wording import write_percent
+from mindvideo.report.wording import join_words, write, write_percent
 
 FILE = "evaluate/scores.json"
 ABOUT = "evaluate/evaluation.json"
@@ -72,11 +72,6 @@ def count_shown(tested: Sequence[ScoreResult], source: Source) -> list[Markup]:
     """How many of these scores are from the brain, and how many they are."""
     counts = {"better than shuffled": sum(bool(score.from_brain) for score in tested), "tested": len(tested)}
     return [cite(n, replace(source, derived=f"scores {how}"), text=str(n)) for how, n in counts.items()]
-
-
-def join_words(words: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
 def write_title(run: Run, aspects: Sequence[Aspect]) -> str:
@@ -143,7 +138,7 @@ def draw_way(run: Run) -> Markup:
         strips.append(Strip(aspect.name, values, median(ways.values()) if ways else None, text))
     if not any(strip.values for strip in strips):
         return Markup("")
-    said = "; ".join(f"{strip.label}: median {write_percent(strip.middle)}" for strip in strips)
+    said = "; ".join(f"{strip.label}: median {write(strip.middle, 'percent')}" for strip in strips)
     return draw_strips(f"Way from shuffled brain (0 %) to true caption (100 %). {said}", strips)
 
 
@@ -160,4 +155,4 @@ def write_way(run: Run) -> Markup:
     source = Source(FILE, derived="median way to caption")
     return Markup(
         "The median score comes {} of the way from another moment’s brain activity to the film’s own caption."
-    ).format(cite(median(known), source, text=write_percent(median(known))))
+    ).format(cite(median(known), source, "percent"))
