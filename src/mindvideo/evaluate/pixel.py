@@ -1,8 +1,8 @@
 """Pixel scores of frames: structure, error, correlation, colour.
 
 A constant grey rectangle beats every published reconstruction on `ssim_rgb`: read none of these
-without its controls. Each takes ``prediction`` and ``truth`` as uint8 (..., H, W, 3), gives float64
-(...), and raises DataError for other types or shapes.
+without its controls (docs/method.md, Scores and controls). Each takes ``prediction`` and ``truth``
+as uint8 (..., H, W, 3), gives float64 (...), and raises DataError for other types or shapes.
 """
 
 from __future__ import annotations

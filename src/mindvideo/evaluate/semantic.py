@@ -1,6 +1,7 @@
 """N-way top-K identification: the published sampling's expectation in closed form.
 
-Shapes: n rows (frames or clips), classes, g ground-truth classes of a row.
+Shapes: n rows (frames or clips), classes, g ground-truth classes of a row
+(docs/method.md, Scores and controls).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Inference that respects dependence: whole blocks of windows are permuted and resampled.
 
-Shapes: n windows, each with a block number; windows of one block stay together.
+Shapes: n windows, each with a block number; windows of one block stay together
+(docs/method.md, Scores and controls).
 """
 
 from __future__ import annotations
