@@ -28,7 +28,7 @@ from torch.func import functional_call
 
 from mindvideo.baselines.banded import BandedRidge, Components
 from mindvideo.baselines.base import MethodContext, SplitWindows
-from mindvideo.baselines.pixels import as_clips, as_tensor, channels_at, halvings, held_out_pixel_loss, pixel_norm
+from mindvideo.baselines.pixels import PixelTask, as_clips, as_tensor, channels_at, halvings, pixel_norm
 from mindvideo.data.store import Store
 from mindvideo.generate.clips import window_noise
 from mindvideo.train.features import Features, Split
@@ -115,7 +115,7 @@ def frozen(module: nn.Module) -> Callable[..., torch.Tensor]:
 
 
 @dataclass
-class GanTask:
+class GanTask(PixelTask):
     """Random training clips: the generator against both discriminators, in one loss."""
 
     context: MethodContext
@@ -167,15 +167,11 @@ class GanTask:
             logged[f"{name}_hinge_loss"] = hinge.detach().mean()
         return total, logged
 
-    def validate(self, step: int) -> dict[str, float]:
-        """Pixel loss on validation windows with their own embeddings and with others'."""
-        noise = torch.zeros(1, self.settings.noise_width, device=self.device)
-
-        def make(rows: np.ndarray) -> torch.Tensor:
-            embedding = self.embedding["validation"][rows].to(self.device)
-            return self.networks["generator"](embedding, noise.expand(len(rows), -1))
-
-        return held_out_pixel_loss(self.windows["validation"], make, self.device)
+    def make(self, rows: np.ndarray) -> torch.Tensor:
+        """Clips from embeddings of validation windows, without noise."""
+        embedding = self.embedding["validation"][rows].to(self.device)
+        noise = torch.zeros(len(rows), self.settings.noise_width, device=self.device)
+        return self.networks["generator"](embedding, noise)
 
 
 class VideoGan:

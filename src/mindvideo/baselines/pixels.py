@@ -5,13 +5,11 @@ Shapes: B batch, F frames, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mindvideo.data.windows import Windows
+from mindvideo.baselines.base import SplitWindows
 from mindvideo.generate.clips import split_batches
 
 VALIDATION_BATCH = 16
@@ -48,17 +46,23 @@ def pixel_norm(x: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6)
 
 
-@torch.inference_mode()
-def held_out_pixel_loss(
-    windows: Windows, make: Callable[[np.ndarray], torch.Tensor], device: torch.device
-) -> dict[str, float]:
-    """Mean absolute error of validation clips, from their own fMRI and from others'.
+class PixelTask:
+    """A task that is watched by the error of validation clips."""
 
-    ``make`` maps indices (B,) of the windows whose fMRI is used to clips (B, 3, F, H, W).
-    """
-    sums = {"validation_pixel_loss": 0.0, "validation_pixel_loss_shuffled": 0.0}
-    for index in split_batches(len(windows), VALIDATION_BATCH):
-        real = as_tensor(windows.frames(index), device)
-        for name, rows in zip(sums, (index, (index + len(windows) // 2) % len(windows)), strict=True):
-            sums[name] += float(F.l1_loss(make(rows), real)) * len(index)
-    return {name: total / len(windows) for name, total in sums.items()}
+    windows: SplitWindows
+    device: torch.device
+
+    def make(self, rows: np.ndarray) -> torch.Tensor:
+        """Clips (B, 3, F, H, W) from the fMRI of some validation windows."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def validate(self, step: int) -> dict[str, float]:
+        """Mean absolute error of clips made from their own fMRI and from others'."""
+        windows = self.windows["validation"]
+        sums = {"validation_pixel_loss": 0.0, "validation_pixel_loss_shuffled": 0.0}
+        for index in split_batches(len(windows), VALIDATION_BATCH):
+            real = as_tensor(windows.frames(index), self.device)
+            for name, rows in zip(sums, (index, (index + len(windows) // 2) % len(windows)), strict=True):
+                sums[name] += float(F.l1_loss(self.make(rows), real)) * len(index)
+        return {name: total / len(windows) for name, total in sums.items()}

@@ -32,11 +32,11 @@ from torch import nn
 from mindvideo.baselines.base import MethodContext, SplitWindows
 from mindvideo.baselines.pixels import (
     VALIDATION_BATCH,
+    PixelTask,
     as_clips,
     as_tensor,
     channels_at,
     halvings,
-    held_out_pixel_loss,
     pixel_norm,
 )
 from mindvideo.baselines.vision import VisionNetwork
@@ -164,7 +164,7 @@ class EncoderTask:
 
 
 @dataclass
-class DecoderTask:
+class DecoderTask(PixelTask):
     """Random training pairs, and unlabelled clips through the fixed encoder and back."""
 
     context: MethodContext
@@ -219,14 +219,10 @@ class DecoderTask:
         logged["cycle_loss"] = cycle.detach().mean()
         return supervised + self.settings.self_supervised_weight * cycle, logged
 
-    def validate(self, step: int) -> dict[str, float]:
-        """Pixel loss on validation windows with their own fMRI and with others'."""
-        windows = self.windows["validation"]
-
-        def make(rows: np.ndarray) -> torch.Tensor:
-            return self.decoder(torch.from_numpy(windows.fmri(rows)).to(self.device))
-
-        return held_out_pixel_loss(windows, make, self.device)
+    def make(self, rows: np.ndarray) -> torch.Tensor:
+        """Clips from the fMRI of validation windows."""
+        fmri = self.windows["validation"].fmri(rows)
+        return self.decoder(torch.from_numpy(fmri).to(self.device))
 
 
 def draw_pairs(windows: Windows, draw: Draw, device: torch.device) -> Batch:
