@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -48,6 +48,10 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+Made = tuple[Path, dict[str, np.ndarray]]
+"""A page, and the values of its scores by window."""
+
+
 class Watched:
     """A page with everything it asked for and complained of."""
 
@@ -73,9 +77,28 @@ class Watched:
         self.page.goto(path.as_uri())
         if unfold:
             self.page.get_by_role("button", name="Unfold all").click()
+        if self.page.query_selector("canvas"):
+            self.page.wait_for_selector("canvas[data-frame]")
 
     def cards(self) -> list[int]:
         return [int(card.get_attribute("data-window") or -1) for card in self.page.query_selector_all(".card")]
+
+
+Open = Callable[..., Watched]
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Open]:
+    """Opens pages, which are closed after the test."""
+    pages: list[Watched] = []
+
+    def open_page(path: Path, **options: Any) -> Watched:
+        pages.append(Watched(browser, path, **options))
+        return pages[-1]
+
+    yield open_page
+    for seen in pages:
+        seen.page.close()
 
 
 def overflowing(page: Page) -> list[str]:
@@ -92,11 +115,8 @@ def overflowing(page: Page) -> list[str]:
     )
 
 
-def test_page_opens_from_disk_without_errors_or_network(
-    browser: Browser, made: tuple[Path, dict[str, np.ndarray]]
-) -> None:
-    seen = Watched(browser, made[0], motion="no-preference")
-    seen.page.wait_for_selector("canvas[data-frame]")
+def test_page_opens_from_disk_without_errors_or_network(opened: Open, made: Made) -> None:
+    seen = opened(made[0], motion="no-preference")
     seen.page.evaluate("scrollTo(0, document.body.scrollHeight)")
     seen.page.wait_for_timeout(200)
     assert seen.complaints == []
@@ -119,12 +139,10 @@ def test_page_opens_from_disk_without_errors_or_network(
     picture = "img[alt='flat attention cotrain last']"
     seen.page.locator(picture).scroll_into_view_if_needed()
     seen.page.wait_for_function(f'() => document.querySelector("{picture}").naturalWidth === 240')
-    seen.page.close()
 
 
-def test_clips_play_together_pause_and_step(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
-    page = Watched(browser, made[0], motion="no-preference").page
-    page.wait_for_selector("canvas[data-frame]")
+def test_clips_play_together_pause_and_step(opened: Open, made: Made) -> None:
+    page = opened(made[0], motion="no-preference").page
     page.locator(".card").first.scroll_into_view_if_needed()
     frames = "() => [...document.querySelector('.card').querySelectorAll('canvas')].map(c => c.dataset.frame)"
     seen = set()
@@ -146,20 +164,16 @@ def test_clips_play_together_pause_and_step(browser: Browser, made: tuple[Path, 
     assert canvas.screenshot() != first
     page.get_by_role("button", name="Play").first.click()
     assert page.get_by_role("button", name="Pause").count() == 2
-    page.close()
 
 
-def test_sorting_and_showing_more(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
-    seen, values = Watched(browser, made[0]), made[1]
+def test_sorting_and_showing_more(opened: Open, made: Made) -> None:
+    seen, values = opened(made[0]), made[1]
     page = seen.page
     ranks = rank_windows(made[0].parent.parent)
     best = [int(i) for i in np.argsort(-np.array(ranks), kind="stable")]
     shown = seen.cards()
-    assert [int(c.get_attribute("data-window") or -1) for c in page.query_selector_all(".end")] == [
-        best[0],
-        best[12],
-        best[-1],
-    ]
+    ends = [int(end.get_attribute("data-window") or -1) for end in page.query_selector_all(".end")]
+    assert ends == [best[0], best[12], best[-1]]
     assert len(shown) == 9
     assert shown[0] == best[0] and shown[6] == best[-1]
     assert abs(best.index(shown[3]) - (N - 1) / 2) <= 0.5
@@ -188,15 +202,12 @@ def test_sorting_and_showing_more(browser: Browser, made: tuple[Path, dict[str, 
     page.get_by_role("checkbox", name="shuffled brain").uncheck()
     assert page.locator(".card [data-kind=shuffled]").first.is_hidden()
     assert seen.complaints == []
-    page.close()
 
 
 ODD = [100.0, 431.24, 12.25, -0.0001, 0.0625, 0.3125, -0.0625, 99.96, 9.9996, -12.34, 0.0005, 0.0, 1.0]
 
 
-def test_numbers_under_clips_are_written_as_everywhere_and_the_note_counts_them(
-    browser: Browser, run_dir: Path
-) -> None:
+def test_numbers_under_clips_are_written_as_everywhere_and_the_note_counts_them(opened: Open, run_dir: Path) -> None:
     path = run_dir / "evaluate" / "windows.csv"
     with path.open() as handle:
         rows = sorted(csv.DictReader(handle), key=lambda row: int(row["window"]))
@@ -209,7 +220,7 @@ def test_numbers_under_clips_are_written_as_everywhere_and_the_note_counts_them(
     windows = json.loads((run_dir / "reconstruct" / "windows.json").read_text())
     scenes = [window | {"scene": i // 7} for i, window in enumerate(windows)]
     (run_dir / "reconstruct" / "windows.json").write_text(json.dumps(scenes))
-    page = Watched(browser, build_report([run_dir], run_dir / "report")).page
+    page = opened(build_report([run_dir], run_dir / "report")).page
     page.select_option(".score", "video_50way")
     groups = [len(row.query_selector_all(".card")) for row in page.query_selector_all(".cards .row")]
     assert groups == [2, 2, 2]  # one of a scene
@@ -218,66 +229,46 @@ def test_numbers_under_clips_are_written_as_everywhere_and_the_note_counts_them(
     page.get_by_role("button", name="Show more").click()
     shown = [item.inner_text().split()[-1] for item in page.query_selector_all(".card figure.main figcaption")]
     assert shown[: len(ODD)] == [write_number(value) for value in ODD]
-    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_narrow_window_has_no_overflow(browser: Browser, made: tuple[Path, dict[str, np.ndarray]], scheme: str) -> None:
-    page = Watched(browser, made[0], width=360, scheme=scheme).page
+def test_narrow_window_has_no_overflow(opened: Open, made: Made, scheme: str) -> None:
+    page = opened(made[0], width=360, scheme=scheme).page
     assert overflowing(page) == []
     ink, paper = page.evaluate(
         "() => { const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]; }"
     )
     brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
     assert (brightness[0] < brightness[1]) == (scheme == "light") and abs(brightness[0] - brightness[1]) > 400
-    page.close()
 
 
-def test_reader_who_wants_no_motion_gets_none(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
-    page = Watched(browser, made[0]).page
-    page.wait_for_selector("canvas[data-frame]")
+def test_reader_who_wants_no_motion_gets_none(opened: Open, made: Made) -> None:
+    page = opened(made[0]).page
     page.wait_for_timeout(800)
     assert page.locator(".card canvas").first.get_attribute("data-frame") == "0"
-    page.close()
 
 
-def test_keyboard_reaches_every_control(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
-    page = Watched(browser, made[0]).page
+def test_keyboard_reaches_every_control(opened: Open, made: Made) -> None:
+    page = opened(made[0]).page
     reached = set()
     for _ in range(200):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.className || document.activeElement.tagName"))
-    controls = {
-        "skip",
-        "unfold",
-        "play",
-        "seek",
-        "order",
-        "score",
-        "more",
-        "mp4",
-        "png",
-        "copy",
-        "INPUT",
-        "SUMMARY",
-        "A",
-    }
-    assert controls <= reached
-    page.close()
+    assert reached >= {
+        "skip", "unfold", "play", "seek", "order", "score", "more", "mp4", "png", "copy", "INPUT", "SUMMARY", "A",
+    }  # fmt: skip
 
 
-def test_missing_stages_are_named(browser: Browser, tmp_path: Path) -> None:
+def test_missing_stages_are_named(opened: Open, tmp_path: Path) -> None:
     path = tmp_path / "early"
-    path.mkdir()
-    (path / "recipe.yaml").write_text(
-        yaml.safe_dump({"name": "early", "pretrain": {"enabled": False}, "reconstruct": {"negative": "test_mean"}})
-    )
-    (path / "align").mkdir()
+    (path / "align").mkdir(parents=True)
     (path / "evaluate").mkdir()
+    recipe = {"name": "early", "pretrain": {"enabled": False}, "reconstruct": {"negative": "test_mean"}}
+    (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (path / "evaluate" / "scores.json").write_text('{"ssim_rgb": {"val')
     page = build_report([path], path / "report")
     for width in (1200, 360):
-        seen = Watched(browser, page, width=width)
+        seen = opened(page, width=width)
         text = seen.page.inner_text("body")
         for words in (
             "Nothing has been scored yet",
@@ -290,28 +281,20 @@ def test_missing_stages_are_named(browser: Browser, tmp_path: Path) -> None:
             assert words in text
         assert "Simulated" not in text
         assert seen.complaints == [] and overflowing(seen.page) == []
-        seen.page.close()
 
 
-def test_several_runs_side_by_side(browser: Browser, run_dir: Path, tmp_path: Path) -> None:
+def test_several_runs_side_by_side(opened: Open, run_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(run_dir, tmp_path / "two")
     page = build_report([run_dir, tmp_path / "two"], tmp_path / "both")
-    seen = Watched(browser, page, width=360)
-    seen.page.wait_for_selector("canvas[data-frame]")
-    labels = [
-        item.inner_text().split()[0]
-        for item in seen.page.query_selector_all("#comparison .card:first-of-type figcaption")
-    ][:3]
-    assert labels == ["truth", "one", "two"]
+    seen = opened(page, width=360)
+    captions = seen.page.query_selector_all("#comparison .card:first-of-type figcaption")[:3]
+    assert [item.inner_text().split()[0] for item in captions] == ["truth", "one", "two"]
     text = " ".join(seen.page.inner_text("#comparison").split())
     assert "2 methods on the same windows" in text and "one Content came from the simulated brain" in text
-    cells = {
-        item.get_attribute("data-label"): item.inner_text()
-        for item in seen.page.query_selector_all("#comparison td:not(.own)")
-    }
-    assert (
-        cells["better than two"] == "0 of 5" and cells["scores from the brain"] == "4 of 5" and cells["windows"] == "26"
-    )
+    found = seen.page.query_selector_all("#comparison td:not(.own)")
+    cells = {item.get_attribute("data-label"): item.inner_text() for item in found}
+    assert cells["better than two"] == "0 of 5" and cells["windows"] == "26"
+    assert cells["scores from the brain"] == "4 of 5"
     assert len(seen.page.query_selector_all("#comparison .panels figure")) == 6
     assert seen.complaints == [] and overflowing(seen.page) == []
     assert len(seen.page.query_selector_all(".gallery")) == 3
@@ -319,9 +302,12 @@ def test_several_runs_side_by_side(browser: Browser, run_dir: Path, tmp_path: Pa
     assert found["pairs"]["one"]["two"]["epe"]["design"] == "paired"
     assert found["pairs"]["one"]["two"]["epe"]["difference"] == 0
     check_citations(seen.page, [run_dir, tmp_path / "two"], page.parent)
-    violations = Axe().run(seen.page).response["violations"]
-    assert [item["id"] for item in violations if item["impact"] in ("serious", "critical")] == []
-    seen.page.close()
+    assert serious_faults(seen.page) == {}
+
+
+def serious_faults(page: Page) -> dict[str, list[str]]:
+    found = [fault for fault in Axe().run(page).response["violations"] if fault["impact"] in ("serious", "critical")]
+    return {fault["id"]: [node["html"][:160] for node in fault["nodes"]] for fault in found}
 
 
 def test_second_report_replaces_the_first(run_dir: Path) -> None:
@@ -337,7 +323,7 @@ def test_second_report_replaces_the_first(run_dir: Path) -> None:
 
 
 def test_pictures_that_do_not_fit_lie_beside_the_page(
-    browser: Browser, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Open, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mindvideo.report.build.Assets", partial(Assets, room=20_000))
     out = tmp_path / "page"
@@ -345,10 +331,8 @@ def test_pictures_that_do_not_fit_lie_beside_the_page(
     beside = {path.stem for path in (out / "assets" / "run0").glob("*.webp")}
     assert beside and len(beside) < N + 3 and not (out / "assets.tmp").exists()
     assert f"{len(list((out / 'assets').rglob('*.*')))} files did not fit" in page.read_text()
-    seen = Watched(browser, page)
-    seen.page.wait_for_selector("canvas[data-frame]")
+    seen = opened(page)
     assert any(url.endswith(".webp") for url in seen.requests) and seen.complaints == []
-    seen.page.close()
     monkeypatch.undo()
     build_report([run_dir], out)
     assert not (out / "assets").exists()
@@ -372,9 +356,8 @@ def check_citations(page: Page, run_dirs: list[Path], page_dir: Path) -> set[str
     return {item["source"] for item in cited}
 
 
-def test_every_number_traces_to_a_file_of_the_run(browser: Browser, made: tuple[Path, dict[str, np.ndarray]]) -> None:
-    page = Watched(browser, made[0]).page
-    page.wait_for_selector("canvas[data-frame]")
+def test_every_number_traces_to_a_file_of_the_run(opened: Open, made: Made) -> None:
+    page = opened(made[0]).page
     files = check_citations(page, [made[0].parent.parent], made[0].parent)
     assert files >= {
         "evaluate/scores.json", "evaluate/windows.csv", "evaluate/near_duplicates.json",
@@ -383,37 +366,27 @@ def test_every_number_traces_to_a_file_of_the_run(browser: Browser, made: tuple[
         "align/metrics.jsonl", "prepare/store.zarr", "reconstruct/done.json", "*/done.json",
     }  # fmt: skip
     assert page.evaluate(UNCITED) == []
-    page.close()
 
 
-def test_numbers_of_an_ablation_trace_to_its_table(browser: Browser, run_dir: Path) -> None:
+def test_numbers_of_an_ablation_trace_to_its_table(opened: Open, run_dir: Path) -> None:
     write_ablation(run_dir.parent)
-    page = Watched(browser, build_report([run_dir], run_dir / "report")).page
-    page.wait_for_selector("canvas[data-frame]")
+    page = opened(build_report([run_dir], run_dir / "report")).page
     files = check_citations(page, [run_dir], run_dir / "report")
     assert f"{run_dir.parent.name}/ablation.json" in files and page.evaluate(UNCITED) == []
     assert "SSIM by test film, first seed" in page.inner_text("#ablation")
-    page.close()
 
 
-def test_folded_page_is_short_on_paper_and_telephone(
-    browser: Browser, made: tuple[Path, dict[str, np.ndarray]]
-) -> None:
-    page = Watched(browser, made[0], unfold=False).page
+def test_folded_page_is_short_on_paper_and_telephone(opened: Open, made: Made) -> None:
+    page = opened(made[0], unfold=False).page
     content = page.pdf(format="A4")
     assert content.startswith(b"%PDF") and 1 < len(re.findall(rb"/Type\s*/Page\b", content)) <= 8
-    page.close()
-    page = Watched(browser, made[0], width=390, unfold=False).page
+    page = opened(made[0], width=390, unfold=False).page
     assert page.evaluate("document.documentElement.scrollHeight") <= 9000
-    page.close()
 
 
 @pytest.mark.parametrize("width", [1280, 768, 390])
-def test_first_screen_answers_a_reader_of_two_minutes(
-    browser: Browser, made: tuple[Path, dict[str, np.ndarray]], width: int
-) -> None:
-    seen = Watched(browser, made[0], width=width, unfold=False)
-    seen.page.wait_for_selector(".end canvas[data-frame]")
+def test_first_screen_answers_a_reader_of_two_minutes(opened: Open, made: Made, width: int) -> None:
+    seen = opened(made[0], width=width, unfold=False)
     height = 844 if width < 500 else 800 if width > 900 else 1024
     for part in ("h1", ".what", ".trio", ".way svg", ".not h2"):
         box = seen.page.locator(part).first.bounding_box()
@@ -422,13 +395,10 @@ def test_first_screen_answers_a_reader_of_two_minutes(
     assert seen.complaints == [] and overflowing(seen.page) == []
     assert [url for url in seen.requests if not url.startswith("data:")] == [made[0].as_uri()]
     check_citations(seen.page, [made[0].parent.parent], made[0].parent)
-    seen.page.close()
 
 
-def test_figures_clips_tables_and_citation_can_be_saved(
-    browser: Browser, made: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
-) -> None:
-    seen, run_dir = Watched(browser, made[0]), made[0].parent.parent
+def test_figures_clips_tables_and_citation_can_be_saved(opened: Open, made: Made, tmp_path: Path) -> None:
+    seen, run_dir = opened(made[0]), made[0].parent.parent
     page = seen.page
 
     def save(button: Locator) -> Path:
@@ -446,19 +416,17 @@ def test_figures_clips_tables_and_citation_can_be_saved(
     with differences.open() as handle:
         rows = {row["score"]: row for row in csv.DictReader(handle)}
     tested = json.loads((made[0].parent / "differences_run0.json").read_text())["pairs"]["this study"]["ridge"]
-    assert {name: float(row["difference"]) for name, row in rows.items()} == {
-        n: e["difference"] for n, e in tested.items()
+    assert {key: float(row["difference"]) for key, row in rows.items()} == {
+        k: e["difference"] for k, e in tested.items()
     }
-    with Image.open(
-        save(page.get_by_role("button", name="Save “From shuffled brain to true caption” as PNG"))
-    ) as picture:
-        assert (
-            picture.format == "PNG"
-            and picture.width == 3 * 340
-            and len(picture.convert("RGB").getcolors(10**6) or ()) > 20
-        )
-    with Image.open(save(page.get_by_role("button", name="Save “Flat attention cotrain last” as PNG"))) as picture:
-        assert picture.size == (240, 120)
+
+    def save_picture(name: str) -> Image.Image:
+        return Image.open(save(page.get_by_role("button", name=f"Save “{name}” as PNG")))
+
+    picture = save_picture("From shuffled brain to true caption")
+    assert picture.format == "PNG" and picture.width == 3 * 340
+    assert len(picture.convert("RGB").getcolors(10**6) or ()) > 20
+    assert save_picture("Flat attention cotrain last").size == (240, 120)
     film = save(page.locator(".end a.mp4").first)
     index = int(page.locator(".end").first.get_attribute("data-window") or -1)
     clips = zarr.open_group(run_dir / "reconstruct" / "clips.zarr", mode="r")
@@ -473,20 +441,12 @@ def test_figures_clips_tables_and_citation_can_be_saved(
     page.get_by_role("button", name="Copied").wait_for()  # the clipboard answers later
     assert "1400 cortical voxels" in page.evaluate("getSelection().toString()")
     assert seen.complaints == []
-    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_no_serious_fault(
-    browser: Browser, made: tuple[Path, dict[str, np.ndarray]], scheme: str, width: int
-) -> None:
-    page = Watched(browser, made[0], width=width, scheme=scheme).page
-    page.wait_for_selector("canvas[data-frame]")
-    found = Axe().run(page).response["violations"]
-    assert {
-        v["id"]: [node["html"][:160] for node in v["nodes"]] for v in found if v["impact"] in ("serious", "critical")
-    } == {}
+def test_axe_finds_no_serious_fault(opened: Open, made: Made, scheme: str, width: int) -> None:
+    page = opened(made[0], width=width, scheme=scheme).page
+    assert serious_faults(page) == {}
     levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3')].map((item) => Number(item.tagName[1]))")
     assert levels.count(1) == 1 and all(b - a <= 1 for a, b in pairwise(levels))
-    page.close()
