@@ -129,9 +129,8 @@ def test_rows_that_are_shots_are_one_showing(folder):
     folder.write_events(1, [(4, 5, "a.mp4"), (9.02, 6, "a.mp4"), (15, 7, "a.mp4")])
     source = folder.find()
     assert [len(segment.runs) for segment in source.segments] == [1, 1, 1, 1] and source.segments[0].n_scans == SCANS
-    assert _words(source)["films with rows for shots or annotations, joined to one showing each"] == (
-        f"{folder.run(1)}:a.mp4",
-    )
+    joined = _words(source)["films with rows for shots or annotations, joined to one showing each"]
+    assert joined == (f"{folder.run(1)}:a.mp4",)
     folder.write_events(1, [(4, 18, "a.mp4"), (5, 2, "a.mp4"), (9, 1, "a.mp4"), (21, 1, "a.mp4")])  # annotated
     assert [len(run.read.weights) for run in folder.find().segments[0].runs] == [SCANS]
     folder.write_events(1, [(0, 18, "a.mp4"), (18, 18, "a.mp4")])  # twice in a row is twice

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from scipy.special import softmax
 from skimage.metrics import structural_similarity
 
 from mindvideo.config import Evaluate, parse_recipe
@@ -47,15 +48,11 @@ class ColourClassifier:
         cells = frames[:, : height // 2 * 2, : width // 2 * 2].reshape(n, 2, height // 2, 2, width // 2, 3)
         return cells.mean(axis=(2, 4)).reshape(n, 12) / 64 - 2
 
-    def _softmax(self, logits):
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-
     def classify_images(self, frames):
-        return self._softmax(self._pool(frames) @ self.to_image)
+        return softmax(self._pool(frames) @ self.to_image, axis=1).astype(np.float32)
 
     def classify_videos(self, clips):
-        return self._softmax(self._pool(clips.mean(axis=1)) @ self.to_video)
+        return softmax(self._pool(clips.mean(axis=1)) @ self.to_video, axis=1).astype(np.float32)
 
     def describe_videos(self, clips):
         return self.classify_videos(clips), (self._pool(clips.mean(axis=1)) @ self.to_video).astype(np.float32)
@@ -151,8 +148,7 @@ def test_controls_ceilings_and_directions(evaluation):
     assert entry.p_chance == pytest.approx(1 / 500)
     assert evaluation.scores["ssim_rgb"].controls["vae"] == pytest.approx(1.0)
     epe = evaluation.scores["epe"]
-    assert epe.controls["vae"] == 0.0
-    assert epe.higher_is_better is False
+    assert epe.controls["vae"] == 0.0 and epe.higher_is_better is False
     consistency = evaluation.scores["consistency"]
     assert consistency.truth == consistency.controls["vae"]
     assert consistency.controls["constant"] == pytest.approx(1.0)
@@ -246,10 +242,9 @@ def test_captions_and_the_way_to_the_ceiling(clips):
     named = {"reconstruction": sets["reconstruction"], "shuffled": sets["shuffled"], "caption": truth}
     network = Captioner()
     found = stage.evaluate_clips(named, truth, network, PAIRS).scores
-    words = [
-        [Counter(text.split()) for text in network.caption(part[:, F // 2])] for part in (named["shuffled"], truth)
-    ]
-    f1 = [2 * (a & b).total() / (a.total() + b.total()) for a, b in zip(*words, strict=True)]
+    told = zip(*(network.caption(part[:, F // 2]) for part in (named["shuffled"], truth)), strict=True)
+    words = [[Counter(text.split()) for text in pair] for pair in told]
+    f1 = [2 * (a & b).total() / (a.total() + b.total()) for a, b in words]
     assert found["caption_f1"].controls["shuffled"] == pytest.approx(np.mean(f1))
     assert found["caption_similarity"].controls["caption"] == pytest.approx(1.0)
     entry = found["psnr"]
