@@ -53,8 +53,6 @@ BUILDS_ON = {"ridge": ("cotrain", "animate"), "mindvis": ("adapt", "pretrain")}
 VERSION = 2
 """Raised when the rivals' code gives other results for the same settings."""
 MADE = ("reconstruction", "shuffled", "mean")
-SHARED = ("truth", "random_train", "constant")
-"""Sets of clips that are the study's own."""
 Make = Callable[[str, np.ndarray], np.ndarray]
 """A set's name and positions of windows to their clips."""
 
@@ -167,17 +165,18 @@ class MethodRun:
         """Preview, scores, and ``done.json`` with the cost of each step."""
         folder, windows = self.folder, self.windows
         write_preview(folder / "reconstruct" / "preview.png", clips["truth"], clips["reconstruction"])
-        features = folder / "evaluate" / "features"
-        share_features(self.run_dir / "evaluate" / "features", features, {each: each for each in SHARED})
+        scores = folder / "evaluate"
+        share_features(self.run_dir / "evaluate", scores)
         names = cast(list[str], clips.attrs["names"])
         with measure_cost() as evaluate_cost:
             mismatch = list_rate_mismatch(windows.about_frames, windows.shape[0], windows.store.num_frames)
             evaluation = evaluate_windows(
                 {each: clips[each] for each in names if each != "truth"}, clips["truth"], self.foundation,
                 Design.of(self.recipe, windows.description, windows.block),
-                mismatch | list_own_rate_mismatch(clips, windows.shape[0]), cache_dir=features, progress=self.progress,
+                mismatch | list_own_rate_mismatch(clips, windows.shape[0]),
+                cache_dir=scores / "features", progress=self.progress,
             )  # fmt: skip
-            write_evaluation(evaluation, folder / "evaluate", windows.description, windows.block)
+            write_evaluation(evaluation, scores, windows.description, windows.block)
         done = {
             "name": self.name,
             "hash": self.key,

@@ -210,14 +210,13 @@ def run(context: StageContext) -> None:
     stores = store_paths(recipe.data, run_dir / "prepare")
     sources = person_folders(recipe.data, run_dir / "reconstruct")
     places = person_folders(recipe.data, folder)
-    same = {name: name for name in WITHOUT_BRAIN}
     found = []
     for person, (store, source, place) in enumerate(zip(stores, sources, places, strict=True)):
         sets = {}
         if person != (other := (person - 1) % len(stores)):
             theirs = open_reconstructions(sources[other])[1]
             sets = {name: theirs[kind] for kind, name in OTHER_PERSON_SETS.items() if kind in theirs}
-            share_features(places[other] / "features", place / "features", same | OTHER_PERSON_SETS)
+            share_features(places[other], place, OTHER_PERSON_SETS)
         found.append(_evaluate_person(context, store, source, place, sets))
     if len(found) > 1:
         _, design, windows, about = found[0]
@@ -227,12 +226,14 @@ def run(context: StageContext) -> None:
         write_evaluation(together, folder, windows, design.block, about)
 
 
-def share_features(source: Path, target: Path, names: Mapping[str, str]) -> None:
-    """Link what networks said of sets of clips; each file says of which clips it is."""
-    for name, here in names.items():
-        if (source / f"{name}.safetensors").is_file() and not (target / f"{here}.safetensors").exists():
-            target.mkdir(parents=True, exist_ok=True)
-            link_file(source / f"{name}.safetensors", target / f"{here}.safetensors")
+def share_features(source: Path, target: Path, renamed: Mapping[str, str] | None = None) -> None:
+    """Link what networks said of sets without a brain and ``renamed`` ones; a file says of which clips it is."""
+    for name, here in [*((name, name) for name in WITHOUT_BRAIN), *(renamed or {}).items()]:
+        said = source / "features" / f"{name}.safetensors"
+        place = target / "features" / f"{here}.safetensors"
+        if said.is_file() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            link_file(said, place)
 
 
 def _evaluate_person(
