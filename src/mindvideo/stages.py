@@ -11,6 +11,10 @@ from mindvideo.config import Recipe
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 """What a stage calls with (done, total, figures) while it works."""
+Bars = Callable[[str], Progress]
+"""Gives the progress of what is named."""
+Say = Callable[[str], None]
+"""Prints a line."""
 
 
 class Steps:

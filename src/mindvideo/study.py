@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib import import_module
@@ -28,7 +28,7 @@ from mindvideo.files import digest_file, is_full, list_files, only_one, replace_
 from mindvideo.keys import Key, as_digest
 from mindvideo.precision import settled_precision
 from mindvideo.preflight import refusals
-from mindvideo.stages import STAGES, STORE, UNFINISHED, Progress, Stage, StageContext
+from mindvideo.stages import STAGES, STORE, UNFINISHED, Bars, Progress, Say, Stage, StageContext
 from mindvideo.tracking import Tracker
 
 _PERSON = re.compile(r"(?:^|/)sub(?:ject|-)0*([A-Za-z0-9]+)(?=[/_.]|$)")
@@ -190,11 +190,7 @@ class Study:
             raise error
 
     def run(
-        self,
-        until: str | None = None,
-        only: str | None = None,
-        progress: Callable[[str], Progress] | None = None,
-        say: Callable[[str], None] = print,
+        self, until: str | None = None, only: str | None = None, progress: Bars | None = None, say: Say = print
     ) -> list[str]:
         """Run what is not up to date, in order, and return the names of the stages that ran.
 
@@ -257,7 +253,7 @@ class Study:
                 f"run 'mindvideo run' with --until {missing[-1]} first"
             )
 
-    def _run_baselines(self, progress: Callable[[str], Progress] | None, say: Callable[[str], None]) -> list[str]:
+    def _run_baselines(self, progress: Bars | None, say: Say) -> list[str]:
         if not self.recipe.baselines:
             return []
         from mindvideo.baselines.runner import run_rival
@@ -273,7 +269,7 @@ class Study:
             (self.run_dir / "report" / "done.json").unlink(missing_ok=True)
         return ran
 
-    def _run_stage(self, stage: Stage, progress: Progress | None, say: Callable[[str], None]) -> None:
+    def _run_stage(self, stage: Stage, progress: Progress | None, say: Say) -> None:
         """Run a stage; unless it is parallel, the other processes wait for the main one."""
         from mindvideo import distributed
 
@@ -301,7 +297,7 @@ class Study:
                 self._intact.add(place)
         begin_folder(self._unfinished(stage.name), self.key(stage.name).digest)
 
-    def _carry_out(self, stage: Stage, progress: Progress | None, say: Callable[[str], None]) -> None:
+    def _carry_out(self, stage: Stage, progress: Progress | None, say: Say) -> None:
         name = stage.name
         folder = self._unfinished(stage.name)
         if self._tracker is not None:

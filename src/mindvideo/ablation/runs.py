@@ -7,7 +7,7 @@ the first folder: stages replace their files and never write into them, but for 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from mindvideo.config import Recipe
 from mindvideo.errors import DataError
 from mindvideo.evaluate.compare import name_seed
 from mindvideo.files import link_file, link_folder, only_one
-from mindvideo.stages import STAGES, Progress
+from mindvideo.stages import STAGES, Bars, Say
 from mindvideo.study import Study
 from mindvideo.train.features import FILES
 
@@ -126,9 +126,7 @@ class Ablation:
             plan[run.name] = steps
         return plan
 
-    def run(
-        self, progress: Callable[[str], Progress] | None = None, say: Callable[[str], None] = print
-    ) -> dict[str, list[str]]:
+    def run(self, progress: Bars | None = None, say: Say = print) -> dict[str, list[str]]:
         """Carry out what is missing, with a table after every run; what ran, by run.
 
         ``progress`` is given "VARIANT: STAGE".
@@ -151,9 +149,7 @@ class Ablation:
                     write_table(self.recipe, self.folder, self._rows())
         return ran
 
-    def _run_one(
-        self, run: VariantRun, steps: list[Step], progress: Callable[[str], Progress] | None, say: Callable[[str], None]
-    ) -> list[str]:
+    def _run_one(self, run: VariantRun, steps: list[Step], progress: Bars | None, say: Say) -> list[str]:
         run_dir = run.study.run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
         note = run_dir / "shared.json"

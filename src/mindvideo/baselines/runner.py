@@ -21,7 +21,7 @@ import zarr
 
 from mindvideo import distributed
 from mindvideo.artefacts import begin_folder, read_note, record_files, require_intact
-from mindvideo.baselines.base import Method, MethodContext, Progress, StoreWithoutTest
+from mindvideo.baselines.base import Method, MethodContext, StoreWithoutTest
 from mindvideo.baselines.chosen_windows import ChosenWindows, score_categories
 from mindvideo.baselines.folder import read_folder
 from mindvideo.classes import digest_source, import_class
@@ -38,6 +38,7 @@ from mindvideo.generate.reconstruct import fill_clips, open_clips, write_preview
 from mindvideo.keys import Key, as_digest
 from mindvideo.models.foundation import MOTION, PARTS, Foundation
 from mindvideo.precision import resolve_precision, sampling_in, settled_precision
+from mindvideo.stages import Progress, Say
 from mindvideo.train.features import store_identity
 from mindvideo.train.stage import stage_seed
 
@@ -123,7 +124,7 @@ class MethodRun:
         self.windows = ChosenWindows(recipe, self.store)
         self.windows.require_same(run_dir / "reconstruct" / "windows.json")
 
-    def is_done(self, say: Callable[[str], None]) -> bool:
+    def is_done(self, say: Say) -> bool:
         """Whether its result is there and up to date, and says so."""
         if read_note(self.folder / "done.json").get("hash") != self.key:
             return False
@@ -198,7 +199,7 @@ def run_rival(
     *,
     method: str | None = None,
     progress: Progress | None = None,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> bool:
     """Fit a rival, reconstruct, score, unless up to date; whether anything ran.
 
@@ -259,7 +260,7 @@ def add_folder(
     store_path: Path | None = None,
     *,
     progress: Progress | None = None,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> bool:
     """Score clips, one file per test window (see `mindvideo.baselines.folder`).
 

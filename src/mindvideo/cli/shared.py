@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mindvideo.config import with_settings
+from mindvideo.stages import Bars
 from mindvideo.stages import Progress as StageProgress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -43,7 +44,7 @@ def say_smallest_p(p: float | None) -> None:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str], StageProgress]]:
+def progress_bars() -> Iterator[Bars]:
     """Progress bars with time taken and left; nothing where the output is not a terminal."""
     if not console.is_terminal or terminal["quiet"]:
         yield lambda name: lambda done, total, figures: None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from mindvideo.evaluate.score import MAIN, NETWORKS, Evaluation
 from mindvideo.evaluate.semantic import refuse_ways
 from mindvideo.evaluate.tables import write_evaluation
 from mindvideo.models.foundation import Foundation
-from mindvideo.stages import Progress
+from mindvideo.stages import Progress, Say
 
 GREY = 128
 HOW_TO_GET_NETWORKS = (
@@ -86,7 +85,7 @@ class Asked:
     fit: Literal["stretch", "crop"] | None = None
 
 
-def evaluate_results(asked: Asked, say: Callable[[str], None] = print, progress: Progress | None = None) -> Evaluation:
+def evaluate_results(asked: Asked, say: Say = print, progress: Progress | None = None) -> Evaluation:
     """Score what is asked for, and say what was cut and changed."""
     recipe = asked.recipe
     out = asked.out

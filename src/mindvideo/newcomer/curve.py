@@ -40,6 +40,7 @@ from mindvideo.newcomer.minutes import FirstMinutes
 from mindvideo.newcomer.own_maps import VERSION, encoder_of_newcomer, start_by_ridge, train_on_minutes
 from mindvideo.precision import resolve_precision, sampling_in
 from mindvideo.preparing import each_person
+from mindvideo.stages import Bars, Say
 from mindvideo.study import Study
 from mindvideo.train.adapt import subject_scans
 from mindvideo.train.features import CROPS, Features
@@ -120,7 +121,7 @@ class LeftOut:
         return found + [(arm, minutes) for minutes in some for arm in ("shared", "scratch", "ridge")]
 
 
-def run_curve(asked: LeftOut, out: Path, say: Callable[[str], None] = print, progress: Any = None) -> dict[str, Any]:
+def run_curve(asked: LeftOut, out: Path, say: Say = print, progress: Bars | None = None) -> dict[str, Any]:
     """Train the others' model, read the left-out person with every arm, write `FILE`.
 
     What is up to date is skipped, what was killed goes on.
