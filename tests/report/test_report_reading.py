@@ -389,6 +389,7 @@ def test_brain_section_says_what_the_files_hold(run_dir: Path) -> None:
 def test_brain_section_of_a_run_without_truth(run_dir: Path) -> None:
     for name in ("truth", "networks", "temporal", "occlusion"):
         (run_dir / "explain" / f"{name}.json").unlink()
+    assert "no map is compared" in " ".join(build_report([run_dir], run_dir / "report").read_text().split())
     groups = list_brain(read_run(run_dir))
     assert [group["title"] for group in groups] == [f"Attention after {s}" for s in ("cotrain", "adapt", "align")]
     assert all(group["source"] for group in groups)
