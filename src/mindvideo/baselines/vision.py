@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from mindvideo.errors import ModelError
+from mindvideo.generate.clips import split_batches
 from mindvideo.models.foundation import Foundation
 
+BATCH = 64
 RIDGE = 1e-9
 """Added to the features' covariance, relative to its mean diagonal."""
 
@@ -83,11 +85,11 @@ class VisionNetwork:
         return (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
     @torch.inference_mode()
-    def semantic(self, frames: np.ndarray, batch: int = 64) -> np.ndarray:
+    def semantic(self, frames: np.ndarray) -> np.ndarray:
         """Class token before the classifier, float32 (N, D), of frames uint8 (N, H, W, 3)."""
         rows = []
-        for start in range(0, len(frames), batch):
-            pixels = self.foundation._pixels("image_classifier", frames[start : start + batch])
+        for index in split_batches(len(frames), BATCH):
+            pixels = self.foundation._pixels("image_classifier", frames[index])
             rows.append(self.model.vit(pixel_values=pixels).last_hidden_state[:, 0].float().cpu().numpy())
         return np.concatenate(rows)
 

@@ -74,12 +74,7 @@ def fingerprint(clips: Any, identity: str) -> str:
     return digest.hexdigest()
 
 
-def extract_features(
-    clips: Any,
-    networks: Foundation,
-    needs: Collection[str] = ("images", "clips", "embeddings"),
-    cache: Path | None = None,
-) -> Features:
+def extract_features(clips: Any, networks: Foundation, needs: Collection[str], cache: Path | None = None) -> Features:
     """What frozen networks say of clips, uint8 (n, F, H, W, 3), as far as ``needs`` asks for.
 
     The file ``cache`` is used if it was made of the same clips by the same networks, else written anew.
@@ -134,8 +129,8 @@ def measure_frames(
     scores: Sequence[Score],
     sets: Mapping[str, Any],
     truth: np.ndarray,
-    partners: Sequence[np.ndarray] = (),
-    advance: Callable[[int], None] = lambda count: None,
+    partners: Sequence[np.ndarray],
+    advance: Callable[[int], None],
 ) -> tuple[Windows, dict[str, list[np.ndarray]]]:
     """Every score of frames and of flow, of every set and window.
 

@@ -14,6 +14,8 @@ from mindvideo.errors import DataError
 from mindvideo.evaluate.score import Score
 from mindvideo.evaluate.semantic import success_table
 
+GATE = 0.6
+
 
 def normalise(features: np.ndarray) -> np.ndarray:
     """Features (..., D) at unit length, float64; DataError if zero or not finite."""
@@ -69,13 +71,13 @@ def adjacent_consistency(features: np.ndarray) -> np.ndarray:
     return (unit[:, 1:] * unit[:, :-1]).sum(axis=-1).mean(axis=1)
 
 
-def gated_consistency(features: np.ndarray, similarity: np.ndarray, gate: float = 0.6) -> np.ndarray:
-    """`adjacent_consistency`, but 0 for clips whose ``similarity`` (n,) is not above the gate.
+def gated_consistency(features: np.ndarray, similarity: np.ndarray) -> np.ndarray:
+    """`adjacent_consistency`, but 0 for clips whose ``similarity`` (n,) is not above `GATE`.
 
     "CLIP-pcc" (Lu et al. 2025, ICLR, Mind-Animator) gates by VIFI-CLIP similarity of whole clips at .6,
     so the numbers do not compare with published ones.
     """
-    return np.where(np.asarray(similarity) > gate, adjacent_consistency(features), 0.0)
+    return np.where(similarity > GATE, adjacent_consistency(features), 0.0)
 
 
 def video_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
