@@ -77,6 +77,6 @@ def _draw_films(source: Source) -> list[dict[str, Any]]:
     for i, entry in enumerate(source.value):
         is_floor = entry["name"] in ("shuffled", "constant")
         label = clip_set(entry["label"]).label if is_floor else entry["label"]
-        dot = Dot(label, entry["value"], entry["interval"], "floor" if is_floor else "main", source.at(i, "value"))
+        dot = Dot.at(label, source.at(i, "value"), entry["interval"], "floor" if is_floor else "main")
         panels.setdefault(entry["film"], []).append(dot)
     return [{"name": film, "plot": draw_dots(f"SSIM on test film {film}", dots)} for film, dots in panels.items()]

@@ -100,12 +100,12 @@ def _attention(run: Run, stage: str, layers: dict[str, Any]) -> dict[str, Any]:
     sizes = parcels.get("parcels") or run.explain.get("networks", {})
     expected = {name: size["share"] for name, size in sizes.items()}
     panels = []
-    source = Source("explain/attention.json", (stage,))
+    source = Source("explain/attention.json", (stage,), content={stage: layers})
     for layer, content in layers.items():
         shares = {name: share for name, share in content.items() if share > 0 or expected.get(name)}
         dots = [
-            Dot(name, share, kind="main", source=source.at(layer, name), mark=expected.get(name))
-            for name, share in sorted(shares.items(), key=lambda pair: -pair[1])[:MOST_AREAS]
+            Dot.at(name, source.at(layer, name), kind="main", mark=expected.get(name))
+            for name in sorted(shares, key=lambda name: -shares[name])[:MOST_AREAS]
         ]
         plot = draw_dots(f"attention of the {layer} layer", dots, chance=0.0, label_width=178.0)
         panels.append({"name": f"{layer} layer", "plot": plot})
@@ -122,9 +122,9 @@ def _temporal(content: dict[str, Any]) -> dict[str, Any]:
     panels = []
     for stage, layers in content.items():
         for layer, weights in layers.items():
-            source = Source("explain/temporal.json", (stage, layer))
+            source = Source("explain/temporal.json", (stage, layer), content=content)
             name = f"{stage}, {layer} layer"
-            dots = [Dot(time, weight, kind="main", source=source.at(time)) for time, weight in weights.items()]
+            dots = [Dot.at(time, source.at(time), kind="main") for time in weights]
             panels.append({"name": name, "plot": draw_dots(name, dots, chance=0.0)})
     text = "Temporal attention received by each scan of a window, by its time after the first frame was on screen."
     return _group("Weight of the lags", text, "explain/temporal.json", panels)
@@ -139,9 +139,7 @@ def _occlusion(content: dict[str, Any], what: str) -> dict[str, Any]:
         largest = sorted(areas, key=lambda name: -areas[name][measure])[:MOST_AREAS]
         note = Markup(f"intact {source.cite('intact', measure)}")
         note += f"; {len(largest)} largest of {len(areas)} {what}s" if len(largest) < len(areas) else ""
-        dots = [
-            Dot(name, areas[name][measure], kind="main", source=source.at("areas", name, measure)) for name in largest
-        ]
+        dots = [Dot.at(name, source.at("areas", name, measure), kind="main") for name in largest]
         panels.append({"name": words, "note": note, "plot": draw_dots(words, dots, chance=0.0)})
     silenced = "a parcel is silenced" if what == "parcel" else "an area is silenced in both hemispheres"
     text = Markup("How much worse the encoder of {} does when {}, over {} test windows.").format(
@@ -154,20 +152,14 @@ def _against_truth(content: dict[str, Any], final: str) -> dict[str, Any]:
     source = Source("explain/truth.json", content=content)
     panels = []
     for key, name, chance in MEASURES_OF_MAPS:
-        values = _values(content.get(key))
-        dots = [
-            Dot(
-                map_name.replace("_", " "),
-                value,
-                kind="main" if final in map_name or map_name.startswith("occlusion") else "other",
-                source=source.at(key, map_name),
-            )
-            for map_name, value in values.items()
-        ]
+        dots = []
+        for map_name in _values(content.get(key)):
+            kind = "main" if final in map_name or map_name.startswith("occlusion") else "other"
+            dots.append(Dot.at(map_name.replace("_", " "), source.at(key, map_name), kind=kind))
         dots.sort(key=lambda dot: -(dot.value or 0.0))
         dots += _untrained(content.get(f"{key}_untrained"), key)
         if key == "auc" and (spread := content.get("auc_random")):
-            dots.append(Dot("random maps", spread[1], spread[::2], "floor", source.at("auc_random", 1)))
+            dots.append(Dot.at("random maps", source.at("auc_random", 1), spread[::2]))
         panels.append({"name": name, "plot": draw_dots(name, dots, chance, label_width=178.0)})
     panels.append(_ablation(content.get("ablation") or {}))
     text = Markup("This subject is simulated, so the voxels that carry signal are known")
@@ -193,9 +185,9 @@ def _untrained(content: Mapping[str, list[float | None]] | None, key: str) -> li
 
 def _ablation(content: dict[str, Any]) -> dict[str, Any]:
     """As many informative voxels silenced as others, by measure."""
-    source = Source("explain/truth.json", ("ablation",))
+    source = Source("explain/truth.json", ("ablation",), content={"ablation": content})
     dots = [
-        Dot(f"{measure}, {group}", content["drop"][group][measure], kind=kind, source=source.at("drop", group, measure))
+        Dot.at(f"{measure}, {group}", source.at("drop", group, measure), kind=kind)
         for measure in (MEASURES if content else ())
         for group, kind in (("informative", "main"), ("other", "floor"))
     ]

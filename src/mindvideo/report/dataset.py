@@ -38,11 +38,9 @@ def summarise_data(run: Run) -> dict[str, Any] | None:
     def count(*key: str) -> Markup:
         return source.cite(*key, form="plain" if isinstance(source.at(*key).value, float) else "count")
 
-    areas = list(summary["voxels_per_area"].items())
-    dots = [
-        Dot(name, float(value), kind="main", source=source.at("voxels_per_area", name), form="count")
-        for name, value in areas[:MOST_AREAS]
-    ]
+    areas = list(summary["voxels_per_area"])
+    shown = [(name, source.at("voxels_per_area", name)) for name in areas[:MOST_AREAS]]
+    dots = [Dot.at(name, place, kind="main", form="count") for name, place in shown]
     facts: list[tuple[str, Markup | str]] = [
         ("subject", str(summary["subject"])),
         ("voxels used", Markup(f"{count('voxels')} in {count_of(len(areas), STORE, 'areas')} areas")),

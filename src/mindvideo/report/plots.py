@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from markupsafe import Markup, escape
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -32,6 +33,11 @@ class Dot:
     source: Source | None = None
     mark: float | None = None
     form: str = "number"
+
+    @classmethod
+    def at(cls, label: str, source: Source, interval: Any = None, kind: str = "floor", **more: Any) -> Dot:
+        """The number that lies at ``source``."""
+        return cls(label, source.value, interval, kind, source, **more)
 
     @property
     def known_interval(self) -> tuple[float, float] | None:

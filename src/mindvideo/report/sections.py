@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -71,11 +71,10 @@ def list_ways(run: Run) -> list[dict[str, Any]]:
     """A panel for each aspect: how far its scores come from shuffled brain to true caption."""
     panels = []
     for aspect in list_aspects(run):
-        dots = [
-            Dot(score.label, score.way_to_caption, score.way_to_caption_interval, kind_of(score),
-                Source(SCORES, (score.name, "way_to_caption")), form="percent")
-            for score in aspect.tested
-        ]  # fmt: skip
+        dots = []
+        for score in aspect.tested:
+            source = Source(SCORES, (score.name, "way_to_caption"), content=run.scores)
+            dots.append(Dot.at(score.label, source, score.way_to_caption_interval, kind_of(score), form="percent"))
         plot = draw_dots(f"{aspect.name}, way to the caption", dots, label_width=170.0, axis=WAY_TICKS)
         panels.append({"name": aspect.name, "plot": plot})
     return [panel for panel in panels if panel["plot"]]
@@ -85,15 +84,20 @@ def list_films(run: Run) -> list[dict[str, Any]]:
     """SSIM on each test film, of the reconstruction and of what needs no brain."""
     score = run.scores.get("ssim_rgb")
     panels = []
-    for film, entry in score.films.items() if score is not None else ():
-        source = Source(SCORES, ("ssim_rgb", "films", film), content=run.scores)
-        dots = [Dot("reconstruction", entry["value"], entry["interval"], "main", source.at("value"))]
-        for name in _in_order(entry["controls"]):
-            role = clip_set(name).role
-            if role != "ceiling":
-                dots.append(Dot(run.clip_set(name).label, entry["controls"][name], source=source.at("controls", name)))
-        panels.append({"name": film, "plot": draw_dots(f"SSIM on {film}", dots)})
+    for film in score.films if score is not None else ():
+        dots = _list_dots(run, Source(SCORES, ("ssim_rgb", "films", film), content=run.scores), {})
+        plot = draw_dots(f"SSIM on {film}", [dot for dot in dots if dot.kind != "ceiling"])
+        panels.append({"name": film, "plot": plot})
     return panels
+
+
+def _list_dots(run: Run, source: Source, intervals: Mapping[str, Any]) -> list[Dot]:
+    """The reconstruction, then the other sets of clips, of a result at ``source``."""
+    dots = [Dot.at("reconstruction", source.at("value"), source.at("interval").value, "main")]
+    for name in _in_order(source.at("controls").value):
+        kind = "ceiling" if clip_set(name).role == "ceiling" else "floor"
+        dots.append(Dot.at(run.clip_set(name).label, source.at("controls", name), intervals.get(name), kind))
+    return dots
 
 
 def _define(score: ScoreResult) -> Markup:
@@ -115,15 +119,10 @@ def _define(score: ScoreResult) -> Markup:
 
 def draw_score(run: Run, score: ScoreResult) -> Markup:
     """The dot plot of one score: reconstruction, controls, ceilings."""
-    source = Source(SCORES, (score.name,))
-    dots = [Dot("reconstruction", score.value, score.interval, "main", source.at("value"))]
-    for name in _in_order(score.controls):
-        kind = "ceiling" if score.roles.get(name) == "ceiling" else "floor"
-        place = source.at("controls", name)
-        interval = score.control_intervals.get(name)
-        dots.append(Dot(run.clip_set(name).label, score.controls[name], interval, kind, place))
+    source = Source(SCORES, (score.name,), content={score.name: score})
+    dots = _list_dots(run, source, score.control_intervals)
     if score.truth is not None:
-        dots.append(Dot("the truth itself", score.truth, kind="ceiling", source=source.at("truth")))
+        dots.append(Dot.at("the truth itself", source.at("truth"), kind="ceiling"))
     return draw_dots(f"{score.label} (chance {write(score.chance)})", dots, score.chance)
 
 
