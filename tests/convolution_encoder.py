@@ -20,6 +20,14 @@ class ConvolutionEncoder(nn.Module):
         return self.body(fmri).unflatten(1, self.shape)
 
 
+class ChoosyEncoder(ConvolutionEncoder):
+    """One whose shapes follow from its data: it reads the scans that are not silent."""
+
+    def forward(self, fmri):
+        kept = fmri.abs().sum((1, 2)) > 0
+        return fmri.new_zeros(len(fmri), *self.shape).index_put((kept.nonzero()[:, 0],), super().forward(fmri[kept]))
+
+
 class WrongShape(ConvolutionEncoder):
     def forward(self, fmri):
         return super().forward(fmri)[:, 1:]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -164,6 +167,17 @@ def test_foundation_of_another_width(cli: Cli, tiny_recipe: Recipe, random_kit: 
     assert "32" in text
 
 
+def test_a_generator_for_inpainting(random_kit: Path, tmp_path: Path) -> None:
+    kit = shutil.copytree(random_kit, tmp_path / "kit")
+    config = json.loads((kit / "unet" / "config.json").read_text())
+    (kit / "unet" / "config.json").write_text(json.dumps({**config, "in_channels": 9}))
+    with pytest.raises(
+        ModelError,
+        match=r"in_channels of the part 'unet' to be the VAE's channels 4, found 9 .* not one for inpainting",
+    ):
+        Foundation(kit).require("unet")
+
+
 def _refused_run(cli: Cli, recipe: Recipe, tmp_path: Path, kit: Path) -> str:
     save_recipe(recipe, tmp_path / "recipe.yaml")
     code, text = cli("run", tmp_path / "recipe.yaml", "--out", tmp_path / "run", "--set", f"foundation={kit}")
@@ -315,3 +329,79 @@ def test_a_kit_follows_from_its_seed(tmp_path: Path) -> None:
     for part in ("vae", "unet", "tokenizer"):
         for path in sorted((first / part).iterdir()):
             assert path.read_bytes() == (second / part / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "demo", "--until", "simulate", "--out"),
+        ("report", "RUN", "--out"),
+        ("compare", "RUN", "OTHER", "--out"),
+        ("ablate", "demo", "--only", "no_guidance", "--out"),
+        ("export", "RUN/prepare/store.zarr"),
+        ("inspect", "RUN/prepare/store.zarr", "--out"),
+        ("reconstruct", "RUN", "test1", "--steps", 1, "--scans", 2, "--out"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named(
+    command: tuple[object, ...], cli: Cli, tiny_run: Path, tmp_path: Path
+) -> None:
+    if "OTHER" in command:
+        shutil.copytree(tiny_run / "evaluate", tmp_path / "other" / "evaluate")
+    (tmp_path / "file").write_text("mine")
+    places = {
+        "RUN": tiny_run,
+        "OTHER": tmp_path / "other",
+        "RUN/prepare/store.zarr": tiny_run / "prepare" / "store.zarr",
+    }
+    code, text = cli(*(places.get(str(word), word) for word in command), tmp_path / "file" / "film.mp4")
+    assert code == 1 and str(tmp_path / "file") in text, text
+    _expect_one_sentence(text)
+    assert "free space" not in text
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_run_in_the_folder_one_is_in(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "study"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    assert (
+        "multiple of the TR"
+        in cli("run", "demo", "--out", ".", "--until", "simulate", "--set", "simulate.segment_s=3")[1]
+    )
+    assert (place / "recipe.yaml").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["study"]
+
+
+def test_control_c_says_how_to_go_on(cli: Cli, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mindvideo.study.Study.status", stop)
+    assert cli("status", tiny_run) == (130, "stopped; run the same command again to go on\n")
+
+
+def test_a_terminal_without_the_letters(tiny_run: Path) -> None:
+    """As of a file's name that is not UTF-8, or of a terminal in Latin-1."""
+    found = subprocess.run(
+        [sys.executable, "-m", "mindvideo.cli", "status", str(tiny_run), "--set", "align.lr=0.25"],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert b"align: stale ? align.lr " in found.stdout and b" ? 0.25" in found.stdout
+
+
+@pytest.mark.parametrize("minutes", ["nan", "0,nan", "0,inf", "inf", "5,5", "-1", "5,", "all,5"])
+def test_minutes_that_are_none(minutes: str, cli: Cli, tmp_path: Path) -> None:
+    code, text = cli("people", "people", "--leave-out", 3, f"--minutes={minutes}", "--out", tmp_path / "curve")
+    assert code == 1 and f"such as 0,15,60,all, found '{minutes}'" in text
+    assert not (tmp_path / "curve").exists()
+
+
+def test_a_rate_counts_by_the_scans_of_the_store(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(tiny_run, tmp_path / "run")
+    recipe = run_dir / "recipe.yaml"
+    assert "  tr_s: 2.0\n" in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace("  tr_s: 2.0\n", "  tr_s: null\n"))  # the recordings' own
+    text = cli("reconstruct", run_dir, "--fps", 2.25)[1]
+    assert "expected a whole number of frames in a scan of 2 s, found 4.5" in text, text

@@ -41,10 +41,25 @@ def test_misspelt_setting_names_the_nearest(setting: str, nearest: str) -> None:
 @pytest.mark.parametrize("setting", [
     "align.steps=many", "align.lr=-1", "data.selection=best", "align.window=0", "align.lr=inf", "adapt.lr=0",
     "align.steps=true", "align.lr={1", "data.captions=[", "cotrain.batch_size=1",
+    "align.betas=[0.9, 1]", "baseline.gan.betas=[-1, .9]", "baseline.gan.weight_decay=-1", "baseline.separable.weight_decay=-1",
+    "baseline.gan.ema_decay=1", "baseline.separable.clip_grad=0", "baseline.gan.clip_grad=-1", "baseline.ridge.alphas=[]",
+    "baseline.linear.alphas=[0]", "simulate.size=33", "seed=4294967296", "seed=-1",
 ])  # fmt: skip
 def test_ill_typed_setting_is_refused_by_name(setting: str) -> None:
     with pytest.raises(SettingError, match=setting.split("=")[0].replace(".", r"\.")):
         load_recipe("demo", [setting])
+
+
+@pytest.mark.parametrize(("setting", "said"), [
+    ("reconstruct.controls=shuffled", "input should be a list, as [a, b], found 'shuffled'"),
+    ("align=", "input should be name: value pairs, found None"),
+    ("align=[lr, 1]", "input should be name: value pairs, found ['lr', 1]"),
+    ("data.wen2018=5", "input should be name: value pairs, found 5"),
+])  # fmt: skip
+def test_types_are_called_as_in_a_recipe(setting: str, said: str) -> None:
+    with pytest.raises(SettingError) as error:
+        load_recipe("demo", [setting])
+    assert said in str(error.value)
 
 
 def test_readers_have_settings_of_their_own() -> None:

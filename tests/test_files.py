@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +82,16 @@ def test_every_reader_names_the_command_that_fetches_what_is_missing(tmp_path, n
 def test_hash(tmp_path):
     (tmp_path / "f").write_bytes(b"x" * 1_500_001)
     assert hash_file(tmp_path / "f") == hashlib.sha256(b"x" * 1_500_001).hexdigest()
+
+
+def test_what_a_study_writes_is_no_part_of_its_data_by_whatever_path(tmp_path, monkeypatch):
+    raw = tmp_path / "data"
+    (raw / "runs" / "one").mkdir(parents=True)
+    (raw / "film.mp4").write_text("a")
+    (raw / "runs" / "one" / "done.json").write_text("b")
+    (tmp_path / "link").symlink_to(raw)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    for place in (raw, tmp_path / "link", Path("../data")):
+        for without in (raw / "runs" / "one", tmp_path / "link" / "runs" / "one", Path("../data/runs/one")):
+            assert [name for name, *_ in list_files(place, without)] == ["film.mp4"], (place, without)

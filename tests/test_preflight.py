@@ -47,6 +47,10 @@ TINY = Path(__file__).parent / "tiny.yaml"
         (["align.encoder=paper", "align.encoder_settings={head_rank: 5}"], "found head_rank"),
         (["animate.generator=gan"], "animate.generator to be one of video_unet, found 'gan'"),
         (["evaluate.n_ways=[2,400]"], "distractors are drawn from all but the true clip's 3, found 400"),
+        (["evaluate.n_ways=[5,2]", "evaluate.top_k=2"], "expected evaluate.top_k of less than every evaluate.n_ways, found 2 and 2"),
+        (["reconstruct.steps=1001"], "from 1 to fewer than 1000 denoising steps, found 1001"),
+        (["data.validation_segments=4"], "expected more than 4 training films (the last 4 validate)"),
+        (["pretrain.validation_share=.99"], "found 4; a batch needs two: add recordings"),
     ],
 )  # fmt: skip
 def test_check_and_run_refuse_alike(

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from kit.parts import TEST, build_kit
 from mindvideo import MindVideoPipeline
+from mindvideo.ablation.variants import change_recipe
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.data.store import Store
 from mindvideo.errors import ModelError, SettingError
@@ -273,3 +274,26 @@ def test_check_counts_every_person(tiny_recipe: Recipe, tmp_path: Path, monkeypa
     one, both = (needs._evaluate().memory_bytes - needs.base for needs in (alone, several))
     assert both - one == pytest.approx(2 * clip_set)
     assert "2 people x" in several._explain().what and "people" not in alone._explain().what
+
+
+def test_check_counts_ridge_regression_beside_areas(tiny_recipe: Recipe, tiny_run: Path, tmp_path: Path) -> None:
+    save_recipe(tiny_recipe, tmp_path / "recipe.yaml")
+    recipe = load_recipe(
+        str(tmp_path / "recipe.yaml"), ["align.encoder=ridge_areas", "align.encoder_settings={head_rank: 7}"]
+    )
+    found = check_recipe(recipe, tiny_run)
+    assert not found.missing and "align" in {need.stage for need in found.needs}
+    areas = change_recipe(recipe, {"align.encoder": "areas"})
+    ridge, plain = (Needs(each, tiny_run).network("align") for each in (recipe, areas))
+    assert ridge.parameters == plain.parameters  # what is fixed is not trained
+    added = 4 * (2 * 400 + 7)  # a window of two scans of 400 voxels, and its reading, at the least
+    assert ridge.item_bytes + ridge.fixed_bytes >= plain.item_bytes + plain.fixed_bytes
+    assert added < ridge.item_bytes
+
+
+def test_check_says_what_it_cannot_count(tiny_recipe: Recipe, tiny_run: Path, tmp_path: Path) -> None:
+    save_recipe(tiny_recipe, tmp_path / "recipe.yaml")
+    own = ["align.encoder=convolution_encoder:ChoosyEncoder", "align.start_from=scratch", "align.encoder_settings={}"]
+    found = check_recipe(load_recipe(str(tmp_path / "recipe.yaml"), own), tiny_run)
+    assert any(line.startswith("not counted: what encoder keeps for a batch;") for line in found.lines)
+    assert "align" in {need.stage for need in found.needs} and not found.missing

@@ -13,10 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from mindvideo.errors import DataError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit on the size of files
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _POINTER_BYTES = 1024
 _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "datalad get"}
 
@@ -47,7 +49,8 @@ def list_files(place: Path | None, without: Path | None = None) -> list[list[Any
         return []
     files = [place] if place.is_file() else list(walk_files(place))
     if without is not None:
-        files = [path for path in files if without.absolute() not in path.absolute().parents]
+        real, other = place.resolve(), without.resolve()
+        files = [path for path in files if other not in (real / path.relative_to(place)).parents]
     found = [(path, path.stat() if path.exists() else path.lstat()) for path in files]
     return [[str(path.relative_to(place)), state.st_size, state.st_mtime_ns] for path, state in found]
 
@@ -153,11 +156,12 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def disk_errors(path: Path, what: str, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn a full disk or a refused folder into a DataError."""
+    """Turn a full disk into a DataError."""
     try:
         yield
-    except OSError as error:
-        if error.errno in FULL:
+    except (OSError, SafetensorError) as error:  # safetensors says in words only that a disk is full
+        number = getattr(error, "errno", None)
+        if number in FULL or any(os.strerror(number) in str(error) for number in FULL):
             place = next((folder for folder in (path, *path.parents) if folder.exists()), Path.cwd())
             free = shutil.disk_usage(place).free / 1e6
             needs = "" if needed_bytes is None else f", needs about {needed_bytes / 1e6:,.1f} MB"
@@ -165,16 +169,7 @@ def disk_errors(path: Path, what: str, needed_bytes: int | None = None) -> Itera
                 f"disk full while writing {what} to {path}{needs}, {free:,.1f} MB are free; "
                 "what is there stays marked incomplete: make room and run the command again"
             ) from error
-        if error.errno in REFUSED:
-            raise DataError(f"expected a folder that can be written at {path}, found: {error.strerror}") from error
         raise
-
-
-def is_full(error: Exception) -> bool:
-    """Whether an error means a full disk or a quota, which safetensors says in words only."""
-    if isinstance(error, OSError):
-        return error.errno in FULL
-    return any(os.strerror(number) in str(error) for number in FULL)
 
 
 @contextmanager

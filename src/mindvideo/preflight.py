@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from mindvideo.config import AREA_ENCODERS, Optimise, Recipe
+from mindvideo.config import AREA_ENCODERS, Optimise, Recipe, as_sampled
 from mindvideo.data.readers import discover
 from mindvideo.data.readers.hcp import find_sources
+from mindvideo.data.segments import name_splits
 from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.errors import DataError, MindVideoError, ModelError, SettingError
 from mindvideo.evaluate.semantic import refuse_ways
+from mindvideo.generate.scheduler import make_scheduler, set_timesteps
 from mindvideo.models.encoders import encoder_arguments, encoder_class, require_masked_brain, takes_several
 from mindvideo.models.foundation import PARTS, Foundation
 from mindvideo.models.generators import generator_class
@@ -36,6 +40,9 @@ def refusals(recipe: Recipe, *, stores: Sequence[Path] = (), last: str | None = 
     """
     checks = CHECKS if stores else (*CHECKS, unreadable_recordings)
     found = [*incomplete_foundation(recipe, last), *(error for check in checks for error in check(recipe))]
+    for check_parts in (undivided_sizes, too_many_ways, too_many_steps):
+        with suppress(MindVideoError):  # a part is missing, which `incomplete_foundation` says
+            found += check_parts(recipe, Foundation(recipe.foundation))
     if last not in ("simulate", "prepare"):
         found += _oversized(recipe, *_training_counts(recipe))
     if last not in WITHOUT_FOUNDATION:
@@ -74,12 +81,9 @@ def incomplete_foundation(recipe: Recipe, last: str | None = None) -> Iterator[M
         yield from refused or attempt(foundation.open, part)
 
 
-def undivided_sizes(recipe: Recipe) -> Iterator[MindVideoError]:
+def undivided_sizes(recipe: Recipe, foundation: Foundation) -> Iterator[MindVideoError]:
     """Frame sizes that the foundation's VAE cannot halve as often as it does."""
-    try:
-        factor = Foundation(recipe.foundation).latent_factor
-    except MindVideoError:
-        return  # a part is missing, which `incomplete_foundation` says
+    factor = foundation.latent_factor
     for name, size in (("data.size", recipe.data.size), ("reconstruct.size", recipe.reconstruct.size)):
         if size is not None and size % factor:
             near = max(1, round(size / factor)) * factor
@@ -89,14 +93,17 @@ def undivided_sizes(recipe: Recipe) -> Iterator[MindVideoError]:
             )
 
 
-def too_many_ways(recipe: Recipe) -> Iterator[MindVideoError]:
+def too_many_ways(recipe: Recipe, foundation: Foundation) -> Iterator[MindVideoError]:
     """N-way scores with more ways than a classifier has classes."""
     for part in ("image_classifier", "video_classifier"):
-        try:
-            n_classes = Foundation(recipe.foundation).class_count(part)
-        except MindVideoError:
-            continue  # a part is missing, which `incomplete_foundation` says
-        yield from attempt(refuse_ways, recipe.evaluate.n_ways, part, n_classes)
+        yield from attempt(refuse_ways, recipe.evaluate, part, foundation.class_count(part))
+
+
+def too_many_steps(recipe: Recipe, foundation: Foundation) -> Iterator[MindVideoError]:
+    """More denoising steps than the foundation's noise schedule has."""
+    sampling = as_sampled(recipe).reconstruct
+    scheduler = make_scheduler(foundation.scheduler_config, sampling.scheduler)
+    yield from attempt(set_timesteps, scheduler, sampling.steps, torch.device("cpu"))
 
 
 def kit_outside_its_world(recipe: Recipe) -> Iterator[MindVideoError]:
@@ -202,9 +209,10 @@ def _oversized(recipe: Recipe, n_windows: int | None, n_segments: int | None) ->
         if count is None or not isinstance(section, Optimise) or not getattr(section, "enabled", True):
             continue
         if section.batch_size > count:
+            fewer = f"give --set {name}.batch_size={count}, or fewer"
             yield SettingError(
                 f"expected {name}.batch_size of at most {count}, the number of training samples, found "
-                f"{section.batch_size}; give --set {name}.batch_size={count}, or fewer"
+                f"{section.batch_size}; {fewer if count > 1 else 'a batch needs two: add recordings'}"
             )
 
 
@@ -229,7 +237,9 @@ def _training_counts(recipe: Recipe) -> tuple[int | None, int | None]:
     else:
         return None, None
     times = runs if data.repeats == "separate" else 1
-    return (films - data.validation_segments) * scans * times, others
+    return max(
+        0, films - data.validation_segments
+    ) * scans * times or None, others  # without any, the splits are refused
 
 
 def missing_words(recipe: Recipe) -> Iterator[MindVideoError]:
@@ -248,6 +258,7 @@ def missing_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
                 f"expected data.subject of at most {recipe.simulate.subjects} (simulate.subjects), found {last}; "
                 f"give --set simulate.subjects={last}"
             )
+        yield from attempt(name_splits, range(recipe.simulate.train_segments), ["test"], data, "in the simulation")
         return
     if data.raw is None:
         yield SettingError("expected the folder of the recordings, found none; give --set data.raw=FOLDER")
@@ -279,8 +290,6 @@ def unreadable_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
 
 
 CHECKS: tuple[Callable[[Recipe], Iterator[MindVideoError]], ...] = (
-    undivided_sizes,
-    too_many_ways,
     impossible_start,
     impossible_people,
     partial(attempt, check_student),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from mindvideo.atlas import area_labels, parse_areas
 from mindvideo.config import Data, Optimise, Recipe
@@ -224,7 +225,12 @@ class Networks:
             return step
 
         if key not in self._kept:
-            self._kept[key] = Network(*count_parameters(build), *count_per_item(prepare, at.batch_size))
+            try:
+                each = count_per_item(prepare, at.batch_size)
+            except (DataDependentOutputException, DynamicOutputShapeException) as error:
+                each = 0.0, 0.0
+                self.notes.append(f"not counted: what {key} keeps for a batch; shapes follow from its data ({error})")
+            self._kept[key] = Network(*count_parameters(build), *each)
         return self._kept[key]
 
     def masked_brain(self, stage: str, layouts: list[VoxelLayout]) -> Network:

@@ -16,15 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from mindvideo.artefacts import begin_folder, find_damage, read_note, record_files, require_intact
 from mindvideo.classes import digest_source
 from mindvideo.config import AREA_ENCODERS, Recipe, as_sampled, read_recipe, save_recipe
 from mindvideo.cost import describe_machine, measure_cost
 from mindvideo.data.store import store_paths
 from mindvideo.errors import DataError, SettingError
-from mindvideo.files import digest_file, is_full, list_files, only_one, replace_folder, unless_copied, write_text
+from mindvideo.files import digest_file, disk_errors, list_files, only_one, replace_folder, unless_copied, write_text
 from mindvideo.keys import Key, as_digest
 from mindvideo.precision import settled_precision
 from mindvideo.preflight import refusals
@@ -298,23 +296,12 @@ class Study:
         begin_folder(self._unfinished(stage.name), self.key(stage.name).digest)
 
     def _carry_out(self, stage: Stage, progress: Progress | None, say: Say) -> None:
-        name = stage.name
-        folder = self._unfinished(stage.name)
+        name, folder = stage.name, self._unfinished(stage.name)
         if self._tracker is not None:
             progress = self._tracker.watch(stage, progress)
-        try:
-            with measure_cost() as cost:
-                import_module(stage.module).run(StageContext(self.recipe, self.run_dir, folder, progress))
-        except (OSError, SafetensorError) as error:
-            if not is_full(error):
-                raise
-            free = shutil.disk_usage(self.run_dir).free // 2**20
-            raise DataError(
-                f"expected room for the results of '{name}' in {folder}, found the disk full ({free} MiB left); "
-                "free some space and run the same command again, it goes on where it stopped"
-            ) from None
-        seconds = cost["seconds"]
-        peak = int(cost["peak_memory_bytes"])
+        with disk_errors(folder, f"the results of '{name}'"), measure_cost() as cost:
+            import_module(stage.module).run(StageContext(self.recipe, self.run_dir, folder, progress))
+        seconds, peak = cost["seconds"], int(cost["peak_memory_bytes"])
         done = {
             "stage": name,
             "hash": self.key(name).digest,

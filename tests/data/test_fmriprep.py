@@ -478,7 +478,9 @@ def test_events_that_do_not_fit(root, change, parts):
 
 
 def test_folders_subjects_and_settings(root):
-    _refused(root, "found the tasks movie", fmriprep={"task": "rest"})
+    _refused(root, "found the tasks movie; give one", fmriprep={"task": "rest"})
+    with pytest.raises(DataError, match=r"found none; give the folder that holds sub-\*"):
+        discover(root, _settings(root))
     _refused(root, "the subjects 01", "sub-07", fmriprep={"participant": "07"})
     _refused(root, "folder of the films", fmriprep={"stimuli": root / "absent"})
     _refused(root, "'zebra'", "clips_t (4x)", error=SettingError, fmriprep={"test": ["zebra"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib.metadata import version
@@ -45,15 +46,22 @@ def _stop(message: str) -> None:
 
 def main() -> None:
     """Entry point: a user's error becomes one sentence and exit code 1, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not know a letter, nor a file's name be text
     try:
         app()
+    except SystemExit as stop:
+        if stop.code == 130:  # what typer makes of Ctrl-C
+            print("stopped; run the same command again to go on", file=sys.stderr)
+        raise
     except MindVideoError as error:
         _stop(str(error) if os.environ.get("RANK", "0") == "0" else "")  # of several processes one speaks
     except OSError as error:
         if error.errno not in (*FULL, *REFUSED):
             raise
+        way_out = "free space" if error.errno in FULL else "make it free to read and write"
         _stop(
-            f"{error.strerror} while writing {error.filename or 'a result'}; free space or choose another place, and run "
+            f"{error.strerror}: {error.filename2 or error.filename or 'a result'}; {way_out} or give another place, and run "
             "the same command again"
         )
     except RuntimeError as error:
@@ -65,6 +73,3 @@ def main() -> None:
             f"process {os.environ['RANK']} waited for another one, which has ended; see what that one said, and run the "
             "same command again: it goes on where it stopped"
         )
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)

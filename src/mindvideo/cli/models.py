@@ -110,11 +110,12 @@ def reconstruct(
                 "is --set seed=NUMBER"
             )
         if fps is not None:
+            from mindvideo.data.store import open_stores
             from mindvideo.generate.film import frames_per_scan
             from mindvideo.study import Study
 
-            data = Study.open(model).recipe.data
-            asked["num_frames"] = frames_per_scan(data.tr_s, fps, num_frames, round(data.fps * data.tr_s))
+            prepared = open_stores(Study.open(model).recipe.data, model)[0]  # a recipe may leave the TR to recordings
+            asked["num_frames"] = frames_per_scan(prepared.tr_s, fps, num_frames, 0)
         if steps is not None:
             _refuse_for_student(model, {"steps": steps}, settings)
         given = [f"reconstruct.{name}={value}" for name, value in asked.items() if value is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from mindvideo.cli.shared import Out, Run, Seeds, Set, app, console, progress_bars, run_stage, say
 from mindvideo.config import load_recipe, shipped_recipes, with_settings
+from mindvideo.data.bids import read_number
 from mindvideo.errors import SettingError
 from mindvideo.stages import STAGES, Stage
 
@@ -102,14 +104,8 @@ def people(
 
 
 def _read_minutes(text: str) -> list[float | None]:
-    found: list[float | None] = []
-    for part in text.split(","):
-        try:
-            found.append(None if part.strip() == "all" else float(part))
-        except ValueError:
-            found = []
-            break
-    known = [each if each is not None else float("inf") for each in found]
-    if not found or known != sorted(set(known)) or known[0] < 0:
+    found = [None if part.strip() == "all" else read_number(part) for part in text.split(",")]
+    known = [math.inf if each is None else each for each in found]
+    if known != sorted(set(known)) or not all(0 <= each < math.inf for each in found if each is not None):
         raise SettingError(f"expected --minutes as rising numbers with commas, such as 0,15,60,all, found '{text}'")
     return found

@@ -25,7 +25,13 @@ terminal = {"quiet": False}
 Set = Annotated[list[str] | None, typer.Option("--set", help="a setting as key=value; may be repeated")]
 Run = Annotated[Path, typer.Argument(metavar="RUN")]
 RecipeArgument = Annotated[str, typer.Argument(help="a shipped recipe or a YAML file")]
-Out = Annotated[Path, typer.Option("--out", help="where the result goes")]
+# ``.`` and ``..`` by their full names: seeds and results being written stand beside the place.
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", help="where the result goes", callback=lambda path: path if path.name.strip(".") else path.resolve()
+    ),
+]
 Seeds = Annotated[
     int, typer.Option("--seeds", min=1, help="how many seeds, from the recipe's own on, in RUN and RUN-seedN")
 ]

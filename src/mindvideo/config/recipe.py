@@ -19,7 +19,7 @@ class Recipe(Section):
     """Every number of a study."""
 
     name: str = "study"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     foundation: str = Field("embedded", description="'embedded' (the shipped kit) or a folder in Hugging Face layout")
     kit_on_real_films: bool = Field(
         False,
@@ -106,5 +106,6 @@ def explain(error: ValidationError, where: str) -> SettingError:
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return SettingError(f"unknown setting '{name}' in {where}; the nearest valid name is '{nearest_setting(name)}'")
-    message = first["msg"][0].lower() + first["msg"][1:]
+    plainly = {"tuple_type": "input should be a list, as [a, b]", "model_type": "input should be name: value pairs"}
+    message = plainly.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
     return SettingError(f"setting '{name}' in {where}: {message}, found {first['input']!r}")

@@ -8,9 +8,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mindvideo.config.settings import (
+    Averaging,
     BatchSize,
+    Beta,
+    Clip,
     InputNoise,
     Optimise,
+    Penalty,
     Precision,
     Rate,
     Section,
@@ -19,7 +23,7 @@ from mindvideo.config.settings import (
     TokenWeight,
 )
 
-Alphas = Annotated[tuple[float, ...], Field(description="penalties to choose from, on validation")]
+Alphas = Annotated[tuple[Rate, ...], Field(min_length=1, description="penalties to choose from, on validation")]
 ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -51,11 +55,11 @@ class GanRival(Optimise):
     steps: Steps = 20000
     batch_size: BatchSize = 16
     lr: Rate = 2e-4
-    weight_decay: float = 0.0
+    weight_decay: Penalty = 0.0
     schedule: Literal["cosine", "constant"] = "constant"
-    betas: tuple[float, float] = (0.5, 0.99)
-    clip_grad: float | None = None
-    ema_decay: float | None = 0.999
+    betas: tuple[Beta, Beta] = (0.5, 0.99)
+    clip_grad: Clip = None
+    ema_decay: Averaging = 0.999
     precision: Precision = Field("fp32", description="bf16 is too coarse for its spectral norms")
 
 
@@ -71,8 +75,8 @@ class SeparableRival(Optimise):
     steps: Steps = 20000
     batch_size: BatchSize = 16
     lr: Rate = 1e-3
-    weight_decay: float = 1e-2
-    clip_grad: float | None = 1.0
+    weight_decay: Penalty = 1e-2
+    clip_grad: Clip = 1.0
 
 
 class MindVisRival(Optimise):

@@ -37,6 +37,10 @@ class Section(BaseModel):
 Steps = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(ge=2)]
 Rate = Annotated[float, Field(gt=0)]
+Penalty = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Clip = Annotated[float | None, Field(gt=0)]
+Averaging = Annotated[float | None, Field(gt=0, lt=1, description="decay of averaged weights; empty: off")]
 TokenWeight = Annotated[float, Field(ge=0, description="weight of the regression of the caption's tokens")]
 Sparsify = Annotated[float, Field(ge=0, lt=1, description="fraction of voxels set to zero")]
 InputNoise = Annotated[float, Field(ge=0, description="standard deviation of noise added to scans")]
@@ -51,12 +55,12 @@ class Optimise(Section):
     steps: Steps = 1000
     batch_size: BatchSize = 20
     lr: Rate = 2e-5
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: Penalty = 0.05
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip_grad: float | None = Field(0.8, gt=0)
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights; empty: off")
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    clip_grad: Clip = 0.8
+    ema_decay: Averaging = None
     accumulate: int = Field(1, ge=1, description="micro-batches per step")
     gradient_checkpointing: bool = Field(False, description="recompute activations: slower, less memory")
     precision: Precision = "auto"
@@ -80,7 +84,7 @@ class Simulate(Section):
     test_runs: int = Field(10, ge=2, description="recordings of each test film")
     areas: Literal["visual", "cortex"] = Field("cortex", description="which vertices the files hold")
     subcortex: bool = Field(False, description="also write subcortical voxels")
-    size: int = Field(64, ge=32, description="stimulus height and width in pixels")
+    size: int = Field(64, ge=32, multiple_of=2, description="stimulus height and width in pixels")
     source_fps: int = Field(30, ge=3, description="stimulus frame rate")
     noise: float = Field(1.0, gt=0, description="amplitude of noise; 1 gives realistic correlations")
     pretrain_people: int = Field(4, ge=1, description="other people, for pre-training only")
@@ -303,7 +307,7 @@ class Distill(Optimise):
     input_noise: InputNoise = 0.0
     batch_size: BatchSize = 8
     lr: Rate = 1e-4
-    ema_decay: float | None = Field(0.99, gt=0, lt=1)
+    ema_decay: Averaging = 0.99
 
 
 Control = Literal["shuffled", "mean", "caption", "vae", "random_train", "constant"]

@@ -196,17 +196,12 @@ def check_repeats(films: Sequence[ShownFilm], data: Data) -> None:
     if data.selection == "all":
         return
     repeated = [film for film in films if film.split == "train" and len(film.shown) >= 2]
-    if len(repeated) < 2:
+    short = [f"{film.n_scans} scans of {film.path}" for film in repeated if film.n_scans < MIN_MEASURED_SCANS]
+    if len(repeated) < 2 or short:
         raise DataError(
-            f"expected at least 2 training stimuli shown at least twice for selection {data.selection}, found "
-            f"{len(repeated)}; choose voxels by areas instead (selection all, areas visual or V1,V2,…)"
-        )
-    short = [film for film in repeated if film.n_scans < MIN_MEASURED_SCANS]
-    if short:
-        raise DataError(
-            f"expected at least {MIN_MEASURED_SCANS} scans of each repeated training stimulus for selection "
-            f"{data.selection}, which correlates repeats, found {short[0].n_scans} of {short[0].path}; choose voxels by "
-            "areas instead (selection all, areas visual or V1,V2,…)"
+            f"expected at least 2 training stimuli shown at least twice for selection {data.selection}, which correlates "
+            f"repeats, of at least {MIN_MEASURED_SCANS} scans each, found {short[0] if short else len(repeated)}; choose voxels "
+            "by areas instead (selection all, areas visual or V1,V2,…)"
         )
 
 

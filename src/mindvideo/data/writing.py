@@ -105,20 +105,19 @@ class StoreWriter:
         steps = [{"step": step, "parameters": parameters} for step, parameters in (provenance or {}).items()]
         with ExitStack() as stack:
             stack.enter_context(only_one(path.with_name(f"{path.name}.lock"), f"writing {path}"))
-            with disk_errors(path, "the store"):
-                start = {"provenance": steps, "sources": {}, "films": {}, "written": {}}
-                self._group = begin_group(path, STORE, header, start)
-                for name, values in (("reproducibility", reproducibility), ("p_value", p_value)):
-                    filled = np.full(N_CORTEX, np.nan) if values is None else np.asarray(values)
-                    self._write(name, filled.astype(np.float32))
-                self._write("vertex", self.vertex)
-                if parcels:
-                    area = 1 + np.searchsorted(parcel_vertices(parcels), self.vertex)
-                elif is_unplaced(self.vertex):
-                    area = np.zeros(len(self.vertex), dtype=np.int64)
-                else:
-                    area = area_labels()[self.vertex]
-                self._write("area", area.astype(np.int16))
+            start = {"provenance": steps, "sources": {}, "films": {}, "written": {}}
+            self._group = begin_group(path, STORE, header, start)
+            for name, values in (("reproducibility", reproducibility), ("p_value", p_value)):
+                filled = np.full(N_CORTEX, np.nan) if values is None else np.asarray(values)
+                self._write(name, filled.astype(np.float32))
+            self._write("vertex", self.vertex)
+            if parcels:
+                area = 1 + np.searchsorted(parcel_vertices(parcels), self.vertex)
+            elif is_unplaced(self.vertex):
+                area = np.zeros(len(self.vertex), dtype=np.int64)
+            else:
+                area = area_labels()[self.vertex]
+            self._write("area", area.astype(np.int16))
             self._held = stack.pop_all()
 
     def has(self, segment: str, part: str | None = None) -> bool:
@@ -130,22 +129,19 @@ class StoreWriter:
         """Write the average (n, V) and the single runs (R, n, V), both standardised."""
         if not (np.isfinite(fmri).all() and np.isfinite(repeats).all()):
             raise DataError(f"expected finite fMRI for segment {segment}, found NaN or infinite values; check its runs")
-        with disk_errors(self.path, f"fmri of {segment}", fmri.nbytes + repeats.nbytes):
-            self._write(f"fmri/{segment}", fmri.astype(np.float32, copy=False))
-            self._write(f"repeats/{segment}", repeats.astype(np.float32, copy=False), (1, *fmri.shape))
+        self._write(f"fmri/{segment}", fmri.astype(np.float32, copy=False))
+        self._write(f"repeats/{segment}", repeats.astype(np.float32, copy=False), (1, *fmri.shape))
         self._mark(segment, "fmri", "repeats")
 
     def write_frames(self, segment: str, frames: np.ndarray) -> None:
         """Write the frames of a segment, uint8 (n, F, H, W, 3)."""
         rows = max(1, min(len(frames), _CHUNK_BYTES // frames[0].nbytes))
-        with disk_errors(self.path, f"frames of {segment}", frames.nbytes):
-            self._write(f"frames/{segment}", frames, (rows, *frames.shape[1:]), compressors="auto")
+        self._write(f"frames/{segment}", frames, (rows, *frames.shape[1:]), compressors="auto")
         self._mark(segment, "frames")
 
     def write_scene(self, segment: str, scene: np.ndarray) -> None:
         """Write scene numbers, int (n, F), unique over the whole store."""
-        with disk_errors(self.path, f"scenes of {segment}"):
-            self._write(f"scene/{segment}", scene.astype(np.int32))
+        self._write(f"scene/{segment}", scene.astype(np.int32))
         self._mark(segment, "scene")
 
     def write_captions(
@@ -155,8 +151,7 @@ class StoreWriter:
         attributes: dict[str, Any] = {"left_out": True}
         if captions is not None:
             attributes = {"scan": list(captions), "frame": [list(row) for row in frame_captions]}
-        with disk_errors(self.path, f"captions of {segment}"):
-            self._group.create_group(f"captions/{segment}", overwrite=True, attributes=attributes)
+        self._group.create_group(f"captions/{segment}", overwrite=True, attributes=attributes)
         self._mark(segment, "captions")
 
     def take_films(self, segment: str, films: Store) -> None:
@@ -204,8 +199,7 @@ class StoreWriter:
                     f"expected every part of segment {segment} in {self.path}, found no {', '.join(missing)}"
                 )
         refuse_damaged_store(self.path, self._group)
-        with disk_errors(self.path, "the store"):
-            seal_group(self.path, self._group)
+        seal_group(self.path, self._group)
         self.close()
         return Store(self.path, open_group(self.path, STORE))
 
@@ -222,11 +216,12 @@ class StoreWriter:
     def _write(
         self, name: str, values: np.ndarray, chunks: tuple[int, ...] | None = None, compressors: Any = None
     ) -> None:
-        array = self._group.create_array(
-            name, shape=values.shape, chunks=chunks or tuple(max(1, n) for n in values.shape), dtype=values.dtype,
-            overwrite=True, compressors=compressors, config={"write_empty_chunks": True},
-        )  # fmt: skip
-        array[...] = values
+        with disk_errors(self.path, name.replace("/", " of "), values.nbytes):
+            array = self._group.create_array(
+                name, shape=values.shape, chunks=chunks or tuple(max(1, n) for n in values.shape), dtype=values.dtype,
+                overwrite=True, compressors=compressors, config={"write_empty_chunks": True},
+            )  # fmt: skip
+            array[...] = values
 
     def _mark(self, segment: str, *parts: str) -> None:
         written = dict(self._group.attrs["written"])
@@ -234,5 +229,4 @@ class StoreWriter:
         self._record("written", written)
 
     def _record(self, name: str, value: Any) -> None:
-        with disk_errors(self.path, f"the record of {name}"):
-            self._group.attrs[name] = value
+        self._group.attrs[name] = value

@@ -107,7 +107,7 @@ def evaluate_results(asked: Asked, say: Say = print, progress: Progress | None =
         without = list_missing(networks, recipe.evaluate, list(NETWORKS))
         for need, part in (("images", "image_classifier"), ("clips", "video_classifier")):
             if need not in without:
-                refuse_ways(recipe.evaluate.n_ways, part, networks.class_count(part))
+                refuse_ways(recipe.evaluate, part, networks.class_count(part))
         if is_shipped(networks):
             say(SHIPPED_KIT)
             notes.append(SHIPPED_KIT)
@@ -156,10 +156,8 @@ def _read_pair(clips: Path, reference: Path | None) -> tuple[Clips, Clips]:
 
 
 def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise DataError(f"expected a folder for the scores at {out}, found a file; give another --out")
     # a run that was stopped leaves its features, which the next one uses
-    is_ours = not out.is_dir() or {path.name for path in out.iterdir()} <= {"features"}
+    is_ours = not out.exists() or (out.is_dir() and {path.name for path in out.iterdir()} <= {"features"})
     if not is_ours and not (out / "evaluation.json").is_file():
         raise DataError(
             f"expected an empty folder or an earlier evaluation at {out}, found other files; give another --out"

@@ -7,7 +7,6 @@ Shapes: n rows (frames or clips), classes, g ground-truth classes of a row
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -21,9 +20,13 @@ TRUE_CLASSES = 3
 """Classes of the true clip that count as right (paper section 4.2)."""
 
 
-def refuse_ways(n_ways: Sequence[int], part: str, n_classes: int) -> None:
-    """SettingError for more ways than a classifier has other classes."""
-    if (most := max(n_ways, default=2)) > n_classes - TRUE_CLASSES + 1:
+def refuse_ways(settings: Evaluate, part: str, n_classes: int) -> None:
+    """SettingError for more ways than a classifier has other classes, or for no more than the top K."""
+    if settings.top_k >= min(settings.n_ways, default=math.inf):
+        raise SettingError(
+            f"expected evaluate.top_k of less than every evaluate.n_ways, found {settings.top_k} and {min(settings.n_ways)}"
+        )
+    if (most := max(settings.n_ways, default=2)) > n_classes - TRUE_CLASSES + 1:
         raise SettingError(
             f"expected evaluate.n_ways of at most {n_classes - TRUE_CLASSES + 1}, as {part} has {n_classes} classes and "
             f"distractors are drawn from all but the true clip's {TRUE_CLASSES}, found {most}; lower it"

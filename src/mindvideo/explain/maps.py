@@ -246,7 +246,7 @@ def explain_person(
         files["parcels"] = _describe_parcels(list(areas))
     else:
         files["networks"] = _network_sizes(store.vertex)
-    folder.mkdir(parents=True, exist_ok=True)
+    _write_files(folder, files)
     if is_drawn:
         with beside(folder / "maps.npz") as place, place.open("wb") as handle:
             np.savez_compressed(handle, allow_pickle=False, **cortex)
@@ -254,4 +254,3 @@ def explain_person(
     if "networks" in files:
         expected = {name: size["share"] for name, size in files["networks"].items()}
         draw_networks(shares, expected, folder / "networks.png")
-    _write_files(folder, files)

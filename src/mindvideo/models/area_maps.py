@@ -73,7 +73,7 @@ class AreaMaps(nn.Module):
                 nn.init.uniform_(part, -bound, bound)
         nn.init.normal_(self.missing, std=0.02)
 
-    def _by_person(
+    def by_person(
         self, read: Callable[[int, torch.Tensor], torch.Tensor], values: torch.Tensor, person: torch.Tensor | None
     ) -> torch.Tensor:
         """``read(person, values)``, with each person's own rows of the values (N, ...)."""
@@ -100,7 +100,7 @@ class AreaMaps(nn.Module):
             tokens = torch.stack([part @ one for part, one in zip(parts, maps, strict=True)], dim=1) + self.bias[index]
             return torch.where(self.is_present[index][:, None], tokens, self.missing.to(tokens.dtype))
 
-        return self._by_person(read, fmri, person) + self.positions
+        return self.by_person(read, fmri, person) + self.positions
 
     def decode(self, tokens: torch.Tensor, person: torch.Tensor | None) -> torch.Tensor:
         """Scans (N, V) of tokens (N, A, D), by the transposed matrices; 0 past a person's voxels."""
@@ -111,7 +111,7 @@ class AreaMaps(nn.Module):
             voxels = voxels[:, self._order(index).argsort()]
             return nn.functional.pad(voxels, (0, self.voxels - voxels.shape[1])).to(tokens.dtype)
 
-        return self._by_person(read, tokens, person)
+        return self.by_person(read, tokens, person)
 
     def area_means(self, values: torch.Tensor, person: torch.Tensor | None) -> torch.Tensor:
         """Mean of values (N, V) over each area's voxels, (N, A); 0 for an empty area."""
@@ -120,7 +120,7 @@ class AreaMaps(nn.Module):
             parts = own[:, self._order(index)].split(self.sizes[index], dim=1)
             return torch.stack([part.sum(1) / max(part.shape[1], 1) for part in parts], dim=1)
 
-        return self._by_person(read, values, person)
+        return self.by_person(read, values, person)
 
     def present(self, person: torch.Tensor | None, count: int) -> torch.Tensor:
         """Which areas have voxels, bool (N, A)."""

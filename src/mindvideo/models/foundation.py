@@ -99,18 +99,17 @@ class Foundation:
                 )
         if not {"unet", "image_encoder"} & set(parts) or not (self.folder / "text_encoder").is_dir():
             return  # parts that judge alone, as scoring anyone's clips needs them
-        width = self.condition_width
-        if "unet" in parts and (found := self._config("unet").get("cross_attention_dim")) != width:
-            raise ModelError(
-                f"expected a UNet whose cross_attention_dim is the text encoder's width {width}, found {found} in "
-                f"{self.folder / 'unet'}; use a UNet and a text encoder that belong together"
-            )
-        projected = self._config("image_encoder").get("projection_dim", 512) if "image_encoder" in parts else width
-        if projected != width:
-            raise ModelError(
-                f"expected an image encoder that projects to the condition width {width}, found {projected} in "
-                f"{self.folder / 'image_encoder'}; use the CLIP model the text encoder comes from"
-            )
+        width, channels = self.condition_width, self.latent_channels if (self.folder / "vae").is_dir() else 4
+        for part, name, default, wanted, whose, way_out in (
+            ("unet", "cross_attention_dim", None, width, "the text's width", "UNet and text encoder of one model"),
+            ("unet", "in_channels", 4, channels, "the VAE's channels", "the VAE's own UNet, not one for inpainting"),
+            ("image_encoder", "projection_dim", 512, width, "the condition width", "the CLIP of the text encoder"),
+        ):
+            if part in parts and (found := self._config(part).get(name, default)) != wanted:
+                raise ModelError(
+                    f"expected {name} of the part '{part}' to be {whose} {wanted}, found {found} in {self.folder / part}; "
+                    f"use {way_out}"
+                )
 
     def _config(self, part: str) -> dict[str, Any]:
         path = self.folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")

@@ -100,8 +100,8 @@ def _find_files(derivatives: Path, data: Data) -> tuple[str, list[Path], tuple[R
     if not of_task:
         tasks = sorted({keys["task"] for _, keys in named if "task" in keys})
         raise DataError(
-            f"expected recordings of task {settings.task} below {derivatives}/sub-*/[ses-*/]func, found the tasks "
-            f"{', '.join(tasks) or 'none'}; give one of these"
+            f"expected recordings of task {settings.task} below {derivatives}/sub-*/[ses-*/]func, found "
+            + (f"the tasks {', '.join(tasks)}; give one" if tasks else "none; give the folder that holds sub-*")
         )
     subject = _find_subject({keys["sub"] for _, keys in of_task if "sub" in keys}, derivatives, data)
     own = [path for path, keys in of_task if keys.get("sub") == subject]

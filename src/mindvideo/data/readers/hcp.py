@@ -29,7 +29,7 @@ from mindvideo.data.series import SeriesFile
 from mindvideo.data.store import listed
 from mindvideo.data.voxels import MOST_SILENT, find_silent, refuse_silence
 from mindvideo.errors import DataError, MindVideoError, SettingError, one_line
-from mindvideo.files import disk_errors, hash_file, link_folder, only_one, require_content, walk_files
+from mindvideo.files import hash_file, link_folder, only_one, require_content, walk_files
 from mindvideo.stages import Progress, Steps
 from mindvideo.voxel_layout import VoxelLayout
 
@@ -203,10 +203,7 @@ def prepare_hcp(
     planned = {str(path.relative_to(raw)): path for path in paths}
     sizes = {name: path.stat().st_size for name, path in planned.items()}
     header = {"window_s": float(window_s), "areas": list(areas), "kind": kind, "sources_planned": sizes}
-    with (
-        only_one(out.with_name(f"{out.name}.lock"), f"writing {out}"),
-        disk_errors(out, "the pre-training fMRI"),
-    ):
+    with only_one(out.with_name(f"{out.name}.lock"), f"writing {out}"):
         # A refusal leaves nothing behind.
         found = None if out.exists() else survey(planned, vertex, areas, window_s)
         group = begin_group(out, SEGMENTS, header, {"rows": 0, "sources": {}})

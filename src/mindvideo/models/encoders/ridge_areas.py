@@ -13,6 +13,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from mindvideo.models.area_maps import AreaMaps
 from mindvideo.models.encoders.areas import AreaEncoder
 from mindvideo.models.encoders.read_out import LowRankHead
 from mindvideo.models.interfaces import LinearReading
@@ -80,12 +81,12 @@ class RidgeAreaEncoder(AreaEncoder):
     def forward(self, fmri: torch.Tensor, person: torch.Tensor | None = None) -> torch.Tensor:
         """See `WindowTransformer.forward`."""
         condition = super().forward(fmri, person)
-        people = torch.zeros(len(fmri), dtype=torch.int64, device=fmri.device) if person is None else person
-        read, parts = torch.zeros_like(condition), self._parts()
-        for number in people.unique().tolist():
-            own, voxels = people == number, self.config.layouts[number]["num_voxels"]
-            read[own] = parts[number](fmri[own][..., :voxels]).view_as(condition[own]).to(read.dtype)
-        return condition + read
+        assert isinstance(self.patch_embed, AreaMaps)
+
+        def read(number: int, own: torch.Tensor) -> torch.Tensor:
+            return self._parts()[number](own[..., : self.config.layouts[number]["num_voxels"]])
+
+        return condition + self.patch_embed.by_person(read, fmri, person).view_as(condition).to(condition.dtype)
 
     def _parts(self) -> list[FixedReading]:
         return cast(list[FixedReading], list(self.readings))
