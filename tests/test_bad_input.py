@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel
@@ -176,6 +177,25 @@ def test_a_generator_for_inpainting(random_kit: Path, tmp_path: Path) -> None:
         match=r"in_channels of the part 'unet' to be the VAE's channels 4, found 9 .* not one for inpainting",
     ):
         Foundation(kit).require("unet")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"beta_schedule": "karras"}, "expected the part 'scheduler' .* to load, found: karras is not implemented"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "of diffusion, found FlowMatchEulerDiscreteScheduler in"),
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, None),
+        ({"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "linspace"}, None),
+    ],
+)
+def test_schedulers_of_other_kinds(
+    change: dict[str, object], said: str | None, random_kit: Path, tmp_path: Path
+) -> None:
+    kit = shutil.copytree(random_kit, tmp_path / "kit")
+    path = kit / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with nullcontext() if said is None else pytest.raises(ModelError, match=said):
+        Foundation(kit).open("scheduler")
 
 
 def _refused_run(cli: Cli, recipe: Recipe, tmp_path: Path, kit: Path) -> str:

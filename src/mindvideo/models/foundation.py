@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
 from transformers import (
@@ -114,9 +114,7 @@ class Foundation:
     def _config(self, part: str) -> dict[str, Any]:
         path = self.folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
         if not path.is_file():
-            raise ModelError(
-                f"expected {path.name} of the part '{part}' at {path}, found none; the folder is incomplete"
-            )
+            raise ModelError(f"expected {path.name} of the part '{part}' at {path}, found none; add it")
         try:
             return dict(json.loads(path.read_text()))
         except (ValueError, TypeError):
@@ -206,10 +204,7 @@ class Foundation:
 
     def open(self, part: str) -> None:
         """Load a part: its network, and its tokenizer or image processor; ModelError where it cannot."""
-        if part == "scheduler":
-            self._config(part)
-            return
-        getattr(self, part)
+        getattr(self, "scheduler_config" if part == "scheduler" else part)
         if part in ("captioner", "image_encoder", "image_classifier", "video_classifier"):
             self._processor(part)
         if part == "captioner":
@@ -236,9 +231,13 @@ class Foundation:
 
     @property
     def scheduler_config(self) -> dict[str, Any]:
-        """The noise schedule the UNet was trained with."""
-        self.require("scheduler")
-        return self._config("scheduler")
+        """The noise schedule the UNet was trained with; ModelError for an unknown one, and for flow matching."""
+        config = self._load("scheduler", lambda folder: self._config(folder.name))
+        self._load("scheduler", lambda _: DDPMScheduler.from_config(config))
+        if "Flow" in f"{config.get('_class_name')}":
+            found = f"{config['_class_name']} in {self.folder / 'scheduler'}"
+            raise ModelError(f"expected a scheduler of diffusion, found {found}; fetch that of the UNet's own model")
+        return dict(config)
 
     @cached_property
     def tokenizer(self) -> Any:
