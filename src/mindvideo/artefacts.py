@@ -38,9 +38,14 @@ def record_files(base: Path, places: Iterable[Path]) -> dict[str, list[Any]]:
 
 
 def find_damage(base: Path, record: Record, whole: bool = True) -> tuple[Path, str] | None:
-    """The first file that is not as recorded, and what it is instead, if any.
+    """The first file that is not as it was recorded, and what it is instead; None where all are.
 
-    Without ``whole`` only sizes are compared.
+    Parameters
+    ----------
+    record : mapping
+        As `record_files` gives it.
+    whole : bool
+        Also read and digest the files; without it only their sizes are compared.
     """
     for name, (size, _) in record.items():
         path = base / name
@@ -92,9 +97,17 @@ def is_intact(base: Path, record: Any) -> bool:
 
 
 def require_intact(run_dir: Path, stage: str, below: str = "") -> None:
-    """Compare what a stage has written with its record, if any; DataError for damage.
+    """Compare what a stage has written with its record; nothing is compared where there is no record.
 
-    Only files are compared whose path in the run folder begins with ``below``, e.g. ``model/``.
+    Parameters
+    ----------
+    below : str
+        Only files whose path in the run folder begins so, e.g. ``model/``.
+
+    Raises
+    ------
+    DataError
+        Naming the file, what is wrong with it, and the stage to run again.
     """
     record = read_note(run_dir / stage / "done.json").get("files", {})
     try:

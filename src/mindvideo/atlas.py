@@ -98,9 +98,17 @@ def _bare_names() -> tuple[str, ...]:
 
 @cache
 def area_of(name: str) -> np.ndarray:
-    """Positions, int32 (n,), of an area in both hemispheres (``V1``) or in one (``L_V1``).
+    """Positions of an area in both hemispheres (``V1``) or in one (``L_V1``, ``R_V1``).
 
-    Read-only. SettingError for a name that is not in the atlas, with the nearest one.
+    Returns
+    -------
+    ndarray, int32 (n,)
+        Ascending, hence left before right. Read-only.
+
+    Raises
+    ------
+    SettingError
+        For a name that is not in the atlas; names the nearest area.
     """
     names = area_names()
     if name in _bare_names():
@@ -123,9 +131,17 @@ def visual_areas() -> np.ndarray:
 
 
 def parse_areas(text: str) -> np.ndarray:
-    """Positions that ``cortex``, ``visual`` or ``V1,V2`` names, ascending int32 (n,).
+    """Cortical positions that a setting such as ``cortex``, ``visual`` or ``V1,V2`` names.
 
-    SettingError for an empty setting or an unknown area, with the nearest one.
+    Returns
+    -------
+    ndarray, int32 (n,)
+        Ascending, without duplicates.
+
+    Raises
+    ------
+    SettingError
+        For an empty setting or an unknown area; names the nearest one.
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
     if not names:
@@ -152,9 +168,14 @@ def yeo17_labels() -> np.ndarray:
 
 @cache
 def surface_vertex_index() -> tuple[np.ndarray, np.ndarray]:
-    """Vertex of each position on its hemisphere's surface, and whether it is the right one.
+    """Where each cortical position lies on the surface of its hemisphere.
 
-    int32 0…32,491 and bool, (59412,), read-only.
+    Returns
+    -------
+    vertex : ndarray, int32 (59412,)
+        Vertex number 0…32,491 on that hemisphere's surface.
+    is_right : ndarray, bool (59412,)
+        Hemisphere flag. Both read-only.
     """
     with np.load(_data_dir() / "fMRI_vertex_info_32k.npz") as archive:
         vertex = np.concatenate([archive["grayl"], archive["grayr"]]).astype(np.int32)
@@ -235,10 +256,19 @@ def hierarchy_rank(label: np.ndarray) -> np.ndarray:
 
 
 def hierarchy_order(vertex: np.ndarray) -> np.ndarray:
-    """Permutation (n,) that puts voxels at positions (n,) along the visual hierarchy.
+    """Permutation that puts voxels along the visual hierarchy (docs/method.md, Recordings: order).
 
-    Area by area (`_labels_in_order`), inside an area a walk over the sphere (`_walk`); the result does
-    not depend on the order they came in (docs/method.md, Recordings: order).
+    Area by area (`_labels_in_order`), inside an area a walk over the sphere (`_walk`).
+
+    Parameters
+    ----------
+    vertex : ndarray, int (n,)
+        Cortical positions 0…59,411 in any order.
+
+    Returns
+    -------
+    ndarray, intp (n,)
+        ``vertex[hierarchy_order(vertex)]`` is in order, whatever the order of ``vertex`` was.
     """
     vertex = np.asarray(vertex)
     present = set(np.unique(area_labels()[vertex]).tolist()) if vertex.size else set()

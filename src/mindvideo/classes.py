@@ -12,9 +12,17 @@ from mindvideo.keys import as_digest
 
 
 def import_class(place: str, what: str) -> type:
-    """The class ``module:Class``, also of the working directory, or SettingError.
+    """The class ``module:Class``, looked for in the working directory too.
 
-    ``what`` it should be is said in the error: ``a torch.nn.Module``.
+    Parameters
+    ----------
+    what : str
+        What it should be, for the error: ``a torch.nn.Module``.
+
+    Raises
+    ------
+    SettingError
+        Where it cannot be imported, or is no class.
     """
     module, _, name = place.partition(":")
     if str(Path.cwd()) not in sys.path:

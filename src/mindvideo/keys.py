@@ -14,10 +14,14 @@ _SHOWN = 40
 
 
 class Key:
-    """Everything a result follows from, by dotted name (``align.lr``).
+    """Everything a result follows from.
 
-    A value from `as_digest` stands for what has no value to show: a file, a stage, a part of the
-    foundation, the source of a class.
+    Parameters
+    ----------
+    parts : mapping of str to JSON value
+        Nested settings are flattened to dotted names (``align.lr``). A value from
+        `as_digest` stands for what has no value to show: a file, a stage, a part of the
+        foundation, the source of a class.
     """
 
     def __init__(self, parts: Mapping[str, Any]) -> None:

@@ -53,10 +53,23 @@ A score says something about the brain where it is better than `shuffled` with P
 
 
 def export_model(run_dir: Path, out: Path, licence: str | None = None) -> Path:
-    """Write ``RUN/model`` and a card into a new folder; returns the card's path.
+    """Write ``RUN/model`` and a card, whose path is returned, into a new folder in the hub's layout.
 
-    The run is done up to ``evaluate``, or DataError. ``licence`` is the hub's name for that of the
-    weights; without it a SettingError, unless they are of the embedded kit.
+    Parameters
+    ----------
+    run_dir : Path
+        A study that is done up to ``evaluate``.
+    out : Path
+        Must not exist yet; appears when complete.
+    licence : str, optional
+        The hub's name for the licence of the weights; known for the embedded kit.
+
+    Raises
+    ------
+    DataError
+        Where the run lacks its model or scores, or files of theirs were changed.
+    SettingError
+        Without a licence, and where ``out`` exists.
     """
     study = Study.open(run_dir)
     recipe = study.recipe

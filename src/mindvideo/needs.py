@@ -46,7 +46,13 @@ class CheckResult(NamedTuple):
 
 
 def check_recipe(recipe: Recipe, out: Path) -> CheckResult:
-    """Look over a study that will be run in ``out``, before it starts."""
+    """Look a study over before it starts.
+
+    Parameters
+    ----------
+    out : Path
+        The run folder, or the folder that will hold it; sizes are those of a store prepared there.
+    """
     device = distributed.device()
     stores = store_paths(recipe.data, out / "prepare")
     missing = [str(error) for error in refusals(recipe, stores=stores if all(map(is_complete, stores)) else ())]

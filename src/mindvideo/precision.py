@@ -35,7 +35,12 @@ def resolve_precision(asked: Precision, device: torch.device) -> Chosen:
 def settle_precision(folder: Path, asked: Precision, device: torch.device) -> Chosen:
     """The precision of what is made in ``folder``: chosen once and noted there.
 
-    Work that goes on, perhaps on another machine, goes on in it. DataError for a damaged note.
+    Work that goes on, perhaps on another machine, goes on in the precision it was begun in.
+
+    Raises
+    ------
+    DataError
+        When the note cannot be understood.
     """
     precision = settled_precision(folder) if asked == "auto" else None
     precision = distributed.broadcast(precision or resolve_precision(asked, device))

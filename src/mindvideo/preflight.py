@@ -35,8 +35,12 @@ WITHOUT_FOUNDATION = ("simulate", "prepare", "pretrain", "adapt")
 def refusals(recipe: Recipe, *, stores: Sequence[Path] = (), last: str | None = None) -> list[MindVideoError]:
     """Everything that a study is refused for, one sentence each; empty where it may start.
 
-    Without ``stores``, what ``prepare`` wrote, headers and tables of all recordings are read. What only
-    stages after ``last`` are refused for is left out.
+    Parameters
+    ----------
+    stores : sequence of Path
+        What `prepare` wrote; without it the headers and tables of all recordings are read.
+    last : str, optional
+        The last stage that is to run; what only later ones are refused for is left out.
     """
     checks = CHECKS if stores else (*CHECKS, unreadable_recordings)
     found = [*incomplete_foundation(recipe, last), *(error for check in checks for error in check(recipe))]

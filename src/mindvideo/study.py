@@ -36,7 +36,13 @@ _DIFFERENCES = 6
 
 
 class Study:
-    """A recipe and the run folder that it is carried out in, which is made where missing."""
+    """A recipe and the run folder it is carried out in.
+
+    Parameters
+    ----------
+    run_dir : Path
+        ``runs/NAME``; made where missing.
+    """
 
     def __init__(self, recipe: Recipe, run_dir: Path) -> None:
         self.recipe, self.run_dir = recipe, run_dir
@@ -190,11 +196,28 @@ class Study:
     def run(
         self, until: str | None = None, only: str | None = None, progress: Bars | None = None, say: Say = print
     ) -> list[str]:
-        """Run what is not up to date, in order, and return the names of the stages that ran.
+        """Run what is not up to date, in order.
 
-        Up to the stage ``until``, or the stage ``only``, whose needs must be up to date. ``progress`` is
-        given a stage's name and returns what is called with (done, total, figures). After an error of a
-        stage, those before it stay done.
+        Parameters
+        ----------
+        until : str, optional
+            Last stage to run.
+        only : str, optional
+            Run this stage alone; the stages it builds on must be up to date.
+        progress : callable, optional
+            Given a stage's name, returns what is called with (done, total, figures).
+        say : callable
+            Prints a line.
+
+        Returns
+        -------
+        list of str
+            Stages that ran.
+
+        Raises
+        ------
+        MindVideoError
+            Of any stage; the stages before it stay done.
         """
         names = [stage.name for stage in self.stages]
         for name in (until, only):

@@ -18,9 +18,19 @@ MMP1_AREAS = 360
 class VoxelLayout:
     """The voxels of one person.
 
-    ``voxel_id`` is the store's name for this choice of voxels, ``vertex`` (V,) their cortical positions,
-    ``area`` (V,) their MMP1 labels, 1 to 360; both are None where no place is known. Where voxels are
-    ``parcels`` of another atlas, ``area`` counts these from 1 and ``vertex`` stands for them below 0.
+    Attributes
+    ----------
+    num_voxels : int
+        V.
+    voxel_id : str, optional
+        The store's name for this choice of voxels.
+    vertex : ndarray, int32 (V,), optional
+        Cortical positions (0 to 59,411).
+    area : ndarray, int16 (V,), optional
+        MMP1 label of each, 1 to 360. Both are missing for arrays whose voxels have no known place.
+    parcels : tuple of str
+        Names of all parcels of another atlas, if voxels are parcels: ``area`` then
+        counts them from 1, and ``vertex`` has negative numbers that stand for them.
     """
 
     num_voxels: int

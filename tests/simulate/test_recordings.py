@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel
@@ -173,6 +175,11 @@ def test_interrupted_simulation_goes_on_to_the_same_bytes(raw: Path, tmp_path: P
     simulate(small, first, SEED)
     assert _digests(first) == before
     assert (first / "stimuli" / "seg1.mp4").stat().st_mtime_ns == kept
+    done: list[int] = []
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        simulate(small, tmp_path / "second", SEED, lambda n, total, figures: done.append(n), pool)
+    assert _digests(tmp_path / "second") == before
+    assert done == [3, 6, 9, 12, 13]
     segment = list_segments(small)[0]
     assert segment.film(SEED) == segment.film(SEED) != segment.film(SEED + 1)
 

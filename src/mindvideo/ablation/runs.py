@@ -63,10 +63,20 @@ class Step:
 
 
 class Ablation:
-    """A recipe's variants, the full method first, and the folder with their runs and table.
+    """A recipe's variants and the folder their runs are in.
 
-    ``reuse`` are run folders elsewhere whose finished stages are shared too; ``others`` are variants
-    that are not run, but shown in the table where an earlier call ran them.
+    Parameters
+    ----------
+    folder : Path
+        ``FOLDER/NAME`` is the run folder of the variant NAME; ``FOLDER/ablation.json`` the table.
+    variants : sequence of Variant
+        To run. The full method first.
+    seeds : int
+        How many, from the recipe's own on.
+    reuse : sequence of Path
+        Run folders elsewhere whose finished stages are shared too.
+    others : sequence of Variant
+        Not run, but shown in the table where an earlier call ran them.
     """
 
     def __init__(

@@ -199,7 +199,14 @@ def _kernels(rows_WMV: np.ndarray, columns_WNV: np.ndarray) -> np.ndarray:
 
 
 class Components:
-    """At most ``most`` leading principal components of training targets (N, T), strongest first."""
+    """At most ``most`` leading principal components of training targets (N, T).
+
+    Attributes
+    ----------
+    mean : ndarray, float32 (T,)
+    basis : ndarray, float32 (Q, T)
+        Orthonormal rows, strongest first.
+    """
 
     def __init__(self, targets_NT: np.ndarray, most: int) -> None:
         self.mean = targets_NT.mean(axis=0, dtype=np.float64).astype(np.float32)

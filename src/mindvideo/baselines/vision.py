@@ -22,7 +22,13 @@ RIDGE = 1e-9
 
 
 class VisionNetwork:
-    """Early feature maps (patch embedding) and semantic features (class token) of frames."""
+    """Early feature maps (patch embedding) and semantic features (class token) of frames.
+
+    Attributes
+    ----------
+    kernel : Tensor, float64 (D, 3 · S · S)
+        The patch embedding's convolution, one row a feature.
+    """
 
     def __init__(self, foundation: Foundation) -> None:
         self.foundation = foundation

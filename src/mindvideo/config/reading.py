@@ -148,9 +148,19 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def load_recipe(name: str, settings: Sequence[str] | None = None) -> Recipe:
-    """Read a shipped recipe or a YAML file, and apply settings such as ``align.lr=1e-4``.
+    """Read a shipped recipe or a YAML file and apply ``key=value`` settings.
 
-    SettingError for an unknown recipe, a misspelt or ill-typed setting; it names the nearest valid one.
+    Parameters
+    ----------
+    name : str
+        ``demo``, ``wen2018``, … or the path of a ``.yaml`` file.
+    settings : list of str
+        Dotted assignments such as ``align.lr=1e-4``; values are read as YAML.
+
+    Raises
+    ------
+    SettingError
+        For an unknown recipe, a misspelt or ill-typed setting; names the nearest valid one.
     """
     content = _apply_settings(_read_recipe(name, Path(), {}), settings)
     return parse_recipe(content, f"recipe {name}" if not settings else f"recipe {name} with --set")

@@ -45,9 +45,17 @@ def mean_interval(values: np.ndarray, block: np.ndarray, bootstraps: int, rng: n
 class Design:
     """The n windows of an evaluation, and how values by window become results.
 
-    Windows of one ``block`` (n,) are permuted and resampled together. With ``scene`` (n,), chance
-    compares clips of different scenes only; with ``film`` (n,), every score is given film by film too;
-    with ``world`` (`attributes.World`) attributes are scored. ``seed`` is of all random numbers.
+    Attributes
+    ----------
+    block : ndarray, int (n,)
+        Windows that are permuted and resampled together, see `data.windows.block_numbers`.
+    seed : int
+        Of permutations, bootstraps and chance pairings.
+    scene, film : ndarray (n,), optional
+        Chance compares clips of different scenes only (without them, of different windows),
+        and every score is given film by film too.
+    world : attributes.World, optional
+        True attributes of a simulated subject's windows; adds the scores of attributes.
     """
 
     block: np.ndarray

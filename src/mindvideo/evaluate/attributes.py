@@ -35,10 +35,20 @@ class NoPairsError(DataError):
 class World:
     """Names and true attributes of the windows' scenes.
 
-    ``names`` are those of each kind, ``true`` (n, F) the index of the true one frame by frame, -1 for a
-    position that has none. In windows of ``is_cut`` (n,) the scene changes. ``image_pairs`` and
-    ``video_pairs`` (classes, 2) are thing and colour, thing and motion of each class; ``place_texts``
-    (places, D) CLIP's text embedding of each place, unit length.
+    Attributes
+    ----------
+    names : dict of str to tuple of str
+        ``thing``, ``colour``, ``place``, ``motion``, ``position``.
+    true : dict of str to ndarray, int (n, F)
+        Index of the true name in ``names``, frame by frame; -1 for a position that has no name.
+    is_cut : ndarray, bool (n,)
+        Whether the scene changes inside the window.
+    image_pairs : ndarray, int (classes, 2)
+        Thing and colour of each image class.
+    video_pairs : ndarray, int (classes, 2)
+        Thing and motion of each video class.
+    place_texts : ndarray, float64 (places, D)
+        CLIP text embedding of each place, unit length.
     """
 
     names: dict[str, tuple[str, ...]]
@@ -88,16 +98,29 @@ def read_world(
     Parameters
     ----------
     scenes_path : Path
-        ``RUN/simulate/truth/scenes.json``: the scenes of each film, with ``where`` the thing is (column
-        and row) at every stored frame. DataError where it is damaged or an attribute has no class.
+        ``RUN/simulate/truth/scenes.json``: by segment, scenes with ``thing``, ``colour``,
+        ``place``, ``motion``, ``caption``, ``start_s`` and ``end_s``, and ``where`` its thing is at
+        every stored frame: column and row.
     windows : sequence of mapping
         ``segment`` and ``scan`` of each.
+    foundation : Foundation
+        Its classifiers' labels and CLIP's text tower are used.
     store : Store
-        Gives the timing; captions of its training films say what a place is called, the test films'
-        are not looked at.
+        Its timing is used, and the captions of its training films say what a place is called; the
+        test films' are not looked at.
     n_frames : int
-        A clip's frame j is the stored frame at the middle of its part of the scan or, ``from_films``,
-        what was shown j · tr_s / n_frames after its start.
+        A clip's frame j is the stored frame at the middle of its part of the scan, shown in scan k
+        of ``tr_s`` at k · tr_s + floor((j + ½) · stored frames / n_frames) / fps.
+    from_films : bool
+        The films were read again at the clips' own rate: frame j was shown at k · tr_s + j · tr_s /
+        n_frames.
+
+    Raises
+    ------
+    NoPairsError
+        Where the classes are not pairs.
+    DataError
+        Where the scenes are missing or damaged, or a scene's attribute has no class.
     """
     colours, things, image_pairs = split_labels(_labels(foundation.image_classifier), first_word=True)
     video_things, motions, video_pairs = split_labels(_labels(foundation.video_classifier), first_word=False)

@@ -34,10 +34,22 @@ Comparison = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class WindowScores:
-    """Scores (``values``, (n,) each, NaN for none) of every window of an evaluated run, without controls.
+    """Scores of every window of one evaluated run, without its controls.
 
-    ``truth`` and ``networks`` are fingerprints of the true clips and of what measured. ``scores`` says
-    what each of the values is. ``pooled`` are the seeds that were pooled, if any.
+    Attributes
+    ----------
+    truth : str
+        Fingerprint of the true clips: equal for two runs only where they reconstruct the very same
+        windows.
+    networks : str
+        Identity of the frozen networks that measured.
+    block : ndarray, int (n,)
+    values : dict of str to ndarray, float64 (n,)
+        NaN where a score is undefined for a window.
+    scores : dict of str to ScoreResult
+        What each of ``values`` is; of several seeds, the first one's.
+    pooled : tuple of WindowScores
+        The seeds that were pooled (`pool_seeds`); empty for a single one.
     """
 
     name: str
@@ -282,7 +294,11 @@ def smallest_p_holm(comparisons: Iterable[Mapping[str, Mapping[str, Any]]]) -> f
 def compare_all(folders: Mapping[str, Sequence[Path]], scores: Sequence[str] | None = None) -> dict[str, Any]:
     """Compare every two methods, given by name with a folder per seed.
 
-    ``pairs[first][second]`` is what `compare_runs` finds, ``untested`` says what it could not, and why.
+    Returns
+    -------
+    dict
+        ``pairs[first][second]``, what `compare_runs` finds, and ``untested``: why a method, two of
+        them, or some of their scores could not be compared.
     """
     pairs: dict[str, dict[str, Comparison]] = {}
     untested, read = {}, []

@@ -73,15 +73,29 @@ def evaluate_clips(
     Parameters
     ----------
     sets : mapping of str to array, uint8 (n, F, H, W, 3)
-        The clips to score as ``reconstruction``, others under names of `mindvideo.clip_sets.CLIP_SETS`
-        or of their own; zarr arrays are read piece by piece. DataError for another type or shape than
-        the truth's.
+        The clips to score as ``reconstruction``, and others under the names of
+        `mindvideo.clip_sets.CLIP_SETS` or names of their own. zarr arrays are read piece by piece.
+    truth : array, uint8 (n, F, H, W, 3)
     networks : Foundation or None
-        Anything with the methods asked for will do; None leaves out the scores that need them.
+        None leaves out the scores that need a frozen network; anything with the methods asked for
+        will do.
+    design : Design
+        Of the n windows.
     without : mapping of str to str, optional
-        What cannot be had (a `score.Needs`, or `OVER_TIME`), and why; its scores are left out.
+        What cannot be had (a `score.Needs`, or `OVER_TIME`) and why; the scores that need it are
+        left out.
     cache_dir : Path, optional
-        Where what the networks say of each set is kept, for the same clips and networks.
+        What the networks say is kept here, one file per set, and used again for the same clips and
+        networks.
+    progress : callable, optional
+        Called with (windows done, windows in all passes over all sets, {"set": name}).
+
+    Raises
+    ------
+    DataError
+        For clips of another type or shape than the truth's.
+    SettingError
+        For an N-way test with more ways than the classifier has classes.
     """
     for name, clips in {TRUTH: truth, **sets}.items():
         if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape != truth.shape:

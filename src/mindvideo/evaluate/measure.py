@@ -46,10 +46,22 @@ class Frames:
 class Features:
     """What frozen networks say about a set of clips, float32; (n, 0) where not asked.
 
-    ``images`` (n, F, classes) and ``videos`` (n, classes) are class probabilities, ``embeddings``
-    (n, F, D) CLIP's of frames, ``caption_embeddings`` (n, D) CLIP's of the ``captions`` of middle
-    frames, ``video_embeddings`` (n, Dv) what the video classifier decides by, ``columns`` (n, F) where a
-    judge sees the thing of every frame, in `judges.NAMES`.
+    Attributes
+    ----------
+    images : ndarray (n, F, classes)
+        Image-class probabilities of every frame.
+    videos : ndarray (n, classes)
+        Video-class probabilities.
+    embeddings : ndarray (n, F, D)
+        CLIP image embeddings.
+    video_embeddings : ndarray (n, Dv)
+        What the video classifier decides by.
+    caption_embeddings : ndarray (n, D)
+        CLIP text embeddings of ``captions``.
+    columns : ndarray, int (n, F)
+        Where a kit's judge sees the thing of every frame, in `judges.NAMES`.
+    captions : list of str
+        Of every clip's middle frame.
     """
 
     images: np.ndarray
@@ -75,9 +87,15 @@ def fingerprint(clips: Any, identity: str) -> str:
 
 
 def extract_features(clips: Any, networks: Foundation, needs: Collection[str], cache: Path | None = None) -> Features:
-    """What frozen networks say of clips, uint8 (n, F, H, W, 3), as far as ``needs`` asks for.
+    """What frozen networks say about every frame and clip, from ``cache`` where it holds that.
 
-    The file ``cache`` is used if it was made of the same clips by the same networks, else written anew.
+    Parameters
+    ----------
+    clips : array, uint8 (n, F, H, W, 3)
+    needs : collection of str
+        Which of `score.NETWORKS` to ask.
+    cache : Path, optional
+        Used when it was made from the same clips by the same networks, else written anew.
     """
     needs = sorted(set(needs) & set(NETWORKS))
     identity = networks.identity + (networks.part_identity(JUDGES) if "columns" in needs else "")
@@ -134,9 +152,22 @@ def measure_frames(
 ) -> tuple[Windows, dict[str, list[np.ndarray]]]:
     """Every score of frames and of flow, of every set and window.
 
-    The truth among the sets is measured against itself; ``partners``, int (n,) each, are other windows
-    of the truth to compare the reconstruction with. Also returns ``pairings[score]``, the values
-    against each of these, for scores that have a direction.
+    Parameters
+    ----------
+    sets : mapping of str to array, uint8 (n, F, H, W, 3)
+        The truth among them is measured against itself.
+    partners : sequence of ndarray, int (n,)
+        Other windows of the truth to compare the reconstruction with.
+    advance : callable
+        Told the number of windows done since the last call.
+
+    Returns
+    -------
+    windows : dict
+        ``windows[score][set]``, float64 (n,).
+    pairings : dict
+        ``pairings[score]``: the values against each of ``partners``, for scores that have a
+        direction.
     """
     parts: dict[str, dict[str, list[np.ndarray]]] = {score.name: {name: [] for name in sets} for score in scores}
     paired: dict[str, list[list[np.ndarray]]] = {

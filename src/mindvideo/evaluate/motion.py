@@ -20,10 +20,16 @@ STILL_PIXELS = 0.05
 
 
 def optical_flow(clips: np.ndarray, method: Method = "dis") -> np.ndarray:
-    """Dense optical flow (n, F−1, H, W, 2) between adjacent grey frames, by OpenCV.
+    """Dense optical flow (n, F−1, H, W, 2) between adjacent grey-scale frames of clips, by OpenCV.
 
-    By dense inverse search (Kroeger et al. 2016, ECCV), or Farnebäck's polynomial expansion (2003,
-    SCIA) with the settings of Mind-Animator's script. DataError for less than two frames of 16 x 16.
+    Parameters
+    ----------
+    clips : ndarray, uint8 (n, F, H, W, 3)
+        At least two frames of at least 16 x 16 pixels, or DataError.
+    method : {"dis", "farneback"}
+        Dense inverse search (Kroeger et al. 2016, ECCV), or Farnebäck's polynomial expansion (2003,
+        SCIA) with the settings of Mind-Animator's script: pyramid of 3 halvings, window 15, 3
+        iterations, neighbourhood 5, σ 1.2.
     """
     n, n_frames, height, width, _ = clips.shape
     if n_frames < 2 or min(height, width) < 16:

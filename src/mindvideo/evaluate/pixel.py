@@ -86,14 +86,25 @@ def _window_sums(frames_NHWC: np.ndarray) -> np.ndarray:
 
 @_per_frame(SSIM_WINDOW)
 def ssim_rgb(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Structural similarity of RGB frames, as in the paper's numbers; −1…1.
+    """Structural similarity of RGB frames, as in the paper's numbers.
 
     Mean over channels and complete windows of the SSIM index with a uniform 7 × 7 window, sample
     covariance, data range 255, K1 = .01, K2 = .03: ``skimage.metrics.structural_similarity(truth,
-    prediction, data_range=255, channel_axis=-1)``, for whole batches at once. Other papers mean another
-    window or grey frames by the same word. A constant grey image scores about .44 on Wen 2018.
+    prediction, data_range=255, channel_axis=-1)``, for whole batches at once. Other papers mean
+    grey-scale or Gaussian-window SSIM by the same word; their numbers do not compare with this one.
 
-    Wang et al. 2004, IEEE Transactions on Image Processing 13, 600–612.
+    Range −1…1, higher is better. There is no chance level: a constant grey image scores about .44
+    on Wen 2018.
+
+    Parameters
+    ----------
+    prediction, truth : ndarray, uint8 (..., H, W, 3)
+        At least 7 x 7 pixels, or DataError.
+
+    References
+    ----------
+    Wang et al. 2004, IEEE Transactions on Image Processing 13, 600–612;
+    docs/method.md, Scores and controls.
     """
     x = prediction.astype(np.float32)
     y = truth.astype(np.float32)

@@ -29,7 +29,16 @@ ASPECT_TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips, uint8 (F, H, W, 3), in natural order of their names, and what was changed."""
+    """Clips in natural order of their names.
+
+    Attributes
+    ----------
+    names : list of str
+        File or folder names without their endings.
+    clips : list of ndarray, uint8 (F, H, W, 3)
+    notes : list of str
+        What was cut or changed while reading.
+    """
 
     names: list[str]
     clips: list[np.ndarray]
@@ -204,11 +213,18 @@ def pair_clips(clips: Clips, reference: Clips) -> tuple[Clips, Clips]:
 def align_clips(
     clips: Clips, truth: Clips, size: int | None = None, fit: Literal["stretch", "crop"] | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Both sets, in one order, with one number and size of frames; and what was changed.
+    """Both sets, of equal length and in one order, with one number and size of frames.
 
     Frames: the smaller of the two sets' most frequent numbers; of longer clips the frames at the
     middles of as many equal parts are kept, of shorter ones frames repeat. Size: the smaller of the
-    two, or ``size`` squared. DataError where shapes differ and ``fit`` does not say what to do.
+    two heights and widths, or ``size`` squared, by area averaging. DataError where shapes differ by
+    more than 2 % in width over height and ``fit`` does not say what to do.
+
+    Returns
+    -------
+    clips, truth : ndarray, uint8 (n, F, H, W, 3)
+    notes : list of str
+        What was changed.
     """
     notes = []
     counts = [Counter(len(clip) for clip in part.clips) for part in (clips, truth)]

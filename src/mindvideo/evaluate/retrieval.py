@@ -48,12 +48,19 @@ def pairwise_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray
 
 
 def retrieval_top_k(similarity: np.ndarray, n_candidates: int | None = None, top_k: int = 1) -> np.ndarray:
-    """Exact probability (n,) that the true clip is in the ``top_k`` of K candidates.
+    """Exact probability (n,) that the true clip is among the ``top_k`` most similar of K candidates.
 
-    The candidates are the true clip and K−1 others (``n_candidates``, all n by default) drawn without
-    replacement; the expectation is in closed form, as in `semantic.n_way_top_k`. **Ties count against
-    the truth.** Neighbouring windows of one film are candidates too, which makes it harder.
-    ``similarity`` (n, n) is of prediction i (row) with truth j (column).
+    The candidates are the true clip and K−1 others drawn without replacement; the expectation over
+    draws is in closed form, as in `semantic.n_way_top_k`. **Ties count against the truth.** Range
+    0…1, higher is better, chance ``top_k`` / K. Neighbouring windows of one film are candidates
+    too, which makes it harder than retrieval among unrelated clips.
+
+    Parameters
+    ----------
+    similarity : ndarray (n, n)
+        Of prediction i (row) with the truth of clip j (column).
+    n_candidates : int, optional
+        K; all n clips by default. SettingError for more than there are.
     """
     n = len(similarity)
     others_ahead = (similarity >= np.diag(similarity)[:, None]).sum(axis=1) - 1

@@ -21,7 +21,15 @@ MAX_FILMS = 200
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows and columns of truth and reconstruction that are kept, and what was cut."""
+    """Which pixels are truth and which reconstruction.
+
+    Attributes
+    ----------
+    rows, truth, reconstruction : (int, int)
+        First row or column and the one after the last; columns of the two halves.
+    note : str
+        What was cut, in words.
+    """
 
     rows: tuple[int, int]
     truth: tuple[int, int]
@@ -35,12 +43,19 @@ class Layout:
 
 
 def find_layout(films: Sequence[np.ndarray]) -> Layout:
-    """The one layout of a set of side-by-side films (F, H, W, 3).
+    """Find padding and seam of a set of side-by-side films; all films of a set have one layout.
 
     Padding is what has one colour in every frame of every film, at most 16 pixels wide and as wide
-    on opposite sides. Between the halves, padding is the seam; without it the seam is the column where
-    neighbouring pixels differ most on average, if that is the middle or stands out, else the middle,
-    and the note says that no seam was seen. DataError for several sizes, or an odd width without seam.
+    on opposite sides. Between the halves, padding is the seam. Without padding there the seam is
+    the column where neighbouring pixels differ most on average, if that is the middle or stands out
+    (at least twice the median column, and half as much again as the middle); otherwise it is the
+    middle, and the note says that no seam was seen.
+
+    Parameters
+    ----------
+    films : sequence of ndarray, uint8 (F, H, W, 3)
+        One height and width, or DataError, as for an odd width without a seam; of long lists
+        `MAX_FILMS`, evenly spread, are looked at.
     """
     sizes = sorted({film.shape[1:3] for film in films})
     if len(sizes) != 1:

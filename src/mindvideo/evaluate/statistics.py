@@ -43,12 +43,22 @@ def block_permutation_p(
     rng: np.random.Generator,
     alternative: Alternative = "greater",
 ) -> float:
-    """Block sign-flip test of paired differences (n,), window by window.
+    """Block sign-flip test of paired differences.
 
     Under the null hypothesis the two members of a pair are exchangeable; the sign of the difference
     is flipped for whole blocks at once, and the sum compared with the observed one. All 2^B flips
     are enumerated where they are no more than ``permutations``; else they are sampled and the
-    observed one is counted in (Phipson & Smyth 2010). ``greater``: the mean difference is above 0.
+    observed one is counted in (Phipson & Smyth 2010). P in (0, 1]; the smallest possible is
+    therefore 2^−B or 1 / (permutations + 1).
+
+    Parameters
+    ----------
+    difference : ndarray (n,)
+        Score of the reconstruction minus score of the control, window by window.
+    block : ndarray, int (n,)
+        Windows with one number are flipped together.
+    alternative : str
+        ``greater`` (the mean difference is above 0) or ``two-sided``.
     """
     sums, _ = _by_block(difference, block)
     observed = float(sums.sum())
@@ -76,8 +86,14 @@ def is_exact(n_blocks: int, permutations: int) -> bool:
 def smallest_p(n_blocks: int, n_second: int | None, permutations: int, two_sided: bool = True) -> float:
     """The smallest P that a test of so many blocks can give, before any correction.
 
-    ``n_second`` is None for `block_permutation_p`, which may be one-sided, else the number of blocks of
-    the second set (`two_sample_block_p`).
+    Parameters
+    ----------
+    n_blocks : int
+        Of the paired windows; of the first set where there is a second.
+    n_second : int or None
+        Blocks of the second set (`two_sample_block_p`), None for `block_permutation_p`.
+    two_sided : bool
+        One-sided tests exist of paired windows only.
     """
     if n_second is None:
         return 2.0 ** (two_sided - n_blocks) if is_exact(n_blocks, permutations) else 1 / (permutations + 1)
@@ -86,10 +102,16 @@ def smallest_p(n_blocks: int, n_second: int | None, permutations: int, two_sided
 
 
 def block_pairing_p(pairs: np.ndarray, block: np.ndarray, permutations: int, rng: np.random.Generator) -> float:
-    """One-sided P that predictions belong to their own truths, by permuting blocks of truths.
+    """One-sided P that predictions belong to their own truths, by permuting whole blocks of truths.
 
-    ``pairs`` (n, n) are scores of prediction i against the truth of window j, higher is better. Blocks
-    of the same number of windows change places; P is 1 where no two can.
+    Parameters
+    ----------
+    pairs : ndarray (n, n)
+        Score of prediction i against the truth of window j, higher is better; the diagonal is the
+        real pairing.
+    block : ndarray, int (n,)
+        Blocks of the same number of windows change places; a block whose length no other has keeps
+        its place. P is 1 where no two can change places.
     """
     _, index = np.unique(np.asarray(block), return_inverse=True)
     members = [np.flatnonzero(index == b) for b in range(index.max() + 1)]

@@ -84,10 +84,21 @@ def measure_drops(
     targets: Targets,
     steps: Steps | None = None,
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """`measure_alignment` of the intact encoder, and its drop without each group of voxels.
+    """`measure_alignment` of the intact encoder, and its drop when each group of voxels is silenced.
 
-    Of windows (n, W, V); ``groups`` are voxel indices by name. A drop, by group and measure, is above 0
-    where the group was needed.
+    Parameters
+    ----------
+    fmri : ndarray, float32 (n, W, V)
+    groups : mapping of str to ndarray of int
+        Voxel indices by name.
+    steps : Steps, optional
+        Counts the groups.
+
+    Returns
+    -------
+    intact : dict of str to float
+    drops : dict of str to dict of str to float
+        Intact minus silenced, by group and measure; above 0 where the group was needed.
     """
     intact = measure_alignment(encode_condition(encoder, fmri), targets)
     drops = {}

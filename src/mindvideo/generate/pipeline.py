@@ -159,7 +159,9 @@ class MindVideoPipeline(DiffusionPipeline):
         """Frames (B, F, H, W, 3) float32 in [0, 1] of latents (B, c, F, h, w), clip by clip."""
         device, dtype, clips = self._execution_device, self.vae.dtype, []
         for clip in latents.to(device):
-            frames = (clip.transpose(0, 1) / self.vae.config.scaling_factor).to(dtype)
+            frames = (clip.transpose(0, 1) / self.vae.config.scaling_factor).to(
+                dtype, memory_format=torch.channels_last
+            )
             with autocast(device, precision == "bf16"):
                 pixels = self.vae.decode(frames).sample.float()
             clips.append((pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy())

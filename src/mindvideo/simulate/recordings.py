@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import groupby, product
@@ -193,7 +193,9 @@ def write_segment(
             done()
 
 
-def simulate(settings: Simulate, out: Path, seed: int, progress: Progress | None = None, workers: int = 1) -> None:
+def simulate(
+    settings: Simulate, out: Path, seed: int, progress: Progress | None = None, pool: Executor | None = None
+) -> None:
     """Write ``stimuli/``, ``subject1/fmri/…`` and so on, and ``truth/``, in the layout of Wen 2018.
 
     All subjects see the same films. A single one has the shared brain; each of several varies it.
@@ -206,8 +208,8 @@ def simulate(settings: Simulate, out: Path, seed: int, progress: Progress | None
     seed : int
     progress : callable, optional
         Called with (files done, files, {}).
-    workers : int
-        Processes that write segments; with more than one, the calling program must be importable.
+    pool : concurrent.futures.Executor, optional
+        What writes the segments, instead of this process.
 
     Raises
     ------
@@ -224,15 +226,14 @@ def simulate(settings: Simulate, out: Path, seed: int, progress: Progress | None
         n_files = sum(1 + settings.subjects * segment.runs for segment in segments)
         tick = Steps(progress, n_files + 1)
         tick.add(n_files - sum(n_missing.values()))
-        if workers > 1 and len(todo) > 1:
-            with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn")) as pool:
-                jobs = {segment: pool.submit(write_segment, settings, out, seed, segment) for segment in todo}
-                for segment, job in jobs.items():
-                    job.result()
-                    tick.add(n_missing[segment])
-        else:
+        if pool is None:
             for segment in todo:
                 write_segment(settings, out, seed, segment, tick.add)
+        else:
+            jobs = [pool.submit(write_segment, settings, out, seed, segment) for segment in todo]
+            for segment, job in zip(todo, jobs, strict=True):
+                job.result()
+                tick.add(n_missing[segment])
         _write_truth(settings, out, seed, segments)
         tick.add()
 
@@ -298,10 +299,14 @@ def run(context: StageContext) -> None:
     recipe, _, folder, progress = context
     settings = recipe.simulate
     assert settings is not None
-    is_long = (settings.train_segments + settings.test_segments) * settings.segment_s > 1800
-    workers = local_workers() if is_long else 1  # the same bytes however many
-    simulate(settings, folder, recipe.seed, progress=progress, workers=workers)
-    simulate_pretraining(settings, folder, recipe.seed, progress=progress)
+    if (settings.train_segments + settings.test_segments) * settings.segment_s <= 1800:
+        simulate_pretraining(settings, folder, recipe.seed)
+        simulate(settings, folder, recipe.seed, progress)
+        return
+    with ProcessPoolExecutor(local_workers(), mp_context=get_context("spawn")) as pool:  # the same bytes
+        people = pool.submit(simulate_pretraining, settings, folder, recipe.seed)
+        simulate(settings, folder, recipe.seed, progress, pool)
+        people.result()
 
 
 def simulate_pretraining(settings: Simulate, out: Path, seed: int, progress: Progress | None = None) -> None:
