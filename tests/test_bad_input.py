@@ -168,6 +168,29 @@ def test_foundation_of_another_width(cli: Cli, tiny_recipe: Recipe, random_kit: 
     assert "32" in text
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value", "wanted"),
+    [
+        ("text_encoder", "hidden_size", None, "a whole number"),
+        ("text_encoder", "max_position_embeddings", "64", "a whole number"),
+        ("text_encoder", "text_config", [1], "a mapping"),
+        ("vae", "block_out_channels", None, "a list"),
+        ("unet", "cross_attention_dim", None, "a whole number"),
+        ("video_classifier", "id2label", 5, "a mapping"),
+    ],
+)
+def test_a_configuration_with_a_value_of_another_type(
+    part: str, name: str, value: object, wanted: str, cli: Cli, random_kit: Path, tmp_path: Path
+) -> None:
+    kit = shutil.copytree(random_kit, tmp_path / "kit")
+    path = kit / part / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    code, text = cli("check", "demo", "--set", f"foundation={kit}", "--out", tmp_path / "run")
+    assert code == 1
+    assert f"expected {wanted} as {name} in" in text or "expected to load" in text  # a library may say so first
+    assert "Traceback" not in text
+
+
 def test_a_generator_for_inpainting(random_kit: Path, tmp_path: Path) -> None:
     kit = shutil.copytree(random_kit, tmp_path / "kit")
     config = json.loads((kit / "unet" / "config.json").read_text())

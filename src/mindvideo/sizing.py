@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from mindvideo.data.store import Store, parcel_vertices, store_paths
 from mindvideo.data.windows import spread_evenly
 from mindvideo.errors import DataError, ModelError
 from mindvideo.models.encoders import encoder_arguments, encoder_class, new_masked_brain
-from mindvideo.models.foundation import embedded_kit
+from mindvideo.models.foundation import embedded_kit, read_part_config
 from mindvideo.models.generators import generator_class
 from mindvideo.models.interfaces import Generator
 from mindvideo.models.meter import count_parameters, count_per_item
@@ -180,8 +179,8 @@ class Networks:
     def config(self, part: str) -> dict[str, Any]:
         """A part's configuration, or the published one where the part is not there."""
         try:
-            content = json.loads((self.folder / part / "config.json").read_bytes())
-        except (OSError, ValueError):
+            content = read_part_config(self.folder, part)
+        except ModelError:
             content = PUBLISHED[part].config
         return {**content, **(content.get("text_config") or {})}
 

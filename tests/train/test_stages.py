@@ -17,6 +17,7 @@ from mindvideo.data.store import Store
 from mindvideo.data.windows import Windows
 from mindvideo.data.writing import StoreWriter
 from mindvideo.errors import ModelError
+from mindvideo.generate.scheduler import make_scheduler
 from mindvideo.models.encoders.fmri_encoder import FmriEncoder
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.generators.video_unet import VideoUNet
@@ -311,3 +312,9 @@ def test_diffusion_loss_equals_the_textbook(prediction, kit):
     np.testing.assert_allclose(losses, np.square(answer - target).mean(axis=(1, 2, 3, 4)), rtol=1e-4)
     with pytest.raises(ModelError, match="prediction_type"):
         Diffusion({**config, "prediction_type": "flow"})
+
+
+def test_training_and_sampling_take_one_noise_schedule_where_the_foundation_states_none():
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # Stable Diffusion's
+    for scheduler in (Diffusion({}).scheduler, make_scheduler({}, "ddim")):
+        np.testing.assert_allclose(scheduler.alphas_cumprod, np.cumprod(1 - betas), rtol=1e-5)

@@ -30,6 +30,11 @@ CONVENTIONS = {
 SHARED_KEYS = ("num_train_timesteps", "trained_betas", "prediction_type", "rescale_betas_zero_snr", *CONVENTIONS)
 
 
+def stated_schedule(config: dict[str, Any]) -> dict[str, Any]:
+    """What a diffusers scheduler configuration states of `SHARED_KEYS`; of the rest, `CONVENTIONS`."""
+    return CONVENTIONS | {key: config[key] for key in SHARED_KEYS if config.get(key) is not None}
+
+
 def make_scheduler(
     config: dict[str, Any], name: Literal["ddim", "dpm++", "unipc"], spacing: str | None = None
 ) -> SchedulerMixin:
@@ -47,7 +52,7 @@ def make_scheduler(
     """
     if name not in SCHEDULERS:
         raise SettingError(f"expected scheduler to be one of {', '.join(SCHEDULERS)}, found '{name}'")
-    shared = CONVENTIONS | {key: config[key] for key in SHARED_KEYS if config.get(key) is not None}
+    shared = stated_schedule(config)
     if spacing is not None:
         shared["timestep_spacing"] = spacing
     elif name != "ddim":  # few-step solvers must start from pure noise, where leading spacing leaves out the last times

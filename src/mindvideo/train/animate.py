@@ -18,6 +18,7 @@ from mindvideo import distributed
 from mindvideo.data.store import open_stores
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
+from mindvideo.generate.scheduler import stated_schedule
 from mindvideo.models.generators import generator_class
 from mindvideo.models.interfaces import Generator, share_noise
 from mindvideo.stages import StageContext
@@ -34,7 +35,7 @@ class Diffusion:
     """Noising of clips, and what the generator predicts."""
 
     def __init__(self, scheduler_config: dict) -> None:
-        self.scheduler = DDPMScheduler.from_config(scheduler_config)
+        self.scheduler = DDPMScheduler.from_config(stated_schedule(scheduler_config))
         self.prediction = self.scheduler.config.prediction_type
         if self.prediction not in ("epsilon", "v_prediction", "sample"):
             raise ModelError(
