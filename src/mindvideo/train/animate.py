@@ -18,9 +18,9 @@ from mindvideo import distributed
 from mindvideo.data.store import open_stores
 from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
-from mindvideo.generate.scheduler import stated_schedule
 from mindvideo.models.generators import generator_class
 from mindvideo.models.interfaces import Generator, share_noise
+from mindvideo.models.noise_schedule import stated_schedule
 from mindvideo.stages import StageContext
 from mindvideo.train.features import Features, TextFeatures, note_long_captions
 from mindvideo.train.loop import Batch, Draw, Metrics, named_trainable, train
