@@ -25,6 +25,7 @@ from mindvideo.data.store import Store
 from mindvideo.errors import ModelError
 from mindvideo.models.encoders import load_encoder
 from mindvideo.models.foundation import Foundation
+from mindvideo.models.part_config import read_part_config
 from mindvideo.train.features import Features
 
 Cli = Callable[..., tuple[int, str]]
@@ -182,12 +183,19 @@ def test_foundation_of_another_width(cli: Cli, tiny_recipe: Recipe, random_kit: 
 def test_a_configuration_with_a_value_of_another_type(
     part: str, name: str, value: object, wanted: str, cli: Cli, random_kit: Path, tmp_path: Path
 ) -> None:
-    kit = shutil.copytree(random_kit, tmp_path / "kit")
-    path = kit / part / "config.json"
+    path = shutil.copytree(random_kit / part, tmp_path / part) / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ModelError, match=f"expected {wanted} as {name} in .* fetch the part '{part}' again"):
+        read_part_config(tmp_path, part)
+
+
+def test_check_of_a_configuration_with_a_value_of_another_type(cli: Cli, random_kit: Path, tmp_path: Path) -> None:
+    kit = shutil.copytree(random_kit, tmp_path / "kit")
+    path = kit / "text_encoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_size": None}))
     code, text = cli("check", "demo", "--set", f"foundation={kit}", "--out", tmp_path / "run")
     assert code == 1
-    assert f"expected {wanted} as {name} in" in text or "expected to load" in text  # a library may say so first
+    assert "expected a whole number as hidden_size in" in text
     assert "Traceback" not in text
 
 

@@ -21,10 +21,11 @@ from mindvideo.data.store import Store, parcel_vertices, store_paths
 from mindvideo.data.windows import spread_evenly
 from mindvideo.errors import DataError, ModelError
 from mindvideo.models.encoders import encoder_arguments, encoder_class, new_masked_brain
-from mindvideo.models.foundation import embedded_kit, read_part_config
+from mindvideo.models.foundation import embedded_kit
 from mindvideo.models.generators import generator_class
 from mindvideo.models.interfaces import Generator
 from mindvideo.models.meter import count_parameters, count_per_item
+from mindvideo.models.part_config import read_part_config
 from mindvideo.models.weight_files import find_weights
 from mindvideo.voxel_layout import VoxelLayout
 

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from functools import cached_property
 from importlib import resources
@@ -35,6 +34,7 @@ from transformers.utils import logging as transformers_logging
 
 from mindvideo.errors import ModelError
 from mindvideo.files import add_content, describe_absence, walk_files
+from mindvideo.models.part_config import read_part_config
 from mindvideo.models.weight_files import load_network
 
 PARTS = (
@@ -49,11 +49,6 @@ CONDITION = ("tokenizer", "text_encoder", "image_encoder")
 """What the encoder is aligned with."""
 GENERATION = ("vae", "unet", "scheduler", MOTION, *CONDITION)
 """What the generator's training and the sampling follow from."""
-KINDS: dict[str, type] = {
-    **dict.fromkeys(("hidden_size", "max_position_embeddings", "latent_channels", "cross_attention_dim"), int),
-    **{"num_train_timesteps": int, "block_out_channels": list, "id2label": dict, "text_config": dict},
-}
-"""Types of what is read from the configurations of parts."""
 VIDEO_FRAMES = 6
 """Frames of a clip that the video classifier sees, as in the published evaluation, although its configuration
 says 16; its positions have no weights."""
@@ -66,23 +61,6 @@ diffusers_logging.set_verbosity_error()
 def embedded_kit() -> Path:
     """Folder of the kit that comes with the package."""
     return Path(str(resources.files("mindvideo") / "kit"))
-
-
-def read_part_config(folder: Path, part: str) -> dict[str, Any]:
-    """A part's configuration; ModelError where it is missing, no JSON, or not of these `KINDS`."""
-    path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
-    if not path.is_file():
-        raise ModelError(f"expected {path.name} of the part '{part}' at {path}, found none; add it")
-    try:
-        config = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        found = describe_absence(path) or f"found something else; fetch the part '{part}' again"
-        raise ModelError(f"expected JSON in {path}, {found}") from None
-    for name, kind in KINDS.items():
-        if not isinstance(found := config.get(name, kind()), kind):
-            wanted = {int: "a whole number", list: "a list", dict: "a mapping"}[kind]
-            raise ModelError(f"expected {wanted} as {name} in {path}, found {found!r}; fetch the part '{part}' again")
-    return config
 
 
 class Foundation:
