@@ -1,4 +1,7 @@
-"""What a study is refused for before anything runs; checks are named in `CHECKS`."""
+"""What a study is refused for before anything runs: ``mindvideo check`` lists it, ``run`` stops at it.
+
+A new refusal is a function that yields an error for each fault, named in `CHECKS`.
+"""
 
 from __future__ import annotations
 
@@ -241,9 +244,8 @@ def _training_counts(recipe: Recipe) -> tuple[int | None, int | None]:
     else:
         return None, None
     times = runs if data.repeats == "separate" else 1
-    return max(
-        0, films - data.validation_segments
-    ) * scans * times or None, others  # without any, the splits are refused
+    n_train = max(0, films - data.validation_segments)
+    return n_train * scans * times or None, others  # without any, the splits are refused
 
 
 def missing_words(recipe: Recipe) -> Iterator[MindVideoError]:

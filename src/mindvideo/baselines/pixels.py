@@ -5,6 +5,8 @@ Shapes: B batch, F frames, H W pixels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -46,15 +48,15 @@ def pixel_norm(x: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6)
 
 
-class PixelTask:
+class PixelTask(ABC):
     """A task that is watched by the error of validation clips."""
 
     windows: SplitWindows
     device: torch.device
 
+    @abstractmethod
     def make(self, rows: np.ndarray) -> torch.Tensor:
         """Clips (B, 3, F, H, W) from the fMRI of some validation windows."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def validate(self, step: int) -> dict[str, float]:
