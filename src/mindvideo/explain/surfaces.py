@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import cv2
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import PolyCollection
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from nilearn.plotting import view_surf
@@ -23,6 +24,7 @@ from mindvideo.files import beside, write_text
 View = Literal["flat", "lateral", "medial"]
 
 _BARE = (0.86, 0.86, 0.86)
+_PIXELS = 1000  # along a view's longer side: twice those of the figure
 _LABELLED = ("V1", "V3", "V4", "MT", "FFC", "IPS1", "4", "A1", "46")
 _SIDES: tuple[Hemisphere, Hemisphere] = ("left", "right")
 
@@ -61,28 +63,48 @@ def _colours_of(values: np.ndarray) -> ScalarMappable:
     return ScalarMappable(Normalize(low, high), matplotlib.colormaps["PuOr_r" if is_signed else "viridis"])
 
 
-def _paint(axes: Any, side: Hemisphere, view: View, values: np.ndarray, scale: ScalarMappable) -> None:
-    """Draw one hemisphere, from back to front; grey without values, darker where it faces away."""
+class _Projection(NamedTuple):
+    """One view of a hemisphere: the triangle in each pixel of a picture, and how it is lit."""
+
+    seen: np.ndarray  # int32 (rows from the bottom, columns), -1 beside the surface
+    triangles: np.ndarray  # int (triangles, 3), vertices
+    shade: np.ndarray  # float (triangles,), darker where it faces away
+    extent: tuple[float, float, float, float]  # mm: left, right, bottom, top
+
+
+@lru_cache(maxsize=6)
+def _project(side: Hemisphere, view: View) -> _Projection:
+    """A hemisphere as it is seen, whatever is drawn on it."""
     points, triangles = surface("flat" if view == "flat" else "inflated", side)
     corners = points.astype(np.float64)[triangles]
+    order, shade = np.arange(len(triangles)), np.ones(len(triangles))
     points_2d = corners[:, :, :2]
-    shade = np.ones(len(triangles))
     if view != "flat":
         towards = (1.0 if side == "right" else -1.0) * (1.0 if view == "lateral" else -1.0)
         normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         facing = towards * normal[:, 0] / np.maximum(np.linalg.norm(normal, axis=1), 1e-12)
+        shade = 0.6 + 0.4 * facing
         front = np.flatnonzero(facing > 0)
-        order = front[np.argsort(towards * corners[front, :, 0].mean(axis=1))]
-        points_2d = corners[order][:, :, 1:] * np.array([towards, 1.0])
-        triangles = triangles[order]
-        shade = 0.6 + 0.4 * facing[order]
-    means = triangle_means(values, triangles)
+        order = front[np.argsort(towards * corners[front, :, 0].mean(axis=1))]  # from back to front
+        points_2d = corners[:, :, 1:] * np.array([towards, 1.0])
+    low, high = points_2d[order].min(axis=(0, 1)), points_2d[order].max(axis=(0, 1))
+    scale = _PIXELS / (high - low).max()
+    columns, rows = np.ceil((high - low) * scale).astype(int) + 1
+    seen = np.full((rows, columns), -1, np.int32)
+    for triangle, outline in zip(order, np.round((points_2d[order] - low) * scale).astype(np.int32), strict=True):
+        cv2.fillConvexPoly(seen, outline, int(triangle))
+    left, bottom = low
+    return _Projection(seen, triangles, shade, (left, left + columns / scale, bottom, bottom + rows / scale))
+
+
+def _paint(axes: Any, side: Hemisphere, view: View, values: np.ndarray, scale: ScalarMappable) -> None:
+    """Draw one hemisphere, grey without values."""
+    drawn = _project(side, view)
+    means = triangle_means(values, drawn.triangles)
     colours = scale.to_rgba(np.where(np.isfinite(means), means, 0.0))[:, :3]
     colours[~np.isfinite(means)] = _BARE
-    colours *= shade[:, None]
-    axes.add_collection(PolyCollection(points_2d, facecolors=colours, edgecolors=colours, linewidths=0.2))
-    axes.autoscale_view()
-    axes.set_aspect("equal")
+    colours = np.append(colours * drawn.shade[:, None], [[1.0, 1.0, 1.0]], axis=0)  # the last one beside the surface
+    axes.imshow(np.round(255 * colours).astype(np.uint8)[drawn.seen], origin="lower", extent=drawn.extent)
     axes.set_axis_off()
     axes.set_title(f"{side} hemisphere" if view == "flat" else f"{side}, {view}", fontsize=9)
 

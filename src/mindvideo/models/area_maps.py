@@ -95,8 +95,8 @@ class AreaMaps(nn.Module):
         """Tokens (N, A, D), positions included, of scans (N, V) of persons (N,), int64."""
 
         def read(index: int, own: torch.Tensor) -> torch.Tensor:
-            parts = own[:, self._order(index)].split(self.sizes[index], dim=1)
-            maps = self.weight[index].split(self.sizes[index])
+            parts = _as_multiplied(own[:, self._order(index)]).split(self.sizes[index], dim=1)
+            maps = _as_multiplied(self.weight[index]).split(self.sizes[index])
             tokens = torch.stack([part @ one for part, one in zip(parts, maps, strict=True)], dim=1) + self.bias[index]
             return torch.where(self.is_present[index][:, None], tokens, self.missing.to(tokens.dtype))
 
@@ -106,7 +106,7 @@ class AreaMaps(nn.Module):
         """Scans (N, V) of tokens (N, A, D), by the transposed matrices; 0 past a person's voxels."""
 
         def read(index: int, own: torch.Tensor) -> torch.Tensor:
-            maps = self.weight[index].split(self.sizes[index])
+            maps = _as_multiplied(self.weight[index]).split(self.sizes[index])
             voxels = torch.cat([area @ one.T for area, one in zip(own.unbind(1), maps, strict=True)], dim=1)
             voxels = voxels[:, self._order(index).argsort()]
             return nn.functional.pad(voxels, (0, self.voxels - voxels.shape[1])).to(tokens.dtype)
@@ -127,3 +127,9 @@ class AreaMaps(nn.Module):
         if person is None or len(self.weight) == 1:
             return self.is_present[:1].expand(count, -1)
         return self.is_present[person]
+
+
+def _as_multiplied(values: torch.Tensor) -> torch.Tensor:
+    """In the precision of matrix products, cast once rather than area by area."""
+    device = values.device.type
+    return values.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else values
