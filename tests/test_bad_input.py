@@ -29,6 +29,7 @@ from mindvideo.models.part_config import read_part_config
 from mindvideo.train.features import Features
 
 Cli = Callable[..., tuple[int, str]]
+TINY = Path(__file__).parent / "tiny.yaml"
 
 
 @pytest.fixture
@@ -193,7 +194,7 @@ def test_check_of_a_configuration_with_a_value_of_another_type(cli: Cli, random_
     kit = shutil.copytree(random_kit, tmp_path / "kit")
     path = kit / "text_encoder" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_size": None}))
-    code, text = cli("check", "demo", "--set", f"foundation={kit}", "--out", tmp_path / "run")
+    code, text = cli("check", TINY, "--set", f"foundation={kit}", "--out", tmp_path / "run")
     assert code == 1
     assert "expected a whole number as hidden_size in" in text
     assert "Traceback" not in text
@@ -416,11 +417,11 @@ def test_a_run_in_the_folder_one_is_in(cli: Cli, tmp_path: Path, monkeypatch: py
     place = tmp_path / "study"
     place.mkdir()
     monkeypatch.chdir(place)
-    assert (
-        "multiple of the TR"
-        in cli("run", "demo", "--out", ".", "--until", "simulate", "--set", "simulate.segment_s=3")[1]
-    )
-    assert (place / "recipe.yaml").is_file()
+    small = {"segment_s": 8, "train_runs": 1, "test_segments": 1, "pretrain_people": 1, "areas": "visual"}
+    settings = [word for name, value in small.items() for word in ("--set", f"simulate.{name}={value}")]
+    code, text = cli("run", TINY, "--out", ".", "--until", "simulate", *settings)
+    assert code == 0, text
+    assert (place / "recipe.yaml").is_file() and (place / "simulate" / "done.json").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study"]
 
 

@@ -28,6 +28,12 @@ from mindvideo.voxel_layout import VoxelLayout
 TINY = Path(__file__).parent / "tiny.yaml"
 
 
+@pytest.fixture
+def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is counted in `test_scale`: it takes seconds and refuses nothing."""
+    monkeypatch.setattr(Needs, "of_stages", lambda _: iter([Need("prepare", 0.0, 0.0, "counted elsewhere")]))
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -50,6 +56,7 @@ TINY = Path(__file__).parent / "tiny.yaml"
         (["evaluate.n_ways=[5,2]", "evaluate.top_k=2"], "expected evaluate.top_k of less than every evaluate.n_ways, found 2 and 2"),
         (["reconstruct.steps=1001"], "from 1 to fewer than 1000 denoising steps, found 1001"),
         (["data.validation_segments=4"], "expected more than 4 training films (the last 4 validate)"),
+        (["simulate.segment_s=3"], "simulate.segment_s as a multiple of the TR (2 s), found 3"),
         (["pretrain.validation_share=.99"], "found 4; a batch needs two: add recordings"),
     ],
 )  # fmt: skip
@@ -59,19 +66,19 @@ def test_check_and_run_refuse_alike(
     cli: Callable[..., tuple[int, str]],
     random_kit: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    uncounted: None,
 ) -> None:
-    counted = Need("prepare", 0.0, 0.0, "memory is counted elsewhere: it takes seconds and refuses nothing")
-    monkeypatch.setattr(Needs, "of_stages", lambda _: iter([counted]))
     given = [word for setting in (f"foundation={random_kit}", *settings) for word in ("--set", setting)]
     for command in ("check", "run"):
         code, text = cli(command, TINY, "--out", tmp_path / "run", *given)
         assert code == 1 and said in " ".join(text.split()), text
+        sentences = [line for line in text.splitlines() if line.startswith("missing: ")]
+        assert len(set(sentences)) == len(sentences), text
     assert not (tmp_path / "run").exists()
 
 
 def test_as_many_ways_as_there_are_distractors_are_allowed(
-    cli: Callable[..., tuple[int, str]], random_kit: Path, tmp_path: Path
+    cli: Callable[..., tuple[int, str]], random_kit: Path, tmp_path: Path, uncounted: None
 ) -> None:
     """N - 1 distractors of the classes outside the true three: with Kinetics' 400 classes 398 ways go, 399 do not."""
     folder = shutil.copytree(random_kit, tmp_path / "kit")

@@ -27,7 +27,7 @@ from mindvideo.models.encoders import encoder_arguments, encoder_class, require_
 from mindvideo.models.foundation import PARTS, Foundation
 from mindvideo.models.generators import generator_class
 from mindvideo.preparing import SIMULATED, TRUE_CAPTIONS, each_person
-from mindvideo.simulate.recordings import PRETRAIN_TR_S
+from mindvideo.simulate.recordings import PRETRAIN_TR_S, list_segments
 from mindvideo.train.distill import check_student
 from mindvideo.train.thesaurus import require_wordnet
 
@@ -55,7 +55,7 @@ def refusals(recipe: Recipe, *, stores: Sequence[Path] = (), last: str | None = 
     if last not in WITHOUT_FOUNDATION:
         found += kit_outside_its_world(recipe)
         found += unfilled_batches(recipe, stores) if stores else ()
-    return found
+    return list({str(error): error for error in found}.values())  # two parts, or two people, may be refused alike
 
 
 def required_parts(recipe: Recipe, last: str | None = None) -> tuple[str, ...]:
@@ -264,6 +264,7 @@ def missing_recordings(recipe: Recipe) -> Iterator[MindVideoError]:
                 f"expected data.subject of at most {recipe.simulate.subjects} (simulate.subjects), found {last}; "
                 f"give --set simulate.subjects={last}"
             )
+        yield from attempt(list_segments, recipe.simulate)
         yield from attempt(name_splits, range(recipe.simulate.train_segments), ["test"], data, "in the simulation")
         return
     if data.raw is None:

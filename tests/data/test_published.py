@@ -235,6 +235,13 @@ def test_arrays_that_do_not_fit(mindvideo, name, array, parts):
     _refused(mindvideo, *parts)
 
 
+def test_bytes_after_an_array_are_refused(mindvideo):
+    path = mindvideo / "preprocessed" / "fmri_train_subject3.npy"
+    content = path.read_bytes()
+    path.write_bytes(content + b"12345")
+    _refused(mindvideo, f"expected {len(content):,} bytes in {path}", f"found {len(content) + 5:,}; save it again")
+
+
 def test_voxels_without_signal_are_left_out_and_named(mindvideo, tmp_path):
     train, test = (mindvideo / "preprocessed" / f"fmri_{split}_subject3.npy" for split in ("train", "test"))
     damaged = {path: np.load(path) for path in (train, test)}

@@ -107,6 +107,9 @@ def test_every_kind_of_folder_reads_alike_in_natural_order(tmp_path, halves):
     np.save(tmp_path / "wrong.npy", clips * 2.0)
     with pytest.raises(DataError, match="floats outside"):
         read_clips(tmp_path / "wrong.npy")
+    (tmp_path / "longer.npy").write_bytes((tmp_path / "all.npy").read_bytes() + b"1")
+    with pytest.raises(DataError, match=r"bytes in .*longer\.npy, as its header says"):
+        read_clips(tmp_path / "longer.npy")
 
 
 def test_pairs_by_name_then_by_number_and_names_what_is_missing():

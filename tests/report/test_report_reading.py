@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+import zarr
 from markupsafe import Markup
 from trace_walk import rank_windows
 
@@ -21,8 +23,9 @@ from mindvideo.report.brain import list_brain, list_surfaces, split_pictures, wa
 from mindvideo.report.build import build_report, find_ablations
 from mindvideo.report.comparison import list_rivals, measure_differences, tabulate
 from mindvideo.report.dataset import describe_validation, list_choices, summarise_data
-from mindvideo.report.gallery import find_ends, mean_ranks
+from mindvideo.report.gallery import describe_gallery, find_ends, mean_ranks
 from mindvideo.report.methods_text import list_machine, write_bibliography, write_citation, write_methods
+from mindvideo.report.page import Assets
 from mindvideo.report.plots import WAY_TICKS, Curve, Dot, draw_curves, draw_dots, find_ticks, thin_out
 from mindvideo.report.read import read_run
 from mindvideo.report.sections import list_curves
@@ -51,6 +54,17 @@ def test_a_table_of_other_windows_is_named(run_dir: Path, place: str) -> None:
     path.write_text(path.read_text().replace("test1,3,", place))
     run = read_run(run_dir)
     assert run.window_scores == {} and "evaluate/windows.csv does not belong" in run.problems[0]
+
+
+@pytest.mark.parametrize("frames", [3, 5])
+def test_a_clip_lasts_as_long_as_its_scan(run_dir: Path, tmp_path: Path, frames: int) -> None:
+    """Of 2 s, whatever ``reconstruct.num_frames`` is; the recipe's 3 frames a second where no store tells."""
+    group = zarr.open_group(run_dir / "reconstruct" / "clips.zarr")
+    clips = {name: group[name][:, :frames] for name in ("truth", "reconstruction")}
+    run = replace(read_run(run_dir), clips=clips)
+    assert describe_gallery(run, "a", Assets(tmp_path), None)["fps"] == frames / 2
+    shutil.rmtree(run_dir / "prepare" / "store.zarr")
+    assert describe_gallery(run, "a", Assets(tmp_path), None)["fps"] == 3
 
 
 def test_lists_of_windows_that_disagree_are_named(run_dir: Path) -> None:

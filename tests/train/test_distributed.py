@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,26 @@ from mindvideo.train.stage import save_memory
 PROGRAM = Path(__file__).parent / "shared_tasks.py"
 
 
+START = """
+    import importlib, json, os, sys
+    folder, program, *own = sys.argv[1:]
+    sys.path.insert(0, os.path.dirname(program))
+    module = importlib.import_module(os.path.basename(program).removesuffix(".py"))
+    team = []
+    for rank, environment in enumerate(map(json.loads, own)):
+        team.append(os.fork())
+        if team[-1] == 0:
+            os.environ.update(environment)
+            os.dup2(os.open(os.path.join(folder, f"said_{rank}.txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            module.main()
+            sys.exit()
+    print(*[os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in team])
+"""
+"""Two processes of one program, which is imported once: that takes longer than what they do."""
+
+
 def start_two(folder: Path, program: Path, kill: dict[int, str], **environment: str) -> list[tuple[int, str]]:
-    """Exit code and standard error of two processes that run ``program``, started as ``accelerate launch`` starts them.
+    """Exit code and standard error of two processes that run ``program``, as ``accelerate launch`` would start them.
 
     ``kill`` gives the stage and step after which a rank is killed.
     """
@@ -32,17 +51,13 @@ def start_two(folder: Path, program: Path, kill: dict[int, str], **environment: 
         port = free.getsockname()[1]
     common = {**os.environ, **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
               "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}  # fmt: skip
-    own = {rank: {"MINDVIDEO_TEST_KILL": place} for rank, place in kill.items()}
-    team = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(folder)],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | own.get(rank, {}),
-            stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=300)[1] for process in team]
-    return [(process.returncode, text) for process, text in zip(team, said, strict=True)]
+    own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    for rank, place in kill.items():
+        own[rank]["MINDVIDEO_TEST_KILL"] = place
+    command = [sys.executable, "-c", textwrap.dedent(START), str(folder), str(program), *map(json.dumps, own)]
+    ended = subprocess.run(command, env=common, capture_output=True, text=True, timeout=300, check=True)
+    said = [(folder / f"said_{rank}.txt").read_text() for rank in range(2)]
+    return list(zip(map(int, ended.stdout.split()), said, strict=True))
 
 
 def together(folder: Path, program: Path = PROGRAM, **environment: str) -> None:

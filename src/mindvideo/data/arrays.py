@@ -20,7 +20,10 @@ _BLOCK_SCANS = 16
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """An npy file, mapped into memory, never unpickled."""
+    """An npy file, mapped into memory, never unpickled.
+
+    DataError for damage, other objects, or bytes after the array.
+    """
     require_content(path, "an array")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -31,6 +34,12 @@ def read_npy(path: Path) -> np.ndarray:
         ) from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"expected one array in {path}, found an archive of several; save it as npy")
+    end = getattr(array, "offset", 0) + array.nbytes
+    if array.nbytes and end != (size := path.stat().st_size):
+        raise DataError(
+            f"expected {end:,} bytes in {path}, as its header says (an array {array.shape} of {array.dtype}), found {size:,}; "
+            "save it again, or copy it again whole"
+        )
     return array
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from nilearn import signal
-from nilearn.glm.first_level import make_first_level_design_matrix
 
 from mindvideo.data.bids import is_missing, read_number, read_table
 from mindvideo.data.store import listed
@@ -161,6 +159,8 @@ def clean_run(
     confounds = np.where(np.isnan(confounds), np.nanmean(confounds[kept], axis=0), confounds)
     design = np.column_stack([np.linspace(-1, 1, n_volumes), confounds, cosines])
     design = design[:, (design[kept].std(axis=0) > 0)]
+    from nilearn import signal
+
     cleaned = np.empty((n_kept, run.shape[1]), dtype=np.float32)
     for start in range(0, run.shape[1], _BLOCK):
         part = run[:, start : start + _BLOCK].astype(np.float64)
@@ -183,6 +183,8 @@ def slow_cosines(n_volumes: int, tr_s: float, high_pass_hz: float | None) -> np.
     """
     if high_pass_hz is None:
         return np.empty((n_volumes, 0))
+    from nilearn.glm.first_level import make_first_level_design_matrix
+
     design = make_first_level_design_matrix(np.arange(n_volumes) * tr_s, drift_model="cosine", high_pass=high_pass_hz)
     return np.asarray(design.filter(regex="^drift_"), dtype=np.float64)
 

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
+from mindvideo.data.arrays import read_npy
 from mindvideo.data.store import listed, natural_key
 from mindvideo.data.video import SUFFIXES, fit_square, read_whole_film, resize
 from mindvideo.errors import DataError
@@ -78,7 +79,7 @@ def read_clip(path: Path) -> tuple[np.ndarray, list[str]]:
     """Frames of a file or a folder of pictures, maybe of n clips, and what was changed."""
     kind = _kind(path)
     if kind == "array":
-        return _as_frames(_load_array(path), path, (4, 5))
+        return _as_frames(np.array(read_npy(path)), path, (4, 5))
     if kind == "sequence":
         return _read_sequence(path)
     if kind == "picture":
@@ -94,7 +95,7 @@ def read_clips(source: Path) -> Clips:
     height and width. DataError for a missing, empty or mixed folder, or a damaged file.
     """
     if source.is_file() and source.suffix.lower() == ".npy":
-        array, said = _as_frames(_load_array(source), source, (5,))
+        array, said = _as_frames(np.array(read_npy(source)), source, (5,))
         return Clips([str(number) for number in range(len(array))], list(array), said)
     if not source.is_dir():
         raise DataError(f"expected a folder of clips or one .npy file at {source}, found none")
@@ -112,16 +113,6 @@ def read_clips(source: Path) -> Clips:
     if repeated:
         raise DataError(f"expected every clip of {source} once, found more than one named {', '.join(repeated[:5])}")
     return Clips(names, clips, list(dict.fromkeys(notes)))
-
-
-def _load_array(path: Path) -> np.ndarray:
-    require_content(path, "an array")
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"expected an array in {path}, found a damaged or pickled file ({error}); save it anew"
-        ) from None
 
 
 def _as_frames(array: np.ndarray, path: Path, dimensions: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:

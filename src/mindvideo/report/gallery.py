@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
+from mindvideo.data.store import Store
+from mindvideo.errors import DataError
+from mindvideo.report.dataset import STORE
 from mindvideo.report.page import Assets
 from mindvideo.report.read import Run
 from mindvideo.report.sprites import draw_sheets
@@ -75,6 +79,13 @@ def find_ends(ranks: Sequence[float | None]) -> list[int]:
     return [known[k][1] for k in (0, (len(known) - 1) // 2, -1)] if known else []
 
 
+def _frame_rate(run: Run, frames: int) -> float:
+    """Frames a second at which a clip lasts as long as its scan; as prepared, where no store tells."""
+    with suppress(DataError):
+        return frames / Store.open(run.path / STORE).tr_s
+    return float(run.setting("data.fps", 3))
+
+
 def _gallery(
     run: Run,
     key: str,
@@ -84,7 +95,7 @@ def _gallery(
     assets: Assets,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    fps = run.setting("data.fps", 3)
+    fps = _frame_rate(run, next(iter(clips.values())).shape[1])
     sheets = draw_sheets(clips, fps, len(clips) if key == "shared" else 2, progress)
     windows = run.windows or [{} for _ in range(sheets.n)]
     ranks = mean_ranks(run)
