@@ -64,8 +64,8 @@ def test_stages_that_do_not_change_are_shared(ablated: tuple[Path, dict[str, lis
 
 
 def test_every_variant_runs(tiny_recipe: Recipe, tiny_run: Path, tmp_path: Path) -> None:
-    """To the scores, with few windows; none may stop at what the others never try."""
-    recipe = change_recipe(tiny_recipe, {"reconstruct.max_windows": 8})
+    """To the scores, with few windows and steps; none may stop at what the others never try."""
+    recipe = change_recipe(tiny_recipe, {"reconstruct.max_windows": 8, "cotrain.steps": 1})
     variants = list_variants(recipe)
     ablation = Ablation(recipe, tmp_path, variants, reuse=[tiny_run])
     ran = ablation.run(say=lambda line: None)

@@ -198,9 +198,11 @@ def only_one(file: Path, doing: str) -> Iterator[None]:
 
 
 def flush_folder(folder: Path, recursive: bool = True) -> None:
-    """Force a folder's files onto the disk."""
+    """Force a folder's files onto the disk, except linked ones, which are there since they were made."""
     files = folder.rglob("*") if recursive else folder.iterdir()
     for item in [*files, folder]:
+        if item.is_file() and item.stat().st_nlink > 1:
+            continue
         descriptor = os.open(item, os.O_RDONLY)
         try:
             os.fsync(descriptor)

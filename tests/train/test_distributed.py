@@ -27,6 +27,7 @@ START = """
     import importlib, json, os, sys
     folder, program, *own = sys.argv[1:]
     sys.path.insert(0, os.path.dirname(program))
+    import accelerate, torch._dynamo
     module = importlib.import_module(os.path.basename(program).removesuffix(".py"))
     team = []
     for rank, environment in enumerate(map(json.loads, own)):
@@ -38,7 +39,7 @@ START = """
             sys.exit()
     print(*[os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in team])
 """
-"""Two processes of one program, which is imported once: that takes longer than what they do."""
+"""Two processes of one program; what they import is imported once, which takes longer than all they do."""
 
 
 def start_two(folder: Path, program: Path, kill: dict[int, str], **environment: str) -> list[tuple[int, str]]:

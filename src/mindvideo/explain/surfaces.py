@@ -24,7 +24,7 @@ from mindvideo.files import beside, write_text
 View = Literal["flat", "lateral", "medial"]
 
 _BARE = (0.86, 0.86, 0.86)
-_PIXELS = 1000  # along a view's longer side: twice those of the figure
+_PIXELS = 800  # along a view's longer side, nearly twice those of the figure
 _LABELLED = ("V1", "V3", "V4", "MT", "FFC", "IPS1", "4", "A1", "46")
 _SIDES: tuple[Hemisphere, Hemisphere] = ("left", "right")
 
