@@ -118,7 +118,7 @@ def test_stage_reconstructs_at_the_asked_size_and_count(swapped_run: Path) -> No
 def test_an_encoder_of_areas_runs_through(tiny_run: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    for stage in ("simulate", "prepare"):
+    for stage in ("simulate", "prepare", "animate", "features"):
         shutil.copytree(tiny_run / stage, run_dir / stage)
     save_recipe(tiny_recipe, tmp_path / "recipe.yaml")
     settings = ["align.encoder=areas", "align.encoder_settings={head_rank: 9}", "reconstruct.max_windows=8"]
