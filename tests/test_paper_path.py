@@ -21,8 +21,8 @@ TINY = """
 base: wen2018
 name: paper-tiny
 seed: 1
-simulate: {train_segments: 3, test_segments: 2, segment_s: 40, train_runs: 2, test_runs: 2, areas: visual, size: 32, noise: 0.2,
-           pretrain_people: 2, pretrain_runs: 1, pretrain_run_s: 72}
+simulate: {train_segments: 4, test_segments: 2, segment_s: 40, train_runs: 2, test_runs: 2, areas: visual, size: 32, source_fps: 15,
+           noise: 0.3, pretrain_people: 2, pretrain_runs: 1, pretrain_run_s: 72}
 data: {size: 32, wen2018: {expect: null}, selection: top_k, k: 400, captions: truth}
 encoder: {embed_dim: 16, depth: 2, num_heads: 2, decoder_embed_dim: 16, decoder_depth: 1, decoder_num_heads: 2}
 pretrain: {steps: 3, warmup_steps: 1, batch_size: 4}
@@ -67,9 +67,12 @@ def recipe(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def run_dir(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_dir(recipe: Recipe, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the recordings of the tiny study."""
     folder = tmp_path_factory.mktemp("runs") / "paper"
-    Study(recipe, folder).run(say=lambda line: None)
+    shutil.copytree(tiny_run / "simulate", folder / "simulate")
+    ran = Study(recipe, folder).run(say=lambda line: None)
+    assert ran[0] == "prepare" and ran[-1] == "report"
     return folder
 
 
@@ -90,7 +93,7 @@ def test_every_score_is_there_and_no_validation_figure(run_dir: Path) -> None:
     for name in ("ssim_rgb", "video_2way", "video_50way", "image_2way", "image_50way"):
         assert math.isfinite(scores[name]["value"]) and math.isfinite(scores[name]["controls"]["shuffled"])
     store = Store.open(run_dir / "prepare" / "store.zarr")
-    assert (store.segments("validation"), len(store.segments("train"))) == ([], 3)
+    assert (store.segments("validation"), len(store.segments("train"))) == ([], 4)
     for stage in ("pretrain", "adapt", "align", "animate", "cotrain"):
         rows = [json.loads(line) for line in (run_dir / stage / "metrics.jsonl").open()]
         assert rows and math.isfinite(rows[-1]["loss"])
