@@ -417,7 +417,7 @@ def test_a_run_in_the_folder_one_is_in(cli: Cli, tmp_path: Path, monkeypatch: py
     place = tmp_path / "study"
     place.mkdir()
     monkeypatch.chdir(place)
-    small = {"segment_s": 8, "train_runs": 1, "test_segments": 1, "pretrain_people": 1, "areas": "visual"}
+    small = {"segment_s": 8, "test_segments": 1, "pretrain_people": 1, "areas": "visual"}
     settings = [word for name, value in small.items() for word in ("--set", f"simulate.{name}={value}")]
     code, text = cli("run", TINY, "--out", ".", "--until", "simulate", *settings)
     assert code == 0, text

@@ -1,6 +1,7 @@
 """Finding files: links are followed, loops end, hidden files are passed over, and what is not there is named."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -13,7 +14,18 @@ from mindvideo.data.series import read_layout
 from mindvideo.data.video import probe
 from mindvideo.errors import DataError
 from mindvideo.evaluate.results import read_clip
-from mindvideo.files import describe_absence, hash_file, list_files, walk_files
+from mindvideo.files import describe_absence, hash_file, link_folder, list_files, walk_files
+
+
+def test_linked_files_are_not_flushed_again(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "whole").write_text("one")
+    (tmp_path / "a" / "log.jsonl").write_text("grows")
+    flushed = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    link_folder(tmp_path / "a", tmp_path / "b")
+    assert sorted(flushed) == sorted((tmp_path / place).stat().st_ino for place in ("b", "b/log.jsonl"))
+    assert (tmp_path / "b" / "whole").samefile(tmp_path / "a" / "whole")
 
 
 def test_links_are_followed_and_loops_end(tmp_path):

@@ -85,6 +85,21 @@ def test_tokens_and_values_equal_a_loop_over_people_and_areas(maps: AreaMaps, la
         torch.testing.assert_close(back[row], expected)
 
 
+def test_bf16_products_are_those_of_each_area_cast_alone(maps: AreaMaps, layouts: list[VoxelLayout]) -> None:
+    """Matrices are cast whole; values and gradients are bit for bit those of products cast one by one."""
+    scans, weight, sizes = _scans(layouts, 6), maps.weight[0], maps.sizes[0]
+    own = torch.where(torch.tensor(sizes) > 0)[0].tolist()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = maps.encode(scans[:2], None)
+        parts = scans[:2, torch.from_numpy(maps.rows(0))].split(sizes, dim=1)
+        pairs = zip(parts, weight.split(sizes), strict=True)
+        expected = torch.stack([part @ one for part, one in pairs], dim=1) + maps.bias[0] + maps.positions
+    assert torch.equal(found[:, own], expected[:, own])
+    assert not torch.equal(found, maps.encode(scans[:2], None))  # fp32
+    gradients = [torch.autograd.grad(tokens[:, own].square().sum(), weight)[0] for tokens in (found, expected)]
+    assert torch.equal(*gradients)
+
+
 def test_a_persons_tokens_do_not_depend_on_who_else_is_in_the_batch(maps: AreaMaps, layouts: list[VoxelLayout]) -> None:
     scans = _scans(layouts, 4)
     alone = maps.encode(scans[1:2], PERSON[1:2])
