@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from kit.parts import TEST, build_kit
 from mindvideo import MindVideoPipeline
 from mindvideo.ablation.variants import change_recipe
+from mindvideo.atlas import N_CORTEX, area_of
 from mindvideo.config import Recipe, load_recipe, save_recipe
 from mindvideo.data.store import Store
 from mindvideo.errors import ModelError, SettingError
@@ -29,7 +30,7 @@ from mindvideo.models.generators.video_unet import VideoUNet
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.needs import Needs, _advice, check_recipe
 from mindvideo.preflight import refusals
-from mindvideo.sizing import Network, Networks
+from mindvideo.sizing import Network, Networks, StudySizes
 from mindvideo.stages import STAGES, StageContext
 from mindvideo.study import Study
 from mindvideo.train import adapt, pretrain
@@ -290,6 +291,15 @@ def test_check_counts_ridge_regression_beside_areas(tiny_recipe: Recipe, tiny_ru
     added = 4 * (2 * 400 + 7)  # a window of two scans of 400 voxels, and its reading, at the least
     assert ridge.item_bytes + ridge.fixed_bytes >= plain.item_bytes + plain.fixed_bytes
     assert added < ridge.item_bytes
+
+
+def test_check_counts_every_vertex_where_none_is_left_out(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """Before anything is prepared: as many voxels as the areas have vertices, and nothing assumed about them."""
+    for areas, count in (("V1,MT", len(area_of("V1")) + len(area_of("MT"))), ("cortex", N_CORTEX)):
+        data = tiny_recipe.data.model_copy(update={"areas": areas, "selection": "all"})
+        sizes = StudySizes.of(tiny_recipe.model_copy(update={"data": data}), tmp_path)
+        assert sizes.n_voxels == count == sizes.layouts[0].num_voxels
+        assert not any("voxels" in note for note in sizes.notes)
 
 
 def test_check_says_what_it_cannot_count(tiny_recipe: Recipe, tiny_run: Path, tmp_path: Path) -> None:

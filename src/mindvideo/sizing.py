@@ -96,8 +96,8 @@ class StudySizes:
             runs = 86
             grayordinates = 91282
             notes.append("assumed: 18 training and 5 test films of 240 scans, as in Wen 2018")
-        is_chosen = data.selection == "top_k" and bool(data.k)
-        voxels = data.k if is_chosen and data.k else PUBLISHED_VOXELS
+        known = {"top_k": data.k, "all": len(parse_areas(data.areas))}.get(data.selection)
+        voxels = known or PUBLISHED_VOXELS
         layouts = [_assumed_layout(data, voxels, notes)] * len(data.people)
         held = data.validation_segments
         n_windows = {"train": (n_train - held) * scans, "validation": held * scans, "test": n_test * scans}
@@ -110,7 +110,7 @@ class StudySizes:
             layouts = [each.layout for each in stores]
             n_windows = {split: sum(map(store.n_scans, store.segments(split))) for split in n_windows}
             num_frames, size = store.num_frames, store.size
-        elif not is_chosen and not layouts[0].parcels:
+        elif not known and not layouts[0].parcels:
             notes.append(f"assumed: {voxels} selected voxels, as published for one subject; known after prepare")
         voxels = max(layout.num_voxels for layout in layouts)
         train, validation, test = n_windows.values()
