@@ -131,9 +131,8 @@ def fit_linear_decoder(inputs_NX: np.ndarray | Inputs, targets_NT: np.ndarray) -
         centred = (block - centre[columns]).astype(np.float32)
         kernel += centred @ centred.T
     scale = float(np.sqrt(np.trace(kernel) / (n * width) + centre.var(dtype=np.float64)))
-    kernel = (kernel / scale**2).astype(
-        np.float32
-    )  # sums in double precision; the decompositions take half the time in single
+    # Summed in double precision; the decompositions take half the time in single.
+    kernel = (kernel / scale**2).astype(np.float32)
     mean_T = targets_NT.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred_NT = targets_NT - mean_T
     components_QT, _ = principal_components(centred_NT)
