@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from kit import generator, judges, reader, refine, scans, seeing, words
+from kit import generator, judges, reader, scans, seeing, words
 from kit.loop import run
 from kit.pool import Pool
 from mindvideo.evaluate.judges import Judge, judge_clips, load_judge
-from mindvideo.models.foundation import Foundation, embedded_kit
+from mindvideo.models.foundation import Foundation
 from mindvideo.simulate.scenes import COLOURS, THINGS, locate, plan_clip, scene_caption
 
 
@@ -190,45 +189,3 @@ def test_what_is_read_of_a_guess_counts_by_hand(tmp_path: Path) -> None:
     assert float(told) == pytest.approx(expected, rel=1e-5)
     farther, _ = reader.read_loss(reads, latents + 0.1 * torch.randn_like(latents), latents, labels, weight)
     assert float(farther) > 0
-
-
-def test_refining_is_denoising_with_what_is_read(
-    small_pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without what is read, the loss is the weighted squared error of v and of its changes, computed frame by frame."""
-    kit = tmp_path / "kit"
-    shutil.copytree(embedded_kit(), kit)
-    torch.manual_seed(9)
-    reader.save_reader(reader.LatentReader(), kit)
-    latents = np.random.default_rng(3).standard_normal((len(small_pool), 4, 6, 16, 16)).astype(np.float16)
-    task = refine.RefineTask(kit, small_pool, latents, 5)
-    kept: dict[str, torch.Tensor] = {}
-    task.unet.register_forward_hook(lambda _, given, output: kept.update(given=given[0], v=output.sample.detach()))
-    monkeypatch.setattr(task.schedule, "get_velocity", keep_target := Keep(task.schedule.get_velocity))
-    loss, figures = task.loss(np.random.default_rng(4))
-    index = np.sort(np.random.default_rng(4).choice(len(latents), 5, replace=False))
-    clean = torch.from_numpy(latents[index]).float()
-    assert torch.equal(keep_target.given[0], clean)
-    weight = scans.weigh(clean, torch.from_numpy(small_pool.cover[index]).float() / 255).numpy()
-    wrong = kept["v"].numpy() - keep_target.result.numpy()
-    error = np.mean([weight[:, 0, f] * (wrong[:, :, f] ** 2).mean(1) for f in range(6)])
-    stray = np.mean([weight[:, 0, f] * ((wrong[:, :, f] - wrong[:, :, f - 1]) ** 2).mean(1) for f in range(1, 6)])
-    assert figures["error"] == pytest.approx(error, rel=1e-5) and figures["stray"] == pytest.approx(stray, rel=1e-5)
-    assert figures["told"] > 0 and figures["far"] > 0
-    whole = error + generator.CHANGE * stray + refine.FAR * figures["far"] + refine.TOLD * figures["told"]
-    assert float(loss) == pytest.approx(whole, rel=1e-5)
-    loss.backward()
-    assert all(p.grad is None for p in task.reader.parameters()) and any(
-        bool(p.grad.abs().sum() > 0) for p in task.unet.parameters() if p.grad is not None
-    )
-
-
-class Keep:
-    """Calls a function and keeps what it was given and what it gave."""
-
-    def __init__(self, function) -> None:
-        self.function = function
-
-    def __call__(self, *given: torch.Tensor) -> torch.Tensor:
-        self.given, self.result = given, self.function(*given)
-        return self.result

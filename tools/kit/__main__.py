@@ -4,8 +4,8 @@
 
 ``KIT`` is a foundation folder (`kit.parts` builds an untrained one); the part's weights there are the start, and are
 replaced at the end. ``STATE`` keeps what a killed run needs. Parts: words, image_classifier, video_classifier,
-image_encoder, captioner, image_judge, video_judge; reader, which helps to train the generator and is not shipped; and
-refined, the generator's last training. The generator itself has a module of its own (`kit.generator`).
+image_encoder, captioner, image_judge, video_judge, and reader, which helps to train the generator and is not shipped. The
+generator has a module of its own (`kit.generator`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from kit import judges, reader, refine, seeing, words
+from kit import judges, reader, seeing, words
 from kit.loop import run
 from kit.pool import Pool
-from kit.save import save_generator, save_part
+from kit.save import save_part
 from mindvideo.evaluate.judges import Judge
 from mindvideo.models.foundation import Foundation
 
@@ -41,8 +41,7 @@ SETTINGS: dict[str, tuple[int, int, float]] = {
     "captioner": (1500, 48, 5e-4),
     "image_judge": (2500, 64, 2e-3),
     "video_judge": (2500, 32, 2e-3),
-    "reader": (1200, 48, 2e-3),
-    "refined": (1400, 16, 5e-4),
+    "reader": (1500, 48, 2e-3),
 }
 """Steps, batch and learning rate of each part."""
 
@@ -72,14 +71,8 @@ def train_part(part: str, state: Path, kit: Path, steps: int, batch: int, lr: fl
     if part == "reader":
         latents = reader.encode_pool(Foundation(kit), pool, state / "latents.npy")
         reads = reader.LatentReader()
-        run(reader.ReaderTask(reads, latents, reader.labels_of(pool.clips), pool.cover, batch), state, steps, lr)
+        run(reader.ReaderTask(reads, latents, reader.labels_of(pool.clips), batch), state, steps, lr)
         reader.save_reader(reads, kit)
-        return
-    if part == "refined":
-        latents = reader.encode_pool(Foundation(kit), pool, state.parent / "reader" / "latents.npy")
-        task = refine.RefineTask(kit, pool, latents, batch)
-        run(task, state, steps, lr, average=0.995, weight_decay=0.0)
-        save_generator(task.unet, kit)
         return
     model: Any
     if part == "image_encoder":

@@ -21,16 +21,11 @@ from torch import nn
 from kit.loop import has_bf16
 from kit.pool import VISIBLE, Pool, named_loss
 from kit.scans import to_pixels
-from kit.seeing import dense_loss, move
 from mindvideo.models.foundation import Foundation
 from mindvideo.simulate.scenes import COLUMNS, MOTIONS, ROWS, Clip, locate
 
 READS = VISIBLE | {"motion": MOTIONS, "column": COLUMNS, "row": ROWS}
 CHANNELS = (64, 128, 160)
-FARTHEST = 3
-NAMED = 3.0
-FINE = ("thing", "motion")
-"""Attributes that are hard to read, whose loss counts ``NAMED`` times."""
 
 
 def _block(narrow: int, wide: int, stride: int, frames: int) -> nn.Sequential:
@@ -41,31 +36,18 @@ def _block(narrow: int, wide: int, stride: int, frames: int) -> nn.Sequential:
     )
 
 
-class _Residual(nn.Module):
-    """Two blocks, in space and then in time as well, added to what comes in."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(_block(width, width, 1, 1), _block(width, width, 1, 3))
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        changed: torch.Tensor = hidden + self.blocks(hidden)
-        return changed
-
-
 class LatentReader(nn.Module):
     """Reads attributes of a clip from its scaled latents (B, 4, F, 16, 16)."""
 
     def __init__(self) -> None:
         super().__init__()
         narrow, middle, wide = CHANNELS
-        self.fine = nn.Sequential(_block(4, narrow, 1, 1), _Residual(narrow))
-        self.coarse = nn.Sequential(_block(narrow, middle, 2, 1), _Residual(middle), _Residual(middle))
-        self.top = nn.Sequential(_block(middle, wide, 2, 3), _Residual(wide), nn.Dropout3d(0.1))
+        self.fine = nn.Sequential(_block(4, narrow, 1, 1), _block(narrow, narrow, 1, 3))
+        self.coarse = nn.Sequential(_block(narrow, middle, 2, 1), _block(middle, middle, 1, 3))
+        self.top = nn.Sequential(_block(middle, wide, 2, 3), _block(wide, wide, 1, 3), nn.Dropout3d(0.1))
         self.squeeze = nn.Conv3d(wide, 24, 1)
-        self.cells = nn.Conv3d(middle, len(READS["thing"]) + 1, 1)
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(2 * wide + middle + 24 * 6 * 16, len(names)) for name, names in READS.items()}
+            {name: nn.Linear(2 * wide + 24 * 6 * 16, len(names)) for name, names in READS.items()}
         )
 
     def forward(self, latents: torch.Tensor) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
@@ -73,10 +55,7 @@ class LatentReader(nn.Module):
         fine = self.fine(latents)
         coarse = self.coarse(fine)
         top = self.top(coarse)
-        # Where a thing is seen: cells that are not "nothing" make one description of it.
-        seen = 1 - self.cells(coarse).float().softmax(1)[:, -1:]
-        thing = (seen * coarse).sum((2, 3, 4)) / (seen.sum((2, 3, 4)) + 1e-3)
-        pooled = torch.cat([top.mean((2, 3, 4)), top.amax((2, 3, 4)), thing, self.squeeze(top).flatten(1)], 1)
+        pooled = torch.cat([top.mean((2, 3, 4)), top.amax((2, 3, 4)), self.squeeze(top).flatten(1)], 1)
         return {name: head(pooled) for name, head in self.heads.items()}, [fine, coarse]
 
 
@@ -112,41 +91,25 @@ def encode_pool(foundation: Foundation, pool: Pool, path: Path) -> np.ndarray:
 
 
 class ReaderTask:
-    """Cross-entropy of every attribute from latents with a little noise and a little blur, as early guesses have.
+    """Cross-entropy of every attribute from latents with a little noise and a little blur, as early guesses have."""
 
-    Half the batches are moved by whole cells (where things are is then not asked), and every cell is asked what is there:
-    without the two, things were read in .76 of fresh clips.
-    """
-
-    def __init__(
-        self, reader: LatentReader, latents: np.ndarray, labels: dict[str, np.ndarray], cover: np.ndarray, batch: int
-    ) -> None:
-        self.reader, self.latents, self.labels, self.cover, self.batch = reader, latents, labels, cover, batch
+    def __init__(self, reader: LatentReader, latents: np.ndarray, labels: dict[str, np.ndarray], batch: int) -> None:
+        self.reader, self.latents, self.labels, self.batch = reader, latents, labels, batch
 
     def modules(self) -> nn.ModuleDict:
         """The reader."""
         return nn.ModuleDict({"reader": self.reader})
 
     def loss(self, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """The sum over attributes, and of the cells."""
+        """The sum over attributes."""
         index = np.sort(rng.choice(len(self.latents), self.batch, replace=False))
         latents = torch.from_numpy(self.latents[index]).float()
-        cover = torch.from_numpy(self.cover[index]).float() / 255
-        labels = {name: label[index] for name, label in self.labels.items()}
-        if rng.random() < 0.5:
-            down, right = rng.integers(-FARTHEST, FARTHEST + 1, size=2)
-            latents, cover = move(latents, cover, int(down), int(right))
-            labels |= {name: np.full(self.batch, -1) for name in ("column", "row")}
         soft = F.avg_pool3d(latents, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
         latents = latents.lerp(soft, 0.7 * torch.rand(self.batch, 1, 1, 1, 1))
         latents = latents + 0.4 * torch.rand(self.batch, 1, 1, 1, 1) * torch.randn_like(latents)
-        logits, (_, coarse) = self.reader(latents)
-        losses = {name: named_loss(values, labels[name]) for name, values in logits.items()}
-        cells = self.reader.cells(coarse).flatten(2).transpose(1, 2)
-        at = F.adaptive_avg_pool2d(cover, coarse.shape[-1]).flatten(1)
-        losses["cells"] = dense_loss(cells.float(), torch.from_numpy(labels["thing"]), at)
-        total = torch.stack([NAMED * loss if name in FINE else loss for name, loss in losses.items()]).sum()
-        return total, {name: float(v.detach()) for name, v in losses.items()}
+        logits, _ = self.reader(latents)
+        losses = {name: named_loss(values, self.labels[name][index]) for name, values in logits.items()}
+        return torch.stack(list(losses.values())).sum(), {name: float(v.detach()) for name, v in losses.items()}
 
 
 def save_reader(reader: LatentReader, kit: Path) -> None:
