@@ -21,7 +21,7 @@ TINY = """
 base: wen2018
 name: paper-tiny
 seed: 1
-simulate: {train_segments: 4, test_segments: 2, segment_s: 40, train_runs: 2, test_runs: 2, areas: visual, size: 32, source_fps: 15,
+simulate: {train_segments: 4, test_segments: 2, segment_s: 40, train_runs: 2, test_runs: 2, areas: visual, size: 32, source_fps: 6,
            noise: 0.3, pretrain_people: 2, pretrain_runs: 1, pretrain_run_s: 72}
 data: {size: 32, wen2018: {expect: null}, selection: top_k, k: 400, captions: truth}
 encoder: {embed_dim: 16, depth: 2, num_heads: 2, decoder_embed_dim: 16, decoder_depth: 1, decoder_num_heads: 2}
