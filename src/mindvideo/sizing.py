@@ -96,7 +96,9 @@ class StudySizes:
             runs = 86
             grayordinates = 91282
             notes.append("assumed: 18 training and 5 test films of 240 scans, as in Wen 2018")
-        known = {"top_k": data.k, "all": len(parse_areas(data.areas))}.get(data.selection)
+        known = data.k if data.selection == "top_k" else None
+        if data.selection == "all" and data.source != "parcels":  # parcels are counted from their labels
+            known = len(parse_areas(data.areas))
         voxels = known or PUBLISHED_VOXELS
         layouts = [_assumed_layout(data, voxels, notes)] * len(data.people)
         held = data.validation_segments
