@@ -311,7 +311,7 @@ class MindVideoPipeline(DiffusionPipeline):
         parts: dict[str, Any] = {
             "fmri_encoder": load_encoder(folder / "fmri_encoder", torch_dtype=dtype),
             "unet": load_generator(folder / "unet", torch_dtype=dtype),
-            "vae": load_network(AutoencoderKL, folder / "vae").to(dtype),
+            "vae": load_network(AutoencoderKL, folder / "vae", dtype=dtype),
         }
         for name in ("unet", "vae"):
             parts[name].to(memory_format=torch.channels_last)  # what convolutions are fastest on

@@ -96,8 +96,10 @@ def refuse_absent(path: Path) -> None:
         raise ModelError(f"expected weights in {path}, {absence}")
 
 
-def load_network(kind: Any, folder: Path, device: torch.device | str = "cpu", **settings: Any) -> Any:
-    """A network of transformers or diffusers in float32, with all its weights.
+def load_network(
+    kind: Any, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **settings: Any
+) -> Any:
+    """A network of transformers or diffusers, its weights all there and of ``dtype``.
 
     On the device ``meta`` only the headers of the files are read, by the same code; ``settings``
     replace those in ``config.json``. ModelError for absent or damaged files, or another class's.
@@ -105,7 +107,7 @@ def load_network(kind: Any, folder: Path, device: torch.device | str = "cpu", **
     if absence := describe_absence(folder / "config.json"):
         raise ModelError(f"expected the settings of a model in {folder / 'config.json'}, {absence}")
     is_diffusers = issubclass(kind, ModelMixin)
-    given = settings | find_weights(folder).arguments | {"torch_dtype" if is_diffusers else "dtype": torch.float32}
+    given = settings | find_weights(folder).arguments | {"torch_dtype" if is_diffusers else "dtype": dtype}
     if str(device) == "meta":
         given["device_map"] = "meta"
     try:
