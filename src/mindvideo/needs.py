@@ -145,7 +145,7 @@ class Needs:
         features = self.networks.features(self.sizes)
         frozen = self.networks.part_bytes
         if stage == "adapt":
-            return 2 * self.scans, 0.0, 0.0
+            return self.scans, 0.0, 0.0
         if stage == "align":
             kept = features.tokens + features.images
             held = self.scans + features.tokens + self.people * features.images
@@ -165,7 +165,7 @@ class Needs:
         passes = 1 if settings.negative == "none" or settings.guidance_scale == 1 else 2
         alive = passes * self.networks.sampling_bytes(pixels, frames, settings.batch_size)
         weights = 4.0 * self.network("cotrain").parameters
-        memory = self.base + weights + self.networks.part_bytes("vae", "text_encoder") + alive
+        memory = self.base + self.scans + weights + self.networks.part_bytes("vae", "text_encoder") + alive
         sampled = 1 + len({"shuffled", "mean", "caption"} & set(settings.controls))
         what = f"{self._times}{sampled} x {sizes.n_reconstructed} clips, {settings.steps} steps"
         return Need("reconstruct", memory, weights + self.people * self.clips, what)
@@ -179,7 +179,7 @@ class Needs:
     def _explain(self) -> Need:
         encoder = 4.0 * self.networks.encoder(self.sizes.layouts).parameters
         windows = min(self.recipe.explain.max_windows, self.sizes.n_test)
-        memory = self.base + encoder + self.networks.part_bytes("text_encoder", "image_encoder")
+        memory = self.base + self.scans + encoder + self.networks.part_bytes("text_encoder", "image_encoder")
         what = f"{self._times}{windows} windows encoded with one part silenced at a time"
         return Need("explain", memory, self.people * 2e7, what)
 

@@ -123,6 +123,16 @@ def test_windows_of_two_people_are_their_own_scans_and_the_same_films(stores: li
         assert both.captions[index] == apart[0].captions[own] and both.scene[index] == apart[0].scene[own]
     np.testing.assert_array_equal(both.frames(np.array([5, 29])), np.repeat(apart[0].frames(np.array([5])), 2, 0))
     np.testing.assert_allclose(both.mean_fmri(1)[:, :29], apart[1].mean_fmri(), rtol=1e-6)
+    for store, scans in zip(stores, both.scans, strict=True):
+        np.testing.assert_array_equal(scans, np.concatenate([store.fmri(name) for name in store.segments("train")]))
+
+
+def test_what_films_show_is_read_without_the_recordings(stores: list[Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "fmri", lambda *_: pytest.fail("a recording was read"))
+    windows = Windows(stores, "train", 2)
+    assert windows.frames(np.array([5])).shape[0] == 1 and len(windows.captions) == len(windows.scene) == 4 * SCANS
+    with pytest.raises(pytest.fail.Exception, match="a recording was read"):
+        windows.fmri(np.array([5]))
 
 
 def test_a_batch_holds_both_people_and_no_scene_twice(stores: list[Store]) -> None:

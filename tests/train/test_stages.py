@@ -135,7 +135,7 @@ def test_masked_stages_log_their_loss_beside_the_mean_predictors(finished):
         last = read_log(finished / stage)[-1]
         assert last["step"] == 3 and last["validation_loss"] > 0
         assert MaskedBrainModel.from_pretrained(finished / stage / "model").config.num_voxels == voxels
-    scans = adapt.subject_scans([Store.open(finished / "prepare" / "store.zarr")], "validation")[0]
+    (scans,) = Windows(Store.open(finished / "prepare" / "store.zarr"), "validation", 1).scans
     # noise around the mean: predicting the mean costs about the variance, which the model's scale makes 1
     scale = MaskedBrainModel.from_pretrained(finished / "adapt" / "model").config.input_scale
     assert scale == pytest.approx(2.0, rel=0.1)
@@ -144,10 +144,10 @@ def test_masked_stages_log_their_loss_beside_the_mean_predictors(finished):
 
 
 def test_the_windowed_encoder_begins_as_the_adapted_model_on_its_own_scans(finished, kit):
-    store = Store.open(finished / "prepare" / "store.zarr")
+    training = Windows(Store.open(finished / "prepare" / "store.zarr"), "train", 2)
     adapted = MaskedBrainModel.from_pretrained(finished / "adapt" / "model").eval()
-    encoder = align.new_encoder(make_recipe(kit), finished, [store], Foundation(kit)).eval()
-    window = torch.from_numpy(Windows(store, "train", 2).fmri(np.array([3, 20])))
+    encoder = align.new_encoder(make_recipe(kit), finished, training, Foundation(kit)).eval()
+    window = torch.from_numpy(training.fmri(np.array([3, 20])))
     with torch.inference_mode():
         tokens = encoder.tokens(window)
         for scan in range(2):

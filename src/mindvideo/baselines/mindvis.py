@@ -32,6 +32,7 @@ from torch import nn
 from mindvideo.baselines.base import MethodContext, SplitWindows
 from mindvideo.config import Align
 from mindvideo.data.store import Store
+from mindvideo.data.windows import Windows
 from mindvideo.errors import ModelError
 from mindvideo.generate.clips import window_noise
 from mindvideo.generate.guidance import negative_condition
@@ -173,14 +174,14 @@ class MindVis:
         if settings.token_weight > 0:
             text = caption_table(context.folder, "text", foundation, training.captions, progress=context.progress)
             target = TokenTarget(text, training.captions)
-        self.encoder = self._new_encoder(store, target)
+        self.encoder = self._new_encoder(training, target)
         self.unet = condition_twice(foundation.unet)
         save_memory(settings, self.encoder, self.unet)
         context.train(PictureTask(context, self.encoder, self.unet, windows, latents, target), settings)
         self.encoder.eval()
         self.unet.eval()
 
-    def _new_encoder(self, store: Store, target: TokenTarget | None) -> Encoder:
+    def _new_encoder(self, training: Windows, target: TokenTarget | None) -> Encoder:
         """The study's encoder of single scans; the paper's for a custom one."""
         context = self.context
         recipe = self.context.recipe
@@ -190,7 +191,7 @@ class MindVis:
         own = {"encoder": recipe.align.encoder, "encoder_settings": recipe.align.encoder_settings} if known else {}
         align = Align(window=1, start_from=start_from, dropout=settings.dropout, **own)
         single = recipe.model_copy(update={"align": align, "seed": context.seed})
-        encoder = new_encoder(single, context.run_dir, [store], context.foundation)
+        encoder = new_encoder(single, context.run_dir, training, context.foundation)
         if target is not None:
             encoder.start_at(target.statistics)
         return encoder

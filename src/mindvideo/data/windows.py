@@ -27,25 +27,39 @@ def spread_evenly(n: int, most: int) -> np.ndarray:
     return np.linspace(0, n - 1, min(n, most)).round().astype(np.int64)
 
 
-def stack_people(scans: Sequence[np.ndarray]) -> np.ndarray:
-    """Scans (n, V) of several people below one another, padded with zeros: (N, most V)."""
-    if len(scans) == 1:
-        return scans[0]
-    stacked = np.zeros((sum(map(len, scans)), max(part.shape[1] for part in scans)), dtype=scans[0].dtype)
-    at = 0
-    for part in scans:
-        stacked[at : at + len(part), : part.shape[1]] = part
-        at += len(part)
-    return stacked
-
-
-def recorded_scans(store: Store, split: str) -> tuple[list[str], list[np.ndarray]]:
-    """Segments of a split and their scans (n, V), averaged over runs, or run by run."""
+def list_recordings(store: Store, split: str) -> list[str]:
+    """Segments of a split, each once, or once a run where training runs are kept apart."""
     names = store.segments(split)
-    if split == "train" and store.keeps_repeats_apart:
-        names = [name for name in names for _ in range(store.n_repeats(name))]
-        return names, [run for name in dict.fromkeys(names) for run in store.repeats(name)]
-    return names, [store.fmri(name) for name in names]
+    return [name for name in names for _ in range(store.n_repeats(name))] if _has_runs(store, split) else names
+
+
+def _has_runs(store: Store, split: str) -> bool:
+    return split == "train" and store.keeps_repeats_apart
+
+
+def stack_scans(parts: Sequence[tuple[Store, str]]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Scans of people's splits, read one recording at a time into the place where they stay.
+
+    Returns
+    -------
+    ndarray, float32 (N, most V)
+        The parts below one another, zeros past a person's own voxels.
+    list of ndarray, float32 (n, V)
+        Each part of it, without these zeros.
+    """
+    counts = [sum(map(store.n_scans, list_recordings(store, split))) for store, split in parts]
+    stacked = np.zeros((sum(counts), max(store.n_voxels for store, _ in parts)), np.float32)
+    own = [
+        rows[:, : store.n_voxels]
+        for rows, (store, _) in zip(np.split(stacked, np.cumsum(counts)[:-1]), parts, strict=True)
+    ]
+    for rows, (store, split) in zip(own, parts, strict=True):
+        at = 0
+        for name in store.segments(split):
+            for run in store.repeats(name) if _has_runs(store, split) else [store.fmri(name)]:
+                rows[at : at + len(run)] = run
+                at += len(run)
+    return stacked, own
 
 
 class Windows:
@@ -92,13 +106,11 @@ class Windows:
             raise DataError(
                 f"expected segments in split '{split}' of {store.path}, found none; prepare with more segments"
             )
-        people = [recorded_scans(one, split) for one in self.stores]
-        names = [name for theirs, _ in people for name in theirs]
-        lengths = np.array([len(part) for _, parts in people for part in parts])
-        self._fmri = stack_people([np.concatenate(parts) if len(parts) > 1 else parts[0] for _, parts in people])
-        self.voxels = [parts[0].shape[1] for _, parts in people]
-        counts = [sum(map(len, parts)) for _, parts in people]
-        self.person: np.ndarray = np.repeat(np.arange(len(people)), counts)
+        theirs = [(one, list_recordings(one, split)) for one in self.stores]
+        names = [name for _, own in theirs for name in own]
+        lengths = np.array([one.n_scans(name) for one, own in theirs for name in own])
+        self.voxels = [one.n_voxels for one in self.stores]
+        self.person: np.ndarray = np.repeat(np.arange(len(theirs)).repeat([len(own) for _, own in theirs]), lengths)
         self._end = np.repeat(np.cumsum(lengths), lengths) - 1
         self._segment_number = np.repeat(np.arange(len(names)), lengths)
         self.segment: np.ndarray = np.array(names)[self._segment_number]
@@ -123,13 +135,23 @@ class Windows:
     @property
     def n_voxels(self) -> int:
         """Number of voxels V, of the person who has most."""
-        return self._fmri.shape[1]
+        return max(self.voxels)
+
+    @cached_property
+    def _stacked(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Read when scans are first asked for: frames and captions need none."""
+        return stack_scans([(one, self.split) for one in self.stores])
+
+    @property
+    def scans(self) -> list[np.ndarray]:
+        """Each person's scans, float32 (n, V), in order of segments; not to be written to."""
+        return self._stacked[1]
 
     def fmri(self, index: np.ndarray, voxels: slice = slice(None)) -> np.ndarray:
         """The scans of the given windows, float32 (B, W, V), or some voxels of them."""
         index = np.asarray(index)
         rows = np.minimum(index[:, None] + np.arange(self.window), self._end[index][:, None])
-        return self._fmri[rows, voxels]
+        return self._stacked[0][rows, voxels]
 
     def mean_fmri(self, person: int = 0) -> np.ndarray:
         """Mean window (W, V) float32 of a person."""

@@ -42,7 +42,6 @@ from mindvideo.precision import resolve_precision, sampling_in
 from mindvideo.preparing import each_person
 from mindvideo.stages import Bars, Say
 from mindvideo.study import Study
-from mindvideo.train.adapt import subject_scans
 from mindvideo.train.features import CROPS, Features
 from mindvideo.train.pretrain import fit_scale
 from mindvideo.train.ridge import fit_linear_decoder
@@ -255,7 +254,7 @@ class _Arms:
             return lambda fmri: torch.from_numpy(decoder.predict(fmri.reshape(len(fmri), -1))).view(-1, *shape), about
         torch.manual_seed(seed)
         settings = self.recipe.align
-        (scans,) = subject_scans([first], "train")
+        (scans,) = data.windows.scans
         if arm == "scratch":
             sizes = {name: self.encoder.config[name] for name in ("window", "condition_length", "condition_width")}
             own = encoder_arguments(settings.encoder, settings.dropout, settings.encoder_settings)

@@ -11,8 +11,8 @@ import torch
 
 from mindvideo import distributed
 from mindvideo.config import Recipe
-from mindvideo.data.store import Store, open_stores
-from mindvideo.data.windows import recorded_scans, stack_people
+from mindvideo.data.store import open_stores
+from mindvideo.data.windows import stack_scans
 from mindvideo.models.encoders import load_masked_brain, masked_brain_of, new_masked_brain
 from mindvideo.models.masked_brain import MaskedBrainModel
 from mindvideo.stages import StageContext
@@ -21,11 +21,6 @@ from mindvideo.train.stage import note_disabled, save_memory, stage_seed
 from mindvideo.voxel_layout import VoxelLayout
 
 STAGE = "adapt"
-
-
-def subject_scans(stores: Sequence[Store], split: str) -> list[np.ndarray]:
-    """Every person's scans (N, V) of a split: averaged over runs, or run by run."""
-    return [np.concatenate(recorded_scans(store, split)[1]) for store in stores]
 
 
 def starting_model(
@@ -59,14 +54,14 @@ def run(context: StageContext) -> None:
         note_disabled(folder)
         return
     stores = open_stores(recipe.data, run_dir)
-    training = subject_scans(stores, "train")
-    held_out = subject_scans(stores, "validation") if stores[0].segments("validation") else []
-    scans = stack_people([*training, *held_out]) if len(stores) > 1 else np.concatenate([*training, *held_out])
+    splits = [split for split in ("train", "validation") if stores[0].segments(split)]
+    scans, own = stack_scans([(store, split) for split in splits for store in stores])
+    training = own[: len(stores)]
     rows = np.split(np.arange(len(scans)), [sum(map(len, training))])
     model = starting_model(recipe, run_dir, [store.layout for store in stores], training)
     seed, person = stage_seed(recipe.seed, STAGE), None
     if len(stores) > 1:
-        person = np.concatenate([np.full(len(part), at % len(stores)) for at, part in enumerate(training + held_out)])
+        person = np.concatenate([np.full(len(part), at % len(stores)) for at, part in enumerate(own)])
     save_memory(settings, model)
     task = MaskedBrainTask(model, lambda index: scans[index], rows[0], rows[1], seed, distributed.device(), person)
     train_masked_brain(context, task, settings)

@@ -25,7 +25,7 @@ from mindvideo.models.encoders import encoder_arguments, encoder_class, load_mas
 from mindvideo.models.foundation import Foundation
 from mindvideo.models.interfaces import Encoder
 from mindvideo.stages import StageContext
-from mindvideo.train.adapt import pretrained_model, subject_scans
+from mindvideo.train.adapt import pretrained_model
 from mindvideo.train.augmentation import augment_fmri
 from mindvideo.train.features import CROPS, Features, Split, TextFeatures, note_long_captions
 from mindvideo.train.loop import Batch, Draw, Metrics, train
@@ -194,7 +194,7 @@ def _split_data(
     return AlignData(windows, target, images)
 
 
-def new_encoder(recipe: Recipe, run_dir: Path, stores: Sequence[Store], foundation: Foundation) -> Encoder:
+def new_encoder(recipe: Recipe, run_dir: Path, training: Windows, foundation: Foundation) -> Encoder:
     """The encoder that ``align`` starts from, with the scale of the training scans.
 
     What it cannot start from, `mindvideo.preflight.impossible_start` has refused.
@@ -203,15 +203,15 @@ def new_encoder(recipe: Recipe, run_dir: Path, stores: Sequence[Store], foundati
     length, width = foundation.condition_length, foundation.condition_width
     sizes = {"window": settings.window, "condition_length": length, "condition_width": width}
     own = encoder_arguments(settings.encoder, settings.dropout, settings.encoder_settings)
-    scans, layouts = subject_scans(stores, "train"), [store.layout for store in stores]
+    layouts = [store.layout for store in training.stores]
     torch.manual_seed(stage_seed(recipe.seed, STAGE))
     if settings.start_from == "scratch" or not chosen.starts_from_masked_brain:
-        return chosen.build(layouts, sizes | fit_scale(*scans), recipe.encoder.model_dump(), **own)
+        return chosen.build(layouts, sizes | fit_scale(*training.scans), recipe.encoder.model_dump(), **own)
     if recipe.adapt.enabled:
         masked = load_masked_brain(run_dir / "adapt" / "model", settings.encoder)
     else:
-        masked = pretrained_model(recipe, run_dir, layouts, scans)
-    return chosen.from_masked_brain(masked, voxel_id=stores[0].voxel_id, **sizes, **own)
+        masked = pretrained_model(recipe, run_dir, layouts, training.scans)
+    return chosen.from_masked_brain(masked, voxel_id=training.store.voxel_id, **sizes, **own)
 
 
 def run(context: StageContext) -> None:
@@ -230,7 +230,7 @@ def run(context: StageContext) -> None:
     validation = None
     if stores[0].segments("validation"):
         validation = _split_data(recipe, stores, features, text, "validation")
-    encoder = new_encoder(recipe, run_dir, stores, foundation)
+    encoder = new_encoder(recipe, run_dir, training.windows, foundation)
     if settings.loss == "none" and settings.token_weight == 0:
         note_disabled(folder)
         save_model(encoder, folder / "model")

@@ -118,8 +118,10 @@ def split_rows(n_rows: int, validation_share: float) -> tuple[np.ndarray, np.nda
 
 def fit_scale(*people: np.ndarray) -> dict[str, float]:
     """``input_mean`` and ``input_scale`` of the training scans (..., V) of all people."""
-    fmri = people[0] if len(people) == 1 else np.concatenate([scans.ravel() for scans in people])
-    return {"input_mean": float(fmri.mean(dtype=np.float64)), "input_scale": float(fmri.std(dtype=np.float64))}
+    count = sum(scans.size for scans in people)
+    mean = float(sum(scans.sum(dtype=np.float64) for scans in people) / count)
+    squares = sum(np.square(scan - mean, dtype=np.float64).sum() for scans in people for scan in scans)
+    return {"input_mean": mean, "input_scale": float(np.sqrt(squares / count))}
 
 
 def run(context: StageContext) -> None:
