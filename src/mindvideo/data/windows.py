@@ -27,16 +27,6 @@ def spread_evenly(n: int, most: int) -> np.ndarray:
     return np.linspace(0, n - 1, min(n, most)).round().astype(np.int64)
 
 
-def list_recordings(store: Store, split: str) -> list[str]:
-    """Segments of a split, each once, or once a run where training runs are kept apart."""
-    names = store.segments(split)
-    return [name for name in names for _ in range(store.n_repeats(name))] if _has_runs(store, split) else names
-
-
-def _has_runs(store: Store, split: str) -> bool:
-    return split == "train" and store.keeps_repeats_apart
-
-
 def stack_scans(parts: Sequence[tuple[Store, str]]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Scans of people's splits, read one recording at a time into the place where they stay.
 
@@ -47,7 +37,7 @@ def stack_scans(parts: Sequence[tuple[Store, str]]) -> tuple[np.ndarray, list[np
     list of ndarray, float32 (n, V)
         Each part of it, without these zeros.
     """
-    counts = [sum(map(store.n_scans, list_recordings(store, split))) for store, split in parts]
+    counts = [sum(map(store.n_scans, _list_recordings(store, split))) for store, split in parts]
     stacked = np.zeros((sum(counts), max(store.n_voxels for store, _ in parts)), np.float32)
     own = [
         rows[:, : store.n_voxels]
@@ -60,6 +50,16 @@ def stack_scans(parts: Sequence[tuple[Store, str]]) -> tuple[np.ndarray, list[np
                 rows[at : at + len(run)] = run
                 at += len(run)
     return stacked, own
+
+
+def _list_recordings(store: Store, split: str) -> list[str]:
+    """Segments of a split, each once, or once a run where training runs are kept apart."""
+    names = store.segments(split)
+    return [name for name in names for _ in range(store.n_repeats(name))] if _has_runs(store, split) else names
+
+
+def _has_runs(store: Store, split: str) -> bool:
+    return split == "train" and store.keeps_repeats_apart
 
 
 class Windows:
@@ -106,7 +106,7 @@ class Windows:
             raise DataError(
                 f"expected segments in split '{split}' of {store.path}, found none; prepare with more segments"
             )
-        theirs = [(one, list_recordings(one, split)) for one in self.stores]
+        theirs = [(one, _list_recordings(one, split)) for one in self.stores]
         names = [name for _, own in theirs for name in own]
         lengths = np.array([one.n_scans(name) for one, own in theirs for name in own])
         self.voxels = [one.n_voxels for one in self.stores]
