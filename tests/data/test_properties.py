@@ -31,7 +31,7 @@ seeds = st.integers(0, 2**32 - 1)
 class _Films:
     """A store in memory: the fMRI of a scan is (segment, scan, run)."""
 
-    num_frames, path = 2, Path("memory")
+    num_frames, n_voxels, path = 2, 3, Path("memory")
 
     def __init__(self, lengths, n_runs):
         self.lengths = {f"seg{number}": length for number, length in enumerate(lengths)}
@@ -39,6 +39,9 @@ class _Films:
 
     def segments(self, split):
         return list(self.lengths)
+
+    def n_scans(self, name):
+        return self.lengths[name]
 
     def n_repeats(self, name):
         return self._n_runs
